@@ -1,0 +1,1 @@
+"""Guidance at decode time: candidates, scoring, fusion, cache."""

@@ -1,0 +1,1 @@
+"""Adapters: an engine`s view in, engine-neutral rows out."""

@@ -1,0 +1,1 @@
+"""Scorer families behind one interface."""

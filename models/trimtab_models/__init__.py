@@ -1,0 +1,1 @@
+"""Trimtab models: scorer networks, their checkpoints and offline training."""
