@@ -1,0 +1,93 @@
+"""What a worker is told at start: which scorers to load, and how much memory they may use.
+
+It travels as `--additional-config '{"trimtab": {...}}'`, so a stock vLLM server can carry it.
+"""
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from trimtab.errors import ScorerLoadError
+from trimtab.params import NAME
+
+CACHE_BYTES = 256 * 2**20
+
+
+class ScorerSpec(BaseModel):
+    """Where one scorer comes from."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    path: str = Field(
+        min_length=1,
+        description="checkpoint directory or hub name; module:function for family=function; "
+        "NAME:WEIGHT+NAME:WEIGHT for family=composite",
+    )
+    family: Literal["head", "vocabulary", "log_ratio", "function", "composite"] | None = Field(
+        None, description="as stored in the checkpoint if absent"
+    )
+    reference: str | None = Field(
+        None, description="log_ratio: the untuned model of a tuned/untuned pair"
+    )
+    alpha: float | None = Field(None, description="log_ratio: factor α; as stored if absent")
+
+
+class GuidanceConfig(BaseModel):
+    """The `trimtab` part of vLLM's additional configuration."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    scorers: dict[str, ScorerSpec] = Field(default_factory=dict)
+    default_scorers: dict[str, float] | None = None
+    cache_bytes: int = Field(CACHE_BYTES, gt=0, description="prefix pools of all scorers together")
+
+    @field_validator("scorers")
+    @classmethod
+    def _check_names(cls, scorers: dict[str, ScorerSpec]) -> dict[str, ScorerSpec]:
+        for name in scorers:
+            if not NAME.fullmatch(name):
+                raise ValueError(f"scorer name {name[:64]!r} must match {NAME.pattern}")
+        return scorers
+
+    @model_validator(mode="after")
+    def _check_defaults(self) -> "GuidanceConfig":
+        if unknown := set(self.default_scorers or ()) - set(self.scorers):
+            raise ValueError(f"default scorers {sorted(unknown)} are not among the scorers")
+        return self
+
+    @classmethod
+    def parse(cls, additional_config: Any) -> "GuidanceConfig":
+        """Read it out of vLLM's `additional_config`.
+
+        Raises:
+            ScorerLoadError: it does not fit.
+        """
+        section = (
+            additional_config.get("trimtab", {}) if isinstance(additional_config, Mapping) else {}
+        )
+        try:
+            return cls.model_validate(section)
+        except ValidationError as error:
+            raise ScorerLoadError(f"the trimtab configuration is invalid: {error}") from None
+
+
+def parse_scorer(text: str) -> tuple[str, dict[str, Any]]:
+    """`NAME=PATH[,key=value...]` as on the command line → (name, fields of a ScorerSpec).
+
+    Raises:
+        ScorerLoadError: it does not read so.
+    """
+    name, equals, rest = text.partition("=")
+    path, *options = rest.split(",")
+    pairs = [option.partition("=") for option in options]
+    if not (equals and NAME.fullmatch(name) and path and all(sep for _, sep, _ in pairs)):
+        raise ScorerLoadError(
+            f"--scorer {text[:200]!r} must read NAME=PATH[,key=value...], with a NAME of a-z, 0-9, "
+            "'_' and '-'; for example --scorer kindness=./checkpoints/kindness."
+        )
+    fields: dict[str, Any] = {"path": path, **{key: value for key, _, value in pairs}}
+    try:
+        return name, ScorerSpec.model_validate(fields).model_dump(exclude_none=True)
+    except ValidationError as error:
+        raise ScorerLoadError(f"--scorer {name} is invalid: {error}") from None

@@ -1,0 +1,62 @@
+"""The errors of Trimtab, one small tree.
+
+    TrimtabError                 500  internal_error
+    ├── InvalidGuidance          400  invalid_request_error
+    ├── UnknownScorer            404  not_found_error
+    ├── ScorerLoadError          500  scorer_load_error     (at start-up: the server does not start)
+    └── ScorerFault              500  scorer_error          (this request alone ends)
+
+A message says what was wrong, what was expected, and what to do. It never holds the input.
+"""
+
+from typing import Any, ClassVar
+
+
+class TrimtabError(Exception):
+    """Base of all; each class owns its HTTP status and its OpenAI error type."""
+
+    status: ClassVar[int] = 500
+    type: ClassVar[str] = "internal_error"
+
+    def __init__(self, message: str, *, param: str | None = None, code: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.param = param
+        self.code = code
+
+    def body(self) -> dict[str, dict[str, Any]]:
+        """The error in OpenAI's shape."""
+        return {
+            "error": {
+                "message": self.message,
+                "type": self.type,
+                "param": self.param,
+                "code": self.code,
+            }
+        }
+
+
+class InvalidGuidance(TrimtabError, ValueError):
+    """A guidance field is malformed, out of range or unknown."""
+
+    status = 400
+    type = "invalid_request_error"
+
+
+class UnknownScorer(TrimtabError, ValueError):
+    """A request names a scorer that this server does not have."""
+
+    status = 404
+    type = "not_found_error"
+
+
+class ScorerLoadError(TrimtabError):
+    """A scorer cannot be loaded, or cannot be served exactly."""
+
+    type = "scorer_load_error"
+
+
+class ScorerFault(TrimtabError):
+    """A scorer failed, or gave a non-finite score, while a request was being steered."""
+
+    type = "scorer_error"
