@@ -1,1 +1,28 @@
-"""The embedded demo: a small world of reviews, its base LM and three scorers."""
+"""The embedded demo: a small world of reviews, its base LM and three scorers.
+
+Importing it loads no network and no torch; the weights lie beside it and travel in the wheel.
+"""
+
+from pathlib import Path
+
+from trimtab_models.demo.oracles import REWARD_MAX, rewards
+from trimtab_models.demo.world import prompts
+
+__all__ = ["REWARD_MAX", "base", "chat", "prompts", "rewards", "scorers"]
+
+_WEIGHTS = Path(__file__).parent / "weights"
+
+
+def base() -> Path:
+    """Directory of the demo's base language model."""
+    return _WEIGHTS / "base"
+
+
+def scorers() -> dict[str, Path]:
+    """Directories of the demo's scorers, by name."""
+    return {name: _WEIGHTS / name for name in rewards}
+
+
+def chat(prompt: str) -> str:
+    """A user message as the base reads it: what its chat template makes of it."""
+    return f"<|user|>{prompt}<|end|><|assistant|>"

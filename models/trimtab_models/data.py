@@ -1,0 +1,185 @@
+"""Rollouts and preference pairs: JSON Lines on disk, token ids in memory, padded rows in training.
+
+A rollout line is {"prompt", "completion", "label"}, a preference line {"prompt", "chosen",
+"rejected"}, each field text or a list of chat messages, as TRL has them. Beside the text a line may
+carry the ids as they were sampled ("prompt_token_ids", "completion_token_ids", ...): they are used
+as they stand, for a tokenizer may cut the same text differently.
+"""
+
+import json
+import random
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+Record = dict[str, Any]
+
+
+class Rollout(NamedTuple):
+    """A prompt, a sampled completion (its EOS included, if it came to one), and its reward."""
+
+    prompt: list[int]
+    completion: list[int]
+    label: float
+
+
+class Pair(NamedTuple):
+    """A prompt and two completions of it, the first preferred."""
+
+    prompt: list[int]
+    chosen: list[int]
+    rejected: list[int]
+
+
+class Rows(NamedTuple):
+    """Right-padded rows: what the network reads, and which of its outputs are scores.
+
+    input_ids: [rows, length] int64. attention_mask: [rows, length] int64.
+    prompts: [rows] int64, each prompt's length. completions: [rows] int64, each completion's.
+    labels: [rows] float32, each completion's reward; zeros where only an order is known.
+    The score of a completion's first t tokens stands at position prompts + t − 1.
+    """
+
+    input_ids: Tensor
+    attention_mask: Tensor
+    prompts: Tensor
+    completions: Tensor
+    labels: Tensor
+
+    def gather(self, values: Tensor) -> Tensor:
+        """The completions' own scores, [rows, length] → [rows, longest completion].
+
+        Column t − 1 holds the score of the first t tokens; past a completion's end its last score
+        stays, which is how the shorter side of a pair keeps its end.
+        """
+        steps = torch.arange(int(self.completions.max()), device=values.device)  # [steps]
+        within = torch.minimum(steps[None], self.completions[:, None] - 1)  # [rows, steps]
+        return values.gather(1, self.prompts[:, None] + within)
+
+    def mask(self) -> Tensor:
+        """True where `gather` gives a prefix of the completion itself: [rows, steps] bool."""
+        steps = torch.arange(int(self.completions.max()), device=self.completions.device)
+        return steps[None] < self.completions[:, None]
+
+
+def pad(rollouts: Sequence[Rollout], pad_id: int) -> Rows:
+    """Rows of prompt + completion, padded on the right.
+
+    Raises:
+        ValueError: a completion is empty, so that there is no prefix of it to score.
+    """
+    if not all(rollout.completion for rollout in rollouts):
+        raise ValueError("every completion needs at least one token; drop the empty ones first.")
+    texts = [rollout.prompt + rollout.completion for rollout in rollouts]
+    width = max(map(len, texts))
+    return Rows(
+        torch.tensor([text + [pad_id] * (width - len(text)) for text in texts]),
+        torch.tensor([[1] * len(text) + [0] * (width - len(text)) for text in texts]),
+        torch.tensor([len(rollout.prompt) for rollout in rollouts]),
+        torch.tensor([len(rollout.completion) for rollout in rollouts]),
+        torch.tensor([rollout.label for rollout in rollouts], dtype=torch.float32),
+    )
+
+
+def read(path: str | Path) -> list[Record]:
+    """The records of a JSON Lines file.
+
+    Raises:
+        ValueError: a line is not a JSON object; the message names the line.
+    """
+    records = []
+    with open(path, encoding="utf-8") as lines:
+        for number, line in enumerate(lines, 1):
+            try:
+                record = json.loads(line)
+            except json.JSONDecodeError as error:
+                raise ValueError(f"{path}, line {number}: not JSON ({error.msg}).") from None
+            if not isinstance(record, dict):
+                raise ValueError(f"{path}, line {number}: expected a JSON object.")
+            records.append(record)
+    return records
+
+
+def write(path: str | Path, records: Iterable[Mapping[str, Any]]) -> None:
+    """Write records as JSON Lines; the file appears whole, or not at all."""
+    target = Path(path)
+    work = target.with_name(f".{target.name}.part")
+    with open(work, "w", encoding="utf-8") as file:
+        file.writelines(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
+    work.replace(target)
+
+
+def _ids(record: Mapping[str, Any], field: str, tokenizer: Any) -> list[int]:
+    if (given := record.get(f"{field}_token_ids")) is not None:
+        return list(given)
+    if field not in record:
+        raise ValueError(f"a record has no {field!r}; it has {sorted(record)}.")
+    value = record[field]
+    if field == "prompt":
+        if not isinstance(value, str):
+            value = tokenizer.apply_chat_template(value, tokenize=False, add_generation_prompt=True)
+        return list(tokenizer(value, add_special_tokens=False).input_ids)
+    text = value if isinstance(value, str) else "".join(part["content"] for part in value)
+    return [*tokenizer(text, add_special_tokens=False).input_ids, tokenizer.eos_token_id]
+
+
+def cut(completion: list[int], eos: int | None) -> list[int]:
+    """A completion up to and with its first EOS; what follows is not the model's answer."""
+    return completion[: completion.index(eos) + 1] if eos in completion else completion
+
+
+def rollouts(records: Iterable[Mapping[str, Any]], tokenizer: Any) -> list[Rollout]:
+    """Records with a label as token ids, cut after the first EOS."""
+    eos = tokenizer.eos_token_id
+    return [
+        Rollout(
+            _ids(record, "prompt", tokenizer),
+            cut(_ids(record, "completion", tokenizer), eos),
+            float(record["label"]),
+        )
+        for record in records
+    ]
+
+
+def pairs(records: Iterable[Mapping[str, Any]], tokenizer: Any) -> list[Pair]:
+    """Preference records as token ids, cut after the first EOS."""
+    eos = tokenizer.eos_token_id
+    return [
+        Pair(
+            _ids(record, "prompt", tokenizer),
+            cut(_ids(record, "chosen", tokenizer), eos),
+            cut(_ids(record, "rejected", tokenizer), eos),
+        )
+        for record in records
+    ]
+
+
+def preferences(records: Iterable[Record], n: int, seed: int) -> list[Record]:
+    """At most n preference records: differently labelled rollouts of one prompt, drawn at random."""
+    groups: dict[str, list[Record]] = defaultdict(list)
+    for record in records:
+        groups[json.dumps(record["prompt"])].append(record)
+    unequal = [
+        (better, worse)
+        for group in groups.values()
+        for better in group
+        for worse in group
+        if better["label"] > worse["label"]
+    ]
+    drawn = random.Random(seed).sample(unequal, min(n, len(unequal)))
+    return [
+        {
+            "prompt": better["prompt"],
+            "prompt_token_ids": better["prompt_token_ids"],
+            **{
+                f"{side}{suffix}": record[f"completion{suffix}"]
+                for side, record in (("chosen", better), ("rejected", worse))
+                for suffix in ("", "_token_ids")
+            },
+        }
+        for better, worse in drawn
+    ]

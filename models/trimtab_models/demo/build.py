@@ -1,0 +1,137 @@
+"""Rebuild the demo from nothing: tokenizer, base model, rollouts, three scorers.
+
+    python -m trimtab_models.demo.build [--out DIR]
+
+A stage whose result is already there is skipped, so an interrupted build goes on where it stopped.
+"""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM, set_seed
+
+from trimtab_models import checkpoint, data, training
+from trimtab_models.demo import corpus, language_model, oracles, rollouts
+from trimtab_models.networks import scalar_head
+from trimtab_models.objectives.bradley_terry import BradleyTerry
+
+SEED = 0
+DOCUMENTS = 40_000
+PROMPTS = 768  # how many different ones; each is rolled out `COMPLETIONS` times
+COMPLETIONS = 16
+PAIRS = 16_000
+NAME = "trimtab-demo-base"
+
+OBJECTIVES = {
+    "sentiment": "bradley-terry",
+    "formality": "td-lambda",
+    "brevity": "td-lambda",
+}
+CARDS = {
+    "sentiment": "Prefers good words about the thing reviewed: trained on preference pairs.",
+    "formality": "Predicts how formal the review will be, −1 to 1.",
+    "brevity": "Predicts how short the review will be, −1 to 1.",
+}
+
+
+def train_base(out: Path) -> None:
+    """The tokenizer and the language model, written to `out`."""
+    tokenizer = language_model.train_tokenizer(seed=SEED)
+    texts = corpus.documents(tokenizer, DOCUMENTS, SEED + 1)
+    items = [tokenizer(text, add_special_tokens=False).input_ids for text in texts]
+    set_seed(SEED)
+    config = language_model.config(tokenizer, **language_model.BASE_SIZES)
+    model = LlamaForCausalLM(config)
+
+    def collate(chosen: Sequence[list[int]]) -> dict[str, Tensor]:
+        rows = [torch.tensor(ids) for ids in chosen]
+        padded = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=-100)
+        mask = padded >= 0
+        return {
+            "input_ids": padded.where(mask, tokenizer.pad_token_id),
+            "attention_mask": mask.long(),
+            "labels": padded,
+        }
+
+    training.fit(
+        model,
+        items,
+        collate,
+        lambda network, batch: network(**batch).loss,
+        out.with_name(".base.run"),
+        epochs=1,
+        batch_size=32,
+        learning_rate=3e-3,
+        seed=SEED,
+    )
+    model.half().save_pretrained(out)
+    tokenizer.save_pretrained(out)
+
+
+def roll_out(base: Path, out: Path) -> None:
+    """Rollouts of the base over the training prompts, as JSON Lines."""
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    prompts = rollouts.training_prompts(tokenizer, PROMPTS, SEED) * COMPLETIONS
+    data.write(out, rollouts.sample(model, tokenizer, prompts, SEED))
+
+
+def train_scorer(
+    name: str, base: Path, records: Path, out: Path, objective: str | None = None
+) -> None:
+    """One scorer from the rollouts, written to `out`.
+
+    Args:
+        name: which reward labels the rollouts.
+        base: directory of the base model, for its tokenizer.
+        records: the JSON Lines file of `roll_out`.
+        out: directory of the new checkpoint.
+        objective: a name of `training.OBJECTIVES`; by default the demo's own for this scorer.
+    """
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    pad_id = tokenizer.pad_token_id
+    loss = training.OBJECTIVES[objective or OBJECTIVES[name]]()
+    labelled = rollouts.label(data.read(records), oracles.rewards[name])
+    seen = data.rollouts(labelled, tokenizer)
+    items: list[Any] = seen
+    if isinstance(loss, BradleyTerry):
+        items = data.pairs(data.preferences(labelled, PAIRS, SEED), tokenizer)
+    set_seed(SEED)
+    model = scalar_head(language_model.config(tokenizer, **language_model.SCORER_SIZES))
+    training.train(
+        loss, model, items, out.with_name(f".{out.name}.run"), pad_id=pad_id, epochs=2, seed=SEED
+    )
+    info = training.describe(loss, model, seen[:2000], pad_id, NAME)
+    checkpoint.save(model.half(), tokenizer, info, out, text=CARDS[name])
+
+
+def build(out: Path) -> None:
+    """All stages in order, each skipped when its result is there."""
+    out.mkdir(parents=True, exist_ok=True)
+    base, records = out / "base", out / "rollouts.jsonl"
+    if not (base / "tokenizer.json").exists():
+        train_base(base)
+    if not records.exists():
+        roll_out(base, records)
+    for name in OBJECTIVES:
+        if not (out / name).exists():
+            train_scorer(name, base, records, out / name)
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m trimtab_models.demo.build", description="Rebuild the demo's weights."
+    )
+    parser.add_argument(
+        "--out", type=Path, default=Path(__file__).parent / "weights", help="where to"
+    )
+    build(parser.parse_args().out)
+
+
+if __name__ == "__main__":
+    main()

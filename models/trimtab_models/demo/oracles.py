@@ -1,0 +1,48 @@
+"""The exact rewards of the reviews world: what a scorer is trained toward and judged by.
+
+Each takes (prompt_text, completion_text), looks at the completion's words alone and gives a number
+in [−1, 1]. Case and punctuation do not matter.
+"""
+
+import re
+from collections.abc import Callable
+
+from trimtab_models.demo.words import CASUAL, FORMAL, POLARITY
+
+Reward = Callable[[str, str], float]
+
+SHORT, LONG = 10, 50  # words at which brevity reaches 1 and −1
+_WORD = re.compile(r"[a-z]+")
+
+
+def words_of(text: str) -> list[str]:
+    """The lower-case words of a text."""
+    return _WORD.findall(text.lower())
+
+
+def sentiment(prompt: str, completion: str) -> float:
+    """Mean polarity of the opinion words, Σ p(w) / #w; 0 without any."""
+    found = [POLARITY[word] for word in words_of(completion) if word in POLARITY]
+    return sum(found) / len(found) if found else 0.0
+
+
+def formality(prompt: str, completion: str) -> float:
+    """(formal − casual) / (formal + casual) words; 0 without any."""
+    words = words_of(completion)
+    formal = sum(word in FORMAL for word in words)
+    casual = sum(word in CASUAL for word in words)
+    return (formal - casual) / (formal + casual) if formal + casual else 0.0
+
+
+def brevity(prompt: str, completion: str) -> float:
+    """1 up to `SHORT` words, −1 from `LONG` words on, linear in between."""
+    count = len(words_of(completion))
+    return max(-1.0, min(1.0, 1.0 - 2.0 * (count - SHORT) / (LONG - SHORT)))
+
+
+rewards: dict[str, Reward] = {
+    "sentiment": sentiment,
+    "formality": formality,
+    "brevity": brevity,
+}
+REWARD_MAX: dict[str, float] = dict.fromkeys(rewards, 1.0)
