@@ -30,6 +30,7 @@ class ScorerSpec(BaseModel):
     reference: str | None = Field(
         None, description="log_ratio: the untuned model of a tuned/untuned pair"
     )
+    reads: Literal["ids", "text"] = Field("ids", description="function: what it is called with")
     alpha: float | None = Field(None, description="log_ratio: factor α; as stored if absent")
 
 

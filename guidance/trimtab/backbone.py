@@ -1,0 +1,242 @@
+"""A scorer's network behind a prefix pool: one packed forward a step for all rows.
+
+Only what is new passes through the network: prefix tokens that are not cached, and candidates.
+`tests/guidance/test_backbone.py` holds it equal to re-forwarding every prefix + candidate.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from trimtab.attention import NAME as PREFIX_ATTENTION
+from trimtab.attention import Block, Plan
+from trimtab.cache import NO_IDS, Ids, PoolFull, PrefixPool
+from trimtab.errors import ScorerLoadError
+from trimtab_models.networks import split
+
+MAX_TOKENS = 2048
+"""Most packed tokens of one forward: bounds its memory; longer prompts come in chunks."""
+
+
+class Backbone:
+    """A frozen network whose forward shares prefixes between steps, candidates and rows."""
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        *,
+        max_length: int,
+        pool_bytes: int,
+        max_candidates: int,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        """Take over `model` for prefixes of up to `max_length` tokens.
+
+        Raises:
+            ScorerLoadError: the network cannot be served exactly, or the pool is too small.
+        """
+        self.model = model.to(device).requires_grad_(False).eval()
+        self.network, self.head = split(self.model)
+        config = self.network.config.get_text_config()
+        _refuse_inexact(self.network, max_length)
+        heads = config.num_attention_heads
+        self.pool = PrefixPool(
+            layers=config.num_hidden_layers,
+            kv_heads=getattr(config, "num_key_value_heads", None) or heads,
+            head_dim=getattr(config, "head_dim", None) or config.hidden_size // heads,
+            max_bytes=pool_bytes,
+            dtype=self.model.dtype,
+            device=device,
+        )
+        if self.pool.size <= max_length + max_candidates:
+            raise ScorerLoadError(
+                f"a prefix pool of {pool_bytes} bytes holds {self.pool.size} tokens; one row may "
+                f"need {max_length + max_candidates + 1}. Raise cache_bytes or lower the "
+                "model's maximum length."
+            )
+        self.tokens_forwarded = 0
+        _probe(self)
+
+    def hidden(
+        self,
+        keys: Sequence[int],
+        prefixes: Sequence[Ids],
+        candidates: Sequence[Ids] | None,
+    ) -> Tensor:
+        """Last hidden states of every row's candidates, [Σ candidates, hidden], in row order.
+
+        With `candidates` None: of every prefix's last token, [rows, hidden].
+
+        keys name rows across steps; prefixes must not be empty, nor modified afterwards.
+        """
+        try:
+            return self._hidden(keys, prefixes, candidates)
+        except BaseException:
+            # What was planned may not have been computed: nothing of it may be reused.
+            for key in keys:
+                self.pool.drop(key)
+            raise
+
+    def forget(self, key: int) -> None:
+        """Drop what is cached for a row."""
+        self.pool.drop(key)
+
+    def _hidden(
+        self, keys: Sequence[int], prefixes: Sequence[Ids], candidates: Sequence[Ids] | None
+    ) -> Tensor:
+        wave, outputs = _Wave(), []
+        for i, (key, prefix) in enumerate(zip(keys, prefixes, strict=True)):
+            own = NO_IDS if candidates is None else candidates[i]
+            keep = len(prefix) - 1 if candidates is None else len(prefix)
+            cached = len(self.pool.reconcile(key, prefix, keep=keep).tokens)
+            while len(prefix) - cached > MAX_TOKENS:
+                outputs.append(self._run(wave))
+                wave, cached = _Wave(), cached + MAX_TOKENS
+                self._plan(wave, key, prefix[:cached], NO_IDS)
+                self._run(wave)
+                wave = _Wave()
+            if wave.tokens + len(prefix) - cached + len(own) > MAX_TOKENS:
+                outputs.append(self._run(wave))
+                wave = _Wave()
+            try:
+                self._plan(wave, key, prefix, own)
+            except PoolFull:
+                # Rows of this wave hold the pool: compute them, then let them be evicted.
+                outputs.append(self._run(wave))
+                wave = _Wave()
+                self._plan(wave, key, prefix, own)
+            wave.want(len(own) if candidates is not None else 1)
+        outputs.append(self._run(wave))
+        return torch.cat(outputs) if len(outputs) > 1 else outputs[0]
+
+    def _plan(self, wave: "_Wave", key: int, prefix: Ids, candidates: Ids) -> None:
+        cached = len(self.pool.entries[key].tokens)
+        new = self.pool.extend(key, prefix, candidates, wave.keys)
+        wave.keys.add(key)
+        wave.add(
+            np.concatenate((prefix[cached:], candidates)),
+            np.concatenate(
+                (np.arange(cached, len(prefix)), np.full(len(candidates), len(prefix)))
+            ),
+            Block(
+                np.concatenate((self.pool.entries[key].slots, new[len(prefix) - cached :])),
+                len(prefix),
+                cached,
+                len(new),
+            ),
+            new,
+        )
+
+    def _run(self, wave: "_Wave") -> Tensor:
+        if not wave.blocks:
+            return torch.empty(0, self.network.config.get_text_config().hidden_size)
+        device = self.pool.k.device
+        plan = Plan.build(self.pool, wave.blocks, np.concatenate(wave.slots))
+        ids = torch.from_numpy(np.concatenate(wave.ids)).to(device)
+        positions = torch.from_numpy(np.concatenate(wave.positions)).to(device)
+        self.tokens_forwarded += len(ids)
+        with torch.inference_mode():
+            hidden: Tensor = self.network(
+                input_ids=ids[None],
+                position_ids=positions[None],
+                use_cache=False,
+                trimtab_plan=plan,
+            ).last_hidden_state[0]
+        if len(wave.wanted) == len(ids):
+            return hidden
+        return hidden.index_select(0, torch.tensor(wave.wanted, dtype=torch.long, device=device))
+
+
+class _Wave:
+    """Rows that go through the network together."""
+
+    def __init__(self) -> None:
+        self.keys: set[int] = set()
+        self.ids: list[Ids] = []
+        self.positions: list[Ids] = []
+        self.slots: list[Ids] = []
+        self.blocks: list[Block] = []
+        self.wanted: list[int] = []  # packed tokens whose hidden states are asked for
+        self.tokens = 0
+
+    def add(self, ids: Ids, positions: Ids, block: Block, slots: Ids) -> None:
+        self.ids.append(ids)
+        self.positions.append(positions)
+        self.slots.append(slots)
+        self.blocks.append(block)
+        self.tokens += len(ids)
+
+    def want(self, count: int) -> None:
+        """Ask for the last `count` tokens added."""
+        self.wanted.extend(range(self.tokens - count, self.tokens))
+
+
+def _refuse_inexact(network: PreTrainedModel, max_length: int) -> None:
+    config = network.config.get_text_config()
+    rope = getattr(config, "rope_parameters", None) or {}
+    reason = None
+    if getattr(config, "alibi", False):
+        reason = "it uses ALiBi, which adds a bias that prefix-shared attention does not have"
+    elif getattr(config, "attn_logit_softcapping", None):
+        reason = "its attention logits are soft-capped"
+    elif rope.get("rope_type") in ("dynamic", "longrope"):
+        reason = f"its rotary embedding ('{rope['rope_type']}') changes with the sequence's length"
+    elif _learned_positions(network) and max_length > config.max_position_embeddings:
+        reason = (
+            f"it has {config.max_position_embeddings} learned positions and the server serves "
+            f"{max_length}; lower --max-model-len"
+        )
+    if reason:
+        raise ScorerLoadError(f"this {config.model_type} network cannot be served: {reason}.")
+
+
+def _learned_positions(network: nn.Module) -> bool:
+    inputs = network.get_input_embeddings()  # type: ignore[operator]
+    return any(isinstance(m, nn.Embedding) and m is not inputs for m in network.modules())
+
+
+def _probe(backbone: Backbone) -> None:
+    """Compare with plain re-forwarding once, so that a backbone we do not know cannot be wrong."""
+    network, generator = backbone.network, torch.Generator().manual_seed(0)
+    vocab = network.get_input_embeddings().num_embeddings
+    ids = torch.randint(vocab, (24,), generator=generator).numpy()
+    prefixes, candidates = [ids[:7], ids[:18]], [ids[20:23], ids[18:20]]
+    own = network.config._attn_implementation
+    try:
+        network.set_attn_implementation("eager")
+        sequences = [
+            torch.from_numpy(np.append(prefix, candidate))[None].to(backbone.pool.k.device)
+            for prefix, group in zip(prefixes, candidates, strict=True)
+            for candidate in group
+        ]
+        with torch.inference_mode():
+            expected = torch.cat([network(s, use_cache=False)[0][:, -1] for s in sequences])
+            full = backbone.model(sequences[0]).logits[0, -1]
+        network.set_attn_implementation(PREFIX_ATTENTION)
+        actual = backbone.hidden([-1, -2], prefixes, candidates)
+    except Exception as error:
+        network.set_attn_implementation(own)
+        raise ScorerLoadError(
+            f"this {network.config.model_type} network does not run through transformers' "
+            f"attention registry as prefix-shared scoring needs ({type(error).__name__}); "
+            "use a Llama, Qwen2, Qwen3, Mistral, Gemma, GPT-2, GPT-NeoX, Phi or OPT backbone."
+        ) from error
+    backbone.forget(-1)
+    backbone.forget(-2)
+    backbone.tokens_forwarded = 0
+    exact = backbone.model.dtype == torch.float32
+    close = {"rtol": 1e-3, "atol": 1e-3} if exact else {"rtol": 0.1, "atol": 0.1}
+    if not torch.allclose(actual, expected, **close):
+        raise ScorerLoadError(
+            f"this {network.config.model_type} network cannot be served: prefix-shared scoring "
+            "differs from plain forwarding, so its attention does more than queries, keys and "
+            "positions tell."
+        )
+    if not torch.allclose(backbone.head(expected[:1])[0], full.reshape(-1), **close):
+        raise ScorerLoadError(
+            f"this {network.config.model_type} network cannot be served: its output is more than "
+            "its head of the last hidden state."
+        )

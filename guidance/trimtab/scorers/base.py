@@ -1,0 +1,51 @@
+"""The one interface of all scorer families.
+
+A scorer answers one question: what is each candidate continuation of each row's prefix worth?
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from trimtab.cache import Ids
+from trimtab_models.checkpoint import ScorerInfo
+
+
+class Scorer(ABC):
+    """s(prefix + v) for every candidate v of every row.
+
+    A score is a pure function of (prefix, candidate): whatever a scorer keeps between steps
+    only makes it faster. `trimtab.testing.check_scorer` tests just that.
+    """
+
+    family: str
+
+    def __init__(self, info: ScorerInfo) -> None:
+        self.info = info
+
+    @abstractmethod
+    def score(
+        self, keys: Sequence[int], prefixes: Sequence[Ids], candidates: Sequence[Ids]
+    ) -> Tensor:
+        """Scores of all candidates, packed in row order: [Σ candidates], float32.
+
+        keys: one number a row, the same for a row in every step; a hint for caches, no more.
+        prefixes: prompt and completion so far, at least one token, each [length] int64.
+        candidates: tokens that may come next, at least one a row, each [candidates] int64.
+
+        May raise anything: the rows it fails for lose their guidance, the engine goes on.
+        """
+
+    def forget(self, key: int) -> None:  # noqa: B027  a scorer without a cache has nothing to do
+        """Drop what is kept for a row that is gone."""
+
+    @property
+    def parameters(self) -> int:
+        """How many parameters the scorer's networks have."""
+        return 0
+
+    @property
+    def tokens_forwarded(self) -> int:
+        """Tokens that have gone through the scorer's networks since it was loaded."""
+        return 0

@@ -1,0 +1,50 @@
+"""composite: s = Σ w_i·s_i of other scorers, under one name.
+
+Values are linear in the reward, so heads trained apart add up (VAS).
+"""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from trimtab.cache import Ids
+from trimtab.scorers.base import Scorer
+from trimtab_models.checkpoint import ScorerInfo
+
+
+class CompositeScorer(Scorer):
+    """A fixed, signed sum of scorers. Each part keeps its own cache, also when used alone."""
+
+    family = "composite"
+
+    def __init__(self, parts: Mapping[str, tuple[Scorer, float]]) -> None:
+        super().__init__(
+            ScorerInfo(
+                objective=" + ".join(f"{w:g}·{name}" for name, (_, w) in parts.items()),
+                mean=sum(w * scorer.info.mean for scorer, w in parts.values()),
+            )
+        )
+        self.parts = dict(parts)
+
+    def score(
+        self, keys: Sequence[int], prefixes: Sequence[Ids], candidates: Sequence[Ids]
+    ) -> Tensor:
+        """See Scorer.score."""
+        scores = [w * s.score(keys, prefixes, candidates) for s, w in self.parts.values()]
+        return torch.stack(scores).sum(0)
+
+    def forget(self, key: int) -> None:
+        """Drop the row from every part."""
+        for scorer, _ in self.parts.values():
+            scorer.forget(key)
+
+    @property
+    def parameters(self) -> int:
+        """Parameters of all parts."""
+        return sum(scorer.parameters for scorer, _ in self.parts.values())
+
+    @property
+    def tokens_forwarded(self) -> int:
+        """Tokens that went through the parts, their use alone included."""
+        return sum(scorer.tokens_forwarded for scorer, _ in self.parts.values())

@@ -1,0 +1,47 @@
+"""function: a Python function of the token ids, or of the text, of prefix + candidate."""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from trimtab.cache import Ids
+from trimtab.scorers.base import Scorer
+from trimtab_models.checkpoint import ScorerInfo
+
+
+class FunctionScorer(Scorer):
+    """s(prefix + v) = f(ids of prefix + v), or f(text of prefix + v) with a tokenizer.
+
+    f takes one list of token ids (or one string) and returns a float: length, a regular
+    expression, a verifier. It is called once for each candidate, so it had better be quick.
+    """
+
+    family = "function"
+
+    def __init__(
+        self,
+        function: Callable[..., float],
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        info: ScorerInfo | None = None,
+    ) -> None:
+        super().__init__(info or ScorerInfo(objective="function"))
+        self.function = function
+        self.tokenizer = tokenizer
+
+    def score(
+        self, keys: Sequence[int], prefixes: Sequence[Ids], candidates: Sequence[Ids]
+    ) -> Tensor:
+        """See Scorer.score."""
+        sequences = [
+            np.append(prefix, candidate).tolist()
+            for prefix, group in zip(prefixes, candidates, strict=True)
+            for candidate in group
+        ]
+        if self.tokenizer is not None:
+            # Special tokens stay: a function may well ask where the answer begins or ends.
+            texts = [self.tokenizer.decode(ids) for ids in sequences]
+            return torch.tensor([float(self.function(text)) for text in texts])
+        return torch.tensor([float(self.function(ids)) for ids in sequences])

@@ -1,0 +1,49 @@
+"""log_ratio: s(prefix + v) = α·(log π_tuned(v | prefix) − log π_untuned(v | prefix)).
+
+Without an untuned model it is α·log π_r(v | prefix), an autoregressive reward (GenARM,
+arXiv 2410.08193); with one it is DPO's implicit reward or proxy-tuning (arXiv 2401.08565).
+"""
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from trimtab.cache import Ids
+from trimtab.scorers.base import Scorer
+from trimtab.scorers.vocabulary import VocabularyScorer, gather_candidates
+
+
+class LogRatioScorer(Scorer):
+    """Log-probabilities of one language model, or their difference between two."""
+
+    family = "log_ratio"
+
+    def __init__(self, tuned: VocabularyScorer, untuned: VocabularyScorer | None = None) -> None:
+        super().__init__(tuned.info)
+        self.tuned = tuned
+        self.untuned = untuned
+
+    def score(
+        self, keys: Sequence[int], prefixes: Sequence[Ids], candidates: Sequence[Ids]
+    ) -> Tensor:
+        """See Scorer.score."""
+        ratio = self.tuned.table(keys, prefixes).log_softmax(-1)  # [rows, vocab]
+        if self.untuned is not None:
+            ratio -= self.untuned.table(keys, prefixes).log_softmax(-1)
+        return self.info.alpha * gather_candidates(ratio, candidates)
+
+    def forget(self, key: int) -> None:
+        """Drop the row's prefix from both models."""
+        self.tuned.forget(key)
+        if self.untuned is not None:
+            self.untuned.forget(key)
+
+    @property
+    def parameters(self) -> int:
+        """Parameters of both models."""
+        return self.tuned.parameters + (self.untuned.parameters if self.untuned else 0)
+
+    @property
+    def tokens_forwarded(self) -> int:
+        """Prefix tokens that went through both models."""
+        return self.tuned.tokens_forwarded + (self.untuned.tokens_forwarded if self.untuned else 0)

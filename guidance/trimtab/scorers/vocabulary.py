@@ -1,0 +1,58 @@
+"""vocabulary: Q(prefix, ·) for every next token from one forward of the prefix alone.
+
+CD-Q, FaRMA, dueling and ILQL heads are served so: one query a row and step, whatever k is.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from trimtab.backbone import Backbone
+from trimtab.cache import Ids
+from trimtab.scorers.base import Scorer
+from trimtab_models.checkpoint import ScorerInfo
+
+
+def gather_candidates(table: Tensor, candidates: Sequence[Ids]) -> Tensor:
+    """Entries of each row's candidates: [rows, vocab] → [Σ candidates]."""
+    rows = np.repeat(np.arange(len(candidates)), [len(c) for c in candidates])
+    at = np.stack((rows, np.concatenate(candidates)))
+    row, token = torch.from_numpy(at).to(table.device)
+    return table[row, token]
+
+
+class VocabularyScorer(Scorer):
+    """s(prefix + v) = Q(prefix)[v], the output of a vocabulary head."""
+
+    family = "vocabulary"
+
+    def __init__(self, info: ScorerInfo, backbone: Backbone) -> None:
+        super().__init__(info)
+        self.backbone = backbone
+
+    def table(self, keys: Sequence[int], prefixes: Sequence[Ids]) -> Tensor:
+        """The head's output for every next token, [rows, vocab] float32."""
+        logits: Tensor = self.backbone.head(self.backbone.hidden(keys, prefixes, None))
+        return logits.float()
+
+    def score(
+        self, keys: Sequence[int], prefixes: Sequence[Ids], candidates: Sequence[Ids]
+    ) -> Tensor:
+        """See Scorer.score."""
+        return gather_candidates(self.table(keys, prefixes), candidates)
+
+    def forget(self, key: int) -> None:
+        """Drop the row's prefix."""
+        self.backbone.forget(key)
+
+    @property
+    def parameters(self) -> int:
+        """Parameters of backbone and head."""
+        return self.backbone.model.num_parameters()
+
+    @property
+    def tokens_forwarded(self) -> int:
+        """Prefix tokens that went through the backbone."""
+        return self.backbone.tokens_forwarded
