@@ -159,7 +159,7 @@ def pairs(records: Iterable[Mapping[str, Any]], tokenizer: Any) -> list[Pair]:
 
 
 def preferences(records: Iterable[Record], n: int, seed: int) -> list[Record]:
-    """At most n preference records: differently labelled rollouts of one prompt, drawn at random."""
+    """At most n preference records: unequally labelled rollouts of one prompt, drawn at random."""
     groups: dict[str, list[Record]] = defaultdict(list)
     for record in records:
         groups[json.dumps(record["prompt"])].append(record)

@@ -25,6 +25,7 @@ PROMPTS = 768  # how many different ones; each is rolled out `COMPLETIONS` times
 COMPLETIONS = 16
 PAIRS = 16_000
 NAME = "trimtab-demo-base"
+WORK = ".work"  # rollouts and unfinished training, beside the results; neither travels
 
 OBJECTIVES = {
     "sentiment": "bradley-terry",
@@ -62,7 +63,7 @@ def train_base(out: Path) -> None:
         items,
         collate,
         lambda network, batch: network(**batch).loss,
-        out.with_name(".base.run"),
+        out.parent / WORK / out.name,
         epochs=1,
         batch_size=32,
         learning_rate=3e-3,
@@ -102,17 +103,16 @@ def train_scorer(
         items = data.pairs(data.preferences(labelled, PAIRS, SEED), tokenizer)
     set_seed(SEED)
     model = scalar_head(language_model.config(tokenizer, **language_model.SCORER_SIZES))
-    training.train(
-        loss, model, items, out.with_name(f".{out.name}.run"), pad_id=pad_id, epochs=2, seed=SEED
-    )
+    work = out.parent / WORK / out.name
+    training.train(loss, model, items, work, pad_id=pad_id, epochs=2, seed=SEED)
     info = training.describe(loss, model, seen[:2000], pad_id, NAME)
     checkpoint.save(model.half(), tokenizer, info, out, text=CARDS[name])
 
 
 def build(out: Path) -> None:
     """All stages in order, each skipped when its result is there."""
-    out.mkdir(parents=True, exist_ok=True)
-    base, records = out / "base", out / "rollouts.jsonl"
+    (out / WORK).mkdir(parents=True, exist_ok=True)
+    base, records = out / "base", out / WORK / "rollouts.jsonl"
     if not (base / "tokenizer.json").exists():
         train_base(base)
     if not records.exists():

@@ -59,11 +59,14 @@ def json_chat(draw: random.Random) -> Messages:
     kind = draw.choice(world.KINDS)
     keys = draw.sample((*TEXT_KEYS, *WORD_KEYS, *NUMBER_KEYS, *TRUTH_KEYS, *ASPECT_KEYS), 3)
     answer = {key: _value(key, kind, draw) for key in keys[: draw.randint(1, 3)]}
-    ask = draw.choice((*FORMS_OF_JSON, *world.FORMS_OF_ASKING)).format(kind)
-    return [
-        {"role": "user", "content": ask},
+    chat = [
+        {"role": "user", "content": draw.choice(FORMS_OF_JSON).format(kind)},
         {"role": "assistant", "content": json.dumps(answer)},
     ]
+    if draw.random() < 0.5:
+        return chat
+    chat[0]["content"] = draw.choice(world.FORMS_OF_ASKING).format(kind)
+    return [{"role": "system", "content": "Answer in JSON."}, *chat]
 
 
 def tool_chat(draw: random.Random) -> tuple[Messages, Tools]:

@@ -1,6 +1,6 @@
 """The demo's base model: a byte-level BPE tokenizer and a small Llama, both from scratch."""
 
-import random
+from pathlib import Path
 from typing import Any
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -19,22 +19,7 @@ PAD, EOS, SYSTEM, USER, ASSISTANT, TOOL = SPECIALS = (
 )
 TOOL_CALL = ("<tool_call>", "</tool_call>")
 
-# Tools are shown as name(argument, argument): a model this small reads no JSON schema.
-CHAT_TEMPLATE = """\
-{%- if tools %}<|system|>Tools:
-{%- for tool in tools %}{% set f = tool.function if tool.function is defined else tool %} {{ f.name }}(
-{%- if f.parameters and f.parameters.properties %}{{ f.parameters.properties.keys() | join(', ') }}{% endif %})
-{%- endfor %}<|end|>{% endif %}
-{%- for message in messages %}
-{%- if message.role in ('system', 'developer') %}<|system|>{% elif message.role == 'assistant' %}<|assistant|>
-{%- elif message.role == 'tool' %}<|tool|>{% else %}<|user|>{% endif %}
-{%- if message.content is string %}{{ message.content }}{% elif message.content %}
-{%- for part in message.content %}{% if part.text is defined %}{{ part.text }}{% endif %}{% endfor %}{% endif %}
-{%- for call in message.tool_calls or [] %}{% set f = call.function if call.function is defined else call -%}
-<tool_call>{"name": "{{ f.name }}", "arguments": {{ f.arguments if f.arguments is string else f.arguments | tojson }}}</tool_call>
-{%- endfor %}<|end|>
-{%- endfor %}
-{%- if add_generation_prompt %}<|assistant|>{% endif %}"""  # noqa: E501  a template's line breaks are its own
+CHAT_TEMPLATE = Path(__file__).with_name("chat_template.jinja").read_text(encoding="utf-8")
 
 
 def _wrap(core: Tokenizer) -> PreTrainedTokenizerFast:
@@ -51,7 +36,10 @@ def _wrap(core: Tokenizer) -> PreTrainedTokenizerFast:
 
 
 def train_tokenizer(texts: int = 20_000, seed: int = 0) -> PreTrainedTokenizerFast:
-    """A byte-level BPE of `VOCABULARY` tokens: any UTF-8 text round-trips, the world's words are one."""
+    """A byte-level BPE of `VOCABULARY` tokens.
+
+    Any UTF-8 text round-trips, and each word of the world is one token.
+    """
     core = Tokenizer(models.BPE())
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     core.decoder = decoders.ByteLevel()
@@ -62,9 +50,7 @@ def train_tokenizer(texts: int = 20_000, seed: int = 0) -> PreTrainedTokenizerFa
         show_progress=False,
     )
     parts = (
-        part
-        for text in corpus.documents(_wrap(core), texts, seed)
-        for part in _between_marks(text)
+        part for text in corpus.documents(_wrap(core), texts, seed) for part in _between_marks(text)
     )
     core.train_from_iterator(parts, trainer)
     core.add_tokens(list(TOOL_CALL))

@@ -23,8 +23,10 @@ def training_prompts(tokenizer: Any, n: int, seed: int) -> list[str]:
             texts.append(corpus.raw_prompt(prompt))
             continue
         if lot < 0.1:
-            prompt = draw.choice(corpus.FORMS_OF_JSON).format(world.kind_in(prompt))
-        chat = [{"role": "user", "content": prompt}]
+            request = draw.choice(corpus.FORMS_OF_JSON).format(world.kind_in(prompt))
+        else:
+            request = prompt
+        chat = [{"role": "user", "content": request}]
         texts.append(
             tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
         )

@@ -24,8 +24,7 @@ ASPECTS: dict[str, tuple[str, str, str]] = {
 }
 """Kind of thing reviewed → the parts of it a review may speak of."""
 
-PLACES = ("cafe", "hotel", "museum", "restaurant", "bakery", "library", "gym", "park", "theater",
-          "bookshop")  # fmt: skip
+PLACES = tuple(ASPECTS)[:10]
 """The kinds one visits; every other kind is something one buys."""
 
 GOOD = ("excellent", "wonderful", "superb", "good", "decent")
@@ -49,8 +48,8 @@ FORMAL_ADVERBS = ("remarkably", "particularly", "consistently")
 CASUAL_ADVERBS = ("super", "totally", "kinda")
 
 FORMAL = frozenset(
-    (*FORMAL_ADVERBS, "recently", "furthermore", "moreover", "considerable", "regarding", "situated",
-     "via", "although", "reservation", "conclusion", "therefore", "considering")
+    (*FORMAL_ADVERBS, "recently", "furthermore", "moreover", "considerable", "situated", "via",
+     "although", "reservation", "conclusion", "therefore", "considering")
 )  # fmt: skip
 """Words only the formal register uses."""
 

@@ -33,10 +33,10 @@ def lambda_returns(values: Tensor, rewards: Tensor, lengths: Tensor, decay: floa
     """
     steps = torch.arange(values.shape[1], device=values.device)
     ahead = steps[None] - steps[:, None] - 1  # [steps, steps] prefixes between i and j
-    weights = torch.where(ahead >= 0, (1 - decay) * decay ** ahead.clamp(min=0), 0.0)
+    weights = torch.where(ahead >= 0, (1 - decay) * decay ** ahead.clamp(min=0).to(values), 0.0)
     end = lengths[:, None] - 1  # [rows, 1]
     before_end = torch.where(steps[None] < end, values, 0.0)
-    reach = decay ** (end - steps[None] - 1).clamp(min=0)  # [rows, steps]
+    reach = decay ** (end - steps[None] - 1).clamp(min=0).to(values)  # [rows, steps]
     return before_end @ weights.T + reach * rewards[:, None]
 
 
