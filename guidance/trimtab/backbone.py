@@ -118,9 +118,7 @@ class Backbone:
         wave.keys.add(key)
         wave.add(
             np.concatenate((prefix[cached:], candidates)),
-            np.concatenate(
-                (np.arange(cached, len(prefix)), np.full(len(candidates), len(prefix)))
-            ),
+            np.concatenate((np.arange(cached, len(prefix)), np.full(len(candidates), len(prefix)))),
             Block(
                 np.concatenate((self.pool.entries[key].slots, new[len(prefix) - cached :])),
                 len(prefix),
@@ -228,14 +226,15 @@ def _probe(backbone: Backbone) -> None:
     backbone.forget(-2)
     backbone.tokens_forwarded = 0
     exact = backbone.model.dtype == torch.float32
-    close = {"rtol": 1e-3, "atol": 1e-3} if exact else {"rtol": 0.1, "atol": 0.1}
-    if not torch.allclose(actual, expected, **close):
+    tolerance = 1e-3 if exact else 0.1
+    if not torch.allclose(actual, expected, rtol=tolerance, atol=tolerance):
         raise ScorerLoadError(
             f"this {network.config.model_type} network cannot be served: prefix-shared scoring "
             "differs from plain forwarding, so its attention does more than queries, keys and "
             "positions tell."
         )
-    if not torch.allclose(backbone.head(expected[:1])[0], full.reshape(-1), **close):
+    head = backbone.head(expected[:1])[0]
+    if not torch.allclose(head, full.reshape(-1), rtol=tolerance, atol=tolerance):
         raise ScorerLoadError(
             f"this {network.config.model_type} network cannot be served: its output is more than "
             "its head of the last hidden state."

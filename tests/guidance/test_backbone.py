@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 import torch
-from networks import LENGTH, VOCAB, configs
 from transformers import BloomConfig, Gemma2Config, LlamaConfig
 
+from networks import LENGTH, VOCAB, configs
 from trimtab import backbone as backbone_module
 from trimtab.attention import NAME
 from trimtab.backbone import Backbone
@@ -30,7 +30,9 @@ def reference(backbone, prefixes, candidates):
     network.set_attn_implementation("eager")
     with torch.inference_mode():
         out = [
-            network(torch.from_numpy(np.append(p, c))[None], use_cache=False).last_hidden_state[:, -1]
+            network(torch.from_numpy(np.append(p, c))[None], use_cache=False).last_hidden_state[
+                :, -1
+            ]
             for p, group in zip(prefixes, candidates, strict=True)
             for c in (group if candidates is not None else [])
         ]

@@ -1,1 +1,1 @@
-"""Adapters: an engine`s view in, engine-neutral rows out."""
+"""Adapters: an engine’s view comes in, engine-neutral rows go to the guide."""

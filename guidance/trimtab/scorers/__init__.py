@@ -1,1 +1,17 @@
-"""Scorer families behind one interface."""
+"""Scorer families behind one interface, and how a configuration becomes scorers."""
+
+from trimtab.scorers.base import Scorer
+from trimtab.scorers.composite import CompositeScorer
+from trimtab.scorers.function import FunctionScorer
+from trimtab.scorers.head import HeadScorer
+from trimtab.scorers.log_ratio import LogRatioScorer
+from trimtab.scorers.vocabulary import VocabularyScorer
+
+__all__ = [
+    "CompositeScorer",
+    "FunctionScorer",
+    "HeadScorer",
+    "LogRatioScorer",
+    "Scorer",
+    "VocabularyScorer",
+]

@@ -1,0 +1,184 @@
+"""One logits processor for both of vLLM's model runners.
+
+    vllm serve MODEL --logits-processors trimtab.adapters.vllm:GuidanceProcessor \\
+        --worker-extension-cls trimtab.adapters.worker.GuidanceWorker \\
+        --additional-config '{"trimtab": {"scorers": {"kindness": {"path": "..."}}}}'
+
+The V1 runner (CPU) tells of rows by events and gives their tokens as lists; Model Runner V2
+(GPU) reorders rows each step and keeps their tokens on the device. Both become `Row`s here.
+Nothing leaves `apply`, `update_state` or `add_request` as an exception: that would end the
+engine for everyone.
+"""
+
+import logging
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from vllm.config import VllmConfig
+from vllm.sampling_params import SamplingParams
+from vllm.v1.sample.logits_processor import LogitsProcessor as V1LogitsProcessor
+from vllm.v1.sample.logits_processor import MoveDirectionality
+from vllm.v1.worker.gpu.sample.logits_processor import LogitsProcessor as V2LogitsProcessor
+
+from trimtab.cache import Ids
+from trimtab.config import GuidanceConfig
+from trimtab.errors import InvalidGuidance, TrimtabError
+from trimtab.guide import Guide
+from trimtab.loading import load_scorers
+from trimtab.params import RECORD_KEY, GuidanceParams
+from trimtab.rows import Fault, Row
+
+logger = logging.getLogger(__name__)
+
+
+class GuidanceProcessor(V1LogitsProcessor, V2LogitsProcessor):
+    """Steers the rows of requests whose `extra_args` carry `trimtab_*` keys."""
+
+    @classmethod
+    def validate_params(cls, sampling_params: SamplingParams) -> None:
+        """Refuse malformed guidance in the front end, where it becomes a 400."""
+        extra = sampling_params.extra_args or {}
+        GuidanceParams.from_xargs(extra)
+        if not isinstance(extra.get(RECORD_KEY, ""), str):
+            raise InvalidGuidance(f"{RECORD_KEY} is set by the server; leave it out.")
+
+    def __init__(self, vllm_config: VllmConfig, a: Any, b: Any = None) -> None:
+        """V1 passes (config, device, pin_memory), V2 (config, request states)."""
+        self.states = a if b is None else None
+        model = vllm_config.model_config
+        config = GuidanceConfig.parse(vllm_config.additional_config)
+        device = torch.device(a.device if b is None else a)
+        self.guide = Guide(
+            load_scorers(
+                config,
+                max_length=model.max_model_len,
+                vocab_size=model.get_vocab_size(),
+                tokenizer=model.tokenizer,
+                dtype=torch.float32 if device.type == "cpu" else model.dtype,
+                device=device,
+            )
+        )
+        self.default_scorers = config.default_scorers
+        self.rows: dict[int, Row] = {}  # V1: by batch index; V2: by request slot
+        self.prompts: dict[int, Ids] = {}  # V1: by row key
+        self.outputs: dict[int, list[int]] = {}  # V1: by row key; vLLM's own live lists
+        self.runner: Any = None  # V1: bound by the worker extension
+
+    def is_argmax_invariant(self) -> bool:
+        """False: guidance may change which token is most likely."""
+        return False
+
+    def update_state(self, batch_update: Any) -> None:
+        """V1: rows removed, then added, then moved. An add or a move may overwrite a row."""
+        if batch_update is None:
+            return
+        for index in batch_update.removed:
+            self._remove(index)
+        for index, params, prompt, output in batch_update.added:
+            self._remove(index)
+            row = self._row(params, len(prompt or ()))
+            if row is not None:
+                if prompt is None:
+                    row.fault = Fault("", "guidance needs a prompt of tokens, not embeddings")
+                self.rows[index] = row
+                self.prompts[row.key] = np.array(prompt or (), dtype=np.int64)
+                self.outputs[row.key] = output
+        for source, target, direction in batch_update.moved:
+            moving, other = self.rows.pop(source, None), self.rows.pop(target, None)
+            if moving is not None:
+                self.rows[target] = moving
+            if other is not None and direction == MoveDirectionality.SWAP:
+                self.rows[source] = other
+            elif other is not None:
+                self._forget(other)
+
+    def add_request(self, req_idx: int, sampling_params: SamplingParams) -> bool:
+        """V2: a request enters slot `req_idx`, whose former occupant is gone."""
+        self._remove(req_idx)
+        row = self._row(sampling_params, 0)
+        if row is not None:
+            self.rows[req_idx] = row
+        return row is not None
+
+    def apply(self, logits: Tensor, ctx: Any = None) -> Tensor:
+        """Guide this step's rows, in place."""
+        if not self.rows:
+            return logits
+        rows: list[tuple[int, Row]] = []
+        try:
+            rows = self._v1_rows(len(logits)) if ctx is None else self._v2_rows(ctx)
+            self.guide.step(logits, rows)
+        except Exception as error:
+            # The last line of defence: no row of this step is guided any more.
+            logger.exception("guidance failed")
+            for _, row in rows:
+                row.fault = row.fault or Fault("", f"{type(error).__name__} in guidance")
+        return logits
+
+    def _row(self, params: SamplingParams, prompt_length: int) -> Row | None:
+        """The row of a new request, or None if it asks for no guidance."""
+        extra = params.extra_args or {}
+        fault = None
+        try:
+            guidance = GuidanceParams.from_xargs(extra)
+            if guidance is None:
+                return None
+            guidance = guidance.resolve(self.guide.scorers, self.default_scorers)
+        except TrimtabError as error:
+            # Only a stock front end lets an unknown scorer come this far.
+            logger.error("a request cannot be guided: %s", error)
+            guidance, fault = GuidanceParams(), Fault("", error.message)
+        stop_token = params.eos_token_id
+        if stop_token is None:
+            stop_token = min(params.all_stop_token_ids, default=None)
+        return Row(
+            guidance,
+            prompt_length,
+            None if params.ignore_eos else stop_token,
+            record_key=extra.get(RECORD_KEY),
+            fault=fault,
+        )
+
+    def _remove(self, index: int) -> None:
+        row = self.rows.pop(index, None)
+        if row is not None:
+            self._forget(row)
+
+    def _forget(self, row: Row) -> None:
+        # The scorers' pools keep the prefix, for others to share, until it is evicted.
+        self.prompts.pop(row.key, None)
+        self.outputs.pop(row.key, None)
+
+    def _v1_rows(self, batch: int) -> list[tuple[int, Row]]:
+        """Rows whose prompt is loaded, with their present prefixes."""
+        loading = None if self.runner is None else self.runner.discard_request_mask.np
+        rows = []
+        for index, row in self.rows.items():
+            if index >= batch or (loading is not None and loading[index]):
+                continue
+            output = np.array(self.outputs[row.key], dtype=np.int64)
+            self._enter(row, np.concatenate((self.prompts[row.key], output)))
+            rows.append((index, row))
+        return rows
+
+    def _v2_rows(self, ctx: Any) -> list[tuple[int, Row]]:
+        """The same, from the device: row b holds slot's tokens up to `seq_lens[b]`."""
+        states, rows = self.states, []
+        for b, slot in enumerate(ctx.idx_mapping_np.tolist()):
+            row, length = self.rows.get(slot), int(ctx.seq_lens_upper_bound_np[b])
+            if row is None or length < states.prefill_len.np[slot]:
+                continue
+            row.prompt_length = int(states.prompt_len.np[slot])
+            tokens = states.all_token_ids.gpu[slot, :length].cpu().numpy()
+            self._enter(row, tokens.astype(np.int64))
+            rows.append((b, row))
+        return rows
+
+    def _enter(self, row: Row, prefix: Ids) -> None:
+        row.prefix = prefix
+        if row.fault is None and (len(prefix) == 0 or prefix.min() < 0):
+            # Placeholders of asynchronous scheduling must never be scored.
+            row.fault = Fault("", "the engine showed tokens that are not known yet")
+            logger.error("a prefix holds placeholder tokens; the row is not guided")

@@ -1,0 +1,45 @@
+"""What the front end may ask of a worker, between steps, through `collective_rpc`."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from trimtab.adapters.vllm import GuidanceProcessor
+
+
+class GuidanceWorker:
+    """Worker extension: `--worker-extension-cls trimtab.adapters.worker.GuidanceWorker`."""
+
+    model_runner: Any
+
+    def trimtab_scorers(self) -> list[dict[str, Any]]:
+        """What is served, and how it fares."""
+        guide = _processor(self.model_runner).guide
+        return [
+            {
+                "name": name,
+                "family": scorer.family,
+                **scorer.info.model_dump(include={"objective", "mean", "deviation", "base_model"}),
+                "parameters": scorer.parameters,
+                "tokens_forwarded": scorer.tokens_forwarded,
+                "faults": guide.faults[name],
+                "last_error": guide.last_error.get(name),
+            }
+            for name, scorer in guide.scorers.items()
+        ]
+
+    def trimtab_record(
+        self, key: str, prompt: Sequence[int], outputs: Sequence[Sequence[int]], done: bool
+    ) -> list[dict[str, Any] | None]:
+        """Records of finished sequences, see Guide.report."""
+        return _processor(self.model_runner).guide.report(key, prompt, outputs, done)
+
+
+def _processor(runner: Any) -> GuidanceProcessor:
+    if hasattr(runner, "input_batch"):  # V1
+        processors = runner.input_batch.logitsprocs.all
+    else:
+        processors = runner.sampler.logits_processors
+    processor: GuidanceProcessor = next(p for p in processors if isinstance(p, GuidanceProcessor))
+    if processor.states is None:
+        processor.runner = runner
+    return processor

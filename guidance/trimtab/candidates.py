@@ -1,0 +1,59 @@
+"""Candidates: of each row, the fewest most likely tokens that reach `mass`, at most k.
+
+    C(prefix) = {v_1 … v_m},  m = min(k, min{j : Σ_{i≤j} π0(v_i) ≥ mass})
+
+with v_1, v_2, … by falling base probability. mass = 1 is always k, as in the papers. Tokens that
+a grammar or a ban has masked (−inf) are never candidates.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass
+class Candidates:
+    """Ragged candidates of some rows, padded to the widest; the first `counts[row]` are real."""
+
+    tokens: Tensor  # [rows, k] int64, most likely first
+    logprobs: Tensor  # [rows, k] float32, log π0 over the full vocabulary
+    counts: Tensor  # [rows] int64, at least 1
+
+    @property
+    def real(self) -> Tensor:
+        """Which entries are candidates and not padding, [rows, k] bool."""
+        width = torch.arange(self.tokens.shape[1], device=self.tokens.device)
+        return width < self.counts[:, None]
+
+
+def select(logits: Tensor, k: Tensor, mass: Tensor) -> Candidates:
+    """Choose the candidates of each row.
+
+    logits: [rows, vocab] float32, after grammar masks and bans. k: [rows] int64, mass: [rows].
+    """
+    width = min(int(k.max()), logits.shape[1])
+    values, tokens = logits.topk(width)  # [rows, width], falling
+    logprobs = values - logits.logsumexp(-1, keepdim=True)
+    before = logprobs.exp().cumsum(-1).roll(1, -1)  # mass of the tokens ahead of each
+    before[:, 0] = 0
+    # Rounding must not shorten "always k".
+    wanted = (before < mass[:, None]) | (mass[:, None] >= 1)
+    wanted &= torch.arange(width, device=logits.device) < k[:, None]
+    wanted &= logprobs > -torch.inf
+    return Candidates(tokens, logprobs, wanted.sum(-1).clamp(min=1))
+
+
+def select_reference(logits: Tensor, k: Tensor, mass: Tensor) -> list[list[int]]:
+    """The definition, token by token."""
+    chosen = []
+    for row, row_k, row_mass in zip(logits, k.tolist(), mass.tolist(), strict=True):
+        p = row.double().softmax(-1)
+        tokens: list[int] = []
+        for token in p.argsort(descending=True).tolist():
+            reached = sum(p[t] for t in tokens) >= row_mass and row_mass < 1
+            if tokens and (len(tokens) == row_k or reached or p[token] == 0):
+                break
+            tokens.append(token)
+        chosen.append(tokens)
+    return chosen

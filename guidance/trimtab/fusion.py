@@ -1,0 +1,64 @@
+"""Fusion of base logits and scores, and how far it moves the distribution.
+
+With bonus a(v) = β·Σ_i w_i·s_i(prefix + v):
+
+    logits'[v] = logits[v] + a(v)                        v a candidate
+    logits'[v] = −inf              (tail = truncate)     else; PARGS, arXiv 2406.07780
+    logits'[v] = logits[v] + mean_C a   (tail = mean)    else; VAS
+"""
+
+import torch
+from torch import Tensor
+
+from trimtab.candidates import Candidates
+
+
+def fuse(logits: Tensor, candidates: Candidates, bonus: Tensor, tail_mean: Tensor) -> Tensor:
+    """The fused logits, [rows, vocab].
+
+    logits: [rows, vocab] float32. bonus: [rows, k], read where candidates are real.
+    tail_mean: [rows] bool, else the tail is cut.
+    """
+    tail = _tail_bonus(candidates, bonus, tail_mean)[:, None]  # [rows, 1]
+    fused = logits + tail
+    at = logits.gather(1, candidates.tokens)
+    return fused.scatter_(1, candidates.tokens, at + torch.where(candidates.real, bonus, tail))
+
+
+def divergence(candidates: Candidates, bonus: Tensor, tail_mean: Tensor) -> tuple[Tensor, Tensor]:
+    """KL(π ‖ π0) over the full vocabulary in nats, and log Z; both [rows], at temperature 1.
+
+    π is π0 with exponential weights, so with a(v) as above and a_T on the tail
+    KL = Σ_C π(v)·a(v) + π(tail)·a_T − log Z,   Z = Σ_C π0(v)·e^a(v) + π0(tail)·e^a_T,
+    which needs no pass over the vocabulary.
+    """
+    real = candidates.real
+    logprobs = candidates.logprobs.masked_fill(~real, -torch.inf)
+    tail_mass = (1 - logprobs.exp().sum(-1)).clamp(min=0)
+    tail = _tail_bonus(candidates, bonus, tail_mean)
+    weights = torch.cat((logprobs, tail_mass.log()[:, None]), 1)
+    exponents = torch.cat((bonus.masked_fill(~real, 0.0), tail[:, None]), 1)
+    unnormalised = weights + exponents  # [rows, k + 1]
+    log_z = unnormalised.logsumexp(-1)
+    p = (unnormalised - log_z[:, None]).exp()
+    kl = (p * torch.where(p > 0, exponents, 0.0)).sum(-1) - log_z
+    return kl.clamp(min=0), log_z
+
+
+def _tail_bonus(candidates: Candidates, bonus: Tensor, tail_mean: Tensor) -> Tensor:
+    mean = torch.where(candidates.real, bonus, 0.0).sum(-1) / candidates.counts
+    return torch.where(tail_mean, mean, -torch.inf)
+
+
+def fuse_reference(
+    logits: Tensor, tokens: list[list[int]], bonus: list[list[float]], tails: list[str]
+) -> Tensor:
+    """The definition, token by token. Also what KL is measured against in the tests."""
+    out = []
+    for row, row_tokens, row_bonus, tail in zip(logits, tokens, bonus, tails, strict=True):
+        mean = sum(row_bonus) / len(row_bonus)
+        fused = row + mean if tail == "mean" else torch.full_like(row, -torch.inf)
+        for token, a in zip(row_tokens, row_bonus, strict=True):
+            fused[token] = row[token] + a
+        out.append(fused)
+    return torch.stack(out)
