@@ -1,0 +1,70 @@
+"""The application: vLLM's own, with our routes, middleware and error handler over it."""
+
+import argparse
+import asyncio
+import socket
+from typing import Any
+
+from fastapi import FastAPI
+from vllm.entrypoints.launchers.api_server.app_state import init_app_state
+from vllm.entrypoints.launchers.app import build_app
+from vllm.entrypoints.launchers.launcher import serve_http
+
+from trimtab.errors import TrimtabError
+from trimtab_server import canary, errors
+from trimtab_server.auth import ApiKeys
+from trimtab_server.guided import follow_engine
+from trimtab_server.limits import BodyLimit
+from trimtab_server.middleware import Guidance
+from trimtab_server.routes import generate, status
+from trimtab_server.settings import Settings
+from trimtab_server.state import State
+
+
+async def build(engine: Any, args: argparse.Namespace, settings: Settings) -> FastAPI:
+    """vLLM's application around `engine`, and ours over it.
+
+    A request passes, outermost first: API key → size of the body → guidance → vLLM.
+    """
+    tasks = await engine.get_supported_tasks()
+    app: FastAPI = build_app(args, tasks, engine.model_config)
+    await init_app_state(engine, app.state, args, tasks)
+    follow_engine(engine)
+    default = settings.default_scorer or None
+    name = (args.served_model_name or [args.model])[0]
+    app.state.trimtab = State(engine, name, list(settings.scorer), default)
+    app.include_router(generate.router)
+    app.include_router(status.router)
+    app.add_exception_handler(TrimtabError, errors.handle)
+    # vLLM has built its stack of middleware already; with ours, it is built anew when serving.
+    app.middleware_stack = None
+    app.add_middleware(Guidance, scorers=settings.scorer, default=default)
+    app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
+    if settings.api_key:
+        app.add_middleware(ApiKeys, keys=[key.get_secret_value() for key in settings.api_key])
+    return app
+
+
+async def serve(
+    app: FastAPI, args: argparse.Namespace, listener: socket.socket, host: str, port: int
+) -> None:
+    """Serve until stopped; the canary sings meanwhile."""
+    singing = asyncio.create_task(canary.sing(app.state.trimtab))
+    stopped = await serve_http(
+        app,
+        sock=listener,
+        enable_ssl_refresh=args.enable_ssl_refresh,
+        host=host,
+        port=port,
+        log_level=args.uvicorn_log_level,
+        access_log=False,
+        ssl_keyfile=args.ssl_keyfile,
+        ssl_certfile=args.ssl_certfile,
+        ssl_ca_certs=args.ssl_ca_certs,
+        ssl_cert_reqs=args.ssl_cert_reqs,
+        ssl_ciphers=args.ssl_ciphers,
+        h11_max_incomplete_event_size=args.h11_max_incomplete_event_size,
+        h11_max_header_count=args.h11_max_header_count,
+    )
+    singing.cancel()
+    await stopped

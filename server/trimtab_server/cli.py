@@ -1,0 +1,135 @@
+"""The `trimtab` command. Light to import: the engine is loaded by `serve` alone."""
+
+import os
+from importlib.metadata import version as installed
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from trimtab.errors import TrimtabError
+
+app = typer.Typer(
+    help="Steer a frozen language model at decode time with small scorers.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+URL = "http://127.0.0.1:8000"
+
+
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def serve(
+    context: typer.Context,
+    model: Annotated[
+        str | None,
+        typer.Argument(help="Base model: a directory or hub name, or 'demo'.", show_default=False),
+    ] = None,
+    scorer: Annotated[
+        list[str] | None,
+        typer.Option(help="NAME=PATH[,key=value...]; again for each scorer.", metavar="NAME=PATH"),
+    ] = None,
+    default_scorer: Annotated[
+        list[str] | None,
+        typer.Option(help="Scorers of requests that name none.", metavar="NAME=W"),
+    ] = None,
+    api_key: Annotated[
+        list[str] | None, typer.Option(help="Guards every route but /health.", metavar="KEY")
+    ] = None,
+    host: Annotated[str | None, typer.Option(help="Address (127.0.0.1).")] = None,
+    port: Annotated[int | None, typer.Option(help="Port (8000).")] = None,
+    max_body_bytes: Annotated[int | None, typer.Option(help="Largest request body.")] = None,
+    cache_bytes: Annotated[int | None, typer.Option(help="Memory for prefix caches.")] = None,
+    log_level: Annotated[str | None, typer.Option(help="debug, info, warning, error.")] = None,
+    config: Annotated[Path | None, typer.Option(help="YAML file with settings.")] = None,
+) -> None:
+    """Serve MODEL, steered by scorers. Flags not listed here go to vLLM.
+
+    Settings come from the command line, over TRIMTAB_* variables, over the YAML file.
+    """
+    from trimtab_server import settings
+
+    given = {
+        "model": model,
+        "scorer": scorer,
+        "default_scorer": default_scorer,
+        "api_key": api_key,
+        "host": host,
+        "port": port,
+        "max_body_bytes": max_body_bytes,
+        "cache_bytes": cache_bytes,
+        "log_level": log_level,
+    }
+    try:
+        if model is not None and model.startswith("-"):
+            raise typer.BadParameter("give the model first: trimtab serve MODEL [flags]")
+        chosen = settings.load(given, config)
+        from trimtab_server import launcher
+
+        launcher.serve(chosen, context.args)
+    except TrimtabError as error:
+        typer.echo(f"trimtab: {error.message}", err=True)
+        raise typer.Exit(1) from None
+
+
+@app.command()
+def version() -> None:
+    """Print the version."""
+    typer.echo(f"trimtab {installed('trimtab')}")
+
+
+@app.command()
+def generate(
+    prompt: Annotated[str, typer.Argument(help="Text to continue.")],
+    scorer: Annotated[
+        list[str] | None,
+        typer.Option(help="NAME=WEIGHT; again for each. All of the server's if absent."),
+    ] = None,
+    beta: Annotated[float | None, typer.Option(help="Strength; 0 is the base model.")] = None,
+    k: Annotated[int | None, typer.Option(help="Most candidates per step.")] = None,
+    mass: Annotated[float | None, typer.Option(help="Probability the candidates reach.")] = None,
+    tail: Annotated[str | None, typer.Option(help="truncate or mean.")] = None,
+    normalize: Annotated[bool, typer.Option(help="Use normalised scores.")] = False,
+    max_tokens: Annotated[int | None, typer.Option(help="Most tokens to generate.")] = None,
+    temperature: Annotated[float | None, typer.Option(help="0 is greedy.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of the sampling.")] = None,
+    n: Annotated[int | None, typer.Option(help="Number of answers.")] = None,
+    stream: Annotated[bool, typer.Option(help="Print tokens as they come.")] = False,
+    url: Annotated[str, typer.Option(help="Address of the server.")] = URL,
+    api_key: Annotated[str | None, typer.Option(help="Key (or TRIMTAB_API_KEY).")] = None,
+) -> None:
+    """Continue PROMPT on a running server, guided."""
+    from trimtab_server import client
+    from trimtab_server.settings import weights
+
+    fields = {
+        "prompt": prompt,
+        "beta": beta,
+        "k": k,
+        "mass": mass,
+        "tail": tail,
+        "normalize": normalize or None,
+        "max_tokens": max_tokens,
+        "temperature": temperature,
+        "seed": seed,
+        "n": n,
+    }
+    body = {name: value for name, value in fields.items() if value is not None}
+    key = api_key or os.environ.get("TRIMTAB_API_KEY")
+    try:
+        if scorer:
+            body["scorers"] = weights(scorer)
+        for line in client.generate(url, body, key, stream=stream):
+            typer.echo(line, nl=False)
+    except (TrimtabError, ValueError) as error:
+        typer.echo(f"\ntrimtab: {error}", err=True)
+        raise typer.Exit(1) from None
+
+
+def main() -> None:
+    """Entry point of the `trimtab` command."""
+    app()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,24 @@
+"""`trimtab serve demo`: the embedded base model and its scorers, tuned for a small CPU."""
+
+from trimtab_models import demo
+from trimtab_server.settings import Settings
+
+NAME = "demo"
+FLAGS = [
+    *("--served-model-name", NAME),
+    *("--dtype", "float32"),
+    *("--max-model-len", "512"),
+    *("--max-num-seqs", "64"),
+    "--enforce-eager",
+    "--enable-auto-tool-choice",
+    *("--tool-call-parser", "hermes"),
+]
+
+
+def fill(settings: Settings) -> tuple[Settings, list[str]]:
+    """The demo's model and scorers (beside those that were asked for), and its vLLM flags."""
+    scorers = {name: {"path": str(path)} for name, path in demo.scorers().items()}
+    filled = settings.model_copy(
+        update={"model": str(demo.base()), "scorer": {**scorers, **settings.scorer}}
+    )
+    return filled, FLAGS

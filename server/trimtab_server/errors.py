@@ -1,0 +1,99 @@
+"""The server's own errors, under trimtab.errors.TrimtabError.
+
+TrimtabError
+├── InvalidRequest        400  invalid_request_error
+├── Unauthorized          401  authentication_error
+├── SlowBody              408  timeout_error
+├── BodyTooLarge          413  request_too_large
+├── UnsupportedMediaType  415  invalid_request_error
+├── StartError            (the server does not start; the command prints it and exits)
+└── NotReady              503  service_unavailable_error
+"""
+
+from collections.abc import Iterable
+
+from pydantic import ValidationError
+from starlette.requests import Request
+from starlette.responses import JSONResponse
+
+from trimtab.errors import TrimtabError
+
+SHOWN = 3
+"""Most validation errors that one answer reports."""
+
+
+class InvalidRequest(TrimtabError):
+    """A request's body is malformed, or a field other than guidance is out of range."""
+
+    status = 400
+    type = "invalid_request_error"
+
+
+class Unauthorized(TrimtabError):
+    """The request carries no API key, or a wrong one."""
+
+    status = 401
+    type = "authentication_error"
+
+
+class SlowBody(TrimtabError):
+    """The request's body did not arrive in time."""
+
+    status = 408
+    type = "timeout_error"
+
+
+class BodyTooLarge(TrimtabError):
+    """The request's body is larger than this server reads."""
+
+    status = 413
+    type = "request_too_large"
+
+
+class UnsupportedMediaType(TrimtabError):
+    """The request's body is not declared as JSON."""
+
+    status = 415
+    type = "invalid_request_error"
+
+
+class StartError(TrimtabError):
+    """The server cannot start as asked."""
+
+
+class NotReady(TrimtabError):
+    """The server cannot steer requests: it is starting, or the engine or a scorer is unwell."""
+
+    status = 503
+    type = "service_unavailable_error"
+
+
+def response(error: TrimtabError) -> JSONResponse:
+    """The error as an HTTP answer in OpenAI's shape."""
+    headers = {"WWW-Authenticate": "Bearer"} if isinstance(error, Unauthorized) else None
+    return JSONResponse(error.body(), error.status, headers)
+
+
+async def handle(_: Request, error: Exception) -> JSONResponse:
+    """Exception handler for every TrimtabError that leaves a route."""
+    assert isinstance(error, TrimtabError)
+    return response(error)
+
+
+def invalid(error: ValidationError, fields: Iterable[str]) -> InvalidRequest:
+    """Explain a validation error: at most SHOWN fields, never their values."""
+    details = error.errors(include_url=False, include_context=False, include_input=False)
+    known = set(fields)
+    shown: dict[str, None] = {}
+    for detail in details[:SHOWN]:
+        name = str(detail["loc"][0]) if detail["loc"] else ""
+        if detail["type"] == "extra_forbidden":
+            shown["there is an unknown field; the fields are " + ", ".join(sorted(known))] = None
+        else:
+            shown[f"{name}: {detail['msg']}" if name else detail["msg"]] = None
+    more = f" (and {len(details) - SHOWN} more)" if len(details) > SHOWN else ""
+    first = str(details[0]["loc"][0]) if details[0]["loc"] else ""
+    return InvalidRequest(
+        "Invalid request: " + "; ".join(shown) + more + ".",
+        param=first if first in known else None,
+    )

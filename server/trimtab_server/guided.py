@@ -1,0 +1,132 @@
+"""Records: how the front end learns what guidance did to a request.
+
+1. A route or the middleware opens an Exchange for its HTTP request (a context variable).
+2. `follow_engine` wraps `engine.generate`: each guided call gets a record key of its own.
+3. When a choice ends, its record is fetched from the worker before the choice is passed on.
+4. The Exchange holds the records; whoever opened it puts them in the answer.
+"""
+
+import asyncio
+import copy
+import uuid
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import Any
+
+from vllm.exceptions import GenerationError
+from vllm.sampling_params import RequestOutputKind
+
+from trimtab.errors import ScorerFault
+from trimtab.params import RECORD_KEY, GuidanceParams
+from trimtab_server import metrics
+
+Record = dict[str, Any]
+Rpc = Callable[..., Awaitable[list[Any]]]
+
+
+@dataclass
+class Exchange:
+    """What one HTTP request learns from the engine."""
+
+    calls: list[dict[int, Record | None]] = field(default_factory=list)
+    """Records by choice index, one mapping per engine call (one call per prompt), in order."""
+    fault: ScorerFault | None = None
+
+    def record(self, call: int, choice: int) -> Record | None:
+        """The record of one choice; None if the worker kept none."""
+        return self.calls[call].get(choice) if call < len(self.calls) else None
+
+
+EXCHANGE: ContextVar[Exchange | None] = ContextVar("trimtab_exchange", default=None)
+
+
+def follow_engine(engine: Any) -> None:
+    """Make `engine.generate` keep records of the guided requests of an open Exchange."""
+    generate = engine.generate
+    background: set[asyncio.Task[Any]] = set()
+
+    def follow(
+        prompt: Any, sampling_params: Any, request_id: str, **options: Any
+    ) -> AsyncGenerator[Any, None]:
+        exchange = EXCHANGE.get()
+        guidance = GuidanceParams.from_xargs(getattr(sampling_params, "extra_args", None))
+        if exchange is None or guidance is None:
+            return generate(prompt, sampling_params, request_id, **options)
+        call = _Call(engine.collective_rpc, exchange, guidance, background)
+        params = copy.copy(sampling_params)
+        params.extra_args = {**params.extra_args, RECORD_KEY: call.key}
+        outputs = generate(prompt, params, request_id, **options)
+        return call.follow(outputs, params.output_kind == RequestOutputKind.DELTA)
+
+    engine.generate = follow
+
+
+class _Call:
+    """One guided engine call, and the records of its choices."""
+
+    def __init__(
+        self,
+        rpc: Rpc,
+        exchange: Exchange,
+        guidance: GuidanceParams,
+        background: set[asyncio.Task[Any]],
+    ) -> None:
+        self.rpc = rpc
+        self.key = uuid.uuid4().hex
+        self.exchange = exchange
+        self.guidance = guidance
+        self.background = background
+        self.records: dict[int, Record | None] = {}
+        exchange.calls.append(self.records)
+        self.prompt: list[int] = []
+        self.tokens: dict[int, list[int]] = {}
+
+    async def follow(self, outputs: Any, delta: bool) -> AsyncIterator[Any]:
+        """Pass outputs on, each only once the records of its ended choices are here."""
+        done = False
+        try:
+            async for output in outputs:
+                self.prompt = self.prompt or list(output.prompt_token_ids or ())
+                ended = []
+                for choice in output.outputs:
+                    kept = self.tokens.setdefault(choice.index, [])
+                    if not delta:
+                        kept.clear()
+                    kept.extend(choice.token_ids)
+                    if choice.finish_reason is not None and choice.index not in self.records:
+                        ended.append(choice.index)
+                if ended:
+                    await self._fetch(ended, output.finished)
+                    done = output.finished
+                yield output
+        finally:
+            await outputs.aclose()
+            if not done:
+                # Cancelled or failed: the worker may forget. Nobody is left to await this here.
+                task = asyncio.ensure_future(self._ask([], True))
+                self.background.add(task)
+                task.add_done_callback(self._forgotten)
+
+    async def _ask(self, outputs: list[list[int]], done: bool) -> list[Record | None]:
+        answers = await self.rpc("trimtab_record", args=(self.key, self.prompt, outputs, done))
+        return answers[0]
+
+    async def _fetch(self, ended: list[int], done: bool) -> None:
+        found = await self._ask([self.tokens[index] for index in ended], done)
+        for index, record in zip(ended, found, strict=True):
+            self.records[index] = record
+            error = metrics.observe(record)
+            if error is not None and self.guidance.on_error == "fail":
+                self.exchange.fault = ScorerFault(
+                    f"scorer '{error['scorer']}' failed while it steered this request "
+                    f"({error['message']}). Leave it out, or send on_error 'unguided' to go on "
+                    "as the base model.",
+                    code="scorer_failed",
+                )
+                raise GenerationError(self.exchange.fault.message)
+
+    def _forgotten(self, task: asyncio.Task[Any]) -> None:
+        self.background.discard(task)
+        if not task.cancelled():
+            task.exception()  # A dead engine has nothing left to forget.

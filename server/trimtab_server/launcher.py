@@ -1,0 +1,99 @@
+"""`trimtab serve`, from settings to a served application.
+
+1. The port is taken first: a busy one is told before anything is loaded.
+2. The environment is made quiet; vLLM is imported; its own parser reads the flags.
+3. The engine starts, with our processor and worker extension in it.
+4. vLLM's application is built; ours is laid over it (app.py) and served.
+"""
+
+import asyncio
+import logging
+import os
+import signal
+import socket
+from collections.abc import Sequence
+from typing import Any
+
+from trimtab_server import demo
+from trimtab_server.errors import StartError
+from trimtab_server.settings import Settings
+
+
+def serve(settings: Settings, flags: Sequence[str]) -> None:
+    """Serve until stopped.
+
+    Raises:
+        StartError: it cannot start as asked, or the engine died while serving.
+    """
+    signal.signal(signal.SIGTERM, _stop_loading)
+    listener = listen(settings.host, settings.port)
+    _quieten(settings.log_level)
+    with listener:
+        given = vllm_flags(settings, flags)
+        if settings.model == demo.NAME:
+            os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
+            settings, extra = demo.fill(settings)
+            given = [*extra, *given]
+        if not settings.scorer:
+            raise StartError("give at least one scorer: --scorer NAME=PATH.")
+        asyncio.run(_run(settings, given, listener))
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """Take the port, before anything costly.
+
+    Raises:
+        StartError: it is taken, or the address is not ours.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, port))
+        # Another server may hold the port without listening yet; ours is then told here.
+        listener.listen()
+    except OSError as error:
+        listener.close()
+        raise StartError(
+            f"cannot listen on {host} port {port}: {error.strerror}; choose another with --port."
+        ) from None
+    return listener
+
+
+def vllm_flags(settings: Settings, flags: Sequence[str]) -> list[str]:
+    """vLLM's flags: those of the `vllm` setting first, so that the command line wins."""
+    given: list[str] = []
+    for name, value in settings.vllm.items():
+        flag = f"--{name.replace('_', '-')}"
+        if value is True:
+            given.append(flag)
+        elif value is not False:
+            given += [flag, str(value)]
+    return [*given, *flags]
+
+
+def _stop_loading(*_: Any) -> None:
+    raise KeyboardInterrupt
+
+
+def _quieten(level: str) -> None:
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR" if level == "warning" else level.upper())
+    os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+    logging.basicConfig(level=level.upper(), format="%(levelname)s %(name)s: %(message)s")
+
+
+async def _run(settings: Settings, flags: Sequence[str], listener: socket.socket) -> None:
+    from trimtab_server import app as application
+    from trimtab_server import engine as engines
+
+    args = engines.parse(settings, flags)
+    engine = engines.start(args)
+    try:
+        app = await application.build(engine, args, settings)
+        host, port = listener.getsockname()[:2]
+        await application.serve(app, args, listener, host, port)
+        died = engine.errored
+    finally:
+        engine.shutdown()
+    if died:
+        raise StartError("the engine died; the server stops with it.")

@@ -1,0 +1,39 @@
+"""Trimtab's metrics, in the same Prometheus registry as vLLM's own (`GET /metrics`).
+
+Never labelled by β, by request or by anything else that a client invents.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from prometheus_client import Counter, Histogram
+
+REQUESTS = Counter("trimtab_guided_choices", "Guided choices that ended, by outcome", ["outcome"])
+FAULTS = Counter("trimtab_scorer_faults", "Choices in which a scorer failed", ["scorer"])
+STEPS = Counter("trimtab_steps", "Tokens generated under guidance")
+SCORED_STEPS = Counter("trimtab_scored_steps", "Tokens for which scorers were asked")
+SCORED_TOKENS = Counter("trimtab_scored_tokens", "Tokens that the scorers' networks read")
+KL = Histogram(
+    "trimtab_kl_nats",
+    "KL divergence of a guided choice from the base model, in nats",
+    buckets=(0.0, 0.1, 0.3, 1.0, 2.0, 3.0, 5.0, 8.0, 12.0, 20.0, 40.0, 80.0),
+)
+
+
+def observe(record: Mapping[str, Any] | None) -> Mapping[str, str] | None:
+    """Count one ended choice; its error, if it has one.
+
+    Scorer names come from the operator's configuration, so their number is bounded.
+    """
+    if record is None:
+        REQUESTS.labels("unrecorded").inc()
+        return None
+    STEPS.inc(record["steps"])
+    SCORED_STEPS.inc(record["scored_steps"])
+    SCORED_TOKENS.inc(record["scored_tokens"])
+    KL.observe(max(record["kl"], 0.0))
+    error: Mapping[str, str] | None = record["error"]
+    REQUESTS.labels("fault" if error else "guided").inc()
+    if error:
+        FAULTS.labels(error["scorer"]).inc()
+    return error

@@ -1,0 +1,88 @@
+"""The body of POST /generate. Field names and meanings are vLLM's; guidance fields stand beside."""
+
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from trimtab.params import FIELDS, GuidanceParams, Number
+from trimtab_server.errors import invalid
+from trimtab_server.limits import MAX_CHOICES, MAX_LOGPROBS, MAX_STOP
+
+MAX_TOKENS = 1_000_000
+MAX_MESSAGES = 1000
+TokenId = Annotated[int, Field(ge=0, lt=2**31)]
+
+
+class Message(BaseModel):
+    """One turn of a conversation, text alone."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+    role: Annotated[str, Field(min_length=1, max_length=64)]
+    content: str
+
+
+class GenerateRequest(BaseModel):
+    """What to continue, and how to sample; without the guidance fields."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+    prompt: Annotated[str, Field(min_length=1)] | None = None
+    prompt_token_ids: Annotated[list[TokenId], Field(min_length=1)] | None = None
+    messages: Annotated[list[Message], Field(min_length=1, max_length=MAX_MESSAGES)] | None = None
+
+    max_tokens: int = Field(128, ge=1, le=MAX_TOKENS)
+    min_tokens: int = Field(0, ge=0, le=MAX_TOKENS)
+    temperature: Number = Field(1.0, ge=0, le=100)
+    top_p: Number = Field(1.0, gt=0, le=1)
+    top_k: int = Field(0, ge=-1, lt=2**31)
+    min_p: Number = Field(0.0, ge=0, le=1)
+    seed: int | None = Field(None, ge=0, lt=2**63)
+    n: int = Field(1, ge=1, le=MAX_CHOICES)
+    stop: (
+        Annotated[str, Field(min_length=1, max_length=1000)]
+        | Annotated[
+            list[Annotated[str, Field(min_length=1, max_length=1000)]],
+            Field(max_length=MAX_STOP),
+        ]
+        | None
+    ) = None
+    stop_token_ids: Annotated[list[TokenId], Field(max_length=64)] | None = None
+    ignore_eos: bool = False
+    presence_penalty: Number = Field(0.0, ge=-2, le=2)
+    frequency_penalty: Number = Field(0.0, ge=-2, le=2)
+    repetition_penalty: Number = Field(1.0, gt=0, le=100)
+    logprobs: int | None = Field(None, ge=0, le=MAX_LOGPROBS)
+    stream: bool = False
+
+    model: str | None = Field(None, description="accepted and ignored: a server has one model")
+
+    @model_validator(mode="after")
+    def _one_prompt(self) -> "GenerateRequest":
+        if sum(p is not None for p in (self.prompt, self.prompt_token_ids, self.messages)) != 1:
+            raise ValueError("give exactly one of prompt, prompt_token_ids and messages")
+        if self.min_tokens > self.max_tokens:
+            raise ValueError("min_tokens must be at most max_tokens")
+        return self
+
+    def sampling(self) -> dict[str, Any]:
+        """The fields that vLLM's SamplingParams takes, by the same names."""
+        return self.model_dump(
+            exclude={"prompt", "prompt_token_ids", "messages", "stream", "model"}
+        )
+
+
+def parse(fields: Mapping[str, Any]) -> tuple[GenerateRequest, GuidanceParams]:
+    """Split a body into the request and its guidance, and check both.
+
+    Raises:
+        InvalidRequest: a field that is not guidance's is unknown, missing or out of range.
+        InvalidGuidance: a guidance field is.
+    """
+    guidance = GuidanceParams.parse({k: v for k, v in fields.items() if k in FIELDS})
+    rest = {k: v for k, v in fields.items() if k not in FIELDS}
+    try:
+        return GenerateRequest.model_validate(rest), guidance
+    except ValidationError as error:
+        raise invalid(error, [*GenerateRequest.model_fields, *FIELDS]) from None

@@ -1,0 +1,160 @@
+"""POST /generate: always guided; β = 0 is the base model."""
+
+import json
+import uuid
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, Request
+from fastapi.responses import JSONResponse, Response, StreamingResponse
+from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
+from vllm.entrypoints.serve.utils.api_utils import with_cancellation
+from vllm.exceptions import GenerationError, VLLMError
+from vllm.sampling_params import RequestOutputKind, SamplingParams
+
+from trimtab.errors import TrimtabError
+from trimtab_server import strict_json
+from trimtab_server.errors import InvalidRequest
+from trimtab_server.guided import EXCHANGE, Exchange
+from trimtab_server.middleware import check_json
+from trimtab_server.protocol import GenerateRequest, parse
+from trimtab_server.state import State
+
+router = APIRouter()
+
+
+async def json_fields(request: Request) -> dict[str, Any]:
+    """The request's body, read strictly (a dependency, so that it is read before the handler)."""
+    check_json(request.scope)
+    return strict_json.loads(await request.body())
+
+
+@router.post("/generate")
+@with_cancellation
+async def generate(
+    fields: Annotated[dict[str, Any], Depends(json_fields)], raw_request: Request
+) -> Response:
+    """Continue a prompt under guidance."""
+    asked, guidance = parse(fields)
+    state: State = raw_request.app.state.trimtab
+    guidance = guidance.resolve(state.scorers, state.default)
+    prompt = await _prompt(asked, raw_request.app.state)
+    exchange = Exchange()
+    EXCHANGE.set(exchange)
+    kind = RequestOutputKind.DELTA if asked.stream else RequestOutputKind.FINAL_ONLY
+    try:
+        params = SamplingParams(
+            **asked.sampling(), output_kind=kind, extra_args=guidance.to_xargs()
+        )
+        answer = Answer(f"gen-{uuid.uuid4().hex}", state.model, exchange)
+        outputs = state.engine.generate(prompt, params, answer.id)
+        first = await anext(outputs)
+    except (ValueError, VLLMError) as error:
+        raise _refused(error, exchange) from None
+    if asked.stream:
+        return StreamingResponse(_events(first, outputs, answer), media_type="text/event-stream")
+    choices = [answer.choice(choice) for choice in first.outputs]
+    return JSONResponse({**answer.head, "choices": choices, "usage": answer.usage(first)})
+
+
+async def _prompt(asked: GenerateRequest, app_state: Any) -> Any:
+    if asked.prompt is not None:
+        return {"prompt": asked.prompt}
+    if asked.prompt_token_ids is not None:
+        return {"prompt_token_ids": asked.prompt_token_ids}
+    request = ChatCompletionRequest(messages=[m.model_dump() for m in asked.messages or ()])
+    rendered = await app_state.online_renderer.render_chat(request)
+    if not isinstance(rendered, tuple):
+        raise InvalidRequest(rendered.error.message, param="messages")
+    return rendered[1][0]
+
+
+def _refused(error: Exception, exchange: Exchange) -> Exception:
+    """What to answer when the engine does not begin, or a scorer fails."""
+    if exchange.fault is not None:
+        return exchange.fault
+    if isinstance(error, TrimtabError) or not isinstance(error, ValueError):
+        return error  # handled by vLLM's own handlers: a dead engine, an aborted request
+    return InvalidRequest(str(error)[:500])
+
+
+async def _events(first: Any, outputs: Any, answer: "Answer") -> AsyncIterator[str]:
+    output = first
+    try:
+        while True:
+            choices = [answer.choice(choice) for choice in output.outputs]
+            usage = answer.usage(output)
+            yield _event({**answer.head, "choices": choices})
+            if output.finished:
+                yield _event({**answer.head, "choices": [], "usage": usage})
+                break
+            output = await anext(outputs)
+    except GenerationError as error:
+        fault = answer.exchange.fault or TrimtabError(str(error))
+        yield _event(fault.body())
+    except VLLMError:
+        yield _event(TrimtabError("the engine stopped while it was generating.").body())
+    finally:
+        await outputs.aclose()
+    yield "data: [DONE]\n\n"
+
+
+def _event(data: Mapping[str, Any]) -> str:
+    return f"data: {json.dumps(data, ensure_ascii=False)}\n\n"
+
+
+@dataclass
+class Answer:
+    """Renders the engine's outputs for one request."""
+
+    id: str
+    model: str
+    exchange: Exchange
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+
+    @property
+    def head(self) -> dict[str, str]:
+        """What every answer and every event begins with."""
+        return {"id": self.id, "model": self.model}
+
+    def choice(self, choice: Any) -> dict[str, Any]:
+        """One choice, or its next piece; with `guidance` once it has ended."""
+        self.completion_tokens += len(choice.token_ids)
+        shown: dict[str, Any] = {
+            "index": choice.index,
+            "text": choice.text,
+            "token_ids": list(choice.token_ids),
+            "finish_reason": choice.finish_reason,
+        }
+        if choice.logprobs is not None:
+            shown["logprobs"] = [
+                _position(token, found)
+                for token, found in zip(choice.token_ids, choice.logprobs, strict=True)
+            ]
+        if choice.finish_reason is not None:
+            shown["guidance"] = self.exchange.record(0, choice.index)
+        return shown
+
+    def usage(self, output: Any) -> dict[str, int]:
+        """Token counts so far."""
+        self.prompt_tokens = self.prompt_tokens or len(output.prompt_token_ids or ())
+        return {
+            "prompt_tokens": self.prompt_tokens,
+            "completion_tokens": self.completion_tokens,
+            "total_tokens": self.prompt_tokens + self.completion_tokens,
+        }
+
+
+def _position(token: int, found: Mapping[int, Any]) -> dict[str, Any]:
+    def entry(token_id: int) -> dict[str, Any]:
+        return {
+            "token_id": token_id,
+            "token": found[token_id].decoded_token,
+            # −∞ is not JSON; vLLM's OpenAI routes show the same floor.
+            "logprob": max(found[token_id].logprob, -9999.0),
+        }
+
+    ranked = sorted((i for i in found if found[i].rank), key=lambda i: found[i].rank)
+    return {**entry(token), "top": [entry(i) for i in ranked]}

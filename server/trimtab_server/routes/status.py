@@ -1,0 +1,60 @@
+"""GET /v1/scorers and GET /ready. (/health and /metrics are vLLM's own.)"""
+
+import asyncio
+from typing import Any
+
+from fastapi import APIRouter, Request
+from vllm.v1.engine.exceptions import EngineDeadError
+
+from trimtab_server import canary
+from trimtab_server.errors import NotReady
+from trimtab_server.state import State
+
+router = APIRouter()
+
+ANSWER_SECONDS = 5.0
+"""How long the engine may take to answer between two steps before it counts as stalled."""
+
+
+@router.get("/v1/scorers")
+async def scorers(request: Request) -> dict[str, Any]:
+    """The scorers of this server: family, objective, normalisation and health."""
+    state: State = request.app.state.trimtab
+    default = state.default or dict.fromkeys(state.scorers, 1.0)
+    return {
+        "object": "list",
+        "data": [
+            {
+                "id": found["name"],
+                "object": "scorer",
+                **{key: value for key, value in found.items() if key != "name"},
+                "healthy": state.complaint(found["name"]) is None,
+                "default_weight": default.get(found["name"], 0.0),
+            }
+            for found in await _ask(state)
+        ],
+    }
+
+
+@router.get("/ready")
+async def ready(request: Request) -> dict[str, str]:
+    """200 once every scorer has been seen to change logits, and while engine and scorers do."""
+    state: State = request.app.state.trimtab
+    found = await _ask(state)
+    if state.complaints.keys() >= set(state.scorers):  # the first canary has ended
+        await canary.check(state, found)
+    wrong = {name: state.complaint(name) for name in state.scorers}
+    if told := [f"scorer '{name}' {what}" for name, what in wrong.items() if what is not None]:
+        raise NotReady("not ready: " + "; ".join(told) + ".")
+    return {"status": "ready"}
+
+
+async def _ask(state: State) -> list[dict[str, Any]]:
+    try:
+        async with asyncio.timeout(ANSWER_SECONDS):
+            answers = await state.engine.collective_rpc("trimtab_scorers")
+    except EngineDeadError:
+        raise NotReady("not ready: the engine is dead.") from None
+    except TimeoutError:
+        raise NotReady("not ready: the engine does not answer.") from None
+    return answers[0]

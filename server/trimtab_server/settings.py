@@ -1,0 +1,141 @@
+"""Settings of `trimtab serve`: command line over TRIMTAB_* over YAML over default."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, ClassVar
+
+import yaml
+from pydantic import BeforeValidator, Field, SecretStr, ValidationError
+from pydantic_settings import (
+    BaseSettings,
+    NoDecode,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    YamlConfigSettingsSource,
+)
+
+from trimtab.config import CACHE_BYTES, parse_scorer
+from trimtab_server.errors import StartError
+
+CONFIG_VARIABLE = "TRIMTAB_CONFIG"
+
+
+def _scorers(value: Any) -> Any:
+    """NAME=PATH[,key=value...], several in a list or apart by spaces; or a mapping, as in YAML."""
+    if isinstance(value, str):
+        value = value.split()
+    if isinstance(value, Mapping):
+        return {k: {"path": v} if isinstance(v, str) else v for k, v in value.items()}
+    named = [parse_scorer(text) for text in value]
+    if len(dict(named)) != len(named):
+        raise ValueError("a scorer is named twice; name each once")
+    return dict(named)
+
+
+def weights(value: Any) -> Any:
+    """NAME=WEIGHT, several in a list or apart by spaces; or a mapping, as in YAML."""
+    if isinstance(value, str):
+        value = value.split()
+    if isinstance(value, Mapping):
+        return value
+    pairs = [text.partition("=") for text in value]
+    return {name: float(weight) if equals else 1.0 for name, equals, weight in pairs}
+
+
+def _keys(value: Any) -> Any:
+    return [key for key in value.split(",") if key] if isinstance(value, str) else value
+
+
+class Settings(BaseSettings):
+    """What `trimtab serve` can be told."""
+
+    model_config = SettingsConfigDict(env_prefix="TRIMTAB_", extra="forbid")
+
+    model: str = Field(
+        description="the base model: a directory or a hub name, or `demo` for the embedded demo"
+    )
+    scorer: Annotated[dict[str, dict[str, Any]], NoDecode, BeforeValidator(_scorers)] = Field(
+        default_factory=dict,
+        description="scorers to serve, each `NAME=PATH[,key=value...]`; keys: `family`, "
+        "`reference`, `alpha`",
+    )
+    default_scorer: Annotated[dict[str, float], NoDecode, BeforeValidator(weights)] = Field(
+        default_factory=dict,
+        description="scorers of a request that names none, each `NAME=WEIGHT`; all with weight 1 "
+        "if absent",
+    )
+    api_key: Annotated[list[SecretStr], NoDecode, BeforeValidator(_keys)] = Field(
+        default_factory=list,
+        description="keys that open every route; without one, the server is open (several: apart "
+        "by commas in the environment)",
+    )
+    host: str = Field("127.0.0.1", description="address to listen on; `0.0.0.0` for all")
+    port: int = Field(8000, ge=0, le=65535, description="port to listen on; 0 takes a free one")
+    max_body_bytes: int = Field(8 * 2**20, gt=0, description="largest body of a request, in bytes")
+    cache_bytes: int = Field(
+        CACHE_BYTES, gt=0, description="memory for the scorers' prefix caches together, in bytes"
+    )
+    log_level: str = Field(
+        "warning", description="`debug`, `info`, `warning` or `error`, for Trimtab and vLLM alike"
+    )
+    vllm: dict[str, Any] = Field(
+        default_factory=dict,
+        description="further flags of vLLM, name to value; on the command line, simply give them",
+    )
+
+    config: ClassVar[Path | None] = None
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Command line, then environment, then the YAML file."""
+        return (
+            init_settings,
+            env_settings,
+            YamlConfigSettingsSource(settings_cls, yaml_file=cls.config),
+        )
+
+
+def load(given: Mapping[str, Any], config: Path | None = None) -> Settings:
+    """Settings out of what the command line gave, the environment and a YAML file.
+
+    Raises:
+        StartError: one of them does not fit.
+    """
+    named = config or (Path(path) if (path := os.environ.get(CONFIG_VARIABLE)) else None)
+    if named is not None and not named.is_file():
+        raise StartError(f"there is no configuration file at {named}.")
+    source = type("Settings", (Settings,), {"config": named, "__doc__": Settings.__doc__})
+    try:
+        settings: Settings = source(**{k: v for k, v in given.items() if v not in (None, [], ())})
+    except ValidationError as error:
+        details = error.errors(include_url=False, include_context=False, include_input=False)
+        told = "; ".join(f"{'.'.join(map(str, d['loc']))}: {d['msg']}" for d in details)
+        raise StartError(f"the settings do not fit: {told}.") from None
+    except yaml.YAMLError as error:
+        raise StartError(f"{named} is not valid YAML: {error}") from None
+    if unknown := set(settings.default_scorer) - set(settings.scorer):
+        raise StartError(f"default scorers {sorted(unknown)} are not among the scorers.")
+    return settings
+
+
+def table() -> str:
+    """The settings as a Markdown table (docs/settings.md)."""
+    lines = ["| command line, YAML | environment | meaning | default |", "|---|---|---|---|"]
+    for name, field in Settings.model_fields.items():
+        flag = {"model": "`MODEL`", "vllm": "any vLLM flag"}.get(
+            name, f"`--{name.replace('_', '-')}`"
+        )
+        default = "" if field.is_required() else str(field.get_default(call_default_factory=True))
+        shown = "" if default in ("", "[]", "{}") else f"`{default}`"
+        lines.append(
+            f"| {flag}, `{name}` | `TRIMTAB_{name.upper()}` | {field.description} | {shown} |"
+        )
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,25 @@
+"""What our routes know of the server they run in (`app.state.trimtab`)."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+NOT_ASKED = "has not been asked yet"
+
+
+@dataclass
+class State:
+    """The engine, what it serves, and whether guidance has been seen to work."""
+
+    engine: Any
+    model: str
+    scorers: Sequence[str]
+    default: Mapping[str, float] | None
+    complaints: dict[str, str | None] = field(default_factory=dict)
+    """What each scorer's last canary request found wrong; None if nothing."""
+    faults: dict[str, int] = field(default_factory=dict)
+    """How often each scorer had failed when its last canary request was made."""
+
+    def complaint(self, name: str) -> str | None:
+        """What is wrong with a scorer; None if nothing."""
+        return self.complaints.get(name, NOT_ASKED)

@@ -1,0 +1,73 @@
+"""Strict JSON: what a request's body may hold.
+
+Python's reader is lenient; this one refuses what it lets through: NaN and Infinity, duplicate keys,
+lone surrogates, very long integers and very deep nesting.
+"""
+
+import json
+import re
+from typing import Any, NoReturn
+
+from trimtab_server.errors import InvalidRequest
+
+MAX_DEPTH = 64
+MAX_DIGITS = 300
+
+_STRING = re.compile(rb'"(?:[^"\\]|\\.)*"', re.DOTALL)
+_BRACKET = re.compile(rb"[\[\]{}]")
+
+
+def loads(body: bytes) -> dict[str, Any]:
+    """Read a JSON object.
+
+    Raises:
+        InvalidRequest: it is not one, or not strictly.
+    """
+    _check_depth(body)
+    try:
+        value = json.loads(
+            body.decode("utf-8"),
+            object_pairs_hook=_object,
+            parse_constant=_constant,
+            parse_int=_integer,
+        )
+        if b"\\u" in body:
+            # An escape may spell half of a surrogate pair, which is no text at all.
+            json.dumps(value, ensure_ascii=False).encode("utf-8")
+    except UnicodeError:
+        raise InvalidRequest(
+            "the body is not valid UTF-8 text; send JSON encoded as UTF-8, without lone surrogates."
+        ) from None
+    except json.JSONDecodeError as error:
+        raise InvalidRequest(
+            f"the body is not valid JSON ({error.msg.lower()}, line {error.lineno}, "
+            f"column {error.colno})."
+        ) from None
+    if not isinstance(value, dict):
+        raise InvalidRequest('the body must be a JSON object, such as {"prompt": "Once"}.')
+    return value
+
+
+def _check_depth(body: bytes) -> None:
+    depth = 0
+    for bracket in _BRACKET.findall(_STRING.sub(b"", body)):
+        depth += 1 if bracket in b"[{" else -1
+        if depth > MAX_DEPTH:
+            raise InvalidRequest(f"the body is nested more than {MAX_DEPTH} levels deep.")
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    value = dict(pairs)
+    if len(value) != len(pairs):
+        raise InvalidRequest("an object in the body has the same key twice; send each key once.")
+    return value
+
+
+def _constant(_: str) -> NoReturn:
+    raise InvalidRequest("NaN and Infinity are not JSON; send finite numbers.")
+
+
+def _integer(digits: str) -> int:
+    if len(digits) > MAX_DIGITS:
+        raise InvalidRequest(f"an integer in the body has more than {MAX_DIGITS} digits.")
+    return int(digits)
