@@ -46,7 +46,7 @@ class GuidanceProcessor(V1LogitsProcessor, V2LogitsProcessor):
 
     def __init__(self, vllm_config: VllmConfig, a: Any, b: Any = None) -> None:
         """V1 passes (config, device, pin_memory), V2 (config, request states)."""
-        self.states = a if b is None else None
+        self.states: Any = a if b is None else None
         model = vllm_config.model_config
         config = GuidanceConfig.parse(vllm_config.additional_config)
         device = torch.device(a.device if b is None else a)

@@ -1,0 +1,57 @@
+"""Contract tests for scorer authors: what every scorer must keep, whatever its family.
+
+def test_my_scorer():
+    check_scorer(MyScorer(...), vocab_size=32000)
+"""
+
+import numpy as np
+import torch
+
+from trimtab.cache import Ids
+from trimtab.scorers.base import Scorer
+
+
+def check_scorer(
+    scorer: Scorer, *, vocab_size: int, longest: int = 24, seed: int = 0, tolerance: float = 1e-4
+) -> None:
+    """Hold a scorer to its contract on random rows.
+
+    Scores are one finite float32 for each candidate, packed in row order, and a pure function of
+    (prefix, candidate): neither the other rows of the batch, nor the order of the candidates, nor
+    the row's key, nor what was scored before, nor `forget` may change them.
+
+    Raises:
+        AssertionError: saying which promise was broken.
+    """
+    rng = np.random.default_rng(seed)
+    prefixes = [rng.integers(vocab_size, size=n) for n in rng.integers(1, longest, size=6)]
+    prefixes.append(np.append(prefixes[0], rng.integers(vocab_size)))
+    prefixes.append(prefixes[1].copy())
+    candidates = [rng.permutation(vocab_size)[: rng.integers(1, 6)] for _ in prefixes]
+    copies = [p.copy() for p in prefixes]
+    keys = list(range(100, 100 + len(prefixes)))
+
+    together = scorer.score(keys, prefixes, candidates).cpu()
+    assert together.shape == (sum(map(len, candidates)),), "one score for each candidate, packed"
+    assert together.dtype == torch.float32, "scores are float32"
+    assert torch.isfinite(together).all(), "scores are finite"
+    assert all(map(np.array_equal, prefixes, copies)), "prefixes are not modified"
+    expected = list(together.split([len(c) for c in candidates]))
+
+    def same(name: str, row: int, key: int, prefix: Ids, order: Ids) -> None:
+        actual = scorer.score([key], [prefix], [candidates[row][order]]).cpu()
+        close = torch.allclose(
+            actual, expected[row][torch.from_numpy(order)], rtol=tolerance, atol=tolerance
+        )
+        assert close, f"a score must not depend on {name}"
+
+    for row, prefix in enumerate(prefixes):
+        natural = np.arange(len(candidates[row]))
+        same("the rest of the batch", row, keys[row], prefix, natural)
+        same("the order of the candidates", row, keys[row], prefix, natural[::-1].copy())
+        same("the row's key", row, 1000 + row, prefix, natural)
+        # A row that shrinks, or is replaced under the same key, must not see its past.
+        scorer.score([keys[row]], [rng.integers(vocab_size, size=longest)], [np.arange(2)])
+        same("what the row was before", row, keys[row], prefix, natural)
+        scorer.forget(keys[row])
+        same("what was forgotten", row, keys[row], prefix, natural)

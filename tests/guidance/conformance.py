@@ -1,0 +1,304 @@
+"""One conformance suite for every vLLM runner, run in a process of its own.
+
+    python conformance.py v1|v1-async|v2 DIRECTORY [plant]
+
+Random networks: a base and two scorers that disagree with it strongly. Every check compares
+greedy tokens, KL and final scores of requests inside a busy engine with the plain reference,
+and prints a line of JSON: how many were compared and how many differ.
+"""
+
+import json
+import math
+import os
+import sys
+import types
+from pathlib import Path
+
+RUNNER, ROOT, PLANT = sys.argv[1], Path(sys.argv[2]), "plant" in sys.argv[3:]
+os.environ.update(
+    VLLM_CPU_KVCACHE_SPACE="1",
+    VLLM_ENABLE_V1_MULTIPROCESSING="0",
+    VLLM_LOGGING_LEVEL="ERROR",
+    VLLM_NO_USAGE_STATS="1",
+    VLLM_CPU_OMP_THREADS_BIND="nobind",
+)
+
+
+def stand_in_for_cuda():
+    """Let CPU runners take the paths that expect CUDA's streams and events."""
+    import contextlib
+
+    import torch
+
+    class Nothing:
+        def __init__(self, *_, **__):
+            pass
+
+        def __getattr__(self, _):
+            return lambda *_, **__: None
+
+    for name in ("Event", "Stream"):
+        setattr(torch.cuda, name, Nothing)
+    torch.Event = Nothing
+    torch.cuda.current_stream = lambda *_: Nothing()
+    torch.cuda.stream = lambda *_: contextlib.nullcontext()
+
+
+if RUNNER != "v1":
+    stand_in_for_cuda()
+if RUNNER == "v1-async":
+    from vllm.platforms.cpu import CpuPlatform
+
+    original = CpuPlatform.check_and_update_config
+
+    def with_asynchronous_scheduling(cls, config):
+        original.__func__(cls, config)
+        config.scheduler_config.async_scheduling = True
+
+    CpuPlatform.check_and_update_config = classmethod(with_asynchronous_scheduling)
+if RUNNER == "v2":
+    os.environ.update(TRITON_INTERPRET="1", VLLM_USE_V2_MODEL_RUNNER="1")
+    import triton.backends
+
+    class Driver:
+        @staticmethod
+        def is_active():
+            return True
+
+    triton.backends.backends["cpu"] = types.SimpleNamespace(driver=Driver, compiler=None)
+
+import torch  # noqa: E402
+from transformers import LlamaConfig, LlamaForCausalLM  # noqa: E402
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from reference import Reference  # noqa: E402
+
+from trimtab.params import RECORD_KEY, GuidanceParams  # noqa: E402
+from trimtab_models.checkpoint import ScorerInfo, save  # noqa: E402
+from trimtab_models.networks import scalar_head  # noqa: E402
+
+VOCAB, LENGTH = 96, 256
+SLOW = RUNNER == "v2"  # Triton's interpreter
+
+
+def network(make, seed, hidden):
+    torch.manual_seed(seed)
+    model = make(
+        LlamaConfig(
+            vocab_size=VOCAB,
+            hidden_size=hidden,
+            intermediate_size=2 * hidden,
+            num_hidden_layers=2,
+            num_attention_heads=hidden // 32,
+            num_key_value_heads=hidden // 32,
+            max_position_embeddings=LENGTH,
+            tie_word_embeddings=False,
+            eos_token_id=VOCAB - 1,
+            bos_token_id=None,
+        )
+    )
+    for parameter in model.parameters():
+        if parameter.dim() > 1:
+            torch.nn.init.normal_(parameter, std=0.2)
+    return model.eval()
+
+
+def build():
+    base = network(LlamaForCausalLM, 0, 64)
+    base.save_pretrained(ROOT / "base")
+    for seed, name in enumerate(("red", "blue"), 1):
+        info = ScorerInfo(mean=0.3 * seed, deviation=0.5 * seed)
+        save(network(scalar_head, seed, 32), None, info, ROOT / name)
+    return Reference(base, {"red": ROOT / "red", "blue": ROOT / "blue"})
+
+
+def engine():
+    from vllm import LLM
+
+    return LLM(
+        str(ROOT / "base"),
+        skip_tokenizer_init=True,
+        dtype="float32",
+        enforce_eager=True,
+        max_model_len=LENGTH,
+        disable_log_stats=True,
+        block_size=32,
+        num_gpu_blocks_override=14,  # five long rows do not fit: preemption
+        max_num_batched_tokens=64,  # prompts come in chunks
+        max_num_seqs=8,
+        enable_prefix_caching=True,
+        logits_processors=["trimtab.adapters.vllm:GuidanceProcessor"],
+        worker_extension_cls="trimtab.adapters.worker.GuidanceWorker",
+        additional_config={
+            "trimtab": {
+                "scorers": {name: {"path": str(ROOT / name)} for name in ("red", "blue")},
+                "cache_bytes": 2 * (LENGTH + 300) * 2 * 2 * 32 * 4,  # little more than one row
+            }
+        },
+    ).llm_engine
+
+
+def params(guidance, max_tokens, key, n=1):
+    from vllm import SamplingParams
+    from vllm.sampling_params import RequestOutputKind
+
+    extra = {} if guidance is None else {**guidance.to_xargs(), RECORD_KEY: key}
+    # No seed: on the CPU, vLLM 0.32 dies of a seeded request whose prompt comes in chunks.
+    sampled = {"temperature": 1.0} if n > 1 else {"temperature": 0.0}
+    return SamplingParams(
+        **sampled,
+        max_tokens=max_tokens,
+        n=n,
+        extra_args=extra,
+        detokenize=False,
+        output_kind=RequestOutputKind.FINAL_ONLY,
+    )
+
+
+class Suite:
+    def __init__(self):
+        self.reference, self.engine = build(), engine()
+        self.engine.collective_rpc("trimtab_scorers")
+        config = self.engine.vllm_config
+        facts = {
+            "v2": config.use_v2_model_runner,
+            "asynchronous": config.scheduler_config.async_scheduling,
+        }
+        print(json.dumps(facts), flush=True)
+        self.generator = torch.Generator().manual_seed(1)
+        self.count = 0
+
+    def prompt(self, length):
+        return torch.randint(VOCAB - 1, (length,), generator=self.generator).tolist()
+
+    def guidance(self, i):
+        """Settings that differ in every way."""
+        return [
+            GuidanceParams(scorers={"red": 1.0}, beta=3.0),
+            GuidanceParams(scorers={"blue": -1.0}, beta=2.0, mass=1.0, k=10),
+            GuidanceParams(scorers={"red": 1.0, "blue": 0.5}, beta=3.0, tail="mean"),
+            None,
+            GuidanceParams(scorers={"red": -2.0, "blue": 1.0}, beta=1.0, mass=0.9, normalize=True),
+            GuidanceParams(scorers={"blue": 1.0}, beta=0.0),
+        ][i % 6]
+
+    def run(self, requests, abort=()):
+        """Requests (prompt, guidance, max_tokens, n) at once; finished outputs by request id."""
+        ids = []
+        for prompt, guidance, max_tokens, n in requests:
+            ids.append(f"r{self.count}")
+            self.count += 1
+            self.engine.add_request(
+                ids[-1], {"prompt_token_ids": prompt}, params(guidance, max_tokens, ids[-1], n)
+            )
+        finished, steps = {}, 0
+        while self.engine.has_unfinished_requests():
+            for output in self.engine.step():
+                if output.finished:
+                    finished[output.request_id] = output
+            steps += 1
+            for request, at in abort:
+                if steps == at:
+                    self.engine.abort_request([ids[request]])
+        return [finished.get(i) for i in ids]
+
+    def compare(self, name, requests, abort=()):
+        outputs = self.run(requests, abort)
+        compared = mismatches = 0
+        for output, (prompt, guidance, max_tokens, n) in zip(outputs, requests, strict=True):
+            if output is None or output.outputs[0].finish_reason == "abort":
+                continue
+            settings = guidance or GuidanceParams(beta=0.0)
+            tokens, kl = self.reference.greedy(prompt, settings, max_tokens, VOCAB - 1)
+            if n > 1 and len({tuple(o.token_ids) for o in output.outputs}) == 1:
+                mismatches += 1  # siblings are meant to differ, or they prove nothing
+            answers = [list(o.token_ids) for o in output.outputs]
+            [records] = self.engine.collective_rpc(
+                "trimtab_record", args=(output.request_id, prompt, answers, True)
+            )
+            for answer, record in zip(answers, records, strict=True):
+                compared += 1
+                if n > 1:
+                    kl = self.reference.replay(prompt, answer, settings)
+                same = kl < math.inf if n > 1 else answer == tokens
+                if guidance is not None:
+                    final = {
+                        s: self.reference.scores(s, [*prompt, *answer[:-1]], answer[-1:])[0]
+                        for s in guidance.scorers
+                    }
+                    same = (
+                        same
+                        and record is not None
+                        and record["error"] is None
+                        and abs(record["kl"] - kl) <= 1e-3 * max(1.0, kl)
+                        and record["steps"] == (len(answer) if guidance.beta else 0)
+                        and all(abs(record["scores"][s] - final[s]) < 1e-4 for s in final)
+                    )
+                mismatches += not same
+        report(name, compared, mismatches)
+
+    def all(self):
+        few = 8 if SLOW else 24
+        mixed = [
+            (self.prompt(5 + 3 * i), self.guidance(i), few, 1) for i in range(6 if SLOW else 18)
+        ]
+        self.compare("mixed settings in one batch", mixed)
+        long = [(self.prompt(100 + i), self.guidance(i), few, 1) for i in range(3 if SLOW else 6)]
+        self.compare("chunked prefill", long)
+        grow = 50 if SLOW else 70
+        crowd = [(self.prompt(60), self.guidance(i), grow, 1) for i in range(4 if SLOW else 8)]
+        before = PREEMPTED[0]
+        self.compare("preemption", crowd)
+        report("preemptions happened", PREEMPTED[0] - before, 0)
+        several = [(self.prompt(20), self.guidance(i), few, 3) for i in range(2 if SLOW else 4)]
+        self.compare("n > 1", several)
+        # Short rows end and are replaced or moved while long ones go on; some are aborted.
+        churn = [
+            (self.prompt(4 + i), self.guidance(i), few if i % 3 else 2, 1)
+            for i in range(12 if SLOW else 30)
+        ]
+        self.compare("rows moved, replaced and aborted", churn, abort=[(1, 2), (4, 3), (7, 4)])
+        again = self.run([churn[0]])[0]  # the engine is as good as new
+        tokens, _ = self.reference.greedy(churn[0][0], churn[0][1], churn[0][2], VOCAB - 1)
+        report("after all that", 1, int(list(again.outputs[0].token_ids) != tokens))
+
+
+def report(check, compared, mismatches):
+    print(json.dumps({"check": check, "compared": compared, "mismatches": mismatches}), flush=True)
+
+
+PREEMPTED = [0]
+
+
+def count_preemptions():
+    from vllm.v1.core.sched.scheduler import Scheduler
+
+    original = Scheduler._preempt_request
+
+    def counted(self, *args, **kwargs):
+        PREEMPTED[0] += 1
+        return original(self, *args, **kwargs)
+
+    Scheduler._preempt_request = counted
+
+
+def plant_stale_rows():
+    """A control: with rows that are never moved nor cleared, the suite must find mismatches."""
+    from trimtab.adapters.vllm import GuidanceProcessor
+
+    original = GuidanceProcessor.update_state
+
+    def careless(self, update):
+        if update is not None:
+            update = types.SimpleNamespace(removed=[], added=update.added, moved=[])
+        original(self, update)
+
+    GuidanceProcessor.update_state = careless
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    count_preemptions()
+    if PLANT:
+        plant_stale_rows()
+    Suite().all()

@@ -1,0 +1,51 @@
+"""Every vLLM runner gives what the plain reference gives, whatever happens to its rows."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("vllm")
+pytestmark = pytest.mark.engine
+
+
+def run(runner, directory, *options):
+    script = Path(__file__).with_name("conformance.py")
+    done = subprocess.run(
+        [sys.executable, script, runner, directory, *options],
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    lines = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    assert done.returncode == 0, done.stderr[-3000:]
+    return lines[0], {line["check"]: line for line in lines[1:]}
+
+
+@pytest.mark.parametrize("runner", ["v1", "v1-async", "v2"])
+def test_conformance(runner, tmp_path):
+    engine, checks = run(runner, tmp_path)
+    assert engine["v2"] == (runner == "v2")
+    assert engine["asynchronous"] == (runner == "v1-async") or runner == "v2"
+    assert set(checks) == {
+        "mixed settings in one batch",
+        "chunked prefill",
+        "preemption",
+        "preemptions happened",
+        "n > 1",
+        "rows moved, replaced and aborted",
+        "after all that",
+    }
+    for check in checks.values():
+        assert check["compared"] > 0, check
+        assert check["mismatches"] == 0, check
+
+
+def test_stale_rows_would_be_found(tmp_path):
+    _, checks = run("v1", tmp_path, "plant")
+    assert checks["rows moved, replaced and aborted"]["mismatches"] > 0

@@ -1,0 +1,231 @@
+"""The guide: formulas, faults that stay with their rows, and records."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from trimtab.guide import Guide
+from trimtab.params import GuidanceParams
+from trimtab.rows import Row
+from trimtab.scorers import FunctionScorer
+from trimtab.scorers.base import Scorer
+from trimtab_models.checkpoint import ScorerInfo
+
+VOCAB = 24
+
+
+def plain(ids):
+    return float(np.sin(sum((i + 1) * t for i, t in enumerate(ids))))
+
+
+class Broken(Scorer):
+    """Fails, in a chosen way, for prefixes that begin with 13."""
+
+    family = "function"
+
+    def __init__(self, how):
+        super().__init__(ScorerInfo())
+        self.how = how
+
+    def score(self, keys, prefixes, candidates):
+        out = []
+        for prefix, group in zip(prefixes, candidates, strict=True):
+            values = torch.ones(len(group))
+            if prefix[0] == 13:
+                if self.how == "raise":
+                    raise RuntimeError("secret")
+                if self.how == "shape":
+                    return torch.zeros(1, 2, 3)
+                values[0] = {"nan": torch.nan, "+inf": torch.inf, "-inf": -torch.inf, "huge": 3e38}[
+                    self.how
+                ]
+            out.append(values)
+        return torch.cat(out)
+
+
+def make(prefix, **fields):
+    fields = {"scorers": {"plain": 1.0}, "beta": 2.0} | fields
+    row = Row(GuidanceParams.parse(fields), len(prefix), stop_token=0)
+    row.prefix = np.array(prefix)
+    return row
+
+
+def logits(rows, seed=0):
+    return torch.randn(rows, VOCAB, generator=torch.Generator().manual_seed(seed)) * 2
+
+
+def reference(base, row, scorers):
+    """One row, by the formula of the design."""
+    p = row.params
+    order = base.argsort(descending=True)[: p.k].tolist()
+    probabilities = base.softmax(-1)
+    candidates, reached = [], 0.0
+    for token in order:
+        candidates.append(token)
+        reached += float(probabilities[token])
+        if p.mass < 1 and reached >= p.mass:
+            break
+    bonus = {}
+    for token in candidates:
+        bonus[token] = 0.0
+        for name, w in p.scorers.items():
+            s = scorers[name].function([*row.prefix.tolist(), token])
+            info = scorers[name].info
+            bonus[token] += p.beta * w * ((s - info.mean) / info.deviation if p.normalize else s)
+    mean = sum(bonus.values()) / len(bonus)
+    tail = -torch.inf if p.tail == "truncate" else mean
+    return torch.tensor([float(base[v]) + bonus.get(v, tail) for v in range(VOCAB)])
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    seed=st.integers(0, 10**6),
+    rows=st.lists(
+        st.fixed_dictionaries(
+            {
+                "beta": st.floats(-8, 8).filter(lambda b: b != 0),
+                "k": st.integers(1, 30),
+                "mass": st.sampled_from([0.3, 0.9, 0.99, 1.0]),
+                "tail": st.sampled_from(["truncate", "mean"]),
+                "normalize": st.booleans(),
+                "scorers": st.sampled_from(
+                    [{"plain": 1.0}, {"other": -2.0}, {"plain": 0.5, "other": 1.5}]
+                ),
+            }
+        ),
+        min_size=1,
+        max_size=6,
+    ),
+)
+def test_mixed_rows_equal_the_formula(seed, rows):
+    scorers = {
+        "plain": FunctionScorer(plain, info=ScorerInfo(mean=0.3, deviation=0.6)),
+        "other": FunctionScorer(
+            lambda ids: float(ids[-1] % 5), info=ScorerInfo(mean=2, deviation=1.4)
+        ),
+    }
+    guide, base = Guide(scorers), logits(len(rows) + 1, seed)
+    made = [make([5 + r, 2], **fields) for r, fields in enumerate(rows)]
+    fused = base.clone()
+    guide.step(fused, list(enumerate(made)))
+    assert torch.equal(fused[-1], base[-1])  # an unguided row is untouched, bit for bit
+    for r, row in enumerate(made):
+        expected = reference(base[r], row, scorers)
+        # A constant shift of a whole row is the same distribution.
+        torch.testing.assert_close(fused[r].softmax(-1), expected.softmax(-1), rtol=1e-4, atol=1e-6)
+
+
+def test_beta_zero_is_the_base_bit_for_bit():
+    guide, base = Guide({"plain": FunctionScorer(plain)}), logits(2)
+    fused = base.clone()
+    guide.step(fused, [(0, make([1], beta=0.0)), (1, make([1], beta=0.0, tail="mean"))])
+    assert torch.equal(fused, base)
+
+
+@pytest.mark.parametrize("how", ["raise", "shape", "nan", "+inf", "-inf", "huge"])
+@pytest.mark.parametrize("on_error", ["fail", "unguided"])
+def test_a_fault_stays_with_its_row(how, on_error):
+    guide = Guide({"plain": FunctionScorer(plain), "bad": Broken(how)})
+    fields = {"scorers": {"bad": 1.0, "plain": 1.0}, "beta": 8.0, "on_error": on_error}
+    rows = [make([1, 2], **fields), make([13, 2], **fields), make([3, 2])]
+    base = logits(3)
+    fused = base.clone()
+    guide.step(fused, list(enumerate(rows)))
+    alone = base.clone()
+    guide.step(alone, [(0, make([1, 2], **fields)), (2, make([3, 2]))])
+    assert torch.equal(fused[0], alone[0])
+    assert torch.equal(fused[2], alone[2])
+    assert not torch.equal(fused[0], base[0])
+    assert [row.fault is not None for row in rows] == [False, True, False]
+    assert guide.faults["bad"] == 1
+    assert "secret" not in rows[1].fault.message
+    if on_error == "unguided":
+        assert torch.equal(fused[1], base[1])
+    else:  # only the stop token is left
+        assert torch.isfinite(fused[1]).nonzero().tolist() == [[0]]
+    # It does not come back.
+    rows[1].prefix = np.array([1, 2])
+    again = base.clone()
+    guide.step(again, [(1, rows[1])])
+    assert guide.faults["bad"] == 1
+
+
+def test_a_grammar_that_forbids_the_stop_token_wins():
+    guide, base = Guide({"bad": Broken("raise")}), logits(1)
+    base[0, 0] = -torch.inf
+    fused = base.clone()
+    guide.step(fused, [(0, make([13], scorers={"bad": 1.0}))])
+    assert torch.equal(fused, base)
+
+
+def test_single_candidates_need_no_scorer():
+    def fail(ids):
+        raise AssertionError("the scorer was asked")
+
+    guide, base = Guide({"plain": FunctionScorer(fail)}), torch.zeros(2, VOCAB)
+    base[:, 3] = 30.0
+    fused = base.clone()
+    rows = [make([1]), make([1], tail="mean")]
+    guide.step(fused, list(enumerate(rows)))
+    assert torch.isfinite(fused[0]).nonzero().tolist() == [[3]]
+    torch.testing.assert_close(fused[1], base[1])
+    assert rows[0].fault is None
+    assert [row.steps[1].scored for row in rows] == [0, 0]
+
+
+def generate(guide, row, record_key, steps, seed=0):
+    """Greedy tokens of one row, as an engine would ask for them."""
+    row.record_key = record_key
+    prompt = row.prefix
+    for i in range(steps):
+        fused = logits(1, seed + i)
+        guide.step(fused, [(0, row)])
+        row.prefix = np.append(row.prefix, int(fused.argmax()))
+    answer = row.prefix[len(prompt) :].tolist()
+    row.prefix = row.prefix[:-1]  # the last token is never shown to the processor
+    return answer
+
+
+def test_records_are_found_by_their_tokens():
+    guide = Guide({"plain": FunctionScorer(plain)})
+    rows = [make([4, 5], trace=True) for _ in range(2)]
+    answers = [generate(guide, row, "key", 5, seed=100 * r) for r, row in enumerate(rows)]
+    assert answers[0] != answers[1]
+    second, first = guide.report("key", [4, 5], answers[::-1], done=False)
+    for row, report, answer in zip(rows, (first, second), answers, strict=True):
+        assert report["kl"] == pytest.approx(sum(s.kl for s in row.steps.values()))
+        assert report["steps"] == 5
+        assert report["scores"]["plain"] == pytest.approx(plain([4, 5, *answer]))
+        assert [t["token"] for t in report["trace"]] == answer
+        for step in report["trace"]:
+            chosen = step["candidates"].index(step["token"])
+            assert step["guided_logprobs"][chosen] == max(step["guided_logprobs"])
+            assert sum(np.exp(step["guided_logprobs"])) == pytest.approx(1, abs=1e-5)
+    assert guide.report("key", [4, 5], [[1, 1, 1]], done=True) == [None]
+    assert guide.report("key", [4, 5], answers, done=True) == [None, None]
+    assert not guide.records
+
+
+def test_a_preempted_row_finds_its_record():
+    guide = Guide({"plain": FunctionScorer(plain)})
+    answer = generate(guide, make([4, 5]), "whole", 6)
+    first = make([4, 5])
+    half = generate(guide, first, "halves", 3)
+    resumed = make([4, 5])  # a new row, as the engine adds it again
+    resumed.prefix = np.array([4, 5, *half])
+    rest = generate(guide, resumed, "halves", 3, seed=3)
+    assert [*half, *rest] == answer
+    [whole] = guide.report("whole", [4, 5], [answer], done=True)
+    [halves] = guide.report("halves", [4, 5], [answer], done=True)
+    assert halves == whole
+    assert halves["steps"] == 6
+
+
+def test_unfetched_records_are_bounded(monkeypatch):
+    monkeypatch.setattr("trimtab.guide.MAX_RECORDS", 10)
+    guide = Guide({"plain": FunctionScorer(plain)})
+    for i in range(30):
+        generate(guide, make([1]), f"r{i}", 1)
+    assert list(guide.records) == [f"r{i}" for i in range(20, 30)]

@@ -1,0 +1,146 @@
+import json
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from trimtab.errors import InvalidGuidance, UnknownScorer
+from trimtab.params import FIELDS, MAX_K, GuidanceParams
+
+names = st.from_regex(r"[a-z0-9][a-z0-9_-]{0,63}", fullmatch=True)
+weights = st.floats(-1000, 1000)
+guidance = st.fixed_dictionaries(
+    {},
+    optional={
+        "scorers": st.dictionaries(names, weights, min_size=1, max_size=8),
+        "beta": st.floats(-100, 100) | st.integers(-100, 100),
+        "k": st.integers(1, MAX_K),
+        "mass": st.floats(0, 1, exclude_min=True),
+        "tail": st.sampled_from(["truncate", "mean"]),
+        "normalize": st.booleans(),
+        "on_error": st.sampled_from(["fail", "unguided"]),
+        "trace": st.booleans(),
+    },
+)
+
+
+@given(guidance)
+def test_all_three_carriers_say_the_same(fields):
+    nested = GuidanceParams.parse(fields)
+    assert GuidanceParams.parse(json.loads(json.dumps(fields))) == nested
+    flat = nested.to_xargs()
+    assert all(isinstance(v, (str, int, float)) and not isinstance(v, bool) for v in flat.values())
+    assert GuidanceParams.from_xargs(json.loads(json.dumps(flat))) == nested
+    assert GuidanceParams.from_xargs({"session_id": "x", **flat}) == nested
+
+
+def test_defaults_are_the_design():
+    assert GuidanceParams().model_dump() == {
+        "scorers": None,
+        "beta": 1.0,
+        "k": 32,
+        "mass": 0.99,
+        "tail": "truncate",
+        "normalize": False,
+        "on_error": "fail",
+        "trace": False,
+    }
+
+
+@pytest.mark.parametrize("extra", [None, {}, {"session_id": "x"}, {"trimtab_record": "x"}])
+def test_no_guidance_is_none(extra):
+    assert GuidanceParams.from_xargs(extra) is None
+
+
+SECRET = "hunter2-" * 20
+BAD = [
+    *(
+        {"beta": b}
+        for b in [math.nan, math.inf, -math.inf, 1e308, 101, "0.5", True, None, [], 10**400]
+    ),
+    *({"k": k} for k in [0, -1, 257, 1.5, "5", 2**63, True, None]),
+    *({"mass": m} for m in [0, -0.1, 1.01, math.nan, "1", None]),
+    *({"tail": t} for t in ["cut", "", None, 1]),
+    {"normalize": 1},
+    {"normalize": "true"},
+    {"on_error": "ignore"},
+    {"trace": "yes"},
+    *(
+        {"scorers": s}
+        for s in [
+            {},
+            [],
+            "sentiment",
+            {"": 1},
+            {"../x": 1},
+            {"a\0b": 1},
+            {"A": 1},
+            {"é": 1},
+            {"x" * 65: 1},
+            {"a\n": 1},
+            {"\ud800": 1},
+            {"a": "1"},
+            {"a": None},
+            {"a": math.nan},
+            {"a": 1e9},
+            {str(i): 1 for i in range(9)},
+            {str(i): 1 for i in range(100_000)},
+        ]
+    ),
+    {"unknown": 1},
+    {SECRET: 1},
+    {"beta": SECRET},
+    {"tail": SECRET},
+    [],
+    "beta",
+    None,
+    1,
+]
+
+
+@pytest.mark.parametrize("fields", BAD, ids=lambda f: ascii(f)[:30])
+def test_bad_fields_are_refused_and_never_echoed(fields):
+    with pytest.raises(InvalidGuidance) as caught:
+        GuidanceParams.parse(fields)
+    assert "hunter2" not in caught.value.message
+    assert len(caught.value.message) < 700
+    body = caught.value.body()["error"]
+    assert body["type"] == "invalid_request_error"
+    assert body["param"] in {"guidance", *FIELDS}
+    json.dumps(caught.value.body()).encode()
+
+
+@pytest.mark.parametrize(
+    "flat",
+    [
+        {"trimtab_beta": "4"},
+        {"trimtab_scorers": "a=b"},
+        {"trimtab_scorers": "a=1,a=2"},
+        {"trimtab_scorers": "a=nan"},
+        {"trimtab_scorers": ",".join("abcdefghij")},
+        {"trimtab_scorers": ["a"]},
+        {"trimtab_trace": 2},
+        {"trimtab_nonsense": 1},
+    ],
+    ids=str,
+)
+def test_bad_flat_fields_are_refused(flat):
+    with pytest.raises(InvalidGuidance):
+        GuidanceParams.from_xargs(flat)
+
+
+def test_bare_names_have_weight_one():
+    params = GuidanceParams.from_xargs({"trimtab_scorers": "kindness,brevity=-2"})
+    assert params.scorers == {"kindness": 1.0, "brevity": -2.0}
+
+
+def test_scorers_are_resolved():
+    served = ["a", "b"]
+    assert GuidanceParams().resolve(served).scorers == {"a": 1.0, "b": 1.0}
+    assert GuidanceParams().resolve(served, {"a": 2.0}).scorers == {"a": 2.0}
+    named = GuidanceParams(scorers={"b": -1.0})
+    assert named.resolve(served, {"a": 2.0}).scorers == {"b": -1.0}
+    with pytest.raises(UnknownScorer) as caught:
+        GuidanceParams(scorers={"c": 1.0}).resolve(served)
+    assert caught.value.status == 404

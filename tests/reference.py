@@ -1,0 +1,71 @@
+"""Guided decoding as slowly and plainly as it can be done: what the engine must equal.
+
+Every step re-forwards the whole prefix through the base, and the prefix with each candidate
+through each scorer, with transformers' own attention and no cache of any kind.
+"""
+
+import math
+
+import torch
+
+from trimtab.candidates import select_reference
+from trimtab.fusion import fuse_reference
+from trimtab.params import GuidanceParams
+from trimtab_models.checkpoint import load
+
+
+class Reference:
+    def __init__(self, base, scorers):
+        """base: a causal LM. scorers: name → checkpoint directory of a scalar head."""
+        self.base = base.eval()
+        self.scorers = {name: load(path) for name, path in scorers.items()}
+
+    @torch.inference_mode()
+    def scores(self, name, prefix, candidates):
+        model, _ = self.scorers[name]
+        ids = torch.tensor([[*prefix, c] for c in candidates])
+        hidden = model.base_model(input_ids=ids, use_cache=False).last_hidden_state[:, -1]
+        head = model.score if hasattr(model, "score") else model.classifier
+        return head(hidden)[:, 0].tolist()
+
+    @torch.inference_mode()
+    def step(self, prefix, params: GuidanceParams):
+        """The fused logits after `prefix`, and KL(π ‖ π0) over the whole vocabulary."""
+        logits = self.base(torch.tensor([prefix]), use_cache=False).logits[:, -1].float()
+        if params.beta == 0:
+            return logits[0], 0.0
+        k, mass = torch.tensor([params.k]), torch.tensor([params.mass])
+        [candidates] = select_reference(logits, k, mass)
+        bonus = [0.0] * len(candidates)
+        for name, weight in (params.scorers or {}).items():
+            info = self.scorers[name][1]
+            for i, score in enumerate(self.scores(name, prefix, candidates)):
+                scaled = (score - info.mean) / info.deviation if params.normalize else score
+                bonus[i] += params.beta * weight * scaled
+        fused = fuse_reference(logits, [candidates], [bonus], [params.tail])[0]
+        log_p, log_q = fused.double().log_softmax(-1), logits[0].double().log_softmax(-1)
+        kl = sum(
+            math.exp(p) * (p - q)
+            for p, q in zip(log_p.tolist(), log_q.tolist(), strict=True)
+            if p > -1e30
+        )
+        return fused, kl
+
+    def greedy(self, prompt, params, max_tokens, eos=None):
+        """Tokens and total KL of the greedy guided answer."""
+        prefix, total = list(prompt), 0.0
+        for _ in range(max_tokens):
+            fused, kl = self.step(prefix, params)
+            prefix.append(int(fused.argmax()))
+            total += kl
+            if prefix[-1] == eos:
+                break
+        return prefix[len(prompt) :], total
+
+    def replay(self, prompt, answer, params):
+        """Total KL along a given answer; infinite if a token of it could not be sampled."""
+        total = 0.0
+        for i, token in enumerate(answer):
+            fused, kl = self.step([*prompt, *answer[:i]], params)
+            total += kl if fused[token] > -math.inf else math.inf
+        return total
