@@ -2,9 +2,11 @@
 
 import argparse
 import asyncio
+import logging
 import socket
 from typing import Any
 
+import typer
 from fastapi import FastAPI
 from vllm.entrypoints.launchers.api_server.app_state import init_app_state
 from vllm.entrypoints.launchers.app import build_app
@@ -32,7 +34,9 @@ async def build(engine: Any, args: argparse.Namespace, settings: Settings) -> Fa
     follow_engine(engine)
     default = settings.default_scorer or None
     name = (args.served_model_name or [args.model])[0]
-    app.state.trimtab = State(engine, name, list(settings.scorer), default)
+    app.state.trimtab = State(
+        engine, app.state.online_renderer, name, list(settings.scorer), default
+    )
     app.include_router(generate.router)
     app.include_router(status.router)
     app.add_exception_handler(TrimtabError, errors.handle)
@@ -47,16 +51,25 @@ async def build(engine: Any, args: argparse.Namespace, settings: Settings) -> Fa
 
 async def serve(
     app: FastAPI, args: argparse.Namespace, listener: socket.socket, host: str, port: int
-) -> None:
-    """Serve until stopped; the canary sings meanwhile."""
-    singing = asyncio.create_task(canary.sing(app.state.trimtab))
+) -> bool:
+    """Serve until stopped; the canary sings meanwhile. False if the engine died of itself."""
+    engine = app.state.trimtab.engine
+    stop, asked = engine.shutdown, asyncio.Event()
+
+    def shutdown(*given: Any, **named: Any) -> None:
+        # vLLM stops the engine first when it is told to end; afterwards both look alike.
+        asked.set()
+        stop(*given, **named)
+
+    engine.shutdown = shutdown
+    singing = asyncio.create_task(_begin(app.state.trimtab, f"http://{host}:{port}"))
     stopped = await serve_http(
         app,
         sock=listener,
         enable_ssl_refresh=args.enable_ssl_refresh,
         host=host,
         port=port,
-        log_level=args.uvicorn_log_level,
+        log_level=logging.getLogger().level,
         access_log=False,
         ssl_keyfile=args.ssl_keyfile,
         ssl_certfile=args.ssl_certfile,
@@ -66,5 +79,13 @@ async def serve(
         h11_max_incomplete_event_size=args.h11_max_incomplete_event_size,
         h11_max_header_count=args.h11_max_header_count,
     )
+    died = engine.errored and not asked.is_set()
     singing.cancel()
     await stopped
+    return not died
+
+
+async def _begin(state: State, address: str) -> None:
+    await canary.sing(state)
+    told = "ready" if all(state.complaint(name) is None for name in state.scorers) else "NOT READY"
+    typer.echo(f"{told}: {state.model} at {address}, steered by {', '.join(state.scorers)}")

@@ -17,6 +17,7 @@ from typing import Any
 from vllm.sampling_params import RequestOutputKind, SamplingParams
 
 from trimtab.params import GuidanceParams
+from trimtab_server import prompts
 from trimtab_server.guided import EXCHANGE, Exchange
 from trimtab_server.state import State
 
@@ -57,7 +58,8 @@ async def _complaint(state: State, name: str) -> str | None:
     )
     exchange = Exchange()
     EXCHANGE.set(exchange)
-    async for _ in state.engine.generate({"prompt": "The"}, params, f"canary-{uuid.uuid4().hex}"):
+    prompt = await prompts.text(state.renderer, "The")
+    async for _ in state.engine.generate(prompt, params, f"canary-{uuid.uuid4().hex}"):
         pass
     record = exchange.record(0, 0)
     if record is None:

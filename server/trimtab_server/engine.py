@@ -34,20 +34,11 @@ def parse(settings: Settings, flags: Sequence[str]) -> argparse.Namespace:
         raise StartError("--worker-extension-cls is set by trimtab itself; leave it out.")
     args.logits_processors = [*(args.logits_processors or []), PROCESSOR]
     args.worker_extension_cls = WORKER
-    args.additional_config = {**_mapping(args.additional_config), "trimtab": guidance(settings)}
+    args.additional_config = {**_mapping(args.additional_config), "trimtab": settings.guidance()}
     args.enable_request_id_headers = True
     args.api_key = None  # ours guards more than vLLM's (auth.py)
     validate_parsed_serve_args(args)
     return args
-
-
-def guidance(settings: Settings) -> dict[str, Any]:
-    """The `trimtab` part of vLLM's additional configuration (trimtab.config.GuidanceConfig)."""
-    return {
-        "scorers": settings.scorer,
-        "default_scorers": settings.default_scorer or None,
-        "cache_bytes": settings.cache_bytes,
-    }
 
 
 def _mapping(value: Any) -> dict[str, Any]:
@@ -55,9 +46,21 @@ def _mapping(value: Any) -> dict[str, Any]:
 
 
 def start(args: argparse.Namespace) -> Any:
-    """The running engine."""
-    config = AsyncEngineArgs.from_cli_args(args).create_engine_config()
+    """The running engine.
+
+    Raises:
+        StartError: the flags or the model do not fit, or its process did not start; that
+            has then told why on its standard error.
+    """
+    try:
+        config = AsyncEngineArgs.from_cli_args(args).create_engine_config()
+    except (OSError, ValueError) as error:
+        raise StartError(f"vLLM refuses to begin: {error}") from None
     if current_platform.is_cpu():
-        # The engine's process inherits what is imported here; a device would not survive a fork.
-        os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "fork")
-    return AsyncLLM.from_vllm_config(config, disable_log_stats=args.disable_log_stats)
+        # vLLM has just asked for "spawn", with a device in mind. Here a fork is safe, and the
+        # engine's processes need not import everything again (10 s).
+        os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = "fork"
+    try:
+        return AsyncLLM.from_vllm_config(config, disable_log_stats=args.disable_log_stats)
+    except RuntimeError as error:
+        raise StartError(f"the engine did not start ({error}).") from None

@@ -9,7 +9,7 @@
 import asyncio
 import copy
 import uuid
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
@@ -82,7 +82,7 @@ class _Call:
         self.prompt: list[int] = []
         self.tokens: dict[int, list[int]] = {}
 
-    async def follow(self, outputs: Any, delta: bool) -> AsyncIterator[Any]:
+    async def follow(self, outputs: Any, delta: bool) -> AsyncGenerator[Any, None]:
         """Pass outputs on, each only once the records of its ended choices are here."""
         done = False
         try:

@@ -7,10 +7,12 @@
 """
 
 import asyncio
+import importlib
 import logging
 import os
 import signal
 import socket
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -36,6 +38,7 @@ def serve(settings: Settings, flags: Sequence[str]) -> None:
             given = [*extra, *given]
         if not settings.scorer:
             raise StartError("give at least one scorer: --scorer NAME=PATH.")
+        settings.guidance()  # is it sound? Told before vLLM is imported
         asyncio.run(_run(settings, given, listener))
 
 
@@ -80,20 +83,23 @@ def _quieten(level: str) -> None:
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR" if level == "warning" else level.upper())
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
     logging.basicConfig(level=level.upper(), format="%(levelname)s %(name)s: %(message)s")
+    if level == "warning":
+        # vLLM warns of much that nobody can change, and so do the libraries it imports.
+        logging.getLogger("vllm").setLevel(logging.ERROR)
+        warnings.simplefilter("ignore")
 
 
 async def _run(settings: Settings, flags: Sequence[str], listener: socket.socket) -> None:
-    from trimtab_server import app as application
-    from trimtab_server import engine as engines
-
+    # Imported this late because vLLM's import takes seconds, and reads the environment.
+    application = importlib.import_module("trimtab_server.app")
+    engines = importlib.import_module("trimtab_server.engine")
     args = engines.parse(settings, flags)
     engine = engines.start(args)
     try:
         app = await application.build(engine, args, settings)
         host, port = listener.getsockname()[:2]
-        await application.serve(app, args, listener, host, port)
-        died = engine.errored
+        well = await application.serve(app, args, listener, host, port)
     finally:
         engine.shutdown()
-    if died:
+    if not well:
         raise StartError("the engine died; the server stops with it.")

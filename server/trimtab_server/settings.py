@@ -15,7 +15,7 @@ from pydantic_settings import (
     YamlConfigSettingsSource,
 )
 
-from trimtab.config import CACHE_BYTES, parse_scorer
+from trimtab.config import CACHE_BYTES, GuidanceConfig, parse_scorer
 from trimtab_server.errors import StartError
 
 CONFIG_VARIABLE = "TRIMTAB_CONFIG"
@@ -86,6 +86,19 @@ class Settings(BaseSettings):
 
     config: ClassVar[Path | None] = None
 
+    def guidance(self) -> dict[str, Any]:
+        """The `trimtab` part of vLLM's additional configuration.
+
+        Raises:
+            ScorerLoadError: it does not fit (trimtab.config.GuidanceConfig).
+        """
+        section = {
+            "scorers": self.scorer,
+            "default_scorers": self.default_scorer or None,
+            "cache_bytes": self.cache_bytes,
+        }
+        return GuidanceConfig.parse({"trimtab": section}).model_dump(exclude_none=True)
+
     @classmethod
     def settings_customise_sources(
         cls,
@@ -121,8 +134,6 @@ def load(given: Mapping[str, Any], config: Path | None = None) -> Settings:
         raise StartError(f"the settings do not fit: {told}.") from None
     except yaml.YAMLError as error:
         raise StartError(f"{named} is not valid YAML: {error}") from None
-    if unknown := set(settings.default_scorer) - set(settings.scorer):
-        raise StartError(f"default scorers {sorted(unknown)} are not among the scorers.")
     return settings
 
 

@@ -12,6 +12,7 @@ class State:
     """The engine, what it serves, and whether guidance has been seen to work."""
 
     engine: Any
+    renderer: Any  # vLLM's, from text or messages to what the engine takes
     model: str
     scorers: Sequence[str]
     default: Mapping[str, float] | None

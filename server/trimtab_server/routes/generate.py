@@ -8,13 +8,12 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
-from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
 from vllm.entrypoints.serve.utils.api_utils import with_cancellation
-from vllm.exceptions import GenerationError, VLLMError
+from vllm.exceptions import GenerationError, VLLMClientError, VLLMError
 from vllm.sampling_params import RequestOutputKind, SamplingParams
 
 from trimtab.errors import TrimtabError
-from trimtab_server import strict_json
+from trimtab_server import prompts, strict_json
 from trimtab_server.errors import InvalidRequest
 from trimtab_server.guided import EXCHANGE, Exchange
 from trimtab_server.middleware import check_json
@@ -39,11 +38,11 @@ async def generate(
     asked, guidance = parse(fields)
     state: State = raw_request.app.state.trimtab
     guidance = guidance.resolve(state.scorers, state.default)
-    prompt = await _prompt(asked, raw_request.app.state)
     exchange = Exchange()
     EXCHANGE.set(exchange)
     kind = RequestOutputKind.DELTA if asked.stream else RequestOutputKind.FINAL_ONLY
     try:
+        prompt = await _prompt(asked, state.renderer)
         params = SamplingParams(
             **asked.sampling(), output_kind=kind, extra_args=guidance.to_xargs()
         )
@@ -58,25 +57,19 @@ async def generate(
     return JSONResponse({**answer.head, "choices": choices, "usage": answer.usage(first)})
 
 
-async def _prompt(asked: GenerateRequest, app_state: Any) -> Any:
-    if asked.prompt is not None:
-        return {"prompt": asked.prompt}
-    if asked.prompt_token_ids is not None:
-        return {"prompt_token_ids": asked.prompt_token_ids}
-    request = ChatCompletionRequest(messages=[m.model_dump() for m in asked.messages or ()])
-    rendered = await app_state.online_renderer.render_chat(request)
-    if not isinstance(rendered, tuple):
-        raise InvalidRequest(rendered.error.message, param="messages")
-    return rendered[1][0]
+async def _prompt(asked: GenerateRequest, renderer: Any) -> Any:
+    if asked.messages is not None:
+        return await prompts.messages(renderer, [turn.model_dump() for turn in asked.messages])
+    return await prompts.text(renderer, asked.prompt or asked.prompt_token_ids or "")
 
 
 def _refused(error: Exception, exchange: Exchange) -> Exception:
     """What to answer when the engine does not begin, or a scorer fails."""
     if exchange.fault is not None:
         return exchange.fault
-    if isinstance(error, TrimtabError) or not isinstance(error, ValueError):
-        return error  # handled by vLLM's own handlers: a dead engine, an aborted request
-    return InvalidRequest(str(error)[:500])
+    if isinstance(error, ValueError | VLLMClientError) and not isinstance(error, TrimtabError):
+        return InvalidRequest(str(error.args[0])[:500])  # without the value that vLLM appends
+    return error  # told by its own handler, such as vLLM's for a dead engine
 
 
 async def _events(first: Any, outputs: Any, answer: "Answer") -> AsyncIterator[str]:

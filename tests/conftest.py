@@ -1,0 +1,116 @@
+"""One real server for every test that speaks HTTP: `trimtab serve demo`, with an API key."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import psutil
+import pytest
+
+HERE = Path(__file__).parent
+KEY = "a-key-for-tests"
+READY_SECONDS = 240
+
+
+@dataclass
+class Server:
+    """A server in a process of its own, and a client of it."""
+
+    process: subprocess.Popen[bytes]
+    url: str
+    http: httpx.Client
+    log: Path
+
+    def generate(self, **fields: object) -> dict:
+        answer = self.http.post("/generate", json=fields)
+        assert answer.status_code == 200, answer.text
+        return answer.json()
+
+    def engine(self) -> psutil.Process:
+        children = psutil.Process(self.process.pid).children()
+        return next(child for child in children if "EngineCore" in " ".join(child.cmdline()))
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def environment(**more: str) -> dict[str, str]:
+    clean = {k: v for k, v in os.environ.items() if not k.startswith("TRIMTAB_")}
+    return {
+        **clean,
+        "OMP_NUM_THREADS": "1",
+        "VLLM_CPU_KVCACHE_SPACE": "1",
+        "VLLM_NO_USAGE_STATS": "1",
+        "PYTHONPATH": os.pathsep.join(
+            p for p in (str(HERE / "server"), clean.get("PYTHONPATH")) if p
+        ),
+        **more,
+    }
+
+
+@contextmanager
+def start(command: list[str], *, ready: str, key: str = KEY, **env: str) -> Iterator[Server]:
+    """Run a server until the block ends; `ready` is the path that must answer 200."""
+    port = free_port()
+    url = f"http://127.0.0.1:{port}"
+    with tempfile.TemporaryDirectory() as folder:
+        log = Path(folder) / "log"
+        with log.open("wb") as out:
+            process = subprocess.Popen(
+                [sys.executable, "-m", *command, "--port", str(port)],
+                env=environment(**env),
+                cwd=folder,
+                stdout=out,
+                stderr=subprocess.STDOUT,
+            )
+        headers = {"Authorization": f"Bearer {key}"}
+        try:
+            with httpx.Client(base_url=url, headers=headers, timeout=60) as http:
+                server = Server(process, url, http, log)
+                _wait(server, ready)
+                yield server
+        finally:
+            process.send_signal(signal.SIGTERM)
+            try:
+                process.wait(30)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+
+def _wait(server: Server, path: str) -> None:
+    deadline = time.monotonic() + READY_SECONDS
+    while time.monotonic() < deadline and server.process.poll() is None:
+        try:
+            if server.http.get(path).status_code == 200:
+                return
+        except httpx.TransportError:
+            pass
+        time.sleep(0.2)
+    pytest.fail("the server did not get ready:\n" + server.log.read_text()[-4000:])
+
+
+@pytest.fixture(scope="session")
+def server() -> Iterator[Server]:
+    """The demo, beside its scorers three that fail once a text has FAILS_AT tokens (faulty.py)."""
+    faulty = ["raises", "nan", "infinite"]
+    command = ["trimtab_server.cli", "serve", "demo"]
+    for name in faulty:
+        command += ["--scorer", f"{name}=faulty:{name},family=function"]
+    for name in ("sentiment", "formality", "brevity"):
+        command += ["--default-scorer", f"{name}=1"]
+    with start(command, ready="/ready", TRIMTAB_API_KEY=KEY) as running:
+        yield running
+    assert running.process.returncode == 0, "SIGTERM must end the server well"

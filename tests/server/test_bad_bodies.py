@@ -1,0 +1,166 @@
+"""Bad bodies: a 4xx in OpenAI's shape, quickly, never echoed; the next good request unchanged."""
+
+import json
+import time
+
+import pytest
+
+GOOD = {"prompt": "The room was", "temperature": 0, "max_tokens": 12, "beta": 2}
+SECONDS = 0.25
+MARK = "zebra-crossing"
+
+FIELDS = {
+    # guidance
+    "beta NaN": {"beta": float("nan")},
+    "beta Infinity": {"beta": float("inf")},
+    "beta -Infinity": {"beta": float("-inf")},
+    "beta 1e308": {"beta": 1e308},
+    "beta text": {"beta": MARK},
+    "beta quoted": {"beta": "0.5"},
+    "beta true": {"beta": True},
+    "beta null": {"beta": None},
+    "beta list": {"beta": []},
+    "k 0": {"k": 0},
+    "k -1": {"k": -1},
+    "k 1.5": {"k": 1.5},
+    "k quoted": {"k": "5"},
+    "k huge": {"k": 2**63},
+    "k above the cap": {"k": 257},
+    "mass 0": {"mass": 0},
+    "mass above 1": {"mass": 1.01},
+    "tail unknown": {"tail": MARK},
+    "normalize number": {"normalize": 1},
+    "on_error unknown": {"on_error": MARK},
+    "scorers unknown": {"scorers": {MARK: 1}},
+    "scorers list": {"scorers": ["sentiment"]},
+    "scorers empty": {"scorers": {}},
+    "scorers empty name": {"scorers": {"": 1}},
+    "scorers path": {"scorers": {"../" + MARK: 1}},
+    "scorers NUL": {"scorers": {"sentiment\0" + MARK: 1}},
+    "scorers long name": {"scorers": {"a" * 10_000: 1}},
+    "scorers many": {"scorers": {f"s{i}": 1 for i in range(10_000)}},
+    "scorers weight text": {"scorers": {"sentiment": MARK}},
+    "scorers weight huge": {"scorers": {"sentiment": 1e30}},
+    "unknown field": {MARK: 1},
+}
+REQUEST = {
+    "two prompts": {"messages": [{"role": "user", "content": MARK}]},
+    "prompt empty": {"prompt": ""},
+    "prompt null": {"prompt": None},
+    "prompt number": {"prompt": 5},
+    "prompt too long": {"prompt": (MARK + " ") * 3000},
+    "ids out of range": {"prompt": None, "prompt_token_ids": [1, 10**6]},
+    "ids negative": {"prompt": None, "prompt_token_ids": [-1]},
+    "ids empty": {"prompt": None, "prompt_token_ids": []},
+    "ids 10⁵ wrong ones": {"prompt": None, "prompt_token_ids": [MARK] * 100_000},
+    "messages empty": {"prompt": None, "messages": []},
+    "messages image": {"prompt": None, "messages": [{"role": "user", "content": [{"type": "x"}]}]},
+    "n 0": {"n": 0},
+    "n huge": {"n": 10**9},
+    "max_tokens 0": {"max_tokens": 0},
+    "max_tokens -1": {"max_tokens": -1},
+    "max_tokens huge": {"max_tokens": 10**9},
+    "temperature NaN": {"temperature": float("nan")},
+    "temperature -1": {"temperature": -1},
+    "stop empty": {"stop": ""},
+    "stop many": {"stop": ["x"] * 100_000},
+    "top_p 0": {"top_p": 0},
+    "logprobs above the cap": {"logprobs": 21},
+    "stop_token_ids out of range": {"stop_token_ids": [2**40]},
+    "seed text": {"seed": MARK},
+}
+RAW = {
+    "empty": b"",
+    "not JSON": b"{" + MARK.encode(),
+    "list": b"[]",
+    "trailing bytes": b'{"prompt": "x"} ' + MARK.encode(),
+    "invalid UTF-8": b'{"prompt": "\xff\xfe"}',
+    "UTF-16": '{"prompt": "x"}'.encode("utf-16"),
+    "lone surrogate": b'{"prompt": "\\ud800"}',
+    "lone surrogate as a name": b'{"prompt": "x", "scorers": {"\\udc00": 1}}',
+    "duplicate keys": b'{"prompt": "x", "beta": 1, "beta": 2}',
+    "duplicate scorers": b'{"prompt": "x", "scorers": {"sentiment": 1, "sentiment": 2}}',
+    "beta 1e999": b'{"prompt": "x", "beta": 1e999}',
+    "depth 500": b'{"prompt": ' + b"[" * 500 + b"]" * 500 + b"}",
+    "depth 10⁵": b'{"prompt": ' + b"[" * 100_000,
+    "5,000 digits": b'{"prompt": "x", "k": ' + b"9" * 5000 + b"}",
+}
+
+
+def refused(server, body, path="/generate", kind="application/json"):
+    began = time.perf_counter()
+    answer = server.http.post(path, content=body, headers={"Content-Type": kind})
+    took = time.perf_counter() - began
+    assert 400 <= answer.status_code < 500, answer.text
+    error = answer.json()["error"]
+    assert set(error) == {"message", "type", "param", "code"}
+    assert error["message"]
+    assert len(answer.text) < 2000
+    assert MARK not in answer.text
+    assert "Traceback" not in answer.text
+    assert took < SECONDS, f"took {took:.3f} s"
+    return answer
+
+
+@pytest.fixture
+def unchanged(server):
+    """The next good request is as before, in the same engine."""
+    before, engine = server.generate(**GOOD)["choices"][0], server.engine().pid
+    yield
+    after = server.generate(**GOOD)["choices"][0]
+    assert (after["text"], after["token_ids"]) == (before["text"], before["token_ids"])
+    assert server.engine().pid == engine
+
+
+@pytest.mark.usefixtures("unchanged")
+def test_guidance_fields_of_generate(server):
+    for fields in FIELDS.values():
+        refused(server, json.dumps({**GOOD, **fields}).encode())
+
+
+@pytest.mark.usefixtures("unchanged")
+def test_guidance_object_of_the_chat_route(server):
+    chat = {"messages": [{"role": "user", "content": "hello"}], "max_tokens": 4}
+    for fields in (*FIELDS.values(), [], "strong", 5, [MARK] * 100):
+        refused(server, json.dumps({**chat, "guidance": fields}).encode(), "/v1/chat/completions")
+
+
+@pytest.mark.usefixtures("unchanged")
+@pytest.mark.parametrize("name", REQUEST)
+def test_request_fields(server, name):
+    body = {**GOOD, **REQUEST[name]}
+    refused(server, json.dumps({k: v for k, v in body.items() if v is not None}).encode())
+
+
+@pytest.mark.usefixtures("unchanged")
+@pytest.mark.parametrize("path", ["/generate", "/v1/completions"])
+def test_raw_bodies(server, path):
+    for name, body in RAW.items():
+        if path == "/generate" or "beta" not in name:
+            refused(server, body, path)
+
+
+@pytest.mark.usefixtures("unchanged")
+def test_caps_of_the_openai_routes(server):
+    base = {"prompt": "x", "max_tokens": 2, "guidance": {}}
+    for fields in (
+        {"n": 9},
+        {"n": 10**9},
+        {"stop": ["a"] * 5},
+        {"prompt": ["x"] * 10_000},
+    ):
+        refused(server, json.dumps({**base, **fields}).encode(), "/v1/completions")
+
+
+def test_media_type_and_size(server):
+    text = refused(server, json.dumps(GOOD).encode(), kind="text/plain")
+    assert text.status_code == 415
+    large = server.http.post("/generate", content=b" " * (64 * 2**20))
+    assert large.status_code == 413
+    assert large.json()["error"]["type"] == "request_too_large"
+
+
+def test_unknown_scorer_is_not_found(server):
+    answer = refused(server, json.dumps({**GOOD, "scorers": {"unheard-of": 1}}).encode())
+    assert answer.status_code == 404
+    assert "sentiment" in answer.json()["error"]["message"]

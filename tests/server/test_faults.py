@@ -1,0 +1,88 @@
+"""A scorer that fails ends its own request alone, whichever way it fails."""
+
+import concurrent.futures
+import json
+
+import pytest
+from faulty import FAILS_AT
+from httpx_sse import connect_sse
+
+CHAT = [{"role": "user", "content": "Write a review of a hotel."}]
+LONG = {"temperature": 0, "max_tokens": 64, "ignore_eos": True}
+FAULTY = ["raises", "nan", "infinite"]
+BYSTANDERS = [
+    {"prompt": prompt, "scorers": scorers, "beta": beta, **LONG}
+    for prompt in ("The room was", "I bought a kettle and", "This cable")
+    for scorers, beta in (({"sentiment": 1}, 4), ({"brevity": -1, "formality": 1}, 2))
+]
+
+
+def is_fault(error, scorer):
+    assert error["type"] == "scorer_error"
+    assert scorer in error["message"]
+    assert "secret" not in error["message"]
+    assert "Traceback" not in error["message"]
+    return True
+
+
+@pytest.mark.parametrize("scorer", FAULTY)
+def test_bystanders_stay_token_equal(server, scorer):
+    alone = [server.generate(**fields)["choices"][0]["token_ids"] for fields in BYSTANDERS]
+    engine = server.engine().pid
+    faulty = {"messages": CHAT, "scorers": {scorer: 1, "sentiment": 1}, **LONG}
+    with concurrent.futures.ThreadPoolExecutor(9) as pool:
+        near = [pool.submit(server.generate, **fields) for fields in BYSTANDERS]
+        bad = [pool.submit(server.http.post, "/generate", json=faulty) for _ in range(3)]
+    for future in bad:
+        assert future.result().status_code == 500
+        assert is_fault(future.result().json()["error"], scorer)
+    assert [f.result()["choices"][0]["token_ids"] for f in near] == alone
+    assert server.engine().pid == engine
+
+
+@pytest.mark.parametrize("scorer", FAULTY)
+def test_openai_routes_end_with_the_error(server, scorer):
+    asked = {"messages": CHAT, "guidance": {"scorers": {scorer: 1}}, **LONG}
+    whole = server.http.post("/v1/chat/completions", json={**asked, "n": 2, "temperature": 1})
+    assert whole.status_code == 500
+    assert is_fault(whole.json()["error"], scorer)
+    path = "/v1/chat/completions"
+    stream = {**asked, "stream": True, "ignore_eos": False, "max_tokens": 200}
+    with connect_sse(server.http, "POST", path, json=stream) as source:
+        events = [event.data for event in source.iter_sse()]
+    assert events[-1] == "[DONE]"
+    assert is_fault(json.loads(events[-2])["error"], scorer)
+    assert len(events) < FAILS_AT  # it ended at once, not at the end of its text
+
+
+def test_generate_streams_the_error(server):
+    asked = {"messages": CHAT, "scorers": {"nan": 1}, "stream": True, **LONG}
+    with connect_sse(server.http, "POST", "/generate", json=asked) as source:
+        events = [event.data for event in source.iter_sse()]
+    assert events[-1] == "[DONE]"
+    assert is_fault(json.loads(events[-2])["error"], "nan")
+
+
+@pytest.mark.parametrize("scorer", FAULTY)
+def test_unguided_goes_on(server, scorer):
+    answer = server.generate(messages=CHAT, scorers={scorer: 1}, on_error="unguided", **LONG)
+    (choice,) = answer["choices"]
+    assert choice["finish_reason"] == "length"
+    assert choice["guidance"]["error"]["scorer"] == scorer
+
+
+def test_faults_are_counted_and_the_server_stays_ready(server):
+    def count():
+        lines = server.http.get("/metrics").text.splitlines()
+        found = [x for x in lines if x.startswith('trimtab_scorer_faults_total{scorer="nan"}')]
+        return float(found[0].split()[-1]) if found else 0.0
+
+    before = count()
+    bad = {"messages": CHAT, "scorers": {"nan": 1}, **LONG}
+    assert server.http.post("/generate", json=bad).status_code == 500
+    assert count() == before + 1
+    # The canary asks it again: one strange text does not take the server out of service.
+    assert server.http.get("/ready").status_code == 200
+    scorers = {s["id"]: s for s in server.http.get("/v1/scorers").json()["data"]}
+    assert scorers["nan"]["faults"] >= 1
+    assert scorers["nan"]["healthy"]

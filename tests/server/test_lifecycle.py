@@ -1,0 +1,42 @@
+"""What becomes of the server when its engine dies, and of the engine when its client leaves."""
+
+import time
+
+import httpx
+import psutil
+from conftest import start
+
+LONG = {"prompt": "The room was", "max_tokens": 480, "ignore_eos": True, "beta": 2}
+
+
+def running(server):
+    lines = server.http.get("/metrics").text.splitlines()
+    return sum(float(x.split()[-1]) for x in lines if x.startswith("vllm:num_requests_running"))
+
+
+def test_a_client_that_leaves_is_forgotten(server):
+    for stream in (True, False):
+        try:
+            with (
+                httpx.Client(base_url=server.url, headers=server.http.headers) as client,
+                client.stream(
+                    "POST", "/generate", json={**LONG, "stream": stream}, timeout=0.5
+                ) as answer,
+            ):
+                next(answer.iter_lines())
+        except httpx.ReadTimeout:
+            assert not stream
+        deadline = time.monotonic() + 10
+        while running(server) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        assert running(server) == 0
+
+
+def test_a_dead_engine_ends_the_server():
+    with start(["trimtab_server.cli", "serve", "demo"], ready="/ready") as server:
+        children = psutil.Process(server.process.pid).children(recursive=True)
+        server.engine().kill()
+        assert server.process.wait(20) != 0
+        assert "engine died" in server.log.read_text()
+        _, alive = psutil.wait_procs(children, timeout=10)
+        assert not alive

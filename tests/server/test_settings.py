@@ -1,0 +1,98 @@
+"""Settings: where they come from, and that all of them are documented."""
+
+from pathlib import Path
+
+import pytest
+from trimtab_server import settings
+from trimtab_server.errors import StartError
+
+from trimtab.errors import TrimtabError
+
+DOCS = Path(__file__).parents[2] / "docs" / "settings.md"
+
+
+@pytest.fixture(autouse=True)
+def clean(monkeypatch):
+    for name in settings.Settings.model_fields:
+        monkeypatch.delenv(f"TRIMTAB_{name.upper()}", raising=False)
+    monkeypatch.delenv(settings.CONFIG_VARIABLE, raising=False)
+
+
+def test_precedence(monkeypatch, tmp_path):
+    config = tmp_path / "trimtab.yaml"
+    config.write_text("model: by-yaml\nport: 1\nhost: 0.0.0.0\n")
+    assert settings.load({"model": "m"}).port == 8000
+    assert settings.load({}, config).port == 1
+    monkeypatch.setenv("TRIMTAB_PORT", "2")
+    assert settings.load({}, config).port == 2
+    assert settings.load({"port": 3, "model": None}, config).port == 3
+    loaded = settings.load({}, config)
+    assert (loaded.model, loaded.host) == ("by-yaml", "0.0.0.0")
+    monkeypatch.setenv(settings.CONFIG_VARIABLE, str(config))
+    assert settings.load({}).model == "by-yaml"
+
+
+def test_scorers_by_command_line_environment_and_yaml(monkeypatch, tmp_path):
+    expected = {"kind": {"path": "./k"}, "gen": {"path": "g", "family": "log_ratio", "alpha": 2.0}}
+    given = ["kind=./k", "gen=g,family=log_ratio,alpha=2.0"]
+    by_line = settings.load({"model": "m", "scorer": given, "default_scorer": ["kind=-0.5", "gen"]})
+    assert by_line.scorer == expected
+    assert by_line.default_scorer == {"kind": -0.5, "gen": 1.0}
+    config = tmp_path / "trimtab.yaml"
+    config.write_text(
+        "model: m\nscorer:\n  kind: ./k\n  gen: {path: g, family: log_ratio, alpha: 2.0}\n"
+        "default_scorer: {kind: -0.5}\nvllm: {max-model-len: 512}\n"
+    )
+    by_yaml = settings.load({}, config)
+    assert by_yaml.scorer == expected
+    assert by_yaml.vllm == {"max-model-len": 512}
+    monkeypatch.setenv("TRIMTAB_SCORER", " ".join(given))
+    assert settings.load({"model": "m"}).scorer == expected
+
+
+def test_keys_are_secret_and_may_be_several(monkeypatch):
+    monkeypatch.setenv("TRIMTAB_API_KEY", "one,two")
+    loaded = settings.load({"model": "m"})
+    assert [key.get_secret_value() for key in loaded.api_key] == ["one", "two"]
+    assert "one" not in repr(loaded)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {},
+        {"model": "m", "port": 70000},
+        {"model": "m", "scorer": ["no-path"]},
+        {"model": "m", "scorer": ["a=x", "a=y"]},
+        {"model": "m", "scorer": ["Bad Name=x"]},
+        {"model": "m", "scorer": ["a=x,family=unheard-of"]},
+        {"model": "m", "default_scorer": ["a=much"]},
+    ],
+)
+def test_what_does_not_fit_is_told(given):
+    with pytest.raises(TrimtabError):
+        settings.load(given)
+
+
+def test_a_default_scorer_must_be_served():
+    loaded = settings.load({"model": "m", "scorer": ["a=x"], "default_scorer": ["b=1"]})
+    with pytest.raises(TrimtabError, match="default scorers"):
+        loaded.guidance()
+
+
+def test_unknown_yaml_and_missing_file_are_told(tmp_path):
+    config = tmp_path / "trimtab.yaml"
+    config.write_text("model: m\nprot: 1\n")
+    with pytest.raises(StartError, match="prot"):
+        settings.load({}, config)
+    config.write_text("model: [")
+    with pytest.raises(StartError, match="YAML"):
+        settings.load({}, config)
+    with pytest.raises(StartError, match="no configuration file"):
+        settings.load({}, tmp_path / "absent.yaml")
+
+
+def test_every_setting_is_described_and_documented():
+    for name, field in settings.Settings.model_fields.items():
+        assert field.description, name
+    assert settings.table() in DOCS.read_text()
