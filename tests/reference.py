@@ -4,6 +4,7 @@ Every step re-forwards the whole prefix through the base, and the prefix with ea
 through each scorer, with transformers' own attention and no cache of any kind.
 """
 
+import functools
 import math
 
 import torch
@@ -19,9 +20,19 @@ class Reference:
         """base: a causal LM. scorers: name → checkpoint directory of a scalar head."""
         self.base = base.eval()
         self.scorers = {name: load(path) for name, path in scorers.items()}
+        # Settings that are compared on the same prompts begin with the same prefixes.
+        self.logits = functools.lru_cache(maxsize=4096)(self._logits)
+        self._scores_of = functools.lru_cache(maxsize=100_000)(self._scores)
 
     @torch.inference_mode()
+    def _logits(self, prefix):
+        return self.base(torch.tensor([prefix]), use_cache=False).logits[:, -1].float()
+
     def scores(self, name, prefix, candidates):
+        return self._scores_of(name, tuple(prefix), tuple(candidates))
+
+    @torch.inference_mode()
+    def _scores(self, name, prefix, candidates):
         model, _ = self.scorers[name]
         ids = torch.tensor([[*prefix, c] for c in candidates])
         hidden = model.base_model(input_ids=ids, use_cache=False).last_hidden_state[:, -1]
@@ -31,7 +42,7 @@ class Reference:
     @torch.inference_mode()
     def step(self, prefix, params: GuidanceParams):
         """The fused logits after `prefix`, and KL(π ‖ π0) over the whole vocabulary."""
-        logits = self.base(torch.tensor([prefix]), use_cache=False).logits[:, -1].float()
+        logits = self.logits(tuple(prefix))
         if params.beta == 0:
             return logits[0], 0.0
         k, mass = torch.tensor([params.k]), torch.tensor([params.mass])

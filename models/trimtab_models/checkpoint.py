@@ -69,6 +69,8 @@ def save(
             tokenizer.save_pretrained(work)
         (work / "README.md").write_text(card(info, text))
         work.chmod(0o755)
+        for file in work.iterdir():
+            file.chmod(0o644)
         if target.exists():
             shutil.rmtree(target)
         work.rename(target)

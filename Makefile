@@ -1,0 +1,27 @@
+# Two commands do everything on a fresh machine: `make serve` and `make test`.
+PYTHON ?= python3
+PORT ?= 8000
+
+.PHONY: setup serve test format demo bench clean
+
+setup:
+	@$(PYTHON) scripts/setup_env.py
+
+serve: setup  ## serve the embedded demo on http://localhost:$(PORT)
+	.venv/bin/trimtab serve demo --port $(PORT)
+
+test: setup  ## every check there is: format, lint, types, layers, tests
+	.venv/bin/python -m pytest
+
+format: setup
+	.venv/bin/ruff format .
+	.venv/bin/ruff check --fix .
+
+demo: setup  ## rebuild the demo's weights from nothing
+	.venv/bin/python -m trimtab_models.demo.build
+
+bench: setup  ## measure decoding speed, guided against unguided
+	.venv/bin/python benchmarks/decode.py
+
+clean:
+	rm -rf .venv .build dist

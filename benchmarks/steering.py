@@ -1,0 +1,235 @@
+"""How well steering works on the demo world, judged by its exact rewards, through the real server.
+
+    python benchmarks/steering.py
+
+Measures, over the same 100 prompts and seeds for every setting: mean reward ± standard error and
+KL for each scorer over β; all three composed; PARGS against the same network trained as a
+full-sequence reward model (ARGS), by a paired Wilcoxon signed-rank test; candidates by mass
+against k = 10.
+Writes benchmarks/results/steering.{json,md,png}. The ARGS twin is trained first (minutes, once).
+"""
+
+import argparse
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import httpx
+import numpy as np
+from scipy import stats
+from tqdm import tqdm
+
+from trimtab_models import demo
+
+RESULTS = Path(__file__).parent / "results"
+WORK = Path(__file__).parents[1] / ".work"
+PROMPTS, MAX_TOKENS = 100, 96
+BETAS = (-4, -2, 0, 2, 4, 8)
+NAMES = tuple(demo.rewards)
+
+
+def twin(rollouts: Path | None) -> Path:
+    """The sentiment scorer's network, data and budget, under the full-sequence objective."""
+    from trimtab_models.demo import build
+
+    out = WORK / "args"
+    if not out.exists():
+        WORK.mkdir(exist_ok=True)
+        records = rollouts or WORK / "rollouts.jsonl"
+        if not records.exists():
+            build.roll_out(demo.base(), records)
+        build.train_scorer("sentiment", demo.base(), records, out, FULL_SEQUENCE)
+    return out
+
+
+FULL_SEQUENCE = "bradley-terry-full"
+
+
+class Server:
+    """`trimtab serve demo` with the twin beside it."""
+
+    def __init__(self, args: Path) -> None:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = str(probe.getsockname()[1])
+        command = [sys.executable, "-m", "trimtab_server.cli", "serve", "demo"]
+        self.process = subprocess.Popen(
+            [*command, "--port", port, "--scorer", f"args={args}"],
+            env=os.environ | {"VLLM_NO_USAGE_STATS": "1"},
+        )
+        self.http = httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=300)
+        for _ in range(600):
+            try:
+                if self.http.get("/ready").status_code == 200:
+                    return
+            except httpx.TransportError:
+                pass
+            time.sleep(0.5)
+        raise SystemExit("the server did not get ready")
+
+    def stop(self) -> None:
+        self.process.send_signal(signal.SIGTERM)
+        self.process.wait(60)
+
+    def counters(self) -> dict[str, float]:
+        """What has been counted since the start."""
+        text = self.http.get("/metrics").text
+        found = dict(re.findall(r"^(trimtab_\w*(?:steps|tokens)\w*_total) (\S+)", text, re.M))
+        scorers = self.http.get("/v1/scorers").json()["data"]
+        forwarded = {f"forwarded {s['id']}": s["tokens_forwarded"] for s in scorers}
+        return {name: float(value) for name, value in found.items()} | forwarded
+
+    def run(self, **guidance) -> dict:
+        """100 answers: rewards [scorer, prompt], KL, and what the scorers had to do."""
+        prompts = demo.prompts("test", PROMPTS, seed=5)
+
+        def ask(i: int) -> dict:
+            body = {
+                "messages": [{"role": "user", "content": prompts[i]}],
+                "seed": i,
+                "max_tokens": MAX_TOKENS,
+                **guidance,
+            }
+            answer = self.http.post("/generate", json=body)
+            answer.raise_for_status()
+            return answer.json()["choices"][0]
+
+        before = self.counters()
+        with ThreadPoolExecutor(32) as pool:
+            choices = list(pool.map(ask, range(PROMPTS)))
+        after = self.counters()
+        spent = {name: after[name] - before[name] for name in after}
+        tokens = sum(len(choice["token_ids"]) for choice in choices)
+        used = [s for s in guidance.get("scorers", {}) if guidance.get("beta") != 0]
+        steps = spent["trimtab_steps_total"]
+        return {
+            "guidance": guidance,
+            "rewards": {
+                name: [
+                    reward(prompt, choice["text"])
+                    for prompt, choice in zip(prompts, choices, strict=True)
+                ]
+                for name, reward in demo.rewards.items()
+            },
+            "kl": [choice["guidance"]["kl"] for choice in choices],
+            "tokens": tokens,
+            "scorer_tokens_per_token": sum(spent[f"forwarded {s}"] for s in used)
+            / max(len(used), 1)
+            / tokens,
+            "skipped": 1 - spent["trimtab_scored_steps_total"] / steps if steps else None,
+            "examples": [choice["text"] for choice in choices[:2]],
+        }
+
+
+def mean_se(values) -> str:
+    return f"{np.mean(values):.2f} ± {stats.sem(values):.2f}"
+
+
+def report(runs: dict[str, dict]) -> str:
+    lines = [f"{PROMPTS} prompts, one answer each at temperature 1, exact rewards in [−1, 1].", ""]
+    lines += ["## Reward and KL over β (mass 0.99)", "", "| scorer | β | reward | KL, nats |"]
+    lines += ["|---|---|---|---|"]
+    for name in NAMES:
+        for beta in BETAS:
+            run = runs[f"{name} {beta}"]
+            reward = mean_se(run["rewards"][name])
+            lines.append(f"| {name} | {beta} | {reward} | {mean_se(run['kl'])} |")
+    lines += ["", "## All three composed, weight 1 each", ""]
+    lines += ["| β | " + " | ".join(NAMES) + " | KL, nats |", "|---" * (len(NAMES) + 2) + "|"]
+    for beta in (0, 2, 4):
+        run = runs[f"all {beta}"]
+        cells = " | ".join(mean_se(run["rewards"][name]) for name in NAMES)
+        lines.append(f"| {beta} | {cells} | {mean_se(run['kl'])} |")
+    lines += ["", "## PARGS against ARGS (sentiment, same network, data and budget)", ""]
+    lines += ["| β | PARGS | KL | ARGS | KL | paired Wilcoxon p (PARGS > ARGS) |", "|---" * 6 + "|"]
+    for beta in (2, 4, 8):
+        ours, theirs = runs[f"sentiment {beta}"], runs[f"args {beta}"]
+        test = stats.wilcoxon(
+            ours["rewards"]["sentiment"], theirs["rewards"]["sentiment"], alternative="greater"
+        )
+        lines.append(
+            f"| {beta} | {mean_se(ours['rewards']['sentiment'])} | {mean_se(ours['kl'])} "
+            f"| {mean_se(theirs['rewards']['sentiment'])} | {mean_se(theirs['kl'])} "
+            f"| {test.pvalue:.1e} |"
+        )
+    lines += ["", "## Candidates: by mass, and k = 10 as in the papers (β = 4)", ""]
+    lines += [
+        "| scorers | candidates | reward | KL, nats | scorer tokens ÷ token | steps skipped |"
+    ]
+    lines += ["|---" * 6 + "|"]
+    for name in (*NAMES, "all"):
+        for label, key in (("mass 0.99", f"{name} 4"), ("k = 10, mass 1", f"{name} 4 k10")):
+            run = runs[key]
+            own = NAMES if name == "all" else (name,)
+            reward = ", ".join(mean_se(run["rewards"][n]) for n in own)
+            lines.append(
+                f"| {name} | {label} | {reward} | {mean_se(run['kl'])} "
+                f"| {run['scorer_tokens_per_token']:.2f} | {100 * run['skipped']:.0f} % |"
+            )
+    return "\n".join(lines) + "\n"
+
+
+def draw(runs: dict[str, dict], path: Path) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, (left, right) = pyplot.subplots(1, 2, figsize=(10, 3.8), layout="constrained")
+    for name in NAMES:
+        picked = [runs[f"{name} {beta}"] for beta in BETAS]
+        rewards = [run["rewards"][name] for run in picked]
+        means, errors = np.mean(rewards, axis=1), stats.sem(rewards, axis=1)
+        left.errorbar(BETAS, means, errors, marker="o", markersize=4, label=name)
+        up = [i for i, beta in enumerate(BETAS) if beta >= 0]
+        kl = [np.mean(picked[i]["kl"]) for i in up]
+        right.errorbar(kl, means[up], errors[up], marker="o", markersize=4, label=name)
+    left.set_xlabel("β")
+    left.set_ylabel("mean exact reward ± s.e.")
+    left.axhline(1, color="grey", linewidth=0.7, linestyle=":")
+    right.set_xlabel("KL to the base, nats per answer (β = 0, 2, 4, 8)")
+    left.legend(frameon=False)
+    figure.savefig(path, dpi=130)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rollouts", type=Path, help="of demo.build, if they are still there")
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    arguments = parser.parse_args()
+    together = dict.fromkeys(NAMES, 1.0)
+    settings = {
+        **{f"{n} {b}": {"scorers": {n: 1.0}, "beta": b} for n in NAMES for b in BETAS},
+        **{f"all {b}": {"scorers": together, "beta": b} for b in (0, 2, 4)},
+        **{f"args {b}": {"scorers": {"args": 1.0}, "beta": b} for b in (2, 4, 8)},
+        **{
+            f"{n} 4 k10": {
+                "scorers": together if n == "all" else {n: 1.0},
+                "beta": 4,
+                "k": 10,
+                "mass": 1.0,
+            }
+            for n in (*NAMES, "all")
+        },
+    }
+    server = Server(twin(arguments.rollouts))
+    try:
+        runs = {label: server.run(**guidance) for label, guidance in tqdm(settings.items())}
+    finally:
+        server.stop()
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    (arguments.out / "steering.json").write_text(json.dumps(runs) + "\n")
+    (arguments.out / "steering.md").write_text(report(runs))
+    draw(runs, arguments.out / "steering.png")
+    print(report(runs))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,85 @@
+"""The house rules that a machine can check."""
+
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGES = ("server/trimtab_server", "guidance/trimtab", "models/trimtab_models")
+BIN = Path(sys.executable).parent
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["ruff", "format", "--check", "."],
+        ["ruff", "check", "."],
+        ["mypy"],
+        ["lint-imports"],
+    ],
+    ids=" ".join,
+)
+def test_tools_are_content(command):
+    done = subprocess.run(
+        [BIN / command[0], *command[1:]], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_the_layers_would_be_noticed(tmp_path):
+    """The control: an import against the stream breaks the contract."""
+    for package in PACKAGES:
+        name = package.split("/")[1]
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "__init__.py").write_text("")
+    (tmp_path / "trimtab_models" / "bad.py").write_text("import trimtab\n")
+    (tmp_path / "pyproject.toml").write_text((ROOT / "pyproject.toml").read_text())
+    done = subprocess.run(
+        [BIN / "lint-imports", "--no-cache"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+        env={"PYTHONPATH": str(tmp_path), "PATH": str(BIN)},
+    )
+    assert done.returncode != 0
+    assert "BROKEN" in done.stdout
+
+
+@pytest.mark.parametrize("name", ["server", "guidance", "models"])
+def test_top_level_folders_are_not_packages(name, tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-c", f"import {name}"], cwd=tmp_path, capture_output=True, check=False
+    )
+    assert b"ModuleNotFoundError" in done.stderr
+
+
+def test_modules_stay_small():
+    long = {
+        str(path): lines
+        for package in PACKAGES
+        for path in (ROOT / package).rglob("*.py")
+        if (lines := len(path.read_text().splitlines())) > 400
+    }
+    assert not long
+
+
+def test_extras_exclude_each_other():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    extras = project["project"]["optional-dependencies"]
+    assert {"cpu", "gpu", "train", "dev"} <= set(extras)
+    [conflict] = project["tool"]["uv"]["conflicts"]
+    assert {entry["extra"] for entry in conflict} == {"cpu", "gpu"}
+
+
+def test_trimtab_needs_no_vllm():
+    """The transformers adapter works without any extra."""
+    code = (
+        "import sys; sys.modules['vllm'] = None\n"
+        "import trimtab, trimtab.adapters.transformers, trimtab.loading, trimtab.testing\n"
+        "import trimtab_models.networks, trimtab_models.checkpoint"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
