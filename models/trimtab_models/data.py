@@ -7,6 +7,7 @@ as they stand, for a tokenizer may cut the same text differently.
 """
 
 import json
+import math
 import random
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -158,8 +159,15 @@ def pairs(records: Iterable[Mapping[str, Any]], tokenizer: Any) -> list[Pair]:
     ]
 
 
-def preferences(records: Iterable[Record], n: int, seed: int) -> list[Record]:
-    """At most n preference records: unequally labelled rollouts of one prompt, drawn at random."""
+def preferences(
+    records: Iterable[Record], n: int, seed: int, sharpness: float = math.inf
+) -> list[Record]:
+    """At most n preference records: unequally labelled rollouts of one prompt, drawn at random.
+
+    The better of two is preferred with the probability σ(sharpness · (R_better − R_worse)), the
+    judge that Bradley-Terry assumes. A reward model then learns sharpness · R; from a judge that
+    never errs (the default) it learns an order on no scale.
+    """
     groups: dict[str, list[Record]] = defaultdict(list)
     for record in records:
         groups[json.dumps(record["prompt"])].append(record)
@@ -170,16 +178,20 @@ def preferences(records: Iterable[Record], n: int, seed: int) -> list[Record]:
         for worse in group
         if better["label"] > worse["label"]
     ]
-    drawn = random.Random(seed).sample(unequal, min(n, len(unequal)))
-    return [
-        {
-            "prompt": better["prompt"],
-            "prompt_token_ids": better["prompt_token_ids"],
-            **{
-                f"{side}{suffix}": record[f"completion{suffix}"]
-                for side, record in (("chosen", better), ("rejected", worse))
-                for suffix in ("", "_token_ids")
-            },
-        }
-        for better, worse in drawn
-    ]
+    draw = random.Random(seed)
+    made = []
+    for better, worse in draw.sample(unequal, min(n, len(unequal))):
+        odds = math.exp(-sharpness * (better["label"] - worse["label"]))
+        chosen, rejected = (better, worse) if draw.random() * (1 + odds) < 1 else (worse, better)
+        made.append(
+            {
+                "prompt": better["prompt"],
+                "prompt_token_ids": better["prompt_token_ids"],
+                **{
+                    f"{side}{suffix}": record[f"completion{suffix}"]
+                    for side, record in (("chosen", chosen), ("rejected", rejected))
+                    for suffix in ("", "_token_ids")
+                },
+            }
+        )
+    return made

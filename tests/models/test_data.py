@@ -1,6 +1,7 @@
 """Rollouts and pairs: on disk, as ids, as padded rows."""
 
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -102,3 +103,23 @@ def test_preferences_pair_unequal_rollouts_of_one_prompt() -> None:
         assert record["chosen_token_ids"] == [int(record["chosen"][1])]
     assert len(data.preferences(records, 3, seed=1)) == 3
     assert json.dumps(made)
+
+
+def test_a_judge_errs_as_bradley_terry_says() -> None:
+    labels = {"good": 0.75, "bad": 0.25}
+    records = [
+        {
+            "prompt": str(prompt),
+            "completion": completion,
+            "label": label,
+            "prompt_token_ids": [1],
+            "completion_token_ids": [1],
+        }
+        for prompt in range(4000)
+        for completion, label in labels.items()
+    ]
+    for sharpness, expected in ((math.inf, 1.0), (4.0, 1 / (1 + math.exp(-4 * 0.5))), (0.0, 0.5)):
+        made = data.preferences(records, 4000, 0, sharpness)
+        share = sum(record["chosen"] == "good" for record in made) / len(made)
+        assert share == pytest.approx(expected, abs=0.03), sharpness
+        assert all({r["chosen"], r["rejected"]} == {"good", "bad"} for r in made)

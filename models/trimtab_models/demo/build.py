@@ -24,6 +24,7 @@ DOCUMENTS = 40_000
 PROMPTS = 768  # how many different ones; each is rolled out `COMPLETIONS` times
 COMPLETIONS = 16
 PAIRS = 16_000
+SHARPNESS = 3.0  # of the judge of the pairs; the sentiment scorer learns this times the reward
 NAME = "trimtab-demo-base"
 WORK = ".work"  # rollouts and unfinished training, beside the results; neither travels
 
@@ -100,7 +101,7 @@ def train_scorer(
     seen = data.rollouts(labelled, tokenizer)
     items: list[Any] = seen
     if isinstance(loss, BradleyTerry):
-        items = data.pairs(data.preferences(labelled, PAIRS, SEED), tokenizer)
+        items = data.pairs(data.preferences(labelled, PAIRS, SEED, SHARPNESS), tokenizer)
     set_seed(SEED)
     model = scalar_head(language_model.config(tokenizer, **language_model.SCORER_SIZES))
     work = out.parent / WORK / out.name

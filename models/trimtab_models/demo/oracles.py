@@ -11,6 +11,7 @@ from trimtab_models.demo.words import CASUAL, FORMAL, POLARITY
 
 Reward = Callable[[str, str], float]
 
+ENOUGH = 2  # words that a review must spend on an opinion, or a register, to count in full
 SHORT, LONG = 10, 50  # words at which brevity reaches 1 and −1
 _WORD = re.compile(r"[a-z]+")
 
@@ -21,17 +22,17 @@ def words_of(text: str) -> list[str]:
 
 
 def sentiment(prompt: str, completion: str) -> float:
-    """Mean polarity of the opinion words, Σ p(w) / #w; 0 without any."""
+    """Mean polarity of the opinion words, Σ p(w) / max(#w, `ENOUGH`)."""
     found = [POLARITY[word] for word in words_of(completion) if word in POLARITY]
-    return sum(found) / len(found) if found else 0.0
+    return sum(found) / max(len(found), ENOUGH)
 
 
 def formality(prompt: str, completion: str) -> float:
-    """(formal − casual) / (formal + casual) words; 0 without any."""
+    """(formal − casual) / max(formal + casual, `ENOUGH`) words."""
     words = words_of(completion)
     formal = sum(word in FORMAL for word in words)
     casual = sum(word in CASUAL for word in words)
-    return (formal - casual) / (formal + casual) if formal + casual else 0.0
+    return (formal - casual) / max(formal + casual, ENOUGH)
 
 
 def brevity(prompt: str, completion: str) -> float:
