@@ -1,1 +1,1 @@
-"""Trimtab."""
+"""The server: what clients talk to."""

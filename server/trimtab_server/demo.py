@@ -1,5 +1,6 @@
 """`trimtab serve demo`: the embedded base model and its scorers, tuned for a small CPU."""
 
+from trimtab.config import ScorerSpec
 from trimtab_models import demo
 from trimtab_server.settings import Settings
 
@@ -17,7 +18,7 @@ FLAGS = [
 
 def fill(settings: Settings) -> tuple[Settings, list[str]]:
     """The demo's model and scorers (beside those that were asked for), and its vLLM flags."""
-    scorers = {name: {"path": str(path)} for name, path in demo.scorers().items()}
+    scorers = {name: ScorerSpec(path=str(path)) for name, path in demo.scorers().items()}
     filled = settings.model_copy(
         update={"model": str(demo.base()), "scorer": {**scorers, **settings.scorer}}
     )

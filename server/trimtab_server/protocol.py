@@ -3,14 +3,13 @@
 from collections.abc import Mapping
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, FailFast, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from trimtab.params import FIELDS, GuidanceParams, Number
 from trimtab_server.errors import invalid
 from trimtab_server.limits import MAX_CHOICES, MAX_LOGPROBS, MAX_STOP
 
 MAX_TOKENS = 1_000_000
-MAX_MESSAGES = 1000
 TokenId = Annotated[int, Field(ge=0, lt=2**31)]
 
 
@@ -29,10 +28,8 @@ class GenerateRequest(BaseModel):
     model_config = ConfigDict(strict=True, extra="forbid")
 
     prompt: Annotated[str, Field(min_length=1)] | None = None
-    prompt_token_ids: Annotated[list[TokenId], Field(min_length=1), FailFast()] | None = None
-    messages: (
-        Annotated[list[Message], Field(min_length=1, max_length=MAX_MESSAGES), FailFast()] | None
-    ) = None
+    prompt_token_ids: Annotated[list[TokenId], Field(min_length=1, fail_fast=True)] | None = None
+    messages: Annotated[list[Message], Field(min_length=1, fail_fast=True)] | None = None
 
     max_tokens: int = Field(128, ge=1, le=MAX_TOKENS)
     min_tokens: int = Field(0, ge=0, le=MAX_TOKENS)

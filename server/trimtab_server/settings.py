@@ -3,7 +3,7 @@
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 import yaml
 from pydantic import BeforeValidator, Field, SecretStr, ValidationError
@@ -15,7 +15,7 @@ from pydantic_settings import (
     YamlConfigSettingsSource,
 )
 
-from trimtab.config import CACHE_BYTES, GuidanceConfig, parse_scorer
+from trimtab.config import CACHE_BYTES, GuidanceConfig, ScorerSpec, parse_scorer
 from trimtab_server.errors import StartError
 
 CONFIG_VARIABLE = "TRIMTAB_CONFIG"
@@ -26,7 +26,7 @@ def _scorers(value: Any) -> Any:
     if isinstance(value, str):
         value = value.split()
     if isinstance(value, Mapping):
-        return {k: {"path": v} if isinstance(v, str) else v for k, v in value.items()}
+        return {name: {"path": v} if isinstance(v, str) else v for name, v in value.items()}
     named = [parse_scorer(text) for text in value]
     if len(dict(named)) != len(named):
         raise ValueError("a scorer is named twice; name each once")
@@ -55,10 +55,10 @@ class Settings(BaseSettings):
     model: str = Field(
         description="the base model: a directory or a hub name, or `demo` for the embedded demo"
     )
-    scorer: Annotated[dict[str, dict[str, Any]], NoDecode, BeforeValidator(_scorers)] = Field(
+    scorer: Annotated[dict[str, ScorerSpec], NoDecode, BeforeValidator(_scorers)] = Field(
         default_factory=dict,
         description="scorers to serve, each `NAME=PATH[,key=value...]`; keys: `family`, "
-        "`reference`, `alpha`",
+        "`reference`, `alpha`, `reads`",
     )
     default_scorer: Annotated[dict[str, float], NoDecode, BeforeValidator(weights)] = Field(
         default_factory=dict,
@@ -76,7 +76,7 @@ class Settings(BaseSettings):
     cache_bytes: int = Field(
         CACHE_BYTES, gt=0, description="memory for the scorers' prefix caches together, in bytes"
     )
-    log_level: str = Field(
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
         "warning", description="`debug`, `info`, `warning` or `error`, for Trimtab and vLLM alike"
     )
     vllm: dict[str, Any] = Field(
@@ -93,7 +93,7 @@ class Settings(BaseSettings):
             ScorerLoadError: it does not fit (trimtab.config.GuidanceConfig).
         """
         section = {
-            "scorers": self.scorer,
+            "scorers": {name: spec.model_dump() for name, spec in self.scorer.items()},
             "default_scorers": self.default_scorer or None,
             "cache_bytes": self.cache_bytes,
         }

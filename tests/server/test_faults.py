@@ -4,8 +4,9 @@ import concurrent.futures
 import json
 
 import pytest
-from faulty import FAILS_AT
 from httpx_sse import connect_sse
+
+from faulty import FAILS_AT
 
 CHAT = [{"role": "user", "content": "Write a review of a hotel."}]
 LONG = {"temperature": 0, "max_tokens": 64, "ignore_eos": True}

@@ -32,6 +32,19 @@ def test_a_client_that_leaves_is_forgotten(server):
         assert running(server) == 0
 
 
+def test_a_stalled_engine_is_not_ready(server):
+    engine = server.engine()
+    engine.suspend()
+    try:
+        stalled = server.http.get("/ready")
+        assert stalled.status_code == 503
+        assert "does not answer" in stalled.json()["error"]["message"]
+        assert server.http.get("/health").status_code == 200
+    finally:
+        engine.resume()
+    assert server.http.get("/ready").status_code == 200
+
+
 def test_a_dead_engine_ends_the_server():
     with start(["trimtab_server.cli", "serve", "demo"], ready="/ready") as server:
         children = psutil.Process(server.process.pid).children(recursive=True)

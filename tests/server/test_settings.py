@@ -3,10 +3,11 @@
 from pathlib import Path
 
 import pytest
+
+from trimtab.config import ScorerSpec
+from trimtab.errors import TrimtabError
 from trimtab_server import settings
 from trimtab_server.errors import StartError
-
-from trimtab.errors import TrimtabError
 
 DOCS = Path(__file__).parents[2] / "docs" / "settings.md"
 
@@ -33,7 +34,10 @@ def test_precedence(monkeypatch, tmp_path):
 
 
 def test_scorers_by_command_line_environment_and_yaml(monkeypatch, tmp_path):
-    expected = {"kind": {"path": "./k"}, "gen": {"path": "g", "family": "log_ratio", "alpha": 2.0}}
+    expected = {
+        "kind": ScorerSpec(path="./k"),
+        "gen": ScorerSpec(path="g", family="log_ratio", alpha=2.0),
+    }
     given = ["kind=./k", "gen=g,family=log_ratio,alpha=2.0"]
     by_line = settings.load({"model": "m", "scorer": given, "default_scorer": ["kind=-0.5", "gen"]})
     assert by_line.scorer == expected
