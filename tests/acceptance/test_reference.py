@@ -4,37 +4,14 @@ from concurrent.futures import ThreadPoolExecutor
 from itertools import product
 
 import pytest
-import torch
-from reference import Reference
-from tqdm import tqdm
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from expected import SETTINGS, TOKENS, all_answers
+from transformers import AutoTokenizer
 
-from trimtab.params import GuidanceParams
 from trimtab_models import demo
 
 pytestmark = pytest.mark.engine
 
-PROMPTS, TOKENS = 64, 16
-SCORERS = [
-    {"sentiment": 1.0},
-    {"formality": 1.0},
-    {"brevity": 1.0},
-    {"sentiment": 1.0, "formality": 1.0, "brevity": 1.0},
-    {"sentiment": -1.0},
-]
-SETTINGS = [
-    {"scorers": scorers, "beta": 4.0, "tail": tail, **candidates}
-    for scorers, tail, candidates in product(
-        SCORERS, ["truncate", "mean"], [{"mass": 0.99}, {"mass": 1.0, "k": 10}]
-    )
-]
-
-
-@pytest.fixture(scope="module")
-def reference():
-    torch.set_num_threads(2)
-    base = AutoModelForCausalLM.from_pretrained(demo.base(), dtype=torch.float32)
-    return Reference(base, demo.scorers())
+PROMPTS = 64
 
 
 @pytest.fixture(scope="module")
@@ -45,33 +22,28 @@ def prompts():
     return [tokenizer(demo.chat(text), add_special_tokens=False).input_ids for text in texts]
 
 
-def generate(server, requests):
-    """All at once, 48 in flight, so that every setting meets every other in the engine."""
+def test_greedy_text_equals_the_reference(server, prompts):
+    """64 prompts × 5 mixtures × both tails × both ways to choose candidates, all at once."""
 
     def ask(request):
-        choice = server.generate(max_tokens=TOKENS, temperature=0, **request)["choices"][0]
-        return choice["token_ids"], choice["guidance"]
+        prompt, setting = request
+        fields = {"prompt_token_ids": prompt, "max_tokens": TOKENS, "temperature": 0, **setting}
+        choice = server.generate(**fields)["choices"][0]
+        return choice["token_ids"], choice["guidance"]["kl"]
 
     with ThreadPoolExecutor(48) as pool:
-        return list(pool.map(ask, requests))
-
-
-def test_greedy_text_equals_the_reference(server, reference, prompts):
-    pairs = [(prompt, setting) for prompt in prompts for setting in SETTINGS]
-    requests = [{"prompt_token_ids": prompt, **setting} for prompt, setting in pairs]
-    answers = generate(server, requests)
-    eos = reference.base.config.eos_token_id
+        served = list(pool.map(ask, product(prompts, SETTINGS)))
+    assert len(served) == 64 * 20
     different, steered = [], 0
-    for (prompt, setting), (tokens, guidance) in tqdm(
-        zip(pairs, answers, strict=True), total=len(pairs)
-    ):
-        expected, kl = reference.greedy(prompt, GuidanceParams.parse(setting), TOKENS, eos)
-        steered += tokens != reference.greedy(prompt, GuidanceParams(beta=0.0), TOKENS, eos)[0]
-        if tokens != expected or guidance["kl"] != pytest.approx(kl, rel=1e-3, abs=1e-3):
-            different.append((prompt, setting, tokens, expected, guidance["kl"], kl))
-    assert not different, different[:3]
-    assert len(pairs) == 64 * 20
-    assert steered > len(pairs) // 4  # else the comparison proves little
+    served = iter(served)
+    for prompt, (guided, unguided) in zip(prompts, all_answers(prompts), strict=True):
+        for setting, (tokens, kl) in zip(SETTINGS, guided, strict=True):
+            answer, answer_kl = next(served)
+            steered += answer != unguided
+            if answer != tokens or answer_kl != pytest.approx(kl, rel=1e-3, abs=1e-3):
+                different.append((prompt, setting, answer, tokens, answer_kl, kl))
+    assert not different, (len(different), different[:3])
+    assert steered > 64 * 20 // 4  # else the comparison proves little
 
 
 def test_beta_zero_is_no_guidance(server, prompts):
