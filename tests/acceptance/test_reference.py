@@ -4,9 +4,9 @@ from concurrent.futures import ThreadPoolExecutor
 from itertools import product
 
 import pytest
-from expected import SETTINGS, TOKENS, all_answers
 from transformers import AutoTokenizer
 
+from expected import SETTINGS, TOKENS, all_answers
 from trimtab_models import demo
 
 pytestmark = pytest.mark.engine

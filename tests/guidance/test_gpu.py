@@ -1,0 +1,42 @@
+"""The same numbers on a GPU. Skips itself where there is none."""
+
+import numpy as np
+import pytest
+import torch
+
+from networks import LENGTH, VOCAB, configs
+from trimtab.backbone import Backbone
+from trimtab.guide import Guide
+from trimtab.params import GuidanceParams
+from trimtab.rows import Row
+from trimtab.scorers import HeadScorer
+from trimtab_models.checkpoint import ScorerInfo
+from trimtab_models.networks import scalar_head
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device"),
+]
+
+
+def guide(device):
+    torch.manual_seed(0)
+    model = scalar_head(configs()["llama"])
+    backbone = Backbone(
+        model, max_length=LENGTH, pool_bytes=2**22, max_candidates=32, device=device
+    )
+    return Guide({"value": HeadScorer(ScorerInfo(), backbone)})
+
+
+@pytest.mark.parametrize("tail", ["truncate", "mean"])
+def test_a_step_equals_the_cpu(tail):
+    rng = np.random.default_rng(0)
+    base = torch.randn(5, VOCAB, generator=torch.Generator().manual_seed(0)) * 2
+    fused, prefixes = {}, [rng.integers(VOCAB, size=n) for n in rng.integers(1, 60, size=5)]
+    for device in ("cpu", "cuda"):
+        logits, params = base.clone().to(device), GuidanceParams(scorers={"value": 1.0}, tail=tail)
+        guide(device).step(
+            logits, [(i, Row(params, 1, prefix=prefix)) for i, prefix in enumerate(prefixes)]
+        )
+        fused[device] = logits.cpu()
+    torch.testing.assert_close(fused["cuda"], fused["cpu"], rtol=1e-4, atol=1e-4)
