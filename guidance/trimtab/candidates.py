@@ -26,6 +26,10 @@ class Candidates:
         width = torch.arange(self.tokens.shape[1], device=self.tokens.device)
         return width < self.counts[:, None]
 
+    def rows(self, index: Tensor) -> "Candidates":
+        """Those of some rows."""
+        return Candidates(self.tokens[index], self.logprobs[index], self.counts[index])
+
 
 def select(logits: Tensor, k: Tensor, mass: Tensor) -> Candidates:
     """Choose the candidates of each row.

@@ -13,16 +13,22 @@ from torch import Tensor
 from trimtab.candidates import Candidates
 
 
-def fuse(logits: Tensor, candidates: Candidates, bonus: Tensor, tail_mean: Tensor) -> Tensor:
-    """The fused logits, [rows, vocab].
+def fuse_(
+    logits: Tensor, index: Tensor, candidates: Candidates, bonus: Tensor, tail_mean: Tensor
+) -> None:
+    """Fuse some rows of a batch in place, touching the vocabulary once where the tail is cut.
 
-    logits: [rows, vocab] float32. bonus: [rows, k], read where candidates are real.
-    tail_mean: [rows] bool, else the tail is cut.
+    logits: [batch, vocab] float32. index: [rows] into the batch, each at most once.
+    bonus: [rows, k], read where candidates are real. tail_mean: [rows] bool, else it is cut.
     """
-    tail = _tail_bonus(candidates, bonus, tail_mean)[:, None]  # [rows, 1]
-    fused = logits + tail
-    at = logits.gather(1, candidates.tokens)
-    return fused.scatter_(1, candidates.tokens, at + torch.where(candidates.real, bonus, tail))
+    real = candidates.real
+    row = index[:, None].expand_as(real)[real]  # [Σ candidates]
+    token = candidates.tokens[real]
+    fused = logits[row, token] + bonus[real]
+    logits.index_fill_(0, index[~tail_mean], -torch.inf)
+    mean = _tail_bonus(candidates, bonus, tail_mean)[tail_mean]
+    logits.index_add_(0, index[tail_mean], mean[:, None].expand(-1, logits.shape[1]))
+    logits[row, token] = fused
 
 
 def divergence(candidates: Candidates, bonus: Tensor, tail_mean: Tensor) -> tuple[Tensor, Tensor]:

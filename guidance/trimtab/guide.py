@@ -19,7 +19,7 @@ from torch import Tensor
 from trimtab.cache import Ids
 from trimtab.candidates import select
 from trimtab.errors import TrimtabError
-from trimtab.fusion import divergence, fuse
+from trimtab.fusion import divergence, fuse_
 from trimtab.rows import Fault, Row, Step
 from trimtab.scorers.base import Scorer
 
@@ -55,8 +55,11 @@ class Guide:
     def _step(self, logits: Tensor, active: Sequence[tuple[int, Row]]) -> None:
         device = logits.device
         rows = [row for _, row in active]
-        index = torch.tensor([i for i, _ in active], device=device)
-        base = logits[index]  # [rows, vocab]
+        places = [i for i, _ in active]
+        index = torch.tensor(places, device=device)
+        # The usual batch is guided as a whole: then nothing the size of the vocabulary is copied.
+        whole = places == list(range(len(logits)))
+        base = logits if whole else logits[index]  # [rows, vocab]
         k = torch.tensor([row.params.k for row in rows], device=device)
         mass = torch.tensor([row.params.mass for row in rows], device=device)
         tail_mean = torch.tensor([row.params.tail == "mean" for row in rows], device=device)
@@ -65,10 +68,13 @@ class Guide:
         tokens = candidates.tokens.cpu().numpy()
         scores = self._score(rows, [tokens[r, :n] for r, n in enumerate(counts)])
         bonus = self._bonus(rows, counts, scores, tokens.shape[1]).to(device)
-        fused = fuse(base, candidates, bonus, tail_mean)
         kl, log_z = divergence(candidates, bonus, tail_mean)
-        healthy = torch.tensor([row.fault is None for row in rows], device=device)
-        logits[index[healthy]] = fused[healthy]
+        healthy = [r for r, row in enumerate(rows) if row.fault is None]
+        if len(healthy) == len(rows):
+            fuse_(logits, index, candidates, bonus, tail_mean)
+        elif healthy:
+            kept = torch.tensor(healthy, device=device)
+            fuse_(logits, index[kept], candidates.rows(kept), bonus[kept], tail_mean[kept])
         for r, (row, row_kl) in enumerate(zip(rows, kl.tolist(), strict=True)):
             if row.fault is None:
                 n, trace = counts[r], None

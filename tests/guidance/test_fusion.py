@@ -2,7 +2,20 @@ import pytest
 import torch
 
 from trimtab.candidates import select
-from trimtab.fusion import divergence, fuse, fuse_reference
+from trimtab.fusion import divergence, fuse_, fuse_reference
+
+
+def fuse(logits, candidates, bonus, tail_mean):
+    """The rows, in some order, in the midst of a larger batch that must not change."""
+    batch = torch.randn(len(logits) + 3, logits.shape[1])
+    index = torch.randperm(len(batch))[: len(logits)]
+    batch[index] = logits
+    fused = batch.clone()
+    fuse_(fused, index, candidates, bonus, tail_mean)
+    others = torch.ones(len(batch), dtype=torch.bool)
+    others[index] = False
+    assert torch.equal(fused[others], batch[others])
+    return fused[index]
 
 
 def case(seed, scale=3.0):

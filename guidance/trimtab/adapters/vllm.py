@@ -155,7 +155,7 @@ class GuidanceProcessor(V1LogitsProcessor, V2LogitsProcessor):
         """Rows whose prompt is loaded, with their present prefixes."""
         loading = None if self.runner is None else self.runner.discard_request_mask.np
         rows = []
-        for index, row in self.rows.items():
+        for index, row in sorted(self.rows.items()):
             if index >= batch or (loading is not None and loading[index]):
                 continue
             output = np.array(self.outputs[row.key], dtype=np.int64)
