@@ -18,12 +18,12 @@ def _reviews(n: int, seed: int = 0) -> list[str]:
 @pytest.mark.parametrize(
     ("reward", "completion", "expected"),
     [
-        # One opinion counts half: a review is to spend two words on it.
-        ("sentiment", "The coffee was super excellent.", 1 / 2),
+        ("sentiment", "The coffee was super excellent.", 1.0),
         ("sentiment", "The coffee was super poor. I was delighted.", (-0.5 + 1) / 2),
         ("sentiment", "Sure, the lid was AWFUL, but the jar was average. I love it.", (-1 + 1) / 3),
         ("sentiment", "I was delighted. The price was fair, so I recommend it.", 1.0),
         ("sentiment", "", 0.0),
+        # One such word counts half: a review is to spend two on its register.
         ("formality", "I recently purchased this lamp.", 1 / 2),
         ("formality", "Just got it, lol. Furthermore, it works.", (1 - 2) / 3),
         ("formality", "Just got it, folks. Lol.", -1.0),

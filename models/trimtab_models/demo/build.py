@@ -24,7 +24,7 @@ DOCUMENTS = 40_000
 PROMPTS = 768  # how many different ones; each is rolled out `COMPLETIONS` times
 COMPLETIONS = 16
 PAIRS = 16_000
-SHARPNESS = 3.0  # of the judge of the pairs; the sentiment scorer learns this times the reward
+SHARPNESS = 2.0  # of the judge of the pairs; the sentiment scorer learns this times the reward
 NAME = "trimtab-demo-base"
 WORK = ".work"  # rollouts and unfinished training, beside the results; neither travels
 

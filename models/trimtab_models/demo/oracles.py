@@ -11,7 +11,7 @@ from trimtab_models.demo.words import CASUAL, FORMAL, POLARITY
 
 Reward = Callable[[str, str], float]
 
-ENOUGH = 2  # words that a review must spend on an opinion, or a register, to count in full
+ENOUGH = 2  # words that a review must spend on a register for it to count in full
 SHORT, LONG = 10, 50  # words at which brevity reaches 1 and −1
 _WORD = re.compile(r"[a-z]+")
 
@@ -22,9 +22,9 @@ def words_of(text: str) -> list[str]:
 
 
 def sentiment(prompt: str, completion: str) -> float:
-    """Mean polarity of the opinion words, Σ p(w) / max(#w, `ENOUGH`)."""
+    """Mean polarity of the opinion words, Σ p(w) / #w; 0 without any."""
     found = [POLARITY[word] for word in words_of(completion) if word in POLARITY]
-    return sum(found) / max(len(found), ENOUGH)
+    return sum(found) / len(found) if found else 0.0
 
 
 def formality(prompt: str, completion: str) -> float:
