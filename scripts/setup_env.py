@@ -112,7 +112,7 @@ def constraints(pins: dict[str, str]) -> Path:
 
 def pip(*arguments: str, check: bool = True) -> bool:
     """Run the environment's pip; whether it succeeded."""
-    quiet = [] if arguments[0] == "check" else ["--quiet", "--disable-pip-version-check"]
+    quiet = [] if arguments[0] == "check" else ["-qq", "--disable-pip-version-check"]
     command = [PYTHON, "-m", "pip", arguments[0], *quiet, *arguments[1:]]
     output = None if check else subprocess.DEVNULL
     return subprocess.run(command, check=check, stderr=output).returncode == 0
