@@ -14,7 +14,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
 
-from vllm.exceptions import GenerationError
+from vllm.exceptions import GenerationError, VLLMError
 from vllm.sampling_params import RequestOutputKind
 
 from trimtab.errors import ScorerFault
@@ -109,7 +109,12 @@ class _Call:
                 task.add_done_callback(self._forgotten)
 
     async def _ask(self, outputs: list[list[int]], done: bool) -> list[Record | None]:
-        answers = await self.rpc("trimtab_record", args=(self.key, self.prompt, outputs, done))
+        try:
+            answers = await self.rpc("trimtab_record", args=(self.key, self.prompt, outputs, done))
+        except VLLMError:
+            raise
+        except Exception as error:  # a plain one is how vLLM tells that the call failed
+            raise GenerationError(f"the record of guidance cannot be had ({error})") from None
         return answers[0]
 
     async def _fetch(self, ended: list[int], done: bool) -> None:
