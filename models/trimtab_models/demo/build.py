@@ -33,6 +33,8 @@ OBJECTIVES = {
     "formality": "td-lambda",
     "brevity": "td-lambda",
 }
+EPOCHS = {"sentiment": 1, "formality": 2, "brevity": 2}
+BASE_LAYERS = 2  # of the base, from which the sentiment scorer starts
 CARDS = {
     "sentiment": "Prefers good words about the thing reviewed: trained on preference pairs.",
     "formality": "Predicts how formal the review will be, −1 to 1.",
@@ -82,6 +84,16 @@ def roll_out(base: Path, out: Path) -> None:
     data.write(out, rollouts.sample(model, tokenizer, prompts, SEED))
 
 
+def _network(name: str, base: Path, tokenizer: Any) -> Any:
+    """Where a scorer starts: sentiment from the base's lower layers, the others from chance."""
+    if name != "sentiment":
+        return scalar_head(language_model.config(tokenizer, **language_model.SCORER_SIZES))
+    model = scalar_head(base, dtype=torch.float32)
+    model.base_model.layers = model.base_model.layers[:BASE_LAYERS]
+    model.config.num_hidden_layers = BASE_LAYERS
+    return model
+
+
 def train_scorer(
     name: str, base: Path, records: Path, out: Path, objective: str | None = None
 ) -> None:
@@ -103,9 +115,9 @@ def train_scorer(
     if isinstance(loss, BradleyTerry):
         items = data.pairs(data.preferences(labelled, PAIRS, SEED, SHARPNESS), tokenizer)
     set_seed(SEED)
-    model = scalar_head(language_model.config(tokenizer, **language_model.SCORER_SIZES))
+    model = _network(name, base, tokenizer)
     work = out.parent / WORK / out.name
-    training.train(loss, model, items, work, pad_id=pad_id, epochs=2, seed=SEED)
+    training.train(loss, model, items, work, pad_id=pad_id, epochs=EPOCHS[name], seed=SEED)
     info = training.describe(loss, model, seen[:2000], pad_id, NAME)
     checkpoint.save(model.half(), tokenizer, info, out, text=CARDS[name])
 
