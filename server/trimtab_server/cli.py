@@ -80,7 +80,7 @@ def version() -> None:
 
 @app.command()
 def generate(
-    prompt: Annotated[str, typer.Argument(help="Text to continue.")],
+    prompt: Annotated[str, typer.Argument(help="What to say to the model.")],
     scorer: Annotated[
         list[str] | None,
         typer.Option(help="NAME=WEIGHT; again for each. All of the server's if absent."),
@@ -95,15 +95,19 @@ def generate(
     seed: Annotated[int | None, typer.Option(help="Seed of the sampling.")] = None,
     n: Annotated[int | None, typer.Option(help="Number of answers.")] = None,
     stream: Annotated[bool, typer.Option(help="Print tokens as they come.")] = False,
+    raw: Annotated[
+        bool, typer.Option(help="Continue PROMPT as it stands, without the chat template.")
+    ] = False,
     url: Annotated[str, typer.Option(help="Address of the server.")] = URL,
     api_key: Annotated[str | None, typer.Option(help="Key (or TRIMTAB_API_KEY).")] = None,
 ) -> None:
-    """Continue PROMPT on a running server, guided."""
+    """Answer PROMPT on a running server, guided."""
     from trimtab_server import client
     from trimtab_server.settings import weights
 
     fields = {
-        "prompt": prompt,
+        "prompt": prompt if raw else None,
+        "messages": None if raw else [{"role": "user", "content": prompt}],
         "beta": beta,
         "k": k,
         "mass": mass,

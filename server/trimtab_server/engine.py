@@ -52,6 +52,10 @@ def start(args: argparse.Namespace) -> Any:
         StartError: the flags or the model do not fit, or its process did not start; that
             has then told why on its standard error.
     """
+    if current_platform.is_cpu() and args.enable_chunked_prefill is None:
+        # vLLM 0.32 dies on the CPU of a seeded request whose prompt comes in chunks: it rewinds
+        # the request's random generator, which only CUDA's generators can do.
+        args.enable_chunked_prefill = False
     try:
         config = AsyncEngineArgs.from_cli_args(args).create_engine_config()
     except (OSError, ValueError) as error:

@@ -12,7 +12,7 @@ REQUESTS = Counter("trimtab_guided_choices", "Guided choices that ended, by outc
 FAULTS = Counter("trimtab_scorer_faults", "Choices in which a scorer failed", ["scorer"])
 STEPS = Counter("trimtab_steps", "Tokens generated under guidance")
 SCORED_STEPS = Counter("trimtab_scored_steps", "Tokens for which scorers were asked")
-SCORED_TOKENS = Counter("trimtab_scored_tokens", "Tokens that the scorers' networks read")
+SCORED_TOKENS = Counter("trimtab_scored_tokens", "Candidates that were scored")
 KL = Histogram(
     "trimtab_kl_nats",
     "KL divergence of a guided choice from the base model, in nats",

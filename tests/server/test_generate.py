@@ -1,6 +1,7 @@
 """POST /generate on the real engine."""
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from httpx_sse import connect_sse
@@ -136,3 +137,14 @@ def test_default_scorers_are_used_when_none_is_named(server):
         "formality",
         "brevity",
     }
+
+
+def test_many_long_seeded_prompts(server):
+    """More than one step can load: vLLM 0.32 dies on the CPU if a seeded prompt is split."""
+
+    def ask(seed):
+        fields = {"prompt": "the room was fine " * 100, "seed": seed, "max_tokens": 2}
+        return server.generate(**fields, scorers={"brevity": 1.0})["usage"]["prompt_tokens"]
+
+    with ThreadPoolExecutor(32) as pool:
+        assert sum(pool.map(ask, range(32))) > 10_000
