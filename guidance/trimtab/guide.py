@@ -20,7 +20,7 @@ from trimtab.cache import Ids
 from trimtab.candidates import select
 from trimtab.errors import TrimtabError
 from trimtab.fusion import divergence, fuse_
-from trimtab.rows import Fault, Row, Step
+from trimtab.rows import Fault, Row, Scored, Step
 from trimtab.scorers.base import Scorer
 
 logger = logging.getLogger(__name__)
@@ -76,16 +76,17 @@ class Guide:
             kept = torch.tensor(healthy, device=device)
             fuse_(logits, index[kept], candidates.rows(kept), bonus[kept], tail_mean[kept])
         for r, (row, row_kl) in enumerate(zip(rows, kl.tolist(), strict=True)):
-            if row.fault is None:
+            if row.fault is None and row.record_key is not None:
                 n, trace = counts[r], None
+                chosen = tokens[r, :n].tolist()
+                given = {s: v[r, :n].tolist() for s, v in scores.items() if v[r, 0].isfinite()}
+                row.scored = Scored(len(row.prefix), chosen, given)
                 if row.params.trace:
                     logprobs = candidates.logprobs[r, :n]
                     trace = {
-                        "candidates": tokens[r, :n].tolist(),
+                        "candidates": chosen,
                         "logprobs": logprobs.tolist(),
-                        "scores": {
-                            s: v[r, :n].tolist() for s, v in scores.items() if v[r, 0].isfinite()
-                        },
+                        "scores": given,
                         "guided_logprobs": (logprobs + bonus[r, :n] - log_z[r]).tolist(),
                     }
                 row.steps[len(row.prefix)] = Step(row_kl, n if n > 1 else 0, trace)
@@ -227,6 +228,10 @@ class Guide:
         """What each scorer thinks of the whole sequence."""
         scores = {}
         for name in row.params.scorers or {}:
+            known = row.scored and row.scored.of(name, sequence)
+            if known is not None:
+                scores[name] = known
+                continue
             last = replace(row, prefix=sequence[:-1], fault=None)
             score = float(self.score_rows(name, [last], [sequence[-1:]])[0])
             if last.fault is None:

@@ -28,6 +28,22 @@ class Step:
     trace: dict[str, Any] | None = None
 
 
+@dataclass(frozen=True)
+class Scored:
+    """The scores of a row's last step; the token that ends the row is often among them."""
+
+    position: int
+    tokens: list[int]
+    scores: dict[str, list[float]]
+
+    def of(self, name: str, sequence: Ids) -> float | None:
+        """What the scorer gave `sequence`, if its last token was a candidate of this step."""
+        if self.position != len(sequence) - 1 or name not in self.scores:
+            return None
+        token = int(sequence[-1])
+        return self.scores[name][self.tokens.index(token)] if token in self.tokens else None
+
+
 @dataclass
 class Row:
     """One guided sequence. The adapter owns it; `prefix` is renewed every step."""
@@ -40,6 +56,7 @@ class Row:
     key: int = field(default_factory=next_key)
     fault: Fault | None = None
     steps: dict[int, Step] = field(default_factory=dict)  # by position, so replays overwrite
+    scored: Scored | None = None
 
     @property
     def weights(self) -> dict[str, float]:

@@ -168,6 +168,8 @@ def test_single_candidates_need_no_scorer():
     base[:, 3] = 30.0
     fused = base.clone()
     rows = [make([1]), make([1], tail="mean")]
+    for row in rows:
+        row.record_key = "kept"
     guide.step(fused, list(enumerate(rows)))
     assert torch.isfinite(fused[0]).nonzero().tolist() == [[3]]
     torch.testing.assert_close(fused[1], base[1])
@@ -186,6 +188,18 @@ def generate(guide, row, record_key, steps, seed=0):
     answer = row.prefix[len(prompt) :].tolist()
     row.prefix = row.prefix[:-1]  # the last token is never shown to the processor
     return answer
+
+
+def test_final_scores_are_those_of_the_whole_sequence():
+    """Whether the last token was scored when it was chosen, or had no rival."""
+    for steps in range(1, 8):
+        guide = Guide({"plain": FunctionScorer(plain)})
+        row = make([4, 5], mass=0.5)
+        answer = generate(guide, row, "key", steps)
+        asked = row.scored.of("plain", np.array([4, 5, *answer]))
+        [report] = guide.report("key", [4, 5], [answer], done=True)
+        assert report["scores"]["plain"] == pytest.approx(plain([4, 5, *answer]))
+        assert asked is None or asked == pytest.approx(report["scores"]["plain"])
 
 
 def test_records_are_found_by_their_tokens():
