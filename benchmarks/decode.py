@@ -6,7 +6,8 @@ Random weights, real architectures: a Llama base about 20 times the size of its 
 the demo. For each setting, guided and unguided decode steps are timed in turn (paired repeats),
 beside
 
-    floor    the bare forward of the scorer for the candidates plus one token a row, no prefix
+    floor    the bare forward of the scorer for the candidates plus one token a row, no prefix,
+             right after an unguided step, so that it finds the caches as guidance finds them
     naive    re-forwarding the prefix with each candidate
     copies   k copies of each prefix's K/V, one token each, as most published code does
 
@@ -81,6 +82,7 @@ def start(base: Path, scorers: dict[str, Path]) -> LLM:
         enforce_eager=True,
         max_model_len=384,
         max_num_seqs=32,
+        block_size=32,  # so that prompts of 128 tokens are found in the prefix cache
         max_num_batched_tokens=32 * (PREFIX + 1),
         disable_log_stats=True,
         logits_processors=["trimtab.adapters.vllm:GuidanceProcessor"],
@@ -98,8 +100,8 @@ class Decoder:
         self.engine, self.prompts, self.runs = llm.llm_engine, prompts, 0
         self.engine.collective_rpc("trimtab_scorers")
 
-    def step_seconds(self, rows: int, guidance: GuidanceParams | None) -> float:
-        """Median seconds of a decode step with `rows` requests."""
+    def step_seconds(self, rows: int, guidance: GuidanceParams | None, after=None) -> list[float]:
+        """Median seconds of a decode step with `rows` requests, and of `after` behind it."""
         self.runs += 1
         params = SamplingParams(
             temperature=1.0,
@@ -113,14 +115,12 @@ class Decoder:
             self.engine.add_request(f"{self.runs}-{row}", request, params)
         for _ in range(2):  # the prompts; one step to get warm
             self.engine.step()
-        times = []
-        for _ in range(STEPS):
-            began = time.perf_counter()
-            self.engine.step()
-            times.append(time.perf_counter() - began)
+        times = [
+            [seconds(self.engine.step), seconds(after) if after else 0.0] for _ in range(STEPS)
+        ]
         while self.engine.has_unfinished_requests():
             self.engine.step()
-        return statistics.median(times)
+        return [statistics.median(column) for column in zip(*times, strict=True)]
 
     def forwarded(self) -> int:
         """Tokens that all scorers have read so far."""
@@ -128,27 +128,28 @@ class Decoder:
         return sum(scorer["tokens_forwarded"] for scorer in scorers)
 
 
+def seconds(run) -> float:
+    began = time.perf_counter()
+    with torch.inference_mode():
+        run()
+    return time.perf_counter() - began
+
+
 class Bare:
-    """The scorer's network by itself, with transformers' own attention."""
+    """A scorer's network by itself, with transformers' own attention."""
 
     def __init__(self, path: Path) -> None:
         self.model, _ = load(path, attn_implementation="sdpa")
         self.network, self.head = split(self.model)
 
     def timed(self, run, repeats: int) -> float:
-        with torch.inference_mode():
-            run()
-            times = []
-            for _ in range(repeats):
-                began = time.perf_counter()
-                run()
-                times.append(time.perf_counter() - began)
-        return statistics.median(times)
+        seconds(run)
+        return statistics.median(seconds(run) for _ in range(repeats))
 
-    def floor(self, rows: int, k: int, times: int = 1) -> float:
+    def floor(self, rows: int, k: int) -> None:
         """[rows, k + 1] new tokens, each row seeing only itself: no prefix at all."""
         ids = torch.randint(self.network.config.vocab_size, (rows, k + 1))
-        return times * self.timed(lambda: self.head(self.network(ids, use_cache=False)[0]), 5)
+        self.head(self.network(ids, use_cache=False)[0])
 
     def naive(self, rows: int, k: int, repeats: int = 1) -> float:
         ids = torch.randint(VOCAB, (rows * k, PREFIX + 1))
@@ -175,8 +176,8 @@ def pairs(decoder: Decoder, rows: int, guidance: GuidanceParams, floor, repeats:
     """Guided, unguided and floor in turn; medians of the paired repeats."""
     found = []
     for _ in range(repeats + 1):  # the first warms up
-        unguided, bare = decoder.step_seconds(rows, None), floor()
-        found.append((unguided, bare, decoder.step_seconds(rows, guidance)))
+        unguided, bare = decoder.step_seconds(rows, None, floor)
+        found.append((unguided, bare, decoder.step_seconds(rows, guidance)[0]))
     ratios = {
         "unguided_ms": [1e3 * u for u, _, _ in found[1:]],
         "guided_ms": [1e3 * g for _, _, g in found[1:]],
@@ -193,12 +194,15 @@ def pairs(decoder: Decoder, rows: int, guidance: GuidanceParams, floor, repeats:
     return {"requests": rows, "repeats": repeats} | result
 
 
-def measure(decoder: Decoder, bare: Bare, rows: int, k: int, scorers: int, repeats: int) -> dict:
+def measure(
+    decoder: Decoder, bares: list[Bare], rows: int, k: int, scorers: int, repeats: int
+) -> dict:
     """One setting of the random networks; with k = 1 there is nothing to score."""
     guidance = GuidanceParams(
         scorers=dict.fromkeys(NAMES[:scorers], 1.0), beta=1.0, k=k, mass=1.0, tail="mean"
     )
-    floor = functools.partial(bare.floor, rows, k, times=scorers if k > 1 else 0)
+    bare, used = bares[0], bares[:scorers]
+    floor = (lambda: [b.floor(rows, k) for b in used]) if k > 1 else None
     result = pairs(decoder, rows, guidance, floor, repeats)
     if scorers == 1 and k == 10 and rows <= 8:
         result["naive_ms"] = 1e3 * bare.naive(rows, k)
@@ -208,13 +212,18 @@ def measure(decoder: Decoder, bare: Bare, rows: int, k: int, scorers: int, repea
     return {"model": "random", "scorers": scorers, "k": k, "mass": 1.0} | result
 
 
+def floors(bares: list[Bare], tokens: int) -> None:
+    for bare in bares:
+        bare.floor(1, tokens - 1)
+
+
 def measure_demo(root: Path) -> None:
     """The demo by mass 0.99 and by k = 10, in a process of its own; JSON into `root`."""
     tokenizer = AutoTokenizer.from_pretrained(demo.base())
     texts = [demo.chat(text) for text in demo.prompts("test", 32, seed=9)]
     prompts = [tokenizer(text, add_special_tokens=False).input_ids for text in texts]
     decoder = Decoder(start(demo.base(), demo.scorers()), prompts)
-    bare, results = Bare(demo.scorers()["sentiment"]), []
+    bares, results = [Bare(path) for path in demo.scorers().values()], []
     for scorers in (1, 3):
         names = list(demo.scorers())[:scorers]
         for rows in (1, 8, 32):
@@ -226,7 +235,7 @@ def measure_demo(root: Path) -> None:
                 decoder.step_seconds(rows, guidance)
                 read = decoder.forwarded() - before
                 a_step = max(1, round(read / scorers / (STEPS + 3)))
-                floor = functools.partial(bare.floor, 1, a_step - 1, times=scorers)
+                floor = functools.partial(floors, bares[:scorers], a_step)
                 result = pairs(decoder, rows, guidance, floor, 3)
                 setting = {"model": "demo", "scorers": scorers, "k": k, "mass": mass}
                 result["scorer_tokens_per_token"] = read / scorers / (STEPS + 3) / rows
@@ -316,9 +325,12 @@ def main() -> None:
         scorers = build(root)
         generator = torch.Generator().manual_seed(1)
         prompts = torch.randint(VOCAB, (32, PREFIX), generator=generator).tolist()
-        decoder, bare = Decoder(start(root / "base", scorers), prompts), Bare(scorers["one"])
-        results = [measure(decoder, bare, *s) for s in tqdm(settings, unit="setting")]
-        parameters = {"base": count(root / "base"), "scorer": bare.model.num_parameters()}
+        decoder, bares = (
+            Decoder(start(root / "base", scorers), prompts),
+            [Bare(scorers[n]) for n in NAMES],
+        )
+        results = [measure(decoder, bares, *s) for s in tqdm(settings, unit="setting")]
+        parameters = {"base": count(root / "base"), "scorer": bares[0].model.num_parameters()}
         if not arguments.quick:
             subprocess.run([sys.executable, __file__, "--demo-into", directory], check=True)
             results += json.loads((root / "demo.json").read_text())
