@@ -51,8 +51,8 @@ def main() -> None:
     except subprocess.CalledProcessError as error:
         sys.exit(
             f"\nset-up stopped at: {' '.join(map(str, error.cmd[3:6]))} …\n"
-            "The reason stands above. If it is the network or the package index, run the same command again: what was "
-            "installed is kept."
+            "The reason stands above. If it is the network or the package index, run the same "
+            "command again: what was installed is kept."
         )
     STAMP.write_text(wanted)
     say("done")

@@ -47,11 +47,10 @@ def test_shell_blocks_run(server, tmp_path):
         ["bash", "-c", script], cwd=tmp_path, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    praise, blame, typed = re.split(r"(?<=\})(?=\{)|(?<=\})\n", done.stdout.strip(), maxsplit=2)
-    scores = [
-        json.loads(answer)["choices"][0]["guidance"]["scores"]["sentiment"]
-        for answer in (praise, blame)
-    ]
+    praise, end = json.JSONDecoder().raw_decode(done.stdout)
+    blame, length = json.JSONDecoder().raw_decode(done.stdout[end:].lstrip())
+    typed = done.stdout[end:].lstrip()[length:]
+    scores = [answer["choices"][0]["guidance"]["scores"]["sentiment"] for answer in (praise, blame)]
     assert scores[0] > scores[1]
     assert len(typed.split()) > 4
 

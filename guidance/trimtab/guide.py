@@ -228,7 +228,7 @@ class Guide:
         """What each scorer thinks of the whole sequence."""
         scores = {}
         for name in row.params.scorers or {}:
-            known = row.scored and row.scored.of(name, sequence)
+            known = row.scored.of(name, sequence) if row.scored else None
             if known is not None:
                 scores[name] = known
                 continue

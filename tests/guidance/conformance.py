@@ -246,7 +246,7 @@ class Suite:
         long = [(self.prompt(100 + i), self.guidance(i), few, 1) for i in range(3 if SLOW else 6)]
         self.compare("chunked prefill", long)
         grow = 50 if SLOW else 70
-        crowd = [(self.prompt(60), self.guidance(i), grow, 1) for i in range(4 if SLOW else 8)]
+        crowd = [(self.prompt(60), self.guidance(i), grow, 1) for i in range(5 if SLOW else 8)]
         before = PREEMPTED[0]
         self.compare("preemption", crowd)
         report("preemptions happened", PREEMPTED[0] - before, 0)
