@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
+from trimtab.backbone import Backbone
 from trimtab.cache import Ids
 from trimtab_models.checkpoint import ScorerInfo
 
@@ -49,3 +50,25 @@ class Scorer(ABC):
     def tokens_forwarded(self) -> int:
         """Tokens that have gone through the scorer's networks since it was loaded."""
         return 0
+
+
+class NetworkScorer(Scorer):
+    """A scorer that is one network behind one prefix pool."""
+
+    def __init__(self, info: ScorerInfo, backbone: Backbone) -> None:
+        super().__init__(info)
+        self.backbone = backbone
+
+    def forget(self, key: int) -> None:
+        """Drop the row's prefix."""
+        self.backbone.forget(key)
+
+    @property
+    def parameters(self) -> int:
+        """Parameters of backbone and head."""
+        return self.backbone.model.num_parameters()
+
+    @property
+    def tokens_forwarded(self) -> int:
+        """Prefix tokens and candidates that went through the backbone."""
+        return self.backbone.tokens_forwarded

@@ -8,20 +8,14 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from trimtab.backbone import Backbone
 from trimtab.cache import Ids
-from trimtab.scorers.base import Scorer
-from trimtab_models.checkpoint import ScorerInfo
+from trimtab.scorers.base import NetworkScorer
 
 
-class HeadScorer(Scorer):
+class HeadScorer(NetworkScorer):
     """One packed forward over the candidates of all rows."""
 
     family = "head"
-
-    def __init__(self, info: ScorerInfo, backbone: Backbone) -> None:
-        super().__init__(info)
-        self.backbone = backbone
 
     def score(
         self, keys: Sequence[int], prefixes: Sequence[Ids], candidates: Sequence[Ids]
@@ -30,17 +24,3 @@ class HeadScorer(Scorer):
         hidden = self.backbone.hidden(keys, prefixes, candidates)  # [Σ candidates, hidden]
         scores: Tensor = self.backbone.head(hidden)[:, 0]
         return scores.float()
-
-    def forget(self, key: int) -> None:
-        """Drop the row's prefix."""
-        self.backbone.forget(key)
-
-    @property
-    def parameters(self) -> int:
-        """Parameters of backbone and head."""
-        return self.backbone.model.num_parameters()
-
-    @property
-    def tokens_forwarded(self) -> int:
-        """Prefix tokens and candidates that went through the backbone."""
-        return self.backbone.tokens_forwarded

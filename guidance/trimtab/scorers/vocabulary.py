@@ -9,10 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from trimtab.backbone import Backbone
 from trimtab.cache import Ids
-from trimtab.scorers.base import Scorer
-from trimtab_models.checkpoint import ScorerInfo
+from trimtab.scorers.base import NetworkScorer
 
 
 def gather_candidates(table: Tensor, candidates: Sequence[Ids]) -> Tensor:
@@ -23,14 +21,10 @@ def gather_candidates(table: Tensor, candidates: Sequence[Ids]) -> Tensor:
     return table[row, token]
 
 
-class VocabularyScorer(Scorer):
+class VocabularyScorer(NetworkScorer):
     """s(prefix + v) = Q(prefix)[v], the output of a vocabulary head."""
 
     family = "vocabulary"
-
-    def __init__(self, info: ScorerInfo, backbone: Backbone) -> None:
-        super().__init__(info)
-        self.backbone = backbone
 
     def table(self, keys: Sequence[int], prefixes: Sequence[Ids]) -> Tensor:
         """The head's output for every next token, [rows, vocab] float32."""
@@ -42,17 +36,3 @@ class VocabularyScorer(Scorer):
     ) -> Tensor:
         """See Scorer.score."""
         return gather_candidates(self.table(keys, prefixes), candidates)
-
-    def forget(self, key: int) -> None:
-        """Drop the row's prefix."""
-        self.backbone.forget(key)
-
-    @property
-    def parameters(self) -> int:
-        """Parameters of backbone and head."""
-        return self.backbone.model.num_parameters()
-
-    @property
-    def tokens_forwarded(self) -> int:
-        """Prefix tokens that went through the backbone."""
-        return self.backbone.tokens_forwarded
