@@ -17,7 +17,8 @@ from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from trimtab_models.networks import scalar_head, vocabulary_head
 
-Family = Literal["head", "vocabulary", "log_ratio"]
+Family = Literal["head", "distribution", "vocabulary", "log_ratio"]
+Link = Literal["identity", "sigmoid", "log_sigmoid"]
 
 
 class ScorerInfo(BaseModel):
@@ -34,7 +35,15 @@ class ScorerInfo(BaseModel):
     base_model: str = Field("unknown", description="the base whose prefixes it scores")
     mean: float = 0.0
     deviation: float = Field(1.0, gt=0)
+    link: Link = Field("identity", description="what makes a head's output a score")
+    support: tuple[float, float] | None = Field(
+        None, description="lowest and highest return of a distribution head, bins evenly between"
+    )
     alpha: float = Field(1.0, description="factor of a log-ratio scorer, α·log π_r(v | prefix)")
+    reference: str | None = Field(None, description="untuned model of a log-ratio scorer")
+    prefix_auc: float | None = Field(
+        None, description="how often the order on prefixes is the final order; see validation.py"
+    )
 
 
 def card(info: ScorerInfo, text: str) -> str:
@@ -104,7 +113,9 @@ def load(
     info = read_info(source)
     if family is not None:
         info = info.model_copy(update={"family": family})
-    build = scalar_head if info.family == "head" else vocabulary_head
+    if info.family == "distribution":
+        options["bins"] = AutoConfig.from_pretrained(str(source)).num_labels
+    build = scalar_head if info.family in ("head", "distribution") else vocabulary_head
     model, report = build(
         source,
         dtype=dtype,

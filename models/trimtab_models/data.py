@@ -10,80 +10,13 @@ import json
 import math
 import random
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import torch
-from torch import Tensor
+from trimtab_models.rows import Pair, Rollout
 
 Record = dict[str, Any]
-
-
-class Rollout(NamedTuple):
-    """A prompt, a sampled completion (its EOS included, if it came to one), and its reward."""
-
-    prompt: list[int]
-    completion: list[int]
-    label: float
-
-
-class Pair(NamedTuple):
-    """A prompt and two completions of it, the first preferred."""
-
-    prompt: list[int]
-    chosen: list[int]
-    rejected: list[int]
-
-
-class Rows(NamedTuple):
-    """Right-padded rows: what the network reads, and which of its outputs are scores.
-
-    input_ids: [rows, length] int64. attention_mask: [rows, length] int64.
-    prompts: [rows] int64, each prompt's length. completions: [rows] int64, each completion's.
-    labels: [rows] float32, each completion's reward; zeros where only an order is known.
-    The score of a completion's first t tokens stands at position prompts + t − 1.
-    """
-
-    input_ids: Tensor
-    attention_mask: Tensor
-    prompts: Tensor
-    completions: Tensor
-    labels: Tensor
-
-    def gather(self, values: Tensor) -> Tensor:
-        """The completions' own scores, [rows, length] → [rows, longest completion].
-
-        Column t − 1 holds the score of the first t tokens; past a completion's end its last score
-        stays, which is how the shorter side of a pair keeps its end.
-        """
-        steps = torch.arange(int(self.completions.max()), device=values.device)  # [steps]
-        within = torch.minimum(steps[None], self.completions[:, None] - 1)  # [rows, steps]
-        return values.gather(1, self.prompts[:, None] + within)
-
-    def mask(self) -> Tensor:
-        """True where `gather` gives a prefix of the completion itself: [rows, steps] bool."""
-        steps = torch.arange(int(self.completions.max()), device=self.completions.device)
-        return steps[None] < self.completions[:, None]
-
-
-def pad(rollouts: Sequence[Rollout], pad_id: int) -> Rows:
-    """Rows of prompt + completion, padded on the right.
-
-    Raises:
-        ValueError: a completion is empty, so that there is no prefix of it to score.
-    """
-    if not all(rollout.completion for rollout in rollouts):
-        raise ValueError("every completion needs at least one token; drop the empty ones first.")
-    texts = [rollout.prompt + rollout.completion for rollout in rollouts]
-    width = max(map(len, texts))
-    return Rows(
-        torch.tensor([text + [pad_id] * (width - len(text)) for text in texts]),
-        torch.tensor([[1] * len(text) + [0] * (width - len(text)) for text in texts]),
-        torch.tensor([len(rollout.prompt) for rollout in rollouts]),
-        torch.tensor([len(rollout.completion) for rollout in rollouts]),
-        torch.tensor([rollout.label for rollout in rollouts], dtype=torch.float32),
-    )
 
 
 def read(path: str | Path) -> list[Record]:

@@ -2,15 +2,17 @@
 
 They are plain transformers classes, so that transformers alone can load what was trained:
 a scalar head is a `*ForTokenClassification` with one label (a value for every prefix), or a
-`*ForSequenceClassification` for the families that have no other (OPT); a vocabulary head is a
-`*ForCausalLM` whose logits are read as Q(prefix, ·) or as log π_r(· | prefix).
+`*ForSequenceClassification` for the families that have no other (OPT); a distribution head is the
+same with one label a bin; a vocabulary head is a `*ForCausalLM` whose logits are read as
+Q(prefix, ·) or as log π_r(· | prefix).
 """
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -25,7 +27,56 @@ Source: TypeAlias = str | Path | PretrainedConfig
 """A checkpoint directory, a hub name, or a configuration (which gives random weights)."""
 
 
+Head = Literal["scalar", "distribution", "vocabulary", "vocabulary+value", "language"]
+"""What an objective trains; see `build`."""
+
+
+def build(head: Head, source: Source, *, bins: int = 1, **options: Any) -> Any:
+    """A new scorer network on a backbone, ready to be trained.
+
+    scalar             one number for every prefix, [..., 1]
+    distribution       logits of a histogram over returns, [..., bins]
+    vocabulary         Q(prefix, ·), [..., vocab]; 0 at first
+    vocabulary+value   Q's parts and V(prefix), [..., vocab + 1]; 0 at first; to be folded
+    language           a language model as it is, [..., vocab]
+    """
+    if head in ("scalar", "distribution"):
+        return scalar_head(source, bins=bins if head == "distribution" else 1, **options)
+    model = vocabulary_head(source, **options)
+    if head == "language":
+        return model
+    old = model.get_output_embeddings()
+    width = model.get_input_embeddings().num_embeddings + (head == "vocabulary+value")
+    new = nn.Linear(old.in_features, width, bias=False).to(old.weight)
+    nn.init.zeros_(new.weight)
+    return _set_output(model, new)
+
+
+def fold(model: Any, combine: Callable[[Tensor], Tensor]) -> Any:
+    """Turn a `vocabulary+value` head into a plain vocabulary head, in place.
+
+    combine: the linear map of the head's outputs to Q, [..., vocab + 1] → [..., vocab]. As
+    outputs = W·h, Q = combine(W·h) = combine(Wᵀ)ᵀ·h.
+    """
+    old = model.get_output_embeddings()
+    with torch.no_grad():
+        weight = combine(old.weight.T).T.contiguous()
+    new = nn.Linear(old.in_features, len(weight), bias=False).to(old.weight)
+    new.weight.data.copy_(weight)
+    return _set_output(model, new)
+
+
+def _set_output(model: Any, head: nn.Module) -> Any:
+    # What is no longer the input's embedding must not be tied to it when it is saved and loaded.
+    model.config.tie_word_embeddings = False
+    model.set_output_embeddings(head)
+    return model
+
+
 def _scalar_class(config: PretrainedConfig) -> Any:
+    named = (getattr(config, "architectures", None) or [""])[0]
+    if named.endswith("ForSequenceClassification"):
+        return AutoModelForSequenceClassification
     if type(config) in MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING:
         return AutoModelForTokenClassification
     return AutoModelForSequenceClassification
@@ -39,8 +90,10 @@ def _build(auto: Any, source: Source, **options: Any) -> Any:
     return auto.from_pretrained(str(source), **options)
 
 
-def scalar_head(source: Source, **options: Any) -> Any:
+def scalar_head(source: Source, *, bins: int = 1, **options: Any) -> Any:
     """A causal backbone with a linear head to one number: V(x) = w·h(x) + b for each prefix x.
+
+    Or to `bins` numbers, the logits of a histogram.
 
     A `source` that is a language model gives its backbone; the head is then new.
     `options` (dtype, attn_implementation, ...) go to transformers.
@@ -48,9 +101,9 @@ def scalar_head(source: Source, **options: Any) -> Any:
     config = (
         source
         if isinstance(source, PretrainedConfig)
-        else AutoConfig.from_pretrained(str(source), num_labels=1)
+        else AutoConfig.from_pretrained(str(source), num_labels=bins)
     )
-    config.num_labels = 1
+    config.num_labels = bins
     if not isinstance(source, PretrainedConfig):
         options["config"] = config
     return _build(_scalar_class(config), source, **options)

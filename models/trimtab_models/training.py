@@ -9,7 +9,7 @@ import argparse
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,33 +18,11 @@ from transformers import AutoTokenizer, PreTrainedModel, Trainer, TrainingArgume
 from transformers.trainer_utils import get_last_checkpoint
 
 from trimtab_models import checkpoint, data
-from trimtab_models.data import Rollout, Rows
 from trimtab_models.networks import scalar_head
-from trimtab_models.objectives.bradley_terry import BradleyTerry
-from trimtab_models.objectives.td_lambda import TdLambda
+from trimtab_models.objectives import OBJECTIVES, Objective
+from trimtab_models.rows import Rollout, Rows, pad
 
 Batch = Mapping[str, Tensor]
-
-
-class Objective(Protocol):
-    """How items become rows, and rows and their scores a loss; see `objectives`."""
-
-    @property
-    def name(self) -> str:
-        """As stored with the checkpoint."""
-
-    def collate(self, items: Sequence[Any], pad_id: int) -> Rows:
-        """A batch of items as padded rows."""
-
-    def loss(self, values: Tensor, rows: Rows) -> Tensor:
-        """A scalar to minimise, from the scores [rows, length] of all positions."""
-
-
-OBJECTIVES: dict[str, Callable[[], Objective]] = {
-    "bradley-terry": BradleyTerry,
-    "bradley-terry-full": lambda: BradleyTerry(partial=False),
-    "td-lambda": TdLambda,
-}
 
 
 class _LossTrainer(Trainer):
@@ -138,7 +116,7 @@ def train(
     def loss(network: Any, batch: Batch) -> Tensor:
         rows = Rows(**batch)
         logits = network(input_ids=rows.input_ids, attention_mask=rows.attention_mask).logits
-        return objective.loss(logits.squeeze(-1), rows)
+        return objective.loss(logits, rows)
 
     fit(
         model,
@@ -160,7 +138,7 @@ def prefix_scores(
     """The score of every prefix of every completion: one [tokens] float32 tensor a rollout."""
     scores: list[Tensor] = []
     for start in range(0, len(rollouts), batch_size):
-        rows = data.pad(rollouts[start : start + batch_size], pad_id)
+        rows = pad(rollouts[start : start + batch_size], pad_id)
         rows = Rows(*(part.to(model.device) for part in rows))
         logits = model(input_ids=rows.input_ids, attention_mask=rows.attention_mask).logits
         gathered = rows.gather(logits.squeeze(-1)).float().cpu()
@@ -204,7 +182,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
     records = data.read(options.data)
     items: list[Any]
-    if isinstance(objective, BradleyTerry):
+    if objective.data == "pairs":
         items = data.pairs(records, tokenizer)
         seen = [Rollout(p.prompt, side, 0.0) for p in items for side in (p.chosen, p.rejected)]
     else:

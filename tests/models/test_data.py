@@ -9,7 +9,7 @@ import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from trimtab_models import data, demo
-from trimtab_models.data import Rollout, pad
+from trimtab_models.rows import Rollout, pad
 
 
 @pytest.fixture(scope="module")

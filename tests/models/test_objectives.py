@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from trimtab_models.data import Pair, Rollout, pad
 from trimtab_models.objectives.bradley_terry import BradleyTerry
 from trimtab_models.objectives.td_lambda import TdLambda, lambda_returns
+from trimtab_models.rows import Pair, Rollout, pad
 
 
 def _nats(margin: float) -> float:
@@ -16,7 +16,7 @@ def _nats(margin: float) -> float:
 
 
 def _values(rows: list[list[float]], width: int) -> Tensor:
-    return torch.tensor([row + [99.0] * (width - len(row)) for row in rows])
+    return torch.tensor([row + [99.0] * (width - len(row)) for row in rows])[..., None]
 
 
 PAIR = Pair(prompt=[7, 8], chosen=[1, 2, 3], rejected=[4, 5])
@@ -47,7 +47,7 @@ def _random_pairs(seed: int) -> tuple[list[Pair], Tensor]:
 
     pairs = [Pair(ids(4), ids(9), ids(9)) for _ in range(6)]
     width = BradleyTerry().collate(pairs, 0).input_ids.shape[1]
-    return pairs, torch.randn(12, width, generator=draw)
+    return pairs, torch.randn(12, width, 1, generator=draw)
 
 
 @pytest.mark.parametrize("partial", [True, False])
@@ -56,8 +56,8 @@ def test_bradley_terry_against_loops(seed: int, partial: bool) -> None:
     pairs, values = _random_pairs(seed)
     terms = []
     for i, pair in enumerate(pairs):
-        better = [values[i, len(pair.prompt) + t] for t in range(len(pair.chosen))]
-        worse = [values[i + 6, len(pair.prompt) + t] for t in range(len(pair.rejected))]
+        better = [values[2 * i, len(pair.prompt) + t] for t in range(len(pair.chosen))]
+        worse = [values[2 * i + 1, len(pair.prompt) + t] for t in range(len(pair.rejected))]
         longest = max(len(better), len(worse))
         better += [better[-1]] * (longest - len(better))
         worse += [worse[-1]] * (longest - len(worse))
@@ -124,11 +124,13 @@ def test_lambda_returns_against_the_recursion(decay: float) -> None:
 def test_td_targets_carry_no_gradient() -> None:
     objective = TdLambda(0.0)
     rows = objective.collate([Rollout([7], [1, 2, 3], 1.0)], 0)
-    values = torch.tensor([[0.0, 1.0, 2.0, 4.0]], requires_grad=True)
+    values = torch.tensor([[[0.0], [1.0], [2.0], [4.0]]], requires_grad=True)
     objective.loss(values, rows).backward()
     # d/dV_1 of (V_1 − V_2)²/3 alone; V_2 gets no share of it, its own target is R.
     assert values.grad is not None
-    assert values.grad[0].tolist() == pytest.approx([0, 2 * (1 - 2) / 3, 2 * (2 - 1) / 3, 2.0])
+    assert values.grad[0, :, 0].tolist() == pytest.approx(
+        [0, 2 * (1 - 2) / 3, 2 * (2 - 1) / 3, 2.0]
+    )
 
 
 @pytest.mark.parametrize("decay", [-0.1, 1.1])

@@ -8,8 +8,9 @@ import torch
 from transformers import AutoModelForTokenClassification, AutoTokenizer, LlamaConfig, set_seed
 
 from trimtab_models import checkpoint, data, demo, training
-from trimtab_models.data import Rollout
 from trimtab_models.networks import scalar_head
+from trimtab_models.objectives import OBJECTIVES
+from trimtab_models.rows import Pair, Rollout, Rows
 
 EOS, GOOD, BAD = 1, 2, 3
 
@@ -44,18 +45,18 @@ def _rollouts(n: int) -> list[Rollout]:
     ]
 
 
-def _pairs(rollouts: list[Rollout]) -> list[data.Pair]:
+def _pairs(rollouts: list[Rollout]) -> list[Pair]:
     ordered = sorted(rollouts, key=lambda rollout: rollout.label)
     half = len(ordered) // 2
     return [
-        data.Pair([4], better.completion, worse.completion)
+        Pair([4], better.completion, worse.completion)
         for better, worse in zip(ordered[half:], ordered[:half], strict=True)
     ]
 
 
-@pytest.mark.parametrize("name", training.OBJECTIVES)
+@pytest.mark.parametrize("name", OBJECTIVES)
 def test_every_objective_learns_the_order(name: str, tmp_path: Path) -> None:
-    rollouts, objective, model = _rollouts(256), training.OBJECTIVES[name](), _tiny()
+    rollouts, objective, model = _rollouts(256), OBJECTIVES[name](), _tiny()
     items = _pairs(rollouts) if "bradley" in name else rollouts
 
     def agreement() -> float:
@@ -86,14 +87,14 @@ def test_prefix_scores_are_those_of_each_prefix_alone() -> None:
 
 def test_an_interrupted_run_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     options: dict[str, Any] = {"pad_id": 0, "epochs": 60, "batch_size": 32, "seed": 3}
-    objective, rollouts = training.OBJECTIVES["td-lambda"](), _rollouts(128)
+    objective, rollouts = OBJECTIVES["td-lambda"](), _rollouts(128)
     whole = _tiny()
     training.train(objective, whole, rollouts, tmp_path / "whole", **options)
 
     calls = 0
     loss = type(objective).loss
 
-    def fails_late(self: Any, values: torch.Tensor, rows: data.Rows) -> torch.Tensor:
+    def fails_late(self: Any, values: torch.Tensor, rows: Rows, _: Any = None) -> torch.Tensor:
         nonlocal calls
         calls += 1
         if calls == 220:  # after the save at step 200
@@ -133,7 +134,7 @@ def test_the_command_line_writes_what_transformers_loads(name: str, tmp_path: Pa
     ids = AutoTokenizer.from_pretrained(tmp_path / "out")(prompt, return_tensors="pt").input_ids
     assert model(ids).logits.shape == (1, ids.shape[1], 1)
     info = checkpoint.read_info(tmp_path / "out")
-    assert info.objective == training.OBJECTIVES[name]().name
+    assert info.objective == OBJECTIVES[name]().name
     assert info.base_model == str(demo.base())
     assert info.deviation > 0
     assert (tmp_path / "out" / "README.md").exists()

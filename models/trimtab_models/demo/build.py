@@ -14,10 +14,9 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM, set_seed
 
-from trimtab_models import checkpoint, data, training
+from trimtab_models import checkpoint, data, objectives, training
 from trimtab_models.demo import corpus, language_model, oracles, rollouts
 from trimtab_models.networks import scalar_head
-from trimtab_models.objectives.bradley_terry import BradleyTerry
 
 SEED = 0
 DOCUMENTS = 40_000
@@ -104,15 +103,15 @@ def train_scorer(
         base: directory of the base model, for its tokenizer.
         records: the JSON Lines file of `roll_out`.
         out: directory of the new checkpoint.
-        objective: a name of `training.OBJECTIVES`; by default the demo's own for this scorer.
+        objective: a name of `objectives.OBJECTIVES`; by default the demo's own for this scorer.
     """
     tokenizer = AutoTokenizer.from_pretrained(base)
     pad_id = tokenizer.pad_token_id
-    loss = training.OBJECTIVES[objective or OBJECTIVES[name]]()
+    loss = objectives.OBJECTIVES[objective or OBJECTIVES[name]]()
     labelled = rollouts.label(data.read(records), oracles.rewards[name])
     seen = data.rollouts(labelled, tokenizer)
     items: list[Any] = seen
-    if isinstance(loss, BradleyTerry):
+    if loss.data == "pairs":
         items = data.pairs(data.preferences(labelled, PAIRS, SEED, SHARPNESS), tokenizer)
     set_seed(SEED)
     model = _network(name, base, tokenizer)

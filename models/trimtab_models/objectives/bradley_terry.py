@@ -7,53 +7,43 @@ Reward Guided Text Generation" (PARGS), eq. 4. With `partial=False` only the who
 compared, i = max(|y_w|, |y_l|): the ordinary reward model, which ARGS guides with.
 """
 
-from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from trimtab_models.data import Pair, Rollout, Rows, pad
+from trimtab_models.objectives.base import Kind, Objective
+from trimtab_models.rows import Rows
 
 
-class BradleyTerry:
-    """The objective over pairs; the first half of a batch's rows is preferred to the second.
+class BradleyTerry(Objective):
+    """The objective over pairs.
 
     Args:
         partial: compare prefixes of every length (PARGS), or whole sequences only (ARGS).
-        ratio: share of the prefix lengths compared each time a pair is seen, drawn at random.
+        ratio: share of the prefix lengths compared each time a pair is seen, drawn at random from
+            torch's generator.
     """
+
+    data: ClassVar[Kind] = "pairs"
 
     def __init__(self, *, partial: bool = True, ratio: float = 1.0) -> None:
         if not 0 < ratio <= 1:
             raise ValueError(f"ratio is the share of prefixes used, in (0, 1], not {ratio}")
         self.partial, self.ratio = partial, ratio
+        self.name = "partial Bradley-Terry" if partial else "full-sequence Bradley-Terry"
 
-    @property
-    def name(self) -> str:
-        """As stored with the checkpoint."""
-        return "partial Bradley-Terry" if self.partial else "full-sequence Bradley-Terry"
-
-    def collate(self, pairs: Sequence[Pair], pad_id: int) -> Rows:
-        """Rows [2 · pairs, length]: all chosen, then all rejected."""
-        chosen = [Rollout(pair.prompt, pair.chosen, 0.0) for pair in pairs]
-        rejected = [Rollout(pair.prompt, pair.rejected, 0.0) for pair in pairs]
-        return pad([*chosen, *rejected], pad_id)
-
-    def loss(self, values: Tensor, rows: Rows) -> Tensor:
-        """Mean −log σ(r_w − r_l) over the compared prefixes, in nats.
-
-        Args:
-            values: [2 · pairs, length] the network's score at every position.
-            rows: the batch from `collate`.
-        """
-        better, worse = rows.gather(values).chunk(2)  # [pairs, steps]
-        longest = torch.maximum(*rows.completions.chunk(2))  # [pairs]
+    def loss(self, outputs: Tensor, rows: Rows, log_pi0: Tensor | None = None) -> Tensor:
+        """Mean −log σ(r_w − r_l) over the compared prefixes, in nats; see Objective.loss."""
+        scores = rows.gather(outputs[..., 0])  # [2 · pairs, steps]
+        margins = scores[0::2] - scores[1::2]  # [pairs, steps]
+        longest = torch.maximum(rows.completions[0::2], rows.completions[1::2])  # [pairs]
         if not self.partial:
-            return -logsigmoid(better[:, -1] - worse[:, -1]).mean()
-        used = torch.arange(better.shape[1], device=values.device)[None] < longest[:, None]
+            return -logsigmoid(margins[:, -1]).mean()
+        used = torch.arange(margins.shape[1], device=margins.device)[None] < longest[:, None]
         if self.ratio < 1:
-            drawn = torch.rand(used.shape, device=values.device) < self.ratio
+            drawn = torch.rand(used.shape, device=used.device) < self.ratio
             drawn[torch.arange(len(longest)), longest - 1] = True  # the whole pair always counts
             used = used & drawn
-        return -logsigmoid(better - worse)[used].mean()
+        return -logsigmoid(margins)[used].mean()

@@ -11,12 +11,11 @@ the squared error of every prefix to the final reward. Source: Han et al., "Valu
 for Language Model Alignment and Personalization"; Sutton and Barto, eq. 12.2.
 """
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
-from trimtab_models.data import Rollout, Rows, pad
+from trimtab_models.objectives.base import Objective
+from trimtab_models.rows import Rows
 
 
 def lambda_returns(values: Tensor, rewards: Tensor, lengths: Tensor, decay: float) -> Tensor:
@@ -40,7 +39,7 @@ def lambda_returns(values: Tensor, rewards: Tensor, lengths: Tensor, decay: floa
     return before_end @ weights.T + reach * rewards[:, None]
 
 
-class TdLambda:
+class TdLambda(Objective):
     """The objective over rollouts.
 
     Args:
@@ -51,23 +50,10 @@ class TdLambda:
         if not 0 <= decay <= 1:
             raise ValueError(f"λ is in [0, 1], not {decay}")
         self.decay = decay
+        self.name = f"TD(λ), λ={decay:g}"
 
-    @property
-    def name(self) -> str:
-        """As stored with the checkpoint."""
-        return f"TD(λ), λ={self.decay:g}"
-
-    def collate(self, rollouts: Sequence[Rollout], pad_id: int) -> Rows:
-        """Rows [rollouts, length] with their rewards."""
-        return pad(rollouts, pad_id)
-
-    def loss(self, values: Tensor, rows: Rows) -> Tensor:
-        """Mean squared error of every prefix's value to its λ-return.
-
-        Args:
-            values: [rows, length] the network's score at every position.
-            rows: the batch from `collate`.
-        """
-        own = rows.gather(values)  # [rows, steps]
-        targets = lambda_returns(own.detach(), rows.labels, rows.completions, self.decay)
-        return (own - targets)[rows.mask()].square().mean()
+    def loss(self, outputs: Tensor, rows: Rows, log_pi0: Tensor | None = None) -> Tensor:
+        """Mean squared error of every prefix's value to its λ-return; see Objective.loss."""
+        values = rows.gather(outputs[..., 0])  # [rows, steps]
+        targets = lambda_returns(values.detach(), rows.labels, rows.completions, self.decay)
+        return (values - targets)[rows.mask()].square().mean()

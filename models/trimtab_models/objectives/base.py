@@ -1,0 +1,70 @@
+"""The one interface of all objectives: items become rows, rows and outputs become a loss."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any, ClassVar, Literal
+
+from torch import Tensor
+
+from trimtab_models.networks import Head
+from trimtab_models.rows import Pair, Ranked, Rollout, Rows, pad
+
+Kind = Literal["rollouts", "pairs", "ranked"]
+
+
+class Objective(ABC):
+    """A loss of the scores that a network gives to every prefix of a batch.
+
+    An objective holds its own few options and no state: what it computes depends on its arguments
+    (and on torch's generator, where its docstring says so) alone.
+    """
+
+    name: str
+    """As stored with the checkpoint."""
+    data: ClassVar[Kind] = "rollouts"
+    """What its items are: `Rollout`, `Pair` or `Ranked`."""
+    head: ClassVar[Head] = "scalar"
+    """The network it trains; see `networks.build`."""
+    reads_base: ClassVar[bool] = False
+    """Whether `loss` needs log π0 of every next token."""
+
+    @abstractmethod
+    def loss(self, outputs: Tensor, rows: Rows, log_pi0: Tensor | None = None) -> Tensor:
+        """A scalar to minimise, a mean over the batch.
+
+        Args:
+            outputs: [rows, length, width] the network's output at every position; width is 1, the
+                number of bins, the vocabulary, or the vocabulary and one more for V.
+            rows: the batch from `collate`.
+            log_pi0: [rows, length, vocab] the frozen base's log-probabilities of the next token
+                at every position, if `reads_base`.
+        """
+
+    def collate(self, items: Sequence[Any], pad_id: int) -> Rows:
+        """A batch of items as padded rows; a pair is two rows, a ranking K, the best first."""
+        flat, groups = [], []
+        for group, item in enumerate(items):
+            sides = completions(item)
+            flat += sides
+            groups += [group] * len(sides)
+        return pad(flat, pad_id, groups)
+
+    def info(self) -> dict[str, Any]:
+        """What the checkpoint must say beside the name: fields of a `ScorerInfo`."""
+        return {}
+
+    def combine(self, outputs: Tensor) -> Tensor:
+        """Q from a head of `vocabulary+value`: [..., vocab + 1] → [..., vocab], linear.
+
+        The same function is applied to the trained head's weights, so that what is saved is a plain
+        vocabulary head.
+        """
+        return outputs
+
+
+def completions(item: Rollout | Pair | Ranked) -> list[Rollout]:
+    """An item's completions, the best first; labels are 0 where only an order is known."""
+    if isinstance(item, Rollout):
+        return [item]
+    sides = [item.chosen, item.rejected] if isinstance(item, Pair) else item.completions
+    return [Rollout(item.prompt, side, 0.0) for side in sides]

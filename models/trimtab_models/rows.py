@@ -1,0 +1,120 @@
+"""What objectives train on: token ids in memory, padded into rows.
+
+Of a completion y of T tokens there are T prefixes that can be scored. The state after t tokens
+stands at position prompts + t − 1 of its row, the state before the t-th token one position earlier.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Rollout(NamedTuple):
+    """A prompt, a completion (its EOS included, if it came to one), and its reward or label."""
+
+    prompt: list[int]
+    completion: list[int]
+    label: float
+
+
+class Pair(NamedTuple):
+    """A prompt and two completions of it, the first preferred."""
+
+    prompt: list[int]
+    chosen: list[int]
+    rejected: list[int]
+
+
+class Ranked(NamedTuple):
+    """A prompt and K ≥ 2 completions of it, the best first."""
+
+    prompt: list[int]
+    completions: list[list[int]]
+
+
+class Rows(NamedTuple):
+    """Right-padded rows of prompt + completion.
+
+    input_ids: [rows, length] int64. attention_mask: [rows, length] int64.
+    prompts: [rows] int64, each prompt's length. completions: [rows] int64, each completion's.
+    labels: [rows] float32, each completion's reward; zeros where only an order is known.
+    groups: [rows] int64, which item of the batch a row belongs to; rows of one item stand best
+    first (both sides of a pair, the K completions of a ranking).
+    """
+
+    input_ids: Tensor
+    attention_mask: Tensor
+    prompts: Tensor
+    completions: Tensor
+    labels: Tensor
+    groups: Tensor
+
+    def gather(self, values: Tensor) -> Tensor:
+        """Values after each token: [rows, length, ...] → [rows, longest completion, ...].
+
+        Column t − 1 holds the value of the first t tokens; past a completion's end its last value
+        stays, which is how the shorter side of a pair keeps its end.
+        """
+        return _take(values, self.prompts[:, None] + self._steps())
+
+    def before(self, values: Tensor) -> Tensor:
+        """Values just before each token: [rows, length, ...] → [rows, longest completion, ...].
+
+        Column t − 1 holds what the network said of the t-th token before reading it; prompts hold
+        at least one token, so there always is such a place.
+        """
+        return _take(values, self.prompts[:, None] + self._steps() - 1)
+
+    def tokens(self) -> Tensor:
+        """The completions' own tokens, [rows, steps] int64; past an end the last one stays."""
+        return self.gather(self.input_ids)
+
+    def chosen(self, values: Tensor) -> Tensor:
+        """Of values for every next token, those of the tokens that came.
+
+        [rows, length, vocab] → [rows, steps]: column t − 1 is values(state before y_t)[y_t].
+        """
+        return self.before(values).gather(-1, self.tokens()[..., None])[..., 0]
+
+    def mask(self) -> Tensor:
+        """True where a column is a token of the completion itself: [rows, steps] bool."""
+        steps = torch.arange(int(self.completions.max()), device=self.completions.device)
+        return steps[None] < self.completions[:, None]
+
+    def _steps(self) -> Tensor:
+        steps = torch.arange(int(self.completions.max()), device=self.completions.device)
+        return torch.minimum(steps[None], self.completions[:, None] - 1)  # [rows, steps]
+
+
+def _take(values: Tensor, at: Tensor) -> Tensor:
+    rows = torch.arange(len(at), device=at.device)[:, None]
+    return values[rows, at]
+
+
+def pad(rollouts: Sequence[Rollout], pad_id: int, groups: Sequence[int] | None = None) -> Rows:
+    """Rows of prompt + completion, padded on the right.
+
+    Args:
+        rollouts: one for each row.
+        pad_id: any token; it is masked.
+        groups: the item each row belongs to; by default each row is an item of its own.
+
+    Raises:
+        ValueError: a prompt or a completion is empty, so that some prefix cannot be scored.
+    """
+    if not all(rollout.completion and rollout.prompt for rollout in rollouts):
+        raise ValueError(
+            "every prompt and every completion needs at least one token; drop the empty ones first."
+        )
+    texts = [rollout.prompt + rollout.completion for rollout in rollouts]
+    width = max(map(len, texts))
+    return Rows(
+        torch.tensor([text + [pad_id] * (width - len(text)) for text in texts]),
+        torch.tensor([[1] * len(text) + [0] * (width - len(text)) for text in texts]),
+        torch.tensor([len(rollout.prompt) for rollout in rollouts]),
+        torch.tensor([len(rollout.completion) for rollout in rollouts]),
+        torch.tensor([rollout.label for rollout in rollouts], dtype=torch.float32),
+        torch.tensor(range(len(rollouts)) if groups is None else groups),
+    )
