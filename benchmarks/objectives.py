@@ -1,0 +1,243 @@
+"""Every objective, trained on the demo world and made to steer it, judged by the exact reward.
+
+    python benchmarks/objectives.py
+
+One reward (sentiment, in [−1, 1]), one set of rollouts of the demo base, one network (the base's
+two lower layers; language models start from the whole base), and each objective's own kind of data
+out of those rollouts: the reward itself, pairs, rankings. Each scorer then steers the base through
+the real server on 200 prompts at three β, with candidates by mass (0.99) and the papers' k = 10.
+Writes benchmarks/results/objectives.{json,md,png}. What is done already is not done again: an
+interrupted run goes on (under .work/objectives). About an hour and a half on two cores.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from scipy import stats
+from served import Server, mean_se
+from tqdm import tqdm
+
+from trimtab_models import data, demo
+
+ROOT = Path(__file__).parents[1]
+RESULTS = Path(__file__).parent / "results"
+WORK = ROOT / ".work" / "objectives"
+REWARD = "sentiment"
+TRAIN_PROMPTS, COMPLETIONS, PAIRS, SHARPNESS = 768, 8, 8000, 2.0
+PROMPTS = 200
+CANDIDATES = {"mass 0.99": {"k": 32, "mass": 0.99}, "k = 10": {"k": 10, "mass": 1.0}}
+KL = 1.0  # nats per answer at which the frontiers are compared
+SERVED_AT_ONCE = 7
+EXPECTED = (  # (better, worse) at equal KL
+    ("distribution", "td-lambda"),
+    ("td-lambda", "cd-fudge"),
+    ("bradley-terry", "bradley-terry-full"),
+)
+VALUE_BETAS, PAIR_BETAS, RATIO_BETAS = (2, 4, 8), (1, 2, 4), (0.5, 1, 2)
+
+
+@dataclass
+class Plan:
+    """How an objective is trained here, and at which β its scorer is tried."""
+
+    data: str = "rollouts"
+    betas: tuple[float, ...] = VALUE_BETAS
+    settings: dict[str, object] = field(default_factory=dict)
+
+
+PLANS = {
+    "bradley-terry": Plan("pairs", PAIR_BETAS),
+    "bradley-terry-full": Plan("pairs", PAIR_BETAS),
+    "plackett-luce": Plan("rankings", VALUE_BETAS),
+    "td-lambda": Plan(),
+    "td-0": Plan(),
+    "cd-fudge": Plan(),
+    "fudge": Plan(betas=PAIR_BETAS, settings={"options.threshold": 0}),
+    "rad": Plan(),
+    "q-exact": Plan(),
+    "q-sampled": Plan(),
+    "dueling-q": Plan(),
+    "value-advantage": Plan(),
+    "cd-q": Plan(),
+    "ilql": Plan(),
+    "farma": Plan("pairs", PAIR_BETAS),
+    "soft-value": Plan(settings={"options.eta": 0.25}),
+    "soft-td": Plan(settings={"options.eta": 0.25}),
+    "distribution": Plan(settings={"options.support": [-1, 1]}),
+    "distribution-td": Plan(settings={"options.support": [-1, 1]}),
+    "genarm": Plan("pairs", RATIO_BETAS, {"layers": None, "learning_rate": 3e-4}),
+    "dpo": Plan("pairs", RATIO_BETAS, {"layers": None, "learning_rate": 3e-4}),
+}
+
+
+def prepare(rollouts: Path | None) -> None:
+    """The three files of training data, out of one set of rollouts."""
+    from trimtab_models.demo import build
+    from trimtab_models.demo import rollouts as world
+
+    WORK.mkdir(parents=True, exist_ok=True)
+    raw = rollouts or WORK.parent / "rollouts.jsonl"
+    if not raw.exists():
+        build.roll_out(demo.base(), raw)
+    if (WORK / "rankings.jsonl").exists():
+        return
+    records = data.read(raw)[: TRAIN_PROMPTS * COMPLETIONS]
+    labelled = world.label(records, demo.rewards[REWARD])
+    data.write(WORK / "rollouts.jsonl", labelled)
+    data.write(WORK / "pairs.jsonl", data.preferences(labelled, PAIRS, 0, SHARPNESS))
+    data.write(WORK / "rankings.jsonl", data.rankings(labelled, 4, 0))
+
+
+def train(name: str) -> None:
+    """One scorer, by the command that anyone would use."""
+    plan, out = PLANS[name], WORK / name
+    if (out / "config.json").exists():
+        return
+    settings = {"data": WORK / f"{plan.data}.jsonl", "out": out, **plan.settings}
+    sets = [part for key, value in settings.items() for part in ("--set", f"{key}={_yaml(value)}")]
+    command = [sys.executable, "-m", "trimtab_models.training", name]
+    command += ["--config", str(ROOT / "configs" / "demo.yaml"), *sets]
+    with (WORK / f"{name}.log").open("wb") as log:
+        subprocess.run(command, check=True, env=_one_thread(), stdout=log, stderr=log)
+
+
+def _yaml(value: object) -> str:
+    return json.dumps(value) if isinstance(value, list | None) else str(value)
+
+
+def _one_thread() -> dict[str, str]:
+    return os.environ | {"OMP_NUM_THREADS": "1"}
+
+
+def evaluate(names: list[str]) -> dict[str, dict]:
+    """Every setting of some scorers on one server; a setting's result is a file of its own."""
+    settings = {
+        f"{name} {label} {beta:g}": {"scorers": {name: 1.0}, "beta": beta, **candidates}
+        for name in names
+        for label, candidates in CANDIDATES.items()
+        for beta in PLANS[name].betas
+    }
+    settings["base"] = {"scorers": {names[0]: 1.0}, "beta": 0.0}
+    folder = WORK / "runs"
+    folder.mkdir(exist_ok=True)
+    left = {label: s for label, s in settings.items() if not (folder / f"{label}.json").exists()}
+    if left:
+        flags = [f for name in names for f in ("--scorer", f"{name}={WORK / name}")]
+        server = Server(flags, prompts=PROMPTS)
+        try:
+            for label, guidance in tqdm(left.items(), unit="setting"):
+                run = server.run(**guidance)
+                kept = {"rewards": run["rewards"][REWARD], "kl": run["kl"]}
+                kept |= {key: run[key] for key in ("guidance", "tokens", "skipped", "examples")}
+                (folder / f"{label}.json").write_text(json.dumps(kept))
+        finally:
+            server.stop()
+    return {label: json.loads((folder / f"{label}.json").read_text()) for label in settings}
+
+
+def at_kl(runs: dict[str, dict], name: str, label: str, kl: float = KL) -> np.ndarray:
+    """Each prompt's reward at a given KL, read between the settings on both sides of it.
+
+    Linear in √KL, in which the frontier is nearly straight at its beginning; past the last setting
+    the last one's reward stands.
+    """
+    points = [runs["base"]] + [runs[f"{name} {label} {beta:g}"] for beta in PLANS[name].betas]
+    roots = np.sqrt([np.mean(point["kl"]) for point in points])
+    rewards = np.array([point["rewards"] for point in points])  # [settings, prompts]
+    order = np.argsort(roots)
+    return np.array([np.interp(np.sqrt(kl), roots[order], column[order]) for column in rewards.T])
+
+
+def report(runs: dict[str, dict], names: list[str]) -> str:
+    base = runs["base"]
+    lines = [
+        f"{PROMPTS} prompts, one answer each at temperature 1; the exact {REWARD} reward in "
+        "[−1, 1], mean ± s.e.; KL to the base in nats per answer. "
+        f"The base: {mean_se(base['rewards'])}.",
+        "",
+    ]
+    for label in CANDIDATES:
+        lines += [f"## Candidates: {label}", ""]
+        lines += [
+            f"| objective | β: reward, KL | | | reward at KL {KL:g} |",
+            "|---|---|---|---|---|",
+        ]
+        ends = {name: at_kl(runs, name, label) for name in names}
+        for name in sorted(names, key=lambda n: -ends[n].mean()):
+            cells = []
+            for beta in PLANS[name].betas:
+                run = runs[f"{name} {label} {beta:g}"]
+                cells.append(f"{beta:g}: {mean_se(run['rewards'])}, {np.mean(run['kl']):.2f}")
+            lines.append(f"| {name} | {' | '.join(cells)} | {mean_se(ends[name])} |")
+        lines.append("")
+    lines += [
+        f"## Expected orders, at KL {KL:g}",
+        "",
+        "Each prompt's reward is read between neighbouring settings, linear in √KL; differences "
+        "are paired by prompt, p by Wilcoxon's signed-rank test (one-sided).",
+        "",
+        "| better | worse | candidates | difference | p |",
+        "|---|---|---|---|---|",
+    ]
+    for better, worse in EXPECTED:
+        if better in names and worse in names:
+            for label in CANDIDATES:
+                gain = at_kl(runs, better, label) - at_kl(runs, worse, label)
+                p = stats.wilcoxon(gain, alternative="greater").pvalue
+                lines.append(f"| {better} | {worse} | {label} | {mean_se(gain)} | {p:.1e} |")
+    return "\n".join(lines) + "\n"
+
+
+def draw(runs: dict[str, dict], names: list[str], path: Path) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, panels = pyplot.subplots(1, 2, figsize=(12, 5), layout="constrained", sharey=True)
+    colours = pyplot.get_cmap("tab20")
+    for panel, label in zip(panels, CANDIDATES, strict=True):
+        for i, name in enumerate(names):
+            points = [runs["base"]] + [runs[f"{name} {label} {b:g}"] for b in PLANS[name].betas]
+            kl = [np.mean(point["kl"]) for point in points]
+            means = [np.mean(point["rewards"]) for point in points]
+            style = "-" if i < 10 else "--"
+            panel.plot(kl, means, style, color=colours(i % 20), marker="o", ms=3, label=name)
+        panel.set_title(label)
+        panel.set_xlabel("KL to the base, nats per answer")
+    panels[0].set_ylabel(f"mean exact {REWARD}")
+    panels[1].legend(frameon=False, fontsize=7, ncols=2)
+    figure.savefig(path, dpi=130)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--only", nargs="*", choices=PLANS, help="some objectives; all by default")
+    parser.add_argument("--rollouts", type=Path, help="of demo.build, if they are still there")
+    parser.add_argument("--train-only", action="store_true")
+    arguments = parser.parse_args()
+    names = arguments.only or list(PLANS)
+    prepare(arguments.rollouts)
+    # One thread each: two trainings on two cores are quicker than one on both.
+    with ThreadPoolExecutor(2) as pool:
+        list(tqdm(pool.map(train, names), total=len(names), desc="training", unit="objective"))
+    if arguments.train_only:
+        return
+    runs: dict[str, dict] = {}
+    for start in range(0, len(names), SERVED_AT_ONCE):
+        runs |= evaluate(names[start : start + SERVED_AT_ONCE])
+    (RESULTS / "objectives.json").write_text(json.dumps(runs) + "\n")
+    (RESULTS / "objectives.md").write_text(report(runs, names))
+    draw(runs, names, RESULTS / "objectives.png")
+    print(report(runs, names))
+
+
+if __name__ == "__main__":
+    main()
