@@ -1,0 +1,143 @@
+"""The score of every prefix of a completion, for every family of scorers.
+
+head          s(x, y^{1:t}) = link(w·h_t + b)
+distribution  Σ_b p_b·R_b, or at a strength c the soft value (1/c)·log Σ_b p_b·exp(c·R_b),
+              where p is the softmax of the head and R runs evenly over the support
+vocabulary    Q(x, y^{1:t−1})[y_t]
+log_ratio     α·Σ_{i≤t} (log π_r(y_i | x, y^{1:i−1}) − log π_ref(y_i | x, y^{1:i−1})), the reward
+              that is implicit in a language model; without a reference that term is absent
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import logsigmoid
+from tqdm import tqdm
+
+from trimtab_models.checkpoint import Link, ScorerInfo
+from trimtab_models.networks import split
+from trimtab_models.rows import Rollout, Rows, pad
+
+_LINKS: dict[Link, Callable[[Tensor], Tensor]] = {
+    "identity": lambda scores: scores,
+    "sigmoid": torch.sigmoid,
+    "log_sigmoid": logsigmoid,
+}
+
+
+def prefix_scores(
+    model: Any,
+    info: ScorerInfo,
+    rollouts: Sequence[Rollout],
+    pad_id: int,
+    *,
+    reference: Any = None,
+    strength: float = 0.0,
+    batch_size: int = 64,
+    progress: bool = False,
+) -> list[Tensor]:
+    """The scores s(x, y^{1:t}), t = 1 .. T, of every completion.
+
+    Args:
+        model: the scorer network; it is run in evaluation mode, on the device where it is.
+        info: says how its outputs are read.
+        rollouts: prompts and completions; labels are not looked at.
+        pad_id: any token; it is masked.
+        reference: the untuned network of a log-ratio scorer.
+        strength: c of a distribution scorer; 0 is the mean.
+        batch_size: completions in a forward. A network with a vocabulary makes
+            batch_size · length · vocabulary numbers each time.
+        progress: show a bar.
+
+    Returns:
+        One float32 tensor [T] on the host for each rollout, in their order.
+
+    Raises:
+        ValueError: an empty prompt or completion, or a distribution scorer without a support.
+    """
+    order = sorted(range(len(rollouts)), key=lambda i: -sum(map(len, rollouts[i][:2])))
+    scores: list[Tensor] = [torch.empty(0)] * len(rollouts)
+    batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+    with torch.inference_mode(), _evaluating(model), _evaluating(reference):
+        for batch in tqdm(batches, desc="scores", unit="batch", disable=not progress):
+            rows = pad([rollouts[i] for i in batch], pad_id)
+            rows = Rows(*(part.to(model.device) for part in rows))
+            if info.family == "log_ratio":
+                scored = _log_likelihood(model, rows)
+                if reference is not None:
+                    scored = scored - _log_likelihood(reference, rows)
+                scored = info.alpha * scored
+            else:
+                scored = _read(_outputs(model, rows), info, rows, strength)
+            for i, row, length in zip(batch, scored.cpu(), rows.completions.tolist(), strict=True):
+                scores[i] = row[:length].clone()
+    return scores
+
+
+def _read(outputs: Tensor, info: ScorerInfo, rows: Rows, strength: float) -> Tensor:
+    """Scores [rows, steps] from the outputs [rows, length, width] of the families with values."""
+    if info.family == "vocabulary":
+        return rows.chosen(outputs).float()
+    states = rows.gather(outputs).float()  # [rows, steps, width]
+    if info.family == "distribution":
+        return expected(states, info.support, strength)
+    return link(states[..., 0], info.link)
+
+
+def link(scores: Tensor, name: Link) -> Tensor:
+    """A head's outputs as scores; of any shape."""
+    return _LINKS[name](scores)
+
+
+def expected(logits: Tensor, support: tuple[float, float] | None, strength: float = 0.0) -> Tensor:
+    """The (soft) value of a histogram over returns.
+
+    Args:
+        logits: [..., bins] float32, before the softmax.
+        support: the returns of the first and the last bin.
+        strength: c, in 1 / reward; 0 gives the mean.
+
+    Returns:
+        [...] (1/c)·log Σ_b p_b·exp(c·R_b), which tends to Σ_b p_b·R_b as c → 0.
+    """
+    if support is None:
+        raise ValueError(
+            'a distribution scorer needs the "support" of its bins in config.json\'s "trimtab": '
+            "the lowest and the highest return, as [0, 1]."
+        )
+    returns = torch.linspace(*support, logits.shape[-1], device=logits.device)  # [bins]
+    if strength == 0:
+        return logits.softmax(-1) @ returns
+    return (logits.log_softmax(-1) + strength * returns).logsumexp(-1) / strength
+
+
+def _log_likelihood(model: Any, rows: Rows) -> Tensor:
+    """log π(y^{1:t} | x) for every t: [rows, steps] float32."""
+    logits = _outputs(model, rows)
+    normalizer = rows.before(logits.float().logsumexp(-1))
+    return (rows.chosen(logits).float() - normalizer).cumsum(-1)
+
+
+def _outputs(model: Any, rows: Rows) -> Tensor:
+    """The network's output at every position, [rows, length, width]."""
+    inputs = {"input_ids": rows.input_ids, "attention_mask": rows.attention_mask}
+    bare = model.get_base_model() if hasattr(model, "get_base_model") else model
+    if not type(bare).__name__.endswith("ForSequenceClassification"):
+        return model(**inputs).logits
+    backbone, head = split(bare)  # its own forward keeps one position of a row
+    return head(backbone(**inputs).last_hidden_state)
+
+
+@contextmanager
+def _evaluating(model: Any) -> Iterator[None]:
+    training = getattr(model, "training", False)
+    if training:
+        model.eval()
+    try:
+        yield
+    finally:
+        if training:
+            model.train()
