@@ -16,9 +16,10 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from trimtab_models import checkpoint, data, demo, training
+from trimtab_models import checkpoint, data, demo
 from trimtab_models.data import Record
 from trimtab_models.demo import corpus, oracles, rollouts, world
+from trimtab_models.scoring import prefix_scores
 
 MOST_BYTES = 8 * 2**20
 
@@ -160,9 +161,9 @@ def _agreement(scores: list[float], labels: list[float]) -> float:
 def test_a_scorer_reads_evidence_in_prefixes(name: str) -> None:
     """Early scores agree with the final rewards more often than not, late ones nearly always."""
     labelled = rollouts.label(_samples(), demo.rewards[name])
-    model, _ = checkpoint.load(demo.scorers()[name])
+    model, info = checkpoint.load(demo.scorers()[name])
     items = data.rollouts(labelled, _tokenizer())
-    scores = training.prefix_scores(model, items, _tokenizer().pad_token_id)
+    scores = prefix_scores(model, info, items, _tokenizer().pad_token_id)
     labels = [item.label for item in items]
     assert _agreement([float(s[-1]) for s in scores], labels) > 0.9
     assert _agreement([float(s[len(s) // 2]) for s in scores], labels) > 0.65

@@ -5,12 +5,13 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForTokenClassification, AutoTokenizer, LlamaConfig, set_seed
+from transformers import LlamaConfig, set_seed
 
-from trimtab_models import checkpoint, data, demo, training
+from trimtab_models import checkpoint, training
 from trimtab_models.networks import scalar_head
 from trimtab_models.objectives import OBJECTIVES
 from trimtab_models.rows import Pair, Rollout, Rows
+from trimtab_models.scoring import prefix_scores
 
 EOS, GOOD, BAD = 1, 2, 3
 
@@ -54,35 +55,25 @@ def _pairs(rollouts: list[Rollout]) -> list[Pair]:
     ]
 
 
-@pytest.mark.parametrize("name", OBJECTIVES)
-def test_every_objective_learns_the_order(name: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["td-lambda", "bradley-terry"])
+def test_training_learns_the_order(name: str, tmp_path: Path) -> None:
     rollouts, objective, model = _rollouts(256), OBJECTIVES[name](), _tiny()
-    items = _pairs(rollouts) if "bradley" in name else rollouts
+    items = _pairs(rollouts) if objective.data == "pairs" else rollouts
 
     def agreement() -> float:
-        ends = torch.stack([s[-1] for s in training.prefix_scores(model, rollouts, 0)])
+        scores = prefix_scores(model, checkpoint.ScorerInfo(), rollouts, 0)
         labels = torch.tensor([rollout.label for rollout in rollouts])
-        return float(torch.corrcoef(torch.stack([ends, labels]))[0, 1])
+        return float(
+            torch.corrcoef(torch.stack([torch.stack([s[-1] for s in scores]), labels]))[0, 1]
+        )
 
     before = agreement()
-    training.train(
-        objective, model, items, tmp_path / "run", pad_id=0, epochs=8, learning_rate=1e-2
-    )
+    work = tmp_path / "run"
+    training.train(objective, model, items, work, pad_id=0, epochs=8, learning_rate=1e-2)
     assert before < 0.6
     assert agreement() > 0.9
-    assert not (tmp_path / "run").exists()
-
-
-def test_prefix_scores_are_those_of_each_prefix_alone() -> None:
-    model, rollouts = _tiny(), _rollouts(3)
-    rollouts[1] = Rollout([4, 4, 4], [GOOD, EOS], 0.0)
-    for rollout, scores in zip(rollouts, training.prefix_scores(model, rollouts, 0), strict=True):
-        assert len(scores) == len(rollout.completion)
-        for t in range(1, len(scores) + 1):
-            ids = torch.tensor([rollout.prompt + rollout.completion[:t]])
-            assert scores[t - 1].item() == pytest.approx(
-                model(ids).logits[0, -1, 0].item(), abs=1e-5
-            )
+    training.clear(work)
+    assert [path.name for path in work.iterdir()] == ["log.jsonl"]
 
 
 def test_an_interrupted_run_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -109,33 +100,3 @@ def test_an_interrupted_run_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert calls == 220 + 40  # the 240 steps of the run less the 200 saved ones
     for expected, found in zip(whole.parameters(), resumed.parameters(), strict=True):
         assert torch.equal(expected, found)
-
-
-@pytest.mark.parametrize("name", ["td-lambda", "bradley-terry"])
-def test_the_command_line_writes_what_transformers_loads(name: str, tmp_path: Path) -> None:
-    tokenizer = AutoTokenizer.from_pretrained(demo.base())
-    checkpoint.save(_tiny(len(tokenizer)), tokenizer, checkpoint.ScorerInfo(), tmp_path / "start")
-    prompt = demo.chat("How was the cafe?")
-    records = [
-        {"prompt": prompt, "completion": text, "label": label, "chosen": text, "rejected": "No."}
-        for text, label in (("The price was fair, guys.", 1.0), ("I regret it.", -1.0))
-    ]
-    data.write(tmp_path / "data.jsonl", records * 8)
-    options = {
-        "--base": demo.base(),
-        "--scorer": tmp_path / "start",
-        "--data": tmp_path / "data.jsonl",
-        "--out": tmp_path / "out",
-        "--epochs": 1,
-        "--batch-size": 4,
-    }
-    training.main([name, *(str(part) for option in options.items() for part in option)])
-    model = AutoModelForTokenClassification.from_pretrained(tmp_path / "out")
-    ids = AutoTokenizer.from_pretrained(tmp_path / "out")(prompt, return_tensors="pt").input_ids
-    assert model(ids).logits.shape == (1, ids.shape[1], 1)
-    info = checkpoint.read_info(tmp_path / "out")
-    assert info.objective == OBJECTIVES[name]().name
-    assert info.base_model == str(demo.base())
-    assert info.deviation > 0
-    assert (tmp_path / "out" / "README.md").exists()
-    assert {path.name for path in tmp_path.iterdir()} == {"start", "data.jsonl", "out"}

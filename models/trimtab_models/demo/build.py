@@ -60,12 +60,13 @@ def train_base(out: Path) -> None:
             "labels": padded,
         }
 
+    work = out.parent / WORK / out.name
     training.fit(
         model,
         items,
         collate,
         lambda network, batch: network(**batch).loss,
-        out.parent / WORK / out.name,
+        work,
         epochs=1,
         batch_size=32,
         learning_rate=3e-3,
@@ -73,6 +74,7 @@ def train_base(out: Path) -> None:
     )
     model.half().save_pretrained(out)
     tokenizer.save_pretrained(out)
+    training.clear(work)
 
 
 def roll_out(base: Path, out: Path) -> None:
@@ -119,6 +121,7 @@ def train_scorer(
     training.train(loss, model, items, work, pad_id=pad_id, epochs=EPOCHS[name], seed=SEED)
     info = training.describe(loss, model, seen[:2000], pad_id, NAME)
     checkpoint.save(model.half(), tokenizer, info, out, text=CARDS[name])
+    training.clear(work)
 
 
 def build(out: Path) -> None:

@@ -1,0 +1,13 @@
+"""Offline training of scorers: one objective, one configuration, one command.
+
+    trimtab train td-lambda --config demo.yaml --set out=scorers/mine
+
+config.py   what a run is told            trainer.py   the loop and its loss
+start.py    the network it begins with    saves.py     checkpoints that a kill cannot hurt
+run.py      from data to a checkpoint     dpo.py       TRL's trainer, for log-ratio scorers
+"""
+
+from trimtab_models.training.saves import clear
+from trimtab_models.training.trainer import describe, fit, train
+
+__all__ = ["clear", "describe", "fit", "train"]

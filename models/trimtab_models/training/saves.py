@@ -1,0 +1,196 @@
+"""Work that a kill cannot cost: verified saves, exact resume, a log that tells the same story.
+
+A run directory holds
+
+    checkpoint-N/    weights, optimiser, schedule, random generators and Trainer state after step N,
+                     what the run was started with (fingerprint.json), and a manifest over all of it
+    log.jsonl        one line for each log and each evaluation; no times, so that two equal runs
+                     have equal logs
+
+A checkpoint appears by a rename once every byte of it is on the disk; the one before the last is
+removed only then. A resumed run takes the newest checkpoint that fits its manifest, writes the log
+anew from the history stored in it, and goes on to the same bits as a run that nothing interrupted
+(at the same number of threads).
+"""
+
+import hashlib
+import json
+import logging
+import shutil
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from transformers import Trainer
+from transformers.trainer_callback import TrainerState
+
+from trimtab_models.manifest import BrokenCheckpoint, publish, verify
+
+logger = logging.getLogger(__name__)
+
+KEPT = 2
+LOG = "log.jsonl"
+_FINGERPRINT = "fingerprint.json"
+_STATE = "trainer_state.json"
+_CLOCK = ("_runtime", "_per_second", "_time", "num_tokens")
+
+
+class SaveFailed(OSError):
+    """A checkpoint could not be written; older ones are as they were."""
+
+
+def digest(items: Iterable[Any]) -> str:
+    """SHA-256 of training items: named tuples of token ids and numbers."""
+    sha = hashlib.sha256()
+    for item in items:
+        sha.update(repr(item).encode())
+    return sha.hexdigest()
+
+
+def _step(checkpoint: Path) -> int:
+    return int(checkpoint.name.rpartition("-")[2])
+
+
+def checkpoints(run: Path) -> list[Path]:
+    """A run's checkpoints, the oldest first, whole or not."""
+    return sorted(run.glob("checkpoint-*"), key=_step)
+
+
+def newest(run: Path) -> Path | None:
+    """The newest checkpoint that fits its manifest; None if there is not one of any kind.
+
+    Raises:
+        ValueError: there are checkpoints, and all are damaged. Nothing is removed.
+    """
+    found = checkpoints(run)
+    for checkpoint in reversed(found):
+        try:
+            verify(checkpoint)
+        except BrokenCheckpoint as error:
+            logger.warning("%s It is passed over for the checkpoint before it.", error)
+        else:
+            return checkpoint
+    if found:
+        raise ValueError(
+            f"no checkpoint in {run} is whole. Nothing was deleted: put back a copy of one, or "
+            "remove the directory (or choose another `out`) to start anew."
+        )
+    return None
+
+
+def refuse_changes(checkpoint: Path, fingerprint: Mapping[str, Any]) -> None:
+    """Compare what a run was started with and what it is now.
+
+    Raises:
+        ValueError: they differ; the message names what does.
+    """
+    old = json.loads((checkpoint / _FINGERPRINT).read_text(encoding="utf-8"))
+    new = json.loads(json.dumps(fingerprint))
+    changed = [
+        "the data"
+        if key in ("data", "validation data")
+        else f"{key} ({old.get(key)!r} then, {new.get(key)!r} now)"
+        for key in sorted({*old, *new})
+        if old.get(key) != new.get(key)
+    ]
+    if changed:
+        raise ValueError(
+            f"{checkpoint} belongs to another run; changed since: {', '.join(changed)}. Put that "
+            f"back to go on, or remove {checkpoint.parent} (or choose another `out`) to start anew."
+        )
+
+
+def clear(run: str | Path) -> None:
+    """Remove a run's checkpoints, once what it made is safe elsewhere; its log stays."""
+    for checkpoint in checkpoints(Path(run)):
+        shutil.rmtree(checkpoint)
+
+
+class SafeTrainer(Trainer):
+    """transformers' Trainer with the promises of this module; also a mixin for TRL's trainers.
+
+    fingerprint: what the run must be started with again to be resumed, as plain JSON values.
+    """
+
+    fingerprint: Mapping[str, Any] = {}
+    _saving: Path | None = None
+
+    @property
+    def run(self) -> Path:
+        """The run directory."""
+        return Path(self.args.output_dir)
+
+    def fit(self) -> None:
+        """Train to the end, from the newest whole checkpoint if there is one."""
+        found = newest(self.run)
+        state = TrainerState()
+        if found is not None:
+            refuse_changes(found, self.fingerprint)
+            state = TrainerState.load_from_json(str(found / _STATE))
+        if self.is_world_process_zero():
+            self.run.mkdir(parents=True, exist_ok=True)
+            for left in self.run.glob(".checkpoint-*"):
+                shutil.rmtree(left)
+            lines = "".join(map(_line, state.log_history))
+            (self.run / LOG).write_text(lines, encoding="utf-8")
+        if found is not None and _finished(state):
+            self.state = state
+            self._load_from_checkpoint(str(state.best_model_checkpoint or found))
+        else:
+            self.train(resume_from_checkpoint=found and str(found))
+        self.model.eval()
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """As Trainer, and into the run's own log."""
+        super().log(logs, start_time)
+        if self.is_world_process_zero():
+            with open(self.run / LOG, "a", encoding="utf-8") as file:
+                file.write(_line(self.state.log_history[-1]))
+
+    def _get_output_dir(self, trial: Any) -> str:
+        return str(self._saving or super()._get_output_dir(trial))
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        # Trainer writes checkpoint-N into its output directory: into a private one for that time.
+        target = self.run / f"checkpoint-{self.state.global_step}"
+        self._saving = self.run / f".{target.name}.part"
+        try:
+            super()._save_checkpoint(model, trial)
+            self.accelerator.wait_for_everyone()
+            if self.is_world_process_zero():
+                self._complete(self._saving / target.name, target)
+        except Exception as error:
+            raise SaveFailed(
+                f"the checkpoint of step {self.state.global_step} could not be written to "
+                f"{self.run}: {error}. Checkpoints before it are intact: free some space if the "
+                "disk is full, and give the same command again to go on from the newest."
+            ) from error
+        finally:
+            if self.is_world_process_zero():
+                shutil.rmtree(self._saving, ignore_errors=True)
+            self._saving = None
+            self.accelerator.wait_for_everyone()
+
+    def _complete(self, work: Path, target: Path) -> None:
+        best = None
+        if self.state.best_global_step and self.args.load_best_model_at_end:
+            best = self.run / f"checkpoint-{self.state.best_global_step}"
+            self.state.best_model_checkpoint = str(best)
+        self.state.save_to_json(str(work / _STATE))
+        (work / _FINGERPRINT).write_text(json.dumps(self.fingerprint, indent=1), encoding="utf-8")
+        publish(work, target)
+        for old in checkpoints(self.run)[:-KEPT]:
+            if old != best:
+                shutil.rmtree(old)
+
+
+def _finished(state: TrainerState) -> bool:
+    control: Any = state.stateful_callbacks.get("TrainerControl", {})
+    return bool(control.get("attributes", {}).get("should_training_stop", False))
+
+
+def _line(entry: Mapping[str, Any]) -> str:
+    if "train_runtime" in entry:  # the summary at the end, of this process and not of the run
+        return ""
+    kept = {key: value for key, value in entry.items() if not key.endswith(_CLOCK)}
+    return json.dumps({"step": kept.pop("step"), **kept}) + "\n"

@@ -1,0 +1,253 @@
+"""The training loop: an objective's loss on transformers' Trainer."""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import EarlyStoppingCallback, TrainingArguments
+
+from trimtab_models.checkpoint import Family, ScorerInfo
+from trimtab_models.networks import Head, split
+from trimtab_models.objectives import Objective
+from trimtab_models.rows import Rollout, Rows
+from trimtab_models.scoring import prefix_scores
+from trimtab_models.training.saves import SafeTrainer, digest
+
+Batch = Mapping[str, Tensor]
+
+FAMILIES: dict[Head, Family] = {
+    "scalar": "head",
+    "distribution": "distribution",
+    "vocabulary": "vocabulary",
+    "vocabulary+value": "vocabulary",
+    "language": "log_ratio",
+}
+
+
+class LossTrainer(SafeTrainer):
+    """A Trainer whose loss is a function of (model, batch), in training and in validation."""
+
+    def __init__(self, loss: Callable[[Any, Batch], Tensor], **options: Any) -> None:
+        super().__init__(**options)
+        self.loss = loss
+        # Our losses are means over a batch; Trainer is not to divide them once more.
+        self.model_accepts_loss_kwargs = False
+
+    def compute_loss(
+        self, model: Any, inputs: Batch, return_outputs: bool = False, **_: Any
+    ) -> Tensor:
+        """The loss of a batch."""
+        return self.loss(model, inputs)
+
+    def prediction_step(self, model: Any, inputs: Batch, *_: Any, **__: Any) -> tuple[Any, ...]:
+        """The same loss, without a gradient."""
+        with torch.no_grad():
+            return self.loss(model, self._prepare_inputs(inputs)).detach(), None, None
+
+
+def settings(work: str | Path) -> dict[str, Any]:
+    """Our defaults for the fields of TrainingArguments."""
+    return {
+        "output_dir": str(work),
+        "lr_scheduler_type": "cosine",
+        "warmup_steps": 50,
+        "weight_decay": 0.01,
+        "logging_steps": 50,
+        "save_steps": 200,
+        "report_to": "none",
+        "remove_unused_columns": False,
+        "dataloader_pin_memory": False,
+        "use_cpu": not torch.cuda.is_available(),
+        "restore_callback_states_from_checkpoint": True,
+    }
+
+
+def fit(
+    model: Any,
+    items: Sequence[Any],
+    collate: Callable[[Sequence[Any]], dict[str, Tensor]],
+    loss: Callable[[Any, Batch], Tensor],
+    work: str | Path,
+    *,
+    epochs: float,
+    batch_size: int,
+    learning_rate: float,
+    seed: int,
+    validation: Sequence[Any] = (),
+    early_stopping: int | None = None,
+    fingerprint: Mapping[str, Any] | None = None,
+    **arguments: Any,
+) -> LossTrainer:
+    """Train in place with AdamW under a cosine schedule; resumes from what `work` holds.
+
+    Args:
+        model: trained in place and left in evaluation mode.
+        items: anything `collate` turns into a batch.
+        collate: items → a dict of tensors.
+        loss: (model, batch) → scalar, a mean over the batch.
+        work: the run directory (see saves.py); `saves.clear` it when the result is safe.
+        epochs, batch_size, learning_rate, seed: as everywhere.
+        validation: items whose loss is logged as eval_loss at every `eval_steps`.
+        early_stopping: stop when that loss has not fallen this many times, and keep the best.
+        fingerprint: what must not change between a run and its resumption, beside all of these.
+        arguments: further fields of TrainingArguments.
+
+    Raises:
+        ValueError: the run directory belongs to other data or other settings, or holds only
+            damaged checkpoints.
+        SaveFailed: a checkpoint could not be written.
+    """
+    fields = {
+        **settings(work),
+        "num_train_epochs": epochs,
+        "per_device_train_batch_size": batch_size,
+        "per_device_eval_batch_size": batch_size,
+        "learning_rate": learning_rate,
+        "seed": seed,
+        **arguments,
+    }
+    fields |= evaluation(fields, bool(validation), early_stopping)
+    trainer = LossTrainer(
+        loss,
+        model=model,
+        args=TrainingArguments(**fields),
+        train_dataset=items,
+        eval_dataset=validation or None,
+        data_collator=collate,
+        callbacks=[EarlyStoppingCallback(early_stopping)] if early_stopping else [],
+    )
+    trainer.fingerprint = {
+        **{key: value for key, value in fields.items() if key not in ("output_dir", "report_to")},
+        "early_stopping": early_stopping,
+        **(fingerprint or {}),
+        "data": digest(items),
+        "validation data": digest(validation),
+    }
+    trainer.fit()
+    return trainer
+
+
+def evaluation(
+    fields: Mapping[str, Any], validate: bool, early_stopping: int | None
+) -> dict[str, Any]:
+    """The fields of TrainingArguments that say when to evaluate, and what for."""
+    if fields["save_steps"] % fields["logging_steps"]:
+        # The loss since the last log is nowhere on disk: a resumed run could not log it again.
+        raise ValueError(
+            f"save_steps ({fields['save_steps']}) must be a multiple of logging_steps "
+            f"({fields['logging_steps']})."
+        )
+    if not validate:
+        if early_stopping:
+            raise ValueError("early_stopping needs validation data.")
+        return {}
+    more = {"eval_strategy": "steps", "eval_steps": fields.get("eval_steps", fields["save_steps"])}
+    if not early_stopping:
+        return more
+    if fields["save_steps"] % more["eval_steps"]:
+        raise ValueError(
+            f"with early_stopping, save_steps ({fields['save_steps']}) must be a multiple of "
+            f"eval_steps ({more['eval_steps']}), or the best would not be saved."
+        )
+    best = {"load_best_model_at_end": True, "metric_for_best_model": "loss"}
+    return more | best | {"greater_is_better": False}
+
+
+def reader(model: Any, pad_id: int) -> Callable[[Any, Rows], Tensor]:
+    """How a network's output at every position is read: (network, rows) → [rows, length, width].
+
+    The forward of a *ForSequenceClassification keeps one position of each row; what its head said
+    of the others is picked up on the way, so that wrappers around the network see a plain call.
+    """
+    bare = model.get_base_model() if hasattr(model, "get_base_model") else model
+    heads: list[Tensor] = []
+    whole = not type(bare).__name__.endswith("ForSequenceClassification")
+    if not whole:
+        bare.config.pad_token_id = pad_id
+        split(bare)[1].register_forward_hook(lambda *call: heads.append(call[-1]))
+
+    def outputs(network: Any, rows: Rows) -> Tensor:
+        heads.clear()
+        logits = network(input_ids=rows.input_ids, attention_mask=rows.attention_mask).logits
+        return logits if whole else heads[0]
+
+    return outputs
+
+
+def train(
+    objective: Objective,
+    model: Any,
+    items: Sequence[Any],
+    work: str | Path,
+    *,
+    pad_id: int,
+    base: Any = None,
+    epochs: float = 2,
+    batch_size: int = 32,
+    learning_rate: float = 1e-3,
+    seed: int = 0,
+    **options: Any,
+) -> LossTrainer:
+    """Train a network of `networks.build` on an objective's items, in place; see `fit`.
+
+    Args:
+        objective: its `data` says what the items are, its `head` what the network is.
+        model, items, work, epochs, batch_size, learning_rate, seed, options: as `fit`.
+        pad_id: any token; it is masked.
+        base: the frozen language model, for an objective that `reads_base`.
+    """
+    if objective.reads_base and base is None:
+        raise ValueError(f"{objective.name} needs the base model's log-probabilities: pass `base`.")
+    outputs = reader(model, pad_id)
+
+    def loss(network: Any, batch: Batch) -> Tensor:
+        rows = Rows(**batch)
+        log_pi0 = _log_pi0(base, rows) if objective.reads_base else None
+        return objective.loss(outputs(network, rows), rows, log_pi0)
+
+    return fit(
+        model,
+        items,
+        lambda chosen: objective.collate(chosen, pad_id)._asdict(),
+        loss,
+        work,
+        epochs=epochs,
+        batch_size=batch_size,
+        learning_rate=learning_rate,
+        seed=seed,
+        **options,
+    )
+
+
+@torch.no_grad()
+def _log_pi0(base: Any, rows: Rows) -> Tensor:
+    base.to(rows.input_ids.device)
+    logits = base(input_ids=rows.input_ids, attention_mask=rows.attention_mask).logits
+    return logits.float().log_softmax(-1)
+
+
+def describe(
+    objective: Objective, model: Any, rollouts: Sequence[Rollout], pad_id: int, base_model: str
+) -> ScorerInfo:
+    """What to store with a trained scorer.
+
+    mean and deviation are those of its scores over all prefixes of the rollouts; of a log-ratio,
+    which is added up along a text, those of its single tokens.
+    """
+    info = ScorerInfo(
+        **{
+            "family": FAMILIES[objective.head],
+            "objective": objective.name,
+            "base_model": base_model,
+            **objective.info(),
+        }
+    )
+    scores = prefix_scores(model, info, rollouts, pad_id)
+    if info.family == "log_ratio":
+        scores = [torch.diff(row, prepend=row.new_zeros(1)) for row in scores]
+    values = torch.cat(scores)
+    return info.model_copy(
+        update={"mean": float(values.mean()), "deviation": max(float(values.std()), 1e-6)}
+    )
