@@ -6,8 +6,8 @@ exact is float64 and comes from sums over completions; nothing is estimated.
 
     world = World()
     exact = world.table(world.value)                # [states] V^π0 of every prefix
-    model = fit(world, TdLambda(1.0))               # a small Llama; see recovery.py
-    learnt = world.at(outputs(world, model))        # [states, 1] what it says of the same prefixes
+    learnt = fit(world, TdLambda(1.0))[:, 0]        # [states] what the objective makes of them
+    error = distance(world, learnt, exact, world.where(lambda x, y: len(y) > 0))  # recovery.py
 """
 
 import math

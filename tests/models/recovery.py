@@ -1,13 +1,14 @@
-"""What objectives converge to in the enumerable world, and a quick training to see whether they do."""
+"""What objectives converge to in the enumerable world, and a quick training to see if they do."""
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from enumerable import LENGTH, PROMPTS, World, config
+from enumerable import LENGTH, PROMPTS, VOCABULARY, World, config
 from trimtab_models import networks
 from trimtab_models.objectives import Objective
 from trimtab_models.rows import Rows
@@ -72,40 +73,64 @@ def bradley_terry(world: World, sharpness: float, *, partial: bool = True) -> Te
     return table
 
 
-def fit(
-    world: World,
-    objective: Objective,
-    *,
-    steps: int = 300,
-    items: int = 512,
-    rate: float = 5e-3,
-    seed: int = 0,
-    **judge: Any,
-) -> Any:
-    """A small Llama trained on fresh samples at every step: what stays is the loss's limit.
+def fit(world: World, objective: Objective, *, rate: float = 0.1, **options: Any) -> Tensor:
+    """What an objective makes of a scorer without limits: a free number for every state and output.
 
-    Every sequence there is goes through the network once a step; samples are picked from its
-    outputs, so a large batch costs no more than a small one.
+    Returns:
+        [states, width] float64. `options` as in `_descend`.
     """
+    widths = {"scalar": 1, "vocabulary": VOCABULARY, "vocabulary+value": VOCABULARY + 1}
+    width = getattr(objective, "bins", widths.get(objective.head, VOCABULARY))
+    table = torch.zeros(len(world.states), width, requires_grad=True)
+    number = {state: i for i, state in enumerate(world.states)}
+    at = torch.zeros_like(world.rows.input_ids)  # [finals, length] the state at every position
+    for row, (x, y) in enumerate(world.finals):
+        for t in range(len(y) + 1):
+            at[row, len(x) + t - 1] = number[x, y[:t]]
+    _descend(world, objective, [table], lambda: table[at], rate=rate, **options)
+    return table.detach().double()
+
+
+def train(world: World, objective: Objective, *, rate: float = 5e-3, **options: Any) -> Any:
+    """A small Llama trained on an objective; see `_descend` for the options."""
     with torch.random.fork_rng():
-        torch.manual_seed(seed)
+        torch.manual_seed(options.get("seed", 0))
         bins = getattr(objective, "bins", 1)
         model = networks.build(objective.head, config(), bins=bins).train()
-        optimiser = torch.optim.AdamW(model.parameters(), rate, weight_decay=0.0)
-        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
-        draws = torch.Generator().manual_seed(seed)
-        base = world.log_pi0.float() if objective.reads_base else None
+    parameters = list(model.parameters())
+    _descend(world, objective, parameters, lambda: _forward(world, model), rate=rate, **options)
+    return model.eval()
+
+
+def _descend(
+    world: World,
+    objective: Objective,
+    parameters: list[Tensor],
+    forward: Callable[[], Tensor],
+    *,
+    rate: float,
+    steps: int = 400,
+    items: int = 1024,
+    seed: int = 0,
+    **judge: Any,
+) -> None:
+    # Every sequence there is goes through the scorer once a step; samples, fresh at each step, are
+    # picked from its outputs, so that a large batch costs no more than a small one.
+    optimiser = torch.optim.Adam(parameters, rate)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
+    draws = torch.Generator().manual_seed(seed)
+    base = world.log_pi0.float() if objective.reads_base else None
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
         for _ in range(steps):
             at = world.draw(objective.data, items, draws, **judge)
             groups = torch.arange(items).repeat_interleave(len(at) // items)
             rows = Rows(*(part[at] for part in world.rows[:-1]), groups)
-            outputs = _forward(world, model)[at]
-            loss = objective.loss(outputs, rows, None if base is None else base[at])
+            loss = objective.loss(forward()[at], rows, None if base is None else base[at])
             optimiser.zero_grad()
             loss.backward()
             optimiser.step()
             schedule.step()
-    return model.eval()
 
 
 def _forward(world: World, model: Any) -> Tensor:
@@ -116,9 +141,9 @@ def _forward(world: World, model: Any) -> Tensor:
 
 
 def outputs(world: World, model: Any) -> Tensor:
-    """A network's outputs over every sequence: [finals, length, width] float64."""
+    """What a network says of every state: [states, width] float64."""
     with torch.inference_mode():
-        return _forward(world, model).double().clone()
+        return world.at(_forward(world, model)).double().clone()
 
 
 def distance(world: World, learnt: Tensor, exact: Tensor, where: Tensor) -> float:
