@@ -12,32 +12,49 @@ import torch
 from trimtab.candidates import select_reference
 from trimtab.fusion import fuse_reference
 from trimtab.params import GuidanceParams
+from trimtab.scorers.distribution import soft_value_reference
 from trimtab_models.checkpoint import load
+
+LINKS = {
+    "identity": lambda x: x,
+    "sigmoid": lambda x: 1 / (1 + math.exp(-x)),
+    "log_sigmoid": lambda x: -math.log1p(math.exp(-x)),
+}
 
 
 class Reference:
     def __init__(self, base, scorers):
-        """base: a causal LM. scorers: name → checkpoint directory of a scalar head."""
+        """base: a causal LM. scorers: name → checkpoint directory of a head or distribution."""
         self.base = base.eval()
         self.scorers = {name: load(path) for name, path in scorers.items()}
         # Settings that are compared on the same prompts begin with the same prefixes.
         self.logits = functools.lru_cache(maxsize=4096)(self._logits)
-        self._scores_of = functools.lru_cache(maxsize=100_000)(self._scores)
+        self.outputs = functools.lru_cache(maxsize=100_000)(self._outputs)
 
     @torch.inference_mode()
     def _logits(self, prefix):
         return self.base(torch.tensor([prefix]), use_cache=False).logits[:, -1].float()
 
-    def scores(self, name, prefix, candidates):
-        return self._scores_of(name, tuple(prefix), tuple(candidates))
+    def scores(self, name, prefix, candidates, params):
+        """One score a candidate, as the request with these parameters gets it."""
+        info = self.scorers[name][1]
+        outputs = self.outputs(name, tuple(prefix), tuple(candidates))
+        if info.family == "head":
+            return [LINKS[info.link](value) for [value] in outputs]
+        c = params.beta * params.scorers[name] / (info.deviation if params.normalize else 1)
+        low, high = info.support
+        step = (high - low) / (len(outputs[0]) - 1)
+        returns = [low + step * b for b in range(len(outputs[0]))]
+        histograms = [torch.tensor(row).double().softmax(0).tolist() for row in outputs]
+        return [soft_value_reference(p, returns, c) for p in histograms]
 
     @torch.inference_mode()
-    def _scores(self, name, prefix, candidates):
+    def _outputs(self, name, prefix, candidates):
         model, _ = self.scorers[name]
         ids = torch.tensor([[*prefix, c] for c in candidates])
         hidden = model.base_model(input_ids=ids, use_cache=False).last_hidden_state[:, -1]
         head = model.score if hasattr(model, "score") else model.classifier
-        return head(hidden)[:, 0].tolist()
+        return head(hidden).tolist()
 
     @torch.inference_mode()
     def step(self, prefix, params: GuidanceParams):
@@ -50,7 +67,7 @@ class Reference:
         bonus = [0.0] * len(candidates)
         for name, weight in (params.scorers or {}).items():
             info = self.scorers[name][1]
-            for i, score in enumerate(self.scores(name, prefix, candidates)):
+            for i, score in enumerate(self.scores(name, prefix, candidates, params)):
                 scaled = (score - info.mean) / info.deviation if params.normalize else score
                 bonus[i] += params.beta * weight * scaled
         fused = fuse_reference(logits, [candidates], [bonus], [params.tail])[0]

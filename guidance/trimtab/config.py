@@ -24,11 +24,12 @@ class ScorerSpec(BaseModel):
         description="checkpoint directory or hub name; module:function for family=function; "
         "NAME:WEIGHT+NAME:WEIGHT for family=composite",
     )
-    family: Literal["head", "vocabulary", "log_ratio", "function", "composite"] | None = Field(
-        None, description="as stored in the checkpoint if absent"
-    )
+    family: (
+        Literal["head", "distribution", "vocabulary", "log_ratio", "function", "composite"] | None
+    ) = Field(None, description="as stored in the checkpoint if absent")
     reference: str | None = Field(
-        None, description="log_ratio: the untuned model of a tuned/untuned pair"
+        None,
+        description="log_ratio: the untuned model of a tuned/untuned pair; as stored if absent",
     )
     reads: Literal["ids", "text"] = Field("ids", description="function: what it is called with")
     alpha: float | None = Field(None, description="log_ratio: factor α; as stored if absent")

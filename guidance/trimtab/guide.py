@@ -120,7 +120,10 @@ class Guide:
         sizes = [len(group) for group in groups]
         try:
             flat = self.scorers[name].score(
-                [row.key for row in rows], [row.prefix for row in rows], groups
+                [row.key for row in rows],
+                [row.prefix for row in rows],
+                groups,
+                [self._strength(row, name) for row in rows],
             )
             if flat.shape != (sum(sizes),):
                 raise TrimtabError(
@@ -141,6 +144,11 @@ class Guide:
                     self.fail(row, name, "returned a score that is not finite")
         return flat
 
+    def _strength(self, row: Row, name: str) -> float:
+        """What multiplies a scorer's scores: β·w, over its deviation if they are normalised."""
+        strength = row.params.beta * (row.params.scorers or {})[name]
+        return strength / self.scorers[name].info.deviation if row.params.normalize else strength
+
     def _bonus(
         self, rows: Sequence[Row], counts: Sequence[int], scores: Mapping[str, Tensor], width: int
     ) -> Tensor:
@@ -152,10 +160,8 @@ class Guide:
             shift = torch.zeros(len(rows))
             for r, row in enumerate(rows):
                 if counts[r] > 1 and name in row.weights:
-                    scale[r] = row.params.beta * row.weights[name]
-                    if row.params.normalize:
-                        scale[r] /= info.deviation
-                        shift[r] = info.mean
+                    scale[r] = self._strength(row, name)
+                    shift[r] = info.mean if row.params.normalize else 0.0
             used = torch.where(scale[:, None] != 0, values.nan_to_num(), 0.0)
             bonus[:, : values.shape[1]] += scale[:, None] * (used - shift[:, None])
         for r in (~torch.isfinite(bonus).all(-1)).nonzero()[:, 0].tolist():

@@ -2,6 +2,7 @@
 
 import importlib
 from collections.abc import Mapping
+from pathlib import Path
 
 import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
@@ -13,13 +14,14 @@ from trimtab.errors import ScorerLoadError
 from trimtab.params import MAX_K
 from trimtab.scorers import (
     CompositeScorer,
+    DistributionScorer,
     FunctionScorer,
     HeadScorer,
     LogRatioScorer,
     Scorer,
     VocabularyScorer,
 )
-from trimtab_models.checkpoint import Family, load, read_info
+from trimtab_models.checkpoint import Family, ScorerInfo, load, read_info
 
 
 def load_scorers(
@@ -39,15 +41,12 @@ def load_scorers(
     Raises:
         ScorerLoadError: one cannot be loaded, or cannot be served exactly.
     """
-    families = {name: _family(name, spec) for name, spec in config.scorers.items()}
-    networks = sum(
-        1 + (spec.reference is not None)
-        for name, spec in config.scorers.items()
-        if families[name] in ("head", "vocabulary", "log_ratio")
-    )
-    pool_bytes = config.cache_bytes // max(networks, 1)
+    specs = {name: _complete(name, spec) for name, spec in config.scorers.items()}
+    networks = [s for s in specs.values() if s.family not in ("function", "composite")]
+    pairs = sum(spec.reference is not None for spec in networks)
+    pool_bytes = config.cache_bytes // max(len(networks) + pairs, 1)
 
-    def network(path: str, family: Family) -> HeadScorer | VocabularyScorer:
+    def network(path: str, family: Family) -> tuple[ScorerInfo, Backbone]:
         model, info = load(path, family=family, dtype=dtype, attn_implementation=PREFIX_ATTENTION)
         rows = model.get_input_embeddings().num_embeddings
         if rows < vocab_size:
@@ -62,39 +61,51 @@ def load_scorers(
             max_candidates=MAX_K,
             device=device,
         )
-        return HeadScorer(info, backbone) if family == "head" else VocabularyScorer(info, backbone)
+        return info, backbone
 
     scorers: dict[str, Scorer] = {}
-    for name, spec in sorted(config.scorers.items(), key=lambda s: families[s[0]] == "composite"):
+    for name, spec in sorted(specs.items(), key=lambda s: s[1].family == "composite"):
         try:
-            match families[name]:
+            match spec.family:
                 case "function":
                     scorers[name] = _function(spec, tokenizer)
                 case "composite":
                     scorers[name] = _composite(spec, scorers)
                 case "log_ratio":
-                    tuned = network(spec.path, "log_ratio")
+                    tuned = VocabularyScorer(*network(spec.path, "log_ratio"))
                     if spec.alpha is not None:
                         tuned.info = tuned.info.model_copy(update={"alpha": spec.alpha})
-                    untuned = network(spec.reference, "log_ratio") if spec.reference else None
-                    scorers[name] = LogRatioScorer(tuned, untuned)  # type: ignore[arg-type]
-                case "head" | "vocabulary" as family:
-                    scorers[name] = network(spec.path, family)
+                    untuned = None
+                    if spec.reference is not None:
+                        untuned = VocabularyScorer(*network(spec.reference, "log_ratio"))
+                    scorers[name] = LogRatioScorer(tuned, untuned)
+                case "head":
+                    scorers[name] = HeadScorer(*network(spec.path, "head"))
+                case "distribution":
+                    scorers[name] = DistributionScorer(*network(spec.path, "distribution"))
+                case "vocabulary":
+                    scorers[name] = VocabularyScorer(*network(spec.path, "vocabulary"))
         except Exception as error:
             raise ScorerLoadError(f"scorer '{name}' cannot be loaded: {error}") from error
     return scorers
 
 
-def _family(name: str, spec: ScorerSpec) -> str:
-    if spec.family is not None:
-        return spec.family
+def _complete(name: str, spec: ScorerSpec) -> ScorerSpec:
+    """The same, with what the checkpoint says where the specification is silent."""
+    if spec.family in ("function", "composite"):
+        return spec
     try:
-        return read_info(spec.path).family
+        info = read_info(spec.path)
     except Exception as error:
         raise ScorerLoadError(
             f"scorer '{name}' cannot be loaded: {spec.path} is neither a checkpoint directory nor "
             "a hub name that can be reached."
         ) from error
+    family, reference = spec.family or info.family, spec.reference
+    if family == "log_ratio" and reference is None and info.reference is not None:
+        beside = Path(spec.path) / info.reference  # an absolute path stays what it is
+        reference = str(beside) if beside.is_dir() else info.reference
+    return spec.model_copy(update={"family": family, "reference": reference})
 
 
 def _function(spec: ScorerSpec, tokenizer: str | None) -> FunctionScorer:

@@ -17,8 +17,8 @@ def check_scorer(
     """Hold a scorer to its contract on random rows.
 
     Scores are one finite float32 for each candidate, packed in row order, and a pure function of
-    (prefix, candidate): neither the other rows of the batch, nor the order of the candidates, nor
-    the row's key, nor what was scored before, nor `forget` may change them.
+    (prefix, candidate, strength): neither the other rows of the batch, nor the order of the
+    candidates, nor the row's key, nor what was scored before, nor `forget` may change them.
 
     Raises:
         AssertionError: saying which promise was broken.
@@ -30,8 +30,9 @@ def check_scorer(
     candidates = [rng.permutation(vocab_size)[: rng.integers(1, 6)] for _ in prefixes]
     copies = [p.copy() for p in prefixes]
     keys = list(range(100, 100 + len(prefixes)))
+    strengths = [0.0, *rng.normal(scale=4, size=len(prefixes) - 1).tolist()]
 
-    together = scorer.score(keys, prefixes, candidates).cpu()
+    together = scorer.score(keys, prefixes, candidates, strengths).cpu()
     assert together.shape == (sum(map(len, candidates)),), "one score for each candidate, packed"
     assert together.dtype == torch.float32, "scores are float32"
     assert torch.isfinite(together).all(), "scores are finite"
@@ -39,7 +40,7 @@ def check_scorer(
     expected = list(together.split([len(c) for c in candidates]))
 
     def same(name: str, row: int, key: int, prefix: Ids, order: Ids) -> None:
-        actual = scorer.score([key], [prefix], [candidates[row][order]]).cpu()
+        actual = scorer.score([key], [prefix], [candidates[row][order]], [strengths[row]]).cpu()
         close = torch.allclose(
             actual, expected[row][torch.from_numpy(order)], rtol=tolerance, atol=tolerance
         )
@@ -51,7 +52,7 @@ def check_scorer(
         same("the order of the candidates", row, keys[row], prefix, natural[::-1].copy())
         same("the row's key", row, 1000 + row, prefix, natural)
         # A row that shrinks, or is replaced under the same key, must not see its past.
-        scorer.score([keys[row]], [rng.integers(vocab_size, size=longest)], [np.arange(2)])
+        scorer.score([keys[row]], [rng.integers(vocab_size, size=longest)], [np.arange(2)], [1.0])
         same("what the row was before", row, keys[row], prefix, natural)
         scorer.forget(keys[row])
         same("what was forgotten", row, keys[row], prefix, natural)

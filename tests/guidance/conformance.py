@@ -2,11 +2,13 @@
 
     python conformance.py v1|v1-async|v2 DIRECTORY [plant]
 
-Random networks: a base and two scorers that disagree with it strongly. Every check compares
+Random networks: a base and three scorers that disagree with it strongly: two of one number, of
+which one is a classifier's logit, and a distribution. Every check compares
 greedy tokens, KL and final scores of requests inside a busy engine with the plain reference,
 and prints a line of JSON: how many were compared and how many differ.
 """
 
+import functools
 import json
 import math
 import os
@@ -78,6 +80,7 @@ from trimtab_models.checkpoint import ScorerInfo, save  # noqa: E402
 from trimtab_models.networks import scalar_head  # noqa: E402
 
 VOCAB, LENGTH = 96, 256
+SCORERS = ("red", "blue", "green")
 SLOW = RUNNER == "v2"  # Triton's interpreter
 
 
@@ -106,10 +109,17 @@ def network(make, seed, hidden):
 def build():
     base = network(LlamaForCausalLM, 0, 64)
     base.save_pretrained(ROOT / "base")
-    for seed, name in enumerate(("red", "blue"), 1):
-        info = ScorerInfo(mean=0.3 * seed, deviation=0.5 * seed)
-        save(network(scalar_head, seed, 32), None, info, ROOT / name)
-    return Reference(base, {"red": ROOT / "red", "blue": ROOT / "blue"})
+    kinds = (
+        {},
+        {"link": "log_sigmoid"},
+        {"family": "distribution", "support": (-2.0, 3.0)},
+    )
+    for seed, (name, kind) in enumerate(zip(SCORERS, kinds, strict=True), 1):
+        info = ScorerInfo(mean=0.3 * seed, deviation=0.5 * seed, **kind)
+        bins = 7 if "support" in kind else 1
+        make = functools.partial(scalar_head, bins=bins)
+        save(network(make, seed, 32), None, info, ROOT / name)
+    return Reference(base, {name: ROOT / name for name in SCORERS})
 
 
 def engine():
@@ -131,8 +141,8 @@ def engine():
         worker_extension_cls="trimtab.adapters.worker.GuidanceWorker",
         additional_config={
             "trimtab": {
-                "scorers": {name: {"path": str(ROOT / name)} for name in ("red", "blue")},
-                "cache_bytes": 2 * (LENGTH + 300) * 2 * 2 * 32 * 4,  # little more than one row
+                "scorers": {name: {"path": str(ROOT / name)} for name in SCORERS},
+                "cache_bytes": 3 * (LENGTH + 300) * 2 * 2 * 32 * 4,  # little more than one row
             }
         },
     ).llm_engine
@@ -175,12 +185,14 @@ class Suite:
         """Settings that differ in every way."""
         return [
             GuidanceParams(scorers={"red": 1.0}, beta=3.0),
-            GuidanceParams(scorers={"blue": -1.0}, beta=2.0, mass=1.0, k=10),
+            GuidanceParams(scorers={"green": 1.0}, beta=4.0, mass=1.0, k=10, tail="mean"),
             GuidanceParams(scorers={"red": 1.0, "blue": 0.5}, beta=3.0, tail="mean"),
             None,
+            GuidanceParams(scorers={"green": -1.0, "red": 0.5}, beta=2.0, normalize=True),
+            GuidanceParams(scorers={"green": 1.0}, beta=0.0),
+            GuidanceParams(scorers={"blue": -1.0}, beta=2.0, mass=1.0, k=10),
             GuidanceParams(scorers={"red": -2.0, "blue": 1.0}, beta=1.0, mass=0.9, normalize=True),
-            GuidanceParams(scorers={"blue": 1.0}, beta=0.0),
-        ][i % 6]
+        ][i % 8]
 
     def run(self, requests, abort=()):
         """Requests (prompt, guidance, max_tokens, n) at once; finished outputs by request id."""
@@ -222,8 +234,9 @@ class Suite:
                     kl = self.reference.replay(prompt, answer, settings)
                 same = kl < math.inf if n > 1 else answer == tokens
                 if guidance is not None:
+                    before, last = [*prompt, *answer[:-1]], answer[-1:]
                     final = {
-                        s: self.reference.scores(s, [*prompt, *answer[:-1]], answer[-1:])[0]
+                        s: self.reference.scores(s, before, last, guidance)[0]
                         for s in guidance.scorers
                     }
                     same = (

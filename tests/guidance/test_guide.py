@@ -29,7 +29,7 @@ class Broken(Scorer):
         super().__init__(ScorerInfo())
         self.how = how
 
-    def score(self, keys, prefixes, candidates):
+    def score(self, keys, prefixes, candidates, strengths):
         out = []
         for prefix, group in zip(prefixes, candidates, strict=True):
             values = torch.ones(len(group))
@@ -43,6 +43,16 @@ class Broken(Scorer):
                 ]
             out.append(values)
         return torch.cat(out)
+
+
+class Strength(Scorer):
+    """Its score is the strength itself, plus one for odd tokens."""
+
+    family = "function"
+
+    def score(self, keys, prefixes, candidates, strengths):
+        rows = zip(candidates, strengths, strict=True)
+        return torch.cat([torch.from_numpy(group % 2) + c for group, c in rows]).float()
 
 
 def make(prefix, **fields):
@@ -115,6 +125,31 @@ def test_mixed_rows_equal_the_formula(seed, rows):
         expected = reference(base[r], row, scorers)
         # A constant shift of a whole row is the same distribution.
         torch.testing.assert_close(fused[r].softmax(-1), expected.softmax(-1), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("normalize", [False, True])
+def test_each_row_is_scored_at_its_own_strength(normalize):
+    """The bonus is c·(s − mean) with s at c = β·w, over the deviation if normalised."""
+    info = ScorerInfo(mean=0.25, deviation=0.5)
+    guide = Guide({"plain": FunctionScorer(plain), "own": Strength(info)})
+    rows = [
+        make([4], scorers={"own": w}, beta=beta, k=5, mass=1.0, normalize=normalize)
+        for w, beta in ((1.0, 2.0), (-0.5, 3.0), (1.0, 0.0))
+    ]
+    base = logits(3)
+    fused = base.clone()
+    for i, row in enumerate(rows):
+        row.record_key = str(i)
+    guide.step(fused, list(enumerate(rows)))
+    mean, deviation = (0.25, 0.5) if normalize else (0.0, 1.0)
+    for r, strength in enumerate((2.0, -1.5, 0.0)):
+        c = strength / deviation
+        if c:
+            chosen = base[r].topk(5).indices
+            expected = base[r][chosen] + c * (c + chosen % 2 - mean)
+            torch.testing.assert_close(fused[r][chosen], expected)
+        [record] = guide.report(str(r), [4], [[7]], done=True)
+        assert record["scores"]["own"] == pytest.approx(c + 1)
 
 
 def test_beta_zero_is_the_base_bit_for_bit():

@@ -3,19 +3,30 @@
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import AutoModelForTokenClassification
 
 from networks import LENGTH, VOCAB, configs
 from trimtab.config import GuidanceConfig, parse_scorer
 from trimtab.errors import ScorerLoadError
 from trimtab.loading import load_scorers
 from trimtab.scorers import FunctionScorer, Scorer
+from trimtab.scorers.distribution import soft_value, soft_value_reference
 from trimtab.testing import check_scorer
 from trimtab_models.checkpoint import ScorerInfo, save
 from trimtab_models.networks import scalar_head, vocabulary_head
 
+C = 1.7
+"""A strength."""
+
 
 def count_sevens(ids):
     return float(ids.count(7))
+
+
+def histogram(source):
+    return scalar_head(source, bins=5)
 
 
 @pytest.fixture(scope="module")
@@ -24,8 +35,12 @@ def checkpoints(tmp_path_factory):
     for seed, (name, make, info) in enumerate(
         [
             ("value", scalar_head, ScorerInfo(mean=0.5, deviation=2.0)),
+            ("chance", scalar_head, ScorerInfo(link="sigmoid")),
+            ("log_chance", scalar_head, ScorerInfo(link="log_sigmoid")),
+            ("returns", histogram, ScorerInfo(family="distribution", support=(-1.0, 3.0))),
             ("q", vocabulary_head, ScorerInfo(family="vocabulary")),
             ("tuned", vocabulary_head, ScorerInfo(family="log_ratio", alpha=0.5)),
+            ("dpo", vocabulary_head, ScorerInfo(family="log_ratio", reference="../untuned")),
             ("untuned", vocabulary_head, ScorerInfo(family="log_ratio")),
         ]
     ):
@@ -48,15 +63,21 @@ def scorers(checkpoints):
     return load(
         checkpoints,
         mix={"path": "value:2+sevens:-1", "family": "composite"},
-        value={"path": str(checkpoints / "value")},
-        q={"path": str(checkpoints / "q")},
+        both={"path": "returns:0.5+value:-1", "family": "composite"},
+        **{
+            name: {"path": str(checkpoints / name)}
+            for name in ("value", "chance", "log_chance", "returns", "q", "dpo")
+        },
         alone={"path": str(checkpoints / "tuned")},
         pair={"path": str(checkpoints / "tuned"), "reference": str(checkpoints / "untuned")},
         sevens={"path": f"{__name__}:count_sevens", "family": "function"},
     )
 
 
-@pytest.mark.parametrize("name", ["value", "q", "alone", "pair", "sevens", "mix"])
+NAMES = ["value", "chance", "log_chance", "returns", "q", "alone", "pair", "dpo", "sevens"]
+
+
+@pytest.mark.parametrize("name", [*NAMES, "mix", "both"])
 def test_contract(scorers, name):
     check_scorer(scorers[name], vocab_size=VOCAB)
 
@@ -70,13 +91,13 @@ class Leaky(Scorer):
         super().__init__(ScorerInfo())
         self.seen = 0
 
-    def score(self, keys, prefixes, candidates):
+    def score(self, keys, prefixes, candidates, strengths):
         self.seen += 1
         return torch.full((sum(map(len, candidates)),), float(self.seen))
 
 
 class Batched(Leaky):
-    def score(self, keys, prefixes, candidates):
+    def score(self, keys, prefixes, candidates, strengths):
         return torch.full((sum(map(len, candidates)),), float(len(keys)))
 
 
@@ -94,7 +115,7 @@ def lm_logprobs(path, prefix):
 
 def test_scores_are_the_formulas(scorers, checkpoints):
     prefix, candidates = np.arange(5, 15), np.array([7, 3, 50])
-    score = {n: s.score([0], [prefix], [candidates]) for n, s in scorers.items()}
+    score = {n: s.score([0], [prefix], [candidates], [C]) for n, s in scorers.items()}
     q = lm_logprobs(checkpoints / "q", prefix)
     torch.testing.assert_close(score["q"], q[candidates], atol=1e-5, rtol=1e-5)
     tuned = lm_logprobs(checkpoints / "tuned", prefix).log_softmax(-1)[candidates]
@@ -103,6 +124,82 @@ def test_scores_are_the_formulas(scorers, checkpoints):
     torch.testing.assert_close(score["pair"], 0.5 * (tuned - untuned), atol=1e-5, rtol=1e-5)
     assert score["sevens"].tolist() == [2.0, 1.0, 1.0]
     torch.testing.assert_close(score["mix"], 2 * score["value"] - score["sevens"])
+    dpo = lm_logprobs(checkpoints / "dpo", prefix).log_softmax(-1)[candidates]
+    torch.testing.assert_close(score["dpo"], dpo - untuned, atol=1e-5, rtol=1e-5)
+
+
+def head_outputs(path, prefix, candidates):
+    """The network's output after each candidate, by transformers alone."""
+    model = AutoModelForTokenClassification.from_pretrained(path)
+    ids = torch.tensor([[*prefix, c] for c in candidates])
+    with torch.inference_mode():
+        return model(ids, use_cache=False).logits[:, -1]
+
+
+def test_a_link_makes_the_score(scorers, checkpoints):
+    prefix, candidates = np.arange(5, 15), np.array([7, 3, 50])
+    for name, link in (("chance", torch.sigmoid), ("log_chance", lambda x: x.sigmoid().log())):
+        score = scorers[name].score([0], [prefix], [candidates], [C])
+        outputs = head_outputs(checkpoints / name, prefix, candidates)
+        torch.testing.assert_close(score, link(outputs[:, 0]), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("c", [1.7, -40.0, 1e-4, 0.0])
+def test_a_distribution_is_scored_at_the_strength(scorers, checkpoints, c):
+    prefix, candidates = np.arange(5, 15), np.array([7, 3, 50])
+    score = scorers["returns"].score([0, 1], [prefix] * 2, [candidates] * 2, [c, -2.0])
+    outputs = head_outputs(checkpoints / "returns", prefix, candidates)
+    p = outputs.double().softmax(-1).tolist()
+    expected = [soft_value_reference(q, [-1, 0, 1, 2, 3], s) for s in (c, -2) for q in p]
+    torch.testing.assert_close(score, torch.tensor(expected), atol=1e-4, rtol=1e-4)
+    assert len(set(score.tolist())) == 6
+    both = scorers["both"].score([0], [prefix], [candidates], [2 * c])
+    value = scorers["value"].score([0], [prefix], [candidates], [0.0])
+    torch.testing.assert_close(both, 0.5 * score[:3] - value)
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    seed=st.integers(0, 10**6),
+    exponent=st.floats(-12, 3),
+    sign=st.sampled_from([-1, 1]),
+    low=st.floats(-20, 20),
+    width=st.floats(0.01, 20),
+)
+def test_soft_values_equal_the_definition(seed, exponent, sign, low, width):
+    """At every strength, the smallest included, to within float32 of the support's size."""
+    generator = torch.Generator().manual_seed(seed)
+    logits = 4 * torch.randn(3, 11, generator=generator)
+    returns = torch.linspace(low, low + width, 11)
+    # s_c moves with the returns: counted from their middle, the definition stays in range.
+    middle = low + width / 2
+    offsets = (returns.double() - middle).tolist()
+    c = sign * min(10.0**exponent, 600 / width)
+    strengths = torch.tensor([c, 0.0, -c])
+    # In the smallest, the definition is all rounding: there its limit is taken.
+    sound = strengths.double().where(strengths.abs() * width > 1e-7, 0.0).tolist()
+    histograms = logits.double().softmax(-1).tolist()
+    expected = [
+        middle + soft_value_reference(p, offsets, s) for p, s in zip(histograms, sound, strict=True)
+    ]
+    actual = soft_value(logits, returns, strengths)
+    error = 1e-6 * (abs(low) + width)
+    torch.testing.assert_close(actual, torch.tensor(expected), atol=error, rtol=1e-6)
+
+
+def test_a_soft_value_grows_from_the_mean():
+    """E[R] + c·Var[R]/2 for a small c: 0 and 1 with even odds, so c/8 above one half."""
+    strengths = torch.tensor([0.0, 1e-30, 1e-8, 1e-5, 1e-3, 0.02, -0.02])
+    values = soft_value(torch.zeros(7, 2), torch.tensor([0.0, 1.0]), strengths)
+    torch.testing.assert_close(values, 0.5 + strengths / 8, atol=2e-7, rtol=0)
+    extremes = soft_value(torch.zeros(2, 2), torch.tensor([0.0, 1.0]), torch.tensor([1e8, -1e8]))
+    torch.testing.assert_close(extremes, torch.tensor([1.0, 0.0]), atol=1e-6, rtol=0)
+
+
+def test_a_distribution_without_support_is_refused(tmp_path):
+    path = save(histogram(configs()["llama"]), None, ScorerInfo(family="distribution"), tmp_path)
+    with pytest.raises(ScorerLoadError, match="support"):
+        load(tmp_path, x={"path": str(path)})
 
 
 def test_functions_may_read_text():
@@ -111,7 +208,10 @@ def test_functions_may_read_text():
             return "".join(chr(97 + i) for i in ids)
 
     scorer = FunctionScorer(lambda text: text.count("ab"), Letters())
-    assert scorer.score([0], [np.array([0, 1, 0])], [np.array([1, 2])]).tolist() == [2.0, 1.0]
+    assert scorer.score([0], [np.array([0, 1, 0])], [np.array([1, 2])], [1.0]).tolist() == [
+        2.0,
+        1.0,
+    ]
 
 
 @pytest.mark.parametrize(

@@ -16,8 +16,8 @@ from trimtab_models.checkpoint import ScorerInfo
 class Scorer(ABC):
     """s(prefix + v) for every candidate v of every row.
 
-    A score is a pure function of (prefix, candidate): whatever a scorer keeps between steps
-    only makes it faster. `trimtab.testing.check_scorer` tests just that.
+    A score is a pure function of (prefix, candidate, strength): whatever a scorer keeps between
+    steps only makes it faster. `trimtab.testing.check_scorer` tests just that.
     """
 
     family: str
@@ -27,13 +27,18 @@ class Scorer(ABC):
 
     @abstractmethod
     def score(
-        self, keys: Sequence[int], prefixes: Sequence[Ids], candidates: Sequence[Ids]
+        self,
+        keys: Sequence[int],
+        prefixes: Sequence[Ids],
+        candidates: Sequence[Ids],
+        strengths: Sequence[float],
     ) -> Tensor:
         """Scores of all candidates, packed in row order: [Σ candidates], float32.
 
         keys: one number a row, the same for a row in every step; a hint for caches, no more.
         prefixes: prompt and completion so far, at least one token, each [length] int64.
         candidates: tokens that may come next, at least one a row, each [candidates] int64.
+        strengths: what each row's scores will be multiplied by; most families need not know.
 
         May raise anything: the rows it fails for lose their guidance, the engine goes on.
         """

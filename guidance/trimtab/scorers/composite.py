@@ -1,6 +1,7 @@
 """composite: s = Σ w_i·s_i of other scorers, under one name.
 
-Values are linear in the reward, so heads trained apart add up (VAS).
+Values are linear in the reward, so heads trained apart add up (VAS). At a strength c each part is
+asked for its score at c·w_i, which only a `distribution` part depends on.
 """
 
 from collections.abc import Mapping, Sequence
@@ -28,10 +29,17 @@ class CompositeScorer(Scorer):
         self.parts = dict(parts)
 
     def score(
-        self, keys: Sequence[int], prefixes: Sequence[Ids], candidates: Sequence[Ids]
+        self,
+        keys: Sequence[int],
+        prefixes: Sequence[Ids],
+        candidates: Sequence[Ids],
+        strengths: Sequence[float],
     ) -> Tensor:
         """See Scorer.score."""
-        scores = [w * s.score(keys, prefixes, candidates) for s, w in self.parts.values()]
+        scores = [
+            w * scorer.score(keys, prefixes, candidates, [c * w for c in strengths])
+            for scorer, w in self.parts.values()
+        ]
         return torch.stack(scores).sum(0)
 
     def forget(self, key: int) -> None:

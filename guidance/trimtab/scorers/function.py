@@ -32,7 +32,11 @@ class FunctionScorer(Scorer):
         self.tokenizer = tokenizer
 
     def score(
-        self, keys: Sequence[int], prefixes: Sequence[Ids], candidates: Sequence[Ids]
+        self,
+        keys: Sequence[int],
+        prefixes: Sequence[Ids],
+        candidates: Sequence[Ids],
+        strengths: Sequence[float],
     ) -> Tensor:
         """See Scorer.score."""
         sequences = [

@@ -1,15 +1,24 @@
-"""head: a causal backbone with a scalar head, s(prefix + v) = w·h(prefix + v) + b.
+"""head: a causal backbone with a scalar head, s(prefix + v) = link(w·h(prefix + v) + b).
 
 Partial-sequence rewards (PARGS), values (VAS), prefix classifiers (FUDGE): all are one number
-for each prefix, and differ only in what they were trained for.
+for each prefix, and differ only in what they were trained for, and in their link.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from trimtab.cache import Ids
 from trimtab.scorers.base import NetworkScorer
+from trimtab_models.checkpoint import Link
+
+LINKS: dict[Link, Callable[[Tensor], Tensor]] = {
+    "identity": lambda x: x,
+    "sigmoid": torch.sigmoid,
+    "log_sigmoid": nn.functional.logsigmoid,
+}
+"""What makes a score of a head's output: itself, a probability, or its logarithm (FUDGE)."""
 
 
 class HeadScorer(NetworkScorer):
@@ -18,9 +27,12 @@ class HeadScorer(NetworkScorer):
     family = "head"
 
     def score(
-        self, keys: Sequence[int], prefixes: Sequence[Ids], candidates: Sequence[Ids]
+        self,
+        keys: Sequence[int],
+        prefixes: Sequence[Ids],
+        candidates: Sequence[Ids],
+        strengths: Sequence[float],
     ) -> Tensor:
         """See Scorer.score."""
         hidden = self.backbone.hidden(keys, prefixes, candidates)  # [Σ candidates, hidden]
-        scores: Tensor = self.backbone.head(hidden)[:, 0]
-        return scores.float()
+        return LINKS[self.info.link](self.backbone.head(hidden)[:, 0].float())

@@ -24,7 +24,11 @@ class LogRatioScorer(Scorer):
         self.untuned = untuned
 
     def score(
-        self, keys: Sequence[int], prefixes: Sequence[Ids], candidates: Sequence[Ids]
+        self,
+        keys: Sequence[int],
+        prefixes: Sequence[Ids],
+        candidates: Sequence[Ids],
+        strengths: Sequence[float],
     ) -> Tensor:
         """See Scorer.score."""
         ratio = self.tuned.table(keys, prefixes).log_softmax(-1)  # [rows, vocab]

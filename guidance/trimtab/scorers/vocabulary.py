@@ -32,7 +32,11 @@ class VocabularyScorer(NetworkScorer):
         return logits.float()
 
     def score(
-        self, keys: Sequence[int], prefixes: Sequence[Ids], candidates: Sequence[Ids]
+        self,
+        keys: Sequence[int],
+        prefixes: Sequence[Ids],
+        candidates: Sequence[Ids],
+        strengths: Sequence[float],
     ) -> Tensor:
         """See Scorer.score."""
         return gather_candidates(self.table(keys, prefixes), candidates)

@@ -1,0 +1,84 @@
+"""distribution: the soft value of a histogram over returns, at the request's own strength.
+
+    s_c(prefix + v) = (1/c)·log Σ_b p_b·exp(c·R_b),   s_0 = Σ_b p_b·R_b
+
+with p = softmax of the head's outputs and R the returns that its bins stand for. Sampling from
+π0·exp(c·s_c) is the optimum of E[R] − KL(π ‖ π0)/c for every c, so one head serves every β without
+being trained again (Q♯, arXiv 2502.20548); a mean value is its limit for a small c.
+"""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from trimtab.backbone import Backbone
+from trimtab.cache import Ids
+from trimtab.errors import ScorerLoadError
+from trimtab.scorers.base import NetworkScorer
+from trimtab_models.checkpoint import ScorerInfo
+
+NEGLIGIBLE = 1e-6
+"""Strengths times the support's width below this: s_c is the mean to within float32's rounding."""
+
+
+def soft_value(logits: Tensor, returns: Tensor, strengths: Tensor) -> Tensor:
+    """s_c of each histogram, in float32: [n, bins], [bins], [n] → [n].
+
+    Returns count from the histogram's mean m. Where c is small, log E exp(c·(R − m)) is a number
+    near 0 that is then divided by c, so it is taken from E expm1, which keeps all its digits.
+    """
+    log_p = logits.float().log_softmax(-1)
+    returns = returns.float()
+    p = log_p.exp()
+    mean = p @ returns  # [n]
+    size = strengths.abs() * (returns.max() - returns.min())
+    c = torch.where(size < NEGLIGIBLE, 1.0, strengths)
+    exponents = c[:, None] * (returns - mean[:, None])  # [n, bins]
+    small = torch.log1p((p * torch.expm1(exponents)).sum(-1))
+    large = (log_p + exponents).logsumexp(-1)
+    above = torch.where(size < 1, small, large) / c
+    return mean + torch.where(size < NEGLIGIBLE, 0.0, above)
+
+
+def soft_value_reference(p: Sequence[float], returns: Sequence[float], c: float) -> float:
+    """The definition, for one histogram, in double precision."""
+    if c == 0:
+        return math.fsum(q * r for q, r in zip(p, returns, strict=True))
+    return math.log(math.fsum(q * math.exp(c * r) for q, r in zip(p, returns, strict=True))) / c
+
+
+class DistributionScorer(NetworkScorer):
+    """One packed forward over the candidates of all rows; each row at its own strength."""
+
+    family = "distribution"
+
+    def __init__(self, info: ScorerInfo, backbone: Backbone) -> None:
+        """As every network scorer.
+
+        Raises:
+            ScorerLoadError: the checkpoint does not say which returns its bins stand for.
+        """
+        if info.support is None:
+            raise ScorerLoadError(
+                "it does not say which returns its bins stand for; expected a distribution "
+                'checkpoint whose config.json has "support": [lowest, highest] under "trimtab"'
+            )
+        super().__init__(info, backbone)
+        self.support = info.support
+
+    def score(
+        self,
+        keys: Sequence[int],
+        prefixes: Sequence[Ids],
+        candidates: Sequence[Ids],
+        strengths: Sequence[float],
+    ) -> Tensor:
+        """See Scorer.score."""
+        hidden = self.backbone.hidden(keys, prefixes, candidates)  # [Σ candidates, hidden]
+        logits: Tensor = self.backbone.head(hidden)  # [Σ candidates, bins]
+        counts = torch.tensor([len(group) for group in candidates])
+        c = torch.tensor(strengths, dtype=torch.float32).repeat_interleave(counts)
+        returns = torch.linspace(*self.support, logits.shape[-1], device=logits.device)
+        return soft_value(logits, returns, c.to(logits.device))
