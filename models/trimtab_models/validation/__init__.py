@@ -1,0 +1,32 @@
+"""Numbers that say, before anything is steered, whether a scorer will steer well.
+
+Pure functions of the scores of prefixes (see scoring.py), the rewards of whole completions, and the
+prompts they belong to.
+"""
+
+from trimtab_models.validation.estimates import Estimate
+from trimtab_models.validation.inheritance import Continued, Inheritance, inheritance
+from trimtab_models.validation.order import PrefixAuc, prefix_auc
+from trimtab_models.validation.ranks import (
+    LengthCorrelation,
+    ReciprocalRank,
+    length_correlation,
+    token_mean_reciprocal_rank,
+)
+from trimtab_models.validation.values import Bin, ValueAgreement, value_agreement
+
+__all__ = [
+    "Bin",
+    "Continued",
+    "Estimate",
+    "Inheritance",
+    "LengthCorrelation",
+    "PrefixAuc",
+    "ReciprocalRank",
+    "ValueAgreement",
+    "inheritance",
+    "length_correlation",
+    "prefix_auc",
+    "token_mean_reciprocal_rank",
+    "value_agreement",
+]
