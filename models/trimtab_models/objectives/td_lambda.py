@@ -1,56 +1,33 @@
-"""TD(λ) regression of a value: the estimator of VAS.
+"""TD(λ) regression of a value: the estimator of VAS; TD(0) and CD-FUDGE at its ends.
 
     L = E_t ( V(x, y^{1:t}) − G_t )²,   t = 1 .. T
 
-with γ = 1, no reward before the end, and the λ-return towards the reward R of the whole answer
-
-    G_T = R,   G_{T−1} = R,   G_t = (1 − λ) · V(x, y^{1:t+1}) + λ · G_{t+1}   (V without gradient).
-
-The ended answer's value is R itself, so nothing bootstraps from the network's guess of it. λ = 1 is
-the squared error of every prefix to the final reward. Source: Han et al., "Value Augmented Sampling
-for Language Model Alignment and Personalization"; Sutton and Barto, eq. 12.2.
+with the λ-return G_t of `returns.py`, without gradient. Its minimiser is V^π0, the mean reward of
+the answers that go on from a prefix, whatever λ. λ = 0 is TD(0). λ = 1 is the squared error of
+every prefix to the final reward: CD-FUDGE, up to the factor ½ and the mean over tokens in place of
+their sum, neither of which moves the minimiser. Sources: Han et al., "Value Augmented Sampling for
+Language Model Alignment and Personalization"; Mudgal et al., "Controlled Decoding from Language
+Models" (arXiv 2310.17022), section 3, the loss called CD-FUDGE.
 """
 
-import torch
 from torch import Tensor
 
 from trimtab_models.objectives.base import Objective
+from trimtab_models.objectives.returns import check_decay, lambda_returns
 from trimtab_models.rows import Rows
-
-
-def lambda_returns(values: Tensor, rewards: Tensor, lengths: Tensor, decay: float) -> Tensor:
-    """The targets G of every prefix at once, as one product with the matrix of λ's powers.
-
-    Args:
-        values: [rows, steps] V of the first 1, 2, ... tokens.
-        rewards: [rows] R of each whole answer.
-        lengths: [rows] tokens of each answer, T.
-        decay: λ.
-
-    Returns:
-        [rows, steps]; what stands past an answer's end is the reward again, and to be masked.
-    """
-    steps = torch.arange(values.shape[1], device=values.device)
-    ahead = steps[None] - steps[:, None] - 1  # [steps, steps] prefixes between i and j
-    weights = torch.where(ahead >= 0, (1 - decay) * decay ** ahead.clamp(min=0).to(values), 0.0)
-    end = lengths[:, None] - 1  # [rows, 1]
-    before_end = torch.where(steps[None] < end, values, 0.0)
-    reach = decay ** (end - steps[None] - 1).clamp(min=0).to(values)  # [rows, steps]
-    return before_end @ weights.T + reach * rewards[:, None]
 
 
 class TdLambda(Objective):
     """The objective over rollouts.
 
     Args:
-        decay: λ, in [0, 1]; the paper uses 0.95 to 0.98.
+        decay: λ, in [0, 1]; the paper of VAS uses 0.95 to 0.98.
     """
 
     def __init__(self, decay: float = 0.95) -> None:
-        if not 0 <= decay <= 1:
-            raise ValueError(f"λ is in [0, 1], not {decay}")
-        self.decay = decay
-        self.name = f"TD(λ), λ={decay:g}"
+        self.decay = check_decay(decay)
+        ends = {0.0: "TD(0)", 1.0: "CD-FUDGE"}
+        self.name = ends.get(decay, f"TD(λ), λ={decay:g}")
 
     def loss(self, outputs: Tensor, rows: Rows, log_pi0: Tensor | None = None) -> Tensor:
         """Mean squared error of every prefix's value to its λ-return; see Objective.loss."""

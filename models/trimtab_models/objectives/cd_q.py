@@ -1,0 +1,29 @@
+"""CD-Q: the Bellman loss of controlled decoding.
+
+    L = E_rows ½ Σ_t ( V([x, y^t]) − v_t )²,   t = 1 .. T
+    v_t = Σ_z π0(z | [x, y^t]) · V([x, y^t, z])   before the end, without gradient
+    v_T = R
+
+V of every continuation [x, y^t, z] comes from one reading of [x, y^t]: a vocabulary head, whose
+entry z at y^t is V([x, y^t, z]). So the backup is that of `q_values.QExact`, and so is the fixed
+point, V^π0; what differs is that errors are summed over an answer and then averaged over answers,
+so that a long answer weighs as much as it has tokens whatever else is in the batch. The paper ends
+an answer at EOS alone; here one that was cut by the limit of length ends too, since it has its
+reward. Source: Mudgal et al., "Controlled Decoding from Language Models" (arXiv 2310.17022),
+section 3, the loss called CD-Q.
+"""
+
+from torch import Tensor
+
+from trimtab_models.objectives.q_values import QExact
+from trimtab_models.rows import Rows
+
+
+class CdQ(QExact):
+    """The objective over rollouts."""
+
+    name = "CD-Q"
+
+    def loss(self, outputs: Tensor, rows: Rows, log_pi0: Tensor | None = None) -> Tensor:
+        """Mean over rows of half the summed squared errors; see Objective.loss."""
+        return 0.5 * (self.errors(outputs, rows, log_pi0) * rows.mask()).sum(-1).mean()

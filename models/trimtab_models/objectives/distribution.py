@@ -1,0 +1,84 @@
+"""Return distribution: a histogram of the rewards that answers from this prefix will get.
+
+    L = − E_t Σ_b h_t(b) · log p_b(x, y^{1:t}),   t = 1 .. T,   p = softmax over bins
+
+with bins evenly over a support [low, high]. The target h_t is the reward as a two-hot histogram
+(its share in the two bins around it, so that its mean is the reward), or, for λ < 1, a mixture with
+the histograms that the network itself gives to the prefixes that follow, without gradient:
+
+    h_t = (1 − λ) · p(x, y^{1:t+1}) + λ · h_{t+1},   h_T = two-hot(R)
+
+which needs no projection, as no reward comes before the end. The minimiser is the distribution of
+two-hot rewards under π0, whatever λ: exact for rewards on the bins; in between, means are exact and
+(1/c)·log E exp(c·R) is too high by at most |c|·w²/8 for bins w apart. Sources: Bellemare et al.,
+"A Distributional Perspective on Reinforcement Learning" (ICML 2017), section 4; Farebrother et al.,
+"Stop Regressing" (arXiv 2403.03950), section 3, for two-hot targets.
+"""
+
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from trimtab_models.networks import Head
+from trimtab_models.objectives.base import Objective
+from trimtab_models.objectives.returns import check_decay, lambda_returns
+from trimtab_models.rows import Rows
+
+
+def two_hot(rewards: Tensor, support: tuple[float, float], bins: int) -> Tensor:
+    """Histograms whose mean is the reward: [...] → [..., bins]; rewards within the support."""
+    low, high = support
+    place = (rewards - low) / (high - low) * (bins - 1)
+    apart = place[..., None] - torch.arange(bins, device=rewards.device)
+    return (1 - apart.abs()).clamp(min=0)
+
+
+class Distribution(Objective):
+    """The objective over rollouts.
+
+    Args:
+        support: lowest and highest reward there can be.
+        bins: how many returns the histogram knows, evenly over the support, ends included.
+        decay: λ; 1 is the cross-entropy to the reward, less is its TD form.
+    """
+
+    head: ClassVar[Head] = "distribution"
+
+    def __init__(
+        self, support: Sequence[float] = (-1.0, 1.0), bins: int = 51, decay: float = 1.0
+    ) -> None:
+        if len(support) != 2 or not support[0] < support[1]:
+            raise ValueError(f"support is the lowest and the highest reward, not {support}")
+        if bins < 2:
+            raise ValueError(f"bins are at least 2, not {bins}")
+        self.support, self.bins, self.decay = (support[0], support[1]), bins, check_decay(decay)
+        self.name = "return distribution" + (f", λ={decay:g}" if decay < 1 else "")
+
+    def collate(self, items: Sequence[Any], pad_id: int) -> Rows:
+        """Padded rows.
+
+        Raises:
+            ValueError: a reward lies outside the support.
+        """
+        rows = super().collate(items, pad_id)
+        low, high = self.support
+        outside = rows.labels[~((rows.labels >= low) & (rows.labels <= high))]
+        if len(outside):
+            raise ValueError(
+                f"the reward {outside[0]:g} lies outside the support of the return distribution, "
+                f"{low:g} to {high:g}; set support to the lowest and highest reward of the data."
+            )
+        return rows
+
+    def loss(self, outputs: Tensor, rows: Rows, log_pi0: Tensor | None = None) -> Tensor:
+        """Mean cross-entropy of every prefix's histogram, in nats; see Objective.loss."""
+        log_p = rows.gather(outputs).float().log_softmax(-1)  # [rows, steps, bins]
+        ends = two_hot(rows.labels, self.support, self.bins)  # [rows, bins]
+        targets = lambda_returns(log_p.detach().exp(), ends, rows.completions, self.decay)
+        return -(targets * log_p).sum(-1)[rows.mask()].mean()
+
+    def info(self) -> dict[str, Any]:
+        """Which returns the bins stand for."""
+        return {"support": self.support}

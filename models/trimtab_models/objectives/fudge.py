@@ -1,0 +1,59 @@
+"""FUDGE: is the finished answer going to have the attribute? A classifier of prefixes.
+
+    L = − E_t [ a · log σ(f(x, y^{1:t})) + (1 − a) · log(1 − σ(f(x, y^{1:t}))) ],   t = 1 .. T
+
+for the attribute a ∈ {0, 1} of the whole answer. Its minimiser is σ(f) = P(a = 1 | prefix) under
+π0, and log σ(f) is what it is served with: log π0 + β·log P. Source: Yang and Klein, "FUDGE:
+Controlled Text Generation With Future Discriminators" (NAACL 2021), section 3.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor
+from torch.nn.functional import binary_cross_entropy_with_logits
+
+from trimtab_models.objectives.base import Objective
+from trimtab_models.rows import Rows
+
+
+class Fudge(Objective):
+    """The objective over rollouts.
+
+    Args:
+        threshold: an answer has the attribute if its reward is above this; by default rewards are
+            the attribute itself, 0 or 1.
+    """
+
+    name = "FUDGE"
+
+    def __init__(self, threshold: float | None = None) -> None:
+        self.threshold = threshold
+
+    def collate(self, items: Sequence[Any], pad_id: int) -> Rows:
+        """Rows whose labels are 0 or 1.
+
+        Raises:
+            ValueError: there is no threshold, and some reward is neither 0 nor 1.
+        """
+        rows = super().collate(items, pad_id)
+        if self.threshold is not None:
+            return rows._replace(labels=(rows.labels > self.threshold).to(rows.labels))
+        odd = rows.labels[(rows.labels != 0) & (rows.labels != 1)]
+        if len(odd):
+            raise ValueError(
+                f"FUDGE learns an attribute, 0 or 1, but there is the reward {odd[0]:g}; give a "
+                "threshold, above which an answer has the attribute."
+            )
+        return rows
+
+    def loss(self, outputs: Tensor, rows: Rows, log_pi0: Tensor | None = None) -> Tensor:
+        """Mean cross-entropy of every prefix to the attribute, in nats; see Objective.loss."""
+        logits = rows.gather(outputs[..., 0])  # [rows, steps]
+        labels = rows.labels[:, None].expand_as(logits).to(logits)
+        mask = rows.mask()
+        return binary_cross_entropy_with_logits(logits[mask], labels[mask])
+
+    def info(self) -> dict[str, Any]:
+        """Its head's output is a logit; log σ of it is the score."""
+        return {"link": "log_sigmoid"}

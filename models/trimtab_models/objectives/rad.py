@@ -1,0 +1,33 @@
+"""RAD: cumulative squared error, in which later prefixes count for more.
+
+    L = E_rows [ Σ_t t · (ρ(x, y^{1:t}) − r)² / S_T ],   S_T = Σ_t t = T·(T + 1)/2
+
+Where all answers have one length its minimiser is V^π0. Where lengths differ it is not: an answer
+of T tokens weighs 1/S_T at every prefix it shares with others, so that
+
+    ρ(prefix) = E[ R / S_T | prefix ] / E[ 1 / S_T | prefix ]
+
+which leans towards the rewards of the answers that will end soon. Source: Deng and Raffel,
+"Reward-Augmented Decoding: Efficient Controlled Text Generation With a Unidirectional Reward Model"
+(arXiv 2310.09520), section 2, the cumulative squared error loss.
+"""
+
+import torch
+from torch import Tensor
+
+from trimtab_models.objectives.base import Objective
+from trimtab_models.rows import Rows
+
+
+class Rad(Objective):
+    """The objective over rollouts."""
+
+    name = "RAD"
+
+    def loss(self, outputs: Tensor, rows: Rows, log_pi0: Tensor | None = None) -> Tensor:
+        """Mean over rows of the weighted squared error; see Objective.loss."""
+        values = rows.gather(outputs[..., 0])  # [rows, steps]
+        places = torch.arange(1, values.shape[1] + 1, device=values.device)
+        weights = places * rows.mask()  # [rows, steps]
+        errors = (values - rows.labels[:, None]).square()
+        return ((weights * errors).sum(-1) / weights.sum(-1)).mean()

@@ -1,0 +1,47 @@
+"""Value-advantage Q: V and A regressed one by one, served as Q = V + A.
+
+    L = E_t [ ( V(s_{t−1}) − G_{t−1} )² + ( sg V(s_{t−1}) + A(s_{t−1}, y_t) − G_{t−1} )² ]
+
+for t = 1 .. T and s_t = (x, y^{1:t}), with the λ-return G of the states' V (`returns.py`). As there
+is no reward before the end, G_{t−1} is at once a return of the state s_{t−1} and one of the token
+y_t in it: V takes its mean over tokens, V^π0, and A what a token adds, so that V + A = Q^π0. Unlike
+in a dueling head the two cannot trade with each other, for A's error never moves V (sg: no
+gradient). Source: Tang et al., "VA-learning as a more efficient alternative to Q-learning"
+(arXiv 2305.18161).
+"""
+
+from typing import ClassVar
+
+from torch import Tensor
+
+from trimtab_models.networks import Head
+from trimtab_models.objectives.base import Objective
+from trimtab_models.objectives.returns import check_decay, lambda_returns
+from trimtab_models.rows import Rows
+
+
+class ValueAdvantage(Objective):
+    """The objective over rollouts.
+
+    Args:
+        decay: λ of the returns, in [0, 1].
+    """
+
+    head: ClassVar[Head] = "vocabulary+value"
+
+    def __init__(self, decay: float = 0.95) -> None:
+        self.decay = check_decay(decay)
+        self.name = f"value-advantage Q, λ={decay:g}"
+
+    def loss(self, outputs: Tensor, rows: Rows, log_pi0: Tensor | None = None) -> Tensor:
+        """Mean of both squared errors over all tokens; see Objective.loss."""
+        values = rows.before(outputs[..., -1])  # [rows, steps]
+        frozen = values.detach()
+        targets = lambda_returns(frozen, rows.labels, rows.completions + 1, self.decay)
+        q = frozen + rows.chosen(outputs[..., :-1])  # [rows, steps]
+        errors = (values - targets).square() + (q - targets).square()
+        return errors[rows.mask()].mean()
+
+    def combine(self, outputs: Tensor) -> Tensor:
+        """V + A; see Objective.combine."""
+        return outputs[..., -1:] + outputs[..., :-1]
