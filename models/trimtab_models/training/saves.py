@@ -135,7 +135,9 @@ class SafeTrainer(Trainer):
             (self.run / LOG).write_text(lines, encoding="utf-8")
         if found is not None and _finished(state):
             self.state = state
-            self._load_from_checkpoint(str(state.best_model_checkpoint or found))
+            chosen = Path(state.best_model_checkpoint or found)
+            verify(chosen)
+            self._load_from_checkpoint(str(chosen))
         else:
             self.train(resume_from_checkpoint=found and str(found))
         self.model.eval()
@@ -186,11 +188,11 @@ class SafeTrainer(Trainer):
 
 def _finished(state: TrainerState) -> bool:
     control: Any = state.stateful_callbacks.get("TrainerControl", {})
-    return bool(control.get("attributes", {}).get("should_training_stop", False))
+    return bool(control.get("args", {}).get("should_training_stop", False))
 
 
 def _line(entry: Mapping[str, Any]) -> str:
     if "train_runtime" in entry:  # the summary at the end, of this process and not of the run
         return ""
-    kept = {key: value for key, value in entry.items() if not key.endswith(_CLOCK)}
+    kept = {key: entry[key] for key in sorted(entry) if not key.endswith(_CLOCK)}
     return json.dumps({"step": kept.pop("step"), **kept}) + "\n"

@@ -1,0 +1,200 @@
+"""What a kill, a full disk, a damaged file or other data may cost a training run: nothing."""
+
+import errno
+import json
+import logging
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import LlamaConfig, set_seed
+
+from trimtab_models import manifest, training
+from trimtab_models.networks import scalar_head
+from trimtab_models.objectives import OBJECTIVES
+from trimtab_models.rows import Rollout
+from trimtab_models.training import saves
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+def _train(run: Path, label: float = 1.0, **changes: Any) -> Any:
+    set_seed(0)
+    config = LlamaConfig(
+        vocab_size=8,
+        hidden_size=16,
+        intermediate_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        pad_token_id=0,
+    )
+    model = scalar_head(config)
+    items = [Rollout([1], [2 + n % 5, 3], label * n) for n in range(32)]
+    options: dict[str, Any] = {
+        "epochs": 3,
+        "batch_size": 4,
+        "save_steps": 6,
+        "logging_steps": 3,
+        "disable_tqdm": True,
+    }
+    training.train(OBJECTIVES["td-lambda"](), model, items, run, pad_id=0, **options | changes)
+    return model
+
+
+def _stop_at(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
+    """Fail when the save of a step begins."""
+    save = saves.SafeTrainer._save_checkpoint
+
+    def failing(self: Any, *arguments: Any) -> None:
+        if self.state.global_step == step:
+            raise KeyboardInterrupt
+        save(self, *arguments)
+
+    monkeypatch.setattr(saves.SafeTrainer, "_save_checkpoint", failing)
+
+
+@pytest.fixture
+def stopped(tmp_path: Path) -> Path:
+    """A run with whole checkpoints of steps 6 and 12, of 24."""
+    run = tmp_path / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        _stop_at(patch, 18)
+        with pytest.raises(KeyboardInterrupt):
+            _train(run)
+    assert [path.name for path in saves.checkpoints(run)] == ["checkpoint-6", "checkpoint-12"]
+    return run
+
+
+def _same(a: Any, b: Any) -> bool:
+    pairs = zip(a.state_dict().values(), b.state_dict().values(), strict=True)
+    return all(torch.equal(x, y) for x, y in pairs)
+
+
+def test_twenty_kills_change_nothing(tmp_path: Path) -> None:
+    """Fifteen at random moments, five inside a save; the weights, optimiser and log are equal."""
+    command = [sys.executable, Path(__file__).with_name("kills.py"), tmp_path, "20"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found["killed"] == {"moment": 15, "save": 5}
+    assert found["equal"], found
+    assert found["backwards"] == 0, "a kill cost an older checkpoint"
+    assert found["lines"] == 30 + 15  # logs and evaluations of 90 steps
+    assert found["kept"] == ["checkpoint-84", "checkpoint-90", "log.jsonl"]
+    assert found["points"] >= 15
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.pt", "trainer_state.json"])
+@pytest.mark.parametrize("damage", ["truncated", "flipped", "missing"])
+def test_a_damaged_newest_is_passed_over(
+    stopped: Path, name: str, damage: str, caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    file = stopped / "checkpoint-12" / name
+    content = bytearray(file.read_bytes())
+    if damage == "truncated":
+        file.write_bytes(content[: len(content) // 2])
+    elif damage == "flipped":
+        content[len(content) // 2] ^= 1
+        file.write_bytes(content)
+    else:
+        file.unlink()
+    with caplog.at_level(logging.WARNING, "trimtab_models"):
+        resumed = _train(stopped)
+    assert f"checkpoint-12/{name}" in caplog.text
+    assert "passed over" in caplog.text
+    assert _same(resumed, _train(tmp_path / "whole"))
+    assert (stopped / "log.jsonl").read_bytes() == (tmp_path / "whole/log.jsonl").read_bytes()
+
+
+def test_with_no_whole_checkpoint_nothing_is_touched(stopped: Path) -> None:
+    for checkpoint in saves.checkpoints(stopped):
+        (checkpoint / manifest.NAME).unlink()
+    before = sorted(stopped.rglob("*"))
+    with pytest.raises(ValueError, match=r"no checkpoint in .* is whole"):
+        _train(stopped)
+    assert sorted(stopped.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"label": 2.0}, "changed since: the data"),
+        ({"batch_size": 8}, r"per_device_train_batch_size \(4 then, 8 now\)"),
+        ({"epochs": 4}, r"num_train_epochs \(3 then, 4 now\)"),
+        ({"seed": 1}, r"seed \(0 then, 1 now\)"),
+        ({"fingerprint": {"objective": "another"}}, r"objective \(None then, 'another' now\)"),
+    ],
+)
+def test_another_run_is_refused(stopped: Path, changes: dict[str, Any], says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        _train(stopped, **changes)
+    manifest.verify(stopped / "checkpoint-6")
+    manifest.verify(stopped / "checkpoint-12")
+
+
+@pytest.mark.parametrize("where", ["optimizer", "manifest"])
+def test_a_full_disk_costs_nothing(
+    stopped: Path, where: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        if where == "optimizer":
+            patch.setattr(torch, "save", full)
+        else:
+            patch.setattr(manifest, "write_manifest", full)
+        with pytest.raises(saves.SaveFailed, match=r"step 18 .*No space left.*same command"):
+            _train(stopped)
+    assert {path.name for path in stopped.iterdir()} == {
+        "checkpoint-6",
+        "checkpoint-12",
+        "log.jsonl",
+    }
+    manifest.verify(stopped / "checkpoint-12")
+    assert _same(_train(stopped), _train(tmp_path / "whole"))
+
+
+def test_the_last_two_are_kept_and_an_ended_run_does_not_train_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained = _train(tmp_path / "run")
+    kept = [path.name for path in saves.checkpoints(tmp_path / "run")]
+    assert kept == ["checkpoint-18", "checkpoint-24"]
+    monkeypatch.setattr(saves.SafeTrainer, "train", None)
+    assert _same(_train(tmp_path / "run"), trained)
+
+
+def test_a_log_must_end_where_a_save_does(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"save_steps \(7\) must be a multiple"):
+        _train(tmp_path, save_steps=7)
+
+
+def test_a_manifest_names_what_is_wrong(tmp_path: Path) -> None:
+    (tmp_path / "work" / "deep").mkdir(parents=True)
+    (tmp_path / "work" / "deep" / "file").write_text("one")
+    manifest.publish(tmp_path / "work", tmp_path / "target")
+    manifest.verify(tmp_path / "target")
+    assert not (tmp_path / "work").exists()
+    (tmp_path / "target" / "deep" / "file").write_text("two")
+    with pytest.raises(manifest.BrokenCheckpoint, match=r"deep/file is damaged"):
+        manifest.verify(tmp_path / "target")
+    (tmp_path / "target" / manifest.NAME).write_text("{")
+    with pytest.raises(manifest.BrokenCheckpoint, match="not JSON"):
+        manifest.verify(tmp_path / "target")
+
+
+def test_publishing_over_an_older_one(tmp_path: Path) -> None:
+    for text in ("old", "new"):
+        (tmp_path / "work").mkdir()
+        (tmp_path / "work" / "file").write_text(text)
+        manifest.publish(tmp_path / "work", tmp_path / "target")
+    assert (tmp_path / "target" / "file").read_text() == "new"
+    assert [path.name for path in tmp_path.iterdir()] == ["target"]
