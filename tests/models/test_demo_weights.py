@@ -111,7 +111,7 @@ def test_the_base_writes_readable_reviews() -> None:
 
 def test_the_base_is_undecided() -> None:
     for name, reward in demo.rewards.items():
-        values = torch.tensor([r["label"] for r in rollouts.label(_samples(), reward)])
+        values = torch.tensor([r["reward"] for r in rollouts.label(_samples(), reward)])
         assert abs(values.mean()) < 0.25, name
         assert values.std() > 0.3, name
 

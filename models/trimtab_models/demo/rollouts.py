@@ -1,4 +1,4 @@
-"""Rollouts of the demo's base model, sampled with plain transformers, and their labels."""
+"""Rollouts of the demo's base model, sampled with plain transformers, and their rewards."""
 
 import random
 from collections.abc import Callable, Sequence
@@ -37,7 +37,7 @@ def training_prompts(tokenizer: Any, n: int, seed: int) -> list[str]:
 def sample(
     model: Any, tokenizer: Any, prompts: Sequence[str], seed: int, batch_size: int = 256
 ) -> list[Record]:
-    """One completion a prompt at temperature 1, as records without a label yet.
+    """One completion a prompt at temperature 1, as records without a reward yet.
 
     Of a record, "completion" is the text without special tokens, and "completion_token_ids" what
     was sampled, EOS included when it came within `MOST_TOKENS`.
@@ -72,5 +72,5 @@ def sample(
 
 
 def label(records: Sequence[Record], reward: Callable[[str, str], float]) -> list[Record]:
-    """The records with "label" set by a reward."""
-    return [{**r, "label": reward(r["prompt"], r["completion"])} for r in records]
+    """The records with their "reward" set."""
+    return [{**r, "reward": reward(r["prompt"], r["completion"])} for r in records]

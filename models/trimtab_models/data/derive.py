@@ -1,0 +1,132 @@
+"""Sets made of other sets: pairs and rankings of rollouts, training and validation parts."""
+
+import hashlib
+import json
+import math
+import random
+from collections import defaultdict
+from collections.abc import Hashable, Iterable, Sequence
+from typing import Any
+
+from trimtab_models.data.faults import Item, Record, convert, field, numbered
+from trimtab_models.data.formats import reward
+
+
+def preferences(
+    records: Iterable[Record], n: int, seed: int, sharpness: float = math.inf
+) -> list[Record]:
+    """At most n preference records: unequally rewarded rollouts of one prompt, drawn at random.
+
+    The better of two is preferred with the probability σ(sharpness · (R_better − R_worse)), the
+    judge that Bradley-Terry assumes. A reward model then learns sharpness · R; from a judge that
+    never errs (the default) it learns an order on no scale.
+
+    Raises:
+        ValueError: records without a prompt or a reward, each named by its number.
+    """
+    unequal = [
+        (high - low, better, worse)
+        for group in _by_prompt(records)
+        for high, better in group
+        for low, worse in group
+        if high > low
+    ]
+    draw = random.Random(seed)
+    made = []
+    for margin, better, worse in draw.sample(unequal, min(n, len(unequal))):
+        odds = math.exp(-sharpness * margin)
+        chosen, rejected = (better, worse) if draw.random() * (1 + odds) < 1 else (worse, better)
+        record = _prompt(better)
+        for side, rollout in (("chosen", chosen), ("rejected", rejected)):
+            for suffix in ("", "_token_ids"):
+                if f"completion{suffix}" in rollout:
+                    record[f"{side}{suffix}"] = rollout[f"completion{suffix}"]
+        made.append(record)
+    return made
+
+
+def rankings(records: Iterable[Record], k: int, seed: int) -> list[Record]:
+    """Rankings of k rollouts of one prompt, by falling reward, as many as there can be.
+
+    No two of a ranking have the same reward, so that its order is no accident, and no rollout is
+    in two of them. Those in excess (ties mostly) are not used; which, is drawn at random.
+
+    Raises:
+        ValueError: k is below 2, or no prompt has k rollouts of different rewards.
+    """
+    if k < 2:
+        raise ValueError(f"a ranking needs two completions or more, not {k}.")
+    draw = random.Random(seed)
+    made = []
+    for group in _by_prompt(records):
+        ties: dict[float, list[Record]] = defaultdict(list)
+        for value, rollout in draw.sample(group, len(group)):
+            ties[value].append(rollout)
+        # To take from the largest ties first leaves the most to be ranked with others.
+        while len(ties) >= k:
+            values = draw.sample(sorted(ties), len(ties))
+            values = sorted(sorted(values, key=lambda value: -len(ties[value]))[:k], reverse=True)
+            made.append(_ranking([ties[value].pop() for value in values]))
+            ties = {value: tied for value, tied in ties.items() if tied}
+    if not made:
+        raise ValueError(f"no prompt has {k} rollouts of different rewards; roll out more of each.")
+    return draw.sample(made, len(made))
+
+
+def _ranking(rollouts: Sequence[Record]) -> Record:
+    record = _prompt(rollouts[0])
+    for suffix in ("", "_token_ids"):
+        if all(f"completion{suffix}" in rollout for rollout in rollouts):
+            record[f"completions{suffix}"] = [r[f"completion{suffix}"] for r in rollouts]
+    return record
+
+
+def split(items: Sequence[Item], fraction: float, seed: int) -> tuple[list[Item], list[Item]]:
+    """Items (or records) as a training and a validation part that share no prompt.
+
+    Which prompts are held out depends on the prompts and the seed alone, not on the items' order.
+
+    Args:
+        items: of `load`, or records that have a "prompt".
+        fraction: of the prompts, for validation; at least one prompt stays on either side.
+        seed: another one holds out other prompts.
+
+    Raises:
+        ValueError: fraction is not inside 0 to 1, or there are fewer than two prompts.
+    """
+    if not 0 < fraction < 1:
+        raise ValueError(f"the fraction for validation is {fraction}; expected one inside 0 to 1.")
+    keys = [_key(item) for item in items]
+    prompts = sorted(set(keys), key=lambda key: hashlib.sha256(f"{seed} {key!r}".encode()).digest())
+    if len(prompts) < 2:
+        raise ValueError(f"a part for validation needs two prompts; there are {len(prompts)}.")
+    held = set(prompts[: min(max(round(fraction * len(prompts)), 1), len(prompts) - 1)])
+    parts: tuple[list[Item], list[Item]] = ([], [])
+    for item, key in zip(items, keys, strict=True):
+        parts[key in held].append(item)
+    return parts
+
+
+def _key(item: Any) -> Hashable:
+    if not isinstance(item, dict):
+        return tuple(item.prompt)
+    if "prompt" not in item:
+        raise ValueError("a record has no 'prompt' to split by; split the loaded items instead.")
+    return json.dumps(item["prompt"], sort_keys=True)
+
+
+def _by_prompt(records: Iterable[Record]) -> list[list[tuple[float, Record]]]:
+    """Rollouts with their rewards, those of one prompt together."""
+
+    def keyed(record: Record) -> tuple[Hashable, float, Record]:
+        field(record, "prompt")
+        return _key(record), reward(record), record
+
+    groups: dict[Hashable, list[tuple[float, Record]]] = defaultdict(list)
+    for key, value, record in convert(numbered(records), keyed, "grouping by prompt"):
+        groups[key].append((value, record))
+    return list(groups.values())
+
+
+def _prompt(record: Record) -> Record:
+    return {name: record[name] for name in ("prompt", "prompt_token_ids") if name in record}

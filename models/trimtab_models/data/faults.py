@@ -1,0 +1,93 @@
+"""Rows that cannot be used: named by file and line, several in one error, none passed over."""
+
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple, TypeVar
+
+from tqdm import tqdm
+
+Record = dict[str, Any]
+Item = TypeVar("Item")
+SHOWN = 5
+"""How many broken rows an error describes; of the others it says how many there are."""
+
+
+class Fault(ValueError):
+    """What is wrong with one row, without saying where."""
+
+
+class BrokenRows(ValueError):
+    """Rows that cannot be used, and where they are."""
+
+
+class Row(NamedTuple):
+    """A record, where it came from ("file, line 3"), and what kept it from being read, if so."""
+
+    place: str
+    record: Record
+    fault: str = ""
+
+
+def numbered(records: Iterable[Record]) -> Iterable[Row]:
+    """Rows of records in memory: "record 0" and so on."""
+    return (Row(f"record {i}", record) for i, record in enumerate(records))
+
+
+def convert(rows: Iterable[Row], reader: Callable[[Record], Item], what: str) -> list[Item]:
+    """Every row through a reader.
+
+    Args:
+        rows: what to read.
+        reader: raises a `Fault` for a record it cannot use.
+        what: shown with the progress.
+
+    Raises:
+        BrokenRows: some rows cannot be used; names the first `SHOWN` and counts the others.
+    """
+    items: list[Item] = []
+    broken: list[str] = []
+    for place, record, fault in tqdm(rows, desc=what, unit="row", delay=2):
+        try:
+            if fault:
+                raise Fault(fault)
+            items.append(reader(record))
+        except Fault as error:
+            broken.append(f"{place}: {error}")
+    if broken:
+        more = f"; and {len(broken) - SHOWN} more" if len(broken) > SHOWN else ""
+        raise BrokenRows(
+            f"{len(broken)} of {len(items) + len(broken)} rows cannot be used: "
+            f"{'; '.join(broken[:SHOWN])}{more}. Mend them, or take them out."
+        )
+    return items
+
+
+def word(text: object, longest: int = 60) -> str:
+    """Something in few characters and on one line, for a message that must not repeat a row."""
+    line = " ".join(str(text).split())
+    return line if len(line) <= longest else line[: longest - 1] + "…"
+
+
+def kind(value: object) -> str:
+    """What JSON calls a value."""
+    for types, name in (
+        (str, "text"),
+        (bool, "true or false"),
+        ((int, float), "a number"),
+        (list, "a list"),
+        (dict, "an object"),
+    ):
+        if isinstance(value, types):
+            return name
+    return "null" if value is None else f"a {type(value).__name__}"
+
+
+def field(record: Record, name: str) -> Any:
+    """A record's field.
+
+    Raises:
+        Fault: it has none; names what it has.
+    """
+    if name not in record:
+        there = ", ".join(word(key, 30) for key in sorted(record)[:8]) or "none"
+        raise Fault(f"there is no field {name!r} (it has: {there})")
+    return record[name]

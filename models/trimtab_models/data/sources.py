@@ -1,0 +1,159 @@
+"""Where records come from: JSON Lines and parquet files, directories, data sets of the hub.
+
+    data/rollouts.jsonl     a JSON Lines file; data/rollouts.parquet a parquet file
+    data/                   all its *.jsonl and *.parquet files, in the order of their names,
+                            or a data set saved by `save_to_disk` (its split "train", if several)
+    data:test               another split of a saved data set
+    owner/name              a data set of the hub, its split "train"
+    owner/name:test         another split, or a slice of it ("owner/name:train[:1000]")
+    owner/name:config:test  of a data set with several configurations
+
+Whatever is there as a file or a directory is never looked up on the hub.
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from trimtab_models.data.faults import Record, Row, convert, word
+
+_NAME = re.compile(r"(?P<name>[^:]+)(?::(?P<config>[\w.+-]+)(?=:))?(?::(?P<split>.+))?")
+
+
+def read(source: str | Path) -> list[Record]:
+    """The records of a source, in its order.
+
+    Raises:
+        ValueError: rows that are not JSON objects, each named by file and line.
+        OSError: the source is not there or cannot be read.
+    """
+    return convert(rows(source), lambda record: record, "reading")
+
+
+def write(path: str | Path, records: Iterable[Mapping[str, Any]]) -> None:
+    """Write records as JSON Lines; the file appears whole, or not at all."""
+    target = Path(path)
+    work = target.with_name(f".{target.name}.part")
+    with open(work, "w", encoding="utf-8") as file:
+        file.writelines(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
+    work.replace(target)
+
+
+def fingerprint(source: str | Path) -> str:
+    """SHA-256, in hex, of a source's records in their order, whatever they are stored as.
+
+    Raises:
+        ValueError, OSError: as `read`.
+    """
+    digest = hashlib.sha256()
+
+    def add(record: Record) -> None:
+        digest.update(json.dumps(record, sort_keys=True, default=str).encode() + b"\n")
+
+    convert(rows(source), add, "checking data")
+    return digest.hexdigest()
+
+
+def rows(source: str | Path) -> Iterator[Row]:
+    """The rows of a source, in its order, those that cannot be read among them."""
+    path = Path(source)
+    if path.is_dir():
+        yield from _directory(path)
+    elif path.exists():
+        yield from _file(path)
+    else:
+        yield from _named(str(source))
+
+
+def _file(path: Path) -> Iterator[Row]:
+    return _parquet(path) if path.suffix == ".parquet" else _json_lines(path)
+
+
+def _json_lines(path: Path) -> Iterator[Row]:
+    with open(path, "rb") as lines:
+        for number, line in enumerate(lines, 1):
+            place = f"{path}, line {number}"
+            try:
+                record = json.loads(line.decode("utf-8-sig"))
+            except UnicodeDecodeError:
+                yield Row(place, {}, "not UTF-8")
+            except json.JSONDecodeError as error:
+                yield Row(place, {}, f"not JSON ({error.msg}, column {error.colno})")
+            except (ValueError, RecursionError):  # a number of 5,000 digits, a thousand brackets
+                yield Row(place, {}, "not JSON that can be read")
+            else:
+                whole = isinstance(record, dict)
+                yield Row(place, record if whole else {}, "" if whole else "not a JSON object")
+
+
+def _parquet(path: Path) -> Iterator[Row]:
+    from datasets import Dataset  # noqa: PLC0415 - takes seconds, and comes with the extra "train"
+
+    return _data_set(path, Dataset.from_parquet(str(path)))
+
+
+def _data_set(name: object, data_set: Iterable[Record]) -> Iterator[Row]:
+    """Rows of `datasets`, named as Python would find them: name[3]."""
+    return (Row(f"{name}[{i}]", record) for i, record in enumerate(data_set))
+
+
+def _directory(path: Path) -> Iterator[Row]:
+    if _is_saved(path):
+        yield from _saved(path, None)
+        return
+    kinds = (".jsonl", ".parquet")
+    files = sorted(f for f in path.iterdir() if f.suffix in kinds and not f.name.startswith("."))
+    if not files:
+        raise FileNotFoundError(
+            f"{path} holds no *.jsonl and no *.parquet file, and no data set saved by save_to_disk."
+        )
+    for file in files:
+        yield from _file(file)
+
+
+def _is_saved(path: Path) -> bool:
+    return any((path / name).exists() for name in ("state.json", "dataset_dict.json"))
+
+
+def _saved(path: Path, split: str | None) -> Iterator[Row]:
+    from datasets import Dataset, load_from_disk  # noqa: PLC0415 - as above
+
+    saved = load_from_disk(str(path))
+    if isinstance(saved, Dataset):
+        if split is not None:
+            raise ValueError(f"{path} is one data set without splits; leave out ':{word(split)}'.")
+        return _data_set(path, saved)
+    name = split or (next(iter(saved)) if len(saved) == 1 else "train")
+    if name not in saved:
+        there = ", ".join(map(str, saved))
+        raise ValueError(f"{path} has no split {name!r}, but {there}: write {path}:SPLIT.")
+    return _data_set(f"{path}:{name}", saved[name])
+
+
+def _named(source: str) -> Iterator[Row]:
+    match = _NAME.fullmatch(source)
+    name, config, split = match.group("name", "config", "split") if match else (source, None, None)
+    if _is_saved(Path(name)):
+        return _saved(Path(name), split)
+    if Path(name).exists():
+        raise FileNotFoundError(f"{name} has no splits, as a data set saved by save_to_disk has.")
+    if (
+        not match
+        or name.startswith((".", "/", "~"))
+        or name.count("/") > 1
+        or Path(name).suffix in (".jsonl", ".json", ".parquet", ".csv", ".txt")
+    ):
+        raise FileNotFoundError(f"there is no file or directory {source}.")
+    from datasets import load_dataset  # noqa: PLC0415 - as above
+
+    try:
+        data_set = load_dataset(name, config, split=split or "train")
+    except (OSError, ValueError, RuntimeError) as error:
+        raise OSError(
+            f"there is no file or directory {source}, and as a data set of the hub it could not be "
+            f"loaded: {word(error, 200)}"
+        ) from error
+    return _data_set(source, data_set)
