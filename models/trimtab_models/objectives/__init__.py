@@ -7,8 +7,11 @@ from trimtab_models.objectives.base import Objective
 from trimtab_models.objectives.bradley_terry import BradleyTerry
 from trimtab_models.objectives.cd_q import CdQ
 from trimtab_models.objectives.distribution import Distribution
+from trimtab_models.objectives.farma import Farma
 from trimtab_models.objectives.fudge import Fudge
+from trimtab_models.objectives.genarm import GenArm
 from trimtab_models.objectives.ilql import Ilql
+from trimtab_models.objectives.plackett_luce import PlackettLuce
 from trimtab_models.objectives.q_values import DuelingQ, QExact, QSampled
 from trimtab_models.objectives.rad import Rad
 from trimtab_models.objectives.soft_value import SoftValue
@@ -25,6 +28,9 @@ def _full_bradley_terry() -> Objective:
 OBJECTIVES: dict[str, Callable[..., Objective]] = {
     "bradley-terry": BradleyTerry,
     "bradley-terry-full": _full_bradley_terry,
+    "plackett-luce": PlackettLuce,
+    "farma": Farma,
+    "genarm": GenArm,
     "td-lambda": TdLambda,
     "td-0": partial(TdLambda, decay=0.0),
     "cd-fudge": partial(TdLambda, decay=1.0),

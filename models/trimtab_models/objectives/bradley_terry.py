@@ -2,9 +2,11 @@
 
     L = − E_i log σ( r(x, y_w^{1:i}) − r(x, y_l^{1:i}) ),   i = 1 .. max(|y_w|, |y_l|)
 
-where the side that has ended keeps its last prefix. Source: Rashid et al., "Towards Cost-Effective
-Reward Guided Text Generation" (PARGS), eq. 4. With `partial=False` only the whole sequences are
-compared, i = max(|y_w|, |y_l|): the ordinary reward model, which ARGS guides with.
+where the side that has ended keeps its last prefix; beyond both ends nothing is compared, so no
+runs of EOS are taught. Source: Rashid et al., "A Critical Look At Tokenwise Reward-Guided Text
+Generation" (PARGS), eq. 4. With `partial=False` only the whole sequences are compared,
+i = max(|y_w|, |y_l|): the ordinary reward model, which ARGS guides with, and which may say anything
+of a prefix (their Theorem 1).
 """
 
 from typing import ClassVar
@@ -23,7 +25,8 @@ class BradleyTerry(Objective):
     Args:
         partial: compare prefixes of every length (PARGS), or whole sequences only (ARGS).
         ratio: share of the prefix lengths compared each time a pair is seen, drawn at random from
-            torch's generator.
+            torch's generator; the whole pair always is. The paper finds 1.5 to 2 comparisons a pair
+            enough: a ratio of about 1 / (mean length).
     """
 
     data: ClassVar[Kind] = "pairs"
