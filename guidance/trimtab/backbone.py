@@ -212,7 +212,7 @@ def _probe(backbone: Backbone) -> None:
         ]
         with torch.inference_mode():
             expected = torch.cat([network(s, use_cache=False)[0][:, -1] for s in sequences])
-            full = backbone.model(sequences[0]).logits[0, -1]
+            full = backbone.model(sequences[0]).logits
         network.set_attn_implementation(PREFIX_ATTENTION)
         actual = backbone.hidden([-1, -2], prefixes, candidates)
     except Exception as error:
@@ -234,7 +234,8 @@ def _probe(backbone: Backbone) -> None:
             "positions tell."
         )
     head = backbone.head(expected[:1])[0]
-    if not torch.allclose(head, full.reshape(-1), rtol=tolerance, atol=tolerance):
+    # A sequence classifier gives its last token's output alone, the others every token's.
+    if not torch.allclose(head, full.reshape(-1, len(head))[-1], rtol=tolerance, atol=tolerance):
         raise ScorerLoadError(
             f"this {network.config.model_type} network cannot be served: its output is more than "
             "its head of the last hidden state."

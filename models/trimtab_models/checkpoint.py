@@ -1,88 +1,64 @@
 """Scorer checkpoints: a directory that transformers loads by itself.
 
-model.safetensors   the network (see networks.py)
+model.safetensors   the network (see networks.py), or an adapter of one (adapters.py)
 config.json         transformers' own, with one more key, "trimtab": a ScorerInfo
 tokenizer*.json     the tokenizer of the base model that the scorer reads
 README.md           the model card
+MANIFEST.json       SHA-256 of all of them (manifest.py)
 """
 
 import shutil
 import tempfile
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from safetensors import SafetensorError
 from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from trimtab_models import adapters, manifest
+from trimtab_models.card import card
+from trimtab_models.info import Family, Link, ScorerInfo
 from trimtab_models.networks import scalar_head, vocabulary_head
 
-Family = Literal["head", "distribution", "vocabulary", "log_ratio"]
-Link = Literal["identity", "sigmoid", "log_sigmoid"]
-
-
-class ScorerInfo(BaseModel):
-    """What a scorer is, beyond its network; stored in config.json as "trimtab".
-
-    `mean` and `deviation` are those of its scores over rollouts of the base, so that
-    (s − mean)/deviation has the same scale for every scorer (GuidanceParams.normalize).
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    family: Family = "head"
-    objective: str = Field("unknown", description="the loss it was trained with")
-    base_model: str = Field("unknown", description="the base whose prefixes it scores")
-    mean: float = 0.0
-    deviation: float = Field(1.0, gt=0)
-    link: Link = Field("identity", description="what makes a head's output a score")
-    support: tuple[float, float] | None = Field(
-        None, description="lowest and highest return of a distribution head, bins evenly between"
-    )
-    alpha: float = Field(1.0, description="factor of a log-ratio scorer, α·log π_r(v | prefix)")
-    reference: str | None = Field(None, description="untuned model of a log-ratio scorer")
-    prefix_auc: float | None = Field(
-        None, description="how often the order on prefixes is the final order; see validation.py"
-    )
-
-
-def card(info: ScorerInfo, text: str) -> str:
-    """The model card of a scorer, with the metadata block that hubs read."""
-    return (
-        "---\nlibrary_name: transformers\ntags: [trimtab, scorer]\n"
-        f"base_model: {info.base_model}\n---\n\n{text.strip()}\n\n"
-        "| | |\n|---|---|\n"
-        f"| family | `{info.family}` |\n| objective | {info.objective} |\n"
-        f"| base model | {info.base_model} |\n"
-        f"| mean ± deviation of its scores | {info.mean:.4f} ± {info.deviation:.4f} |\n\n"
-        "Serve it: `trimtab serve BASE --scorer name=THIS_DIRECTORY`.\n"
-    )
+__all__ = ["Family", "Link", "ScorerInfo", "load", "read_info", "save"]
 
 
 def save(
-    model: PreTrainedModel,
+    model: Any,
     tokenizer: PreTrainedTokenizerBase | None,
     info: ScorerInfo,
     path: str | Path,
     *,
     text: str = "A Trimtab scorer.",
 ) -> Path:
-    """Write a checkpoint; the directory appears whole, or not at all."""
+    """Write a checkpoint with its manifest; the directory appears whole, or not at all.
+
+    An older checkpoint at `path` is there until the new one is complete.
+
+    Args:
+        model: a PreTrainedModel, or a PeftModel, of which the adapter alone is written.
+        tokenizer: the base's.
+        info: what the scorer is.
+        path: the directory to make.
+        text: what the model card begins with.
+    """
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
     work = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
     try:
-        model.config.trimtab = info.model_dump()
-        model.save_pretrained(work)
+        if isinstance(model, PreTrainedModel):
+            model.config.trimtab = info.model_dump()
+            model.save_pretrained(work)
+        else:
+            adapters.save(model, info, work)
         if tokenizer is not None:
             tokenizer.save_pretrained(work)
-        (work / "README.md").write_text(card(info, text))
+        (work / "README.md").write_text(card(info, text, work), encoding="utf-8")
         work.chmod(0o755)
         for file in work.iterdir():
             file.chmod(0o644)
-        if target.exists():
-            shutil.rmtree(target)
-        work.rename(target)
+        manifest.publish(work, target)
     except BaseException:
         shutil.rmtree(work, ignore_errors=True)
         raise
@@ -91,6 +67,8 @@ def save(
 
 def read_info(source: str | Path) -> ScorerInfo:
     """The ScorerInfo of a checkpoint directory or hub name; the defaults if it holds none."""
+    if adapters.is_adapter(source):
+        return adapters.read_info(source)
     config = AutoConfig.from_pretrained(str(source))
     return ScorerInfo.model_validate(getattr(config, "trimtab", {}))
 
@@ -104,30 +82,41 @@ def load(
 ) -> tuple[PreTrainedModel, ScorerInfo]:
     """A scorer network and its ScorerInfo, from a directory or a hub name.
 
-    Weights come from safetensors only, and no code of the checkpoint runs.
+    Weights come from safetensors only, and no code of the checkpoint runs. A directory that has a
+    manifest must be what it says. An adapter comes merged into its base.
 
     Raises:
         OSError: no such checkpoint, or no safetensors in it.
+        BrokenCheckpoint: (a ValueError) a file is not what the manifest says.
         ValueError: weights are missing from it, or do not fit its configuration.
     """
+    if (Path(source) / manifest.NAME).is_file():
+        manifest.verify(source)
     info = read_info(source)
     if family is not None:
         info = info.model_copy(update={"family": family})
-    if info.family == "distribution":
-        options["bins"] = AutoConfig.from_pretrained(str(source)).num_labels
-    build = scalar_head if info.family in ("head", "distribution") else vocabulary_head
-    model, report = build(
-        source,
-        dtype=dtype,
-        use_safetensors=True,
-        trust_remote_code=False,
-        output_loading_info=True,
-        **options,
-    )
-    if report["missing_keys"] or report["mismatched_keys"]:
+    options |= {"dtype": dtype, "use_safetensors": True, "trust_remote_code": False}
+    try:
+        model, missing = _load(source, info.family, options)
+    except (RuntimeError, SafetensorError) as error:
+        raise ValueError(f"the weights of {source} do not fit or are damaged: {error}") from error
+    if missing:
         raise ValueError(
-            f"the checkpoint lacks the weights {sorted(map(str, report['missing_keys']))[:3]} of a "
+            f"the checkpoint lacks the weights {missing[:3]} of a "
             f"'{info.family}' scorer; expected a network saved by trimtab_models.checkpoint.save "
             "or by the matching transformers class."
         )
     return model, info
+
+
+def _load(
+    source: str | Path, family: Family, options: dict[str, Any]
+) -> tuple[PreTrainedModel, list[str]]:
+    """The network and the names of weights that it lacks."""
+    if adapters.is_adapter(source):
+        return adapters.load(source, **options)
+    if family == "distribution":
+        options["bins"] = AutoConfig.from_pretrained(str(source)).num_labels
+    build = scalar_head if family in ("head", "distribution") else vocabulary_head
+    model, report = build(source, output_loading_info=True, **options)
+    return model, sorted(map(str, [*report["missing_keys"], *report["mismatched_keys"]]))

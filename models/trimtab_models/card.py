@@ -1,0 +1,87 @@
+"""The model card of a scorer: what its author says, what it is, how it was validated."""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import ModelCard, ModelCardData
+
+from trimtab_models.info import ScorerInfo
+
+NAME = "README.md"
+REPORT = "report.md"
+HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", re.ASCII)
+"""What a model on a hub may be called (matched in full)."""
+
+FACTS = "| | |\n|---|---|\n"
+"""Where an author's text ends and what is written here begins."""
+
+
+def card(
+    info: ScorerInfo, text: str, directory: Path, metadata: Mapping[str, Any] | None = None
+) -> str:
+    """The card of the checkpoint in `directory`.
+
+    Args:
+        info: what the scorer is.
+        text: its author's words, Markdown.
+        directory: holds the network, and the report.md of its validation, if there is one.
+        metadata: more of the block that hubs read (license, datasets, language, ...).
+    """
+    adapter = (directory / "adapter_config.json").exists()
+    known = HUB_NAME.fullmatch(info.base_model) and info.base_model != "unknown"
+    fields = {
+        "tags": ["trimtab", "scorer"],
+        **(metadata or {}),
+        "library_name": "peft" if adapter else "transformers",
+        "pipeline_tag": _task(info, directory),
+        **({"base_model": info.base_model} if known else {}),
+    }
+    block = ModelCardData(**fields).to_yaml()
+    auc = "unknown" if info.prefix_auc is None else f"{info.prefix_auc:.3f}"
+    facts = {
+        "family": f"`{info.family}`",
+        "objective": info.objective,
+        "base model": info.base_model,
+        "mean ± deviation of its scores": f"{info.mean:.4f} ± {info.deviation:.4f}",
+        "prefix-AUC": auc,
+    }
+    table = FACTS + "\n".join(f"| {name} | {value} |" for name, value in facts.items())
+    parts = [f"---\n{block}\n---", text.strip(), table]
+    if figures := _figures(directory):
+        parts.append(f"## Validation\n\n{figures}\n\nMore of it in [{REPORT}]({REPORT}).")
+    parts.append("Serve it: `trimtab serve BASE --scorer name=THIS_DIRECTORY`.")
+    return "\n\n".join(parts) + "\n"
+
+
+def read(directory: Path) -> tuple[str, dict[str, Any]]:
+    """An author's text and metadata out of a card, which may be missing or of any make."""
+    file = directory / NAME
+    if not file.exists():
+        return "A Trimtab scorer.", {}
+    found = ModelCard(file.read_text(encoding="utf-8"), ignore_metadata_errors=True)
+    metadata = found.data.to_dict()
+    return str(found.text).partition(FACTS)[0].strip(), metadata
+
+
+def _task(info: ScorerInfo, directory: Path) -> str:
+    if info.family in ("vocabulary", "log_ratio"):
+        return "text-generation"
+    files = [directory / name for name in ("config.json", "adapter_config.json")]
+    text = "".join(file.read_text(encoding="utf-8") for file in files if file.exists())
+    sequence = "ForSequenceClassification" in text or "SEQ_CLS" in text
+    return "text-classification" if sequence else "token-classification"
+
+
+def _figures(directory: Path) -> str:
+    """The first table of the validation report, or nothing."""
+    file = directory / REPORT
+    lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
+    rows: list[str] = []
+    for line in lines:
+        if line.startswith("|"):
+            rows.append(line)
+        elif rows:
+            break
+    return "\n".join(rows)

@@ -1,0 +1,37 @@
+"""What a checkpoint says of itself beyond its network: how its output becomes a score."""
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Family = Literal["head", "distribution", "vocabulary", "log_ratio"]
+Link = Literal["identity", "sigmoid", "log_sigmoid"]
+
+
+class ScorerInfo(BaseModel):
+    """What a scorer is, beyond its network; stored in config.json as "trimtab".
+
+    `mean` and `deviation` are those of its scores over rollouts of the base, so that
+    (s − mean)/deviation has the same scale for every scorer (GuidanceParams.normalize).
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    family: Family = "head"
+    objective: str = Field("unknown", description="the loss it was trained with")
+    base_model: str = Field("unknown", description="the base whose prefixes it scores")
+    mean: float = 0.0
+    deviation: float = Field(1.0, gt=0)
+    link: Link = Field("identity", description="what makes a head's output a score")
+    support: tuple[float, float] | None = Field(
+        None, description="lowest and highest return of a distribution head, bins evenly between"
+    )
+    alpha: float = Field(1.0, description="factor of a log-ratio scorer, α·log π_r(v | prefix)")
+    reference: str | None = Field(
+        None,
+        description="untuned model of a log-ratio scorer: a hub name or a directory, which may be "
+        "relative to the checkpoint's",
+    )
+    prefix_auc: float | None = Field(
+        None, description="how often the order on prefixes is the final order; see validation.py"
+    )
