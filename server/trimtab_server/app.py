@@ -4,6 +4,7 @@ import argparse
 import asyncio
 import logging
 import socket
+from contextlib import suppress
 from typing import Any
 
 import typer
@@ -15,12 +16,15 @@ from vllm.entrypoints.launchers.launcher import serve_http
 from trimtab.errors import TrimtabError
 from trimtab_server import canary, errors
 from trimtab_server.auth import ApiKeys
+from trimtab_server.doubts import doubts
 from trimtab_server.guided import follow_engine
 from trimtab_server.limits import BodyLimit
 from trimtab_server.middleware import Guidance
 from trimtab_server.routes import generate, status
 from trimtab_server.settings import Settings
 from trimtab_server.state import State
+
+log = logging.getLogger(__name__)
 
 
 async def build(engine: Any, args: argparse.Namespace, settings: Settings) -> FastAPI:
@@ -87,5 +91,8 @@ async def serve(
 
 async def _begin(state: State, address: str) -> None:
     await canary.sing(state)
+    with suppress(errors.NotReady):  # /ready will tell
+        for doubt in doubts(await status.ask(state)):
+            log.warning("%s", doubt)
     told = "ready" if all(state.complaint(name) is None for name in state.scorers) else "NOT READY"
     typer.echo(f"{told}: {state.model} at {address}, steered by {', '.join(state.scorers)}")

@@ -12,7 +12,7 @@ from trimtab_server.state import State
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # what vLLM's import brings about is not ours to mend
-    from trimtab_server import canary, prompts
+    from trimtab_server import app, canary, prompts
     from trimtab_server.guided import EXCHANGE
 
 
@@ -100,3 +100,26 @@ async def test_the_canary_survives_a_broken_engine():
     state = State(None, None, "demo", ["a"], None)
     await canary.sing(state)
     assert "failed its canary request" in state.complaint("a")
+
+
+async def test_a_scorer_with_a_low_prefix_auc_is_warned_of(caplog, monkeypatch, capsys):
+    """Named, with its value and what to do; unknown and good ones are passed over."""
+    aucs = {"weak": 0.55, "fair": 0.6, "unknown": None, "worst": 0.4}
+
+    async def collective_rpc(method):
+        assert method == "trimtab_scorers"
+        return [[{"name": name, "prefix_auc": auc} for name, auc in aucs.items()]]
+
+    async def sing(state):
+        state.complaints = dict.fromkeys(state.scorers)
+
+    monkeypatch.setattr(canary, "sing", sing)
+    state = State(SimpleNamespace(collective_rpc=collective_rpc), None, "m", list(aucs), None)
+    await app._begin(state, "http://here")
+    assert "ready: m at http://here" in capsys.readouterr().out
+    told = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert [line.split(",")[0] for line in told] == [
+        "scorer 'weak' has a prefix-AUC of 0.550",
+        "scorer 'worst' has a prefix-AUC of 0.400",
+    ]
+    assert all("trimtab train" in line for line in told)

@@ -11,6 +11,7 @@ def test_scorers(server):
     assert sentiment["healthy"]
     assert sentiment["default_weight"] == 1
     assert by_name["nan"]["default_weight"] == 0
+    assert by_name["nan"]["prefix_auc"] is None
 
 
 def test_ready_and_health(server):

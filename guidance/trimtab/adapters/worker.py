@@ -5,6 +5,8 @@ from typing import Any
 
 from trimtab.adapters.vllm import GuidanceProcessor
 
+TOLD = {"objective", "mean", "deviation", "base_model", "prefix_auc"}
+
 
 class GuidanceWorker:
     """Worker extension: `--worker-extension-cls trimtab.adapters.worker.GuidanceWorker`."""
@@ -18,7 +20,7 @@ class GuidanceWorker:
             {
                 "name": name,
                 "family": scorer.family,
-                **scorer.info.model_dump(include={"objective", "mean", "deviation", "base_model"}),
+                **scorer.info.model_dump(include=TOLD),
                 "parameters": scorer.parameters,
                 "tokens_forwarded": scorer.tokens_forwarded,
                 "faults": guide.faults[name],

@@ -18,7 +18,7 @@ ANSWER_SECONDS = 5.0
 
 @router.get("/v1/scorers")
 async def scorers(request: Request) -> dict[str, Any]:
-    """The scorers of this server: family, objective, normalisation and health."""
+    """The scorers of this server: family, objective, normalisation, prefix-AUC and health."""
     state: State = request.app.state.trimtab
     default = state.default or dict.fromkeys(state.scorers, 1.0)
     return {
@@ -31,7 +31,7 @@ async def scorers(request: Request) -> dict[str, Any]:
                 "healthy": state.complaint(found["name"]) is None,
                 "default_weight": default.get(found["name"], 0.0),
             }
-            for found in await _ask(state)
+            for found in await ask(state)
         ],
     }
 
@@ -40,7 +40,7 @@ async def scorers(request: Request) -> dict[str, Any]:
 async def ready(request: Request) -> dict[str, str]:
     """200 once every scorer has been seen to change logits, and while engine and scorers do."""
     state: State = request.app.state.trimtab
-    found = await _ask(state)
+    found = await ask(state)
     if state.complaints.keys() >= set(state.scorers):  # the first canary has ended
         await canary.check(state, found)
     wrong = {name: state.complaint(name) for name in state.scorers}
@@ -49,7 +49,12 @@ async def ready(request: Request) -> dict[str, str]:
     return {"status": "ready"}
 
 
-async def _ask(state: State) -> list[dict[str, Any]]:
+async def ask(state: State) -> list[dict[str, Any]]:
+    """What the engine tells of its scorers.
+
+    Raises:
+        NotReady: it does not answer.
+    """
     try:
         async with asyncio.timeout(ANSWER_SECONDS):
             answers = await state.engine.collective_rpc("trimtab_scorers")
