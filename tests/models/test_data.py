@@ -1,7 +1,5 @@
-"""Rollouts and pairs: on disk, as ids, as padded rows."""
+"""Records: written and read again, as ids, as padded rows."""
 
-import json
-import math
 from pathlib import Path
 
 import pytest
@@ -18,7 +16,7 @@ def tokenizer() -> PreTrainedTokenizerBase:
 
 
 def test_records_survive_the_disk(tmp_path: Path) -> None:
-    records = [{"prompt": "a\nb", "completion": "ü €", "label": 0.25}, {"prompt": "", "x": [1]}]
+    records = [{"prompt": "a\nb", "completion": "ü €", "reward": 0.25}, {"prompt": "", "x": [1]}]
     data.write(tmp_path / "r.jsonl", records)
     assert data.read(tmp_path / "r.jsonl") == records
     assert [path.name for path in tmp_path.iterdir()] == ["r.jsonl"]
@@ -44,7 +42,7 @@ def test_sampled_ids_are_used_as_they_stand(tokenizer: PreTrainedTokenizerBase) 
     record = {
         "prompt": "ab",
         "completion": "c",
-        "label": 1,
+        "reward": 1,
         "prompt_token_ids": [9, 8],
         "completion_token_ids": [7, eos, 6, eos],
     }
@@ -65,11 +63,6 @@ def test_text_and_chats_become_the_same_ids(tokenizer: PreTrainedTokenizerBase) 
     assert tokenizer.decode(one.chosen) == review + tokenizer.eos_token
 
 
-def test_a_missing_field_is_named(tokenizer: PreTrainedTokenizerBase) -> None:
-    with pytest.raises(ValueError, match="'completion'"):
-        data.rollouts([{"prompt": "a", "label": 1}], tokenizer)
-
-
 def test_rows_put_each_score_at_its_prefix() -> None:
     rows = pad([Rollout([5, 5], [1, 2, 3], 0.5), Rollout([5], [4], -0.5)], pad_id=0)
     assert rows.input_ids.tolist() == [[5, 5, 1, 2, 3], [5, 4, 0, 0, 0]]
@@ -80,46 +73,3 @@ def test_rows_put_each_score_at_its_prefix() -> None:
     assert gathered.tolist() == [[1, 2, 3], [4, 4, 4]]
     assert rows.mask().tolist() == [[True] * 3, [True, False, False]]
     assert gathered.dtype == torch.float32
-
-
-def test_preferences_pair_unequal_rollouts_of_one_prompt() -> None:
-    records = [
-        {
-            "prompt": prompt,
-            "completion": f"{prompt}{i}",
-            "label": label,
-            "prompt_token_ids": [1],
-            "completion_token_ids": [i],
-        }
-        for prompt in "ab"
-        for i, label in enumerate((0.0, 1.0, 1.0, 2.0))
-    ]
-    labels = {record["completion"]: record["label"] for record in records}
-    made = data.preferences(records, 100, seed=0)
-    assert len(made) == 2 * 5  # of six pairs a prompt one is a tie
-    for record in made:
-        assert labels[record["chosen"]] > labels[record["rejected"]]
-        assert record["chosen"][0] == record["rejected"][0] == record["prompt"]
-        assert record["chosen_token_ids"] == [int(record["chosen"][1])]
-    assert len(data.preferences(records, 3, seed=1)) == 3
-    assert json.dumps(made)
-
-
-def test_a_judge_errs_as_bradley_terry_says() -> None:
-    labels = {"good": 0.75, "bad": 0.25}
-    records = [
-        {
-            "prompt": str(prompt),
-            "completion": completion,
-            "label": label,
-            "prompt_token_ids": [1],
-            "completion_token_ids": [1],
-        }
-        for prompt in range(4000)
-        for completion, label in labels.items()
-    ]
-    for sharpness, expected in ((math.inf, 1.0), (4.0, 1 / (1 + math.exp(-4 * 0.5))), (0.0, 0.5)):
-        made = data.preferences(records, 4000, 0, sharpness)
-        share = sum(record["chosen"] == "good" for record in made) / len(made)
-        assert share == pytest.approx(expected, abs=0.03), sharpness
-        assert all({r["chosen"], r["rejected"]} == {"good", "bad"} for r in made)
