@@ -1,0 +1,10 @@
+"""The report of a validation: report.md, report.json and plots beside a checkpoint's weights.
+
+python -m trimtab_models.report CHECKPOINT --rollouts FILE [--completions FILE]
+"""
+
+from trimtab_models.report.files import update, write
+from trimtab_models.report.text import STEERS, summary
+from trimtab_models.report.validate import Report, validate
+
+__all__ = ["STEERS", "Report", "summary", "update", "validate", "write"]

@@ -1,0 +1,52 @@
+"""Validate an existing checkpoint, and write the report into it."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from transformers import AutoTokenizer
+
+from trimtab_models import checkpoint, data
+from trimtab_models.report import summary, update, validate
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m trimtab_models.report",
+        description="Validate a scorer on held-out rollouts and write report.md into it.",
+    )
+    parser.add_argument("checkpoint", help="directory of the scorer")
+    parser.add_argument("--rollouts", required=True, help="completions with their rewards")
+    parser.add_argument("--completions", help="half-completed answers, each continued")
+    parser.add_argument("--batch-size", type=int, default=64)
+    options = parser.parse_args(arguments)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(options.checkpoint)
+        model, info = checkpoint.load(options.checkpoint)
+        reference = None
+        if info.reference is not None:
+            beside = Path(options.checkpoint) / info.reference
+            where = beside if beside.is_dir() else info.reference
+            reference, _ = checkpoint.load(where, family="log_ratio")
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        report = validate(
+            model.to(device),
+            info,
+            data.load(options.rollouts, "rollouts", tokenizer),
+            data.read(options.completions) if options.completions else None,
+            tokenizer.pad_token_id or 0,
+            reference=None if reference is None else reference.to(device),
+            batch_size=options.batch_size,
+            progress=True,
+        )
+        update(options.checkpoint, report)
+    except (OSError, ValueError) as error:
+        sys.exit(f"trimtab: {error}")
+    sys.stdout.write(summary(report) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,54 @@
+"""A report on disk: beside the weights of a new checkpoint, or put into an old one."""
+
+import json
+import shutil
+import tempfile
+from pathlib import Path
+
+from trimtab_models import adapters, card, checkpoint, manifest
+from trimtab_models.info import ScorerInfo
+from trimtab_models.report import plots, text
+from trimtab_models.report.validate import Report
+
+
+def write(directory: str | Path, report: Report) -> None:
+    """Write report.md, report.json and the plots into a directory, each below 100 KB."""
+    top = Path(directory)
+    (top / "report.md").write_text(text.markdown(report), encoding="utf-8")
+    (top / "report.json").write_text(report.model_dump_json(indent=1) + "\n", encoding="utf-8")
+    plots.draw(top, report)
+
+
+def update(directory: str | Path, report: Report) -> None:
+    """Put a report into an existing checkpoint: its files, its card and its prefix-AUC.
+
+    The checkpoint is copied, changed, and put back whole with its manifest renewed, so that a kill
+    leaves the old one or the new one.
+
+    Raises:
+        OSError: no such directory, or no config.json in it.
+    """
+    target = Path(directory).resolve()
+    info = checkpoint.read_info(target)
+    info = info.model_copy(update={"prefix_auc": round(report.prefix_auc.mean.mean, 4)})
+    parent = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+    try:
+        work = Path(shutil.copytree(target, parent / target.name))
+        write(work, report)
+        _store(work, info)
+        own, metadata = card.read(work)
+        (work / card.NAME).write_text(card.card(info, own, work, metadata), encoding="utf-8")
+        manifest.publish(work, target)
+    finally:
+        shutil.rmtree(parent, ignore_errors=True)
+
+
+def _store(directory: Path, info: ScorerInfo) -> None:
+    """Write what a checkpoint says of itself, where checkpoint.read_info looks for it."""
+    if adapters.is_adapter(directory):
+        said = info.model_dump()
+        file = directory / adapters.INFO
+    else:
+        file = directory / "config.json"
+        said = json.loads(file.read_text(encoding="utf-8")) | {"trimtab": info.model_dump()}
+    file.write_text(json.dumps(said, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -1,0 +1,88 @@
+"""The plots of a report, as small PNG files."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from trimtab_models.report.validate import Report
+from trimtab_models.validation import Estimate
+
+GREY = "0.6"
+
+
+def _errors(estimates: list[Estimate]) -> list[float]:
+    return [estimate.standard_error or 0.0 for estimate in estimates]
+
+
+def prefix_auc(axes: Any, report: Report) -> None:
+    """Prefix-AUC by relative position, with the line below which nobody should steer."""
+    found = list(report.prefix_auc.positions.values())
+    at = range(10, 101, 10)
+    axes.axhline(0.5, color=GREY, linestyle=":", label="chance")
+    axes.axhline(0.6, color="tab:red", linestyle="--", label="do not steer below")
+    axes.errorbar(at, [p.mean for p in found], _errors(found), marker="o", capsize=3)
+    axes.set(xlabel="% of the answer read", ylabel="prefix-AUC ± s.e.", ylim=(0, 1.02))
+    axes.legend(loc="lower right")
+
+
+def reliability(axes: Any, report: Report) -> None:
+    """Mean return against the scorer's prediction, in tenths of the prefixes."""
+    if report.values is None:
+        return
+    bins = report.values.bins
+    predicted = [b.predicted for b in bins]
+    if report.is_value:
+        axes.axline((predicted[0], predicted[0]), slope=1, color=GREY, linestyle=":")
+    errors = [b.standard_error or 0.0 for b in bins]
+    axes.errorbar(predicted, [b.returned for b in bins], errors, marker="o", capsize=3)
+    axes.set(xlabel="score of the prefix", ylabel="mean return of its completions ± s.e.")
+
+
+def length(axes: Any, report: Report) -> None:
+    """Score against length, coloured by reward."""
+    points = report.points
+    drawn = axes.scatter(
+        [p.length for p in points],
+        [p.score for p in points],
+        c=[p.reward for p in points],
+        s=8,
+        cmap="viridis",
+    )
+    axes.figure.colorbar(drawn, ax=axes, label="reward")
+    axes.set(xlabel="tokens of the answer", ylabel="score of the whole answer")
+
+
+def inheritance(axes: Any, report: Report) -> None:
+    """How often continued losing prefixes win."""
+    found = report.inheritance
+    names = [f"{part.fraction:.0%}" for part in found]
+    wins = [part.wins for part in found]
+    axes.bar(names, [w.mean for w in wins], yerr=_errors(wins), capsize=3, width=0.5)
+    axes.axhline(1 / 3, color=GREY, linestyle=":", label="a prefix that says nothing")
+    axes.set(xlabel="of the losing answer kept", ylabel="wins after all ± s.e.", ylim=(0, None))
+    axes.legend()
+
+
+PLOTS: dict[str, Callable[[Any, Report], None]] = {
+    "report-prefix-auc.png": prefix_auc,
+    "report-length.png": length,
+    "report-reliability.png": reliability,
+    "report-inheritance.png": inheritance,
+}
+
+
+def draw(directory: Path, report: Report) -> None:
+    """Write the plots that the report has numbers for, and remove those of an older one."""
+    has = {
+        "report-reliability.png": report.values is not None,
+        "report-inheritance.png": bool(report.inheritance),
+    }
+    for name, plot in PLOTS.items():
+        if not has.get(name, True):
+            (directory / name).unlink(missing_ok=True)
+            continue
+        figure = Figure(figsize=(6, 3.6), dpi=90, layout="constrained")
+        plot(figure.add_subplot(), report)
+        figure.savefig(directory / name)

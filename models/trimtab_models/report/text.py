@@ -1,0 +1,177 @@
+"""What a report says in words: for report.md, and in a few lines for the model card."""
+
+from trimtab_models.report.validate import Report
+from trimtab_models.validation import Estimate, ValueAgreement
+
+STEERS = 0.6
+"""The prefix-AUC from which on a scorer may steer; below it, its order on prefixes is chance."""
+
+
+def _number(value: float | None) -> str:
+    return "undefined" if value is None else f"{value:.3f}"
+
+
+def _estimate(value: Estimate | None) -> str:
+    return "undefined" if value is None else str(value)
+
+
+def _verdict(report: Report) -> str:
+    if report.prefix_auc.mean.mean < STEERS:
+        return (
+            f"below {STEERS}: its order on prefixes says little of the final order, "
+            "do not steer with it"
+        )
+    return f"not below {STEERS}: its order on prefixes foretells the final order, it can steer"
+
+
+def summary(report: Report) -> str:
+    """The few figures that a model card quotes, as a Markdown table; report.md begins with it."""
+    auc, ranks, length = report.prefix_auc, report.reciprocal_rank, report.length
+    first, *_, last = auc.positions.values()
+    rows = {
+        "prefix-AUC": f"**{auc.mean}** ({_verdict(report)})",
+        "at 10 % and 100 % of the answer": f"{first.mean:.3f}, {last.mean:.3f}",
+    }
+    if ranks.by_reward is not None:
+        chance = _number(ranks.by_reward_chance)
+        rows["token mean reciprocal rank"] = f"{ranks.by_reward} (chance {chance})"
+    if (values := report.values) is not None and report.is_value:
+        rows["value MSE"] = f"{values.mse} (noise {values.noise:.3f}), R² {_number(values.r2)}"
+        rows["calibration slope"] = _number(values.slope)
+    elif values is not None:
+        rows["rank correlation with the mean return of prefixes"] = _number(values.spearman)
+    rows["rank correlation with length"] = (
+        f"{_number(length.score)} (of the reward itself {_number(length.reward)})"
+    )
+    if report.inheritance:
+        wins = (f"{part.wins} at {part.fraction:.0%}" for part in report.inheritance)
+        rows["continued losing prefixes win"] = ", ".join(wins)
+    said = "\n".join(f"| {name} | {figure} |" for name, figure in rows.items())
+    head = f"| validation | {report.completions} completions of {report.prompts} prompts |"
+    return f"{head}\n|---|---|\n{said}"
+
+
+def markdown(report: Report) -> str:
+    """The whole of report.md."""
+    parts = [_order(report), _ranks(report), _length(report)]
+    if report.values is not None:
+        parts.append(_values(report.values, report.is_value))
+    if report.inheritance:
+        parts.append(_inheritance(report))
+    if report.values is None:
+        parts.append(
+            "## Not measured\n\nValue error, calibration and inheritance need half-completed "
+            "answers, each continued several times by the base; give them with `--completions`."
+        )
+    head = (
+        f"# Will this scorer steer?\n\nObjective: {report.objective}; family `{report.family}`. "
+        f"Validated on {report.completions} completions of {report.prompts} prompts. Errors are "
+        "standard errors by the bootstrap over prompts; n is what a mean was taken of.\n\n"
+        f"**Prefix-AUC {report.prefix_auc.mean}, {_verdict(report)}.**\n\n{summary(report)}"
+    )
+    return "\n\n".join([head, *parts]) + "\n"
+
+
+def _order(report: Report) -> str:
+    auc = report.prefix_auc
+    rows = "\n".join(f"| {at} | {value} |" for at, value in auc.positions.items())
+    compared = (
+        "two answers to the same prompt"
+        if auc.within_prompts
+        else "two answers to different prompts (no prompt here has two answers of unequal reward, "
+        "so part of this may be about which prompts are easy)"
+    )
+    return (
+        "## Order on prefixes\n\n"
+        f"Of {compared} with different rewards, how often the better one scores higher when only "
+        "the first part of each has been read. 0.5 is chance, 1 perfect. This is what steering "
+        "lives on: a guided step compares prefixes and never sees an end. Worry when the mean is "
+        f"below {STEERS}, or when the curve is good at 100 % alone, as is that of a reward model "
+        "that was trained on whole answers.\n\n![prefix-AUC](report-prefix-auc.png)\n\n"
+        f"| read | prefix-AUC |\n|---|---|\n{rows}\n| mean of the ten | **{auc.mean}** |\n\n"
+        f"n = {auc.mean.n} pairs."
+    )
+
+
+def _ranks(report: Report) -> str:
+    ranks = report.reciprocal_rank
+    if ranks.by_reward is None and ranks.by_score is None:
+        said = "Undefined: no prompt has a completion that is better than its others."
+    else:
+        said = (
+            "| the winner is | mean 1/rank | chance | n (prompts) |\n|---|---|---|---|\n"
+            f"| the answer of the highest reward | {_estimate(ranks.by_reward)} | "
+            f"{_number(ranks.by_reward_chance)} | {ranks.by_reward.n if ranks.by_reward else 0} |\n"
+            f"| the scorer's own final favourite | {_estimate(ranks.by_score)} | "
+            f"{_number(ranks.by_score_chance)} | {ranks.by_score.n if ranks.by_score else 0} |"
+        )
+    return (
+        "## Token mean reciprocal rank\n\n"
+        "At every token of the winning answer: 1/rank of it among all the answers to its prompt, "
+        "by the scores of prefixes of the same length; the mean over tokens, then over prompts. 1 "
+        "means that the winner leads from its first token on. The first row says how early the "
+        "scorer sees the best answer, the second how early it knows its own mind. Worry when the "
+        f"first is near chance, or far below the second: it is sure, and wrong.\n\n{said}"
+    )
+
+
+def _length(report: Report) -> str:
+    length = report.length
+    return (
+        "## Length\n\n"
+        "Spearman's rank correlation over whole answers. Worry when the score follows length much "
+        "more than the reward does: steering will then buy length, not reward.\n\n"
+        "![score against length](report-length.png)\n\n"
+        f"| | ρ |\n|---|---|\n| score, length | {_number(length.score)} |\n"
+        f"| reward, length | {_number(length.reward)} |\n"
+        f"| score, reward | {_number(length.score_and_reward)} |\n\nn = {length.n} completions."
+    )
+
+
+def _values(values: ValueAgreement, is_value: bool) -> str:
+    if is_value:
+        said = (
+            "This scorer predicts the mean return of a prefix. The lower its error, the more "
+            "reward it wins when it steers; it cannot be below the noise, which is that of the few "
+            "completions of each prefix. Worry when R² is below 0: a constant would do better. A "
+            "slope s other than 1 is a wrong scale: β then does what β/s would do with calibrated "
+            "values.\n\n"
+        )
+        rows = (
+            f"| MSE | {values.mse} |\n| noise | {values.noise:.3f} |\n"
+            f"| R² | {_number(values.r2)} |\n| calibration slope | {_number(values.slope)} |\n"
+            f"| calibration intercept | {_number(values.intercept)} |\n"
+            f"| expected calibration error | {values.calibration_error:.3f} |\n"
+            f"| rank correlation | {_number(values.spearman)} |"
+        )
+    else:
+        said = (
+            "This scorer orders prefixes on a scale of its own, so that only its order and its "
+            "error after the best affine map can be compared with the mean return. Worry when the "
+            "rank correlation is below 0.2.\n\n"
+        )
+        rows = (
+            f"| rank correlation | {_number(values.spearman)} |\n"
+            f"| MSE after the best affine map | {values.mse_after_affine} |\n"
+            f"| noise | {values.noise:.3f} |"
+        )
+    return (
+        f"## Values of prefixes\n\n{said}![reliability](report-reliability.png)\n\n"
+        f"| | |\n|---|---|\n{rows}\n\nn = {values.mse.n} prefixes."
+    )
+
+
+def _inheritance(report: Report) -> str:
+    rows = "\n".join(
+        f"| {part.fraction:.0%} | {part.wins} | {part.wins.n} |" for part in report.inheritance
+    )
+    return (
+        "## Does a prefix inherit its answer's label?\n\n"
+        "A property of the data, not of the scorer: how often a losing answer, cut and continued "
+        "anew by the base, beats a better answer to its prompt after all. Objectives that give a "
+        "prefix the label of its answer (partial Bradley-Terry, CD-FUDGE, RAD) take it to be 0. A "
+        "prefix that says nothing yet wins a third of the time. Worry when it is near a third "
+        "late in the answer: the labels of prefixes are then mostly noise, more rollouts and a "
+        "TD objective are the cure.\n\n![inheritance](report-inheritance.png)\n\n"
+        f"| kept | wins after all | n (pairs) |\n|---|---|---|\n{rows}"
+    )

@@ -1,0 +1,155 @@
+"""Everything a report says, from a network and the completions it is tried on."""
+
+import random
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from trimtab_models.info import ScorerInfo
+from trimtab_models.rows import Rollout
+from trimtab_models.scoring import prefix_scores
+from trimtab_models.validation import (
+    Continued,
+    Inheritance,
+    LengthCorrelation,
+    PrefixAuc,
+    ReciprocalRank,
+    ValueAgreement,
+    inheritance,
+    length_correlation,
+    prefix_auc,
+    token_mean_reciprocal_rank,
+    value_agreement,
+)
+from trimtab_models.validation.estimates import Figures
+
+POINTS = 400  # of the plot of score against length
+OWN_SCALE = (
+    *("bradley-terry", "plackett-luce", "farma", "genarm", "autoregressive", "dpo"),
+    *("ilql", "soft value", "unknown"),
+)
+"""In the names of objectives whose scores are no mean return: orders, advantages, soft values."""
+
+
+class Point(Figures):
+    """One completion: its length in tokens, its score and its reward."""
+
+    length: int
+    score: float
+    reward: float
+
+
+class Report(Figures):
+    """The numbers of a validation; see the classes of validation/ for each.
+
+    is_value: whether the scores are meant to be mean returns.
+    values: None without half-completed answers, inheritance: empty without.
+    points: at most `POINTS` completions, drawn at random, for the plot.
+    """
+
+    objective: str
+    family: str
+    is_value: bool
+    completions: int
+    prompts: int
+    prefix_auc: PrefixAuc
+    reciprocal_rank: ReciprocalRank
+    length: LengthCorrelation
+    values: ValueAgreement | None
+    inheritance: list[Inheritance]
+    points: list[Point]
+
+
+def is_value(info: ScorerInfo) -> bool:
+    """Whether a scorer's numbers are meant to be the mean return, and not only to order."""
+    own_scale = any(word in info.objective.lower() for word in OWN_SCALE)
+    return info.family != "log_ratio" and info.link != "log_sigmoid" and not own_scale
+
+
+def validate(
+    model: Any,
+    info: ScorerInfo,
+    rollouts: Sequence[Rollout],
+    completions: Sequence[Mapping[str, Any]] | None,
+    pad_id: int,
+    *,
+    reference: Any = None,
+    batch_size: int = 64,
+    progress: bool = False,
+    seed: int = 0,
+) -> Report:
+    """Try a scorer on completions it was not trained on.
+
+    Args:
+        model, info, pad_id, reference, batch_size, progress: as for `prefix_scores`.
+        rollouts: completions with their rewards, best several of each prompt.
+        completions: records of half-completed answers ("prompt_token_ids", "prefix_token_ids",
+            "fraction", "returns", "mean", "standard_error", "reward"), if there are any.
+        seed: of the bootstraps, and of which completions are plotted.
+
+    Raises:
+        ValueError: nothing to validate on, all rewards equal, scores that are not finite, or a
+            record that lacks a field.
+    """
+    options: dict[str, Any] = {
+        "reference": reference,
+        "batch_size": batch_size,
+        "progress": progress,
+    }
+    scores = [s.numpy() for s in prefix_scores(model, info, rollouts, pad_id, **options)]
+    labels = [rollout.label for rollout in rollouts]
+    prompts = [tuple(rollout.prompt) for rollout in rollouts]
+    found = Report(
+        objective=info.objective,
+        family=info.family,
+        is_value=is_value(info),
+        completions=len(rollouts),
+        prompts=len(set(prompts)),
+        prefix_auc=prefix_auc(scores, labels, prompts, seed=seed),
+        reciprocal_rank=token_mean_reciprocal_rank(scores, labels, prompts, seed=seed),
+        length=length_correlation(scores, labels, prompts),
+        values=None,
+        inheritance=[],
+        points=[
+            Point(
+                length=len(scores[i]),
+                score=round(float(scores[i][-1]), 4),
+                reward=round(labels[i], 4),
+            )
+            for i in random.Random(seed).sample(range(len(scores)), min(POINTS, len(scores)))
+        ],
+    )
+    if not completions:
+        return found
+    halves = [_half(record, number) for number, record in enumerate(completions, 1)]
+    ends = [
+        float(s[-1])
+        for s in prefix_scores(model, info, [half for half, _ in halves], pad_id, **options)
+    ]
+    return found.model_copy(
+        update={
+            "values": value_agreement(
+                ends,
+                [half.label for half, _ in halves],
+                [record["standard_error"] for record in completions],
+                [part.prompt for _, part in halves],
+                seed=seed,
+            ),
+            "inheritance": inheritance([part for _, part in halves], prompts, labels, seed=seed),
+        }
+    )
+
+
+def _half(record: Mapping[str, Any], number: int) -> tuple[Rollout, Continued]:
+    """A half-completed answer as something to score, and as something that was continued."""
+    needed = ("prompt_token_ids", "prefix_token_ids", "fraction", "returns", "mean")
+    absent = [field for field in (*needed, "standard_error", "reward") if field not in record]
+    if absent:
+        raise ValueError(
+            f"half-completed answer {number} lacks {absent}; expected the records that "
+            "`trimtab rollout` writes when it completes prefixes."
+        )
+    prompt = list(record["prompt_token_ids"])
+    return (
+        Rollout(prompt, list(record["prefix_token_ids"]), float(record["mean"])),
+        Continued(tuple(prompt), record["fraction"], record["reward"], record["returns"]),
+    )

@@ -1,0 +1,225 @@
+"""Reports: a real scorer and a random one, the files, and the command line."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, set_seed
+
+from trimtab_models import card, checkpoint, data, demo, manifest
+from trimtab_models.checkpoint import ScorerInfo
+from trimtab_models.data import Record
+from trimtab_models.demo import rollouts as demo_rollouts
+from trimtab_models.networks import scalar_head
+from trimtab_models.report import Report, plots, summary, update, validate, write
+from trimtab_models.report.__main__ import main
+from trimtab_models.report.text import markdown
+from trimtab_models.report.validate import is_value
+from trimtab_models.rows import Rollout
+
+PROMPTS, COMPLETIONS = 12, 8
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Any:
+    return AutoTokenizer.from_pretrained(demo.base())
+
+
+@pytest.fixture(scope="module")
+def records(tokenizer: Any) -> list[Record]:
+    """A few answers of the demo's base to prompts that no scorer was trained on."""
+    torch.set_num_threads(1)
+    model = AutoModelForCausalLM.from_pretrained(demo.base(), dtype=torch.float32)
+    prompts = [demo.chat(text) for text in demo.prompts("test", PROMPTS)] * COMPLETIONS
+    sampled = demo_rollouts.sample(model, tokenizer, prompts, seed=0)
+    reward = demo.rewards["sentiment"]
+    return [{**r, "reward": reward(r["prompt"], r["completion"])} for r in sampled]
+
+
+@pytest.fixture(scope="module")
+def halves(records: list[Record]) -> list[Record]:
+    """Half-completed answers; their returns are made up around the reward of the whole."""
+    draw = np.random.default_rng(0)
+    made = []
+    for record in records:
+        for fraction in (0.25, 0.5, 0.75):
+            ids = record["completion_token_ids"]
+            noise = draw.normal(size=4) * (1 - fraction)
+            returns = record["reward"] + noise
+            made.append(
+                {
+                    "prompt_token_ids": record["prompt_token_ids"],
+                    "prefix_token_ids": ids[: max(1, int(fraction * len(ids)))],
+                    "fraction": fraction,
+                    "reward": record["reward"],
+                    "returns": returns.tolist(),
+                    "mean": float(returns.mean()),
+                    "standard_error": float(returns.std(ddof=1) / 2),
+                }
+            )
+    return made
+
+
+@pytest.fixture(scope="module")
+def items(records: list[Record]) -> list[Rollout]:
+    return [Rollout(r["prompt_token_ids"], r["completion_token_ids"], r["reward"]) for r in records]
+
+
+@pytest.fixture(scope="module")
+def report(items: list[Rollout], halves: list[Record]) -> Report:
+    """That of the demo's sentiment scorer."""
+    model, info = checkpoint.load(demo.scorers()["sentiment"])
+    return validate(model, info, items, halves, 0)
+
+
+def test_the_demo_scorer_foretells_the_final_order(report: Report) -> None:
+    auc = report.prefix_auc
+    assert auc.within_prompts
+    assert auc.mean.mean > 0.65
+    assert auc.positions["100%"].mean > 0.85
+    assert auc.positions["10%"].mean < auc.positions["100%"].mean
+    ranks = report.reciprocal_rank
+    assert ranks.by_reward is not None
+    assert ranks.by_reward_chance is not None
+    assert ranks.by_reward.mean > ranks.by_reward_chance + 0.1
+    assert report.values is not None
+    assert report.values.spearman is not None
+    assert report.values.spearman > 0.3
+    assert not report.is_value  # preference pairs give it a scale of its own
+    assert [part.fraction for part in report.inheritance] == [0.25, 0.5, 0.75]
+    wins = [part.wins.mean for part in report.inheritance]
+    assert wins[0] > wins[1] > wins[2] > 0
+
+
+def test_an_untrained_network_is_near_chance_and_told_not_to_steer(
+    items: list[Rollout], tokenizer: Any
+) -> None:
+    means = []
+    for seed in range(5):
+        set_seed(seed)
+        config = LlamaConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=32,
+            intermediate_size=32,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            num_key_value_heads=1,
+            pad_token_id=0,
+        )
+        report = validate(scalar_head(config), ScorerInfo(objective="FUDGE"), items, None, 0)
+        means.append(report.prefix_auc.mean.mean)
+        if means[-1] < 0.6:
+            assert "do not steer with it" in summary(report)
+            assert "do not steer with it" in markdown(report)
+    assert abs(np.mean(means) - 0.5) < 0.08
+    assert "can steer" not in summary(report)
+
+
+def test_which_scores_are_values() -> None:
+    values = ["TD(λ), λ=0.95", "RAD", "CD-Q", "return distribution", "dueling Q"]
+    orders = [
+        "partial Bradley-Terry",
+        "Plackett-Luce, sum",
+        "ILQL, τ=0.9",
+        "soft value, η=1",
+        "DPO",
+    ]
+    assert all(is_value(ScorerInfo(objective=name)) for name in values)
+    assert not any(is_value(ScorerInfo(objective=name)) for name in orders)
+    assert not is_value(ScorerInfo(objective="FUDGE", link="log_sigmoid"))
+    assert not is_value(ScorerInfo(objective="TD(λ)", family="log_ratio"))
+    assert not is_value(ScorerInfo())
+
+
+def test_files_are_small_whole_and_none_is_stale(report: Report, tmp_path: Path) -> None:
+    write(tmp_path, report)
+    names = {"report.md", "report.json", *plots.PLOTS}
+    assert {file.name for file in tmp_path.iterdir()} == names
+    for file in tmp_path.iterdir():
+        assert 500 < file.stat().st_size < 100_000, file.name
+    assert Report.model_validate_json((tmp_path / "report.json").read_text()) == report
+    said = (tmp_path / "report.md").read_text()
+    assert all(f"({name})" in said for name in plots.PLOTS)
+    assert str(report.prefix_auc.mean) in said
+
+    write(tmp_path, report.model_copy(update={"values": None, "inheritance": []}))
+    said = (tmp_path / "report.md").read_text()
+    left = {file.name for file in tmp_path.glob("*.png")}
+    assert left == {"report-prefix-auc.png", "report-length.png"}
+    assert all((f"({name})" in said) == (name in left) for name in plots.PLOTS)
+    assert "--completions" in said
+
+
+def test_values_are_reported_as_such(report: Report) -> None:
+    assert "MSE after the best affine map" in markdown(report)
+    assert "value MSE" not in summary(report)
+    value = report.model_copy(update={"is_value": True})
+    assert "calibration slope" in markdown(value)
+    assert "value MSE" in summary(value)
+
+
+def test_a_checkpoint_is_updated_whole(report: Report, tmp_path: Path) -> None:
+    scorer = tmp_path / "scorer"
+    shutil.copytree(demo.scorers()["sentiment"], scorer)
+    manifest.write_manifest(scorer)
+    demo_text = card.read(scorer)[0]
+    assert "preference pairs" in demo_text
+    before = checkpoint.read_info(scorer)
+    for _ in range(2):  # the second time replaces what the first wrote
+        update(scorer, report)
+        manifest.verify(scorer)
+        info = checkpoint.read_info(scorer)
+        assert info.prefix_auc == pytest.approx(report.prefix_auc.mean.mean, abs=1e-4)
+        assert info.model_copy(update={"prefix_auc": before.prefix_auc}) == before
+        readme = (scorer / "README.md").read_text()
+        assert readme.count(summary(report)) == 1
+        assert readme.count(demo_text) == 1
+        assert [path.name for path in tmp_path.iterdir()] == ["scorer"]
+    entries = json.loads((scorer / manifest.NAME).read_text())
+    assert set(plots.PLOTS) < set(entries)
+    checkpoint.load(scorer)
+
+
+def test_an_update_that_fails_leaves_the_checkpoint(
+    report: Report, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scorer = tmp_path / "scorer"
+    shutil.copytree(demo.scorers()["brevity"], scorer)
+    before = {file.name: file.read_bytes() for file in scorer.iterdir()}
+
+    def full(*_: Any) -> None:
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(manifest, "write_manifest", full)
+    with pytest.raises(OSError, match="No space"):
+        update(scorer, report)
+    assert {file.name: file.read_bytes() for file in scorer.iterdir()} == before
+    assert [path.name for path in tmp_path.iterdir()] == ["scorer"]
+
+
+def test_the_command_line(
+    records: list[Record],
+    halves: list[Record],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    scorer = tmp_path / "scorer"
+    shutil.copytree(demo.scorers()["formality"], scorer)
+    data.write(tmp_path / "rollouts.jsonl", records)
+    data.write(tmp_path / "halves.jsonl", halves)
+    arguments = [str(scorer), "--rollouts", str(tmp_path / "rollouts.jsonl")]
+    main([*arguments, "--completions", str(tmp_path / "halves.jsonl")])
+    assert capsys.readouterr().out.startswith("| validation | 96 ")
+    assert "Does a prefix inherit" in (scorer / "report.md").read_text()
+    main(arguments)
+    assert "Does a prefix inherit" not in (scorer / "report.md").read_text()
+
+    with pytest.raises(SystemExit, match=r"trimtab: .*nothing"):
+        main([str(scorer), "--rollouts", str(tmp_path / "nothing.jsonl")])
+    data.write(tmp_path / "halves.jsonl", [{"prefix_token_ids": [1], "fraction": 0.5}])
+    with pytest.raises(SystemExit, match=r"trimtab: half-completed answer 1 lacks \['prompt_tok"):
+        main([*arguments, "--completions", str(tmp_path / "halves.jsonl")])
