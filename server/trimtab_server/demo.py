@@ -5,12 +5,17 @@ from trimtab_models import demo
 from trimtab_server.settings import Settings
 
 NAME = "demo"
-FLAGS = [
-    *("--served-model-name", NAME),
+ENGINE = [
     *("--dtype", "float32"),
     *("--max-model-len", "512"),
     *("--max-num-seqs", "64"),
     "--enforce-eager",
+]
+"""vLLM's engine flags for it, served or offline."""
+
+FLAGS = [
+    *ENGINE,
+    *("--served-model-name", NAME),
     "--enable-auto-tool-choice",
     *("--tool-call-parser", "hermes"),
 ]

@@ -10,6 +10,7 @@ from vllm.platforms import current_platform
 from vllm.utils.argparse_utils import FlexibleArgumentParser
 from vllm.v1.engine.async_llm import AsyncLLM
 
+from trimtab.adapters.engine import PROCESSOR, WORKER, chunked_prefill
 from trimtab_server.errors import StartError
 from trimtab_server.settings import Settings
 
@@ -17,9 +18,6 @@ try:  # vLLM 0.33 moved it
     from vllm.entrypoints.common.cli_args import make_arg_parser, validate_parsed_serve_args
 except ImportError:
     from vllm.entrypoints.launchers.cli_args import make_arg_parser, validate_parsed_serve_args
-
-PROCESSOR = "trimtab.adapters.vllm:GuidanceProcessor"
-WORKER = "trimtab.adapters.worker.GuidanceWorker"
 
 
 def parse(settings: Settings, flags: Sequence[str]) -> argparse.Namespace:
@@ -52,10 +50,7 @@ def start(args: argparse.Namespace) -> Any:
         StartError: the flags or the model do not fit, or its process did not start; that
             has then told why on its standard error.
     """
-    if current_platform.is_cpu() and args.enable_chunked_prefill is None:
-        # vLLM 0.32 dies on the CPU of a seeded request whose prompt comes in chunks: it rewinds
-        # the request's random generator, which only CUDA's generators can do.
-        args.enable_chunked_prefill = False
+    args.enable_chunked_prefill = chunked_prefill(args.enable_chunked_prefill)
     try:
         config = AsyncEngineArgs.from_cli_args(args).create_engine_config()
     except (OSError, ValueError) as error:

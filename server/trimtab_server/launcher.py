@@ -8,14 +8,13 @@
 
 import asyncio
 import importlib
-import logging
 import os
 import signal
 import socket
-import warnings
 from collections.abc import Sequence
 from typing import Any
 
+from trimtab.quiet import quieten
 from trimtab_server import demo
 from trimtab_server.errors import StartError
 from trimtab_server.settings import Settings
@@ -29,7 +28,7 @@ def serve(settings: Settings, flags: Sequence[str]) -> None:
     """
     signal.signal(signal.SIGTERM, _stop_loading)
     listener = listen(settings.host, settings.port)
-    _quieten(settings.log_level)
+    quieten(settings.log_level)
     with listener:
         given = vllm_flags(settings, flags)
         if settings.model == demo.NAME:
@@ -77,16 +76,6 @@ def vllm_flags(settings: Settings, flags: Sequence[str]) -> list[str]:
 
 def _stop_loading(*_: Any) -> None:
     raise KeyboardInterrupt
-
-
-def _quieten(level: str) -> None:
-    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR" if level == "warning" else level.upper())
-    os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
-    logging.basicConfig(level=level.upper(), format="%(levelname)s %(name)s: %(message)s")
-    if level == "warning":
-        # vLLM warns of much that nobody can change, and so do the libraries it imports.
-        logging.getLogger("vllm").setLevel(logging.ERROR)
-        warnings.simplefilter("ignore")
 
 
 async def _run(settings: Settings, flags: Sequence[str], listener: socket.socket) -> None:

@@ -1,0 +1,47 @@
+"""What is drawn from the base: requests, completions, and the seed of each."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from trimtab.params import GuidanceParams
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """How completions are drawn; `max_tokens` is of the whole answer."""
+
+    n: int = 8
+    temperature: float = 0.7
+    top_p: float = 1.0
+    max_tokens: int = 256
+    seed: int = 0
+    params: GuidanceParams | None = None
+
+
+@dataclass(frozen=True)
+class Request:
+    """One completion to draw; `key` is the caller's own."""
+
+    key: Any
+    prompt_token_ids: Sequence[int]
+    seed: int
+    max_tokens: int
+
+
+@dataclass(frozen=True)
+class Completion:
+    """What was drawn: tokens, with EOS if it came, log π0 of each at temperature 1, and the nats
+    that guidance put in, Σ KL(π ‖ π0), 0 without it.
+    """
+
+    token_ids: list[int]
+    logprobs: list[float]
+    kl: float = 0.0
+
+
+def sample_seed(seed: int, prompt: int, sample: int) -> int:
+    """The seed of one completion, from the run's and its place in it."""
+    digest = hashlib.sha256(f"{seed} {prompt} {sample}".encode()).digest()
+    return int.from_bytes(digest[:7], "big")

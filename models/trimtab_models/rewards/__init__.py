@@ -1,0 +1,66 @@
+"""Rewards: what gives each completion its number, from a Python function, a classifier or a judge.
+
+    module:function                          a Python function (function.py)
+    classifier:PATH_OR_NAME[,key=value...]   a transformers sequence classifier (classifier.py)
+    judge:URL[,key=value...]                 an OpenAI-compatible endpoint (judge.py)
+
+A reward takes records, each with a "prompt" and a "completion" (text or chat messages, as in TRL),
+and returns one finite float for each.
+"""
+
+import inspect
+import math
+from collections.abc import Callable, Sequence
+
+from trimtab_models.rewards.base import Record, RewardError
+from trimtab_models.rewards.classifier import ClassifierReward
+from trimtab_models.rewards.function import FunctionReward
+from trimtab_models.rewards.judge import JudgeReward
+
+__all__ = ["Reward", "RewardError", "label", "load"]
+
+Reward = Callable[[Sequence[Record]], list[float]]
+
+_KINDS: dict[str, Callable[..., Reward]] = {"classifier": ClassifierReward, "judge": JudgeReward}
+
+
+def load(spec: str) -> Reward:
+    """The reward that a specification names, ready to be called.
+
+    Raises:
+        RewardError: it does not read as above, names an unknown option, or cannot be loaded.
+    """
+    head, *rest = spec.split(",")
+    pairs = [option.partition("=") for option in rest]
+    kind, colon, target = head.partition(":")
+    if not (kind and colon and target and all(key and sep for key, sep, _ in pairs)):
+        raise RewardError(
+            f"the reward {spec[:200]!r} must read module:function, classifier:PATH[,key=value...] "
+            "or judge:URL[,key=value...]; for example classifier:./reward-model,label=positive."
+        )
+    options = {key: value for key, _, value in pairs}
+    if kind in _KINDS:
+        _, *known = inspect.signature(_KINDS[kind]).parameters
+        if unknown := sorted(set(options) - set(known)):
+            raise RewardError(
+                f"{kind} has no option {', '.join(unknown)}; its options are {', '.join(known)}."
+            )
+        return _KINDS[kind](target, **options)
+    if options:
+        raise RewardError(f"a reward function takes no options; leave out {', '.join(options)}.")
+    return FunctionReward(head)
+
+
+def label(reward: Reward, records: Sequence[Record]) -> list[float]:
+    """The records' rewards, checked: as many as records, all finite.
+
+    Raises:
+        RewardError: they are not, or the reward itself failed.
+    """
+    rewards = reward(records)
+    if len(rewards) != len(records):
+        raise RewardError(f"the reward gave {len(rewards)} numbers for {len(records)} completions.")
+    for value in rewards:
+        if not math.isfinite(value):
+            raise RewardError(f"the reward gave {value}; expected a finite number.")
+    return rewards

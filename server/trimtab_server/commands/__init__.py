@@ -1,0 +1,1 @@
+"""Commands of `trimtab` beside serve and generate, one a module."""
