@@ -122,6 +122,7 @@ class SafeTrainer(Trainer):
 
     def fit(self) -> None:
         """Train to the end, from the newest whole checkpoint if there is one."""
+        self.fingerprint = {**self.fingerprint, "processes": self.args.world_size}
         found = newest(self.run)
         state = TrainerState()
         if found is not None:

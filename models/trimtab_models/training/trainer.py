@@ -47,23 +47,6 @@ class LossTrainer(SafeTrainer):
             return self.loss(model, self._prepare_inputs(inputs)).detach(), None, None
 
 
-def settings(work: str | Path) -> dict[str, Any]:
-    """Our defaults for the fields of TrainingArguments."""
-    return {
-        "output_dir": str(work),
-        "lr_scheduler_type": "cosine",
-        "warmup_steps": 50,
-        "weight_decay": 0.01,
-        "logging_steps": 50,
-        "save_steps": 200,
-        "report_to": "none",
-        "remove_unused_columns": False,
-        "dataloader_pin_memory": False,
-        "use_cpu": not torch.cuda.is_available(),
-        "restore_callback_states_from_checkpoint": True,
-    }
-
-
 def fit(
     model: Any,
     items: Sequence[Any],
@@ -99,16 +82,17 @@ def fit(
             damaged checkpoints.
         SaveFailed: a checkpoint could not be written.
     """
-    fields = {
-        **settings(work),
-        "num_train_epochs": epochs,
-        "per_device_train_batch_size": batch_size,
-        "per_device_eval_batch_size": batch_size,
-        "learning_rate": learning_rate,
-        "seed": seed,
+    fields = settings(
+        work,
+        validate=bool(validation),
+        early_stopping=early_stopping,
+        num_train_epochs=epochs,
+        per_device_train_batch_size=batch_size,
+        per_device_eval_batch_size=batch_size,
+        learning_rate=learning_rate,
+        seed=seed,
         **arguments,
-    }
-    fields |= evaluation(fields, bool(validation), early_stopping)
+    )
     trainer = LossTrainer(
         loss,
         model=model,
@@ -116,43 +100,66 @@ def fit(
         train_dataset=items,
         eval_dataset=validation or None,
         data_collator=collate,
-        callbacks=[EarlyStoppingCallback(early_stopping)] if early_stopping else [],
+        callbacks=callbacks(early_stopping),
     )
-    trainer.fingerprint = {
-        **{key: value for key, value in fields.items() if key not in ("output_dir", "report_to")},
-        "early_stopping": early_stopping,
-        **(fingerprint or {}),
-        "data": digest(items),
-        "validation data": digest(validation),
-    }
+    trainer.fingerprint = marks(fields, items, validation) | dict(fingerprint or {})
     trainer.fit()
     return trainer
 
 
-def evaluation(
-    fields: Mapping[str, Any], validate: bool, early_stopping: int | None
+def settings(
+    work: str | Path, *, validate: bool, early_stopping: int | None, **given: Any
 ) -> dict[str, Any]:
-    """The fields of TrainingArguments that say when to evaluate, and what for."""
-    if fields["save_steps"] % fields["logging_steps"]:
+    """Fields of TrainingArguments: our defaults, what is given, and when to evaluate.
+
+    Raises:
+        ValueError: the intervals of logs, evaluations and saves do not go together.
+    """
+    ours: dict[str, Any] = {
+        "output_dir": str(work),
+        "lr_scheduler_type": "cosine",
+        "warmup_steps": 50,
+        "weight_decay": 0.01,
+        "logging_steps": 50,
+        "save_steps": 200,
+        "report_to": "none",
+        "remove_unused_columns": False,
+        "dataloader_pin_memory": False,
+        "use_cpu": not torch.cuda.is_available(),
+        "restore_callback_states_from_checkpoint": True,
+    }
+    fields = ours | given
+    saves, logs = fields["save_steps"], fields["logging_steps"]
+    evaluations = fields.pop("eval_steps", None) or saves
+    if saves % logs:
         # The loss since the last log is nowhere on disk: a resumed run could not log it again.
+        raise ValueError(f"save_steps ({saves}) must be a multiple of logging_steps ({logs}).")
+    if early_stopping and not validate:
+        raise ValueError("early_stopping needs validation data.")
+    if early_stopping and saves % evaluations:
         raise ValueError(
-            f"save_steps ({fields['save_steps']}) must be a multiple of logging_steps "
-            f"({fields['logging_steps']})."
+            f"with early_stopping, save_steps ({saves}) must be a multiple of eval_steps "
+            f"({evaluations})."
         )
-    if not validate:
-        if early_stopping:
-            raise ValueError("early_stopping needs validation data.")
-        return {}
-    more = {"eval_strategy": "steps", "eval_steps": fields.get("eval_steps", fields["save_steps"])}
-    if not early_stopping:
-        return more
-    if fields["save_steps"] % more["eval_steps"]:
-        raise ValueError(
-            f"with early_stopping, save_steps ({fields['save_steps']}) must be a multiple of "
-            f"eval_steps ({more['eval_steps']}), or the best would not be saved."
-        )
-    best = {"load_best_model_at_end": True, "metric_for_best_model": "loss"}
-    return more | best | {"greater_is_better": False}
+    if validate:
+        fields |= {"eval_strategy": "steps", "eval_steps": evaluations}
+    if early_stopping:
+        fields |= {"load_best_model_at_end": True, "metric_for_best_model": "loss"}
+        fields["greater_is_better"] = False
+    return fields
+
+
+def callbacks(early_stopping: int | None) -> list[Any]:
+    """Those that the settings ask for."""
+    return [EarlyStoppingCallback(early_stopping)] if early_stopping else []
+
+
+def marks(
+    fields: Mapping[str, Any], items: Sequence[Any], validation: Sequence[Any]
+) -> dict[str, Any]:
+    """What a run must be started with again: its settings, and its data by their hash."""
+    kept = {key: fields[key] for key in fields if key not in ("output_dir", "report_to")}
+    return kept | {"data": digest(items), "validation data": digest(validation)}
 
 
 def reader(model: Any, pad_id: int) -> Callable[[Any, Rows], Tensor]:
@@ -231,11 +238,7 @@ def _log_pi0(base: Any, rows: Rows) -> Tensor:
 def describe(
     objective: Objective, model: Any, rollouts: Sequence[Rollout], pad_id: int, base_model: str
 ) -> ScorerInfo:
-    """What to store with a trained scorer.
-
-    mean and deviation are those of its scores over all prefixes of the rollouts; of a log-ratio,
-    which is added up along a text, those of its single tokens.
-    """
+    """What to store with a trained scorer, its scores over the rollouts among it."""
     info = ScorerInfo(
         **{
             "family": FAMILIES[objective.head],
@@ -244,7 +247,17 @@ def describe(
             **objective.info(),
         }
     )
-    scores = prefix_scores(model, info, rollouts, pad_id)
+    return deviations(info, model, rollouts, pad_id)
+
+
+def deviations(
+    info: ScorerInfo, model: Any, rollouts: Sequence[Rollout], pad_id: int, reference: Any = None
+) -> ScorerInfo:
+    """The same with the mean and deviation of the scores of all prefixes of the rollouts.
+
+    Of a log-ratio, which adds up along a text, they are those of its single tokens.
+    """
+    scores = prefix_scores(model, info, rollouts, pad_id, reference=reference)
     if info.family == "log_ratio":
         scores = [torch.diff(row, prepend=row.new_zeros(1)) for row in scores]
     values = torch.cat(scores)

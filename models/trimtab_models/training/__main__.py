@@ -1,0 +1,47 @@
+"""The command line of training, for `accelerate launch -m trimtab_models.training` too."""
+
+import argparse
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from trimtab_models.training import config
+from trimtab_models.training.run import run, run_directory
+
+INTERRUPTED = 130
+
+
+def command(objective: str | None, path: Path | None, overrides: Sequence[str]) -> int:
+    """Train as told; errors and interruptions become one line. Returns the exit status."""
+    logging.basicConfig(format="trimtab: %(message)s", level=logging.WARNING)
+    told = None
+    try:
+        told = config.load(path, overrides, objective)
+        run(told)
+    except (ValueError, OSError, ImportError) as error:
+        sys.stderr.write(f"trimtab: {' '.join(str(error).split())}\n")
+        return 1
+    except KeyboardInterrupt:
+        where = f" from {run_directory(told)}" if told else ""
+        sys.stderr.write(f"\ntrimtab: interrupted; the same command goes on{where}.\n")
+        return INTERRUPTED
+    return 0
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m trimtab_models.training", description="Train a scorer."
+    )
+    parser.add_argument("objective", nargs="?", help=f"one of {', '.join(config.NAMES)}")
+    parser.add_argument("--config", type=Path, help="a YAML file")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="over it; as in lora.r=8"
+    )
+    given = parser.parse_args(arguments)
+    return command(given.objective, given.config, given.set)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

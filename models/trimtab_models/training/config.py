@@ -1,0 +1,158 @@
+"""What a training run is told: a YAML file, and single values from the command line over it."""
+
+import difflib
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from trimtab_models.objectives import OBJECTIVES
+
+DPO = "dpo"
+NAMES = (*OBJECTIVES, DPO)
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Lora(_Strict):
+    """Low-rank adapters by PEFT; the head, where it is new, is trained whole."""
+
+    r: int = Field(16, gt=0, description="rank")
+    alpha: int = Field(32, gt=0, description="the adapter's product is scaled by alpha / r")
+    dropout: float = Field(0.0, ge=0, lt=1)
+    targets: list[str] | str = Field("all-linear", description="names of the layers adapted")
+    merge: bool = Field(True, description="write a whole network rather than an adapter")
+
+
+class TrainConfig(_Strict):
+    """A training run. Paths are relative to where the command is given."""
+
+    objective: str = Field(description="a name of `OBJECTIVES`, or dpo")
+    options: dict[str, Any] = Field({}, description="of the objective")
+    base: str = Field(description="the language model whose prefixes are scored; or demo")
+    scorer: str | None = Field(None, description="the network to begin with; the base if absent")
+    layers: int | None = Field(None, gt=0, description="keep the lowest so many of its layers")
+    data: str = Field(description="file, directory or name of the training data")
+    validation: float | str | None = Field(
+        None, description="the same for validation, or the share of the prompts set apart for it"
+    )
+    completions: str | None = Field(
+        None, description="half-completed answers with their returns, for the report"
+    )
+    out: Path = Field(description="directory of the new checkpoint")
+    epochs: float = Field(1, gt=0)
+    batch_size: int = Field(32, gt=0, description="items in a step, on each device")
+    learning_rate: float | list[float] = Field(
+        1e-4, description="of a list each is tried, and the one of least validation loss kept"
+    )
+    seed: int = 0
+    max_length: int | None = Field(None, gt=1, description="most tokens of prompt and completion")
+    lora: Lora | None = None
+    bf16: bool = False
+    gradient_checkpointing: bool = False
+    early_stopping: int | None = Field(
+        None, gt=0, description="stop after so many evaluations without a lower loss; keep the best"
+    )
+    logging_steps: int = Field(10, gt=0)
+    save_steps: int = Field(200, gt=0, description="a multiple of logging_steps")
+    eval_steps: int | None = Field(None, gt=0, description="save_steps, if absent")
+    tensorboard: bool = False
+    trainer: dict[str, Any] = Field({}, description="further fields of TrainingArguments")
+
+    @field_validator("objective")
+    @classmethod
+    def _known(cls, name: str) -> str:
+        if name not in NAMES:
+            raise ValueError(f"there is no objective {name!r}{nearest(name, NAMES)}")
+        return name
+
+    @field_validator("validation")
+    @classmethod
+    def _share(cls, value: float | str | None) -> float | str | None:
+        if isinstance(value, float) and not 0 < value < 1:
+            raise ValueError(f"a share of the prompts is between 0 and 1, not {value}")
+        return value
+
+    @field_validator("learning_rate")
+    @classmethod
+    def _rates(cls, value: float | list[float]) -> float | list[float]:
+        if not (rates := value if isinstance(value, list) else [value]) or min(rates) <= 0:
+            raise ValueError("expected a positive number, or a list of them")
+        return value
+
+
+def nearest(name: str, names: Iterable[str]) -> str:
+    """The end of a sentence about a name that there is not."""
+    near = difflib.get_close_matches(name, list(names), n=1)
+    return f"; did you mean {near[0]!r}?" if near else f"; expected one of {', '.join(names)}"
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML whose numbers are those of YAML 1.2: 1e-5 is one."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"),
+    list("-+.0123456789"),
+)
+
+
+def _parse(text: str, where: str) -> Any:
+    try:
+        return yaml.load(text, _Loader)
+    except yaml.YAMLError as error:
+        raise ValueError(f"{where}: not YAML ({' '.join(str(error).split())}).") from None
+
+
+def _put(fields: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not (key and equals):
+        raise ValueError(f"--set takes key=value, as in epochs=2 or lora.r=8, not {override!r}.")
+    *path, last = key.split(".")
+    for part in path:
+        inner = fields.get(part)
+        fields[part] = fields = dict(inner) if isinstance(inner, Mapping) else {}
+    fields[last] = _parse(text, f"--set {key}")
+
+
+def load(
+    path: str | Path | None = None,
+    overrides: Iterable[str] = (),
+    objective: str | None = None,
+) -> TrainConfig:
+    """A configuration from a file, then "a.b=c" overrides (values are YAML), then the objective.
+
+    Raises:
+        ValueError: a line for each field that is wrong, with its name and what was expected.
+        OSError: the file cannot be read.
+    """
+    fields: Any = {}
+    if path is not None:
+        fields = _parse(Path(path).read_text(encoding="utf-8"), str(path)) or {}
+        if not isinstance(fields, dict):
+            raise ValueError(f"{path}: expected a mapping of settings.")
+    for override in overrides:
+        _put(fields, override)
+    if objective is not None:
+        fields["objective"] = objective
+    try:
+        return TrainConfig.model_validate(fields)
+    except ValidationError as error:
+        raise ValueError("; ".join(_tell(one) for one in error.errors())) from None
+
+
+def _tell(error: Mapping[str, Any]) -> str:
+    key = ".".join(str(part) for part in error["loc"])
+    if error["type"] == "extra_forbidden":
+        model = Lora if error["loc"][0] == "lora" else TrainConfig
+        return f"{key}: no such setting{nearest(str(error['loc'][-1]), model.model_fields)}"
+    if error["type"] == "missing":
+        return f"{key}: is needed ({TrainConfig.model_fields[key].description})"
+    message = str(error["msg"]).removeprefix("Value error, ")
+    return f"{key}: {message[0].lower()}{message[1:]}"

@@ -1,0 +1,219 @@
+"""From data to a checkpoint: everything that one `trimtab train` does, in its order."""
+
+import dataclasses
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoTokenizer, TrainingArguments, set_seed
+
+from trimtab_models import checkpoint, data, networks
+from trimtab_models.checkpoint import ScorerInfo
+from trimtab_models.objectives import Objective
+from trimtab_models.objectives.base import completions
+from trimtab_models.rows import Rollout
+from trimtab_models.training import start
+from trimtab_models.training.config import DPO, TrainConfig, nearest
+from trimtab_models.training.saves import SafeTrainer, clear
+from trimtab_models.training.trainer import describe, deviations, train
+
+log = logging.getLogger(__name__)
+
+OWN = {
+    "output_dir": "out",
+    "num_train_epochs": "epochs",
+    "per_device_train_batch_size": "batch_size",
+    "per_device_eval_batch_size": "batch_size",
+    "report_to": "tensorboard",
+}
+"""Fields of TrainingArguments that have another name in a configuration."""
+DESCRIBED = 1000  # completions whose prefixes give a scorer's mean and deviation
+
+
+def run_directory(config: TrainConfig) -> Path:
+    """Where a run keeps its checkpoints and its log: beside the result."""
+    return config.out.with_name(f"{config.out.name}.run")
+
+
+def run(config: TrainConfig) -> Path:
+    """Train a scorer and write its checkpoint; goes on where an earlier call was interrupted.
+
+    Raises:
+        ValueError: what is asked for does not fit together, or with an earlier run in its place.
+        OSError: something cannot be read or written.
+    """
+    loss = None if config.objective == DPO else start.objective(config)
+    tokenizer = AutoTokenizer.from_pretrained(start.base_path(config))
+    items, held = _items(config, loss.data if loss else "pairs", tokenizer)
+    trainer = _best(config, loss, tokenizer, items, held)
+    model = _whole(trainer, config, loss)
+    if trainer.is_world_process_zero():
+        seen = [side for item in held or items for side in completions(item)][:DESCRIBED]
+        info = _info(config, loss, model, seen, _pad(tokenizer))
+        checkpoint.save(model, tokenizer, info, config.out, text=_card(config, items, held))
+        # The validation report goes here: of `model`, `info`, `held` and `config.completions`.
+        for directory in (run_directory(config), *run_directory(config).glob("rate-*")):
+            clear(directory)
+    trainer.accelerator.wait_for_everyone()
+    return config.out
+
+
+def _items(config: TrainConfig, kind: str, tokenizer: Any) -> tuple[list[Any], list[Any]]:
+    items = data.load(config.data, kind, tokenizer, config.max_length)
+    if isinstance(config.validation, str):
+        return items, data.load(config.validation, kind, tokenizer, config.max_length)
+    if config.validation is not None:
+        return data.split(items, config.validation, config.seed)
+    return items, []
+
+
+def _pad(tokenizer: Any) -> int:
+    return tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
+
+
+def _best(
+    config: TrainConfig,
+    loss: Objective | None,
+    tokenizer: Any,
+    items: Sequence[Any],
+    held: Sequence[Any],
+) -> SafeTrainer:
+    """The trained one; of several learning rates that of the least validation loss."""
+    work = run_directory(config)
+    if not isinstance(config.learning_rate, list):
+        return _train(config, loss, tokenizer, items, held, config.learning_rate, work)
+    if not held:
+        raise ValueError("learning_rate: to choose from a list, set `validation` too.")
+    losses = {}
+    for rate in config.learning_rate:
+        trainer = _train(config, loss, tokenizer, items, held, rate, work / f"rate-{rate:g}")
+        set_seed(config.seed)
+        losses[rate] = trainer.evaluate()["eval_loss"]
+        log.warning("learning rate %g: validation loss %.4f", rate, losses[rate])
+    rate = min(losses, key=losses.__getitem__)
+    # An ended run trains no more: it loads what it has made.
+    return _train(config, loss, tokenizer, items, held, rate, work / f"rate-{rate:g}")
+
+
+def _train(
+    config: TrainConfig,
+    loss: Objective | None,
+    tokenizer: Any,
+    items: Sequence[Any],
+    held: Sequence[Any],
+    rate: float,
+    work: Path,
+) -> SafeTrainer:
+    set_seed(config.seed)
+    shared: dict[str, Any] = {
+        "validation": held,
+        "early_stopping": config.early_stopping,
+        "fingerprint": config.model_dump(include={"objective", "base", "scorer", "layers", "lora"}),
+        "learning_rate": rate,
+        "seed": config.seed,
+        "bf16": config.bf16,
+        "gradient_checkpointing": config.gradient_checkpointing,
+        "logging_steps": config.logging_steps,
+        "save_steps": config.save_steps,
+        "eval_steps": config.eval_steps or config.save_steps,
+        "report_to": "tensorboard" if config.tensorboard else "none",
+    }
+    shared |= _further(config.trainer, shared)
+    shared["fingerprint"]["options"] = config.options
+    if loss is None:
+        from trimtab_models.training import dpo  # noqa: PLC0415  TRL takes seconds to import
+
+        model = start.language_model(config)
+        lora = start.lora_config(model, config)
+        return dpo.fit(
+            model,
+            None if lora else start.language_model(config),
+            tokenizer,
+            items,
+            work,
+            lora=lora,
+            num_train_epochs=config.epochs,
+            per_device_train_batch_size=config.batch_size,
+            per_device_eval_batch_size=config.batch_size,
+            **shared,
+            **config.options,
+        )
+    return train(
+        loss,
+        start.network(config, loss),
+        items,
+        work,
+        pad_id=_pad(tokenizer),
+        base=_frozen(config) if loss.reads_base else None,
+        epochs=config.epochs,
+        batch_size=config.batch_size,
+        **shared,
+    )
+
+
+def _further(given: dict[str, Any], ours: dict[str, Any]) -> dict[str, Any]:
+    """Fields passed through to transformers, checked."""
+    known = {field.name for field in dataclasses.fields(TrainingArguments)}
+    for name in given:
+        if name in OWN or name in ours:
+            raise ValueError(f"trainer.{name}: set `{OWN.get(name, name)}` instead.")
+        if name not in known:
+            raise ValueError(
+                f"trainer.{name}: TrainingArguments has no such field{nearest(name, known)}"
+            )
+    return given
+
+
+def _frozen(config: TrainConfig) -> Any:
+    """The base, for log π0."""
+    half = config.bf16 and torch.cuda.is_available()
+    dtype = torch.bfloat16 if half else torch.float32
+    return networks.build("language", start.base_path(config), dtype=dtype).requires_grad_(False)
+
+
+def _whole(trainer: SafeTrainer, config: TrainConfig, loss: Objective | None) -> Any:
+    """The trained network in one piece on the main process, as it is written."""
+    if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
+        weights = trainer.accelerator.get_state_dict(trainer.model_wrapped)
+        model = start.network(config, loss) if loss else start.language_model(config)
+        if trainer.is_world_process_zero():
+            model.load_state_dict(weights)
+    else:
+        model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
+    return start.finish(model, loss, config.lora)
+
+
+def _info(
+    config: TrainConfig,
+    loss: Objective | None,
+    model: Any,
+    seen: Sequence[Rollout],
+    pad_id: int,
+) -> ScorerInfo:
+    base = "trimtab-demo-base" if config.base == "demo" else config.base
+    if loss is not None:
+        return describe(loss, model, seen, pad_id, base)
+    info = ScorerInfo(
+        family="log_ratio",
+        objective="DPO",
+        base_model=base,
+        alpha=config.options.get("beta", 0.1),
+        reference=config.scorer or start.base_path(config),
+    )
+    return deviations(info, model, seen, pad_id, reference=start.language_model(config))
+
+
+def _card(config: TrainConfig, items: Sequence[Any], held: Sequence[Any]) -> str:
+    rows = {
+        "objective": config.objective,
+        "options": config.options or "the defaults",
+        "data": f"{config.data}, {len(items)} items, and {len(held)} for validation",
+        "epochs, batch, learning rate": f"{config.epochs:g}, {config.batch_size}, "
+        f"{config.learning_rate}",
+        "LoRA": config.lora.model_dump() if config.lora else "no",
+        "seed": config.seed,
+    }
+    lines = "\n".join(f"- {name}: {value}" for name, value in rows.items())
+    return f"A scorer that steers its base model token by token.\n\n{lines}"

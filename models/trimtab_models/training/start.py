@@ -1,0 +1,122 @@
+"""What a run begins with: the network, cut to its lower layers, with adapters if asked."""
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from trimtab_models import demo, networks
+from trimtab_models.objectives import OBJECTIVES, Objective
+from trimtab_models.training.config import Lora, TrainConfig
+
+
+def base_path(config: TrainConfig) -> str:
+    """Where the base language model lies."""
+    return str(demo.base()) if config.base == "demo" else config.base
+
+
+def objective(config: TrainConfig) -> Objective:
+    """The objective with the options of the configuration.
+
+    Raises:
+        ValueError: it takes no such options.
+    """
+    try:
+        return OBJECTIVES[config.objective](**config.options)
+    except TypeError as error:
+        raise ValueError(f"options of {config.objective}: {error}") from None
+
+
+def network(config: TrainConfig, loss: Objective) -> Any:
+    """The network an objective trains, in float32, with adapters around it if asked.
+
+    Raises:
+        ValueError: its adapters could not be written as such (lora.merge false).
+    """
+    model = networks.build(
+        loss.head,
+        config.scorer or base_path(config),
+        bins=getattr(loss, "bins", 1),
+        dtype=torch.float32,
+    )
+    model = keep_layers(model, config.layers)
+    if config.lora is None:
+        return model
+    if loss.head == "vocabulary+value" and not config.lora.merge:
+        raise ValueError(
+            f"lora.merge: {config.objective} is folded into a plain head at the end, which an "
+            "adapter cannot hold; set it to true."
+        )
+    import peft  # noqa: PLC0415  a second to import, and not needed without LoRA
+
+    return peft.get_peft_model(model, lora_config(model, config))
+
+
+def language_model(config: TrainConfig) -> Any:
+    """The language model that DPO tunes, in float32."""
+    model = networks.build("language", config.scorer or base_path(config), dtype=torch.float32)
+    return keep_layers(model, config.layers)
+
+
+def keep_layers(model: Any, n: int | None) -> Any:
+    """The network without its upper layers, in place; as it is if n is None."""
+    total = model.config.num_hidden_layers
+    if n is None or n == total:
+        return model
+    if n > total:
+        raise ValueError(f"layers: the network has {total}, not {n}.")
+    for module in list(model.base_model.modules()):
+        for name, child in module.named_children():
+            if isinstance(child, nn.ModuleList) and len(child) == total:
+                setattr(module, name, child[:n])
+    model.config.num_hidden_layers = n
+    if getattr(model.config, "layer_types", None):
+        model.config.layer_types = model.config.layer_types[:n]
+    return model
+
+
+def lora_config(model: Any, config: TrainConfig) -> Any:
+    """PEFT's configuration for a network; None without LoRA."""
+    lora = config.lora
+    if lora is None:
+        return None
+    if config.layers is not None and not lora.merge:
+        raise ValueError(
+            "lora.merge: an adapter is of a whole network; with `layers` set it to true."
+        )
+    import peft  # noqa: PLC0415  as above
+
+    head = _new_head(model)
+    return peft.LoraConfig(
+        task_type=_task(model),
+        r=lora.r,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        target_modules=lora.targets,
+        exclude_modules=head,
+        modules_to_save=head,
+    )
+
+
+def _task(model: Any) -> str:
+    name = type(model).__name__
+    if name.endswith("ForTokenClassification"):
+        return "TOKEN_CLS"
+    return "SEQ_CLS" if name.endswith("ForSequenceClassification") else "CAUSAL_LM"
+
+
+def _new_head(model: Any) -> list[str] | None:
+    """The name of the head, which is trained whole; None for a language model's own."""
+    head = networks.split(model)[1]
+    if _task(model) == "CAUSAL_LM" and head.weight.any():
+        return None
+    return [name for name, module in model.named_modules() if module is head]
+
+
+def finish(model: Any, loss: Objective | None, lora: Lora | None) -> Any:
+    """The trained network as it is written: adapters merged if asked, Q's parts folded into Q."""
+    if lora is not None and lora.merge:
+        model = model.merge_and_unload()
+    if loss is not None and loss.head == "vocabulary+value":
+        model = networks.fold(model, loss.combine)
+    return model.eval()

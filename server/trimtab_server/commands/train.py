@@ -1,0 +1,30 @@
+"""`trimtab train`: a scorer from data, by one objective of the literature."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def train(
+    objective: Annotated[
+        str | None,
+        typer.Argument(help="td-lambda, bradley-terry, dpo, ...; or as the configuration says."),
+    ] = None,
+    config: Annotated[Path | None, typer.Option(help="YAML file with settings.")] = None,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set", help="A setting over the file's, as in lora.r=8.", metavar="KEY=VALUE"
+        ),
+    ] = None,
+) -> None:
+    """Train a scorer. The same command goes on where it was interrupted.
+
+    On several GPUs: accelerate launch -m trimtab_models.training OBJECTIVE --config FILE.
+    """
+    # torch and transformers take seconds to import; other commands must not wait for them.
+    from trimtab_models.training.__main__ import command  # noqa: PLC0415
+
+    if status := command(objective, config, set_ or []):
+        raise typer.Exit(status)
