@@ -19,7 +19,7 @@ from trimtab_models.report import Report, plots, summary, update, validate, writ
 from trimtab_models.report.__main__ import main
 from trimtab_models.report.text import markdown
 from trimtab_models.report.validate import is_value
-from trimtab_models.rows import Rollout
+from trimtab_models.rows import Pair, Ranked, Rollout
 
 PROMPTS, COMPLETIONS = 12, 8
 
@@ -93,6 +93,25 @@ def test_the_demo_scorer_foretells_the_final_order(report: Report) -> None:
     assert [part.fraction for part in report.inheritance] == [0.25, 0.5, 0.75]
     wins = [part.wins.mean for part in report.inheritance]
     assert wins[0] > wins[1] > wins[2] > 0
+
+
+def test_pairs_and_rankings_are_compared_within_themselves(items: list[Rollout]) -> None:
+    model, info = checkpoint.load(demo.scorers()["sentiment"])
+    prompt = items[0].prompt
+    best, middle, worst = (
+        next(item.completion for item in items if low <= item.label <= high)
+        for low, high in ((0.9, 1), (-0.1, 0.1), (-1, -0.9))
+    )
+    pair, ranked = Pair(prompt, best, worst), Ranked(prompt, [best, middle, worst])
+    right = validate(model, info, [pair, pair], None, 0)
+    assert right.prefix_auc.positions["100%"].mean == 1
+    assert right.prefix_auc.mean.n == 2  # not 4, though the prompt is the same
+    wrong = validate(model, info, [Pair(prompt, worst, best)], None, 0)
+    assert wrong.prefix_auc.positions["100%"].mean == 0
+    three = validate(model, info, [ranked], None, 0)
+    assert three.prefix_auc.positions["100%"].mean == 1
+    assert three.prefix_auc.mean.n == 3
+    assert sorted(point.reward for point in three.points) == [0, 1, 2]
 
 
 def test_an_untrained_network_is_near_chance_and_told_not_to_steer(

@@ -1,11 +1,12 @@
 """Everything a report says, from a network and the completions it is tried on."""
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 from trimtab_models.info import ScorerInfo
-from trimtab_models.rows import Rollout
+from trimtab_models.objectives.base import completions as sides_of
+from trimtab_models.rows import Pair, Ranked, Rollout
 from trimtab_models.scoring import prefix_scores
 from trimtab_models.validation import (
     Continued,
@@ -42,7 +43,7 @@ class Report(Figures):
     """The numbers of a validation; see the classes of validation/ for each.
 
     is_value: whether the scores are meant to be mean returns.
-    values: None without half-completed answers, inheritance: empty without.
+    values: None without half-completed answers, inheritance: empty without, or without rewards.
     points: at most `POINTS` completions, drawn at random, for the plot.
     """
 
@@ -68,7 +69,7 @@ def is_value(info: ScorerInfo) -> bool:
 def validate(
     model: Any,
     info: ScorerInfo,
-    rollouts: Sequence[Rollout],
+    items: Sequence[Rollout | Pair | Ranked],
     completions: Sequence[Mapping[str, Any]] | None,
     pad_id: int,
     *,
@@ -81,7 +82,8 @@ def validate(
 
     Args:
         model, info, pad_id, reference, batch_size, progress: as for `prefix_scores`.
-        rollouts: completions with their rewards, best several of each prompt.
+        items: rollouts, best several of each prompt; or pairs or rankings, each then compared
+            within itself, and the rank from the worst up taken for the reward.
         completions: records of half-completed answers ("prompt_token_ids", "prefix_token_ids",
             "fraction", "returns", "mean", "standard_error", "reward"), if there are any.
         seed: of the bootstraps, and of which completions are plotted.
@@ -95,18 +97,18 @@ def validate(
         "batch_size": batch_size,
         "progress": progress,
     }
+    rollouts, groups = _flat(items)
     scores = [s.numpy() for s in prefix_scores(model, info, rollouts, pad_id, **options)]
     labels = [rollout.label for rollout in rollouts]
-    prompts = [tuple(rollout.prompt) for rollout in rollouts]
     found = Report(
         objective=info.objective,
         family=info.family,
         is_value=is_value(info),
         completions=len(rollouts),
-        prompts=len(set(prompts)),
-        prefix_auc=prefix_auc(scores, labels, prompts, seed=seed),
-        reciprocal_rank=token_mean_reciprocal_rank(scores, labels, prompts, seed=seed),
-        length=length_correlation(scores, labels, prompts),
+        prompts=len({tuple(rollout.prompt) for rollout in rollouts}),
+        prefix_auc=prefix_auc(scores, labels, groups, seed=seed),
+        reciprocal_rank=token_mean_reciprocal_rank(scores, labels, groups, seed=seed),
+        length=length_correlation(scores, labels, groups),
         values=None,
         inheritance=[],
         points=[
@@ -134,9 +136,24 @@ def validate(
                 [part.prompt for _, part in halves],
                 seed=seed,
             ),
-            "inheritance": inheritance([part for _, part in halves], prompts, labels, seed=seed),
+            "inheritance": inheritance([part for _, part in halves], groups, labels, seed=seed),
         }
     )
+
+
+def _flat(items: Sequence[Rollout | Pair | Ranked]) -> tuple[list[Rollout], list[Hashable]]:
+    """Completions with their rewards, and what each may be compared within."""
+    rollouts: list[Rollout] = []
+    groups: list[Hashable] = []
+    for number, item in enumerate(items):
+        if isinstance(item, Rollout):
+            rollouts.append(item)
+            groups.append(tuple(item.prompt))
+            continue
+        sides = sides_of(item)  # the best first
+        rollouts += [s._replace(label=float(len(sides) - 1 - i)) for i, s in enumerate(sides)]
+        groups += [number] * len(sides)
+    return rollouts, groups
 
 
 def _half(record: Mapping[str, Any], number: int) -> tuple[Rollout, Continued]:
