@@ -19,7 +19,11 @@ FACTS = "| | |\n|---|---|\n"
 
 
 def card(
-    info: ScorerInfo, text: str, directory: Path, metadata: Mapping[str, Any] | None = None
+    info: ScorerInfo,
+    text: str,
+    directory: Path,
+    metadata: Mapping[str, Any] | None = None,
+    name: str = "THIS_DIRECTORY",
 ) -> str:
     """The card of the checkpoint in `directory`.
 
@@ -28,9 +32,11 @@ def card(
         text: its author's words, Markdown.
         directory: holds the network, and the report.md of its validation, if there is one.
         metadata: more of the block that hubs read (license, datasets, language, ...).
+        name: where the checkpoint is to be had.
     """
     adapter = (directory / "adapter_config.json").exists()
-    known = HUB_NAME.fullmatch(info.base_model) and info.base_model != "unknown"
+    # A base without an organisation may be any directory's name; hubs refuse it or mistake it.
+    known = "/" in info.base_model and HUB_NAME.fullmatch(info.base_model)
     fields = {
         "tags": ["trimtab", "scorer"],
         **(metadata or {}),
@@ -51,7 +57,7 @@ def card(
     parts = [f"---\n{block}\n---", text.strip(), table]
     if figures := _figures(directory):
         parts.append(f"## Validation\n\n{figures}\n\nMore of it in [{REPORT}]({REPORT}).")
-    parts.append("Serve it: `trimtab serve BASE --scorer name=THIS_DIRECTORY`.")
+    parts.append(f"Serve it: `trimtab serve BASE --scorer name={name}`.")
     return "\n\n".join(parts) + "\n"
 
 

@@ -1,0 +1,179 @@
+"""A checkpoint as a repository that anyone can load: a directory of its own, or one on the hub.
+
+What is published names models by their hub names alone: no path of this machine leaves it.
+"""
+
+import json
+import shutil
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import HfApi
+from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+from huggingface_hub.errors import HTTPError as TransportError  # type: ignore[attr-defined]
+
+from trimtab_models import adapters, card, checkpoint, manifest
+
+# (TransportError is httpx's or httpx2's, whichever the installed huggingface_hub speaks.)
+
+FILES = (
+    *("*.safetensors", "*.safetensors.index.json", "config.json", "generation_config.json"),
+    *("adapter_config.json", adapters.INFO),
+    *("tokenizer*", "special_tokens_map.json", "added_tokens.json", "chat_template*"),
+    *("vocab.*", "merges.txt", "LICENSE*", "report.md", "report.json", "report-*.png"),
+)
+"""What of a checkpoint is published, beside its card and manifest; anything else stays here."""
+
+
+def publish(
+    source: str | Path,
+    to: str,
+    *,
+    private: bool = False,
+    base_model: str | None = None,
+    reference: str | None = None,
+) -> str:
+    """Publish a checkpoint, and say where it is.
+
+    Args:
+        source: directory of the checkpoint.
+        to: a directory that is empty or absent (it begins with `.`, `/` or `~`, or exists), or
+            else a hub name, `org/name`.
+        private: on the hub, only for those who may see it.
+        base_model: hub name of the base model, where the checkpoint knows a directory of it.
+        reference: hub name of a log-ratio scorer's untuned model, likewise.
+
+    Raises:
+        ValueError: the checkpoint is damaged, names local models, or `to` is neither.
+        OSError: there is no checkpoint, the directory is not empty, or the hub refuses.
+    """
+    top, folder = Path(source), _folder(to)
+    if not top.is_dir():
+        raise OSError(f"there is no checkpoint directory at {top}.")
+    if folder is not None and folder.exists() and (folder.is_file() or any(folder.iterdir())):
+        raise OSError(f"{folder} is not empty; choose another directory, or remove it first.")
+    if folder is not None and private:
+        raise ValueError("private: only a repository on the hub can be; a directory is yours.")
+    manifest.verify(top)
+    if folder is not None:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder and folder.parent, prefix=".publish-") as scratch:
+        work = Path(scratch) / "repository"
+        _write(top, work, to if folder is None else None, base_model, reference)
+        if folder is not None:
+            manifest.publish(work, folder)
+            return str(folder)
+        manifest.write_manifest(work)
+        return _upload(work, to, private)
+
+
+def _folder(to: str) -> Path | None:
+    """The directory that `to` means, or None if it is a hub name."""
+    path = Path(to).expanduser()
+    if to.startswith((".", "/", "~")) or path.is_dir():
+        return path
+    if to.count("/") == 1 and card.HUB_NAME.fullmatch(to):
+        return None
+    raise ValueError(
+        f"{to!r} is neither a directory nor a hub name; write ./{Path(to).name} for a directory of "
+        f"that name, or org/{Path(to).name} for the hub."
+    )
+
+
+def _is_local(name: str, top: Path) -> bool:
+    return not card.HUB_NAME.fullmatch(name) or Path(name).is_dir() or (top / name).is_dir()
+
+
+def _write(
+    top: Path, work: Path, repository: str | None, base_model: str | None, reference: str | None
+) -> None:
+    """Write the repository of the checkpoint `top` into `work`, with every local name replaced."""
+    info = checkpoint.read_info(top)
+    for option, name in (("base_model", base_model), ("reference", reference)):
+        if name is not None and not card.HUB_NAME.fullmatch(name):
+            raise ValueError(f"{option}: {name!r} is not a hub name; expected org/name.")
+    public = {"base_model": base_model or info.base_model}
+    if _is_local(public["base_model"], top):
+        public["base_model"] = Path(info.base_model).name or "unknown"
+    if info.reference is not None:
+        public["reference"] = reference or info.reference
+        if _is_local(public["reference"], top):
+            raise ValueError(
+                f"this scorer is loaded with its untuned model, a directory of this machine "
+                f"({info.reference}); publish that too, and give its hub name with --reference."
+            )
+    work.mkdir()
+    for pattern in FILES:
+        for file in top.glob(pattern):
+            shutil.copyfile(file, work / file.name)
+    if not any(work.glob("*.safetensors")):
+        raise OSError(f"{top} holds no weights in safetensors.")
+    told = info.model_copy(update=public)
+    for file in work.glob("*.json"):
+        content = json.loads(file.read_text(encoding="utf-8"))
+        if isinstance(content, dict):
+            _scrub(file, content, told.model_dump(), top, base_model)
+    text, metadata = card.read(top)
+    metadata.pop("base_model", None)
+    readme = card.card(told, text, work, metadata, repository or "THIS_DIRECTORY")
+    (work / card.NAME).write_text(readme, encoding="utf-8")
+    _refuse_paths(work, {str(top.resolve()), info.base_model, info.reference or ""})
+
+
+def _scrub(
+    file: Path, content: dict[str, Any], info: Mapping[str, Any], top: Path, base: str | None
+) -> None:
+    """Replace what a JSON file of a checkpoint says of this machine."""
+    before = json.dumps(content)
+    for key in ("_name_or_path", "name_or_path"):
+        content.pop(key, None)
+    if file.name == adapters.INFO:
+        content = dict(info)
+    elif file.name == "config.json":
+        content["trimtab"] = dict(info)
+    elif file.name == "adapter_config.json" and _is_local(content["base_model_name_or_path"], top):
+        if base is None:
+            raise ValueError(
+                "this adapter's base is a directory of this machine "
+                f"({content['base_model_name_or_path']}); give its hub name with --base-model, or "
+                "merge the adapter and publish that."
+            )
+        content["base_model_name_or_path"] = base
+    if json.dumps(content) != before:
+        file.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _refuse_paths(work: Path, names: set[str]) -> None:
+    """The last line of defence: no text of the repository holds a path of this machine."""
+    paths = {name for name in {*names, str(Path.home())} if name.startswith(("/", "~"))} - {"/"}
+    for file in work.iterdir():
+        if file.suffix in (".md", ".json", ".txt", ".jinja"):
+            text = file.read_text(encoding="utf-8")
+            if found := next((path for path in paths if f"{path}/" in f"{text}/"), None):
+                raise ValueError(f"{file.name} would publish the path {found}; remove it there.")
+
+
+def _upload(work: Path, name: str, private: bool) -> str:
+    """Make the repository if it is not there, and commit everything at once."""
+    api = HfApi()
+    try:
+        url = api.create_repo(name, private=private, exist_ok=True)
+        if private and not api.model_info(name).private:
+            raise OSError(f"{name} exists and is public; make it private first, or publish openly.")
+        api.upload_folder(repo_id=name, folder_path=work, commit_message="Publish a Trimtab scorer")
+    except HfHubHTTPError as error:
+        status = error.response.status_code
+        cure = (
+            "; log in with `hf auth login`, or set HF_TOKEN to a token that may write"
+            if status in (401, 403)
+            else ""
+        )
+        raise OSError(f"the hub refused {name} (HTTP {status}){cure}.") from error
+    except (TransportError, OfflineModeIsEnabled) as error:
+        raise OSError(
+            f"the hub cannot be reached ({type(error).__name__}); publish to a directory, or try "
+            "again when online."
+        ) from error
+    return str(url)
