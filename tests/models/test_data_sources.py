@@ -1,6 +1,7 @@
 """Files, directories and names of data sets; their fingerprints."""
 
 import hashlib
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -140,6 +141,18 @@ def test_what_is_not_there_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         data.read(tmp_path)
     with pytest.raises(FileNotFoundError, match="has no splits"):
         data.read(f"{tmp_path}:train")
+
+
+def test_json_lines_need_no_further_library(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data.write(tmp_path / "rows.jsonl", RECORDS)
+    _set().to_parquet(tmp_path / "rows.parquet")
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    assert data.read(tmp_path / "rows.jsonl") == RECORDS
+    for source in (tmp_path / "rows.parquet", "owner/name"):
+        with pytest.raises(ValueError, match=r"pip install 'trimtab\[train\]'"):
+            data.read(source)
 
 
 def test_a_fingerprint_is_of_the_records_alone(tmp_path: Path) -> None:

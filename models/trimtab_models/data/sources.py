@@ -90,9 +90,17 @@ def _json_lines(path: Path) -> Iterator[Row]:
 
 
 def _parquet(path: Path) -> Iterator[Row]:
-    from datasets import Dataset  # noqa: PLC0415 - takes seconds, and comes with the extra "train"
+    return _data_set(path, _datasets().Dataset.from_parquet(str(path)))
 
-    return _data_set(path, Dataset.from_parquet(str(path)))
+
+def _datasets() -> Any:
+    try:
+        import datasets  # noqa: PLC0415 - takes seconds, which JSON Lines need not wait for
+    except ImportError as error:
+        raise ValueError(
+            "parquet files and data sets are read by `datasets`: pip install 'trimtab[train]'."
+        ) from error
+    return datasets
 
 
 def _data_set(name: object, data_set: Iterable[Record]) -> Iterator[Row]:
@@ -119,10 +127,8 @@ def _is_saved(path: Path) -> bool:
 
 
 def _saved(path: Path, split: str | None) -> Iterator[Row]:
-    from datasets import Dataset, load_from_disk  # noqa: PLC0415 - as above
-
-    saved = load_from_disk(str(path))
-    if isinstance(saved, Dataset):
+    saved = _datasets().load_from_disk(str(path))
+    if isinstance(saved, _datasets().Dataset):
         if split is not None:
             raise ValueError(f"{path} is one data set without splits; leave out ':{word(split)}'.")
         return _data_set(path, saved)
@@ -147,10 +153,9 @@ def _named(source: str) -> Iterator[Row]:
         or Path(name).suffix in (".jsonl", ".json", ".parquet", ".csv", ".txt")
     ):
         raise FileNotFoundError(f"there is no file or directory {source}.")
-    from datasets import load_dataset  # noqa: PLC0415 - as above
-
+    library = _datasets()
     try:
-        data_set = load_dataset(name, config, split=split or "train")
+        data_set = library.load_dataset(name, config, split=split or "train")
     except (OSError, ValueError, RuntimeError) as error:
         raise OSError(
             f"there is no file or directory {source}, and as a data set of the hub it could not be "
