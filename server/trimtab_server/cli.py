@@ -8,6 +8,9 @@ from typing import Annotated
 import typer
 
 from trimtab.errors import TrimtabError
+from trimtab_server.commands.publish import publish
+from trimtab_server.commands.rollout import rollout
+from trimtab_server.commands.train import train
 
 app = typer.Typer(
     help="Steer a frozen language model at decode time with small scorers.",
@@ -16,9 +19,14 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 URL = "http://127.0.0.1:8000"
+PASS_ON = {"allow_extra_args": True, "ignore_unknown_options": True}
+
+app.command(context_settings=PASS_ON)(rollout)
+app.command()(train)
+app.command()(publish)
 
 
-@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+@app.command(context_settings=PASS_ON)
 def serve(
     context: typer.Context,
     model: Annotated[
