@@ -97,10 +97,9 @@ def _complete(name: str, spec: ScorerSpec) -> ScorerSpec:
     try:
         info = read_info(spec.path)
     except Exception as error:
-        raise ScorerLoadError(
-            f"scorer '{name}' cannot be loaded: {spec.path} is neither a checkpoint directory nor "
-            "a hub name that can be reached."
-        ) from error
+        neither = "is neither a checkpoint directory nor a hub name that can be reached."
+        reason = str(error) if Path(spec.path).is_dir() else f"{spec.path} {neither}"
+        raise ScorerLoadError(f"scorer '{name}' cannot be loaded: {reason}") from error
     family, reference = spec.family or info.family, spec.reference
     if family == "log_ratio" and reference is None and info.reference is not None:
         beside = Path(spec.path) / info.reference  # an absolute path stays what it is

@@ -1,5 +1,7 @@
 """Every family keeps the contract; loading refuses what it must."""
 
+import shutil
+
 import numpy as np
 import pytest
 import torch
@@ -238,6 +240,15 @@ def test_damaged_checkpoints_are_refused(checkpoints, tmp_path):
             data = damage(data) if file.suffix == ".safetensors" else data
             (broken / file.name).write_bytes(data)
         with pytest.raises(ScorerLoadError, match="cannot be loaded"):
+            load(checkpoints, x={"path": str(broken)})
+
+
+def test_a_damaged_configuration_is_refused_by_name(checkpoints, tmp_path):
+    for damaged, change in ("config.json", b"{"), ("README.md", b"-"):
+        broken = tmp_path / damaged
+        shutil.copytree(checkpoints / "value", broken)
+        (broken / damaged).write_bytes((broken / damaged).read_bytes() + change)
+        with pytest.raises(ScorerLoadError, match=damaged):
             load(checkpoints, x={"path": str(broken)})
 
 

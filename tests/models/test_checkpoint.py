@@ -19,6 +19,8 @@ from transformers import (
 )
 
 from trimtab.backbone import Backbone
+from trimtab.config import GuidanceConfig
+from trimtab.loading import load_scorers
 from trimtab.scorers import DistributionScorer, HeadScorer, VocabularyScorer
 from trimtab_models import manifest
 from trimtab_models.checkpoint import ScorerInfo, load, read_info, save
@@ -175,8 +177,10 @@ def test_an_adapter_of_a_vocabulary_serves_with_its_own_output(tmp_path):
         adapted = adapt(network, "CAUSAL_LM", modules_to_save=["lm_head"])
     torch.nn.init.normal_(adapted.base_model.model.lm_head.modules_to_save.default.weight, std=0.2)
     path = save(adapted, None, ScorerInfo(family="vocabulary"), tmp_path / "adapter")
-    model, info = loaded(path)
-    scores, sequences = ask(VocabularyScorer(info, served(model)))
+    config = GuidanceConfig.parse({"trimtab": {"scorers": {"q": {"path": str(path)}}}})
+    scorers = load_scorers(config, max_length=LENGTH - 8, vocab_size=VOCAB)
+    assert isinstance(scorers["q"], VocabularyScorer)
+    scores, sequences = ask(scorers["q"])
     with torch.inference_mode():
         expected = adapted(sequences[0][:, :-1]).logits[0, -1][[7, 20, 40]]
     torch.testing.assert_close(scores, expected, atol=1e-6, rtol=1e-5)
