@@ -9,7 +9,7 @@ from trimtab.backbone import Backbone
 from trimtab.guide import Guide
 from trimtab.params import GuidanceParams
 from trimtab.rows import Row
-from trimtab.scorers import HeadScorer
+from trimtab.scorers import DistributionScorer, HeadScorer
 from trimtab_models.checkpoint import ScorerInfo
 from trimtab_models.networks import scalar_head
 
@@ -19,23 +19,26 @@ pytestmark = [
 ]
 
 
-def guide(device):
+def guide(device, family):
     torch.manual_seed(0)
-    model = scalar_head(configs()["llama"])
+    distribution = family is DistributionScorer
+    model = scalar_head(configs()["llama"], bins=7 if distribution else 1)
+    info = ScorerInfo(support=(-1.0, 4.0) if distribution else None)
     backbone = Backbone(
         model, max_length=LENGTH, pool_bytes=2**22, max_candidates=32, device=device
     )
-    return Guide({"value": HeadScorer(ScorerInfo(), backbone)})
+    return Guide({"value": family(info, backbone)})
 
 
+@pytest.mark.parametrize("family", [HeadScorer, DistributionScorer])
 @pytest.mark.parametrize("tail", ["truncate", "mean"])
-def test_a_step_equals_the_cpu(tail):
+def test_a_step_equals_the_cpu(tail, family):
     rng = np.random.default_rng(0)
     base = torch.randn(5, VOCAB, generator=torch.Generator().manual_seed(0)) * 2
     fused, prefixes = {}, [rng.integers(VOCAB, size=n) for n in rng.integers(1, 60, size=5)]
     for device in ("cpu", "cuda"):
         logits, params = base.clone().to(device), GuidanceParams(scorers={"value": 1.0}, tail=tail)
-        guide(device).step(
+        guide(device, family).step(
             logits, [(i, Row(params, 1, prefix=prefix)) for i, prefix in enumerate(prefixes)]
         )
         fused[device] = logits.cpu()
