@@ -239,6 +239,8 @@ def test_the_command_line(
 
     with pytest.raises(SystemExit, match=r"trimtab: .*nothing"):
         main([str(scorer), "--rollouts", str(tmp_path / "nothing.jsonl")])
+    with pytest.raises(SystemExit, match="trimtab: there is no directory nowhere"):
+        main(["nowhere", *arguments[1:]])
     data.write(tmp_path / "halves.jsonl", [{"prefix_token_ids": [1], "fraction": 0.5}])
     with pytest.raises(SystemExit, match=r"trimtab: half-completed answer 1 lacks \['prompt_tok"):
         main([*arguments, "--completions", str(tmp_path / "halves.jsonl")])

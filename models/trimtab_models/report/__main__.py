@@ -24,6 +24,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--batch-size", type=int, default=64)
     options = parser.parse_args(arguments)
     try:
+        if not Path(options.checkpoint).is_dir():
+            raise OSError(f"there is no directory {options.checkpoint}, where a report could go.")
         tokenizer = AutoTokenizer.from_pretrained(options.checkpoint)
         model, info = checkpoint.load(options.checkpoint)
         reference = None
