@@ -56,7 +56,10 @@ def _record(line: str, tokenizer: Any) -> Prompt:
     except json.JSONDecodeError as error:
         raise ValueError(f"not JSON ({error.msg}).") from None
     content = record.get("prompt") if isinstance(record, dict) else None
-    if not content or not isinstance(content, str | list):
+    messages = isinstance(content, list) and all(
+        isinstance(turn, dict) and {"role", "content"} <= set(turn) for turn in content
+    )
+    if not content or not (messages or isinstance(content, str)):
         raise ValueError('expected a JSON object with a "prompt", text or messages.')
     given = record.get("prompt_token_ids")
     ids = _ids(content, tokenizer) if given is None else list(given)

@@ -1,0 +1,54 @@
+"""A sampler without an engine: completions made up from their seeds, in an order of its own.
+
+python made_up.py FILE SECONDS    rollouts into FILE, a pause of SECONDS before each completion
+"""
+
+import random
+import sys
+import time
+
+from transformers import AutoTokenizer
+
+from trimtab.draws import Completion, Drawing
+from trimtab.journal import Journal
+from trimtab.prompts import Prompt
+from trimtab.rollout import roll_out
+from trimtab_models import demo
+
+DRAWING = Drawing(n=40, max_tokens=12)
+TEXTS = [f"Prompt {i}." for i in range(10)]
+
+
+class MadeUp:
+    def __init__(self, *_, pause=0.0, **__):
+        self.tokenizer = AutoTokenizer.from_pretrained(demo.base())
+        self.pause, self.drawn = pause, 0
+
+    def stream(self, requests, **_):
+        window, order = [], random.Random(self.drawn)
+        left = iter(requests)
+        while True:
+            window += [request for _, request in zip(range(5 - len(window)), left, strict=False)]
+            if not window:
+                return
+            request = window.pop(order.randrange(len(window)))
+            time.sleep(self.pause)
+            draw = random.Random(request.seed)
+            length = draw.randint(1, request.max_tokens)
+            ids = [draw.randrange(10, 900) for _ in range(length)]
+            self.drawn += 1
+            yield request.key, Completion(ids, [-draw.random() for _ in ids])
+
+
+def prompts(sampler):
+    return [Prompt(text, sampler.tokenizer(text).input_ids) for text in TEXTS]
+
+
+def count_words(records):
+    return [float(len(record["completion"].split())) for record in records]
+
+
+if __name__ == "__main__":
+    sampler = MadeUp(pause=float(sys.argv[2]))
+    with Journal(sys.argv[1], {"seed": 0}) as journal:
+        roll_out(sampler, prompts(sampler), DRAWING, count_words, journal)
