@@ -1,4 +1,4 @@
-"""A directory that can be trusted: SHA-256 of every file, and a rename that happens wholly or not.
+"""A directory that can be trusted: SHA-256 of its files, and a rename that happens wholly or not.
 
 The order is that of any careful save: files into a directory beside the target, each flushed to the
 disk; MANIFEST.json last; then the rename; then the parent directory flushed. Whatever moment a kill
@@ -12,6 +12,8 @@ import shutil
 from pathlib import Path
 
 NAME = "MANIFEST.json"
+FREE = "README.md"
+"""The model card is no part of what is computed: its author may go on writing it."""
 
 
 class BrokenCheckpoint(ValueError):
@@ -41,6 +43,8 @@ def write_manifest(directory: str | Path) -> None:
     entries = {}
     for file in _files(top):
         _sync(file)
+        if file.name == FREE:
+            continue
         entries[file.relative_to(top).as_posix()] = {
             "bytes": file.stat().st_size,
             "sha256": _digest(file),

@@ -244,11 +244,12 @@ def test_damaged_checkpoints_are_refused(checkpoints, tmp_path):
 
 
 def test_a_damaged_configuration_is_refused_by_name(checkpoints, tmp_path):
-    for damaged, change in ("config.json", b"{"), ("README.md", b"-"):
-        broken = tmp_path / damaged
+    for name, change in ("unreadable", "{"), ("merely changed", " "):
+        broken = tmp_path / name
         shutil.copytree(checkpoints / "value", broken)
-        (broken / damaged).write_bytes((broken / damaged).read_bytes() + change)
-        with pytest.raises(ScorerLoadError, match=damaged):
+        with (broken / "config.json").open("a") as file:
+            file.write(change)
+        with pytest.raises(ScorerLoadError, match=r"config\.json"):
             load(checkpoints, x={"path": str(broken)})
 
 

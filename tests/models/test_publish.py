@@ -103,8 +103,6 @@ def test_a_directory_is_complete_and_loads(made, tmp_path):
 def test_the_card_says_what_it_is_and_how_it_was_validated(made, tmp_path):
     old = (made / "README.md").read_text().replace("---\n", "---\nlicense: mit\n", 1)
     (made / "README.md").write_text(old)
-    (made / manifest.NAME).unlink()
-    manifest.write_manifest(made)
     publish(made, str(tmp_path / "public"), base_model="org/base")
     readme = (tmp_path / "public" / "README.md").read_text()
     assert metadata(readme) == {
@@ -175,10 +173,11 @@ def test_what_would_go_wrong_is_refused(made, tmp_path):
         publish(made, str(tmp_path / "public"), base_model=str(tmp_path))
     text = (made / "README.md").read_text()
     (made / "README.md").write_text(text.replace("brevity", f"{made}/data.jsonl"))
-    with pytest.raises(manifest.BrokenCheckpoint, match=r"README\.md"):
-        publish(made, str(tmp_path / "public"))
-    manifest.write_manifest(made)
     with pytest.raises(ValueError, match=r"README\.md would publish the path"):
+        publish(made, str(tmp_path / "public"))
+    with (made / "config.json").open("a") as file:
+        file.write(" ")
+    with pytest.raises(manifest.BrokenCheckpoint, match=r"config\.json"):
         publish(made, str(tmp_path / "public"))
     assert not (tmp_path / "public").exists()
     assert not list(tmp_path.glob(".publish-*"))
