@@ -1,0 +1,102 @@
+"""Token rewards: generations of the language model, ranked, and a network taught by the ranks."""
+
+import random
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from trimtab_models.data import cut
+from trimtab_models.objectives.plackett_luce import PlackettLuce
+from trimtab_models.rows import Ranked, Rollout, Rows
+
+Judge = Callable[[Sequence[Rollout]], list[float]]
+"""The preference source: one number for each generation, more is better."""
+
+
+@torch.inference_mode()
+def generate(
+    model: Any, prompts: Sequence[list[int]], *, eos: int, pad_id: int, most: int
+) -> list[list[int]]:
+    """One completion of each prompt at temperature 1, cut after its first EOS.
+
+    Draws from torch's generator. The model is left in the mode it was in.
+    """
+    width = max(map(len, prompts))
+    padding = [width - len(prompt) for prompt in prompts]
+    training = model.training
+    model.eval()
+    output = model.generate(
+        input_ids=torch.tensor(
+            [[pad_id] * n + prompt for n, prompt in zip(padding, prompts, strict=True)],
+            device=model.device,
+        ),
+        attention_mask=torch.tensor(
+            [[0] * n + [1] * (width - n) for n in padding], device=model.device
+        ),
+        do_sample=True,
+        temperature=1.0,
+        top_k=0,
+        top_p=1.0,
+        eos_token_id=eos,
+        pad_token_id=pad_id,
+        max_new_tokens=most,
+    )
+    model.train(training)
+    return [cut(ids, eos) for ids in output[:, width:].tolist()]
+
+
+def rank(generations: Sequence[Rollout], k: int, seed: str) -> list[Ranked]:
+    """Groups of k labelled generations of one prompt, each best first; ties in random order."""
+    draw = random.Random(seed)
+    ranked = []
+    for start in range(0, len(generations), k):
+        group = draw.sample(list(generations[start : start + k]), k)
+        group.sort(key=lambda one: -one.label)
+        ranked.append(Ranked(group[0].prompt, [one.completion for one in group]))
+    return ranked
+
+
+class TokenRewards:
+    """A scalar-head network read as r_t = σ(output), and how rankings teach it."""
+
+    def __init__(self, model: Any, objective: PlackettLuce, pad_id: int) -> None:
+        self.model, self.objective, self.pad_id = model, objective, pad_id
+
+    @torch.no_grad()
+    def __call__(self, rows: Rows) -> Tensor:
+        """r_t of every token of every completion, [rows, steps]."""
+        logits = self.model(input_ids=rows.input_ids, attention_mask=rows.attention_mask).logits
+        return rows.gather(logits[..., 0]).float().sigmoid()
+
+    def learn(
+        self,
+        ranked: Sequence[Ranked],
+        *,
+        epochs: float,
+        batch_size: int,
+        learning_rate: float,
+        seed: str,
+    ) -> float:
+        """Minimise the Plackett-Luce loss; returns its mean over the last tenth of the steps."""
+        draw = random.Random(seed)
+        optimiser = torch.optim.AdamW(self.model.parameters(), learning_rate)
+        steps = max(1, round(epochs * len(ranked) / batch_size))
+        losses: list[float] = []
+        self.model.train()
+        for _ in tqdm(range(steps), desc="token rewards", unit="step", leave=False):
+            items = draw.sample(ranked, min(batch_size, len(ranked)))
+            rows = self.objective.collate(items, self.pad_id)
+            rows = Rows(*(part.to(self.model.device) for part in rows))
+            outputs = self.model(input_ids=rows.input_ids, attention_mask=rows.attention_mask)
+            loss = self.objective.loss(outputs.logits, rows)
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+            optimiser.step()
+            optimiser.zero_grad()
+            losses.append(loss.item())
+        self.model.eval()
+        last = losses[-max(1, steps // 10) :]
+        return sum(last) / len(last)

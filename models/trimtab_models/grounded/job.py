@@ -1,0 +1,148 @@
+"""From data to a trained language model, saved after every turn so that a kill costs one turn.
+
+The run directory `.NAME.run` beside `out` holds checkpoint-N as training/saves.py has them: both
+networks and the optimiser after step N. A resumed run goes on to the same bits as one that nothing
+interrupted, at the same number of threads.
+"""
+
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from trimtab_models import checkpoint, demo, manifest, rewards
+from trimtab_models.data import Record
+from trimtab_models.data.encoding import Encoder
+from trimtab_models.data.faults import convert
+from trimtab_models.data.sources import rows as rows_of
+from trimtab_models.grounded.guidance import Judge, TokenRewards
+from trimtab_models.grounded.settings import GroundedConfig
+from trimtab_models.grounded.turns import Turns
+from trimtab_models.networks import scalar_head
+from trimtab_models.objectives.plackett_luce import PlackettLuce
+from trimtab_models.rows import Rollout
+from trimtab_models.training import describe, saves
+from trimtab_models.training.start import keep_layers
+
+REWARDS = "token-rewards"
+"""Beside the language model: the network of token rewards, a scorer like any other."""
+
+
+def run(config: GroundedConfig) -> Path:
+    """Train a language model as the configuration says; gives the directory it was written to.
+
+    Raises:
+        ValueError: something is wrong with the configuration, the data, the reward, or what an
+            earlier run left; the message names it.
+        OSError: the data or a network cannot be read, or the result not be written.
+    """
+    base = str(demo.base()) if config.base == "demo" else config.base
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    encoder = Encoder(tokenizer)
+    supervised = config.objective == "grounded-mle"
+    examples, records = _examples(config.data, encoder, supervised)
+    try:
+        objective = PlackettLuce(**config.options)
+    except TypeError as error:
+        raise ValueError(f"options of {config.objective}: {error}") from None
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    torch.manual_seed(config.seed)
+    scorer = scalar_head(config.scorer or base, dtype=torch.float32)
+    pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else encoder.eos
+    turns = Turns(
+        config,
+        AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32).to(device),
+        TokenRewards(keep_layers(scorer, config.layers).to(device).eval(), objective, pad_id),
+        examples,
+        _judge(config.reward, tokenizer, records),
+        eos=encoder.eos,
+        pad_id=pad_id,
+    )
+    work = config.out.with_name(f".{config.out.name}.run")
+    fingerprint = {
+        **config.model_dump(mode="json", exclude={"out"}),
+        "data": saves.digest(examples),
+    }
+    if (found := saves.newest(work)) is not None:
+        saves.refuse_changes(found, fingerprint)
+        turns.restore(torch.load(found / "state.pt", map_location=device, weights_only=True))
+    turns.run(lambda turns: _save(turns, work, fingerprint))
+    info = describe(objective, turns.token_rewards.model, examples[:1000], pad_id, base)
+    _write(turns, tokenizer, info, config.out)
+    saves.clear(work)
+    return config.out
+
+
+def _examples(
+    source: str, encoder: Encoder, supervised: bool
+) -> tuple[list[Rollout], list[Record]]:
+    records: list[Record] = []
+
+    def read(record: Record) -> Rollout:
+        prompt = encoder.prompt(record)
+        completion = encoder.completion(record, "completion") if supervised else [encoder.eos]
+        records.append(record)
+        return Rollout(prompt, completion, 0.0)
+
+    examples = convert(rows_of(source), read, "reading")
+    if not examples:
+        raise ValueError(f"{source} holds no rows.")
+    return examples, records
+
+
+def _judge(spec: str, tokenizer: Any, records: Sequence[Record]) -> Judge:
+    reward = rewards.load(spec)
+    by_prompt: dict[tuple[int, ...], Record] = {}
+    encoder = Encoder(tokenizer)
+    for record in records:
+        by_prompt.setdefault(tuple(encoder.prompt(record)), record)
+
+    def judge(generations: Sequence[Rollout]) -> list[float]:
+        texts = tokenizer.batch_decode(
+            [one.completion for one in generations], skip_special_tokens=True
+        )
+        asked = [by_prompt[tuple(one.prompt)] for one in generations]
+        return rewards.label(
+            reward,
+            [{**record, "completion": text} for record, text in zip(asked, texts, strict=True)],
+        )
+
+    return judge
+
+
+def _save(turns: Turns, work: Path, fingerprint: Mapping[str, Any]) -> None:
+    target = work / f"checkpoint-{turns.step}"
+    part = work / f".{target.name}.part"
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
+    try:
+        torch.save(turns.state(), part / "state.pt")
+        # The name under which saves.refuse_changes looks for it.
+        (part / "fingerprint.json").write_text(json.dumps(fingerprint), encoding="utf-8")
+        lines = "".join(json.dumps(entry) + "\n" for entry in turns.log)
+        (work / saves.LOG).write_text(lines, encoding="utf-8")
+        manifest.publish(part, target)
+    except Exception as error:
+        shutil.rmtree(part, ignore_errors=True)
+        raise saves.SaveFailed(
+            f"the checkpoint of step {turns.step} could not be written to {work}: {error}. "
+            "Checkpoints before it are intact: give the same command again to go on from the "
+            "newest."
+        ) from error
+    for old in saves.checkpoints(work)[: -saves.KEPT]:
+        shutil.rmtree(old)
+
+
+def _write(turns: Turns, tokenizer: Any, info: checkpoint.ScorerInfo, out: Path) -> None:
+    part = out.with_name(f".{out.name}.part")
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
+    turns.model.save_pretrained(part)
+    tokenizer.save_pretrained(part)
+    text = "Token rewards that a language model was trained with."
+    checkpoint.save(turns.token_rewards.model, tokenizer, info, part / REWARDS, text=text)
+    manifest.publish(part, out)

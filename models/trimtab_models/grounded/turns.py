@@ -1,0 +1,140 @@
+"""The turns of language model and token rewards; every draw is seeded by the step alone."""
+
+import random
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from trimtab_models.grounded.guidance import Judge, TokenRewards, generate, rank
+from trimtab_models.grounded.losses import reinforce, weighted_mle
+from trimtab_models.grounded.settings import GroundedConfig
+from trimtab_models.rows import Rollout, Rows, pad
+
+State = dict[str, Any]
+
+
+class Turns:
+    """The two networks and what passes between them.
+
+    Args:
+        config: the run's; paths in it are not looked at.
+        model: the language model, trained in place.
+        token_rewards: the network of token rewards, trained in place.
+        examples: prompts with supervised completions (which grounded-reinforce does not read).
+        judge: what ranks generations.
+        eos, pad_id: of the tokenizer.
+    """
+
+    def __init__(
+        self,
+        config: GroundedConfig,
+        model: Any,
+        token_rewards: TokenRewards,
+        examples: Sequence[Rollout],
+        judge: Judge,
+        *,
+        eos: int,
+        pad_id: int,
+    ) -> None:
+        self.config, self.model, self.token_rewards = config, model, token_rewards
+        self.examples, self.judge = examples, judge
+        self.eos, self.pad_id = eos, pad_id
+        self.optimiser = torch.optim.AdamW(model.parameters(), config.learning_rate)
+        self.step = 0
+        self.log: list[dict[str, float]] = []
+
+    def run(self, save: Callable[["Turns"], None] = lambda turns: None) -> None:
+        """Take all the turns that are left, calling `save` after each."""
+        config = self.config
+        bar = tqdm(total=config.steps, initial=self.step, desc=config.objective, unit="step")
+        with bar:
+            while self.step < config.steps:
+                entry: dict[str, float] = {}
+                if config.estimates(self.step):
+                    entry = self.estimate()
+                losses = []
+                for _ in range(min(config.period, config.steps - self.step)):
+                    losses.append(self._update())
+                    self.step += 1
+                    bar.update()
+                entry |= {"step": self.step, "loss": sum(losses) / len(losses)}
+                bar.set_postfix({key: f"{value:.3f}" for key, value in entry.items()})
+                self.log.append(entry)
+                save(self)
+        self.model.eval()
+
+    def estimate(self) -> dict[str, float]:
+        """Rank fresh generations of the language model and teach the token rewards by them."""
+        config = self.config
+        examples = self._draw("rankings", config.rankings)
+        generations = self._generate([e for e in examples for _ in range(config.k)])
+        values = self.judge(generations)
+        labelled = [
+            one._replace(label=value) for one, value in zip(generations, values, strict=True)
+        ]
+        seed = f"{config.seed} {self.step}"
+        loss = self.token_rewards.learn(
+            rank(labelled, config.k, seed),
+            epochs=config.reward_epochs,
+            batch_size=config.reward_batch_size,
+            learning_rate=config.reward_learning_rate,
+            seed=seed,
+        )
+        return {"reward": sum(values) / len(values), "ranking_loss": loss}
+
+    def _draw(self, what: str, n: int) -> list[Rollout]:
+        torch.manual_seed(self.config.seed * 1_000_003 + self.step)
+        draw = random.Random(f"{self.config.seed} {self.step} {what}")
+        return draw.sample(list(self.examples), min(n, len(self.examples)))
+
+    def _generate(self, examples: Sequence[Rollout]) -> list[Rollout]:
+        completions = generate(
+            self.model,
+            [example.prompt for example in examples],
+            eos=self.eos,
+            pad_id=self.pad_id,
+            most=self.config.max_new_tokens,
+        )
+        return [
+            example._replace(completion=ids)
+            for example, ids in zip(examples, completions, strict=True)
+        ]
+
+    def _update(self) -> float:
+        items = self._draw("batch", self.config.batch_size)
+        if self.config.objective == "grounded-reinforce":
+            items = self._generate(items)
+        rows = Rows(*(part.to(self.model.device) for part in pad(items, self.pad_id)))
+        self.model.train()
+        logits = self.model(input_ids=rows.input_ids, attention_mask=rows.attention_mask).logits
+        loss = self._loss(logits, rows, self.token_rewards(rows))
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        self.optimiser.step()
+        self.optimiser.zero_grad()
+        return loss.item()
+
+    def _loss(self, logits: Tensor, rows: Rows, rewards: Tensor) -> Tensor:
+        if self.config.objective == "grounded-reinforce":
+            return reinforce(logits, rows, rewards, self.config.alpha)
+        return weighted_mle(logits, rows, rewards)
+
+    def state(self) -> State:
+        """All that the next turn depends on."""
+        return {
+            "step": self.step,
+            "log": self.log,
+            "model": self.model.state_dict(),
+            "token rewards": self.token_rewards.model.state_dict(),
+            "optimiser": self.optimiser.state_dict(),
+        }
+
+    def restore(self, state: State) -> None:
+        """Take up a `state`."""
+        self.step, self.log = state["step"], state["log"]
+        self.model.load_state_dict(state["model"])
+        self.token_rewards.model.load_state_dict(state["token rewards"])
+        self.optimiser.load_state_dict(state["optimiser"])

@@ -1,0 +1,226 @@
+"""Preference-grounded training: its losses by hand, what it gains exactly, and its files."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoModelForTokenClassification, LlamaForCausalLM
+
+from enumerable import EOS, World, config
+from trimtab_models import checkpoint, data, demo, grounded, networks
+from trimtab_models.grounded.guidance import TokenRewards, generate, rank
+from trimtab_models.grounded.losses import reinforce, weighted_mle
+from trimtab_models.grounded.settings import GroundedConfig
+from trimtab_models.grounded.turns import Turns
+from trimtab_models.objectives.plackett_luce import PlackettLuce
+from trimtab_models.rows import Rollout, pad
+
+SENTIMENT = "trimtab_models.demo.oracles:sentiment"
+
+
+def test_weighted_mle_by_hand() -> None:
+    rows = pad([Rollout([1], [0, 1], 0.0), Rollout([1], [1], 0.0)], 0)
+    chances = torch.tensor(
+        [[[0.5, 0.5], [0.2, 0.8], [0.1, 0.9]], [[0.7, 0.3], [0.5, 0.5], [0.5, 0.5]]]
+    )
+    rewards = torch.tensor([[0.9, 0.3], [0.2, 7.0]])  # the 7 stands past an end
+    expected = -(0.75 * math.log(0.5) + 0.25 * math.log(0.8) + math.log(0.3)) / 2
+    assert weighted_mle(chances.log(), rows, rewards).item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_reinforce_by_hand() -> None:
+    rows = pad([Rollout([1], [0, 1], 0.0), Rollout([1], [1], 0.0)], 0)
+    chances = torch.tensor(
+        [[[0.5, 0.5], [0.2, 0.8], [0.1, 0.9]], [[0.7, 0.3], [0.5, 0.5], [0.5, 0.5]]]
+    )
+    rewards = torch.tensor([[0.9, 0.3], [0.2, 7.0]])
+
+    def entropy(p: float) -> float:
+        return -p * math.log(p) - (1 - p) * math.log(1 - p)
+
+    gains = [
+        0.9 * math.log(0.5) + 0.125 * entropy(0.5),
+        0.3 * math.log(0.8) + 0.125 * entropy(0.2),
+        0.2 * math.log(0.3) + 0.125 * entropy(0.7),
+    ]
+    loss = reinforce(chances.log(), rows, rewards, alpha=0.125)
+    assert loss.item() == pytest.approx(-sum(gains) / 3, rel=1e-5)
+
+
+def test_ranks_are_best_first_and_ties_fall_either_way() -> None:
+    group = [Rollout([1], [token], label) for token, label in ((2, 0.0), (3, 1.0), (4, 0.0))]
+    orders = {str(rank(group, 3, str(seed))[0].completions) for seed in range(20)}
+    assert orders == {"[[3], [2], [4]]", "[[3], [4], [2]]"}
+
+
+def test_generations_are_drawn_from_the_model_after_prompts_of_any_length() -> None:
+    world = World()
+    prompts = [[1, 2], [3]] * 1500
+    torch.manual_seed(0)
+    drawn = generate(world.base, prompts, eos=EOS, pad_id=EOS, most=4)
+    counts = torch.zeros(len(world.finals), dtype=torch.float64)
+    number = {final: i for i, final in enumerate(world.finals)}
+    for prompt, completion in zip(prompts, drawn, strict=True):
+        counts[number[tuple(prompt), tuple(completion)]] += 1 / 1500
+    # Half the summed distance between frequencies and chances, for each of the two prompts.
+    assert float((counts - world.probabilities).abs().sum()) / 4 < 0.1
+
+
+def test_the_reward_is_estimated_in_the_first_half_alone() -> None:
+    settings = _settings("grounded-mle", steps=100, period=20)
+    assert [step for step in range(100) if settings.estimates(step)] == [0, 20, 40]
+    assert _settings("grounded-mle", steps=5, period=20).estimates(0)
+
+
+def _settings(objective: str, **fields: object) -> GroundedConfig:
+    paths = {"base": "-", "data": "-", "reward": "-", "out": "-"}
+    return GroundedConfig.model_validate({"objective": objective, **paths, **fields})
+
+
+class _Equal(TokenRewards):
+    """All tokens alike: what turns reward-weighted MLE into the plain one."""
+
+    def __call__(self, rows: object) -> torch.Tensor:
+        return torch.ones_like(super().__call__(rows))
+
+
+def _toy(world: World, objective: str, rewards: type[TokenRewards] = TokenRewards) -> float:
+    """Train the toy world's own base; gives its exact expected reward, over both prompts."""
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(config()).eval()
+    model.load_state_dict({k: v.float() for k, v in world.base.state_dict().items()})
+    reward = dict(zip(world.finals, world.rewards.tolist(), strict=True))
+    settings = _settings(
+        objective,
+        steps=60,
+        period=20,
+        learning_rate=3e-3,
+        k=4,
+        rankings=128,
+        reward_batch_size=16,
+        reward_learning_rate=1e-2,
+        max_new_tokens=4,
+    )
+    network = networks.build("scalar", config(num_hidden_layers=1))
+    turns = Turns(
+        settings,
+        model,
+        rewards(network, PlackettLuce(scale=2.0), EOS),
+        world.sample("rollouts", 2000),
+        lambda made: [reward[tuple(one.prompt), tuple(one.completion)] for one in made],
+        eos=EOS,
+        pad_id=EOS,
+    )
+    turns.run()
+    with torch.inference_mode():
+        log_pi = model(world.rows.input_ids).logits.double().log_softmax(-1)
+    chances = (world.rows.chosen(log_pi) * world.rows.mask()).sum(1).exp()
+    return float(chances @ world.rewards) / 2
+
+
+def test_both_algorithms_raise_the_exact_expected_reward_over_plain_mle() -> None:
+    world = World()
+    plain = _toy(world, "grounded-mle", _Equal)
+    assert _toy(world, "grounded-mle") > plain + 0.03
+    assert _toy(world, "grounded-reinforce") > plain + 0.08
+
+
+@pytest.fixture
+def records(tmp_path: Path) -> Path:
+    path = tmp_path / "reviews.jsonl"
+    data.write(
+        path,
+        [
+            {"prompt": demo.chat(prompt), "completion": "The food was good. I would recommend it."}
+            for prompt in demo.prompts("train", 12)
+        ],
+    )
+    return path
+
+
+def _demo(records: Path, out: Path, **fields: object) -> GroundedConfig:
+    small = {"steps": 4, "period": 2, "batch_size": 2, "k": 2, "rankings": 2, "layers": 1}
+    return GroundedConfig.model_validate(
+        {
+            "objective": "grounded-mle",
+            "base": "demo",
+            "data": str(records),
+            "reward": SENTIMENT,
+            "out": out,
+            "max_new_tokens": 8,
+            **small,
+            **fields,
+        }
+    )
+
+
+@pytest.mark.parametrize("objective", grounded.NAMES)
+def test_a_run_that_was_stopped_goes_on_to_the_same_bits(
+    objective: str, records: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = grounded.run(_demo(records, tmp_path / "whole", objective=objective))
+    config = _demo(records, tmp_path / "stopped", objective=objective)
+    update, done = Turns._update, []
+
+    def stop(turns: Turns) -> float:
+        done.append(turns.step)
+        if len(done) == 4:
+            raise KeyboardInterrupt
+        return update(turns)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Turns, "_update", stop)
+        with pytest.raises(KeyboardInterrupt):
+            grounded.run(config)
+    assert not config.out.exists()
+    grounded.run(config)
+    for file in ("model.safetensors", "token-rewards/model.safetensors"):
+        ours, theirs = load_file(config.out / file), load_file(whole / file)
+        assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    logs = [(tmp_path / f".{name}.run" / "log.jsonl").read_text() for name in ("whole", "stopped")]
+    assert logs[0] == logs[1]
+    assert [json.loads(line)["step"] for line in logs[0].splitlines()] == [2, 4]
+
+
+def test_what_comes_out_loads_with_transformers_and_as_a_scorer(
+    records: Path, tmp_path: Path
+) -> None:
+    out = grounded.run(_demo(records, tmp_path / "out"))
+    assert AutoModelForCausalLM.from_pretrained(out).config.num_hidden_layers == 4
+    plain = AutoModelForTokenClassification.from_pretrained(out / "token-rewards")
+    assert plain.config.num_labels == 1
+    _, info = checkpoint.load(out / "token-rewards")
+    assert info.link == "sigmoid"
+    assert "Plackett-Luce" in info.objective
+
+
+def test_changed_settings_or_data_are_refused(
+    records: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = _demo(records, tmp_path / "out")
+    with monkeypatch.context() as patch:
+        patch.setattr("trimtab_models.grounded.job._write", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            grounded.run(config)
+    with pytest.raises(ValueError, match="alpha"):
+        grounded.run(config.model_copy(update={"alpha": 0.5}))
+    data.write(records, data.read(records)[1:])
+    with pytest.raises(ValueError, match="the data"):
+        grounded.run(config)
+
+
+def test_what_is_wrong_is_named(records: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    with pytest.raises(ValueError, match="no_such"):
+        grounded.run(_demo(records, out, reward="trimtab_models.demo.oracles:no_such"))
+    with pytest.raises(ValueError, match="options of grounded-mle"):
+        grounded.run(_demo(records, out, options={"width": 3}))
+    with pytest.raises(ValueError, match="greater than or equal to 2"):
+        _demo(records, out, k=1)
+    prompts = tmp_path / "prompts.jsonl"
+    data.write(prompts, [{"prompt": "Hello"}])
+    with pytest.raises(ValueError, match=r"prompts.jsonl, line 1: .*completion"):
+        grounded.run(_demo(prompts, out))
