@@ -4,7 +4,6 @@ python made_up.py FILE SECONDS    rollouts into FILE, a pause of SECONDS before 
 """
 
 import random
-import sys
 import time
 
 from transformers import AutoTokenizer
@@ -48,7 +47,8 @@ def count_words(records):
     return [float(len(record["completion"].split())) for record in records]
 
 
-if __name__ == "__main__":
-    sampler = MadeUp(pause=float(sys.argv[2]))
-    with Journal(sys.argv[1], {"seed": 0}) as journal:
+def run(path, pause):
+    """Rollouts into a file, with a pause of so many seconds before each completion."""
+    sampler = MadeUp(pause=pause)
+    with Journal(path, {"seed": 0}) as journal:
         roll_out(sampler, prompts(sampler), DRAWING, count_words, journal)
