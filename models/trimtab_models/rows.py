@@ -76,7 +76,8 @@ class Rows(NamedTuple):
 
         [rows, length, vocab] → [rows, steps]: column t − 1 is values(state before y_t)[y_t].
         """
-        return self.before(values).gather(-1, self.tokens()[..., None])[..., 0]
+        rows = torch.arange(len(self.prompts), device=values.device)[:, None]
+        return values[rows, self.prompts[:, None] + self._steps() - 1, self.tokens()]
 
     def mask(self) -> Tensor:
         """True where a column is a token of the completion itself: [rows, steps] bool."""
