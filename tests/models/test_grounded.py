@@ -17,6 +17,7 @@ from trimtab_models.grounded.settings import GroundedConfig
 from trimtab_models.grounded.turns import Turns
 from trimtab_models.objectives.plackett_luce import PlackettLuce
 from trimtab_models.rows import Rollout, pad
+from trimtab_models.training.saves import SaveFailed
 
 SENTIMENT = "trimtab_models.demo.oracles:sentiment"
 
@@ -180,7 +181,7 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_bits(
     for file in ("model.safetensors", "token-rewards/model.safetensors"):
         ours, theirs = load_file(config.out / file), load_file(whole / file)
         assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
-    logs = [(tmp_path / f".{name}.run" / "log.jsonl").read_text() for name in ("whole", "stopped")]
+    logs = [(tmp_path / f"{name}.run" / "log.jsonl").read_text() for name in ("whole", "stopped")]
     assert logs[0] == logs[1]
     assert [json.loads(line)["step"] for line in logs[0].splitlines()] == [2, 4]
 
@@ -210,6 +211,30 @@ def test_changed_settings_or_data_are_refused(
     data.write(records, data.read(records)[1:])
     with pytest.raises(ValueError, match="the data"):
         grounded.run(config)
+
+
+def test_a_save_that_fails_says_so_and_leaves_the_one_before(
+    records: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = _demo(records, tmp_path / "out")
+    save = torch.save
+
+    def full(state: dict, path: Path) -> None:
+        if state["step"] > 2:
+            path.write_bytes(b"half")
+            raise OSError(28, "No space left on device")
+        save(state, path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "save", full)
+        with pytest.raises(SaveFailed, match=r"step 4 .*No space left"):
+            grounded.run(config)
+    assert sorted(path.name for path in (tmp_path / "out.run").iterdir()) == [
+        "checkpoint-2",
+        "log.jsonl",
+    ]
+    grounded.run(config)
+    assert sorted(path.name for path in (tmp_path / "out.run").iterdir()) == ["log.jsonl"]
 
 
 def test_what_is_wrong_is_named(records: Path, tmp_path: Path) -> None:

@@ -1,6 +1,6 @@
 """From data to a trained language model, saved after every turn so that a kill costs one turn.
 
-The run directory `.NAME.run` beside `out` holds checkpoint-N as training/saves.py has them: both
+The run directory `NAME.run` beside `out` holds checkpoint-N as training/saves.py has them: both
 networks and the optimiser after step N. A resumed run goes on to the same bits as one that nothing
 interrupted, at the same number of threads.
 """
@@ -30,6 +30,11 @@ from trimtab_models.training.start import keep_layers
 
 REWARDS = "token-rewards"
 """Beside the language model: the network of token rewards, a scorer like any other."""
+
+
+def run_directory(config: GroundedConfig) -> Path:
+    """Where a run keeps its checkpoints and its log: beside the result."""
+    return config.out.with_name(f"{config.out.name}.run")
 
 
 def run(config: GroundedConfig) -> Path:
@@ -62,7 +67,7 @@ def run(config: GroundedConfig) -> Path:
         eos=encoder.eos,
         pad_id=pad_id,
     )
-    work = config.out.with_name(f".{config.out.name}.run")
+    work = run_directory(config)
     fingerprint = {
         **config.model_dump(mode="json", exclude={"out"}),
         "data": saves.digest(examples),
@@ -71,7 +76,8 @@ def run(config: GroundedConfig) -> Path:
         saves.refuse_changes(found, fingerprint)
         turns.restore(torch.load(found / "state.pt", map_location=device, weights_only=True))
     turns.run(lambda turns: _save(turns, work, fingerprint))
-    info = describe(objective, turns.token_rewards.model, examples[:1000], pad_id, base)
+    named = "trimtab-demo-base" if config.base == "demo" else config.base
+    info = describe(objective, turns.token_rewards.model, examples[:1000], pad_id, named)
     _write(turns, tokenizer, info, config.out)
     saves.clear(work)
     return config.out
@@ -130,8 +136,8 @@ def _save(turns: Turns, work: Path, fingerprint: Mapping[str, Any]) -> None:
         shutil.rmtree(part, ignore_errors=True)
         raise saves.SaveFailed(
             f"the checkpoint of step {turns.step} could not be written to {work}: {error}. "
-            "Checkpoints before it are intact: give the same command again to go on from the "
-            "newest."
+            "Checkpoints before it are intact: free some space if the disk is full, and give the "
+            "same command again to go on from the newest."
         ) from error
     for old in saves.checkpoints(work)[: -saves.KEPT]:
         shutil.rmtree(old)
@@ -141,8 +147,15 @@ def _write(turns: Turns, tokenizer: Any, info: checkpoint.ScorerInfo, out: Path)
     part = out.with_name(f".{out.name}.part")
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
-    turns.model.save_pretrained(part)
-    tokenizer.save_pretrained(part)
     text = "Token rewards that a language model was trained with."
-    checkpoint.save(turns.token_rewards.model, tokenizer, info, part / REWARDS, text=text)
-    manifest.publish(part, out)
+    try:
+        turns.model.save_pretrained(part)
+        tokenizer.save_pretrained(part)
+        checkpoint.save(turns.token_rewards.model, tokenizer, info, part / REWARDS, text=text)
+        manifest.publish(part, out)
+    except Exception as error:
+        shutil.rmtree(part, ignore_errors=True)
+        raise saves.SaveFailed(
+            f"{out} could not be written: {error}. The run's last checkpoint is intact: free some "
+            "space if the disk is full, and give the same command again."
+        ) from error
