@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import HfApi
-from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
-from huggingface_hub.errors import HTTPError as TransportError  # type: ignore[attr-defined]
+from huggingface_hub.errors import (  # type: ignore[attr-defined]
+    HfHubHTTPError,
+    HTTPError,  # re-exported: httpx's or httpx2's, whichever the library speaks
+    OfflineModeIsEnabled,
+)
 
 from trimtab_models import adapters, card, checkpoint, manifest
-
-# (TransportError is httpx's or httpx2's, whichever the installed huggingface_hub speaks.)
 
 FILES = (
     *("*.safetensors", "*.safetensors.index.json", "config.json", "generation_config.json"),
@@ -171,7 +172,7 @@ def _upload(work: Path, name: str, private: bool) -> str:
             else ""
         )
         raise OSError(f"the hub refused {name} (HTTP {status}){cure}.") from error
-    except (TransportError, OfflineModeIsEnabled) as error:
+    except (HTTPError, OfflineModeIsEnabled) as error:
         raise OSError(
             f"the hub cannot be reached ({type(error).__name__}); publish to a directory, or try "
             "again when online."

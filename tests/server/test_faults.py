@@ -82,6 +82,7 @@ def test_faults_are_counted_and_the_server_stays_ready(server):
     bad = {"messages": CHAT, "scorers": {"nan": 1}, **LONG}
     assert server.http.post("/generate", json=bad).status_code == 500
     assert count() == before + 1
+    assert "WARNING trimtab.guide: scorer nan returned" in server.log.read_text()
     # The canary asks it again: one strange text does not take the server out of service.
     assert server.http.get("/ready").status_code == 200
     scorers = {s["id"]: s for s in server.http.get("/v1/scorers").json()["data"]}
