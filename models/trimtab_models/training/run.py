@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from transformers import AutoTokenizer, TrainingArguments, set_seed
 
-from trimtab_models import checkpoint, data, networks
+from trimtab_models import checkpoint, data, networks, report
 from trimtab_models.checkpoint import ScorerInfo
 from trimtab_models.objectives import Objective
 from trimtab_models.objectives.base import completions
@@ -53,7 +53,8 @@ def run(config: TrainConfig) -> Path:
         seen = [side for item in held or items for side in completions(item)][:DESCRIBED]
         info = _info(config, loss, model, seen, _pad(tokenizer))
         checkpoint.save(model, tokenizer, info, config.out, text=_card(config, items, held))
-        # The validation report goes here: of `model`, `info`, `held` and `config.completions`.
+        if held:
+            _report(config, model, info, held, _pad(tokenizer))
         for directory in (run_directory(config), *run_directory(config).glob("rate-*")):
             clear(directory)
     trainer.accelerator.wait_for_everyone()
@@ -203,6 +204,20 @@ def _info(
         reference=config.scorer or start.base_path(config),
     )
     return deviations(info, model, seen, pad_id, reference=start.language_model(config))
+
+
+def _report(
+    config: TrainConfig, model: Any, info: ScorerInfo, held: Sequence[Any], pad_id: int
+) -> None:
+    """Put what validation says into the checkpoint, which stands even if that is nothing."""
+    halves = data.read(config.completions) if config.completions else None
+    reference = networks.vocabulary_head(info.reference) if info.reference else None
+    try:
+        found = report.validate(model, info, held, halves, pad_id, reference=reference)
+    except ValueError as error:
+        log.warning("no validation report: %s", error)
+    else:
+        report.update(config.out, found)
 
 
 def _card(config: TrainConfig, items: Sequence[Any], held: Sequence[Any]) -> str:

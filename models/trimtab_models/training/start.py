@@ -107,7 +107,7 @@ def _task(model: Any) -> str:
 
 def _new_head(model: Any) -> list[str] | None:
     """The name of the head, which is trained whole; None for a language model's own."""
-    head = networks.split(model)[1]
+    head: Any = networks.split(model)[1]
     if _task(model) == "CAUSAL_LM" and head.weight.any():
         return None
     return [name for name, module in model.named_modules() if module is head]

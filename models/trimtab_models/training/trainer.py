@@ -125,10 +125,13 @@ def settings(
         "report_to": "none",
         "remove_unused_columns": False,
         "dataloader_pin_memory": False,
+        "ddp_find_unused_parameters": False,
         "use_cpu": not torch.cuda.is_available(),
         "restore_callback_states_from_checkpoint": True,
     }
     fields = ours | given
+    # The order of the data must not depend on how many processes there are.
+    fields.setdefault("data_seed", fields["seed"])
     saves, logs = fields["save_steps"], fields["logging_steps"]
     evaluations = fields.pop("eval_steps", None) or saves
     if saves % logs:

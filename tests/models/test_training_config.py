@@ -1,0 +1,77 @@
+"""What a run is told: the YAML file, what is put over it, and the files that come along."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from accelerate.commands.config.config_args import load_config_from_file
+
+from trimtab_models.training import config, start
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+NEEDED = ["base=demo", "data=d.jsonl", "out=o"]
+
+
+def test_values_from_the_command_line_are_put_over_the_file(tmp_path: Path) -> None:
+    file = tmp_path / "run.yaml"
+    file.write_text(
+        "objective: td-lambda\nbase: demo\ndata: d.jsonl\nout: o\nepochs: 3\n"
+        "learning_rate: 5e-6\nlora: {r: 4, alpha: 8}\noptions: {decay: 0.9}\n"
+    )
+    sets = ["epochs=2.5", "lora.r=2", "trainer.max_grad_norm=1e-1", "validation=0.1"]
+    found = config.load(file, sets, "cd-fudge")
+    assert found.objective == "cd-fudge"
+    assert (found.epochs, found.learning_rate, found.validation) == (2.5, 5e-6, 0.1)
+    assert found.lora == config.Lora(r=2, alpha=8)
+    assert found.options == {"decay": 0.9}
+    assert found.trainer == {"max_grad_norm": 0.1}
+    assert config.load(None, [*NEEDED, "learning_rate=[1e-4, 3e-4]"], "rad").learning_rate == [
+        1e-4,
+        3e-4,
+    ]
+
+
+@pytest.mark.parametrize(
+    ("sets", "says"),
+    [
+        (["epoch=2"], r"epoch: no such setting; did you mean 'epochs'\?"),
+        (["lora.rank=2"], r"lora\.rank: no such setting; expected one of r, alpha"),
+        (["epochs=0"], r"epochs: input should be greater than 0"),
+        (["epochs=many"], r"epochs: .*number"),
+        (["validation=1.5"], r"validation.*between 0 and 1, not 1\.5"),
+        (["learning_rate=[]"], r"learning_rate: expected a positive number"),
+        (["objective=td-lamda"], r"no objective 'td-lamda'; did you mean 'td-lambda'\?"),
+        (["epochs"], r"--set takes key=value.*not 'epochs'"),
+        (["options={"], r"--set options: not YAML"),
+    ],
+)
+def test_an_error_names_the_setting(sets: list[str], says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        config.load(None, ["objective=td-lambda", *NEEDED, *sets])
+
+
+def test_all_that_is_wrong_is_said_at_once() -> None:
+    with pytest.raises(ValueError, match=r"base: is needed.*; data: is needed.*; out: is needed"):
+        config.load(None, [], "td-lambda")
+
+
+def test_options_that_an_objective_does_not_take() -> None:
+    with pytest.raises(ValueError, match=r"options of td-lambda: .*'lamda'"):
+        start.objective(config.load(None, [*NEEDED, "options.lamda=0.9"], "td-lambda"))
+
+
+@pytest.mark.parametrize("file", sorted(CONFIGS.glob("*.yaml")), ids=lambda file: file.stem)
+def test_the_configurations_that_come_along(file: Path) -> None:
+    found = config.load(file)
+    if found.objective != config.DPO:
+        start.objective(found)
+    header = [line for line in file.read_text().splitlines() if line.startswith("#")]
+    assert any("paper" in line.lower() for line in header) or found.base == "demo"
+
+
+@pytest.mark.parametrize("name", ["fsdp", "deepspeed", "multi-node"])
+def test_accelerate_reads_its_configurations(name: str) -> None:
+    found: Any = load_config_from_file(str(CONFIGS / "accelerate" / f"{name}.yaml"))
+    kinds = {"fsdp": "FSDP", "deepspeed": "DEEPSPEED", "multi-node": "MULTI_GPU"}
+    assert found.distributed_type.value == kinds[name]
+    assert found.num_processes > 1

@@ -1,0 +1,341 @@
+"""Whole runs, small: from data to a checkpoint that transformers and PEFT load by themselves."""
+
+import json
+import logging
+import random
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import peft
+import pytest
+import torch
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+    AutoTokenizer,
+    LlamaConfig,
+    LlamaForCausalLM,
+    OPTConfig,
+    OPTForCausalLM,
+    set_seed,
+)
+
+from trimtab_models import checkpoint, data, demo, manifest
+from trimtab_models.objectives import OBJECTIVES
+from trimtab_models.rows import Rollout, pad
+from trimtab_models.scoring import prefix_scores
+from trimtab_models.training.__main__ import main
+from trimtab_models.training.trainer import reader
+
+WORDS = ["good", "fine", "nice", "bad", "poor", "sad"]
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two tiny language models and data of every kind."""
+    top = tmp_path_factory.mktemp("training")
+    tokenizer = AutoTokenizer.from_pretrained(demo.base())
+    set_seed(0)
+    sizes = {"vocab_size": len(tokenizer), "hidden_size": 16, "num_hidden_layers": 2}
+    llama = LlamaConfig(
+        **sizes,
+        intermediate_size=16,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        tie_word_embeddings=True,
+        classifier_dropout=0.0,  # two processes drop other units than one
+    )
+    opt = OPTConfig(**sizes, ffn_dim=16, num_attention_heads=2, word_embed_proj_dim=16)
+    for name, model in (("llama", LlamaForCausalLM(llama)), ("opt", OPTForCausalLM(opt))):
+        model.save_pretrained(top / name)
+        tokenizer.save_pretrained(top / name)
+    draw = random.Random(0)
+    rows = []
+    for n in range(48):
+        words = draw.choices(WORDS, k=draw.randint(2, 5))
+        reward = sum(1 if WORDS.index(word) < 3 else -1 for word in words) / 5
+        prompt = f"How was it, {n % 12}?"
+        rows.append({"prompt": prompt, "completion": " ".join(words), "reward": reward})
+    data.write(top / "rollouts.jsonl", rows)
+    pairs = [{"prompt": r["prompt"], "chosen": "good", "rejected": r["completion"]} for r in rows]
+    data.write(top / "pairs.jsonl", pairs)
+    return top
+
+
+def _train(place: Path, out: Path, objective: str, *sets: str) -> Path:
+    """One call of the command line."""
+    kind = "pairs" if objective == "dpo" else OBJECTIVES[objective]().data
+    given = [
+        f"base={place / 'llama'}",
+        f"data={place / kind}.jsonl",
+        f"out={out}",
+        "batch_size=8",
+        "learning_rate=1e-2",
+        "logging_steps=2",
+        "save_steps=4",
+        "trainer.disable_tqdm=true",
+        "trainer.warmup_steps=0",
+        *sets,
+    ]
+    arguments = [objective, *(part for one in given for part in ("--set", one))]
+    assert main(arguments) == 0
+    return out
+
+
+def _log(out: Path, key: str) -> list[float]:
+    lines = (out.with_name(f"{out.name}.run") / "log.jsonl").read_text().splitlines()
+    return [entry[key] for entry in map(json.loads, lines) if key in entry]
+
+
+def _ids(place: Path) -> torch.Tensor:
+    tokenizer = AutoTokenizer.from_pretrained(place / "llama")
+    return torch.tensor([tokenizer("How was it? good bad fine").input_ids])
+
+
+def _outputs(model: Any, ids: torch.Tensor) -> torch.Tensor:
+    with torch.no_grad():
+        return model.eval()(input_ids=ids).logits
+
+
+@pytest.mark.parametrize(
+    ("objective", "auto", "width"),
+    [
+        ("td-lambda", AutoModelForTokenClassification, 1),
+        ("bradley-terry", AutoModelForTokenClassification, 1),
+        ("distribution", AutoModelForTokenClassification, OBJECTIVES["distribution"]().bins),
+        ("q-exact", AutoModelForCausalLM, 1024),
+        ("value-advantage", AutoModelForCausalLM, 1024),
+        ("genarm", AutoModelForCausalLM, 1024),
+    ],
+)
+def test_transformers_alone_loads_it_with_the_same_numbers(
+    place: Path, tmp_path: Path, objective: str, auto: Any, width: int
+) -> None:
+    out = _train(place, tmp_path / "out", objective, "epochs=4")
+    manifest.verify(out)
+    ours, info = checkpoint.load(out)
+    theirs = auto.from_pretrained(out)
+    ids = _ids(place)
+    found = _outputs(theirs, ids)
+    assert found.shape == (*ids.shape, width)
+    assert torch.equal(found, _outputs(ours, ids))
+    assert found.abs().max() > 0, "nothing was learnt"
+    assert info.objective == OBJECTIVES[objective]().name
+    assert info.base_model == str(place / "llama")
+    assert {path.name for path in tmp_path.iterdir()} == {"out", "out.run"}
+    losses = _log(out, "loss")
+    assert sum(losses[-3:]) < sum(losses[:3])
+    # The mean and deviation are those of the scores, as the trained network gives them.
+    tokenizer = AutoTokenizer.from_pretrained(out)
+    kind = OBJECTIVES[objective]().data
+    if kind == "rollouts":
+        rollouts = data.load(place / "rollouts.jsonl", kind, tokenizer)
+        scores = torch.cat(prefix_scores(ours, info, rollouts, tokenizer.pad_token_id))
+        assert info.mean == pytest.approx(float(scores.mean()), abs=1e-5)
+        assert info.deviation == pytest.approx(float(scores.std()), rel=1e-4)
+
+
+def test_a_family_without_token_classes_is_a_sequence_classifier(
+    place: Path, tmp_path: Path
+) -> None:
+    out = _train(place, tmp_path / "out", "td-lambda", f"base={place / 'opt'}")
+    model = AutoModelForSequenceClassification.from_pretrained(out)
+    assert type(model).__name__ == "OPTForSequenceClassification"
+    tokenizer = AutoTokenizer.from_pretrained(out)
+    rollouts = data.load(place / "rollouts.jsonl", "rollouts", tokenizer)[:3]
+    scores = prefix_scores(model, checkpoint.read_info(out), rollouts, 0)
+    for rollout, row in zip(rollouts, scores, strict=True):
+        ids = torch.tensor([rollout.prompt + rollout.completion])
+        assert row[-1].item() == pytest.approx(_outputs(model, ids)[0, 0].item(), abs=1e-5)
+    # What training read of it is the head at every position.
+    rows = pad(rollouts, 0)
+    with torch.no_grad():
+        read = rows.gather(reader(model, 0)(model, rows))[..., 0]
+    for i, row in enumerate(scores):
+        assert torch.allclose(read[i, : len(row)], row, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("objective", "auto"),
+    [
+        ("td-lambda", peft.AutoPeftModelForTokenClassification),
+        ("q-exact", peft.AutoPeftModelForCausalLM),
+        ("genarm", peft.AutoPeftModelForCausalLM),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:Model has .tie_word_embeddings=True:UserWarning")
+def test_peft_alone_loads_an_adapter_with_the_same_numbers(
+    place: Path, tmp_path: Path, objective: str, auto: Any
+) -> None:
+    sets = ("epochs=2", "lora.r=2")
+    merged = _train(place, tmp_path / "merged", objective, *sets)
+    adapter = _train(place, tmp_path / "adapter", objective, *sets, "lora.merge=false")
+    assert (adapter / "adapter_model.safetensors").exists()
+    assert not (adapter / "model.safetensors").exists()
+    labels = {"num_labels": 1} if objective == "td-lambda" else {}
+    theirs = auto.from_pretrained(adapter, **labels)
+    ids = _ids(place)
+    whole = _outputs(checkpoint.load(merged)[0], ids)
+    assert torch.allclose(whole, _outputs(checkpoint.load(adapter)[0], ids), atol=1e-6)
+    assert torch.allclose(whole, _outputs(theirs, ids), atol=1e-5)
+    untrained = _outputs(LlamaForCausalLM.from_pretrained(place / "llama"), ids)
+    assert whole.shape != untrained.shape or not torch.allclose(whole, untrained, atol=1e-3)
+    one, two = (checkpoint.read_info(path) for path in (merged, adapter))
+    assert one.mean == pytest.approx(two.mean, abs=1e-6)
+    assert one.deviation == pytest.approx(two.deviation, rel=1e-4)
+    assert one.model_copy(update={"mean": two.mean, "deviation": two.deviation}) == two
+
+
+def test_a_folded_head_cannot_be_an_adapter(
+    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(AssertionError):
+        _train(place, tmp_path / "out", "ilql", "lora.merge=false")
+    assert "lora.merge: ilql is folded" in capsys.readouterr().err
+
+
+def test_dpo_makes_a_log_ratio_scorer(place: Path, tmp_path: Path) -> None:
+    out = _train(place, tmp_path / "out", "dpo", "epochs=4", "options.beta=0.5")
+    model, info = checkpoint.load(out)
+    assert (info.family, info.alpha, info.reference) == ("log_ratio", 0.5, str(place / "llama"))
+    tokenizer = AutoTokenizer.from_pretrained(out)
+    reference = AutoModelForCausalLM.from_pretrained(place / "llama")
+    items = data.load(place / "pairs.jsonl", "pairs", tokenizer)
+    items = [item for item in items if item.chosen != item.rejected]
+
+    def rewards(sides: list[list[int]]) -> torch.Tensor:
+        rollouts = [Rollout(i.prompt, side, 0.0) for i, side in zip(items, sides, strict=True)]
+        return torch.stack(
+            [s[-1] for s in prefix_scores(model, info, rollouts, 0, reference=reference)]
+        )
+
+    margins = rewards([i.chosen for i in items]) - rewards([i.rejected for i in items])
+    assert (margins > 0).float().mean() > 0.9
+    again = _train(place, tmp_path / "lora", "dpo", "epochs=4", "lora.r=2", "lora.merge=false")
+    assert checkpoint.read_info(again).family == "log_ratio"
+    peft.AutoPeftModelForCausalLM.from_pretrained(again)
+
+
+def test_dpo_goes_on_where_it_was(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from trimtab_models.training.saves import SafeTrainer
+
+    whole = _train(place, tmp_path / "whole", "dpo", "epochs=2")
+    save = SafeTrainer._save_checkpoint
+
+    def failing(self: Any, *arguments: Any) -> None:
+        if self.state.global_step == 8:
+            raise KeyboardInterrupt
+        save(self, *arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(SafeTrainer, "_save_checkpoint", failing)
+        with pytest.raises(AssertionError):
+            _train(place, tmp_path / "cut", "dpo", "epochs=2")
+    assert "interrupted; the same command goes on" in capsys.readouterr().err
+    cut = _train(place, tmp_path / "cut", "dpo", "epochs=2")
+    assert (cut / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
+    assert _log(cut, "loss") == _log(whole, "loss")
+
+
+def test_the_learning_rate_of_least_validation_loss_is_kept(
+    place: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    sets = ("validation=0.25", "epochs=3")
+    with caplog.at_level(logging.WARNING, "trimtab_models"):
+        chosen = _train(place, tmp_path / "out", "td-lambda", *sets, "learning_rate=[1e-6, 1e-2]")
+    assert "learning rate 0.01: validation loss" in caplog.text
+    alone = _train(place, tmp_path / "alone", "td-lambda", *sets, "learning_rate=1e-2")
+    assert (chosen / "model.safetensors").read_bytes() == (alone / "model.safetensors").read_bytes()
+    rates = {path.name for path in (tmp_path / "out.run").iterdir()}
+    assert rates == {"rate-1e-06", "rate-0.01"}
+
+
+def test_early_stopping_keeps_the_best(place: Path, tmp_path: Path) -> None:
+    sets = ("validation=0.25", "epochs=60", "early_stopping=2", "learning_rate=3e-2")
+    out = _train(place, tmp_path / "out", "cd-fudge", *sets)
+    losses = _log(out, "eval_loss")
+    assert len(losses) < 60 * 5 // 4, "it never stopped"
+    assert min(losses) == losses[-3], "patience is 2"
+    tokenizer = AutoTokenizer.from_pretrained(out)
+    items = data.load(place / "rollouts.jsonl", "rollouts", tokenizer)
+    _, held = data.split(items, 0.25, 0)
+    model, info = checkpoint.load(out)
+    scores = prefix_scores(model, info, held, 0)
+    errors = [(s - item.label).square() for s, item in zip(scores, held, strict=True)]
+    parts = [torch.cat(errors[i : i + 8]) for i in range(0, len(errors), 8)]
+    mean = sum(p.mean() * n for p, n in zip(parts, (8, 4), strict=True)) / 12
+    assert float(mean) == pytest.approx(min(losses), abs=1e-4)
+
+
+def test_half_precision_gradient_checkpoints_and_tensorboard(place: Path, tmp_path: Path) -> None:
+    plain = _train(place, tmp_path / "plain", "td-lambda")
+    saving = _train(place, tmp_path / "saving", "td-lambda", "gradient_checkpointing=true")
+    assert _log(saving, "loss") == pytest.approx(_log(plain, "loss"), rel=1e-5)
+    half = _train(place, tmp_path / "half", "td-lambda", "bf16=true", "tensorboard=true")
+    assert _log(half, "loss") == pytest.approx(_log(plain, "loss"), rel=0.1)
+    assert _log(half, "loss") != _log(plain, "loss")
+    assert list((tmp_path / "half.run").rglob("events.out.tfevents*"))
+    assert checkpoint.load(half)[0].dtype == torch.float32
+
+
+def test_fewer_layers(place: Path, tmp_path: Path) -> None:
+    out = _train(place, tmp_path / "out", "td-lambda", "layers=1")
+    model, _ = checkpoint.load(out)
+    assert len(model.model.layers) == model.config.num_hidden_layers == 1
+
+
+@pytest.mark.parametrize(
+    ("sets", "says"),
+    [
+        (["data=nowhere.jsonl"], "nowhere.jsonl"),
+        (["layers=3"], "layers: the network has 2, not 3."),
+        (["early_stopping=1"], "early_stopping needs validation data."),
+        (["learning_rate=[1e-3, 1e-4]"], "to choose from a list, set `validation` too"),
+        (["trainer.learning_rate=1"], "trainer.learning_rate: set `learning_rate` instead."),
+        (["trainer.warmup_step=1"], "no such field; did you mean 'warmup_steps'?"),
+        (["save_steps=3"], "save_steps (3) must be a multiple of logging_steps (2)."),
+        (["base=/no/where"], "/no/where"),
+    ],
+)
+def test_what_does_not_go_is_one_line(
+    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], sets: list[str], says: str
+) -> None:
+    with pytest.raises(AssertionError):
+        _train(place, tmp_path / "out", "td-lambda", *sets)
+    told = [line for line in capsys.readouterr().err.splitlines() if line.startswith("trimtab: ")]
+    assert len(told) == 1
+    assert says in told[0]
+    assert not (tmp_path / "out").exists()
+
+
+def test_two_processes_train_one_scorer(place: Path, tmp_path: Path) -> None:
+    """Two batches of four on two processes are a batch of eight; the main one alone writes."""
+    sets = ["batch_size=4", "learning_rate=1e-2", "logging_steps=2", "save_steps=4"]
+    sets += [f"base={place / 'llama'}", f"data={place / 'pairs.jsonl'}", f"out={tmp_path / 'two'}"]
+    sets += ["trainer={disable_tqdm: true, warmup_steps: 0}"]
+    launch: list[Any] = [Path(sys.executable).with_name("accelerate"), "launch", "--multi_gpu"]
+    launch += ["--num_processes", "2", "--num_machines", "1", "--mixed_precision", "no"]
+    launch += ["--dynamo_backend", "no", "--main_process_port", "0"]
+    launch += ["-m", "trimtab_models.training", "bradley-terry-full"]
+    command = [*launch, *(part for one in sets for part in ("--set", one))]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    manifest.verify(tmp_path / "two")
+    one = _train(place, tmp_path / "one", "bradley-terry-full")
+    assert _log(tmp_path / "two", "loss") == pytest.approx(_log(one, "loss"), abs=1e-4)
+    ids = _ids(place)
+    found, expected = (_outputs(checkpoint.load(path)[0], ids) for path in (tmp_path / "two", one))
+    assert torch.allclose(found, expected, atol=1e-3)
+    assert expected.std() > 0.01, "nothing to compare"
