@@ -18,20 +18,17 @@ import tempfile
 import time
 from pathlib import Path
 
-from trimtab.quiet import quieten
+os.environ.update(VLLM_CPU_KVCACHE_SPACE="1", VLLM_LOGGING_LEVEL="ERROR", VLLM_NO_USAGE_STATS="1")
 
-os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
-quieten()
+from vllm import SamplingParams
 
-from vllm import SamplingParams  # noqa: E402  (it reads the environment when imported)
-
-from trimtab.draws import Drawing  # noqa: E402
-from trimtab.journal import Journal  # noqa: E402
-from trimtab.offline import Sampler, engine_options  # noqa: E402
-from trimtab.prompts import Prompt  # noqa: E402
-from trimtab.rollout import roll_out  # noqa: E402
-from trimtab_models import demo, rewards  # noqa: E402
-from trimtab_server.demo import ENGINE  # noqa: E402
+from trimtab.draws import Drawing
+from trimtab.journal import Journal
+from trimtab.offline import Sampler, engine_options
+from trimtab.prompts import Prompt
+from trimtab.rollout import roll_out
+from trimtab_models import demo, rewards
+from trimtab_server.demo import ENGINE
 
 RESULTS = Path(__file__).parent / "results"
 PROMPTS, N, TEMPERATURE, MAX_TOKENS = 64, 8, 0.7, 96

@@ -7,6 +7,7 @@ Every completion comes with its base log-probabilities, and has a seed of its ow
 share a batch decides nothing but rounding.
 """
 
+import gc
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
@@ -73,6 +74,8 @@ class Sampler:
         if self.scorers:
             self.engine.collective_rpc("trimtab_scorers")  # shows the processor its runner
         self._runs = 0
+        # What is loaded by now stays; the collector need not walk through it at every turn.
+        gc.freeze()
 
     def sample(
         self,
