@@ -31,6 +31,7 @@ RESULTS = Path(__file__).parent / "results"
 WORK = ROOT / ".work" / "objectives"
 REWARD = "sentiment"
 TRAIN_PROMPTS, COMPLETIONS, PAIRS, SHARPNESS = 768, 8, 8000, 2.0
+EPOCHS = {"rollouts": 2, "pairs": 1, "rankings": 3}  # about as many answers read for each
 PROMPTS = 200
 CANDIDATES = {"mass 0.99": {"k": 32, "mass": 0.99}, "k = 10": {"k": 10, "mass": 1.0}}
 KL = 1.0  # nats per answer at which the frontiers are compared
@@ -40,7 +41,7 @@ EXPECTED = (  # (better, worse) at equal KL
     ("td-lambda", "cd-fudge"),
     ("bradley-terry", "bradley-terry-full"),
 )
-VALUE_BETAS, PAIR_BETAS, RATIO_BETAS = (2, 4, 8), (1, 2, 4), (0.5, 1, 2)
+VALUE_BETAS, PAIR_BETAS = (2, 4, 8), (1, 2, 4)
 
 
 @dataclass
@@ -55,7 +56,7 @@ class Plan:
 PLANS = {
     "bradley-terry": Plan("pairs", PAIR_BETAS),
     "bradley-terry-full": Plan("pairs", PAIR_BETAS),
-    "plackett-luce": Plan("rankings", VALUE_BETAS),
+    "plackett-luce": Plan("rankings"),
     "td-lambda": Plan(),
     "td-0": Plan(),
     "cd-fudge": Plan(),
@@ -71,9 +72,9 @@ PLANS = {
     "soft-value": Plan(settings={"options.eta": 0.25}),
     "soft-td": Plan(settings={"options.eta": 0.25}),
     "distribution": Plan(settings={"options.support": [-1, 1]}),
-    "distribution-td": Plan(settings={"options.support": [-1, 1]}),
-    "genarm": Plan("pairs", RATIO_BETAS, {"layers": None, "learning_rate": 3e-4}),
-    "dpo": Plan("pairs", RATIO_BETAS, {"layers": None, "learning_rate": 3e-4}),
+    "distribution-td": Plan(settings={"options.support": [-1, 1], "options.decay": 0.95}),
+    "genarm": Plan("pairs", PAIR_BETAS, {"layers": None, "learning_rate": 3e-4}),
+    "dpo": Plan("pairs", PAIR_BETAS, {"layers": None, "learning_rate": 3e-4}),
 }
 
 
@@ -100,7 +101,8 @@ def train(name: str) -> None:
     plan, out = PLANS[name], WORK / name
     if (out / "config.json").exists():
         return
-    settings = {"data": WORK / f"{plan.data}.jsonl", "out": out, **plan.settings}
+    settings = {"data": WORK / f"{plan.data}.jsonl", "out": out, "epochs": EPOCHS[plan.data]}
+    settings |= plan.settings
     sets = [part for key, value in settings.items() for part in ("--set", f"{key}={_yaml(value)}")]
     command = [sys.executable, "-m", "trimtab_models.training", name]
     command += ["--config", str(ROOT / "configs" / "demo.yaml"), *sets]
@@ -109,7 +111,7 @@ def train(name: str) -> None:
 
 
 def _yaml(value: object) -> str:
-    return json.dumps(value) if isinstance(value, list | None) else str(value)
+    return str(value) if isinstance(value, Path) else json.dumps(value)
 
 
 def _one_thread() -> dict[str, str]:

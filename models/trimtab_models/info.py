@@ -7,6 +7,9 @@ from pydantic import BaseModel, ConfigDict, Field
 Family = Literal["head", "distribution", "vocabulary", "log_ratio"]
 Link = Literal["identity", "sigmoid", "log_sigmoid"]
 
+STEERS = 0.6
+"""Below this prefix-AUC a scorer had better not guide; one half is chance."""
+
 
 class ScorerInfo(BaseModel):
     """What a scorer is, beyond its network; stored in config.json as "trimtab".
@@ -22,6 +25,7 @@ class ScorerInfo(BaseModel):
     base_model: str = Field("unknown", description="the base whose prefixes it scores")
     mean: float = 0.0
     deviation: float = Field(1.0, gt=0)
+    is_value: bool = Field(False, description="its scores are mean rewards, in the reward's unit")
     link: Link = Field("identity", description="what makes a head's output a score")
     support: tuple[float, float] | None = Field(
         None, description="lowest and highest return of a distribution head, bins evenly between"
@@ -33,5 +37,5 @@ class ScorerInfo(BaseModel):
         "relative to the checkpoint's",
     )
     prefix_auc: float | None = Field(
-        None, description="how often the order on prefixes is the final order; see validation.py"
+        None, description="how often the order on prefixes is the final order; see validation/"
     )

@@ -7,17 +7,16 @@ that validation stores with a checkpoint tells how often the order on prefixes i
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-LEAST_AUC = 0.6
-"""One half is chance."""
+from trimtab_models.info import STEERS
 
 
 def doubts(found: Iterable[Mapping[str, Any]]) -> list[str]:
     """One line for each scorer whose prefix-AUC is known and low; see GuidanceWorker."""
     return [
         f"scorer '{scorer['name']}' has a prefix-AUC of {scorer['prefix_auc']:.3f}, below "
-        f"{LEAST_AUC}: what it says of a prefix hardly tells how the answer ends, so it will "
+        f"{STEERS}: what it says of a prefix hardly tells how the answer ends, so it will "
         "steer badly. Train it on prefixes (trimtab train bradley-terry or td-lambda), on more "
         "data, or use it to rank whole answers."
         for scorer in found
-        if scorer["prefix_auc"] is not None and scorer["prefix_auc"] < LEAST_AUC
+        if scorer["prefix_auc"] is not None and scorer["prefix_auc"] < STEERS
     ]

@@ -15,10 +15,10 @@ from trimtab_models.checkpoint import ScorerInfo
 from trimtab_models.data import Record
 from trimtab_models.demo import rollouts as demo_rollouts
 from trimtab_models.networks import scalar_head
+from trimtab_models.objectives import OBJECTIVES
 from trimtab_models.report import Report, plots, summary, update, validate, write
 from trimtab_models.report.__main__ import main
 from trimtab_models.report.text import markdown
-from trimtab_models.report.validate import is_value
 from trimtab_models.rows import Pair, Ranked, Rollout
 
 PROMPTS, COMPLETIONS = 12, 8
@@ -138,20 +138,13 @@ def test_an_untrained_network_is_near_chance_and_told_not_to_steer(
     assert "can steer" not in summary(report)
 
 
-def test_which_scores_are_values() -> None:
-    values = ["TD(λ), λ=0.95", "RAD", "CD-Q", "return distribution", "dueling Q"]
-    orders = [
-        "partial Bradley-Terry",
-        "Plackett-Luce, sum",
-        "ILQL, τ=0.9",
-        "soft value, η=1",
-        "DPO",
-    ]
-    assert all(is_value(ScorerInfo(objective=name)) for name in values)
-    assert not any(is_value(ScorerInfo(objective=name)) for name in orders)
-    assert not is_value(ScorerInfo(objective="FUDGE", link="log_sigmoid"))
-    assert not is_value(ScorerInfo(objective="TD(λ)", family="log_ratio"))
-    assert not is_value(ScorerInfo())
+def test_which_objectives_give_values() -> None:
+    values = {name for name, objective in OBJECTIVES.items() if objective().is_value}
+    assert values == {
+        *("td-lambda", "td-0", "cd-fudge", "rad", "distribution", "distribution-td"),
+        *("q-exact", "q-sampled", "dueling-q", "value-advantage", "cd-q"),
+    }
+    assert all(OBJECTIVES[name]().info()["is_value"] for name in values)
 
 
 def test_files_are_small_whole_and_none_is_stale(report: Report, tmp_path: Path) -> None:

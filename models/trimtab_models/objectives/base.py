@@ -27,6 +27,8 @@ class Objective(ABC):
     """The network it trains; see `networks.build`."""
     reads_base: ClassVar[bool] = False
     """Whether `loss` needs log π0 of every next token."""
+    is_value: ClassVar[bool] = False
+    """Whether scores are mean rewards, in the reward's own unit, and not merely in its order."""
 
     @abstractmethod
     def loss(self, outputs: Tensor, rows: Rows, log_pi0: Tensor | None = None) -> Tensor:
@@ -51,7 +53,7 @@ class Objective(ABC):
 
     def info(self) -> dict[str, Any]:
         """What the checkpoint must say beside the name: fields of a `ScorerInfo`."""
-        return {}
+        return {"is_value": self.is_value}
 
     def combine(self, outputs: Tensor) -> Tensor:
         """Q from a head of `vocabulary+value`: [..., vocab + 1] → [..., vocab], linear.

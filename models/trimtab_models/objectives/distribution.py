@@ -45,6 +45,7 @@ class Distribution(Objective):
     """
 
     head: ClassVar[Head] = "distribution"
+    is_value: ClassVar[bool] = True
 
     def __init__(
         self, support: Sequence[float] = (-1.0, 1.0), bins: int = 51, decay: float = 1.0
@@ -81,4 +82,4 @@ class Distribution(Objective):
 
     def info(self) -> dict[str, Any]:
         """Which returns the bins stand for."""
-        return {"support": self.support}
+        return super().info() | {"support": self.support}

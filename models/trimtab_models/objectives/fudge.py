@@ -56,4 +56,4 @@ class Fudge(Objective):
 
     def info(self) -> dict[str, Any]:
         """Its head's output is a logit; log σ of it is the score."""
-        return {"link": "log_sigmoid"}
+        return super().info() | {"link": "log_sigmoid"}

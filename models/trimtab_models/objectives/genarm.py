@@ -41,7 +41,7 @@ class GenArm(Objective):
 
     def info(self) -> dict[str, Any]:
         """What its log-probabilities are multiplied by when served."""
-        return {"alpha": self.beta}
+        return super().info() | {"alpha": self.beta}
 
 
 def log_likelihoods(logits: Tensor, rows: Rows) -> Tensor:

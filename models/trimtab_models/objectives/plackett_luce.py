@@ -74,7 +74,7 @@ class PlackettLuce(Objective):
 
     def info(self) -> dict[str, Any]:
         """Its network's outputs are read through σ."""
-        return {"link": "sigmoid"}
+        return super().info() | {"link": "sigmoid"}
 
 
 def ranking_loss(scores: Tensor, groups: Tensor) -> Tensor:

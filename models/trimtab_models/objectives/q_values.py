@@ -29,6 +29,7 @@ class QExact(Objective):
 
     name = "Q, exact backup"
     head: ClassVar[Head] = "vocabulary"
+    is_value: ClassVar[bool] = True
     reads_base: ClassVar[bool] = True
 
     def loss(self, outputs: Tensor, rows: Rows, log_pi0: Tensor | None = None) -> Tensor:

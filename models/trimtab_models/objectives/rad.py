@@ -12,6 +12,8 @@ which leans towards the rewards of the answers that will end soon. Source: Deng 
 (arXiv 2310.09520), section 2, the cumulative squared error loss.
 """
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor
 
@@ -23,6 +25,7 @@ class Rad(Objective):
     """The objective over rollouts."""
 
     name = "RAD"
+    is_value: ClassVar[bool] = True
 
     def loss(self, outputs: Tensor, rows: Rows, log_pi0: Tensor | None = None) -> Tensor:
         """Mean over rows of the weighted squared error; see Objective.loss."""

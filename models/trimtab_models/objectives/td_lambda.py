@@ -10,6 +10,8 @@ Language Model Alignment and Personalization"; Mudgal et al., "Controlled Decodi
 Models" (arXiv 2310.17022), section 3, the loss called CD-FUDGE.
 """
 
+from typing import ClassVar
+
 from torch import Tensor
 
 from trimtab_models.objectives.base import Objective
@@ -23,6 +25,8 @@ class TdLambda(Objective):
     Args:
         decay: λ, in [0, 1]; the paper of VAS uses 0.95 to 0.98.
     """
+
+    is_value: ClassVar[bool] = True
 
     def __init__(self, decay: float = 0.95) -> None:
         self.decay = check_decay(decay)

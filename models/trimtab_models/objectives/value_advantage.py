@@ -28,6 +28,7 @@ class ValueAdvantage(Objective):
     """
 
     head: ClassVar[Head] = "vocabulary+value"
+    is_value: ClassVar[bool] = True
 
     def __init__(self, decay: float = 0.95) -> None:
         self.decay = check_decay(decay)

@@ -1,10 +1,8 @@
 """What a report says in words: for report.md, and in a few lines for the model card."""
 
+from trimtab_models.info import STEERS
 from trimtab_models.report.validate import Report
 from trimtab_models.validation import Estimate, ValueAgreement
-
-STEERS = 0.6
-"""The prefix-AUC from which on a scorer may steer; below it, its order on prefixes is chance."""
 
 
 def _number(value: float | None) -> str:

@@ -24,11 +24,6 @@ from trimtab_models.validation import (
 from trimtab_models.validation.estimates import Figures
 
 POINTS = 400  # of the plot of score against length
-OWN_SCALE = (
-    *("bradley-terry", "plackett-luce", "farma", "genarm", "autoregressive", "dpo"),
-    *("ilql", "soft value", "unknown"),
-)
-"""In the names of objectives whose scores are no mean return: orders, advantages, soft values."""
 
 
 class Point(Figures):
@@ -58,12 +53,6 @@ class Report(Figures):
     values: ValueAgreement | None
     inheritance: list[Inheritance]
     points: list[Point]
-
-
-def is_value(info: ScorerInfo) -> bool:
-    """Whether a scorer's numbers are meant to be the mean return, and not only to order."""
-    own_scale = any(word in info.objective.lower() for word in OWN_SCALE)
-    return info.family != "log_ratio" and info.link != "log_sigmoid" and not own_scale
 
 
 def validate(
@@ -103,7 +92,7 @@ def validate(
     found = Report(
         objective=info.objective,
         family=info.family,
-        is_value=is_value(info),
+        is_value=info.is_value,
         completions=len(rollouts),
         prompts=len({tuple(rollout.prompt) for rollout in rollouts}),
         prefix_auc=prefix_auc(scores, labels, groups, seed=seed),
