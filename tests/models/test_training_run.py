@@ -337,5 +337,6 @@ def test_two_processes_train_one_scorer(place: Path, tmp_path: Path) -> None:
     assert _log(tmp_path / "two", "loss") == pytest.approx(_log(one, "loss"), abs=1e-4)
     ids = _ids(place)
     found, expected = (_outputs(checkpoint.load(path)[0], ids) for path in (tmp_path / "two", one))
-    assert torch.allclose(found, expected, atol=1e-3)
+    # The loss does not see a constant, which Adam moves by the rounding of its gradient.
+    assert torch.allclose(found - found.mean(), expected - expected.mean(), atol=1e-3)
     assert expected.std() > 0.01, "nothing to compare"
