@@ -3,9 +3,14 @@
     python benchmarks/rollouts.py [--quick]
 
 64 prompts of the demo world, 8 completions each at temperature 0.7, at most 96 tokens. In turn, in
-one process: `LLM.generate` with nothing but the sampling asked for, and whole rollouts as
-`trimtab rollout` makes them: a seed for each answer, base log-probabilities, reward, JSON Lines on
-disk. Ratio = rollouts' tokens per second ÷ LLM.generate's, the median of paired repeats.
+one process:
+
+    plain      `LLM.generate` with nothing but the sampling asked for
+    same       `LLM.generate` asked for what a rollout holds: a seed, log-probabilities of tokens
+    rollouts   whole rollouts as `trimtab rollout` makes them: a seed for each answer, base
+               log-probabilities, reward, JSON Lines on disk
+
+Ratio = rollouts' tokens per second ÷ LLM.generate's, the median of paired repeats.
 Writes benchmarks/results/rollouts.{json,md}.
 """
 
@@ -35,9 +40,9 @@ PROMPTS, N, TEMPERATURE, MAX_TOKENS = 64, 8, 0.7, 96
 REWARD = "trimtab_models.demo.oracles:sentiment"
 
 
-def generate(sampler: Sampler, prompts: list[Prompt]) -> float:
+def generate(sampler: Sampler, prompts: list[Prompt], **more) -> float:
     """Tokens per second of LLM.generate alone."""
-    params = SamplingParams(n=N, temperature=TEMPERATURE, max_tokens=MAX_TOKENS)
+    params = SamplingParams(n=N, temperature=TEMPERATURE, max_tokens=MAX_TOKENS, **more)
     began = time.perf_counter()
     inputs = [{"prompt_token_ids": prompt.token_ids} for prompt in prompts]
     outputs = sampler.llm.generate(inputs, params, use_tqdm=False)
@@ -72,34 +77,39 @@ def main() -> None:
     pairs = []
     with tempfile.TemporaryDirectory() as folder:
         for repeat in range(4 if arguments.quick else 12):
-            order = [
-                lambda: ("generate", generate(sampler, prompts)),
-                lambda repeat=repeat: (
-                    "rollouts",
-                    rollouts(sampler, prompts, repeat, Path(folder)),
-                ),
-            ]
-            pairs.append(dict(run() for run in (order if repeat % 2 else order[::-1])))
+            runs = {
+                "plain": lambda: generate(sampler, prompts),
+                "rollouts": lambda i=repeat: rollouts(sampler, prompts, i, Path(folder)),
+                "same": lambda i=repeat: generate(sampler, prompts, seed=i, logprobs=0),
+            }
+            names = list(runs) if repeat % 2 else list(runs)[::-1]
+            pairs.append({name: runs[name]() for name in names})
     pairs = pairs[1:]  # the first warms up
-    ratios = sorted(pair["rollouts"] / pair["generate"] for pair in pairs)
+    speed = {name: statistics.median(pair[name] for pair in pairs) for name in runs}
+    ratios = {
+        name: sorted(pair["rollouts"] / pair[name] for pair in pairs) for name in ("plain", "same")
+    }
     result = {
-        "tokens_per_second": {
-            name: statistics.median(pair[name] for pair in pairs) for name in pairs[0]
-        },
-        "ratio": statistics.median(ratios),
-        "ratio_range": [ratios[0], ratios[-1]],
+        "tokens_per_second": speed,
+        "ratio": {name: statistics.median(found) for name, found in ratios.items()},
+        "ratio_range": {name: [found[0], found[-1]] for name, found in ratios.items()},
         "repeats": len(pairs),
         "settings": {"prompts": PROMPTS, "n": N, "max_tokens": MAX_TOKENS, "reward": REWARD},
         "machine": f"{platform.machine()}, {os.cpu_count()} cores",
     }
+    labels = {
+        "plain": "`LLM.generate`, tokens and text alone",
+        "same": "`LLM.generate`, with a seed and the tokens' log-probabilities",
+    }
     text = (
         f"Demo base, {PROMPTS} prompts × {N} completions of at most {MAX_TOKENS} tokens, "
         f"{result['machine']}; medians of {len(pairs)} paired repeats.\n\n"
-        "| | tokens per second |\n|---|---|\n"
-        f"| `LLM.generate` alone | {result['tokens_per_second']['generate']:.0f} |\n"
-        "| rollouts (seeds, base log-probabilities, reward, file) "
-        f"| {result['tokens_per_second']['rollouts']:.0f} |\n"
-        f"| ratio | {result['ratio']:.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f}) |\n"
+        "| | tokens per second | rollouts ÷ it (lowest to highest) |\n|---|---|---|\n"
+        f"| rollouts: seeds, base log-probabilities, reward, file | {speed['rollouts']:.0f} | |\n"
+    ) + "".join(
+        f"| {label} | {speed[name]:.0f} | {result['ratio'][name]:.2f} "
+        f"({ratios[name][0]:.2f} to {ratios[name][-1]:.2f}) |\n"
+        for name, label in labels.items()
     )
     print(text)
     if not arguments.quick:
