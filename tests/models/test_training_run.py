@@ -28,6 +28,7 @@ from trimtab_models.objectives import OBJECTIVES
 from trimtab_models.rows import Rollout, pad
 from trimtab_models.scoring import prefix_scores
 from trimtab_models.training.__main__ import main
+from trimtab_models.training.saves import SafeTrainer
 from trimtab_models.training.trainer import reader
 
 WORDS = ["good", "fine", "nice", "bad", "poor", "sad"]
@@ -226,12 +227,25 @@ def test_dpo_makes_a_log_ratio_scorer(place: Path, tmp_path: Path) -> None:
     peft.AutoPeftModelForCausalLM.from_pretrained(again)
 
 
-def test_dpo_goes_on_where_it_was(
-    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("objective", "sets", "weights"),
+    [
+        ("dpo", [], "model.safetensors"),
+        ("td-lambda", ["lora.r=2", "lora.dropout=0.1"], "model.safetensors"),
+        ("q-exact", ["lora.r=2", "lora.merge=false"], "adapter_model.safetensors"),
+    ],
+)
+def test_what_was_interrupted_goes_on_to_the_same_bits(
+    place: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    objective: str,
+    sets: list[str],
+    weights: str,
 ) -> None:
-    from trimtab_models.training.saves import SafeTrainer
-
-    whole = _train(place, tmp_path / "whole", "dpo", "epochs=2")
+    sets = ["epochs=2", *sets]
+    whole = _train(place, tmp_path / "whole", objective, *sets)
     save = SafeTrainer._save_checkpoint
 
     def failing(self: Any, *arguments: Any) -> None:
@@ -242,10 +256,10 @@ def test_dpo_goes_on_where_it_was(
     with monkeypatch.context() as patch:
         patch.setattr(SafeTrainer, "_save_checkpoint", failing)
         with pytest.raises(AssertionError):
-            _train(place, tmp_path / "cut", "dpo", "epochs=2")
+            _train(place, tmp_path / "cut", objective, *sets)
     assert "interrupted; the same command goes on" in capsys.readouterr().err
-    cut = _train(place, tmp_path / "cut", "dpo", "epochs=2")
-    assert (cut / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
+    cut = _train(place, tmp_path / "cut", objective, *sets)
+    assert (cut / weights).read_bytes() == (whole / weights).read_bytes()
     assert _log(cut, "loss") == _log(whole, "loss")
 
 
@@ -258,6 +272,9 @@ def test_the_learning_rate_of_least_validation_loss_is_kept(
     assert "learning rate 0.01: validation loss" in caplog.text
     alone = _train(place, tmp_path / "alone", "td-lambda", *sets, "learning_rate=1e-2")
     assert (chosen / "model.safetensors").read_bytes() == (alone / "model.safetensors").read_bytes()
+    assert (chosen / "report.md").exists()
+    assert checkpoint.read_info(chosen).prefix_auc is not None
+    manifest.verify(chosen)
     rates = {path.name for path in (tmp_path / "out.run").iterdir()}
     assert rates == {"rate-1e-06", "rate-0.01"}
 
