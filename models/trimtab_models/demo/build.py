@@ -15,13 +15,15 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM, set_seed
 
 from trimtab_models import checkpoint, data, objectives, training
-from trimtab_models.demo import corpus, language_model, oracles, rollouts
+from trimtab_models.demo import chat, corpus, language_model, oracles, rollouts, world
 from trimtab_models.networks import scalar_head
+from trimtab_models.report.validate import validate
 
 SEED = 0
 DOCUMENTS = 40_000
 PROMPTS = 768  # how many different ones; each is rolled out `COMPLETIONS` times
 COMPLETIONS = 16
+HELD_OUT = 96  # prompts to validate with, four answers each
 PAIRS = 16_000
 SHARPNESS = 2.0  # of the judge of the pairs; the sentiment scorer learns this times the reward
 NAME = "trimtab-demo-base"
@@ -85,6 +87,16 @@ def roll_out(base: Path, out: Path) -> None:
     data.write(out, rollouts.sample(model, tokenizer, prompts, SEED))
 
 
+def measure(name: str, base: Path, model: Any, info: checkpoint.ScorerInfo) -> float:
+    """A scorer's prefix-AUC on fresh rollouts of prompts that no training has seen."""
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    network = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    prompts = [chat(prompt) for prompt in world.prompts("test", HELD_OUT, SEED)] * 4
+    records = rollouts.sample(network, tokenizer, prompts, SEED)
+    held = data.rollouts(rollouts.label(records, oracles.rewards[name]), tokenizer)
+    return validate(model, info, held, None, tokenizer.pad_token_id).prefix_auc.mean.mean
+
+
 def _network(name: str, base: Path, tokenizer: Any) -> Any:
     """Where a scorer starts: sentiment from the base's lower layers, the others from chance."""
     if name != "sentiment":
@@ -120,6 +132,7 @@ def train_scorer(
     work = out.parent / WORK / out.name
     training.train(loss, model, items, work, pad_id=pad_id, epochs=EPOCHS[name], seed=SEED)
     info = training.describe(loss, model, seen[:2000], pad_id, NAME)
+    info = info.model_copy(update={"prefix_auc": measure(name, base, model, info)})
     checkpoint.save(model.half(), tokenizer, info, out, text=CARDS[name])
     training.clear(work)
 
