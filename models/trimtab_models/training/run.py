@@ -221,10 +221,12 @@ def _report(
 
 
 def _card(config: TrainConfig, items: Sequence[Any], held: Sequence[Any]) -> str:
+    # Cards are published: of what lies on this machine they tell the name, not the place.
+    source = Path(config.data).name if Path(config.data).exists() else config.data
     rows = {
         "objective": config.objective,
         "options": config.options or "the defaults",
-        "data": f"{config.data}, {len(items)} items, and {len(held)} for validation",
+        "data": f"{source}, {len(items)} items, and {len(held)} for validation",
         "epochs, batch, learning rate": f"{config.epochs:g}, {config.batch_size}, "
         f"{config.learning_rate}",
         "LoRA": config.lora.model_dump() if config.lora else "no",
