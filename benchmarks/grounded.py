@@ -39,8 +39,9 @@ TURNS = {
     "reward_epochs": 2,
     "reward_learning_rate": 1e-3,
 }
-NOTE = """Lengths differ: the corpus has reviews of 1 to 7 sentences. A sum of token rewards grows with
-the length alone, so what rankings teach it is spent on lengths first; an average cannot do that.
+NOTE = """\
+Lengths differ: the corpus has reviews of 1 to 7 sentences. A sum of token rewards grows with the
+length alone, so what rankings teach it is spent on lengths first; an average cannot do that.
 Brevity is the control: there the reward is the length itself.
 """
 RUNS = {
