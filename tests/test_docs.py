@@ -1,7 +1,9 @@
 """The documents are true: the README's blocks run, the architecture names every module."""
 
 import ast
+import inspect
 import json
+import os
 import re
 import shlex
 import subprocess
@@ -10,21 +12,27 @@ from pathlib import Path
 
 import pytest
 import yaml
+from conftest import environment, free_port
 
 from trimtab.params import FIELDS, GuidanceParams
+from trimtab_models.grounded.settings import GroundedConfig
+from trimtab_models.objectives import OBJECTIVES
+from trimtab_models.training.config import TrainConfig
+from trimtab_models.training.trainer import FAMILIES
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
-BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```", README, re.M | re.S)
+TRAINING = (ROOT / "docs" / "training.md").read_text()
 PACKAGES = ("server/trimtab_server", "guidance/trimtab", "models/trimtab_models")
 
 
-def blocks(language):
-    return [code for kind, code in BLOCKS if kind == language]
+def blocks(language, text=README):
+    found = re.findall(r"^```(\w+)\n(.*?)^```", text, re.M | re.S)
+    return [code for kind, code in found if kind == language]
 
 
 def test_every_block_is_run_or_checked():
-    assert {kind for kind, _ in BLOCKS} == {"sh", "bash", "python"}
+    assert set(re.findall(r"^```(\w+)$", README, re.M)) == {"sh", "bash", "python"}
     assert len(blocks("bash")) == 2
     assert len(blocks("python")) == 2
 
@@ -67,11 +75,70 @@ def test_python_blocks_run(server, tmp_path):
         assert len(done.stdout.split()) > 4
 
 
+@pytest.mark.engine
+def test_the_tutorial_runs(tmp_path):
+    """Word for word but for the port: from prompts and a reward to a server that steers."""
+    [script] = blocks("bash", (ROOT / "docs" / "tutorial.md").read_text())
+    assert len([line for line in script.splitlines() if not line.startswith("    ")]) <= 11
+    script = script.replace("8010", str(free_port()))
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    done = subprocess.run(
+        ["bash", "-c", f"set -euo pipefail\n{script.replace('wait', 'wait || true')}"],
+        cwd=tmp_path,
+        env=environment(PATH=path),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    towards, away = (part.count("price") for part in done.stdout.split("--- and away from it"))
+    assert towards >= 6, done.stdout
+    assert away <= 2, done.stdout
+    assert (tmp_path / "price" / "report.md").exists()
+
+
+def rows(text, heading):
+    """Cells of the tables under a heading."""
+    section = text.split(f"\n## {heading}\n")[1].split("\n## ")[0]
+    cells = [line.strip("|").split("|") for line in section.splitlines() if line.startswith("| `")]
+    return [[cell.strip() for cell in row] for row in cells]
+
+
+def test_every_objective_is_documented_with_its_options():
+    documented = {}
+    for names, data, family, _, options in rows(TRAINING, "Objectives"):
+        for name in re.findall(r"`([\w-]+)`", names):
+            documented[name] = data, family.strip("`"), set(re.findall(r"`(\w+)`", options))
+    assert set(documented) == {*OBJECTIVES, "dpo"}
+    for name, make in OBJECTIVES.items():
+        objective, given = make(), getattr(make, "keywords", {})
+        data = {"ranked": "rankings"}.get(objective.data, objective.data)
+        options = set(inspect.signature(make).parameters) - set(given)
+        assert documented[name] == (data, FAMILIES[objective.head], options), name
+
+
+@pytest.mark.parametrize(
+    ("heading", "model"),
+    [("Settings", TrainConfig), ("Training the language model itself", GroundedConfig)],
+)
+def test_every_setting_of_training_is_documented(heading, model):
+    found = {}
+    for names, _, default in rows(TRAINING, heading):
+        found |= dict.fromkeys(re.findall(r"`(\w+)`", names), default)
+    fields = dict(model.model_fields)
+    if model is GroundedConfig:
+        del fields["objective"]
+    assert set(found) == set(fields)
+    for name, field in fields.items():
+        if type(field.default) in (int, float, bool):
+            assert yaml.safe_load(found[name]) == field.default, name
+
+
 def test_sh_blocks_name_commands_that_exist():
     targets = set(re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.M))
-    for code in blocks("sh"):
+    for code in [*blocks("sh"), *blocks("sh", TRAINING)]:
         words = shlex.split(code, comments=True)
-        assert words[0] in {"make", "trimtab", "vllm", "curl"}
+        assert words[0] in {"make", "trimtab", "vllm", "curl", "accelerate"}
         if words[0] == "make":
             assert set(words) - {"make"} <= targets
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from trimtab_models.objectives.bradley_terry import BradleyTerry
+from trimtab_models.objectives.bradley_terry import BradleyTerry, FullBradleyTerry
 from trimtab_models.objectives.td_lambda import TdLambda, lambda_returns
 from trimtab_models.rows import Pair, Rollout, pad
 
@@ -33,7 +33,7 @@ def test_partial_bradley_terry_by_hand() -> None:
 
 
 def test_full_bradley_terry_by_hand() -> None:
-    objective = BradleyTerry(partial=False)
+    objective = FullBradleyTerry()
     loss = objective.loss(_values(SCORES, 5), objective.collate([PAIR], 0))
     assert loss.item() == pytest.approx(_nats(4 - 1), rel=1e-6)
 
@@ -63,7 +63,7 @@ def test_bradley_terry_against_loops(seed: int, partial: bool) -> None:
         worse += [worse[-1]] * (longest - len(worse))
         margins = [float(b - w) for b, w in zip(better, worse, strict=True)]
         terms += [_nats(margin) for margin in (margins if partial else margins[-1:])]
-    objective = BradleyTerry(partial=partial)
+    objective = BradleyTerry() if partial else FullBradleyTerry()
     loss = objective.loss(values, objective.collate(pairs, 0))
     assert loss.item() == pytest.approx(sum(terms) / len(terms), rel=1e-5)
 
@@ -71,7 +71,7 @@ def test_bradley_terry_against_loops(seed: int, partial: bool) -> None:
 def test_a_share_of_the_prefixes_always_holds_the_whole_pair() -> None:
     torch.manual_seed(0)
     few = BradleyTerry(ratio=1e-9)
-    whole = BradleyTerry(partial=False)
+    whole = FullBradleyTerry()
     pairs, values = _random_pairs(0)
     rows = few.collate(pairs, 0)
     assert few.loss(values, rows).item() == pytest.approx(whole.loss(values, rows).item())

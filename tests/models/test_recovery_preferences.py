@@ -11,7 +11,7 @@ from torch import Tensor
 
 from enumerable import PROMPTS, Prefix, World, ended
 from recovery import bradley_terry, centred, distance, fit, outputs, train
-from trimtab_models.objectives.bradley_terry import BradleyTerry
+from trimtab_models.objectives.bradley_terry import BradleyTerry, FullBradleyTerry
 from trimtab_models.objectives.farma import Farma
 from trimtab_models.objectives.genarm import GenArm
 from trimtab_models.objectives.plackett_luce import PlackettLuce
@@ -61,7 +61,7 @@ def test_on_prefixes_partial_bradley_terry_finds_lemma_2_and_the_full_one_nothin
     assert _error(world, partial, limit, ends | inner) < TOLERANCE
     assert _error(world, 0 * limit, limit, ends | inner) > NOTHING
 
-    full = fit(world, BradleyTerry(partial=False), sharpness=SHARPNESS)[:, 0]
+    full = fit(world, FullBradleyTerry(), sharpness=SHARPNESS)[:, 0]
     assert _error(world, full, reward, ends) < TOLERANCE
     # Theorem 1: the same loss leaves the prefixes wherever they began, here at 0.
     assert bool((full[inner] == 0).all())
@@ -73,12 +73,11 @@ def test_a_network_errs_on_prefixes_more_when_whole_sequences_teach_it(
 ) -> None:
     limit = bradley_terry(world, SHARPNESS)
     errors = {}
-    for partial in (True, False):
-        model = train(world, BradleyTerry(partial=partial), sharpness=SHARPNESS, steps=120)
-
-        errors[partial] = _error(world, outputs(world, model)[:, 0], limit, inner)
-    assert errors[True] < 0.3
-    assert errors[False] > 2 * errors[True]
+    for objective in (BradleyTerry(), FullBradleyTerry()):
+        model = train(world, objective, sharpness=SHARPNESS, steps=120)
+        errors[type(objective)] = _error(world, outputs(world, model)[:, 0], limit, inner)
+    assert errors[BradleyTerry] < 0.3
+    assert errors[FullBradleyTerry] > 2 * errors[BradleyTerry]
 
 
 def test_a_share_of_the_prefixes_finds_the_same_limit(world: World, inner: Tensor) -> None:

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from functools import partial
 
 from trimtab_models.objectives.base import Objective
-from trimtab_models.objectives.bradley_terry import BradleyTerry
+from trimtab_models.objectives.bradley_terry import BradleyTerry, FullBradleyTerry
 from trimtab_models.objectives.cd_q import CdQ
 from trimtab_models.objectives.distribution import Distribution
 from trimtab_models.objectives.farma import Farma
@@ -21,13 +21,9 @@ from trimtab_models.objectives.value_advantage import ValueAdvantage
 __all__ = ["OBJECTIVES", "Objective"]
 
 
-def _full_bradley_terry() -> Objective:
-    return BradleyTerry(partial=False)
-
-
 OBJECTIVES: dict[str, Callable[..., Objective]] = {
     "bradley-terry": BradleyTerry,
-    "bradley-terry-full": _full_bradley_terry,
+    "bradley-terry-full": FullBradleyTerry,
     "plackett-luce": PlackettLuce,
     "farma": Farma,
     "genarm": GenArm,
