@@ -23,8 +23,10 @@ from scipy import stats
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from trimtab_models import data, demo, grounded, training
+from trimtab_models import data, demo, training
 from trimtab_models.demo import oracles, rollouts, world
+from trimtab_models.grounded import job
+from trimtab_models.grounded.settings import GroundedConfig
 from trimtab_models.rows import Rollout, pad
 
 RESULTS = Path(__file__).parent / "results"
@@ -177,7 +179,7 @@ def main() -> None:
         runs["plain MLE"] = judge(plain(records, work), reward)
         seconds["plain MLE"] = time.monotonic() - start
         for name, (objective, aggregation) in RUNS.items():
-            config = grounded.GroundedConfig(
+            config = GroundedConfig(
                 objective=objective,
                 options={"aggregation": aggregation},
                 base="demo",
@@ -189,7 +191,7 @@ def main() -> None:
                 **TURNS,
             )
             start = time.monotonic()
-            runs[name] = judge(grounded.run(config), reward)
+            runs[name] = judge(job.run(config), reward)
             seconds[name] = time.monotonic() - start
             print(name, round(float(np.mean(runs[name]["rewards"])), 3), flush=True)
     write(reward, {"settings": {**SHARED, **TURNS}, "runs": runs, "seconds": seconds})

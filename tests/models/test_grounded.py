@@ -10,10 +10,11 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoModelForTokenClassification, LlamaForCausalLM
 
 from enumerable import EOS, World, config
-from trimtab_models import checkpoint, data, demo, grounded, networks
+from trimtab_models import checkpoint, data, demo, networks
+from trimtab_models.grounded import job
 from trimtab_models.grounded.guidance import TokenRewards, generate, rank
 from trimtab_models.grounded.losses import reinforce, weighted_mle
-from trimtab_models.grounded.settings import GroundedConfig
+from trimtab_models.grounded.settings import NAMES, GroundedConfig
 from trimtab_models.grounded.turns import Turns
 from trimtab_models.objectives.plackett_luce import PlackettLuce
 from trimtab_models.rows import Rollout, pad
@@ -158,11 +159,11 @@ def _demo(records: Path, out: Path, **fields: object) -> GroundedConfig:
     )
 
 
-@pytest.mark.parametrize("objective", grounded.NAMES)
+@pytest.mark.parametrize("objective", NAMES)
 def test_a_run_that_was_stopped_goes_on_to_the_same_bits(
     objective: str, records: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = grounded.run(_demo(records, tmp_path / "whole", objective=objective))
+    whole = job.run(_demo(records, tmp_path / "whole", objective=objective))
     config = _demo(records, tmp_path / "stopped", objective=objective)
     update, done = Turns._update, []
 
@@ -175,9 +176,9 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_bits(
     with monkeypatch.context() as patch:
         patch.setattr(Turns, "_update", stop)
         with pytest.raises(KeyboardInterrupt):
-            grounded.run(config)
+            job.run(config)
     assert not config.out.exists()
-    grounded.run(config)
+    job.run(config)
     for file in ("model.safetensors", "token-rewards/model.safetensors"):
         ours, theirs = load_file(config.out / file), load_file(whole / file)
         assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
@@ -189,7 +190,7 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_bits(
 def test_what_comes_out_loads_with_transformers_and_as_a_scorer(
     records: Path, tmp_path: Path
 ) -> None:
-    out = grounded.run(_demo(records, tmp_path / "out"))
+    out = job.run(_demo(records, tmp_path / "out"))
     assert AutoModelForCausalLM.from_pretrained(out).config.num_hidden_layers == 4
     plain = AutoModelForTokenClassification.from_pretrained(out / "token-rewards")
     assert plain.config.num_labels == 1
@@ -205,12 +206,12 @@ def test_changed_settings_or_data_are_refused(
     with monkeypatch.context() as patch:
         patch.setattr("trimtab_models.grounded.job._write", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
-            grounded.run(config)
+            job.run(config)
     with pytest.raises(ValueError, match="alpha"):
-        grounded.run(config.model_copy(update={"alpha": 0.5}))
+        job.run(config.model_copy(update={"alpha": 0.5}))
     data.write(records, data.read(records)[1:])
     with pytest.raises(ValueError, match="the data"):
-        grounded.run(config)
+        job.run(config)
 
 
 def test_a_save_that_fails_says_so_and_leaves_the_one_before(
@@ -228,24 +229,24 @@ def test_a_save_that_fails_says_so_and_leaves_the_one_before(
     with monkeypatch.context() as patch:
         patch.setattr(torch, "save", full)
         with pytest.raises(SaveFailed, match=r"step 4 .*No space left"):
-            grounded.run(config)
+            job.run(config)
     assert sorted(path.name for path in (tmp_path / "out.run").iterdir()) == [
         "checkpoint-2",
         "log.jsonl",
     ]
-    grounded.run(config)
+    job.run(config)
     assert sorted(path.name for path in (tmp_path / "out.run").iterdir()) == ["log.jsonl"]
 
 
 def test_what_is_wrong_is_named(records: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     with pytest.raises(ValueError, match="no_such"):
-        grounded.run(_demo(records, out, reward="trimtab_models.demo.oracles:no_such"))
+        job.run(_demo(records, out, reward="trimtab_models.demo.oracles:no_such"))
     with pytest.raises(ValueError, match="options of grounded-mle"):
-        grounded.run(_demo(records, out, options={"width": 3}))
+        job.run(_demo(records, out, options={"width": 3}))
     with pytest.raises(ValueError, match="greater than or equal to 2"):
         _demo(records, out, k=1)
     prompts = tmp_path / "prompts.jsonl"
     data.write(prompts, [{"prompt": "Hello"}])
     with pytest.raises(ValueError, match=r"prompts.jsonl, line 1: .*completion"):
-        grounded.run(_demo(prompts, out))
+        job.run(_demo(prompts, out))

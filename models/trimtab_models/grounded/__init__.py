@@ -12,8 +12,3 @@ over, so that the rewards know the generations they judge.
 Source: Yang et al., "Preference-grounded Token-level Guidance for Language Model Fine-tuning",
 Algorithms 1 and 2.
 """
-
-from trimtab_models.grounded.job import run
-from trimtab_models.grounded.settings import NAMES, GroundedConfig
-
-__all__ = ["NAMES", "GroundedConfig", "run"]

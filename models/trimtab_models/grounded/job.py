@@ -32,11 +32,6 @@ REWARDS = "token-rewards"
 """Beside the language model: the network of token rewards, a scorer like any other."""
 
 
-def run_directory(config: GroundedConfig) -> Path:
-    """Where a run keeps its checkpoints and its log: beside the result."""
-    return config.out.with_name(f"{config.out.name}.run")
-
-
 def run(config: GroundedConfig) -> Path:
     """Train a language model as the configuration says; gives the directory it was written to.
 
@@ -67,7 +62,7 @@ def run(config: GroundedConfig) -> Path:
         eos=encoder.eos,
         pad_id=pad_id,
     )
-    work = run_directory(config)
+    work = saves.run_directory(config.out)
     fingerprint = {
         **config.model_dump(mode="json", exclude={"out"}),
         "data": saves.digest(examples),

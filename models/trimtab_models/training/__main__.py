@@ -6,8 +6,12 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from trimtab_models.grounded import job
+from trimtab_models.grounded.settings import GroundedConfig
 from trimtab_models.training import config
-from trimtab_models.training.run import run, run_directory
+from trimtab_models.training.config import TrainConfig
+from trimtab_models.training.run import run
+from trimtab_models.training.saves import run_directory
 
 INTERRUPTED = 130
 
@@ -15,15 +19,18 @@ INTERRUPTED = 130
 def command(objective: str | None, path: Path | None, overrides: Sequence[str]) -> int:
     """Train as told; errors and interruptions become one line. Returns the exit status."""
     logging.basicConfig(format="trimtab: %(message)s", level=logging.WARNING)
-    told = None
+    told: TrainConfig | GroundedConfig | None = None
     try:
         told = config.load(path, overrides, objective)
-        run(told)
+        if isinstance(told, GroundedConfig):
+            job.run(told)
+        else:
+            run(told)
     except (ValueError, OSError, ImportError) as error:
         sys.stderr.write(f"trimtab: {' '.join(str(error).split())}\n")
         return 1
     except KeyboardInterrupt:
-        where = f" from {run_directory(told)}" if told else ""
+        where = f" from {run_directory(told.out)}" if told else ""
         sys.stderr.write(f"\ntrimtab: interrupted; the same command goes on{where}.\n")
         return INTERRUPTED
     return 0

@@ -9,10 +9,13 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
+from trimtab_models.grounded.settings import NAMES as GROUNDED
+from trimtab_models.grounded.settings import GroundedConfig
 from trimtab_models.objectives import OBJECTIVES
 
 DPO = "dpo"
-NAMES = (*OBJECTIVES, DPO)
+NAMES = (*OBJECTIVES, DPO, *GROUNDED)
+"""All that can be trained; a `TrainConfig` is of all but the last two."""
 
 
 class _Strict(BaseModel):
@@ -125,11 +128,11 @@ def load(
     path: str | Path | None = None,
     overrides: Iterable[str] = (),
     objective: str | None = None,
-) -> TrainConfig:
+) -> TrainConfig | GroundedConfig:
     """A configuration from a file, then "a.b=c" overrides (values are YAML), then the objective.
 
     Raises:
-        ValueError: a line for each field that is wrong, with its name and what was expected.
+        ValueError: a sentence for each field that is wrong, with its name and what was expected.
         OSError: the file cannot be read.
     """
     fields: Any = {}
@@ -141,18 +144,19 @@ def load(
         _put(fields, override)
     if objective is not None:
         fields["objective"] = objective
+    model = GroundedConfig if fields.get("objective") in GROUNDED else TrainConfig
     try:
-        return TrainConfig.model_validate(fields)
+        return model.model_validate(fields)
     except ValidationError as error:
-        raise ValueError("; ".join(_tell(one) for one in error.errors())) from None
+        raise ValueError("; ".join(_tell(one, model) for one in error.errors())) from None
 
 
-def _tell(error: Mapping[str, Any]) -> str:
+def _tell(error: Mapping[str, Any], model: type[BaseModel]) -> str:
     key = ".".join(str(part) for part in error["loc"])
     if error["type"] == "extra_forbidden":
-        model = Lora if error["loc"][0] == "lora" else TrainConfig
-        return f"{key}: no such setting{nearest(str(error['loc'][-1]), model.model_fields)}"
+        known = Lora if error["loc"][0] == "lora" else model
+        return f"{key}: no such setting{nearest(str(error['loc'][-1]), known.model_fields)}"
     if error["type"] == "missing":
-        return f"{key}: is needed ({TrainConfig.model_fields[key].description})"
+        return f"{key}: is needed ({model.model_fields[key].description})"
     message = str(error["msg"]).removeprefix("Value error, ")
     return f"{key}: {message[0].lower()}{message[1:]}"

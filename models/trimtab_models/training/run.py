@@ -16,7 +16,7 @@ from trimtab_models.objectives.base import completions
 from trimtab_models.rows import Rollout
 from trimtab_models.training import start
 from trimtab_models.training.config import DPO, TrainConfig, nearest
-from trimtab_models.training.saves import SafeTrainer, clear
+from trimtab_models.training.saves import SafeTrainer, clear, run_directory
 from trimtab_models.training.trainer import describe, deviations, train
 
 log = logging.getLogger(__name__)
@@ -30,11 +30,6 @@ OWN = {
 }
 """Fields of TrainingArguments that have another name in a configuration."""
 DESCRIBED = 1000  # completions whose prefixes give a scorer's mean and deviation
-
-
-def run_directory(config: TrainConfig) -> Path:
-    """Where a run keeps its checkpoints and its log: beside the result."""
-    return config.out.with_name(f"{config.out.name}.run")
 
 
 def run(config: TrainConfig) -> Path:
@@ -55,7 +50,7 @@ def run(config: TrainConfig) -> Path:
         checkpoint.save(model, tokenizer, info, config.out, text=_card(config, items, held))
         if held:
             _report(config, model, info, held, _pad(tokenizer))
-        for directory in (run_directory(config), *run_directory(config).glob("rate-*")):
+        for directory in (run_directory(config.out), *run_directory(config.out).glob("rate-*")):
             clear(directory)
     trainer.accelerator.wait_for_everyone()
     return config.out
@@ -82,7 +77,7 @@ def _best(
     held: Sequence[Any],
 ) -> SafeTrainer:
     """The trained one; of several learning rates that of the least validation loss."""
-    work = run_directory(config)
+    work = run_directory(config.out)
     if not isinstance(config.learning_rate, list):
         return _train(config, loss, tokenizer, items, held, config.learning_rate, work)
     if not held:

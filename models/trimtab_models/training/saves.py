@@ -47,6 +47,11 @@ def digest(items: Iterable[Any]) -> str:
     return sha.hexdigest()
 
 
+def run_directory(out: Path) -> Path:
+    """Where a run keeps its checkpoints and its log: beside the result."""
+    return out.with_name(f"{out.name}.run")
+
+
 def _step(checkpoint: Path) -> int:
     return int(checkpoint.name.rpartition("-")[2])
 
