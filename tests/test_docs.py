@@ -91,7 +91,7 @@ def test_the_tutorial_runs(tmp_path):
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    towards, away = (part.count("price") for part in done.stdout.split("--- and away from it"))
+    towards, away = (part.count("The price") for part in done.stdout.split("--- and away from it"))
     assert towards >= 6, done.stdout
     assert away <= 2, done.stdout
     assert (tmp_path / "price" / "report.md").exists()
