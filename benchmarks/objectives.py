@@ -53,6 +53,9 @@ class Plan:
     settings: dict[str, object] = field(default_factory=dict)
 
 
+# A vocabulary head's rows are updated one by one, as their tokens come: a smaller step suits them.
+VOCABULARY = {"learning_rate": 3e-4}
+LANGUAGE = {"layers": None, "learning_rate": 5e-4, "options.beta": 0.3}
 PLANS = {
     "bradley-terry": Plan("pairs", PAIR_BETAS),
     "bradley-terry-full": Plan("pairs", PAIR_BETAS),
@@ -62,19 +65,19 @@ PLANS = {
     "cd-fudge": Plan(),
     "fudge": Plan(betas=PAIR_BETAS, settings={"options.threshold": 0}),
     "rad": Plan(),
-    "q-exact": Plan(),
-    "q-sampled": Plan(),
-    "dueling-q": Plan(),
-    "value-advantage": Plan(),
-    "cd-q": Plan(),
-    "ilql": Plan(),
-    "farma": Plan("pairs", PAIR_BETAS),
+    "q-exact": Plan(settings=VOCABULARY),
+    "q-sampled": Plan(settings=VOCABULARY | {"epochs": 3}),
+    "dueling-q": Plan(settings=VOCABULARY),
+    "value-advantage": Plan(settings=VOCABULARY),
+    "cd-q": Plan(settings=VOCABULARY),
+    "ilql": Plan(settings=VOCABULARY | {"epochs": 3}),
+    "farma": Plan("pairs", PAIR_BETAS, VOCABULARY),
     "soft-value": Plan(settings={"options.eta": 0.25}),
-    "soft-td": Plan(settings={"options.eta": 0.25}),
+    "soft-td": Plan(settings={"options.eta": 0.25, "learning_rate": 3e-4, "epochs": 3}),
     "distribution": Plan(settings={"options.support": [-1, 1]}),
     "distribution-td": Plan(settings={"options.support": [-1, 1], "options.decay": 0.95}),
-    "genarm": Plan("pairs", PAIR_BETAS, {"layers": None, "learning_rate": 3e-4}),
-    "dpo": Plan("pairs", PAIR_BETAS, {"layers": None, "learning_rate": 3e-4}),
+    "genarm": Plan("pairs", PAIR_BETAS, LANGUAGE),
+    "dpo": Plan("pairs", PAIR_BETAS, LANGUAGE),
 }
 
 

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 from accelerate.commands.config.config_args import load_config_from_file
 
+from trimtab_models.grounded.settings import GroundedConfig
 from trimtab_models.training import config, start
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -58,6 +59,15 @@ def test_all_that_is_wrong_is_said_at_once() -> None:
 def test_options_that_an_objective_does_not_take() -> None:
     with pytest.raises(ValueError, match=r"options of td-lambda: .*'lamda'"):
         start.objective(config.load(None, [*NEEDED, "options.lamda=0.9"], "td-lambda"))
+
+
+def test_training_the_language_model_itself_has_settings_of_its_own() -> None:
+    sets = [*NEEDED, "reward=taste:kind", "steps=20"]
+    found = config.load(None, sets, "grounded-mle")
+    assert isinstance(found, GroundedConfig)
+    assert (found.objective, found.steps) == ("grounded-mle", 20)
+    with pytest.raises(ValueError, match=r"reward: is needed.*; epochs: no such setting"):
+        config.load(None, [*NEEDED, "epochs=2"], "grounded-reinforce")
 
 
 @pytest.mark.parametrize("file", sorted(CONFIGS.glob("*.yaml")), ids=lambda file: file.stem)
