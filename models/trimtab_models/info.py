@@ -26,6 +26,9 @@ class ScorerInfo(BaseModel):
     mean: float = 0.0
     deviation: float = Field(1.0, gt=0)
     is_value: bool = Field(False, description="its scores are mean rewards, in the reward's unit")
+    adds_up: bool = Field(
+        False, description="its scores are of single tokens, and a text is worth their sum"
+    )
     link: Link = Field("identity", description="what makes a head's output a score")
     support: tuple[float, float] | None = Field(
         None, description="lowest and highest return of a distribution head, bins evenly between"

@@ -3,7 +3,8 @@
 head          s(x, y^{1:t}) = link(w·h_t + b)
 distribution  Σ_b p_b·R_b, or at a strength c the soft value (1/c)·log Σ_b p_b·exp(c·R_b),
               where p is the softmax of the head and R runs evenly over the support
-vocabulary    Q(x, y^{1:t−1})[y_t]
+vocabulary    Q(x, y^{1:t−1})[y_t]; the sum of them so far where info says that they add up,
+              as advantages do
 log_ratio     α·Σ_{i≤t} (log π_r(y_i | x, y^{1:i−1}) − log π_ref(y_i | x, y^{1:i−1})), the reward
               that is implicit in a language model; without a reference that term is absent
 """
@@ -80,7 +81,8 @@ def prefix_scores(
 def _read(outputs: Tensor, info: ScorerInfo, rows: Rows, strength: float) -> Tensor:
     """Scores [rows, steps] from the outputs [rows, length, width] of the families with values."""
     if info.family == "vocabulary":
-        return rows.chosen(outputs).float()
+        chosen = rows.chosen(outputs).float()
+        return chosen.cumsum(-1) if info.adds_up else chosen
     states = rows.gather(outputs).float()  # [rows, steps, width]
     if info.family == "distribution":
         return expected(states, info.support, strength)

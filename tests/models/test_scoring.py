@@ -56,7 +56,9 @@ def _last(model: Any, ids: list[int]) -> torch.Tensor:
 def _slow(model: Any, info: ScorerInfo, prompt: list[int], prefix: list[int], **more: Any) -> float:
     """The definition, one prefix at a time."""
     if info.family == "vocabulary":
-        return float(_last(model, prompt + prefix[:-1])[prefix[-1]])
+        first = 0 if info.adds_up else len(prefix) - 1
+        taken = range(first, len(prefix))
+        return sum(float(_last(model, prompt + prefix[:t])[prefix[t]]) for t in taken)
     if info.family == "log_ratio":
         total = 0.0
         for t, token in enumerate(prefix):
@@ -88,6 +90,7 @@ def _slow(model: Any, info: ScorerInfo, prompt: list[int], prefix: list[int], **
         ("distribution", ScorerInfo(family="distribution", support=(-1, 3)), {}),
         ("distribution", ScorerInfo(family="distribution", support=(0, 1)), {"strength": 2.5}),
         ("vocabulary", ScorerInfo(family="vocabulary"), {}),
+        ("vocabulary", ScorerInfo(family="vocabulary", adds_up=True), {}),
         ("language", ScorerInfo(family="log_ratio", alpha=0.3), {}),
         ("language", ScorerInfo(family="log_ratio", alpha=2.0), {"reference": True}),
     ],

@@ -12,7 +12,7 @@ stands where the paper has a slowly moving copy of Q. Source: Snell et al., "Off
 Language Generation with Implicit Language Q Learning" (arXiv 2206.11871), section 4.
 """
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -53,6 +53,10 @@ class Ilql(Objective):
         if self.conservative:
             terms = terms + self.conservative * (rows.before(q.logsumexp(-1)) - chosen)
         return terms[rows.mask()].mean()
+
+    def info(self) -> dict[str, Any]:
+        """Advantages add up: Σ_t (Q − V) is what the answer gained over V of its prompt."""
+        return super().info() | {"adds_up": True}
 
     def combine(self, outputs: Tensor) -> Tensor:
         """Q − V; see Objective.combine."""

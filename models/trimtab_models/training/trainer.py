@@ -258,10 +258,10 @@ def deviations(
 ) -> ScorerInfo:
     """The same with the mean and deviation of the scores of all prefixes of the rollouts.
 
-    Of a log-ratio, which adds up along a text, they are those of its single tokens.
+    Where scores add up along a text, as a log-ratio's do, they are those of its single tokens.
     """
     scores = prefix_scores(model, info, rollouts, pad_id, reference=reference)
-    if info.family == "log_ratio":
+    if info.family == "log_ratio" or info.adds_up:
         scores = [torch.diff(row, prepend=row.new_zeros(1)) for row in scores]
     values = torch.cat(scores)
     return info.model_copy(
