@@ -7,7 +7,7 @@ two lower layers; language models start from the whole base), and each objective
 out of those rollouts: the reward itself, pairs, rankings. Each scorer then steers the base through
 the real server on 200 prompts at three β, with candidates by mass (0.99) and the papers' k = 10.
 Writes benchmarks/results/objectives.{json,md,png}. What is done already is not done again: an
-interrupted run goes on (under .work/objectives). About an hour and a half on two cores.
+interrupted run goes on (under .work/objectives). About an hour on two cores.
 """
 
 import argparse
@@ -31,6 +31,7 @@ RESULTS = Path(__file__).parent / "results"
 WORK = ROOT / ".work" / "objectives"
 REWARD = "sentiment"
 TRAIN_PROMPTS, COMPLETIONS, PAIRS, SHARPNESS = 768, 8, 8000, 2.0
+HELD_OUT = 96  # prompts, eight further answers each, to validate with
 EPOCHS = {"rollouts": 2, "pairs": 1, "rankings": 3}  # about as many answers read for each
 PROMPTS = 200
 CANDIDATES = {"mass 0.99": {"k": 32, "mass": 0.99}, "k = 10": {"k": 10, "mass": 1.0}}
@@ -95,6 +96,9 @@ def prepare(rollouts: Path | None) -> None:
     records = data.read(raw)[: TRAIN_PROMPTS * COMPLETIONS]
     labelled = world.label(records, demo.rewards[REWARD])
     data.write(WORK / "rollouts.jsonl", labelled)
+    more = data.read(raw)[TRAIN_PROMPTS * COMPLETIONS :]
+    held = [record for i, record in enumerate(more) if i % TRAIN_PROMPTS < HELD_OUT]
+    data.write(WORK / "held-out.jsonl", world.label(held, demo.rewards[REWARD]))
     data.write(WORK / "pairs.jsonl", data.preferences(labelled, PAIRS, 0, SHARPNESS))
     data.write(WORK / "rankings.jsonl", data.rankings(labelled, 4, 0))
 
@@ -147,6 +151,23 @@ def evaluate(names: list[str]) -> dict[str, dict]:
     return {label: json.loads((folder / f"{label}.json").read_text()) for label in settings}
 
 
+def prefix_auc(name: str) -> float:
+    """How often a scorer's order on prefixes is the final one, on answers it was not trained on."""
+    import torch
+    from transformers import AutoTokenizer
+
+    from trimtab_models import checkpoint, networks
+    from trimtab_models.report.validate import validate
+
+    torch.set_num_threads(1)
+    tokenizer = AutoTokenizer.from_pretrained(demo.base())
+    model, info = checkpoint.load(WORK / name)
+    reference = networks.vocabulary_head(info.reference) if info.reference else None
+    held = data.load(str(WORK / "held-out.jsonl"), "rollouts", tokenizer)
+    pad_id = tokenizer.pad_token_id
+    return validate(model, info, held, None, pad_id, reference=reference).prefix_auc.mean.mean
+
+
 def at_kl(runs: dict[str, dict], name: str, label: str, kl: float = KL) -> np.ndarray:
     """Each prompt's reward at a given KL, read between the settings on both sides of it.
 
@@ -160,7 +181,7 @@ def at_kl(runs: dict[str, dict], name: str, label: str, kl: float = KL) -> np.nd
     return np.array([np.interp(np.sqrt(kl), roots[order], column[order]) for column in rewards.T])
 
 
-def report(runs: dict[str, dict], names: list[str]) -> str:
+def report(runs: dict[str, dict], names: list[str], aucs: dict[str, float]) -> str:
     base = runs["base"]
     lines = [
         f"{PROMPTS} prompts, one answer each at temperature 1; the exact {REWARD} reward in "
@@ -171,8 +192,8 @@ def report(runs: dict[str, dict], names: list[str]) -> str:
     for label in CANDIDATES:
         lines += [f"## Candidates: {label}", ""]
         lines += [
-            f"| objective | β: reward, KL | | | reward at KL {KL:g} |",
-            "|---|---|---|---|---|",
+            f"| objective | β: reward, KL | | | reward at KL {KL:g} | prefix-AUC |",
+            "|---|---|---|---|---|---|",
         ]
         ends = {name: at_kl(runs, name, label) for name in names}
         for name in sorted(names, key=lambda n: -ends[n].mean()):
@@ -180,7 +201,9 @@ def report(runs: dict[str, dict], names: list[str]) -> str:
             for beta in PLANS[name].betas:
                 run = runs[f"{name} {label} {beta:g}"]
                 cells.append(f"{beta:g}: {mean_se(run['rewards'])}, {np.mean(run['kl']):.2f}")
-            lines.append(f"| {name} | {' | '.join(cells)} | {mean_se(ends[name])} |")
+            lines.append(
+                f"| {name} | {' | '.join(cells)} | {mean_se(ends[name])} | {aucs[name]:.3f} |"
+            )
         lines.append("")
     lines += [
         f"## Expected orders, at KL {KL:g}",
@@ -238,10 +261,12 @@ def main() -> None:
     runs: dict[str, dict] = {}
     for start in range(0, len(names), SERVED_AT_ONCE):
         runs |= evaluate(names[start : start + SERVED_AT_ONCE])
-    (RESULTS / "objectives.json").write_text(json.dumps(runs) + "\n")
-    (RESULTS / "objectives.md").write_text(report(runs, names))
+    aucs = {name: prefix_auc(name) for name in tqdm(names, desc="prefix-AUC")}
+    text = report(runs, names, aucs)
+    (RESULTS / "objectives.json").write_text(json.dumps({"runs": runs, "prefix_auc": aucs}) + "\n")
+    (RESULTS / "objectives.md").write_text(text)
     draw(runs, names, RESULTS / "objectives.png")
-    print(report(runs, names))
+    print(text)
 
 
 if __name__ == "__main__":
