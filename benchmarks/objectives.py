@@ -56,13 +56,15 @@ class Plan:
 
 # A vocabulary head's rows are updated one by one, as their tokens come: a smaller step suits them.
 VOCABULARY = {"learning_rate": 3e-4}
+# The conservative term lifts Q at every token that comes, so it also pays for length.
+ILQL = {"expectile": 0.6, "conservative": 0.001}
 LANGUAGE = {"layers": None, "learning_rate": 5e-4, "options.beta": 0.3}
 PLANS = {
     "bradley-terry": Plan("pairs", PAIR_BETAS),
     "bradley-terry-full": Plan("pairs", PAIR_BETAS),
     "plackett-luce": Plan("rankings"),
     "td-lambda": Plan(),
-    "td-0": Plan(),
+    "td-0": Plan(settings={"epochs": 4}),
     "cd-fudge": Plan(),
     "fudge": Plan(betas=PAIR_BETAS, settings={"options.threshold": 0}),
     "rad": Plan(),
@@ -71,12 +73,14 @@ PLANS = {
     "dueling-q": Plan(settings=VOCABULARY),
     "value-advantage": Plan(settings=VOCABULARY),
     "cd-q": Plan(settings=VOCABULARY),
-    "ilql": Plan(settings=VOCABULARY | {"epochs": 3}),
-    "farma": Plan("pairs", PAIR_BETAS, VOCABULARY),
+    "ilql": Plan(settings=VOCABULARY | {"epochs": 8, "options": ILQL}),
+    "farma": Plan("pairs", PAIR_BETAS, VOCABULARY | {"epochs": 4, "options.weight": 0.1}),
     "soft-value": Plan(settings={"options.eta": 0.25}),
-    "soft-td": Plan(settings={"options.eta": 0.25, "learning_rate": 3e-4, "epochs": 3}),
-    "distribution": Plan(settings={"options.support": [-1, 1]}),
-    "distribution-td": Plan(settings={"options.support": [-1, 1], "options.decay": 0.95}),
+    "soft-td": Plan(settings={"options.eta": 0.5, "epochs": 4}),
+    "distribution": Plan(settings={"options.support": [-1, 1], "options.bins": 21}),
+    "distribution-td": Plan(
+        settings={"options.support": [-1, 1], "options.bins": 21, "options.decay": 0.95}
+    ),
     "genarm": Plan("pairs", PAIR_BETAS, LANGUAGE),
     "dpo": Plan("pairs", PAIR_BETAS, LANGUAGE),
 }

@@ -104,6 +104,9 @@ def scalar_head(source: Source, *, bins: int = 1, **options: Any) -> Any:
         else AutoConfig.from_pretrained(str(source), num_labels=bins)
     )
     config.num_labels = bins
+    # transformers puts a dropout of 0.1 before such heads; noise in a value that others bootstrap
+    # from, or that is exponentiated, is a bias.
+    config.classifier_dropout = 0.0
     if not isinstance(source, PretrainedConfig):
         options["config"] = config
     return _build(_scalar_class(config), source, **options)

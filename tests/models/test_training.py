@@ -100,3 +100,9 @@ def test_an_interrupted_run_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert calls == 220 + 40  # the 240 steps of the run less the 200 saved ones
     for expected, found in zip(whole.parameters(), resumed.parameters(), strict=True):
         assert torch.equal(expected, found)
+
+
+def test_nothing_is_dropped_before_a_scalar_head() -> None:
+    dropouts = [module for module in _tiny().modules() if isinstance(module, torch.nn.Dropout)]
+    assert dropouts
+    assert all(module.p == 0 for module in dropouts)
