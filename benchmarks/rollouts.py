@@ -1,9 +1,10 @@
 """How fast rollouts are, next to vLLM's own `LLM.generate` on the same engine.
 
-    python benchmarks/rollouts.py [--quick]
+    python benchmarks/rollouts.py [--quick] [--large]
 
-64 prompts of the demo world, 8 completions each at temperature 0.7, at most 96 tokens. In turn, in
-one process:
+64 prompts of the demo world, 8 completions each at temperature 0.7, at most 96 tokens. The demo's
+base is so small that what vLLM itself spends on seeds and log-probabilities shows; --large takes a
+base of 39 million parameters (random weights) and 16 prompts. In turn, in one process:
 
     plain      `LLM.generate` with nothing but the sampling asked for
     same       `LLM.generate` asked for what a rollout holds: a seed, log-probabilities of tokens
@@ -11,7 +12,7 @@ one process:
                log-probabilities, reward, JSON Lines on disk
 
 Ratio = rollouts' tokens per second ÷ LLM.generate's, the median of paired repeats.
-Writes benchmarks/results/rollouts.{json,md}.
+Writes benchmarks/results/rollouts.{json,md}, or rollouts-large.{json,md}.
 """
 
 import argparse
@@ -64,19 +65,45 @@ def rollouts(sampler: Sampler, prompts: list[Prompt], seed: int, folder: Path) -
     return sum(len(record["completion_token_ids"]) for record in records) / seconds
 
 
+def large(folder: Path) -> Path:
+    """A Llama with the demo's tokenizer and random weights, as a directory."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+    torch.manual_seed(0)
+    config = AutoConfig.from_pretrained(demo.base())
+    config.update(
+        {
+            "hidden_size": 512,
+            "intermediate_size": 1536,
+            "num_hidden_layers": 12,
+            "num_attention_heads": 8,
+            "num_key_value_heads": 4,
+            "head_dim": 64,
+        }
+    )
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(demo.base()).save_pretrained(folder)
+    return folder
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="three repeats; write nothing")
+    parser.add_argument("--large", action="store_true", help="a base of 39 million parameters")
     parser.add_argument("--out", type=Path, default=RESULTS)
     arguments = parser.parse_args()
-    sampler = Sampler(str(demo.base()), **engine_options(ENGINE))
+    with tempfile.TemporaryDirectory() as folder:
+        base = large(Path(folder)) if arguments.large else demo.base()
+        sampler = Sampler(str(base), **engine_options(ENGINE))
+    count = PROMPTS // 4 if arguments.large else PROMPTS
     prompts = [
         Prompt(text, sampler.tokenizer(demo.chat(text)).input_ids)
-        for text in demo.prompts("train", PROMPTS, seed=0)
+        for text in demo.prompts("train", count, seed=0)
     ]
     pairs = []
     with tempfile.TemporaryDirectory() as folder:
-        for repeat in range(4 if arguments.quick else 12):
+        for repeat in range(4 if arguments.quick else 6 if arguments.large else 12):
             runs = {
                 "plain": lambda: generate(sampler, prompts),
                 "rollouts": lambda i=repeat: rollouts(sampler, prompts, i, Path(folder)),
@@ -94,15 +121,16 @@ def main() -> None:
         "ratio": {name: statistics.median(found) for name, found in ratios.items()},
         "ratio_range": {name: [found[0], found[-1]] for name, found in ratios.items()},
         "repeats": len(pairs),
-        "settings": {"prompts": PROMPTS, "n": N, "max_tokens": MAX_TOKENS, "reward": REWARD},
+        "settings": {"prompts": count, "n": N, "max_tokens": MAX_TOKENS, "reward": REWARD},
         "machine": f"{platform.machine()}, {os.cpu_count()} cores",
     }
     labels = {
         "plain": "`LLM.generate`, tokens and text alone",
         "same": "`LLM.generate`, with a seed and the tokens' log-probabilities",
     }
+    named = "Random base of 39 M parameters" if arguments.large else "Demo base"
     text = (
-        f"Demo base, {PROMPTS} prompts × {N} completions of at most {MAX_TOKENS} tokens, "
+        f"{named}, {count} prompts × {N} completions of at most {MAX_TOKENS} tokens, "
         f"{result['machine']}; medians of {len(pairs)} paired repeats.\n\n"
         "| | tokens per second | rollouts ÷ it (lowest to highest) |\n|---|---|---|\n"
         f"| rollouts: seeds, base log-probabilities, reward, file | {speed['rollouts']:.0f} | |\n"
@@ -114,8 +142,9 @@ def main() -> None:
     print(text)
     if not arguments.quick:
         arguments.out.mkdir(parents=True, exist_ok=True)
-        (arguments.out / "rollouts.json").write_text(json.dumps(result, indent=1) + "\n")
-        (arguments.out / "rollouts.md").write_text(text)
+        name = "rollouts-large" if arguments.large else "rollouts"
+        (arguments.out / f"{name}.json").write_text(json.dumps(result, indent=1) + "\n")
+        (arguments.out / f"{name}.md").write_text(text)
 
 
 if __name__ == "__main__":

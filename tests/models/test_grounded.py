@@ -98,10 +98,10 @@ def _toy(world: World, objective: str, rewards: type[TokenRewards] = TokenReward
     settings = _settings(
         objective,
         steps=60,
-        period=20,
+        period=30,
         learning_rate=3e-3,
         k=4,
-        rankings=128,
+        rankings=1024,
         reward_batch_size=16,
         reward_learning_rate=1e-2,
         max_new_tokens=4,

@@ -128,7 +128,7 @@ def test_distribution_by_hand() -> None:
     loss = objective.loss(p.log() + 5, objective.collate([Rollout([7], [1, 2], 0.25)], 0))
     first, second = (-0.75 * math.log(b) - 0.25 * math.log(c) for b, c in ((0.25, 0.5), (0.3, 0.1)))
     assert loss.item() == pytest.approx((first + second) / 2, rel=1e-5)
-    assert objective.info() == {"support": (-1.0, 1.0)}
+    assert objective.info() == {"is_value": True, "support": (-1.0, 1.0)}
 
 
 @pytest.mark.parametrize("seed", range(3))

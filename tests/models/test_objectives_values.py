@@ -62,7 +62,7 @@ def test_cd_fudge_by_hand() -> None:
 def test_fudge_by_hand() -> None:
     nats = [math.log(1 + math.exp(-f)) for f in (1, 2, 3)] + [math.log(1 + math.exp(0.5))]
     assert _loss(Fudge(), TWO, SCORES) == pytest.approx(sum(nats) / 4)
-    assert Fudge().info() == {"link": "log_sigmoid"}
+    assert Fudge().info() == {"is_value": False, "link": "log_sigmoid"}
 
 
 def test_rad_by_hand() -> None:
