@@ -89,9 +89,16 @@ class _Equal(TokenRewards):
         return torch.ones_like(super().__call__(rows))
 
 
-def _toy(world: World, objective: str, rewards: type[TokenRewards] = TokenRewards) -> float:
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+def _toy(
+    world: World, objective: str, rewards: type[TokenRewards] = TokenRewards, seed: int = 0
+) -> float:
     """Train the toy world's own base; gives its exact expected reward, over both prompts."""
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     model = LlamaForCausalLM(config()).eval()
     model.load_state_dict({k: v.float() for k, v in world.base.state_dict().items()})
     reward = dict(zip(world.finals, world.rewards.tolist(), strict=True))
@@ -103,7 +110,7 @@ def _toy(world: World, objective: str, rewards: type[TokenRewards] = TokenReward
         k=4,
         rankings=1024,
         reward_batch_size=16,
-        reward_learning_rate=1e-2,
+        reward_learning_rate=3e-3,
         max_new_tokens=4,
     )
     network = networks.build("scalar", config(num_hidden_layers=1))
@@ -126,8 +133,10 @@ def _toy(world: World, objective: str, rewards: type[TokenRewards] = TokenReward
 def test_both_algorithms_raise_the_exact_expected_reward_over_plain_mle() -> None:
     world = World()
     plain = _toy(world, "grounded-mle", _Equal)
-    assert _toy(world, "grounded-mle") > plain + 0.03
-    assert _toy(world, "grounded-reinforce") > plain + 0.08
+    weighted = [_toy(world, "grounded-mle", seed=seed) for seed in (0, 1)]
+    reinforced = [_toy(world, "grounded-reinforce", seed=seed) for seed in (0, 1)]
+    assert sum(weighted) / 2 > plain + 0.05
+    assert sum(reinforced) / 2 > plain + 0.05
 
 
 @pytest.fixture
