@@ -6,6 +6,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from torch import distributed
+
 from trimtab_models.grounded import job
 from trimtab_models.grounded.settings import GroundedConfig
 from trimtab_models.training import config
@@ -33,6 +35,10 @@ def command(objective: str | None, path: Path | None, overrides: Sequence[str]) 
         where = f" from {run_directory(told.out)}" if told else ""
         sys.stderr.write(f"\ntrimtab: interrupted; the same command goes on{where}.\n")
         return INTERRUPTED
+    finally:
+        # A process that leaves while the group's threads run may be aborted on its way out.
+        if distributed.is_initialized():
+            distributed.destroy_process_group()
     return 0
 
 
