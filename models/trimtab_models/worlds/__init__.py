@@ -1,0 +1,9 @@
+"""Worlds of the arena: small tasks with exact rewards, on which every figure can be checked."""
+
+from trimtab_models.worlds.reviews import REVIEWS
+from trimtab_models.worlds.world import World
+
+__all__ = ["WORLDS", "World"]
+
+WORLDS: dict[str, World] = {world.name: world for world in (REVIEWS,)}
+"""By the name of `trimtab arena NAME`."""
