@@ -1,0 +1,178 @@
+"""tiny: so small that everything is known exactly, every completion, its probability, its reward.
+
+Four tokens (0 ends), completions of at most four tokens, two prompts, a random Llama as the base.
+What a scorer learns here can be held against its limit instead of against a trend. All that is
+exact is float64 and comes from sums over completions; nothing is estimated.
+
+    world = Tiny()
+    exact = world.table(world.value)     # [states] V^π0 of every prefix
+    world.probabilities @ world.rewards  # what the base gets, both prompts together
+"""
+
+import math
+from collections.abc import Callable
+from functools import cached_property
+from itertools import pairwise, product
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from trimtab_models.rows import Pair, Ranked, Rollout, pad
+
+EOS = 0
+LETTERS = (1, 2, 3)
+VOCABULARY = 4
+LENGTH = 4
+PROMPTS = ((1, 2), (3,))
+
+Prefix = tuple[int, ...]
+State = tuple[Prefix, Prefix]
+"""A prompt and a prefix of a completion of it."""
+
+
+def config(**sizes: int) -> LlamaConfig:
+    """A very small Llama over this vocabulary."""
+    standard = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
+    return LlamaConfig(
+        vocab_size=VOCABULARY,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        max_position_embeddings=16,
+        bos_token_id=None,
+        eos_token_id=EOS,
+        pad_token_id=EOS,
+        **{**standard, **sizes},
+    )
+
+
+def ended(prefix: Prefix) -> bool:
+    """Whether nothing can follow."""
+    return len(prefix) == LENGTH or EOS in prefix
+
+
+def reward(prompt: Prefix, completion: Prefix) -> float:
+    """tanh(steps up − steps down, the other way round after a 3, + 0.5 if it came to its end).
+
+    A step compares neighbours, the prompt's last token included; so what a token is worth depends
+    on what stands before it.
+    """
+    path = (prompt[-1], *(token for token in completion if token != EOS))
+    steps = sum((b > a) - (b < a) for a, b in pairwise(path))
+    turned = -1 if path[1:2] == (3,) else 1
+    return math.tanh(0.6 * turned * steps + (0.5 if EOS in completion else -0.2))
+
+
+class Tiny:
+    """Everything about it; `seed` chooses the base."""
+
+    def __init__(self, seed: int = 0) -> None:
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            self.base = LlamaForCausalLM(config()).double().eval()
+        self.base.lm_head.weight.data *= 8  # away from uniform
+        endings = [
+            (*body, *end)
+            for n in range(LENGTH + 1)
+            for body in product(LETTERS, repeat=n)
+            for end in ([(EOS,)] if n < LENGTH else [()])
+        ]
+        self.finals: list[State] = [(prompt, y) for prompt in PROMPTS for y in endings]
+        self.rollouts = [Rollout([*x], [*y], reward(x, y)) for x, y in self.finals]
+        self.rows = pad(self.rollouts, EOS)
+        self.rewards = torch.tensor([reward(*final) for final in self.finals], dtype=torch.float64)
+        with torch.inference_mode():
+            logits = self.base(self.rows.input_ids).logits
+        self.log_pi0 = logits.log_softmax(-1).clone()  # [finals, length, vocab] float64
+        # P(y | x): the product of its tokens' probabilities. [finals]
+        self.probabilities = (self.rows.chosen(self.log_pi0) * self.rows.mask()).sum(1).exp()
+        known = {(x, y[:t]) for x, y in self.finals for t in range(len(y) + 1)}
+        self.states: list[State] = sorted(known)
+
+    # What is exact of one prefix.
+
+    @cached_property
+    def _under(self) -> dict[State, list[int]]:
+        under: dict[State, list[int]] = {state: [] for state in self.states}
+        for i, (x, y) in enumerate(self.finals):
+            for t in range(len(y) + 1):
+                under[x, y[:t]].append(i)
+        return under
+
+    def reach(self, prompt: Prefix, prefix: Prefix) -> float:
+        """P(prefix | prompt) under the base; 1 for the empty prefix."""
+        return float(self.probabilities[self._under[prompt, prefix]].sum())
+
+    def returns(self, prompt: Prefix, prefix: Prefix) -> tuple[Tensor, Tensor]:
+        """The distribution of the return after a prefix: (rewards [n], probabilities [n])."""
+        under = self._under[prompt, prefix]
+        weights = self.probabilities[under]
+        return self.rewards[under], weights / weights.sum()
+
+    def value(self, prompt: Prefix, prefix: Prefix) -> float:
+        """V^π0(x, prefix) = E R."""
+        rewards, weights = self.returns(prompt, prefix)
+        return float(weights @ rewards)
+
+    def soft_value(self, prompt: Prefix, prefix: Prefix, eta: float = 1.0) -> float:
+        """η·log E exp(R/η)."""
+        rewards, weights = self.returns(prompt, prefix)
+        return float(eta * torch.logsumexp(rewards / eta + weights.log(), 0))
+
+    def attribute(self, prompt: Prefix, prefix: Prefix, threshold: float = 0.0) -> float:
+        """P(R > threshold | prefix)."""
+        rewards, weights = self.returns(prompt, prefix)
+        return float(weights[rewards > threshold].sum())
+
+    def q(self, prompt: Prefix, prefix: Prefix) -> Tensor:
+        """Q^π0(prefix, ·) = V^π0(prefix + ·), [vocab]; for prefixes that have not ended."""
+        nexts = [self.value(prompt, (*prefix, v)) for v in range(VOCABULARY)]
+        return torch.tensor(nexts, dtype=torch.float64)
+
+    def table(self, exact: Callable[[Prefix, Prefix], Any]) -> Tensor:
+        """An exact quantity of every state: [states] float64."""
+        return torch.stack(
+            [torch.as_tensor(exact(*state), dtype=torch.float64) for state in self.states]
+        )
+
+    def where(self, keep: Callable[[Prefix, Prefix], bool]) -> Tensor:
+        """A mask of states: [states] bool."""
+        return torch.tensor([keep(*state) for state in self.states])
+
+    # Samples.
+
+    def draw(
+        self, kind: str, n: int, generator: torch.Generator, *, sharpness: float = 1.0, k: int = 4
+    ) -> Tensor:
+        """Numbers of `rollouts`, best first within an item: [n·1], [n·2] or [n·k] int64.
+
+        Of pairs and rankings the judge is Bradley-Terry's or Plackett-Luce's with the utilities
+        sharpness·R: it ranks by sharpness·R + Gumbel noise.
+        """
+        k = {"rollouts": 1, "pairs": 2, "ranked": k}[kind]
+        half = len(self.rollouts) // len(PROMPTS)
+        prompts = torch.randint(len(PROMPTS), (n,), generator=generator)
+        weights = self.probabilities.view(len(PROMPTS), half)[prompts]
+        drawn = torch.multinomial(weights, k, replacement=True, generator=generator)
+        drawn = drawn + prompts[:, None] * half
+        noise = -torch.empty(n, k, dtype=torch.float64).exponential_(generator=generator).log()
+        order = (sharpness * self.rewards[drawn] + noise).argsort(1, descending=True)
+        return drawn.gather(1, order).flatten()
+
+    def sample(self, kind: str, n: int, seed: int = 0, **judge: Any) -> list[Any]:
+        """n items: `Rollout`s, `Pair`s or `Ranked`s."""
+        drawn = self.draw(kind, n, torch.Generator().manual_seed(seed), **judge)
+        groups = [[self.rollouts[i] for i in group] for group in drawn.view(n, -1).tolist()]
+        if kind == "rollouts":
+            return [group[0] for group in groups]
+        if kind == "pairs":
+            return [Pair(a.prompt, a.completion, b.completion) for a, b in groups]
+        return [Ranked(g[0].prompt, [one.completion for one in g]) for g in groups]
+
+    def at(self, values: Tensor) -> Tensor:
+        """Values of every sequence's positions as those of the states: [finals, length, …] →
+        [states, …]. A state stands where its last token does; the empty prefix, at the prompt's.
+        """
+        rows = torch.tensor([self._under[state][0] for state in self.states])
+        return values[rows, torch.tensor([len(x) + len(y) - 1 for x, y in self.states])]
