@@ -1,9 +1,12 @@
 """Worlds of the arena: small tasks with exact rewards, on which every figure can be checked."""
 
+from trimtab_models.worlds.digest import DIGEST
 from trimtab_models.worlds.reviews import REVIEWS
+from trimtab_models.worlds.sums import SUMS
+from trimtab_models.worlds.tools import TOOLS
 from trimtab_models.worlds.world import World
 
 __all__ = ["WORLDS", "World"]
 
-WORLDS: dict[str, World] = {world.name: world for world in (REVIEWS,)}
+WORLDS: dict[str, World] = {world.name: world for world in (REVIEWS, DIGEST, TOOLS, SUMS)}
 """By the name of `trimtab arena NAME`."""
