@@ -18,11 +18,20 @@ from vllm.engine.arg_utils import EngineArgs
 from vllm.sampling_params import RequestOutputKind
 from vllm.utils.argparse_utils import FlexibleArgumentParser
 
-from trimtab.adapters.engine import PROCESSOR, WORKER, chunked_prefill
+from trimtab.adapters.engine import PROCESSOR, WORKER, chunked_prefill, logprobs_limit
+from trimtab.adapters.search import (
+    FIRST_ROW,
+    drawn,
+    row_key,
+    score_arguments,
+    scored,
+    stop_tokens,
+)
 from trimtab.config import GuidanceConfig
 from trimtab.draws import Completion, Request, sample_seed
 from trimtab.errors import InvalidGuidance, ScorerFault, TrimtabError
 from trimtab.params import RECORD_KEY, GuidanceParams
+from trimtab.search import Draw, Drawn, Problem, Result, Score, Scored, SearchParams, drive, start
 
 WAITING = 1024
 """Requests in the engine at a time: enough to keep any batch full."""
@@ -55,6 +64,7 @@ class Sampler:
     ) -> None:
         os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
         options["enable_chunked_prefill"] = chunked_prefill(options.get("enable_chunked_prefill"))
+        options["max_logprobs"] = logprobs_limit(options.get("max_logprobs"))
         self.scorers = {
             name: {"path": given} if isinstance(given, str) else dict(given)
             for name, given in (scorers or {}).items()
@@ -115,6 +125,100 @@ class Sampler:
             InvalidGuidance: params without scorers, or a request longer than the model reads.
             ScorerFault: a scorer failed.
         """
+        for key, output in self._run(requests, temperature, top_p, params):
+            [choice] = output.outputs
+            record = self._record(output) if params is not None else None
+            kl = record["kl"] if record is not None else 0.0
+            yield key, Completion(list(choice.token_ids), list(choice.logprobs.logprobs), kl)
+
+    def search(
+        self,
+        prompts: Sequence[Sequence[int]],
+        search: SearchParams,
+        *,
+        seed: int,
+        temperature: float = 1.0,
+        top_p: float = 1.0,
+        max_tokens: int = 256,
+        params: GuidanceParams | None = None,
+    ) -> list[Result]:
+        """Search an answer to each prompt of token ids; all prompts advance together.
+
+        params: which scorers, and the strength β; every scorer at β = 0 if absent.
+
+        Raises:
+            as `stream`.
+        """
+        guidance = self._resolve(params)
+        search.check(guidance, temperature)
+        stops = stop_tokens(self.engine)
+        for prompt in prompts:
+            self._check_length(prompt, max_tokens)
+        used: set[int] = set()  # rows of the scorers' caches
+
+        def draw(asks: list[Draw]) -> list[Drawn]:
+            requests = [
+                Request(i, ask.prefix, ask.seed, ask.max_tokens) for i, ask in enumerate(asks)
+            ]
+            guided = guidance if asks[0].guided else None
+            top = min(asks[0].top, self.llm.model_config.get_vocab_size())
+            answers: dict[int, Drawn] = {}
+            for i, output in self._run(requests, temperature, top_p, guided, top):
+                record = self._record(output) if guided else None
+                answers[i] = drawn(output, top, record, len(guidance.scorers or ()))
+            return [answers[i] for i in range(len(asks))]
+
+        def score(asks: list[tuple[int, Score]]) -> list[Scored]:
+            keys = [row_key(i, ask) for i, ask in asks]
+            used.update(keys)
+            return self._score([ask.sequence for _, ask in asks], guidance, keys)
+
+        searches = [
+            start(search, Problem(tuple(ids), max_tokens, stops, guidance, seed, p))
+            for p, ids in enumerate(prompts)
+        ]
+        try:
+            return drive(searches, draw, score)
+        finally:
+            self.engine.collective_rpc("trimtab_forget", args=(list(used),))
+
+    def score(
+        self, sequences: Sequence[Sequence[int]], params: GuidanceParams | None = None
+    ) -> list[Scored]:
+        """What whole sequences of token ids are worth to the scorers, prompts included.
+
+        Raises:
+            InvalidGuidance: the sampler has no scorers, or a sequence has fewer than two tokens.
+            ScorerFault: a scorer failed.
+        """
+        if any(len(sequence) < 2 for sequence in sequences):
+            raise InvalidGuidance("a sequence to score must have at least two tokens.")
+        keys = [FIRST_ROW + row for row in range(len(sequences))]
+        try:
+            return self._score(sequences, self._resolve(params), keys)
+        finally:
+            self.engine.collective_rpc("trimtab_forget", args=(keys,))
+
+    def _resolve(self, params: GuidanceParams | None) -> GuidanceParams:
+        if not self.scorers:
+            raise InvalidGuidance("a search was asked for, but the sampler has no scorers.")
+        return (params or GuidanceParams(beta=0.0)).resolve(self.scorers)
+
+    def _score(
+        self, sequences: Sequence[Sequence[int]], params: GuidanceParams, keys: Sequence[int]
+    ) -> list[Scored]:
+        arguments = score_arguments(params, sequences, keys)
+        return scored(self.engine.collective_rpc("trimtab_score", args=arguments)[0])
+
+    def _run(
+        self,
+        requests: Iterable[Request],
+        temperature: float,
+        top_p: float,
+        params: GuidanceParams | None,
+        top: int = 0,
+    ) -> Iterator[tuple[Any, Any]]:
+        """(key, vLLM's output) of each request, as they end."""
         if params is not None and not self.scorers:
             raise InvalidGuidance("guidance was asked for, but the sampler has no scorers.")
         self._runs += 1
@@ -125,14 +229,13 @@ class Sampler:
                 for request in islice(left, WAITING - len(running)):
                     name = f"{self._runs}-{count}"
                     count += 1
-                    self._add(name, request, temperature, top_p, params)
+                    self._add(name, request, temperature, top_p, params, top)
                     running[name] = request
                 if not running:
                     return
                 for output in self.engine.step():
                     if output.finished:
-                        request = running.pop(output.request_id)
-                        yield request.key, self._completion(output, params is not None)
+                        yield running.pop(output.request_id).key, output
         finally:
             if running:
                 self.engine.abort_request(list(running))
@@ -144,20 +247,16 @@ class Sampler:
         temperature: float,
         top_p: float,
         params: GuidanceParams | None,
+        top: int,
     ) -> None:
-        length = len(request.prompt_token_ids) + request.max_tokens
-        if length > self.max_length:
-            raise InvalidGuidance(
-                f"a prompt of {len(request.prompt_token_ids)} tokens and {request.max_tokens} to "
-                f"draw are more than the {self.max_length} that the model reads."
-            )
+        self._check_length(request.prompt_token_ids, request.max_tokens)
         guided = {} if params is None else {**params.to_xargs(), RECORD_KEY: name}
         sampling = SamplingParams(
             temperature=temperature,
             top_p=top_p,
             max_tokens=request.max_tokens,
             seed=request.seed,
-            logprobs=0,  # the sampled token's alone, from the base's untouched logits
+            logprobs=top,  # and the sampled token's own, all from the base's untouched logits
             flat_logprobs=True,
             detokenize=False,
             extra_args=guided or None,
@@ -167,14 +266,20 @@ class Sampler:
             name, {"prompt_token_ids": list(request.prompt_token_ids)}, sampling
         )
 
-    def _completion(self, output: Any, guided: bool) -> Completion:
-        [drawn] = output.outputs
-        ids, kl = list(drawn.token_ids), 0.0
-        if guided:
-            arguments = (output.request_id, output.prompt_token_ids, [ids], True)
-            [[record]] = self.engine.collective_rpc("trimtab_record", args=arguments)[:1]
-            if record is None or record["error"] is not None:
-                fault = (record or {}).get("error") or {"scorer": "?", "message": "left no record"}
-                raise ScorerFault(f"scorer {fault['scorer']}: {fault['message']}.")
-            kl = record["kl"]
-        return Completion(ids, list(drawn.logprobs.logprobs), kl)
+    def _check_length(self, prompt: Sequence[int], max_tokens: int) -> None:
+        if len(prompt) + max_tokens > self.max_length:
+            raise InvalidGuidance(
+                f"a prompt of {len(prompt)} tokens and {max_tokens} to draw are more than the "
+                f"{self.max_length} that the model reads."
+            )
+
+    def _record(self, output: Any) -> dict[str, Any]:
+        """What guidance did to a finished request."""
+        [choice] = output.outputs
+        ids = list(choice.token_ids)
+        arguments = (output.request_id, output.prompt_token_ids, [ids], True)
+        [[record]] = self.engine.collective_rpc("trimtab_record", args=arguments)[:1]
+        if record is None or record["error"] is not None:
+            fault = (record or {}).get("error") or {"scorer": "?", "message": "left no record"}
+            raise ScorerFault(f"scorer {fault['scorer']}: {fault['message']}.")
+        return record

@@ -1,9 +1,11 @@
 """What the front end may ask of a worker, between steps, through `collective_rpc`."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from trimtab.adapters.vllm import GuidanceProcessor
+from trimtab.params import GuidanceParams
+from trimtab.search.scoring import score_sequences
 
 TOLD = {"objective", "mean", "deviation", "base_model", "prefix_auc"}
 
@@ -34,6 +36,20 @@ class GuidanceWorker:
     ) -> list[dict[str, Any] | None]:
         """Records of finished sequences, see Guide.report."""
         return _processor(self.model_runner).guide.report(key, prompt, outputs, done)
+
+    def trimtab_score(
+        self, xargs: Mapping[str, Any], sequences: Sequence[Sequence[int]], keys: Sequence[int]
+    ) -> dict[str, Any]:
+        """What whole sequences are worth, see score_sequences; xargs: GuidanceParams, flat."""
+        params = GuidanceParams.from_xargs(xargs) or GuidanceParams()
+        guide = _processor(self.model_runner).guide
+        return score_sequences(guide, params.resolve(guide.scorers), sequences, keys)
+
+    def trimtab_forget(self, keys: Sequence[int]) -> None:
+        """Drop what the scorers keep for rows that nobody will ask for again."""
+        for scorer in _processor(self.model_runner).guide.scorers.values():
+            for key in keys:
+                scorer.forget(key)
 
 
 def _processor(runner: Any) -> GuidanceProcessor:

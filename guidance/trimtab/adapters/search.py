@@ -1,0 +1,76 @@
+"""Searches on vLLM's engines: its outputs and the worker's answers, as a search wants them."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from trimtab.errors import ScorerFault
+from trimtab.params import GuidanceParams
+from trimtab.search.core import Drawn, Score, Scored
+from trimtab.search.params import MAX_SEQUENCES
+
+FIRST_ROW = 1 << 40
+"""Row keys of sequences that searches score: far above those of the rows being decoded."""
+
+
+def row_key(search: int, ask: Score) -> int:
+    """The scorers' row of a sequence, given the number of its search."""
+    return FIRST_ROW + search * MAX_SEQUENCES + ask.row
+
+
+def score_arguments(
+    params: GuidanceParams, sequences: Sequence[Sequence[int]], keys: Sequence[int]
+) -> tuple[Any, ...]:
+    """What GuidanceWorker.trimtab_score is called with."""
+    return params.to_xargs(), [list(ids) for ids in sequences], list(keys)
+
+
+def scored(told: Mapping[str, Any]) -> list[Scored]:
+    """Its answer. The tokens are shared out evenly: their sum is exact.
+
+    Raises:
+        ScorerFault: a scorer failed.
+    """
+    if told["error"] is not None:
+        raise ScorerFault(
+            f"scorer '{told['error']['scorer']}' failed while it scored a search's answers "
+            f"({told['error']['message']}). Leave it out.",
+            code="scorer_failed",
+        )
+    count = len(told["values"])
+    share, rest = divmod(told["tokens"], count)
+    return [
+        Scored(value, {name: of[i] for name, of in told["scores"].items()}, share + (i < rest))
+        for i, value in enumerate(told["values"])
+    ]
+
+
+def stop_tokens(engine: Any) -> frozenset[int]:
+    """The tokens that end an answer of this engine, whatever the request."""
+    more = engine.input_processor.generation_config_fields.get("eos_token_id") or ()
+    ids = {engine.renderer.get_eos_token_id(), *([more] if isinstance(more, int) else more)}
+    return frozenset(ids - {None})
+
+
+def drawn(output: Any, top: int, record: Any, scorers: int) -> Drawn:
+    """A draw's answer out of a finished request with flat log-probabilities.
+
+    record: of its guidance by `scorers` scorers, None if it was not guided. Each candidate went
+    through each of them, and so did the prefix that no cache had, and the tokens of steps without
+    a choice.
+    """
+    [choice] = output.outputs
+    found = choice.logprobs
+    ranked = slice(1, top + 1)  # entry 0 is the drawn token itself
+    read = len(output.prompt_token_ids) - (output.num_cached_tokens or 0)
+    spent = 0
+    if record is not None:
+        alone = record["steps"] - record["scored_steps"]
+        spent = scorers * (read + record["scored_tokens"] + alone)
+    return Drawn(
+        tuple(choice.token_ids),
+        choice.finish_reason == "stop",
+        list(zip(found.token_ids[ranked], found.logprobs[ranked], strict=True)) if top else (),
+        record["kl"] if record is not None else 0.0,
+        read,
+        spent,
+    )

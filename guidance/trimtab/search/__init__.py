@@ -1,0 +1,50 @@
+"""Sequence-level search over whole answers, blocks or trees of tokens, by the same scorers.
+
+result = sampler.search([[5, 6, 7]], SearchParams.parse({"method": "smc"}), seed=0)[0]
+"""
+
+from trimtab.search.best_of_n import best_of_n
+from trimtab.search.core import (
+    Commit,
+    Draw,
+    Drawn,
+    Problem,
+    Result,
+    Score,
+    Scored,
+    Search,
+    Usage,
+    counted,
+)
+from trimtab.search.params import Beam, BestOfN, Blockwise, Mcts, SearchParams, Smc
+from trimtab.search.sync import drive
+
+__all__ = [
+    "Beam",
+    "BestOfN",
+    "Blockwise",
+    "Commit",
+    "Draw",
+    "Drawn",
+    "Mcts",
+    "Problem",
+    "Result",
+    "Score",
+    "Scored",
+    "Search",
+    "SearchParams",
+    "Smc",
+    "Usage",
+    "drive",
+    "start",
+]
+
+
+def start(params: SearchParams, problem: Problem) -> Search:
+    """A search that has not begun: a generator for a driver."""
+    match params:
+        case BestOfN():
+            method = best_of_n(params, problem)
+        case _:
+            raise TypeError(f"no such search: {type(params).__name__}")
+    return counted(problem, method)

@@ -1,0 +1,20 @@
+"""Best-of-N: n whole answers, and of them the one that the scorers like most.
+
+    y* = argmax_i s(y_i),   y_i ~ π,   π = π0 where β = 0, else the guided policy
+
+Its KL to π is at most log n − (n − 1)/n (Beirami et al., arXiv 2401.01879).
+"""
+
+from trimtab.search.core import Method, Path, Problem, scored
+from trimtab.search.params import BestOfN
+
+
+def best_of_n(params: BestOfN, problem: Problem) -> Method:
+    """Two turns: all draws, all scores. Of equals, the first drawn."""
+    start, seeds = Path(), problem.seeds()
+    drawn = yield [
+        problem.draw(start, problem.max_tokens, next(seeds), guided=problem.guided)
+        for _ in range(params.n)
+    ]
+    paths = yield from scored(problem, [start.then(one) for one in drawn])
+    return max(paths, key=lambda path: path.value), {"values": [path.value for path in paths]}

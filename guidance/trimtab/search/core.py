@@ -1,0 +1,182 @@
+"""What a search asks and is told: it does no input or output of its own.
+
+A search is a generator. It yields turns and is sent their answers:
+
+    [Draw | Score, …]   →   [Drawn | Scored, …] in the same order, all of them at once
+    Commit              →   None: these tokens are final, and may be shown
+
+and it returns a Result. A driver runs the asks of a turn as one batch, of many searches together
+if it has them (sync.py; the server has its own).
+"""
+
+from collections.abc import Generator, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import count
+from typing import Any, Literal
+
+from trimtab.draws import sample_seed
+from trimtab.params import GuidanceParams
+
+Ids = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Draw:
+    """Continue a sequence with the base. Draws of one turn agree in `top` and `guided`."""
+
+    prefix: Ids  # prompt included
+    max_tokens: int
+    seed: int
+    top: int = 0  # how many of the first step's most likely tokens to tell
+    guided: bool = False  # by the request's scorers, token by token
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """What was drawn."""
+
+    token_ids: Sequence[int]  # with the stop token, if it came
+    ended: bool  # by a stop token, not by max_tokens
+    top: Sequence[tuple[int, float]] = ()  # (token, log π0 at temperature 1), most likely first
+    kl: float = 0.0  # nats that guidance put in
+    read_tokens: int = 0  # tokens of the prefix that the engine had no K/V of
+    scorer_tokens: int = 0  # tokens that guidance sent through the scorers
+
+
+@dataclass(frozen=True)
+class Score:
+    """What a sequence is worth. `row` is a hint for caches: descendants had better keep it."""
+
+    sequence: Ids  # prompt included, at least two tokens
+    row: int
+
+
+@dataclass(frozen=True)
+class Scored:
+    """What a sequence is worth: value = Σ_i w_i·s_i, at strength β where a scorer depends on it."""
+
+    value: float
+    scores: dict[str, float] = field(default_factory=dict)
+    scorer_tokens: int = 0  # tokens that went through the scorers' networks
+
+
+@dataclass(frozen=True)
+class Commit:
+    """The answer begins with these tokens, whatever comes."""
+
+    token_ids: Ids
+
+
+Turn = Commit | list[Draw] | list[Score]
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What is searched for: a continuation of `prompt` of at most `max_tokens`."""
+
+    prompt: Ids
+    max_tokens: int
+    stop_tokens: frozenset[int]  # a token of these ends a sequence
+    guidance: GuidanceParams  # with scorers resolved
+    seed: int = 0
+    index: int = 0  # of the prompt among those searched together
+
+    def seeds(self) -> Iterator[int]:
+        """A seed for every draw, the same as those of `Sampler.sample`."""
+        return (sample_seed(self.seed, self.index, i) for i in count())
+
+    def draw(self, path: "Path", tokens: int, seed: int, *, guided: bool) -> Draw:
+        """Ask for the next `tokens` of a path, or as many as it may still have."""
+        left = min(tokens, self.max_tokens - len(path.token_ids))
+        return Draw(self.prompt + path.token_ids, left, seed, guided=guided)
+
+    @property
+    def guided(self) -> bool:
+        """Whether tokens are drawn from the guided policy."""
+        return self.guidance.beta != 0
+
+    def is_open(self, path: "Path") -> bool:
+        """Whether a path can go on."""
+        return not path.ended and len(path.token_ids) < self.max_tokens
+
+
+@dataclass(frozen=True)
+class Path:
+    """A continuation of the prompt, and what it is worth so far."""
+
+    token_ids: Ids = ()
+    ended: bool = False
+    kl: float = 0.0
+    value: float = 0.0  # of the bare prompt: 0
+    scores: dict[str, float] = field(default_factory=dict)
+
+    def then(self, drawn: Drawn) -> "Path":
+        """The path with what was drawn after it; still to be scored."""
+        return Path(self.token_ids + tuple(drawn.token_ids), drawn.ended, self.kl + drawn.kl)
+
+
+@dataclass
+class Usage:
+    """Every token that was spent."""
+
+    prompt_tokens: int
+    drawn_tokens: int = 0  # drawn from the base, kept or not
+    read_tokens: int = 0  # prompt and prefix tokens that the base read, for lack of their K/V
+    scorer_tokens: int = 0  # through the scorers' networks
+
+    def add(self, answer: Drawn | Scored) -> None:
+        """Count an answer."""
+        self.scorer_tokens += answer.scorer_tokens
+        if isinstance(answer, Drawn):
+            self.drawn_tokens += len(answer.token_ids)
+            self.read_tokens += answer.read_tokens
+
+
+@dataclass(frozen=True)
+class Result:
+    """The answer of a search."""
+
+    token_ids: list[int]
+    finish_reason: Literal["stop", "length"]
+    value: float
+    scores: dict[str, float]
+    kl: float  # nats that token-level guidance put in; what the search's choices add is not in it
+    usage: Usage
+    facts: dict[str, Any]  # what the method has to tell
+
+
+Method = Generator[Turn, Any, tuple[Path, dict[str, Any]]]
+"""A method's own steps: the path that it found, and its facts."""
+
+Search = Generator[Turn, Any, Result]
+
+
+def counted(problem: Problem, method: Method) -> Search:
+    """A method as a search: the same turns, with every token counted."""
+    usage = Usage(len(problem.prompt))
+    answers: Any = None
+    while True:
+        try:
+            turn = method.send(answers)
+        except StopIteration as end:
+            path, facts = end.value
+            reason: Literal["stop", "length"] = "stop" if path.ended else "length"
+            return Result(
+                list(path.token_ids), reason, path.value, path.scores, path.kl, usage, facts
+            )
+        answers = yield turn
+        for answer in answers or ():
+            usage.add(answer)
+
+
+def scored(
+    problem: Problem, paths: Sequence[Path]
+) -> Generator[list[Score], list[Scored], list[Path]]:
+    """The same paths with their values; equal ones are scored once."""
+    distinct = list(dict.fromkeys(path.token_ids for path in paths))
+    answers = yield [Score(problem.prompt + ids, row) for row, ids in enumerate(distinct)]
+    told = dict(zip(distinct, answers, strict=True))
+    return [
+        replace(path, value=told[path.token_ids].value, scores=told[path.token_ids].scores)
+        for path in paths
+    ]

@@ -1,0 +1,147 @@
+"""SearchParams: what a request asks of a sequence-level search.
+
+    {"method": "best_of_n", "n": 16}
+
+Errors name the fields at fault, never their values.
+"""
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+
+from trimtab.errors import InvalidGuidance
+from trimtab.params import GuidanceParams, Number
+
+MAX_SEQUENCES = 256
+MAX_BEAMS = 64
+MAX_BLOCK = 256
+Block = Annotated[int, Field(ge=1, le=MAX_BLOCK, description="tokens between two choices")]
+
+
+class SearchParams(BaseModel):
+    """One method and its settings; see the subclasses."""
+
+    model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
+
+    method: str
+
+    @staticmethod
+    def parse(fields: Any) -> "SearchParams":
+        """Parse the `search` object of a request.
+
+        Raises:
+            InvalidGuidance: naming at most three fields.
+        """
+        if not isinstance(fields, Mapping) or fields.get("method") not in METHODS:
+            raise InvalidGuidance(
+                'search must be an object such as {"method": "best_of_n", "n": 16}; '
+                f"the methods are {', '.join(METHODS)}.",
+                param="search",
+            )
+        try:
+            return ANY.validate_python(dict(fields))
+        except ValidationError as error:
+            details = error.errors(include_url=False, include_context=False, include_input=False)
+            known = set(METHODS[fields["method"]].model_fields)
+            shown = dict.fromkeys(_explain(detail, known) for detail in details[:3])
+            message = f"Invalid search ({fields['method']}): " + "; ".join(shown) + "."
+            raise InvalidGuidance(message, param="search") from None
+
+    def check(self, guidance: GuidanceParams, temperature: float) -> None:
+        """Refuse what does not go together.
+
+        Raises:
+            InvalidGuidance: saying what to change.
+        """
+        if self.method != "mcts" and temperature == 0:
+            raise InvalidGuidance(
+                f"{self.method} chooses among draws, which are all the same at temperature 0; "
+                "send a temperature above 0.",
+                param="temperature",
+            )
+        if self.method == "mcts" and guidance.tail == "mean":
+            raise InvalidGuidance(
+                "mcts looks at candidates alone; send tail 'truncate'.", param="tail"
+            )
+        if guidance.kl_budget is not None or guidance.floors is not None:
+            raise InvalidGuidance(
+                "a search has one strength; send beta in place of kl_budget and floors.",
+                param="floors" if guidance.kl_budget is None else "kl_budget",
+            )
+        if guidance.on_error != "fail" or guidance.trace:
+            raise InvalidGuidance(
+                "a search cannot go on without its scorers and keeps no trace; leave on_error and "
+                "trace out.",
+                param="on_error" if guidance.on_error != "fail" else "trace",
+            )
+
+
+class BestOfN(SearchParams):
+    """The best of n whole answers."""
+
+    method: Literal["best_of_n"] = "best_of_n"
+    n: int = Field(16, ge=1, le=MAX_SEQUENCES, description="answers drawn")
+
+
+class Blockwise(SearchParams):
+    """The best of n blocks, block after block."""
+
+    method: Literal["blockwise"] = "blockwise"
+    n: int = Field(8, ge=1, le=MAX_SEQUENCES, description="blocks drawn at a time")
+    block: Block = 8
+
+
+class Beam(SearchParams):
+    """The best `width` of width·expand, block after block."""
+
+    method: Literal["beam"] = "beam"
+    width: int = Field(4, ge=1, le=MAX_BEAMS, description="beams kept")
+    expand: int = Field(4, ge=1, le=MAX_BEAMS, description="blocks drawn after each beam")
+    block: Block = 8
+
+    @model_validator(mode="after")
+    def _check_size(self) -> "Beam":
+        if self.width * self.expand > MAX_BEAMS:
+            raise ValueError(f"width times expand must be at most {MAX_BEAMS}")
+        return self
+
+
+class Smc(SearchParams):
+    """Twisted sequential Monte Carlo."""
+
+    method: Literal["smc"] = "smc"
+    particles: int = Field(16, ge=1, le=MAX_SEQUENCES)
+    block: Block = 8
+    threshold: Number = Field(
+        0.5, ge=0, le=1, description="resample when ESS/particles is under this; 0 is never"
+    )
+
+
+class Mcts(SearchParams):
+    """Monte Carlo tree search over tokens."""
+
+    method: Literal["mcts"] = "mcts"
+    simulations: int = Field(16, ge=0, le=MAX_SEQUENCES, description="per token")
+    exploration: Number = Field(
+        1.0, ge=0, le=1000, description="c of PUCT, in units of the scorers' value"
+    )
+
+
+METHODS: dict[str, type[SearchParams]] = {
+    "best_of_n": BestOfN,
+    "blockwise": Blockwise,
+    "beam": Beam,
+    "smc": Smc,
+    "mcts": Mcts,
+}
+ANY: TypeAdapter[Any] = TypeAdapter(
+    Annotated[BestOfN | Blockwise | Beam | Smc | Mcts, Field(discriminator="method")]
+)
+
+
+def _explain(detail: Mapping[str, Any], known: set[str]) -> str:
+    name = str(detail["loc"][-1]) if detail["loc"] else ""
+    if detail["type"] == "extra_forbidden":
+        return f"there is an unknown field; the fields are {', '.join(sorted(known))}"
+    return f"{name}: {detail['msg']}" if name in known else str(detail["msg"])
