@@ -1,30 +1,32 @@
 """digest: five facts, and a one-line summary of true claims, of the main thing, in few words.
 
-    summarize : mill closes monday ; school hires friday ; mill expands sunday ; ...
-    mill closes monday ; school hires friday
+    summarize : mill closes ; school hires ; mill expands ; port reopens ; zoo moves
+    mill expands ; zoo moves
 
-A fact is a thing, what happened to it, and a day; two of the five facts are of one thing, which is
-what they are mostly about. The corpus's summaries often miss it, are of any length, and claim what
-no fact says.
+A fact is a thing and what happens to it; two of the five facts are of one thing, which is what they
+are mostly about. The corpus's summaries often miss it, are of any length, and claim what no fact
+says.
 """
 
 import random
 from collections import Counter
+from itertools import islice
 
 from trimtab_models.worlds import requests
 from trimtab_models.worlds.world import World
 
 THINGS = (
-    "mill", "school", "bridge", "museum", "market", "harbor", "library", "theater", "hospital",
+    "mill", "bridge", "museum", "market", "harbor", "library", "theater", "hospital",
     "factory", "bakery", "station", "garden", "castle", "airport", "stadium", "brewery", "church",
-    "cinema", "mine", "hotel", "zoo", "port", "tower",
+    "cinema", "mine", "hotel", "zoo", "port", "tower", "school", "dam", "farm", "bank", "court",
+    "prison", "palace", "gallery", "depot", "ferry", "canal", "tunnel",
 )  # fmt: skip
 EVENTS = (
     "closes", "opens", "hires", "expands", "burns", "moves", "wins", "strikes", "reopens",
-    "floods", "shrinks", "celebrates", "borrows", "merges", "protests", "rebuilds",
+    "floods", "shrinks", "celebrates", "borrows", "merges", "protests", "rebuilds", "sinks",
+    "grows", "sells", "buys", "leaks", "shines", "doubles", "saves",
 )  # fmt: skip
-DAYS = ("monday", "tuesday", "wednesday", "thursday", "friday", "saturday", "sunday")
-FIELDS = (THINGS, EVENTS, DAYS)
+FIELDS = (THINGS, EVENTS)
 ASK = "summarize :"
 
 CLAIMS = (1, 2, 2, 3, 3, 4)  # of a summary in the corpus
@@ -55,9 +57,9 @@ def main_idea(prompt: str, completion: str) -> float:
 
 
 def conciseness(prompt: str, completion: str) -> float:
-    """1 for one claim of three words, a third less for each further one, down to 0."""
+    """1 for one claim of two words, a third less for each further one, down to 0."""
     words = sum(map(len, _claims(completion)))
-    return max(0.0, min(1.0, 1.0 - (words - 3) / 9))
+    return max(0.0, min(1.0, 1.0 - (words - 2) / 6))
 
 
 def gold(prompt: str, completion: str) -> float:
@@ -70,9 +72,7 @@ def _request(draw: random.Random) -> str:
     main, *others = draw.sample(THINGS, 4)
     events = draw.sample(EVENTS, 5)
     things = (main, main, *others)
-    given = [
-        f"{thing} {event} {draw.choice(DAYS)}" for thing, event in zip(things, events, strict=True)
-    ]
+    given = [f"{thing} {event}" for thing, event in zip(things, events, strict=True)]
     return f"{ASK} {' ; '.join(draw.sample(given, len(given)))}"
 
 
@@ -90,7 +90,7 @@ def _summary(request: str, draw: random.Random) -> str:
 def _documents(n: int, seed: int) -> list[str]:
     draw = random.Random(seed)
     asked = requests.stream(_request, "train", draw)
-    return [requests.answered(ask, _summary(ask, draw)) for ask, _ in zip(asked, range(n))]
+    return [requests.answered(ask, _summary(ask, draw)) for ask in islice(asked, n)]
 
 
 _REWARDS = {
@@ -104,7 +104,7 @@ DIGEST = World(
     gold="gold",
     rewards=_REWARDS,
     supports=dict.fromkeys(_REWARDS, (0.0, 1.0)),
-    bins={"gold": 37, "attribution": 13, "main_idea": 2, "conciseness": 10},
+    bins={"gold": 37, "attribution": 13, "main_idea": 2, "conciseness": 7},
     prompts=lambda split, n, seed: requests.prompts(_request, split, n, seed),
     max_tokens=32,
     documents=_documents,

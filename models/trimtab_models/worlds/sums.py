@@ -8,6 +8,7 @@ corpus's columns slip at a constant rate, and a slip is carried on faithfully.
 """
 
 import random
+from itertools import islice
 
 from trimtab_models.worlds import requests
 from trimtab_models.worlds.world import World
@@ -36,10 +37,10 @@ def _beside(digit: int, draw: random.Random) -> int:
 def _answer(request: str, draw: random.Random) -> str:
     left, right = ([int(digit) for digit in term.split()] for term in request.split("+"))
     carry, columns, digits = 0, [], []
-    for a, b in zip(reversed(left), reversed(right), strict=True):
+    for top, bottom in zip(reversed(left), reversed(right), strict=True):
         slip = draw.randrange(4) if draw.random() < SLIP else None
-        a = _beside(a, draw) if slip == 0 else a
-        b = _beside(b, draw) if slip == 1 else b
+        a = _beside(top, draw) if slip == 0 else top
+        b = _beside(bottom, draw) if slip == 1 else bottom
         out, digit = divmod(a + b + carry, 10)
         digit = _beside(digit, draw) if slip == 2 else digit
         out = 1 - out if slip == 3 else out
@@ -55,7 +56,7 @@ def _answer(request: str, draw: random.Random) -> str:
 def _documents(n: int, seed: int) -> list[str]:
     draw = random.Random(seed)
     asked = requests.stream(_request, "train", draw)
-    return [requests.answered(ask, _answer(ask, draw)) for ask, _ in zip(asked, range(n))]
+    return [requests.answered(ask, _answer(ask, draw)) for ask in islice(asked, n)]
 
 
 SUMS = World(

@@ -10,7 +10,6 @@ author's two programs are alike: hence an example helps.
 
 import random
 
-from trimtab_models.demo import chat
 from trimtab_models.worlds import requests
 from trimtab_models.worlds.world import World
 
