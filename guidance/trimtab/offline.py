@@ -202,7 +202,7 @@ class Sampler:
     def _resolve(self, params: GuidanceParams | None) -> GuidanceParams:
         if not self.scorers:
             raise InvalidGuidance("a search was asked for, but the sampler has no scorers.")
-        return (params or GuidanceParams(beta=0.0)).resolve(self.scorers)
+        return (params or GuidanceParams(beta=0.0)).resolve(list(self.scorers))
 
     def _score(
         self, sequences: Sequence[Sequence[int]], params: GuidanceParams, keys: Sequence[int]

@@ -3,7 +3,9 @@
 result = sampler.search([[5, 6, 7]], SearchParams.parse({"method": "smc"}), seed=0)[0]
 """
 
+from trimtab.search.beam import beam
 from trimtab.search.best_of_n import best_of_n
+from trimtab.search.blockwise import blockwise
 from trimtab.search.core import (
     Commit,
     Draw,
@@ -16,7 +18,9 @@ from trimtab.search.core import (
     Usage,
     counted,
 )
+from trimtab.search.mcts import mcts
 from trimtab.search.params import Beam, BestOfN, Blockwise, Mcts, SearchParams, Smc
+from trimtab.search.smc import smc
 from trimtab.search.sync import drive
 
 __all__ = [
@@ -45,6 +49,14 @@ def start(params: SearchParams, problem: Problem) -> Search:
     match params:
         case BestOfN():
             method = best_of_n(params, problem)
+        case Blockwise():
+            method = blockwise(params, problem)
+        case Beam():
+            method = beam(params, problem)
+        case Smc():
+            method = smc(params, problem)
+        case Mcts():
+            method = mcts(params, problem)
         case _:
             raise TypeError(f"no such search: {type(params).__name__}")
     return counted(problem, method)

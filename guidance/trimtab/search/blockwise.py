@@ -1,0 +1,15 @@
+"""Block-wise best-of-K (Controlled Decoding, arXiv 2310.17022, section 2.3).
+
+    z* = argmax_k s(y + z_k),   z_1 … z_K ~ π(block | y),   y ← y + z*
+
+A beam search of width 1: K blocks in parallel, the best of them for good, until it has ended.
+"""
+
+from trimtab.search.beam import grow
+from trimtab.search.core import Method, Problem
+from trimtab.search.params import Blockwise
+
+
+def blockwise(params: Blockwise, problem: Problem) -> Method:
+    """Two turns a block: all draws, all scores."""
+    return grow(1, params.n, params.block, problem)
