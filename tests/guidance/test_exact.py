@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from trimtab.arena import tiny as board
 from trimtab.arena.exact import (
     Score,
     beta_at,
@@ -119,3 +120,28 @@ def test_temperature_0_is_one_completion(tiny: Tiny) -> None:
     assert sorted(p.tolist())[-len(PROMPTS) :] == [1.0] * len(PROMPTS)
     assert float(p.sum()) == len(PROMPTS)
     assert float(kl) > 0
+
+
+def test_best_of_two_by_hand(tiny: Tiny) -> None:
+    half = len(tiny.finals) // len(PROMPTS)
+    p, rewards = tiny.probabilities[:half], tiny.rewards[:half]
+    expected = torch.zeros(half, dtype=torch.float64)
+    for i in range(half):
+        for j in range(half):
+            winners = [i, j] if rewards[i] == rewards[j] else [i if rewards[i] > rewards[j] else j]
+            for winner in winners:
+                expected[winner] += p[i] * p[j] / len(winners)
+    assert torch.allclose(board.best_of(tiny, 2)[:half], expected, atol=1e-9)
+
+
+def test_the_board_of_the_tiny_world(tiny: Tiny) -> None:
+    results = board.run(tiny)
+    assert all(one.reward <= one.optimum + 1e-5 for one in results)
+    best = [one.efficiency for one in results if one.method == "soft value, all tokens"]
+    assert best == pytest.approx([1.0] * len(board.BETAS), abs=1e-3)
+    at = {(one.method, one.beta): one for one in results}
+    assert at["VAS, tail cut", 4.0].efficiency > at["top-k", None].efficiency
+    for n, one in zip((2, 4, 16, 64), [r for r in results if r.method == "best-of-N"], strict=True):
+        # The bound that papers quote in place of the KL.
+        assert one.kl <= math.log(n) - (n - 1) / n + 1e-9
+    assert board.table(results).count("\n") == len(results) + 2

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from enumerable import EOS, LENGTH, PROMPTS, VOCABULARY, World, ended, reward
-from recovery import bradley_terry, comparisons
+from trimtab_models.worlds.limits import bradley_terry, comparisons
 
 
 @pytest.fixture(scope="module")
