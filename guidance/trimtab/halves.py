@@ -4,7 +4,6 @@ Rollouts are cut at fractions of their tokens, and the base completes every piec
 of the m returns estimates V(prefix) without bias; its standard error says how well.
 """
 
-import json
 import math
 import random
 import statistics
@@ -18,6 +17,8 @@ from trimtab.errors import TrimtabError
 from trimtab.journal import Journal
 from trimtab.rollout import Drawn, Group, Record, answer_of, run
 from trimtab_models import rewards
+from trimtab_models.data import formats, sources
+from trimtab_models.data.faults import Fault, convert
 
 if TYPE_CHECKING:  # it imports vLLM, which takes seconds
     from trimtab.offline import Sampler
@@ -40,22 +41,12 @@ def halves(
     Completions of a single token cannot be cut and are left out.
 
     Raises:
-        TrimtabError: a line is no labelled rollout; or nothing is left.
+        BrokenRows: (a ValueError) lines that are no labelled rollouts, each by its number.
+        TrimtabError: nothing is left.
         OSError: the file cannot be read.
     """
-    rows = []
-    for number, line in enumerate(Path(path).read_text(encoding="utf-8").split("\n"), 1):
-        if not line:
-            continue
-        try:
-            record = json.loads(line)
-            long = len(record["completion_token_ids"]) > 1 and len(record["prompt_token_ids"]) > 0
-            record["reward"] = float(record.get("reward", record.get("label")))
-        except (ValueError, LookupError, TypeError, AttributeError):
-            raise TrimtabError(
-                f"{path}, line {number}: not a rollout with token ids and a reward."
-            ) from None
-        rows += [record] if long else []
+    rollouts = convert(sources.rows(path), _labelled, "reading")
+    rows = [row for row in rollouts if len(row["completion_token_ids"]) > 1]
     if not rows:
         raise TrimtabError(f"{path} holds no completion of two tokens or more.")
     if limit is not None and limit < len(rows):
@@ -66,6 +57,14 @@ def halves(
         for row in rows
         for f in fractions
     ]
+
+
+def _labelled(record: Record) -> Record:
+    """A rollout with token ids, its reward under "reward"."""
+    for name in ("prompt_token_ids", "completion_token_ids"):
+        if not (isinstance(ids := record.get(name), list) and ids):
+            raise Fault(f"not a rollout as it was sampled: there are no {name!r}")
+    return {**record, "reward": formats.reward(record)}
 
 
 def complete(

@@ -52,12 +52,14 @@ class Journal:
         for number, line in enumerate(content[:whole].splitlines(), 1):
             try:
                 record = json.loads(line)
-                assert isinstance(record["index"], int)
-            except (ValueError, LookupError, TypeError, AssertionError):
+                ours = isinstance(record["index"], int)
+            except (ValueError, LookupError, TypeError):
+                ours = False
+            if not ours:
                 raise TrimtabError(
                     f"{self.path}, line {number}: not a record of this command; choose another "
                     "--out, or take the line out."
-                ) from None
+                )
             records.append(record)
         if whole < len(content) and self.meta.exists():
             os.truncate(self._file, whole)

@@ -9,6 +9,7 @@ MANIFEST.json       SHA-256 of all of them (manifest.py)
 
 import shutil
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ def save(
     path: str | Path,
     *,
     text: str = "A Trimtab scorer.",
+    extras: Callable[[Path], None] | None = None,
 ) -> Path:
     """Write a checkpoint with its manifest; the directory appears whole, or not at all.
 
@@ -42,6 +44,7 @@ def save(
         info: what the scorer is.
         path: the directory to make.
         text: what the model card begins with.
+        extras: writes more files into the directory that it is given, a report for the card.
     """
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -54,6 +57,8 @@ def save(
             adapters.save(model, info, work)
         if tokenizer is not None:
             tokenizer.save_pretrained(work)
+        if extras is not None:
+            extras(work)
         (work / "README.md").write_text(card(info, text, work), encoding="utf-8")
         work.chmod(0o755)
         for file in work.iterdir():

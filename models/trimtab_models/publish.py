@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import HfApi
-from huggingface_hub.errors import (  # type: ignore[attr-defined]
+from huggingface_hub.errors import (  # type: ignore[attr-defined]  # HTTPError, see there
     HfHubHTTPError,
-    HTTPError,  # re-exported: httpx's or httpx2's, whichever the library speaks
+    HTTPError,  # re-exported untyped: httpx's or httpx2's, whichever the library speaks
     OfflineModeIsEnabled,
 )
 

@@ -37,7 +37,9 @@ def run(options: Mapping[str, Any], flags: Sequence[str]) -> None:
     scorers = dict(parse_scorer(text) for text in options["scorer"] or ())
     asked = {name: options[name] for name in GUIDANCE if options[name] is not None}
     if asked and not scorers:
-        raise StartError("--" + ", --".join(asked) + " guide; give a scorer: --scorer NAME=PATH.")
+        flags_given = ", ".join(f"--{name}" for name in asked)
+        needs = "needs" if len(asked) == 1 else "need"
+        raise StartError(f"{flags_given} {needs} a scorer: --scorer NAME=PATH.")
     names = ("n", "temperature", "top_p", "max_tokens", "seed")
     params = GuidanceParams.parse(asked) if scorers else None
     drawing = Drawing(**{name: options[name] for name in names}, params=params)

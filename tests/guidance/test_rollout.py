@@ -231,6 +231,8 @@ def command(tmp_path, monkeypatch):
     )
     Path("p.txt").write_text("How was the cafe?\n")
     Path("bad.jsonl").write_text("{\n")
+    Path("text.jsonl").write_text('{"prompt": "a", "completion": "b", "reward": 1}\n')
+    Path("bare.jsonl").write_text('{"prompt_token_ids": [1], "completion_token_ids": [2, 3]}\n')
     app = typer.Typer(pretty_exceptions_enable=False)
     app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(
         rollout
@@ -270,7 +272,15 @@ PROMPTS = ["--prompts", "p.txt"]
         (["--prompts", "bad.jsonl"], "bad.jsonl, line 1: not JSON"),
         (
             ["--complete", "bad.jsonl", "--reward", "taste:words"],
-            "line 1: not a rollout",
+            "bad.jsonl, line 1: not JSON",
+        ),
+        (
+            ["--complete", "text.jsonl", "--reward", "taste:words"],
+            "text.jsonl, line 1: not a rollout as it was sampled",
+        ),
+        (
+            ["--complete", "bare.jsonl", "--reward", "taste:words"],
+            "bare.jsonl, line 1: there is neither 'reward' nor 'label'",
         ),
         (["--complete", "bad.jsonl"], "needs a --reward"),
         (["--complete", "p.txt", "--reward", "taste:words", "--at", "2"], "--at must read"),
@@ -278,7 +288,8 @@ PROMPTS = ["--prompts", "p.txt"]
         ([*PROMPTS, "--reward", "taste:absent"], "cannot be imported"),
         ([*PROMPTS, "--reward", "taste:nan"], "the reward gave nan"),
         ([*PROMPTS, "--reward", "taste:breaks"], "raised KeyError"),
-        ([*PROMPTS, "--beta", "2"], "--scorer NAME=PATH"),
+        ([*PROMPTS, "--beta", "2"], "--beta needs a scorer: --scorer NAME=PATH"),
+        ([*PROMPTS, "--beta", "2", "--k", "5"], "--beta, --k need a scorer"),
         ([*PROMPTS, "--scorer", "nonsense"], "must read NAME=PATH"),
         ([*PROMPTS, "--scorer", "a=b", "--beta", "1e9"], "beta"),
         ([*PROMPTS, "--out", "no/such/folder/o.jsonl"], "no/such/folder"),

@@ -1,6 +1,5 @@
-"""Files, directories and names of data sets; their fingerprints."""
+"""Files, directories and names of data sets."""
 
-import hashlib
 import sys
 from pathlib import Path
 from typing import Any
@@ -153,24 +152,3 @@ def test_json_lines_need_no_further_library(
     for source in (tmp_path / "rows.parquet", "owner/name"):
         with pytest.raises(ValueError, match=r"pip install 'trimtab\[train\]'"):
             data.read(source)
-
-
-def test_a_fingerprint_is_of_the_records_alone(tmp_path: Path) -> None:
-    path = tmp_path / "rows.jsonl"
-    path.write_text('{"b":  1.5, "a": "ü"}\n')
-    first = data.fingerprint(path)
-    assert first == hashlib.sha256(b'{"a": "\\u00fc", "b": 1.5}\n').hexdigest()
-    path.write_text('{"a": "ü", "b": 1.5}')
-    assert data.fingerprint(path) == first
-    path.write_text('{"a": "ü", "b": 1.25}')
-    assert data.fingerprint(path) != first
-    data.write(path, RECORDS)
-    _set().to_parquet(tmp_path / "rows.parquet")
-    _set().save_to_disk(tmp_path / "set")
-    prints = {data.fingerprint(tmp_path / name) for name in ("rows.jsonl", "rows.parquet", "set")}
-    assert len(prints) == 1
-    data.write(path, RECORDS[::-1])
-    assert data.fingerprint(path) not in prints
-    path.write_text("{")
-    with pytest.raises(data.BrokenRows, match="line 1"):
-        data.fingerprint(path)

@@ -11,8 +11,9 @@ from transformers import AutoModelForCausalLM, AutoModelForTokenClassification, 
 
 from enumerable import EOS, World, config
 from trimtab_models import checkpoint, data, demo, networks
+from trimtab_models.generation import generate
 from trimtab_models.grounded import job
-from trimtab_models.grounded.guidance import TokenRewards, generate, rank
+from trimtab_models.grounded.guidance import TokenRewards, rank
 from trimtab_models.grounded.losses import reinforce, weighted_mle
 from trimtab_models.grounded.settings import NAMES, GroundedConfig
 from trimtab_models.grounded.turns import Turns
@@ -136,7 +137,7 @@ def test_both_algorithms_raise_the_exact_expected_reward_over_plain_mle() -> Non
     weighted = [_toy(world, "grounded-mle", seed=seed) for seed in (0, 1)]
     reinforced = [_toy(world, "grounded-reinforce", seed=seed) for seed in (0, 1)]
     assert sum(weighted) / 2 > plain + 0.05
-    assert sum(reinforced) / 2 > plain + 0.05
+    assert sum(reinforced) / 2 > plain + 0.08
 
 
 @pytest.fixture

@@ -205,8 +205,11 @@ def test_a_folded_head_cannot_be_an_adapter(
     assert "lora.merge: ilql is folded" in capsys.readouterr().err
 
 
-def test_dpo_makes_a_log_ratio_scorer(place: Path, tmp_path: Path) -> None:
-    out = _train(place, tmp_path / "out", "dpo", "epochs=4", "options.beta=0.5")
+def test_dpo_makes_a_log_ratio_scorer(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(place)  # a reference that is given by where the command was
+    out = _train(place, tmp_path / "out", "dpo", "epochs=4", "options.beta=0.5", "base=llama")
     model, info = checkpoint.load(out)
     assert (info.family, info.alpha, info.reference) == ("log_ratio", 0.5, str(place / "llama"))
     tokenizer = AutoTokenizer.from_pretrained(out)

@@ -21,13 +21,12 @@ from trimtab_models.data.encoding import Encoder, cut
 from trimtab_models.data.faults import BrokenRows, Record
 from trimtab_models.data.formats import FORMATS, items, pairs, ranked, rollouts
 from trimtab_models.data.lengths import shorten
-from trimtab_models.data.sources import fingerprint, read, rows, write
+from trimtab_models.data.sources import read, rows, write
 
 __all__ = [
     "BrokenRows",
     "Record",
     "cut",
-    "fingerprint",
     "load",
     "pairs",
     "preferences",

@@ -11,7 +11,6 @@
 Whatever is there as a file or a directory is never looked up on the hub.
 """
 
-import hashlib
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -40,21 +39,6 @@ def write(path: str | Path, records: Iterable[Mapping[str, Any]]) -> None:
     with open(work, "w", encoding="utf-8") as file:
         file.writelines(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
     work.replace(target)
-
-
-def fingerprint(source: str | Path) -> str:
-    """SHA-256, in hex, of a source's records in their order, whatever they are stored as.
-
-    Raises:
-        ValueError, OSError: as `read`.
-    """
-    digest = hashlib.sha256()
-
-    def add(record: Record) -> None:
-        digest.update(json.dumps(record, sort_keys=True, default=str).encode() + b"\n")
-
-    convert(rows(source), add, "checking data")
-    return digest.hexdigest()
 
 
 def rows(source: str | Path) -> Iterator[Row]:

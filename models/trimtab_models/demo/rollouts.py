@@ -9,6 +9,7 @@ from tqdm import tqdm
 
 from trimtab_models.data import Record
 from trimtab_models.demo import corpus, world
+from trimtab_models.generation import generate
 
 MOST_TOKENS = 96
 
@@ -33,41 +34,40 @@ def training_prompts(tokenizer: Any, n: int, seed: int) -> list[str]:
     return texts
 
 
-@torch.inference_mode()
 def sample(
-    model: Any, tokenizer: Any, prompts: Sequence[str], seed: int, batch_size: int = 256
+    model: Any,
+    tokenizer: Any,
+    prompts: Sequence[str],
+    seed: int,
+    batch_size: int = 256,
+    most_tokens: int = MOST_TOKENS,
 ) -> list[Record]:
     """One completion a prompt at temperature 1, as records without a reward yet.
 
     Of a record, "completion" is the text without special tokens, and "completion_token_ids" what
-    was sampled, EOS included when it came within `MOST_TOKENS`.
+    was sampled, EOS included when it came within `most_tokens`.
     """
     torch.manual_seed(seed)
-    eos = tokenizer.eos_token_id
     records: list[Record] = []
     for start in tqdm(range(0, len(prompts), batch_size), desc="rollouts", unit="batch"):
         texts = list(prompts[start : start + batch_size])
-        batch = tokenizer(
-            texts,
-            return_tensors="pt",
-            padding=True,
-            padding_side="left",
-            add_special_tokens=False,
-            return_token_type_ids=False,
+        asked = tokenizer(texts, add_special_tokens=False).input_ids
+        answers = generate(
+            model,
+            asked,
+            eos=tokenizer.eos_token_id,
+            pad_id=tokenizer.pad_token_id,
+            most=most_tokens,
         )
-        output = model.generate(
-            **batch, do_sample=True, temperature=1.0, top_k=0, top_p=1.0, max_new_tokens=MOST_TOKENS
-        )
-        for text, ids in zip(texts, output[:, batch.input_ids.shape[1] :].tolist(), strict=True):
-            answer = ids[: ids.index(eos) + 1] if eos in ids else ids
-            records.append(
-                {
-                    "prompt": text,
-                    "completion": tokenizer.decode(answer, skip_special_tokens=True),
-                    "prompt_token_ids": tokenizer(text, add_special_tokens=False).input_ids,
-                    "completion_token_ids": answer,
-                }
-            )
+        records += [
+            {
+                "prompt": text,
+                "completion": tokenizer.decode(answer, skip_special_tokens=True),
+                "prompt_token_ids": ids,
+                "completion_token_ids": answer,
+            }
+            for text, ids, answer in zip(texts, asked, answers, strict=True)
+        ]
     return records
 
 

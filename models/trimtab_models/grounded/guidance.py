@@ -8,44 +8,11 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from trimtab_models.data import cut
 from trimtab_models.objectives.plackett_luce import PlackettLuce
 from trimtab_models.rows import Ranked, Rollout, Rows
 
 Judge = Callable[[Sequence[Rollout]], list[float]]
 """The preference source: one number for each generation, more is better."""
-
-
-@torch.inference_mode()
-def generate(
-    model: Any, prompts: Sequence[list[int]], *, eos: int, pad_id: int, most: int
-) -> list[list[int]]:
-    """One completion of each prompt at temperature 1, cut after its first EOS.
-
-    Draws from torch's generator. The model is left in the mode it was in.
-    """
-    width = max(map(len, prompts))
-    padding = [width - len(prompt) for prompt in prompts]
-    training = model.training
-    model.eval()
-    output = model.generate(
-        input_ids=torch.tensor(
-            [[pad_id] * n + prompt for n, prompt in zip(padding, prompts, strict=True)],
-            device=model.device,
-        ),
-        attention_mask=torch.tensor(
-            [[0] * n + [1] * (width - n) for n in padding], device=model.device
-        ),
-        do_sample=True,
-        temperature=1.0,
-        top_k=0,
-        top_p=1.0,
-        eos_token_id=eos,
-        pad_token_id=pad_id,
-        max_new_tokens=most,
-    )
-    model.train(training)
-    return [cut(ids, eos) for ids in output[:, width:].tolist()]
 
 
 def rank(generations: Sequence[Rollout], k: int, seed: str) -> list[Ranked]:

@@ -121,19 +121,15 @@ def _save(turns: Turns, work: Path, fingerprint: Mapping[str, Any]) -> None:
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
     try:
-        torch.save(turns.state(), part / "state.pt")
-        # The name under which saves.refuse_changes looks for it.
-        (part / "fingerprint.json").write_text(json.dumps(fingerprint), encoding="utf-8")
-        lines = "".join(json.dumps(entry) + "\n" for entry in turns.log)
-        (work / saves.LOG).write_text(lines, encoding="utf-8")
-        manifest.publish(part, target)
-    except Exception as error:
+        with saves.saving(f"the checkpoint of step {turns.step} in {work}"):
+            torch.save(turns.state(), part / "state.pt")
+            # The name under which saves.refuse_changes looks for it.
+            (part / "fingerprint.json").write_text(json.dumps(fingerprint), encoding="utf-8")
+            lines = "".join(json.dumps(entry) + "\n" for entry in turns.log)
+            (work / saves.LOG).write_text(lines, encoding="utf-8")
+            manifest.publish(part, target)
+    finally:
         shutil.rmtree(part, ignore_errors=True)
-        raise saves.SaveFailed(
-            f"the checkpoint of step {turns.step} could not be written to {work}: {error}. "
-            "Checkpoints before it are intact: free some space if the disk is full, and give the "
-            "same command again to go on from the newest."
-        ) from error
     for old in saves.checkpoints(work)[: -saves.KEPT]:
         shutil.rmtree(old)
 
@@ -144,13 +140,10 @@ def _write(turns: Turns, tokenizer: Any, info: checkpoint.ScorerInfo, out: Path)
     part.mkdir(parents=True)
     text = "Token rewards that a language model was trained with."
     try:
-        turns.model.save_pretrained(part)
-        tokenizer.save_pretrained(part)
-        checkpoint.save(turns.token_rewards.model, tokenizer, info, part / REWARDS, text=text)
-        manifest.publish(part, out)
-    except Exception as error:
+        with saves.saving(str(out)):
+            turns.model.save_pretrained(part)
+            tokenizer.save_pretrained(part)
+            checkpoint.save(turns.token_rewards.model, tokenizer, info, part / REWARDS, text=text)
+            manifest.publish(part, out)
+    finally:
         shutil.rmtree(part, ignore_errors=True)
-        raise saves.SaveFailed(
-            f"{out} could not be written: {error}. The run's last checkpoint is intact: free some "
-            "space if the disk is full, and give the same command again."
-        ) from error

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from trimtab_models.grounded.guidance import Judge, TokenRewards, generate, rank
+from trimtab_models.generation import generate
+from trimtab_models.grounded.guidance import Judge, TokenRewards, rank
 from trimtab_models.grounded.losses import reinforce, weighted_mle
 from trimtab_models.grounded.settings import GroundedConfig
 from trimtab_models.rows import Rollout, Rows, pad

@@ -3,8 +3,8 @@
 python -m trimtab_models.report CHECKPOINT --rollouts FILE [--completions FILE]
 """
 
-from trimtab_models.report.files import update, write
+from trimtab_models.report.files import mark, update, write
 from trimtab_models.report.text import summary
 from trimtab_models.report.validate import Report, validate
 
-__all__ = ["Report", "summary", "update", "validate", "write"]
+__all__ = ["Report", "mark", "summary", "update", "validate", "write"]

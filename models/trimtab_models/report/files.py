@@ -19,6 +19,11 @@ def write(directory: str | Path, report: Report) -> None:
     plots.draw(top, report)
 
 
+def mark(info: ScorerInfo, report: Report) -> ScorerInfo:
+    """What a checkpoint says of itself, with the prefix-AUC of its report."""
+    return info.model_copy(update={"prefix_auc": round(report.prefix_auc.mean.mean, 4)})
+
+
 def update(directory: str | Path, report: Report) -> None:
     """Put a report into an existing checkpoint: its files, its card and its prefix-AUC.
 
@@ -29,8 +34,7 @@ def update(directory: str | Path, report: Report) -> None:
         OSError: no such directory, or no config.json in it.
     """
     target = Path(directory).resolve()
-    info = checkpoint.read_info(target)
-    info = info.model_copy(update={"prefix_auc": round(report.prefix_auc.mean.mean, 4)})
+    info = mark(checkpoint.read_info(target), report)
     parent = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
     try:
         work = Path(shutil.copytree(target, parent / target.name))

@@ -6,6 +6,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from trimtab_models.info import STEERS
 from trimtab_models.report.validate import Report
 from trimtab_models.validation import Estimate
 
@@ -21,7 +22,7 @@ def prefix_auc(axes: Any, report: Report) -> None:
     found = list(report.prefix_auc.positions.values())
     at = range(10, 101, 10)
     axes.axhline(0.5, color=GREY, linestyle=":", label="chance")
-    axes.axhline(0.6, color="tab:red", linestyle="--", label="do not steer below")
+    axes.axhline(STEERS, color="tab:red", linestyle="--", label="do not steer below")
     axes.errorbar(at, [p.mean for p in found], _errors(found), marker="o", capsize=3)
     axes.set(xlabel="% of the answer read", ylabel="prefix-AUC ± s.e.", ylim=(0, 1.02))
     axes.legend(loc="lower right")

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
 from trimtab_models.grounded.settings import NAMES as GROUNDED
 from trimtab_models.grounded.settings import GroundedConfig
@@ -73,6 +73,16 @@ class TrainConfig(_Strict):
         if name not in NAMES:
             raise ValueError(f"there is no objective {name!r}{nearest(name, NAMES)}")
         return name
+
+    @field_validator("layers")
+    @classmethod
+    def _whole(cls, value: int | None, told: ValidationInfo) -> int | None:
+        if value is not None and told.data.get("objective") == DPO:
+            raise ValueError(
+                "dpo scores by the ratio to the network it began with, which is a whole one; leave "
+                "this out, or begin with a smaller network (scorer)"
+            )
+        return value
 
     @field_validator("validation")
     @classmethod

@@ -47,9 +47,15 @@ def run(config: TrainConfig) -> Path:
     if trainer.is_world_process_zero():
         seen = [side for item in held or items for side in completions(item)][:DESCRIBED]
         info = _info(config, loss, model, seen, _pad(tokenizer))
-        checkpoint.save(model, tokenizer, info, config.out, text=_card(config, items, held))
-        if held:
-            _report(config, model, info, held, _pad(tokenizer))
+        found = _report(config, model, info, held, _pad(tokenizer)) if held else None
+        checkpoint.save(
+            model,
+            tokenizer,
+            report.mark(info, found) if found else info,
+            config.out,
+            text=_card(config, items, held),
+            extras=(lambda work: report.write(work, found)) if found else None,
+        )
         for directory in (run_directory(config.out), *run_directory(config.out).glob("rate-*")):
             clear(directory)
     trainer.accelerator.wait_for_everyone()
@@ -191,28 +197,30 @@ def _info(
     base = "trimtab-demo-base" if config.base == "demo" else config.base
     if loss is not None:
         return describe(loss, model, seen, pad_id, base)
+    reference = config.scorer or start.base_path(config)
+    if Path(reference).is_dir():  # wherever the scorer is served from
+        reference = str(Path(reference).resolve())
     info = ScorerInfo(
         family="log_ratio",
         objective="DPO",
         base_model=base,
         alpha=config.options.get("beta", 0.1),
-        reference=config.scorer or start.base_path(config),
+        reference=reference,
     )
     return deviations(info, model, seen, pad_id, reference=start.language_model(config))
 
 
 def _report(
     config: TrainConfig, model: Any, info: ScorerInfo, held: Sequence[Any], pad_id: int
-) -> None:
-    """Put what validation says into the checkpoint, which stands even if that is nothing."""
+) -> report.Report | None:
+    """What validation says, if it can say anything: no checkpoint is lost for want of it."""
     halves = data.read(config.completions) if config.completions else None
     reference = networks.vocabulary_head(info.reference) if info.reference else None
     try:
-        found = report.validate(model, info, held, halves, pad_id, reference=reference)
+        return report.validate(model, info, held, halves, pad_id, reference=reference)
     except ValueError as error:
         log.warning("no validation report: %s", error)
-    else:
-        report.update(config.out, found)
+        return None
 
 
 def _card(config: TrainConfig, items: Sequence[Any], held: Sequence[Any]) -> str:

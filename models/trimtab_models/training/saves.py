@@ -17,7 +17,8 @@ import hashlib
 import json
 import logging
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,22 @@ _CLOCK = ("_runtime", "_per_second", "_time", "num_tokens")
 
 class SaveFailed(OSError):
     """A checkpoint could not be written; older ones are as they were."""
+
+
+@contextmanager
+def saving(what: str) -> Iterator[None]:
+    """Around the writing of `what`.
+
+    Raises:
+        SaveFailed: something went wrong; says what, and what to do.
+    """
+    try:
+        yield
+    except Exception as error:
+        raise SaveFailed(
+            f"{what} could not be written: {error}. Checkpoints before it are intact: free some "
+            "space if the disk is full, and give the same command again to go on from the newest."
+        ) from error
 
 
 def digest(items: Iterable[Any]) -> str:
@@ -163,16 +180,11 @@ class SafeTrainer(Trainer):
         target = self.run / f"checkpoint-{self.state.global_step}"
         self._saving = self.run / f".{target.name}.part"
         try:
-            super()._save_checkpoint(model, trial)
-            self.accelerator.wait_for_everyone()
-            if self.is_world_process_zero():
-                self._complete(self._saving / target.name, target)
-        except Exception as error:
-            raise SaveFailed(
-                f"the checkpoint of step {self.state.global_step} could not be written to "
-                f"{self.run}: {error}. Checkpoints before it are intact: free some space if the "
-                "disk is full, and give the same command again to go on from the newest."
-            ) from error
+            with saving(f"the checkpoint of step {self.state.global_step} in {self.run}"):
+                super()._save_checkpoint(model, trial)
+                self.accelerator.wait_for_everyone()
+                if self.is_world_process_zero():
+                    self._complete(self._saving / target.name, target)
         finally:
             if self.is_world_process_zero():
                 shutil.rmtree(self._saving, ignore_errors=True)

@@ -54,8 +54,7 @@ def network(config: TrainConfig, loss: Objective) -> Any:
 
 def language_model(config: TrainConfig) -> Any:
     """The language model that DPO tunes, in float32."""
-    model = networks.build("language", config.scorer or base_path(config), dtype=torch.float32)
-    return keep_layers(model, config.layers)
+    return networks.build("language", config.scorer or base_path(config), dtype=torch.float32)
 
 
 def keep_layers(model: Any, n: int | None) -> Any:
