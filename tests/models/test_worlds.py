@@ -11,7 +11,7 @@ from trimtab_models.worlds.world import World
 
 GRAMMARS = [WORLDS[name] for name in ("digest", "tools", "sums")]
 
-FACTS = chat("summarize : mill closes ; bank hires ; mill expands ; port reopens ; zoo moves")
+FACTS = chat("summarize mill:closes bank:hires mill:expands port:reopens zoo:moves")
 HOME = chat("find a house in the north for 300 with garden with pool and contact")
 ADDITION = chat("4 7 0 8 + 2 8 9 1")
 
@@ -27,9 +27,9 @@ def _split(document: str) -> tuple[str, str]:
         ("mill closes", 1, 1, 1),
         ("bank hires", 1, 0, 1),
         ("mill hires", 0, 1, 1),
-        ("zoo moves ; mill expands", 1, 1, 2 / 3),
-        ("zoo moves ; zoo closes ; port reopens", 2 / 3, 0, 1 / 3),
-        ("mill closes ; mill expands ; zoo moves ; bank hires", 1, 1, 0),
+        ("zoo moves and mill expands", 1, 1, 2 / 3),
+        ("zoo moves and zoo closes and port reopens", 2 / 3, 0, 1 / 3),
+        ("mill closes and mill expands and zoo moves and bank hires", 1, 1, 0),
         ("mill closes expands", 0, 1, 5 / 6),
         ("closes mill", 0, 0, 1),
     ],
@@ -155,7 +155,7 @@ def test_the_corpus_leaves_room_and_rewards_fit_their_bins(world: World) -> None
 
 def test_two_facts_of_five_are_of_the_main_thing() -> None:
     for prompt in WORLDS["digest"].prompts("test", 50, 0):
-        facts = digest.facts(prompt)
+        facts = digest.facts(requests.request_of(prompt))
         assert sorted(Counter(thing for thing, _ in facts).values()) == [1, 1, 1, 2]
         assert len({*facts}) == len(facts)
 

@@ -1,7 +1,7 @@
 """digest: five facts, and a one-line summary of true claims, of the main thing, in few words.
 
-    summarize : mill closes ; school hires ; mill expands ; port reopens ; zoo moves
-    mill expands ; zoo moves
+    summarize mill:closes school:hires mill:expands port:reopens zoo:moves
+    mill expands and zoo moves
 
 A fact is a thing and what happens to it; two of the five facts are of one thing, which is what they
 are mostly about. The corpus's summaries often miss it, are of any length, and claim what no fact
@@ -16,18 +16,13 @@ from trimtab_models.worlds import requests
 from trimtab_models.worlds.world import World
 
 THINGS = (
-    "mill", "bridge", "museum", "market", "harbor", "library", "theater", "hospital",
-    "factory", "bakery", "station", "garden", "castle", "airport", "stadium", "brewery", "church",
-    "cinema", "mine", "hotel", "zoo", "port", "tower", "school", "dam", "farm", "bank", "court",
-    "prison", "palace", "gallery", "depot", "ferry", "canal", "tunnel",
+    "mill", "school", "bridge", "museum", "market", "harbor", "library", "theater", "zoo", "port"
 )  # fmt: skip
 EVENTS = (
-    "closes", "opens", "hires", "expands", "burns", "moves", "wins", "strikes", "reopens",
-    "floods", "shrinks", "celebrates", "borrows", "merges", "protests", "rebuilds", "sinks",
-    "grows", "sells", "buys", "leaks", "shines", "doubles", "saves",
+    "closes", "opens", "hires", "expands", "burns", "moves", "wins", "reopens", "floods", "shrinks"
 )  # fmt: skip
 FIELDS = (THINGS, EVENTS)
-ASK = "summarize :"
+ASK = "summarize"
 
 CLAIMS = (1, 2, 2, 3, 3, 4)  # of a summary in the corpus
 INVENTED = 0.35  # chance that a claim of the corpus is untrue
@@ -36,23 +31,24 @@ Claim = tuple[str, ...]
 
 
 def _claims(text: str) -> list[Claim]:
-    return [tuple(claim.split()) for claim in text.split(";")]
+    return [tuple(claim.split()) for claim in text.split(" and ")]
 
 
-def facts(prompt: str) -> list[Claim]:
-    """The facts that a prompt gives."""
-    return _claims(requests.request_of(prompt).removeprefix(ASK))
+def facts(request: str) -> list[Claim]:
+    """The facts that a request gives."""
+    return [tuple(fact.split(":")) for fact in request.removeprefix(ASK).split()]
 
 
 def attribution(prompt: str, completion: str) -> float:
     """Share of the claims that are among the facts."""
-    given, claims = facts(prompt), _claims(completion)
+    given, claims = facts(requests.request_of(prompt)), _claims(completion)
     return sum(claim in given for claim in claims) / len(claims)
 
 
 def main_idea(prompt: str, completion: str) -> float:
     """1 if some claim is of the thing that the facts are mostly about, else 0."""
-    [(main, _)] = Counter(fact[0] for fact in facts(prompt)).most_common(1)
+    things = Counter(fact[0] for fact in facts(requests.request_of(prompt)))
+    [(main, _)] = things.most_common(1)
     return float(any(claim[:1] == (main,) for claim in _claims(completion)))
 
 
@@ -72,8 +68,8 @@ def _request(draw: random.Random) -> str:
     main, *others = draw.sample(THINGS, 4)
     events = draw.sample(EVENTS, 5)
     things = (main, main, *others)
-    given = [f"{thing} {event}" for thing, event in zip(things, events, strict=True)]
-    return f"{ASK} {' ; '.join(draw.sample(given, len(given)))}"
+    given = [f"{thing}:{event}" for thing, event in zip(things, events, strict=True)]
+    return f"{ASK} {' '.join(draw.sample(given, len(given)))}"
 
 
 def _invented(claim: Claim, draw: random.Random) -> Claim:
@@ -82,9 +78,9 @@ def _invented(claim: Claim, draw: random.Random) -> Claim:
 
 
 def _summary(request: str, draw: random.Random) -> str:
-    chosen = draw.sample(_claims(request.removeprefix(ASK)), draw.choice(CLAIMS))
+    chosen = draw.sample(facts(request), draw.choice(CLAIMS))
     claims = [_invented(c, draw) if draw.random() < INVENTED else c for c in chosen]
-    return " ; ".join(" ".join(claim) for claim in claims)
+    return " and ".join(" ".join(claim) for claim in claims)
 
 
 def _documents(n: int, seed: int) -> list[str]:
