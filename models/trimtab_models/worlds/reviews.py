@@ -8,12 +8,19 @@ from trimtab_models.worlds.world import World
 VERDICTS = {"recommend": 1.0, "love": 1.0, "avoid": -1.0, "regret": -1.0}
 
 
+ENOUGH = 3  # opinions that a body must hold for a verdict to follow from it in full
+
+
 def consistency(prompt: str, completion: str) -> float:
-    """Verdict (±1, the last one; 0 without) times the mean polarity of the other opinion words."""
+    """Verdict · Σ p(w) / max(#w, `ENOUGH`): does the verdict follow from the body?
+
+    The verdict is ±1, the last one said, 0 without one; p is the polarity of the other opinion
+    words. In [−1, 1].
+    """
     words = words_of(completion)
     verdict = next((VERDICTS[word] for word in reversed(words) if word in VERDICTS), 0.0)
     body = [POLARITY[word] for word in words if word in POLARITY and word not in VERDICTS]
-    return verdict * sum(body) / len(body) if body else 0.0
+    return verdict * sum(body) / max(len(body), ENOUGH)
 
 
 def _prompts(split: str, n: int, seed: int) -> list[str]:
