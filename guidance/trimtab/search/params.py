@@ -33,7 +33,7 @@ class SearchParams(BaseModel):
         Raises:
             InvalidGuidance: naming at most three fields.
         """
-        if not isinstance(fields, Mapping) or fields.get("method") not in METHODS:
+        if not isinstance(fields, Mapping) or fields.get("method") not in list(METHODS):
             raise InvalidGuidance(
                 'search must be an object such as {"method": "best_of_n", "n": 16}; '
                 f"the methods are {', '.join(METHODS)}.",

@@ -1,0 +1,152 @@
+"""What may be asked of a search, and how whole sequences are scored."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from trimtab.adapters.search import scored
+from trimtab.errors import InvalidGuidance, ScorerFault
+from trimtab.guide import Guide
+from trimtab.params import GuidanceParams
+from trimtab.scorers import CompositeScorer, FunctionScorer
+from trimtab.scorers.base import Scorer
+from trimtab.search import Beam, BestOfN, Blockwise, Mcts, SearchParams, Smc
+from trimtab.search.scoring import score_sequences
+from trimtab_models.checkpoint import ScorerInfo
+
+GOOD = [
+    ({"method": "best_of_n"}, BestOfN(n=16)),
+    ({"method": "best_of_n", "n": 256}, BestOfN(n=256)),
+    ({"method": "blockwise", "n": 4, "block": 16}, Blockwise(n=4, block=16)),
+    ({"method": "beam", "width": 8, "expand": 8}, Beam(width=8, expand=8, block=8)),
+    ({"method": "smc", "particles": 32, "threshold": 1}, Smc(particles=32, threshold=1.0)),
+    ({"method": "mcts", "simulations": 0}, Mcts(simulations=0)),
+]
+SECRET = "hunter2"
+BAD = [
+    ("best_of_n", "object"),
+    ({}, "object"),
+    ({"method": SECRET}, "methods are"),
+    ({"method": ["beam"]}, "methods are"),
+    ({"method": "best_of_n", "n": 0}, "n: "),
+    ({"method": "best_of_n", "n": 257}, "n: "),
+    ({"method": "best_of_n", "n": True}, "n: "),
+    ({"method": "best_of_n", "n": SECRET}, "n: "),
+    ({"method": "best_of_n", "particles": 4}, "fields are method, n"),
+    ({"method": "blockwise", "block": 0}, "block: "),
+    ({"method": "beam", "width": 9, "expand": 8}, "width times expand"),
+    ({"method": "smc", "threshold": 1.5}, "threshold: "),
+    ({"method": "smc", "threshold": float("nan")}, "threshold: "),
+    ({"method": "mcts", "simulations": 257}, "simulations: "),
+    ({"method": "mcts", SECRET: 1}, "unknown field"),
+]
+
+
+@pytest.mark.parametrize(("fields", "params"), GOOD)
+def test_parses(fields, params):
+    assert SearchParams.parse(json.loads(json.dumps(fields))) == params
+
+
+@pytest.mark.parametrize(("fields", "told"), BAD, ids=str)
+def test_refuses(fields, told):
+    with pytest.raises(InvalidGuidance) as error:
+        SearchParams.parse(fields)
+    assert told in error.value.message
+    assert SECRET not in error.value.message
+    assert error.value.param == "search"
+
+
+@pytest.mark.parametrize(
+    ("search", "guidance", "temperature", "param"),
+    [
+        (BestOfN(), {}, 0.0, "temperature"),
+        (Smc(), {}, 0.0, "temperature"),
+        (Mcts(), {"tail": "mean"}, 1.0, "tail"),
+        (Beam(), {"on_error": "unguided"}, 1.0, "on_error"),
+        (Beam(), {"trace": True}, 1.0, "trace"),
+    ],
+)
+def test_what_does_not_go_together(search, guidance, temperature, param):
+    with pytest.raises(InvalidGuidance) as error:
+        search.check(GuidanceParams(**guidance), temperature)
+    assert error.value.param == param
+    search.check(GuidanceParams(), 1.0)
+
+
+def test_mcts_needs_no_temperature():
+    Mcts().check(GuidanceParams(), 0.0)
+
+
+class Telling(Scorer):
+    """s = sum of the ids + strength; remembers how it was asked."""
+
+    family = "function"
+
+    def __init__(self):
+        super().__init__(ScorerInfo(objective="x", mean=3.0, deviation=2.0))
+        self.asked, self.tokens = [], 0
+
+    @property
+    def tokens_forwarded(self):
+        return self.tokens
+
+    def score(self, keys, prefixes, candidates, strengths):
+        self.asked.append([list(keys), [len(c) for c in candidates]])
+        self.tokens += sum(map(len, candidates))
+        return torch.tensor(
+            [
+                float(np.sum(prefix) + v + strength)
+                for prefix, group, strength in zip(prefixes, candidates, strengths, strict=True)
+                for v in group
+            ]
+        )
+
+
+SEQUENCES = [[5, 6, 1], [5, 7, 2], [5, 6, 4], [9, 9]]
+
+
+def test_sequences_are_scored_by_prefix_at_their_strength():
+    one, other = Telling(), FunctionScorer(lambda ids: float(len(ids)))
+    guide = Guide({"one": one, "other": other})
+    params = GuidanceParams(scorers={"one": 0.5, "other": -2.0}, beta=4.0)
+    told = score_sequences(guide, params, SEQUENCES, [10, 11, 12, 13])
+    sums = [sum(ids) + 4.0 * 0.5 for ids in SEQUENCES]
+    lengths = [float(len(ids)) for ids in SEQUENCES]
+    assert told["scores"] == {"one": sums, "other": lengths}
+    expected = [0.5 * s - 2.0 * n for s, n in zip(sums, lengths, strict=True)]
+    assert told["values"] == pytest.approx(expected)
+    assert told["tokens"] == 4
+    assert one.asked == [[[10, 11, 13], [2, 1, 1]]]  # two share a prefix, and its row
+
+
+def test_normalised_values():
+    guide = Guide({"one": Telling()})
+    params = GuidanceParams(scorers={"one": 2.0}, beta=3.0, normalize=True)
+    told = score_sequences(guide, params, [[1, 2]], [0])
+    raw = 3 + 3.0 * 2.0 / 2.0  # the strength is over the deviation
+    assert told["scores"]["one"] == [raw]
+    assert told["values"] == pytest.approx([2.0 * (raw - 3.0) / 2.0])
+
+
+def test_parts_of_a_composite_are_counted_once():
+    one = Telling()
+    guide = Guide({"one": one, "sum": CompositeScorer({"one": (one, 1.0)})})
+    told = score_sequences(guide, GuidanceParams(scorers={"sum": 1.0}), [[1, 2], [1, 3]], [0, 1])
+    assert told["tokens"] == 2
+
+
+def test_tokens_are_shared_out_whole():
+    told = {"values": [1.0, 2.0, 3.0], "scores": {"a": [1.0, 2.0, 3.0]}, "error": None}
+    answers = scored({**told, "tokens": 8})
+    assert [answer.scorer_tokens for answer in answers] == [3, 3, 2]
+    assert [answer.scores for answer in answers] == [{"a": 1.0}, {"a": 2.0}, {"a": 3.0}]
+
+
+@pytest.mark.parametrize("bad", [lambda ids: 1 / 0, lambda ids: float("nan")])
+def test_a_scorer_that_fails_is_named(bad):
+    guide = Guide({"bad": FunctionScorer(bad)})
+    told = score_sequences(guide, GuidanceParams(scorers={"bad": 1.0}), SEQUENCES, range(4))
+    with pytest.raises(ScorerFault, match="scorer 'bad' failed"):
+        scored(told)

@@ -1,0 +1,78 @@
+"""The tiny world as an engine for searches: in memory, exact, and counting every token."""
+
+import math
+import random
+
+from trimtab.search import Drawn, Problem, Scored, drive, start
+from trimtab_models.worlds.tiny import EOS, LENGTH, VOCABULARY, ended
+
+
+class TinyEngine:
+    """Draws from the world's base after `prompt`; `value` of a completion's prefix is the score."""
+
+    def __init__(self, world, prompt, value):
+        self.world, self.prompt, self.value = world, prompt, value
+        self.drawn = self.read = self.scored = self.batches = 0
+        self.told = []  # every sequence that was scored
+        self.policy = {}
+
+    def next(self, prefix):
+        """π0(· | prefix), [vocab]."""
+        if prefix not in self.policy:
+            reach = self.world.reach(self.prompt, prefix)
+            self.policy[prefix] = [
+                self.world.reach(self.prompt, (*prefix, v)) / reach for v in range(VOCABULARY)
+            ]
+        return self.policy[prefix]
+
+    def guided(self, prefix, beta):
+        weights = [
+            p * math.exp(beta * self.value((*prefix, v))) for v, p in enumerate(self.next(prefix))
+        ]
+        return [w / sum(weights) for w in weights]
+
+    def continuation(self, prefix, tokens, seed, beta=0.0):
+        rng = random.Random(seed)
+        out = ()
+        while len(out) < tokens and not ended(prefix + out):
+            policy = self.guided(prefix + out, beta) if beta else self.next(prefix + out)
+            out += (rng.choices(range(VOCABULARY), policy)[0],)
+        return out
+
+    def draw(self, asks, beta=0.0):
+        self.batches += 1
+        answers = []
+        for ask in asks:
+            prefix = self.completion(ask.prefix)
+            assert not ended(prefix), "what has ended is not extended"
+            out = self.continuation(prefix, ask.max_tokens, ask.seed, beta if ask.guided else 0.0)
+            top = sorted(enumerate(self.next(prefix)), key=lambda pair: -pair[1])[: ask.top]
+            spent = 7 * len(out) if ask.guided else 0  # whatever: it must be counted
+            self.drawn, self.read = self.drawn + len(out), self.read + len(ask.prefix)
+            self.scored += spent
+            logs = [(token, math.log(p)) for token, p in top]
+            answers.append(Drawn(out, EOS in out, logs, len(out) / 8, len(ask.prefix), spent))
+        return answers
+
+    def score(self, asks):
+        self.batches += 1
+        answers = []
+        for _, ask in asks:
+            prefix = self.completion(ask.sequence)
+            self.told.append(prefix)
+            self.scored += len(prefix)
+            value = self.value(prefix)
+            answers.append(Scored(value, {"exact": value}, len(prefix)))
+        return answers
+
+    def completion(self, sequence):
+        assert sequence[: len(self.prompt)] == self.prompt
+        return sequence[len(self.prompt) :]
+
+    def problem(self, guidance, *, seed=0, index=0):
+        return Problem(self.prompt, LENGTH, frozenset({EOS}), guidance, seed, index)
+
+    def search(self, params, guidance, *, seed=0):
+        search = start(params, self.problem(guidance, seed=seed))
+        [result] = drive([search], lambda asks: self.draw(asks, guidance.beta), self.score)
+        return result
