@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from trimtab.errors import TrimtabError
+from trimtab_server.commands.arena import arena
 from trimtab_server.commands.publish import publish
 from trimtab_server.commands.rollout import rollout
 from trimtab_server.commands.train import train
@@ -24,6 +25,7 @@ PASS_ON = {"allow_extra_args": True, "ignore_unknown_options": True}
 app.command(context_settings=PASS_ON)(rollout)
 app.command()(train)
 app.command()(publish)
+app.command()(arena)
 
 
 @app.command(context_settings=PASS_ON)

@@ -1,0 +1,109 @@
+"""The arena itself: prepare, draw the frontier, run every setting, report. Resumable throughout.
+
+OUT/base  OUT/rollouts.jsonl  OUT/scorers/   the world (trimtab_models.worlds.build)
+OUT/base-samples.npz                         what the frontier is estimated from
+OUT/runs/METHOD_@_STRENGTH.json              a setting; what is there is not run again
+OUT/results.json  OUT/leaderboard.md  *.png  the report, written anew each time
+"""
+
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from trimtab.arena import report
+from trimtab.arena.bench import Bench
+from trimtab.arena.frontier import Floats
+from trimtab.arena.methods import METHODS, Method, heat_map
+from trimtab.arena.prepare import prepare
+from trimtab.arena.runs import Run, find, save
+from trimtab.arena.scale import Scale
+from trimtab.arena.task import Task
+from trimtab.errors import TrimtabError
+from trimtab.params import MAX_BETA
+from trimtab_models.worlds import build
+
+
+def hold(task: Task, out: Path, scale: Scale, only: Sequence[str] = (), command: str = "") -> None:
+    """Everything that one `trimtab arena` does.
+
+    Args:
+        task: what on.
+        out: where to; what is there already is not done again.
+        scale: how much.
+        only: names of `METHODS`, if not all of the scale's; the base is always among them.
+        command: what was typed, for the report.
+
+    Raises:
+        TrimtabError: there is no such method, or `out` holds results of other settings.
+    """
+    methods = chosen(task, scale, only)
+    names = dict.fromkeys(method.scorer for method in methods if method.scorer)
+    scorers = prepare(task, out, scale, names)
+    bench = Bench(task, str(build.build_base(task.world, out)), scorers, scale)
+    base = base_samples(bench, out / "base-samples.npz")
+    climb(bench, methods, out / "runs")
+    report.write(task, bench.texts, base, out, command)
+
+
+def chosen(task: Task, scale: Scale, only: Sequence[str]) -> list[Method]:
+    """The methods to run, the base first."""
+    if unknown := sorted(set(only) - set(METHODS)):
+        raise TrimtabError(
+            f"no such method: {', '.join(unknown)}; the methods are {', '.join(METHODS)}."
+        )
+    names = only or task.methods or scale.methods
+    methods = [METHODS[name] for name in dict.fromkeys(("base", *names))]
+    grids = [heat_map(METHODS[name]) for name in scale.heat_map if name in names]
+    return methods + [method for grid in grids for method in grid]
+
+
+def climb(bench: Bench, methods: Iterable[Method], folder: Path) -> list[Run]:
+    """Run each method up its strengths, until its KL has passed its stop."""
+    runs = []
+    steps = [(method, method.strengths or bench.scale.ladder) for method in methods]
+    with tqdm(total=sum(len(strengths) for _, strengths in steps), unit="setting") as progress:
+        for method, strengths in steps:
+            progress.set_description(method.name)
+            for done, strength in enumerate(strengths):
+                if bench.beta(method, strength) > MAX_BETA:
+                    progress.update(len(strengths) - done)
+                    break
+                settings = bench.settings(method, strength)
+                run = find(folder, method.name, strength, settings)
+                if run is None:
+                    run = bench.run(method, strength)
+                    save(folder, run)
+                runs.append(run)
+                if run.spent.mean() > method.stop and method.temperature > 0:
+                    progress.update(len(strengths) - done)
+                    break
+                progress.update()
+    return runs
+
+
+def base_samples(bench: Bench, path: Path) -> dict[str, Floats]:
+    """Answers of the base to the test prompts: every reward and "tokens", [prompts, samples].
+
+    Raises:
+        TrimtabError: the file was made with other settings.
+    """
+    scale = bench.scale
+    made = {"base": bench.prints["base"], "prompts": len(bench.prompts), "seed": scale.seed}
+    made |= {"samples": scale.base_samples, "world": bench.task.world.name}
+    told = json.dumps(made, sort_keys=True)
+    if path.exists():
+        with np.load(path) as stored:
+            if str(stored["made"]) != told:
+                raise TrimtabError(
+                    f"{path} was made with other settings ({stored['made']}, now {told}); choose "
+                    "another --out, or remove it."
+                )
+            return {name: stored[name] for name in stored.files if name != "made"}
+    samples = bench.base_samples()
+    work = path.with_name(f".part-{path.name}")
+    np.savez_compressed(work, made=np.array(told), **samples)  # type: ignore[arg-type]
+    work.replace(path)
+    return samples

@@ -1,0 +1,134 @@
+"""What each decoding method of the literature is here, as plain data.
+
+β is given as a strength: β times the deviation of the scorer's scores over rollouts, which its
+checkpoint holds. One ladder of strengths then suits scorers of any scale. A method climbs it until
+its mean KL has passed `STOP`.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+LADDER = (0.35, 0.7, 1.0, 1.4, 2.0, 2.8, 4.0, 5.6, 8.0, 12.0, 16.0, 24.0, 32.0)
+QUICK_LADDER = (0.7, 1.4, 2.8, 5.6, 12.0)
+STOP = 5.0  # nats per answer
+NOTHING = "nothing"
+"""A scorer of zeros, for the methods that have none: it leaves the choice of candidates."""
+
+
+@dataclass(frozen=True)
+class Method:
+    """A decoding rule and the training of its scorer."""
+
+    name: str
+    source: str
+    scorer: str | None = None
+    """Name of its scorer, which is that of a training in `TRAININGS`."""
+    k: int = 10
+    mass: float = 1.0
+    tail: Literal["truncate", "mean"] = "truncate"
+    temperature: float = 1.0
+    strengths: tuple[float, ...] | None = None
+    """The ladder, if absent."""
+    stop: float = STOP
+    search: Mapping[str, Any] | None = None
+    """Fields of trimtab.search.SearchParams, if it searches."""
+    group: str = "token"
+    """token, search, rival, grid or base: how it is drawn and listed."""
+
+
+@dataclass(frozen=True)
+class Training:
+    """How a scorer is trained from a world's rollouts."""
+
+    objective: str
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    pairs: bool = False
+
+
+# A vocabulary head's rows are updated one by one, as their tokens come: a smaller step suits them.
+_VOCABULARY = {"learning_rate": 3e-4, "epochs": 3}
+_ILQL = {"expectile": 0.6, "conservative": 0.001}
+TRAININGS = {
+    "distribution": Training("distribution"),
+    "td-lambda": Training("td-lambda"),
+    "bradley-terry": Training("bradley-terry", {"epochs": 1}, pairs=True),
+    "bradley-terry-full": Training("bradley-terry-full", {"epochs": 1}, pairs=True),
+    "cd-fudge": Training("cd-fudge"),
+    "td-0": Training("td-0", {"epochs": 3}),
+    "rad": Training("rad"),
+    "fudge": Training("fudge"),
+    "soft-value": Training("soft-value"),
+    "cd-q": Training("cd-q", _VOCABULARY),
+    "ilql": Training("ilql", {**_VOCABULARY, "options": _ILQL}),
+    "farma": Training("farma", {**_VOCABULARY, "options": {"weight": 0.1}}, pairs=True),
+    "genarm": Training(
+        "genarm",
+        {"layers": None, "learning_rate": 5e-4, "epochs": 1, "options": {"beta": 0.3}},
+        pairs=True,
+    ),
+}
+
+
+GREEDY = (0.7, 1.4, 2.8, 5.6)
+SEARCHED = (1.0, 2.0, 4.0)
+ONCE = (0.0,)
+"""Of a method that has no strength."""
+HEAT_KS = (2, 5, 20, 50)
+HEAT_STRENGTHS = (0.7, 1.4, 2.8, 5.6, 8.0, 12.0)
+
+_VAS = "Han et al. 2024 (VAS)"
+_PARGS = "Rashid et al. 2024 (PARGS)"
+_ARGS = "Khanov et al. 2024 (ARGS)"
+_CD = "Mudgal et al. 2023 (Controlled Decoding)"
+
+
+def _search(name: str, source: str, strengths: tuple[float, ...], **search: Any) -> Method:
+    # Candidates by mass, so that the guided draws inside a search are as good as ours.
+    return Method(
+        name, source, "td-lambda", 32, 0.99, strengths=strengths, search=search, group="search"
+    )
+
+
+_LISTED = (
+    Method("base", "π0 itself", strengths=ONCE, group="base"),
+    Method("top-k 10", "Fan et al. 2018", strengths=ONCE),
+    Method("top-k 50", "Fan et al. 2018", k=50, strengths=ONCE),
+    Method("args-greedy", _ARGS, "bradley-terry-full", temperature=0.0, strengths=GREEDY),
+    Method("args", _ARGS + ", sampled", "bradley-terry-full"),
+    Method("pargs", _PARGS, "bradley-terry", stop=3 * STOP),
+    Method(
+        "pargs-greedy", _PARGS + ", PARGS-G", "bradley-terry", temperature=0.0, strengths=GREEDY
+    ),
+    Method("vas", _VAS + ", tail = mean", "td-lambda", 20, tail="mean"),
+    Method("vas-cut", _VAS + ", tail cut", "td-lambda", 20),
+    Method("vas-td0", _VAS + ", TD(0)", "td-0", 20, tail="mean"),
+    Method("cd-fudge", _CD, "cd-fudge", 20, tail="mean"),
+    Method("fudge", "Yang & Klein 2021 (FUDGE)", "fudge", 50),
+    Method("rad", "Deng & Raffel 2023 (RAD)", "rad", 20),
+    Method("cd-q", _CD + ", CD-Q", "cd-q", 256),
+    Method("ilql", "Snell et al. 2022 (ILQL)", "ilql", 256),
+    Method("farma", "Rashid et al. 2025 (FaRMA)", "farma", 256),
+    Method("genarm", "Xu et al. 2024 (GenARM)", "genarm", 256),
+    Method("soft-value", "Zhou et al. 2025 (Q♯), one β", "soft-value", 32, 0.99),
+    Method("value-mass", _VAS + ", candidates by mass", "td-lambda", 32, 0.99),
+    Method("distribution", "Trimtab: return distribution, by mass", "distribution", 32, 0.99),
+    *(
+        _search(f"best-of-{n}", "Stiennon et al. 2020", ONCE, method="best_of_n", n=n)
+        for n in (4, 16, 64, 128)
+    ),
+    _search("blockwise", _CD + ", block-wise", ONCE, method="blockwise", n=16, block=8),
+    _search("beam", "value-guided beam over blocks", ONCE, method="beam", width=4, expand=4),
+    _search("smc", "Zhao et al. 2024 (twisted SMC)", SEARCHED, method="smc", particles=16),
+    _search("mcts", "Liu et al. 2023 (PPO-MCTS)", SEARCHED[-1:], method="mcts", simulations=16),
+)
+METHODS: dict[str, Method] = {method.name: method for method in _LISTED}
+QUICK = ("base", "top-k 10", "args", "pargs", "vas", "vas-cut", "distribution")
+
+
+def heat_map(method: Method) -> list[Method]:
+    """The same method with other k, for reward over k × β."""
+    return [
+        replace(method, name=f"{method.name} k={k}", k=k, strengths=HEAT_STRENGTHS, group="grid")
+        for k in HEAT_KS
+    ]

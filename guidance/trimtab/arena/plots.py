@@ -1,0 +1,136 @@
+"""The plots of an arena, as small PNG files."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from trimtab.arena.board import Board
+from trimtab.arena.methods import METHODS
+from trimtab.arena.runs import Run
+
+GREY = "0.6"
+MARKERS = "osD^vP"
+
+
+def _style(place: int) -> dict[str, Any]:
+    return {
+        "color": f"C{place % 10}",
+        "marker": MARKERS[place // 10 % len(MARKERS)],
+        "markersize": 4,
+    }
+
+
+def _sampled(board: Board) -> dict[str, list[Run]]:
+    """Listed methods whose KL is known exactly, greedy ones aside."""
+    return {
+        name: runs
+        for name, runs in board.methods.items()
+        if name in METHODS
+        and METHODS[name].temperature > 0
+        and METHODS[name].group == "token"
+        and np.isfinite([run.spent.mean() for run in runs]).all()
+    }
+
+
+def frontier(axes: Any, board: Board) -> None:
+    """Reward over KL: the exact optimum, and every method's settings."""
+    curve, limit = board.curve(), board.frontier.limit
+    believed = curve["kl"] <= limit
+    axes.plot(curve["kl"][believed], curve["reward"][believed], "k", lw=2, label="exact optimum")
+    axes.plot(curve["kl"][~believed], curve["reward"][~believed], "k:", lw=1)
+    axes.axvline(limit, color=GREY, linestyle=":", label="limit of its estimate")
+    oracle = [one for one in curve["best_of"] if one["kl"] <= 1.25 * limit]
+    x, y = ([one[key] for one in oracle] for key in ("kl", "reward"))
+    axes.plot(x, y, "x--", color=GREY, label="best-of-N by the reward itself")
+    for place, (name, runs) in enumerate(_sampled(board).items()):
+        kl = [0.0, *(run.spent.mean() for run in runs)]
+        rewards = [board.base_estimate.mean, *(run.reward(board.gold).mean() for run in runs)]
+        order = np.argsort(kl)
+        axes.plot(np.array(kl)[order], np.array(rewards)[order], **_style(place), label=name)
+    axes.set(
+        xlabel="KL to the base, nats per answer",
+        ylabel=f"mean {board.gold}",
+        xlim=(0, max(1.25 * limit, 1e-3)),
+    )
+    axes.legend(fontsize=7, ncols=2, loc="lower right")
+
+
+def strengths(axes: Any, board: Board) -> None:
+    """Reward over β, in deviations of the scorer."""
+    for place, (name, runs) in enumerate(_sampled(board).items()):
+        if len(runs) > 1:
+            means = [run.reward(board.gold).mean() for run in runs]
+            axes.plot([run.strength for run in runs], means, **_style(place), label=name)
+    axes.axhline(board.base_estimate.mean, color=GREY, linestyle=":", label="base")
+    axes.set(xlabel="β · deviation of the scorer", ylabel=f"mean {board.gold}", xscale="log")
+    axes.legend(fontsize=7, ncols=2)
+
+
+def cost(axes: Any, board: Board) -> None:
+    """Reward over computation: each method at its best setting."""
+    for place, (name, runs) in enumerate(board.methods.items()):
+        if name in METHODS:
+            best = max(runs, key=lambda run: float(run.reward(board.gold).mean()))
+            at = best.flops / board.base.flops, best.reward(board.gold).mean()
+            axes.plot(*at, **_style(place), linestyle="")
+            axes.annotate(name, at, xytext=(4, 3), textcoords="offset points", fontsize=7)
+    axes.set(
+        xlabel="FLOPs per answer, over the base's",
+        ylabel=f"mean {board.gold}, best setting",
+        xscale="log",
+    )
+
+
+def heat_map(axes: Any, board: Board) -> None:
+    """Reward over k × β of PARGS (its Table 13)."""
+    rows = _by_k(board)
+    strengths = sorted(
+        set.intersection(*({run.strength for run in runs} for runs in rows.values()))
+    )
+    table = np.array(
+        [
+            [next(r for r in runs if r.strength == s).reward(board.gold).mean() for s in strengths]
+            for runs in rows.values()
+        ]
+    )
+    drawn = axes.imshow(table, cmap="viridis", aspect="auto")
+    for (i, j), value in np.ndenumerate(table):
+        shade = "k" if value > (table.min() + table.max()) / 2 else "w"
+        axes.text(j, i, f"{value:.2f}", ha="center", va="center", fontsize=8, color=shade)
+    axes.set_xticks(range(len(strengths)), [f"{s:g}" for s in strengths])
+    axes.set_yticks(range(len(rows)), [str(k) for k in rows])
+    axes.set(xlabel="β · deviation of the scorer", ylabel="k")
+    axes.figure.colorbar(drawn, ax=axes, label=f"mean {board.gold}")
+
+
+def _by_k(board: Board) -> dict[int, list[Run]]:
+    named = {
+        int(name.partition(" k=")[2]): runs
+        for name, runs in board.methods.items()
+        if name.startswith("pargs k=")
+    }
+    if named and "pargs" in board.methods:
+        named[METHODS["pargs"].k] = board.methods["pargs"]
+    return dict(sorted(named.items()))
+
+
+PLOTS: dict[str, Callable[[Any, Board], None]] = {
+    "frontier.png": frontier,
+    "strengths.png": strengths,
+    "cost.png": cost,
+    "heat-map.png": heat_map,
+}
+
+
+def draw(board: Board, out: Path) -> None:
+    """Write the plots that the board has runs for, and remove those of an older one."""
+    for name, plot in PLOTS.items():
+        if name == "heat-map.png" and not _by_k(board):
+            (out / name).unlink(missing_ok=True)
+            continue
+        figure = Figure(figsize=(8, 5), dpi=110, layout="constrained")
+        plot(figure.add_subplot(), board)
+        figure.savefig(out / name)

@@ -1,0 +1,144 @@
+"""What an arena is held on: a world of ours by name, or a YAML file about one's own model.
+
+name: support                  base: ./base or a hub name
+prompts: {train: a.jsonl, test: b.jsonl}        files as of `trimtab rollout`
+rewards: {helpful: module:function}             specifications as of `trimtab rollout --reward`
+gold: helpful                  supports: {helpful: [0, 1]}     bins: 25      max_tokens: 256
+scorers: {distribution: ./mine}                 trained already; others are trained here
+methods: [base, pargs, distribution]            all, if absent
+engine: {dtype: bfloat16}                       vLLM's options
+"""
+
+import random
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from transformers import AutoTokenizer
+
+from trimtab.arena.methods import METHODS
+from trimtab.errors import TrimtabError
+from trimtab.prompts import read
+from trimtab_models import rewards
+from trimtab_models.worlds import WORLDS, World
+
+ENGINE: Mapping[str, Any] = {"dtype": "float32", "enforce_eager": True, "max_num_seqs": 128}
+
+
+@dataclass(frozen=True)
+class Task:
+    """A world, and how it is run."""
+
+    spec: str
+    """The world's name, or the path of the file."""
+    world: World
+    scorers: Mapping[str, str] = field(default_factory=dict)
+    """Scorers that are there already: name of a training → path."""
+    methods: Sequence[str] | None = None
+    engine: Mapping[str, Any] = field(default_factory=lambda: ENGINE)
+
+
+class Config(BaseModel):
+    """The YAML file; paths are relative to where the command is given."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")
+    base: str
+    prompts: dict[str, Path]
+    rewards: dict[str, str] = Field(min_length=1)
+    gold: str
+    supports: dict[str, tuple[float, float]] = Field(description="of each reward that is trained")
+    bins: int = Field(25, ge=2)
+    max_tokens: int = Field(128, ge=1)
+    scorers: dict[str, str] = {}
+    methods: list[str] | None = None
+    engine: dict[str, Any] = {}
+
+    @model_validator(mode="after")
+    def _check(self) -> "Config":
+        if self.gold not in self.rewards:
+            raise ValueError(f"gold must be one of the rewards: {', '.join(self.rewards)}")
+        if self.gold not in self.supports:
+            raise ValueError(f"supports must tell the lowest and highest value of {self.gold}")
+        if set(self.prompts) != {"train", "test"}:
+            raise ValueError("prompts must name two files, train and test")
+        if unknown := set(self.methods or ()) - set(METHODS):
+            raise ValueError(
+                f"no such method: {', '.join(unknown)}; there are {', '.join(METHODS)}"
+            )
+        return self
+
+
+def load(spec: str) -> Task:
+    """A task by a world's name or from a file.
+
+    Raises:
+        TrimtabError: there is no such world, or the file is wrong; the message says how.
+    """
+    if spec in WORLDS:
+        return Task(spec, WORLDS[spec])
+    path = Path(spec)
+    if path.suffix not in (".yaml", ".yml"):
+        raise TrimtabError(
+            f"there is no world {spec!r}; the worlds are {', '.join(WORLDS)}. For your own model "
+            "give a file.yaml."
+        )
+    try:
+        config = Config.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
+    except (OSError, yaml.YAMLError) as error:
+        raise TrimtabError(f"{path}: {' '.join(str(error).split())}") from None
+    except ValidationError as error:
+        faults = error.errors(include_url=False, include_context=False, include_input=False)
+        told = "; ".join(f"{'.'.join(map(str, f['loc'])) or 'it'}: {f['msg']}" for f in faults)
+        raise TrimtabError(f"{path}: {told}.") from None
+    return _own(spec, config)
+
+
+def _own(spec: str, config: Config) -> Task:
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(config.base)
+    except (OSError, ValueError) as error:
+        told = str(error).strip().splitlines()[0]
+        raise TrimtabError(f"the base model {config.base} cannot be loaded: {told}") from None
+    fields: dict[str, dict[str, Any]] = {}
+    texts: dict[str, list[str]] = {}
+    for split, path in config.prompts.items():
+        prompts = read(path, tokenizer)
+        texts[split] = [tokenizer.decode(prompt.token_ids) for prompt in prompts]
+        fields |= {
+            text: {**prompt.fields, "prompt": prompt.content}
+            for text, prompt in zip(texts[split], prompts, strict=True)
+        }
+
+    def choose(split: str, n: int, seed: int) -> list[str]:
+        chosen = list(texts[split])
+        random.Random(seed).shuffle(chosen)
+        return chosen[:n]
+
+    world = World(
+        name=config.name,
+        gold=config.gold,
+        rewards={name: _reward(text, fields) for name, text in config.rewards.items()},
+        supports=config.supports,
+        bins=dict.fromkeys(config.rewards, config.bins),
+        prompts=choose,
+        max_tokens=config.max_tokens,
+        base=Path(config.base),
+    )
+    engine = {**ENGINE, **config.engine}
+    return Task(spec, world, config.scorers, config.methods, engine)
+
+
+def _reward(spec: str, fields: Mapping[str, Mapping[str, Any]]) -> Callable[[str, str], float]:
+    """A reward by its specification, as a function of texts; a prompt's line comes with it."""
+    reward = rewards.load(spec)
+
+    def one(prompt: str, completion: str) -> float:
+        [value] = rewards.label(reward, [{**fields[prompt], "completion": completion}])
+        return value
+
+    return one

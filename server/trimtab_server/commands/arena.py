@@ -1,0 +1,51 @@
+"""`trimtab arena`: every decoding method of the literature, against the exact optimum."""
+
+import importlib
+import shlex
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from trimtab.errors import TrimtabError
+
+
+def arena(
+    world: Annotated[
+        str, typer.Argument(help="reviews, digest, tools, sums; or a YAML file about your model.")
+    ],
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Directory of everything (arena/WORLD); taken up again if begun."),
+    ] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Few prompts, methods, settings.")] = False,
+    only: Annotated[
+        list[str] | None, typer.Option(help="A method; again for each.", metavar="METHOD")
+    ] = None,
+) -> None:
+    """Compare decoding methods on WORLD: results.json, leaderboard.md and plots.
+
+    What is missing is made: the world's base, its rollouts, a scorer for each method. Stopped in
+    any way, the same command goes on where it was, and loses one setting at most.
+    """
+    from trimtab.quiet import quieten  # noqa: PLC0415
+
+    quieten()
+    # Imported here, for torch and transformers take seconds.
+    held = importlib.import_module("trimtab.arena.arena")
+    scales = importlib.import_module("trimtab.arena.scale")
+    tasks = importlib.import_module("trimtab.arena.task")
+    try:
+        task = tasks.load(world)
+        folder = out or Path("arena") / (task.world.name + ("-quick" if quick else ""))
+        command = shlex.join(["trimtab", *sys.argv[1:]])
+        scale = scales.QUICK_SCALE if quick else scales.FULL
+        held.hold(task, folder, scale, only or (), command)
+    except (TrimtabError, ValueError, OSError) as error:
+        typer.echo(f"trimtab: {' '.join(str(error).split())}", err=True)
+        raise typer.Exit(1) from None
+    except KeyboardInterrupt:
+        typer.echo("trimtab: stopped; the same command goes on from here.", err=True)
+        raise typer.Exit(130) from None
+    typer.echo((folder / "leaderboard.md").read_text(encoding="utf-8"))
