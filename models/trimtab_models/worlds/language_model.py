@@ -1,0 +1,115 @@
+"""The base model of a world: a token for each of its words, and a small Llama, from scratch."""
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from torch import Tensor
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, set_seed
+
+from trimtab_models import training
+from trimtab_models.demo.language_model import CHAT_TEMPLATE, SPECIALS
+from trimtab_models.training.saves import run_directory
+
+PAD, EOS, SYSTEM, USER, ASSISTANT, TOOL = SPECIALS
+UNKNOWN = "<|unknown|>"
+SIZES: dict[str, int] = {
+    "hidden_size": 128,
+    "intermediate_size": 384,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 4,
+}
+# A network this narrow learns to copy several times sooner from larger first weights, and to look
+# a few tokens back from faster rotations.
+START: dict[str, Any] = {
+    "initializer_range": 0.08,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 100.0},
+}
+LONGEST = 256  # tokens of a text
+
+
+def tokenizer_of(texts: Iterable[str]) -> PreTrainedTokenizerFast:
+    """A tokenizer whose words are those of the texts; they stand between spaces."""
+    marks = (*SPECIALS, UNKNOWN)
+    spaced = "\n".join(texts)
+    for mark in marks:
+        spaced = spaced.replace(mark, " ")
+    words = [*marks, *sorted({*spaced.split()})]
+    core = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, UNKNOWN))
+    core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=core,
+        eos_token=EOS,
+        pad_token=PAD,
+        unk_token=UNKNOWN,
+        additional_special_tokens=[SYSTEM, USER, ASSISTANT, TOOL],
+        chat_template=CHAT_TEMPLATE,
+        padding_side="right",
+        model_max_length=LONGEST,
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def _answers(ids: Sequence[int], assistant: int, eos: int) -> list[int]:
+    """The ids as labels: −100 wherever the user speaks."""
+    labels, speaks = [], False
+    for token in ids:
+        labels.append(token if speaks else -100)
+        speaks = token == assistant or (speaks and token != eos)
+    return labels
+
+
+def train(texts: Sequence[str], out: Path, **settings: Any) -> None:
+    """The tokenizer and the model of the texts' answers, written to `out` in float16.
+
+    Args:
+        texts: chats, as the chat template renders them.
+        out: the directory; it appears whole. Beside it a killed training is taken up again.
+        settings: of `training.fit`.
+    """
+    tokenizer = tokenizer_of(texts)
+    assistant, eos = tokenizer.convert_tokens_to_ids([ASSISTANT, EOS])
+    set_seed(0)
+    model = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=len(tokenizer),
+            head_dim=32,
+            max_position_embeddings=LONGEST,
+            tie_word_embeddings=True,
+            bos_token_id=None,
+            eos_token_id=eos,
+            pad_token_id=tokenizer.pad_token_id,
+            **SIZES,
+            **START,
+        )
+    )
+
+    def collate(chosen: Sequence[list[int]]) -> dict[str, Tensor]:
+        def padded(rows: Iterable[list[int]], value: int) -> Tensor:
+            tensors = [torch.tensor(row) for row in rows]
+            return torch.nn.utils.rnn.pad_sequence(tensors, batch_first=True, padding_value=value)
+
+        ids = padded(chosen, -1)
+        return {
+            "input_ids": ids.clamp(min=tokenizer.pad_token_id),
+            "attention_mask": (ids >= 0).long(),
+            "labels": padded((_answers(row, assistant, eos) for row in chosen), -100),
+        }
+
+    work = run_directory(out)
+    training.fit(
+        model,
+        [tokenizer(text, add_special_tokens=False).input_ids for text in texts],
+        collate,
+        lambda network, batch: network(**batch).loss,
+        work,
+        **{"epochs": 1, "batch_size": 32, "learning_rate": 3e-3, "seed": 0, **settings},
+    )
+    part = out.with_name(f".{out.name}.part")
+    model.half().save_pretrained(part)
+    tokenizer.save_pretrained(part)
+    part.rename(out)
+    training.clear(work)
