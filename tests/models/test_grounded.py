@@ -96,7 +96,11 @@ def _one_thread() -> None:
 
 
 def _toy(
-    world: World, objective: str, rewards: type[TokenRewards] = TokenRewards, seed: int = 0
+    world: World,
+    objective: str,
+    rewards: type[TokenRewards] = TokenRewards,
+    seed: int = 0,
+    batch_size: int = 32,
 ) -> float:
     """Train the toy world's own base; gives its exact expected reward, over both prompts."""
     torch.manual_seed(seed)
@@ -108,6 +112,7 @@ def _toy(
         steps=60,
         period=30,
         learning_rate=3e-3,
+        batch_size=batch_size,
         k=4,
         rankings=1024,
         reward_batch_size=16,
@@ -135,7 +140,8 @@ def test_both_algorithms_raise_the_exact_expected_reward_over_plain_mle() -> Non
     world = World()
     plain = _toy(world, "grounded-mle", _Equal)
     weighted = [_toy(world, "grounded-mle", seed=seed) for seed in (0, 1)]
-    reinforced = [_toy(world, "grounded-reinforce", seed=seed) for seed in (0, 1)]
+    # Without a baseline the gradient is noisy: at 32 one seed in two ends below where it began.
+    reinforced = [_toy(world, "grounded-reinforce", seed=seed, batch_size=128) for seed in (0, 1)]
     assert sum(weighted) / 2 > plain + 0.05
     assert sum(reinforced) / 2 > plain + 0.08
 
