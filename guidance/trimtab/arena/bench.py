@@ -10,8 +10,9 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
+import torch
 from tqdm import tqdm
-from transformers import AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from trimtab.arena.frontier import Floats
 from trimtab.arena.measures import diversity, flops, words
@@ -64,7 +65,9 @@ class Bench:
     @cached_property
     def parameters(self) -> int:
         """Of the base."""
-        return int(self.sampler.llm.apply_model(_size)[0])
+        with torch.device("meta"):  # vLLM repacks weights, so it cannot be asked
+            config = AutoConfig.from_pretrained(self.base)
+            return int(AutoModelForCausalLM.from_config(config).num_parameters())
 
     def beta(self, method: Method, strength: float) -> float:
         """β of a method at a strength: over the deviation of its scorer's scores."""
@@ -206,10 +209,6 @@ class Bench:
         """Parameters and tokens forwarded so far, by scorer."""
         [told, *_] = self.sampler.engine.collective_rpc("trimtab_scorers")
         return {one["name"]: (one["parameters"], one["tokens_forwarded"]) for one in told}
-
-
-def _size(model: Any) -> int:
-    return sum(parameter.numel() for parameter in model.parameters())
 
 
 def _bound(method: Method, tokens: int) -> float:

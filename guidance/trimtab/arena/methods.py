@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-LADDER = (0.35, 0.7, 1.0, 1.4, 2.0, 2.8, 4.0, 5.6, 8.0, 12.0, 16.0, 24.0, 32.0)
-QUICK_LADDER = (0.7, 1.4, 2.8, 5.6, 12.0)
+LADDER = (0.5, 1.0, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 16.0, 24.0, 32.0)
+QUICK_LADDER = (1.0, 2.0, 4.0, 8.0, 16.0)
 STOP = 5.0  # nats per answer
 NOTHING = "nothing"
 """A scorer of zeros, for the methods that have none: it leaves the choice of candidates."""
@@ -47,35 +47,33 @@ class Training:
 
 
 # A vocabulary head's rows are updated one by one, as their tokens come: a smaller step suits them.
-_VOCABULARY = {"learning_rate": 3e-4, "epochs": 3}
+_VOCABULARY = {"learning_rate": 3e-4, "epochs": 2}
 _ILQL = {"expectile": 0.6, "conservative": 0.001}
+_LANGUAGE = {"learning_rate": 5e-4, "epochs": 1, "options": {"beta": 0.3}}
 TRAININGS = {
     "distribution": Training("distribution"),
     "td-lambda": Training("td-lambda"),
     "bradley-terry": Training("bradley-terry", {"epochs": 1}, pairs=True),
     "bradley-terry-full": Training("bradley-terry-full", {"epochs": 1}, pairs=True),
-    "cd-fudge": Training("cd-fudge"),
-    "td-0": Training("td-0", {"epochs": 3}),
-    "rad": Training("rad"),
-    "fudge": Training("fudge"),
-    "soft-value": Training("soft-value"),
+    "cd-fudge": Training("cd-fudge", {"epochs": 1}),
+    "td-0": Training("td-0"),
+    "rad": Training("rad", {"epochs": 1}),
+    "fudge": Training("fudge", {"epochs": 1}),
+    "soft-value": Training("soft-value", {"epochs": 1}),
     "cd-q": Training("cd-q", _VOCABULARY),
     "ilql": Training("ilql", {**_VOCABULARY, "options": _ILQL}),
     "farma": Training("farma", {**_VOCABULARY, "options": {"weight": 0.1}}, pairs=True),
-    "genarm": Training(
-        "genarm",
-        {"layers": None, "learning_rate": 5e-4, "epochs": 1, "options": {"beta": 0.3}},
-        pairs=True,
-    ),
+    "genarm": Training("genarm", _LANGUAGE, pairs=True),
 }
+"""Two passes over the rollouts, as `trimtab_models.worlds.build` has it, where nothing else is
+said."""
 
-
-GREEDY = (0.7, 1.4, 2.8, 5.6)
+GREEDY = (1.0, 2.0, 4.0, 8.0)
 SEARCHED = (1.0, 2.0, 4.0)
 ONCE = (0.0,)
 """Of a method that has no strength."""
 HEAT_KS = (2, 5, 20, 50)
-HEAT_STRENGTHS = (0.7, 1.4, 2.8, 5.6, 8.0, 12.0)
+HEAT_STRENGTHS = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0)
 
 _VAS = "Han et al. 2024 (VAS)"
 _PARGS = "Rashid et al. 2024 (PARGS)"

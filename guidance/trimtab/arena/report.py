@@ -4,7 +4,7 @@ import json
 import os
 import platform
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import is_dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -44,7 +44,7 @@ def write(
         "base_samples": int(base[board.gold].shape[1]),
         "frontier": board.curve(),
         "compared_at_kl": board.kl,
-        "leaderboard": [asdict(row) for row in board.rows],
+        "leaderboard": board.rows,
         "claims": tests,
         "runs": board.stored(),
         "about": facts,
@@ -136,7 +136,9 @@ def _line(row: Row) -> str:
 
 
 def _finite(value: Any) -> Any:
-    """JSON has no NaN: null stands for what is not known. Pydantic models become their fields."""
+    """Plain JSON: null for a NaN, the fields of a dataclass or a pydantic model."""
+    if is_dataclass(value) and not isinstance(value, type):
+        return _finite(vars(value))
     if isinstance(value, float):
         return round(value, 6) if np.isfinite(value) else None
     if isinstance(value, Mapping):

@@ -27,5 +27,5 @@ class Scale:
     seed: int = 0
 
 
-FULL = Scale(1024, 16, 64, 800, 8, tuple(METHODS), LADDER, heat_map=("pargs",))
+FULL = Scale(1024, 12, 64, 800, 4, tuple(METHODS), LADDER, heat_map=("pargs",))
 QUICK_SCALE = Scale(384, 8, 48, 96, 2, QUICK, QUICK_LADDER, epochs=(1, 0.3))
