@@ -11,6 +11,7 @@ from trimtab.errors import TrimtabError
 from trimtab_server.commands.arena import arena
 from trimtab_server.commands.publish import publish
 from trimtab_server.commands.rollout import rollout
+from trimtab_server.commands.sweep import sweep
 from trimtab_server.commands.train import train
 
 app = typer.Typer(
@@ -26,6 +27,7 @@ app.command(context_settings=PASS_ON)(rollout)
 app.command()(train)
 app.command()(publish)
 app.command()(arena)
+app.command(context_settings=PASS_ON)(sweep)
 
 
 @app.command(context_settings=PASS_ON)

@@ -7,7 +7,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -25,6 +25,7 @@ from trimtab.params import GuidanceParams
 from trimtab.search import SearchParams
 from trimtab_models.checkpoint import read_info
 
+Spec: TypeAlias = str | Mapping[str, Any]
 CHUNK = 8  # prompts drawn together for the frontier
 
 
@@ -39,14 +40,14 @@ class Bench:
     Args:
         task: what is judged.
         base: directory or hub name of the base model.
-        scorers: name of a training → path.
+        scorers: name → path, or the fields of a trimtab.config.ScorerSpec.
         scale: how much.
     """
 
-    def __init__(self, task: Task, base: str, scorers: Mapping[str, str], scale: Scale) -> None:
+    def __init__(self, task: Task, base: str, scorers: Mapping[str, Spec], scale: Scale) -> None:
         self.task, self.base, self.scorers, self.scale = task, base, dict(scorers), scale
-        self.infos = {name: read_info(path) for name, path in scorers.items()}
-        prints = {name: fingerprint(path) for name, path in scorers.items()}
+        self.deviations = {name: self._deviation(spec) for name, spec in scorers.items()}
+        prints = {name: fingerprint(_path(spec)) for name, spec in scorers.items()}
         self.prints = {"base": fingerprint(base), **prints}
         self.texts = task.world.prompts("test", scale.prompts, scale.seed)
         self.tokenizer = AutoTokenizer.from_pretrained(base)
@@ -71,7 +72,7 @@ class Bench:
 
     def beta(self, method: Method, strength: float) -> float:
         """β of a method at a strength: over the deviation of its scorer's scores."""
-        return strength / self.infos[method.scorer].deviation if method.scorer else 1.0
+        return strength / self.deviations[method.scorer] if method.scorer else 1.0
 
     def guidance(self, method: Method, strength: float) -> GuidanceParams | None:
         """What a request asks for at a strength; None is the base model."""
@@ -205,10 +206,27 @@ class Bench:
     def _text(self, ids: Sequence[int]) -> str:
         return str(self.tokenizer.decode(ids, skip_special_tokens=True))
 
+    def _deviation(self, spec: Spec) -> float:
+        """Of a scorer's scores; of a sum, as if its parts had nothing to do with each other."""
+        fields = {"path": spec} if isinstance(spec, str) else spec
+        match fields.get("family"):
+            case "function":
+                return 1.0
+            case "composite":
+                parts = [part.split(":") for part in fields["path"].split("+")]
+                return math.hypot(
+                    *(float(w) * self._deviation(self.scorers[name]) for name, w in parts)
+                )
+        return read_info(fields["path"]).deviation
+
     def _forwarded(self) -> dict[str, tuple[int, int]]:
         """Parameters and tokens forwarded so far, by scorer."""
         [told, *_] = self.sampler.engine.collective_rpc("trimtab_scorers")
         return {one["name"]: (one["parameters"], one["tokens_forwarded"]) for one in told}
+
+
+def _path(spec: Spec) -> str:
+    return spec if isinstance(spec, str) else str(spec["path"])
 
 
 def _bound(method: Method, tokens: int) -> float:

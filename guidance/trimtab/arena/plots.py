@@ -1,6 +1,6 @@
 """The plots of an arena, as small PNG files."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +8,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from trimtab.arena.board import Board
+from trimtab.arena.frontier import Floats
 from trimtab.arena.methods import METHODS
 from trimtab.arena.runs import Run
 
@@ -87,23 +88,26 @@ def cost(axes: Any, board: Board) -> None:
 def heat_map(axes: Any, board: Board) -> None:
     """Reward over k × β of PARGS (its Table 13)."""
     rows = _by_k(board)
-    strengths = sorted(
-        set.intersection(*({run.strength for run in runs} for runs in rows.values()))
-    )
-    table = np.array(
-        [
-            [next(r for r in runs if r.strength == s).reward(board.gold).mean() for s in strengths]
-            for runs in rows.values()
-        ]
-    )
-    drawn = axes.imshow(table, cmap="viridis", aspect="auto")
-    for (i, j), value in np.ndenumerate(table):
-        shade = "k" if value > (table.min() + table.max()) / 2 else "w"
-        axes.text(j, i, f"{value:.2f}", ha="center", va="center", fontsize=8, color=shade)
-    axes.set_xticks(range(len(strengths)), [f"{s:g}" for s in strengths])
-    axes.set_yticks(range(len(rows)), [str(k) for k in rows])
+    common = sorted(set.intersection(*({run.strength for run in runs} for runs in rows.values())))
+    table = [
+        [next(r for r in runs if r.strength == s).reward(board.gold).mean() for s in common]
+        for runs in rows.values()
+    ]
+    shade(axes, np.array(table), [str(k) for k in rows], [f"{s:g}" for s in common])
     axes.set(xlabel="β · deviation of the scorer", ylabel="k")
-    axes.figure.colorbar(drawn, ax=axes, label=f"mean {board.gold}")
+
+
+def shade(axes: Any, table: Floats, rows: Sequence[str], columns: Sequence[str]) -> None:
+    """Rewards as colours and numbers, [rows, columns]; NaN is left white."""
+    drawn = axes.imshow(table, cmap="viridis", aspect="auto")
+    middle = (np.nanmin(table) + np.nanmax(table)) / 2
+    for (i, j), value in np.ndenumerate(table):
+        if np.isfinite(value):
+            colour = "k" if value > middle else "w"
+            axes.text(j, i, f"{value:.2f}", ha="center", va="center", fontsize=8, color=colour)
+    axes.set_xticks(range(len(columns)), columns)
+    axes.set_yticks(range(len(rows)), rows)
+    axes.figure.colorbar(drawn, ax=axes, label="mean reward")
 
 
 def _by_k(board: Board) -> dict[int, list[Run]]:

@@ -49,8 +49,8 @@ def write(
         "runs": board.stored(),
         "about": facts,
     }
-    _write(out / "results.json", json.dumps(_finite(results), ensure_ascii=False) + "\n")
-    _write(out / "leaderboard.md", markdown(task, board, tests, facts))
+    put(out / "results.json", json.dumps(plain(results), ensure_ascii=False) + "\n")
+    put(out / "leaderboard.md", markdown(task, board, tests, facts))
     plots.draw(board, out)
     return board
 
@@ -135,22 +135,23 @@ def _line(row: Row) -> str:
     )
 
 
-def _finite(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """Plain JSON: null for a NaN, the fields of a dataclass or a pydantic model."""
     if is_dataclass(value) and not isinstance(value, type):
-        return _finite(vars(value))
+        return plain(vars(value))
     if isinstance(value, float):
         return round(value, 6) if np.isfinite(value) else None
     if isinstance(value, Mapping):
-        return {key: _finite(one) for key, one in value.items()}
+        return {key: plain(one) for key, one in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_finite(one) for one in value]
+        return [plain(one) for one in value]
     if isinstance(value, np.ndarray):
-        return _finite(value.tolist())
-    return _finite(value.model_dump()) if hasattr(value, "model_dump") else value
+        return plain(value.tolist())
+    return plain(value.model_dump()) if hasattr(value, "model_dump") else value
 
 
-def _write(path: Path, text: str) -> None:
+def put(path: Path, text: str) -> None:
+    """Write a file that appears whole or not at all."""
     work = path.with_name(f".{path.name}.part")
     work.write_text(text, encoding="utf-8")
     work.replace(path)

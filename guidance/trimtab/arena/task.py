@@ -99,38 +99,68 @@ def load(spec: str) -> Task:
 
 
 def _own(spec: str, config: Config) -> Task:
+    world = own_world(
+        config.name,
+        config.base,
+        config.prompts,
+        config.rewards,
+        config.max_tokens,
+        gold=config.gold,
+        supports=config.supports,
+        bins=dict.fromkeys(config.rewards, config.bins),
+    )
+    return Task(spec, world, config.scorers, config.methods, {**ENGINE, **config.engine})
+
+
+def own_world(
+    name: str,
+    base: str,
+    prompts: Mapping[str, Path],
+    specs: Mapping[str, str],
+    max_tokens: int,
+    **fields: Any,
+) -> World:
+    """A world of somebody's own.
+
+    Args:
+        name: of the world.
+        base: directory or hub name.
+        prompts: files of each split.
+        specs: of each reward, as of `trimtab rollout --reward`.
+        max_tokens: most tokens of an answer.
+        fields: gold, supports and bins of a World.
+
+    Raises:
+        TrimtabError, RewardError, OSError: what cannot be read or loaded.
+    """
     try:
-        tokenizer = AutoTokenizer.from_pretrained(config.base)
+        tokenizer = AutoTokenizer.from_pretrained(base)
     except (OSError, ValueError) as error:
         told = str(error).strip().splitlines()[0]
-        raise TrimtabError(f"the base model {config.base} cannot be loaded: {told}") from None
-    fields: dict[str, dict[str, Any]] = {}
+        raise TrimtabError(f"the base model {base} cannot be loaded: {told}") from None
+    lines: dict[str, dict[str, Any]] = {}
     texts: dict[str, list[str]] = {}
-    for split, path in config.prompts.items():
-        prompts = read(path, tokenizer)
-        texts[split] = [tokenizer.decode(prompt.token_ids) for prompt in prompts]
-        fields |= {
+    for split, path in prompts.items():
+        found = read(path, tokenizer)
+        texts[split] = [tokenizer.decode(prompt.token_ids) for prompt in found]
+        lines |= {
             text: {**prompt.fields, "prompt": prompt.content}
-            for text, prompt in zip(texts[split], prompts, strict=True)
+            for text, prompt in zip(texts[split], found, strict=True)
         }
 
     def choose(split: str, n: int, seed: int) -> list[str]:
-        chosen = list(texts[split])
+        chosen = list(dict.fromkeys(texts[split]))
         random.Random(seed).shuffle(chosen)
         return chosen[:n]
 
-    world = World(
-        name=config.name,
-        gold=config.gold,
-        rewards={name: _reward(text, fields) for name, text in config.rewards.items()},
-        supports=config.supports,
-        bins=dict.fromkeys(config.rewards, config.bins),
+    return World(
+        name=name,
+        rewards={reward: _reward(spec, lines) for reward, spec in specs.items()},
         prompts=choose,
-        max_tokens=config.max_tokens,
-        base=Path(config.base),
+        max_tokens=max_tokens,
+        base=Path(base),
+        **fields,
     )
-    engine = {**ENGINE, **config.engine}
-    return Task(spec, world, config.scorers, config.methods, engine)
 
 
 def _reward(spec: str, fields: Mapping[str, Mapping[str, Any]]) -> Callable[[str, str], float]:
