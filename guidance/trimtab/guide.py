@@ -2,13 +2,15 @@
 
     candidates of each row → scores of each scorer → bonus → fused logits, KL, records
 
+Under a kl_budget or floors, strengths come before scores, from the scorers' return distributions.
+
 Nothing is written to the logits before all of it is known, and a scorer that fails takes
 its own rows out, never the step.
 """
 
 import logging
 from collections import Counter, OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -16,12 +18,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from trimtab import control
 from trimtab.cache import Ids
-from trimtab.candidates import select
+from trimtab.candidates import Candidates, select
 from trimtab.errors import TrimtabError
 from trimtab.fusion import divergence, fuse_
-from trimtab.rows import Fault, Row, Scored, Step
+from trimtab.rows import Fault, Plan, Row, Scored, Step
 from trimtab.scorers.base import Scorer
+from trimtab.scorers.distribution import soft_value
 
 logger = logging.getLogger(__name__)
 
@@ -45,7 +49,7 @@ class Guide:
         """
         for _, row in rows:
             self._keep(row)
-        active = [(i, row) for i, row in rows if row.params.beta != 0 and row.fault is None]
+        active = [(i, row) for i, row in rows if row.params.steers and row.fault is None]
         if active:
             self._step(logits, active)
         for index, row in rows:
@@ -66,88 +70,165 @@ class Guide:
         candidates = select(base, k, mass)
         counts = candidates.counts.tolist()
         tokens = candidates.tokens.cpu().numpy()
-        scores = self._score(rows, [tokens[r, :n] for r, n in enumerate(counts)])
+        groups = [tokens[r, :n] for r, n in enumerate(counts)]
+        for row in rows:
+            row.plan = row.next_plan(control.BAND)
+        scores = self._score(rows, groups)
+        if any(row.plan is not None for row in rows):
+            self._plan(rows, groups, candidates, tail_mean, scores)
         bonus = self._bonus(rows, counts, scores, tokens.shape[1]).to(device)
         kl, log_z = divergence(candidates, bonus, tail_mean)
-        healthy = [r for r, row in enumerate(rows) if row.fault is None]
-        if len(healthy) == len(rows):
+        spent = kl.tolist()
+        kept = []
+        for r, row in enumerate(rows):
+            if row.plan is not None and row.plan.rests(spent[r], counts[r] == 1, bonus[r]):
+                spent[r] = bonus[r] = log_z[r] = 0.0
+            elif row.fault is None:
+                kept.append(r)
+        if len(kept) == len(rows):
             fuse_(logits, index, candidates, bonus, tail_mean)
-        elif healthy:
-            kept = torch.tensor(healthy, device=device)
-            fuse_(logits, index[kept], candidates.rows(kept), bonus[kept], tail_mean[kept])
-        for r, (row, row_kl) in enumerate(zip(rows, kl.tolist(), strict=True)):
-            if row.fault is None and row.record_key is not None:
-                n, trace = counts[r], None
-                chosen = tokens[r, :n].tolist()
-                given = {s: v[r, :n].tolist() for s, v in scores.items() if v[r, 0].isfinite()}
-                row.scored = Scored(len(row.prefix), chosen, given)
-                if row.params.trace:
-                    logprobs = candidates.logprobs[r, :n]
-                    trace = {
-                        "candidates": chosen,
-                        "logprobs": logprobs.tolist(),
-                        "scores": given,
-                        "guided_logprobs": (logprobs + bonus[r, :n] - log_z[r]).tolist(),
-                    }
-                row.steps[len(row.prefix)] = Step(row_kl, n if n > 1 else 0, trace)
+        elif kept:
+            some = torch.tensor(kept, device=device)
+            fuse_(logits, index[some], candidates.rows(some), bonus[some], tail_mean[some])
+        for r, row in enumerate(rows):
+            plan, n, trace = row.plan, counts[r], None
+            if row.fault is not None or (row.record_key is None and plan is None):
+                continue
+            chosen = tokens[r, :n].tolist()
+            given = {s: v[r, :n].tolist() for s, v in scores.items() if v[r, 0].isfinite()}
+            row.scored = Scored(len(row.prefix), chosen, given)
+            if plan is not None and (n == 1 or r not in kept):
+                plan.after = dict.fromkeys(chosen, plan.left - spent[r])
+            if row.params.trace:
+                logprobs = candidates.logprobs[r, :n]
+                trace = {
+                    "candidates": chosen,
+                    "logprobs": logprobs.tolist(),
+                    "scores": given,
+                    "guided_logprobs": (logprobs + bonus[r, :n] - log_z[r]).tolist(),
+                    **(plan.told if plan is not None else {}),
+                }
+            row.steps[len(row.prefix)] = Step(spent[r], n if n > 1 else 0, trace, plan)
 
     def _score(self, rows: Sequence[Row], groups: Sequence[Ids]) -> dict[str, Tensor]:
         """Scores by scorer, [rows, k] float32 on the host, NaN where none were asked for.
 
-        A row with a single candidate needs no scores.
+        A row with a single candidate needs no scores; where strengths are planned, they must wait.
         """
         scores = {}
-        width = max(len(group) for group in groups)
         for name in dict.fromkeys(name for row in rows for name in row.weights):
-            members = [
-                r
-                for r, row in enumerate(rows)
-                if name in row.weights and len(groups[r]) > 1 and row.fault is None
-            ]
+            members = _members(name, rows, groups, planned=False)
             if members:
-                sizes = [len(groups[r]) for r in members]
-                flat = self.score_rows(
-                    name, [rows[r] for r in members], [groups[r] for r in members]
+                asked = [groups[r] for r in members]
+                scores[name] = _unscored(groups)
+                scores[name][_places(members, asked)] = self.score_rows(
+                    name, [rows[r] for r in members], asked
                 )
-                padded = torch.full((len(rows), width), torch.nan)
-                at = np.repeat(members, sizes), np.concatenate([np.arange(n) for n in sizes])
-                padded[at] = flat
-                scores[name] = padded
         return scores
+
+    def _plan(
+        self,
+        rows: Sequence[Row],
+        groups: Sequence[Ids],
+        candidates: Candidates,
+        tail_mean: Tensor,
+        scores: dict[str, Tensor],
+    ) -> None:
+        """Set the strengths of rows under a kl_budget or floors, and add the scores at them."""
+        outlooks = {}
+        for name in dict.fromkeys(name for row in rows for name in row.weights):
+            members = _members(name, rows, groups, planned=True)
+            if members:
+                outlooks[name] = self._outlook(name, rows, groups, members)
+        if not outlooks:
+            return
+        host = Candidates(
+            candidates.tokens.cpu(), candidates.logprobs.double().cpu(), candidates.counts.cpu()
+        )
+        control.follow(rows, outlooks, host, tail_mean.cpu())
+        for name, outlook in outlooks.items():
+            c = torch.tensor([self._strength(rows[r], name) for r in outlook.row.tolist()])
+            values = soft_value(outlook.log_p, outlook.returns, c)
+            scores.setdefault(name, _unscored(groups))[outlook.row, outlook.place] = values
+
+    def _outlook(
+        self, name: str, rows: Sequence[Row], groups: Sequence[Ids], members: Sequence[int]
+    ) -> control.Outlook:
+        """What a scorer expects after each candidate of some rows."""
+        scorer: Any = self.scorers[name]  # a DistributionScorer
+
+        def read(some: Sequence[Row], asked: Sequence[Ids]) -> Tensor:
+            histograms: Tensor = scorer.histograms(
+                [row.key for row in some], [row.prefix for row in some], asked
+            )
+            return histograms
+
+        asked = [groups[r] for r in members]
+        logits = self._ask(name, [rows[r] for r in members], asked, read, scorer.returns.shape)
+        weight = torch.zeros(len(rows), dtype=torch.float64)
+        for r in members:
+            if rows[r].params.kl_budget is not None:
+                weight[r] = self._weight(rows[r], name)
+        row, place = map(torch.from_numpy, _places(members, asked))
+        log_p = logits.double().log_softmax(-1)
+        return control.Outlook(log_p, scorer.returns.double(), row, place, weight)
 
     def score_rows(self, name: str, rows: Sequence[Row], groups: Sequence[Ids]) -> Tensor:
         """One scorer's scores, [Σ candidates] on the host; rows it fails for are marked."""
+
+        def read(some: Sequence[Row], asked: Sequence[Ids]) -> Tensor:
+            strengths = [self._strength(row, name) for row in some]
+            keys, prefixes = [row.key for row in some], [row.prefix for row in some]
+            return self.scorers[name].score(keys, prefixes, asked, strengths)
+
+        return self._ask(name, rows, groups, read, ())
+
+    def _ask(
+        self,
+        name: str,
+        rows: Sequence[Row],
+        groups: Sequence[Ids],
+        read: Callable[[Sequence[Row], Sequence[Ids]], Tensor],
+        shape: Sequence[int],
+    ) -> Tensor:
+        """A scorer's answer, [Σ candidates, *shape] on the host; rows it fails for are marked."""
         sizes = [len(group) for group in groups]
         try:
-            flat = self.scorers[name].score(
-                [row.key for row in rows],
-                [row.prefix for row in rows],
-                groups,
-                [self._strength(row, name) for row in rows],
-            )
-            if flat.shape != (sum(sizes),):
+            flat = read(rows, groups)
+            if flat.shape != (sum(sizes), *shape):
                 raise TrimtabError(
-                    f"the scorer returned shape {tuple(flat.shape)}, expected ({sum(sizes)},)"
+                    f"the scorer returned shape {tuple(flat.shape)}, expected "
+                    f"{(sum(sizes), *shape)}"
                 )
             flat = flat.detach().float().cpu()
         except Exception as error:
             if len(rows) > 1:  # find out whose fault it is
                 alone = zip(rows, groups, strict=True)
-                return torch.cat([self.score_rows(name, [row], [group]) for row, group in alone])
+                return torch.cat(
+                    [self._ask(name, [row], [group], read, shape) for row, group in alone]
+                )
             logger.warning("scorer %s failed", name, exc_info=error)
             self.fail(rows[0], name, f"{type(error).__name__} while scoring")
-            return torch.zeros(sum(sizes))
+            return torch.zeros(sum(sizes), *shape)
         if not torch.isfinite(flat).all():
             for row, result in zip(rows, flat.split(sizes), strict=True):
                 if not torch.isfinite(result).all():
                     logger.warning("scorer %s returned a score that is not finite", name)
                     self.fail(row, name, "returned a score that is not finite")
+            flat = flat.nan_to_num(0.0, 0.0, 0.0)
         return flat
 
+    def _weight(self, row: Row, name: str) -> float:
+        """What β multiplies: w, over the scorer's deviation if its scores are normalised."""
+        weight = (row.params.scorers or {})[name]
+        return weight / self.scorers[name].info.deviation if row.params.normalize else weight
+
     def _strength(self, row: Row, name: str) -> float:
-        """What multiplies a scorer's scores: β·w, over its deviation if they are normalised."""
-        strength = row.params.beta * (row.params.scorers or {})[name]
-        return strength / self.scorers[name].info.deviation if row.params.normalize else strength
+        """What multiplies a scorer's scores: β times its weight, or what its floor asks for."""
+        plan = row.plan or Plan()
+        if name in plan.duals:
+            return plan.duals[name]
+        return (row.params.beta if plan.beta is None else plan.beta) * self._weight(row, name)
 
     def _bonus(
         self, rows: Sequence[Row], counts: Sequence[int], scores: Mapping[str, Tensor], width: int
@@ -212,7 +293,9 @@ class Guide:
 
     def _report(self, row: Row, sequence: Ids, prompt_length: int) -> dict[str, Any]:
         steps = {p: s for p, s in row.steps.items() if prompt_length <= p < len(sequence)}
-        scores = self._final_scores(row, sequence) if len(sequence) > prompt_length else {}
+        plans = [s.plan for _, s in sorted(steps.items()) if s.plan is not None and s.plan.told]
+        last = replace(row, plan=plans[-1] if plans else None)
+        scores = self._final_scores(last, sequence) if len(sequence) > prompt_length else {}
         report: dict[str, Any] = {
             "kl": sum(step.kl for step in steps.values()),
             "scores": scores,
@@ -221,8 +304,9 @@ class Guide:
             "scored_tokens": sum(step.scored for step in steps.values()),
             "error": None,
         }
-        if row.fault is not None:
-            report["error"] = {"scorer": row.fault.scorer, "message": row.fault.message}
+        if last.fault is not None:
+            report["error"] = {"scorer": last.fault.scorer, "message": last.fault.message}
+        report |= _strengths(plans)
         if row.params.trace:
             report["trace"] = [
                 {"position": p - prompt_length, "token": int(sequence[p]), **(step.trace or {})}
@@ -253,3 +337,38 @@ def _end(logits: Tensor, row: Row) -> None:
         value = logits[row.stop_token].clone()
         logits.fill_(-torch.inf)
         logits[row.stop_token] = value
+
+
+def _members(name: str, rows: Sequence[Row], groups: Sequence[Ids], *, planned: bool) -> list[int]:
+    """Rows that need a scorer now, at a strength that is planned or at one that is known."""
+    return [
+        r
+        for r, row in enumerate(rows)
+        if name in row.weights
+        and row.params.sets(name) == planned
+        and len(groups[r]) > 1
+        and row.fault is None
+    ]
+
+
+def _places(members: Sequence[int], groups: Sequence[Ids]) -> tuple[Ids, Ids]:
+    """Of packed candidates, their rows and their places in them, each [Σ candidates] int64."""
+    sizes = [len(group) for group in groups]
+    return np.repeat(members, sizes), np.concatenate([np.arange(size) for size in sizes])
+
+
+def _unscored(groups: Sequence[Ids]) -> Tensor:
+    return torch.full((len(groups), max(map(len, groups))), torch.nan)
+
+
+def _strengths(plans: Sequence[Plan]) -> dict[str, Any]:
+    """Mean and last of the strengths that were set anew at each scored step."""
+    told: dict[str, Any] = {}
+    if betas := [plan.beta for plan in plans if plan.beta is not None]:
+        told["beta"] = {"mean": sum(betas) / len(betas), "last": betas[-1]}
+    if duals := [plan.duals for plan in plans if plan.duals]:
+        told["duals"] = {
+            name: {"mean": sum(d[name] for d in duals) / len(duals), "last": duals[-1][name]}
+            for name in duals[-1]
+        }
+    return told

@@ -10,7 +10,7 @@ One strict class parses all three, so a value means the same wherever it comes f
 import math
 import re
 from collections.abc import Iterable, Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Protocol, Self
 
 from pydantic import (
     BaseModel,
@@ -19,11 +19,14 @@ from pydantic import (
     Field,
     ValidationError,
     field_validator,
+    model_validator,
 )
 
 from trimtab.errors import InvalidGuidance, UnknownScorer
 
 MAX_BETA = 100.0
+MAX_BUDGET = 1000.0
+MAX_FLOOR = 1e6
 MAX_K = 256
 MAX_SCORERS = 8
 MAX_WEIGHT = 1000.0
@@ -45,6 +48,14 @@ def _number(value: Any) -> Any:
 Number = Annotated[float, BeforeValidator(_number), Field(allow_inf_nan=False)]
 
 
+class Served(Protocol):
+    """What is known of a scorer where requests are checked."""
+
+    @property
+    def family(self) -> str | None:
+        """Its family, see trimtab.scorers."""
+
+
 class GuidanceParams(BaseModel):
     """How one request is steered: π(v) ∝ π0(v)·exp(β·Σ_i w_i·s_i(prefix + v)) on the candidates."""
 
@@ -55,6 +66,17 @@ class GuidanceParams(BaseModel):
     )
     beta: Number = Field(
         1.0, ge=-MAX_BETA, le=MAX_BETA, description="overall strength β; 0 is the base model"
+    )
+    kl_budget: Number | None = Field(
+        None,
+        ge=0,
+        le=MAX_BUDGET,
+        description="instead of beta: nats that an answer may spend, met by its own β at each step",
+    )
+    floors: dict[str, Number] | None = Field(
+        None,
+        description="scorer name → least mean reward; its strength is the least that reaches it, "
+        "in place of β·w_i",
     )
     k: int = Field(32, ge=1, le=MAX_K, description="most candidates per step")
     mass: Number = Field(
@@ -76,22 +98,50 @@ class GuidanceParams(BaseModel):
     )
     trace: bool = Field(False, description="keep a record of every step")
 
+    @field_validator("scorers", "floors")
+    @classmethod
+    def _check_names(cls, named: dict[str, float] | None) -> dict[str, float] | None:
+        if named is None:
+            return None
+        if not 1 <= len(named) <= MAX_SCORERS:
+            raise ValueError(f"expected 1 to {MAX_SCORERS} scorers, got {len(named)}")
+        if not all(map(NAME.fullmatch, named)):
+            raise ValueError(
+                "a scorer's name has 1 to 64 characters of a-z, 0-9, '_' and '-', "
+                "the first a letter or digit"
+            )
+        return named
+
     @field_validator("scorers")
     @classmethod
-    def _check_scorers(cls, scorers: dict[str, float] | None) -> dict[str, float] | None:
-        if scorers is None:
-            return None
-        if not 1 <= len(scorers) <= MAX_SCORERS:
-            raise ValueError(f"expected 1 to {MAX_SCORERS} scorers, got {len(scorers)}")
-        for name, weight in scorers.items():
-            if not NAME.fullmatch(name):
-                raise ValueError(
-                    "a scorer's name has 1 to 64 characters of a-z, 0-9, '_' and '-', "
-                    "the first a letter or digit"
-                )
-            if abs(weight) > MAX_WEIGHT:
-                raise ValueError(f"a weight must be at most {MAX_WEIGHT:g} in size")
+    def _check_weights(cls, scorers: dict[str, float] | None) -> dict[str, float] | None:
+        if any(abs(weight) > MAX_WEIGHT for weight in (scorers or {}).values()):
+            raise ValueError(f"a weight must be at most {MAX_WEIGHT:g} in size")
         return scorers
+
+    @field_validator("floors")
+    @classmethod
+    def _check_floors(cls, floors: dict[str, float] | None) -> dict[str, float] | None:
+        if any(abs(floor) > MAX_FLOOR for floor in (floors or {}).values()):
+            raise ValueError(f"a floor must be at most {MAX_FLOOR:g} in size")
+        return floors
+
+    @model_validator(mode="after")
+    def _one_strength(self) -> Self:
+        if self.kl_budget is not None and "beta" in self.model_fields_set:
+            raise ValueError("kl_budget sets beta at every step; give one of the two")
+        if self.kl_budget is not None and self.floors is not None:
+            raise ValueError("kl_budget and floors cannot be met together; give one of the two")
+        return self
+
+    @property
+    def steers(self) -> bool:
+        """Whether anything but the base model is asked for."""
+        return self.beta != 0 or self.kl_budget is not None or self.floors is not None
+
+    def sets(self, name: str) -> bool:
+        """Whether a scorer's strength is set anew at every step, from its return distributions."""
+        return self.kl_budget is not None or name in (self.floors or {})
 
     @classmethod
     def parse(cls, fields: Any) -> "GuidanceParams":
@@ -114,34 +164,59 @@ class GuidanceParams(BaseModel):
             raise InvalidGuidance("guidance holds text that is not valid Unicode.") from None
 
     def resolve(
-        self, available: Iterable[str], default: Mapping[str, float] | None = None
+        self,
+        available: Iterable[str] | Mapping[str, Served],
+        default: Mapping[str, float] | None = None,
     ) -> "GuidanceParams":
         """The same, with scorers filled in: as asked, else `default`, else all with weight 1.
 
+        Scorers with a floor take part in any case; if they alone are named, nothing else does.
+        available: names, or scorers by name; then their families are checked too.
+
         Raises:
             UnknownScorer: a name is not among those available.
+            InvalidGuidance: kl_budget or a floor asks for the return distribution of a scorer
+                that has none.
         """
         names = list(available)
-        if self.scorers is None:
-            chosen = dict(default) if default else dict.fromkeys(names, 1.0)
-            return self.model_copy(update={"scorers": chosen})
-        if not set(self.scorers) <= set(names):
+        floors = dict.fromkeys(self.floors or {}, 1.0)
+        chosen = self.scorers
+        if chosen is None:
+            chosen = {} if floors else dict(default) if default else dict.fromkeys(names, 1.0)
+        chosen = {**chosen, **floors}
+        if not set(chosen) <= set(names):
             known = ", ".join(sorted(names)[:MAX_SCORERS]) or "none"
             raise UnknownScorer(
                 f"no scorer of that name is served here; this server has: {known}. "
                 "GET /v1/scorers lists them.",
-                param="scorers",
+                param="scorers" if set(floors) <= set(names) else "floors",
                 code="scorer_not_found",
             )
-        return self
+        if isinstance(available, Mapping):
+            for name, weight in chosen.items():
+                family = available[name].family
+                if weight != 0 and self.sets(name) and family != "distribution":
+                    field = "kl_budget" if self.kl_budget is not None else "floors"
+                    raise InvalidGuidance(
+                        f"{field} needs scorers that know how returns are distributed, of family "
+                        f"'distribution'; scorer '{name}' is of family '{family}'. Name "
+                        "others, or set beta instead. GET /v1/scorers lists families.",
+                        param=field,
+                    )
+        return self.model_copy(update={"scorers": chosen})
 
     def to_xargs(self) -> dict[str, str | int | float]:
         """The flat form, only strings and numbers, for vLLM's `vllm_xargs`."""
         flat: dict[str, str | int | float] = {}
-        for name, value in self.model_dump(exclude={"scorers"}).items():
-            flat[PREFIX + name] = int(value) if isinstance(value, bool) else value
-        if self.scorers is not None:
-            flat[PREFIX + "scorers"] = ",".join(f"{n}={w!r}" for n, w in self.scorers.items())
+        unset = {"beta"} if self.kl_budget is not None else set()
+        for name, value in self.model_dump(exclude_none=True, exclude=unset).items():
+            match value:
+                case dict():
+                    flat[PREFIX + name] = ",".join(f"{n}={x!r}" for n, x in value.items())
+                case bool():
+                    flat[PREFIX + name] = int(value)
+                case _:
+                    flat[PREFIX + name] = value
         return flat
 
     @classmethod
@@ -162,29 +237,29 @@ class GuidanceParams(BaseModel):
             # vLLM's xargs have no booleans: its parser makes 1 of true.
             if flat.get(name) in (0, 1):
                 flat[name] = bool(flat[name])
-        if isinstance(flat.get("scorers"), str):
-            flat["scorers"] = _parse_weights(flat["scorers"])
+        for name in ("scorers", "floors"):
+            if isinstance(flat.get(name), str):
+                flat[name] = _parse_numbers(name, flat[name])
         return cls.parse(flat)
 
 
 FIELDS: tuple[str, ...] = tuple(GuidanceParams.model_fields)
 
 
-def _parse_weights(text: str) -> dict[str, float]:
-    """`"a=1,b=-0.5"` → {"a": 1.0, "b": -0.5}; a bare name has weight 1."""
-    weights: dict[str, float] = {}
+def _parse_numbers(field: str, text: str) -> dict[str, float]:
+    """`"a=1,b=-0.5"` → {"a": 1.0, "b": -0.5}; a bare name has weight 1, but no floor."""
+    numbers: dict[str, float] = {}
     for part in text.split(",")[: MAX_SCORERS + 1]:
-        name, equals, weight = part.strip().partition("=")
-        if name in weights:
-            raise InvalidGuidance("a scorer is named twice; name each once.", param="scorers")
+        name, equals, number = part.strip().partition("=")
+        if name in numbers:
+            raise InvalidGuidance("a scorer is named twice; name each once.", param=field)
         try:
-            weights[name] = float(weight) if equals else 1.0
+            numbers[name] = float(number) if equals or field == "floors" else 1.0
         except ValueError:
             raise InvalidGuidance(
-                "scorers must read NAME=WEIGHT,NAME=WEIGHT with numbers for weights.",
-                param="scorers",
+                f"{field} must read NAME=NUMBER,NAME=NUMBER.", param=field
             ) from None
-    return weights
+    return numbers
 
 
 def _invalid(error: ValidationError) -> InvalidGuidance:

@@ -1,11 +1,17 @@
 """Engine-neutral rows: what an adapter hands to the guide, whatever the engine."""
 
+import math
 from dataclasses import dataclass, field
 from itertools import count
 from typing import Any
 
+from torch import Tensor
+
 from trimtab.cache import NO_IDS, Ids, common_prefix
 from trimtab.params import GuidanceParams
+
+ROUNDING = 1e-4
+"""Nats that single precision may be wrong by."""
 
 next_key = count().__next__
 """Fresh row keys: a row that replaces another never inherits its key."""
@@ -20,12 +26,35 @@ class Fault:
 
 
 @dataclass
+class Plan:
+    """Where strengths are set anew at every step: those of one step, and what they will cost."""
+
+    spent: float = 0.0  # nats, before this step
+    left: float = math.inf  # nats that it and the steps to come may cost, in expectation
+    most: float = math.inf  # nats that the answer may have cost after it
+    beta: float | None = None  # under a kl_budget; None where there was one candidate
+    duals: dict[str, float] = field(default_factory=dict)  # strengths of scorers with a floor
+    after: dict[int, float] = field(default_factory=dict)  # nats left after each candidate
+
+    def rests(self, kl: float, alone: bool, bonus: Tensor) -> bool:
+        """Whether the base is left as it is: nothing pushes, or the step's KL cannot be paid."""
+        return not (alone or bool(bonus.any())) or self.spent + kl > self.most + ROUNDING
+
+    @property
+    def told(self) -> dict[str, Any]:
+        """The strengths, as a record tells them; nothing where there was but one candidate."""
+        beta = {} if self.beta is None else {"beta": self.beta}
+        return {**beta, **({"duals": self.duals} if self.duals else {})}
+
+
+@dataclass
 class Step:
     """What was done at one position of a row."""
 
     kl: float  # nats
     scored: int  # candidates that went through the scorers; 0 where there was but one
     trace: dict[str, Any] | None = None
+    plan: Plan | None = None
 
 
 @dataclass(frozen=True)
@@ -57,11 +86,31 @@ class Row:
     fault: Fault | None = None
     steps: dict[int, Step] = field(default_factory=dict)  # by position, so replays overwrite
     scored: Scored | None = None
+    plan: Plan | None = None  # of this step, under a kl_budget or floors
 
     @property
     def weights(self) -> dict[str, float]:
         """Scorers that take part in the row's fusion."""
         return {name: w for name, w in (self.params.scorers or {}).items() if w != 0}
+
+    def next_plan(self, band: float) -> Plan | None:
+        """A plan for this step, without its strengths yet; None if β is what the request says.
+
+        What the last step's plan left holds, unless spent and left nats together would then stand
+        more than `band` away from the budget. A row without the record of its past has none left.
+        """
+        if self.params.kl_budget is None:
+            return Plan() if self.params.floors else None
+        budget, at = self.params.kl_budget, len(self.prefix)
+        most = (1 + band) * budget
+        if at <= self.prompt_length:
+            return Plan(0.0, budget, most)
+        last = self.steps.get(at - 1)
+        if last is None or last.plan is None:
+            return Plan(most, 0.0, most)
+        spent = last.plan.spent + last.kl
+        left = last.plan.after.get(int(self.prefix[-1]), budget - spent)
+        return Plan(spent, min(max(left, (1 - band) * budget - spent), most - spent), most)
 
     def follows(self, sequence: Ids) -> bool:
         """Whether this row can have produced `sequence`, prompt included.

@@ -37,16 +37,18 @@ async def build(engine: Any, args: argparse.Namespace, settings: Settings) -> Fa
     await init_app_state(engine, app.state, args, tasks)
     follow_engine(engine)
     default = settings.default_scorer or None
+    scorers = {
+        found["name"]: settings.scorer[found["name"]].model_copy(update={"family": found["family"]})
+        for found in (await engine.collective_rpc("trimtab_scorers"))[0]
+    }
     name = (args.served_model_name or [args.model])[0]
-    app.state.trimtab = State(
-        engine, app.state.online_renderer, name, list(settings.scorer), default
-    )
+    app.state.trimtab = State(engine, app.state.online_renderer, name, scorers, default)
     app.include_router(generate.router)
     app.include_router(status.router)
     app.add_exception_handler(TrimtabError, errors.handle)
     # vLLM has built its stack of middleware already; with ours, it is built anew when serving.
     app.middleware_stack = None
-    app.add_middleware(Guidance, scorers=settings.scorer, default=default)
+    app.add_middleware(Guidance, scorers=scorers, default=default)
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
     if settings.api_key:
         app.add_middleware(ApiKeys, keys=[key.get_secret_value() for key in settings.api_key])

@@ -98,6 +98,9 @@ def generate(
         typer.Option(help="NAME=WEIGHT; again for each. All of the server's if absent."),
     ] = None,
     beta: Annotated[float | None, typer.Option(help="Strength; 0 is the base model.")] = None,
+    kl_budget: Annotated[
+        float | None, typer.Option(help="Instead of --beta: nats that an answer may spend.")
+    ] = None,
     k: Annotated[int | None, typer.Option(help="Most candidates per step.")] = None,
     mass: Annotated[float | None, typer.Option(help="Probability the candidates reach.")] = None,
     tail: Annotated[str | None, typer.Option(help="truncate or mean.")] = None,
@@ -121,6 +124,7 @@ def generate(
         "prompt": prompt if raw else None,
         "messages": None if raw else [{"role": "user", "content": prompt}],
         "beta": beta,
+        "kl_budget": kl_budget,
         "k": k,
         "mass": mass,
         "tail": tail,

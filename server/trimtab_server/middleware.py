@@ -16,7 +16,7 @@ from typing import Any
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from trimtab.errors import InvalidGuidance, TrimtabError
-from trimtab.params import PREFIX, RECORD_KEY, GuidanceParams
+from trimtab.params import PREFIX, RECORD_KEY, GuidanceParams, Served
 from trimtab_server import strict_json
 from trimtab_server.errors import UnsupportedMediaType, response
 from trimtab_server.guided import EXCHANGE, Exchange
@@ -39,10 +39,10 @@ class Guidance:
     """ASGI middleware: reads `guidance` out of requests, and writes records into answers."""
 
     def __init__(
-        self, app: ASGIApp, scorers: Iterable[str], default: Mapping[str, float] | None
+        self, app: ASGIApp, scorers: Mapping[str, Served], default: Mapping[str, float] | None
     ) -> None:
         self.app = app
-        self.scorers = list(scorers)
+        self.scorers = scorers
         self.default = default
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

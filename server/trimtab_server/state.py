@@ -1,8 +1,10 @@
 """What our routes know of the server they run in (`app.state.trimtab`)."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
+
+from trimtab.params import Served
 
 NOT_ASKED = "has not been asked yet"
 
@@ -14,7 +16,7 @@ class State:
     engine: Any
     renderer: Any  # vLLM's, from text or messages to what the engine takes
     model: str
-    scorers: Sequence[str]
+    scorers: Mapping[str, Served]
     default: Mapping[str, float] | None
     complaints: dict[str, str | None] = field(default_factory=dict)
     """What each scorer's last canary request found wrong; None if nothing."""

@@ -14,6 +14,7 @@ guidance = st.fixed_dictionaries(
     {},
     optional={
         "scorers": st.dictionaries(names, weights, min_size=1, max_size=8),
+        "floors": st.dictionaries(names, weights, min_size=1, max_size=8),
         "beta": st.floats(-100, 100) | st.integers(-100, 100),
         "k": st.integers(1, MAX_K),
         "mass": st.floats(0, 1, exclude_min=True),
@@ -39,6 +40,8 @@ def test_defaults_are_the_design():
     assert GuidanceParams().model_dump() == {
         "scorers": None,
         "beta": 1.0,
+        "kl_budget": None,
+        "floors": None,
         "k": 32,
         "mass": 0.99,
         "tail": "truncate",

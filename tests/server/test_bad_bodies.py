@@ -20,6 +20,12 @@ FIELDS = {
     "beta true": {"beta": True},
     "beta null": {"beta": None},
     "beta list": {"beta": []},
+    "kl_budget and beta": {"kl_budget": 1},
+    "kl_budget below 0": {"kl_budget": -1},
+    "kl_budget text": {"kl_budget": MARK},
+    "floors unknown": {"floors": {MARK: 1}},
+    "floors list": {"floors": ["sentiment"]},
+    "floors without distributions": {"floors": {"sentiment": 0.5}},
     "k 0": {"k": 0},
     "k -1": {"k": -1},
     "k 1.5": {"k": 1.5},
@@ -158,6 +164,15 @@ def test_media_type_and_size(server):
     large = server.http.post("/generate", content=b" " * (64 * 2**20))
     assert large.status_code == 413
     assert large.json()["error"]["type"] == "request_too_large"
+
+
+def test_a_budget_needs_distributions(server):
+    """The demo's scorers have none, and that is told before the engine is asked."""
+    body = {key: value for key, value in GOOD.items() if key != "beta"}
+    answer = refused(server, json.dumps({**body, "kl_budget": 1.0}).encode())
+    assert answer.status_code == 400
+    assert answer.json()["error"]["param"] == "kl_budget"
+    assert "family 'distribution'" in answer.json()["error"]["message"]
 
 
 def test_unknown_scorer_is_not_found(server):

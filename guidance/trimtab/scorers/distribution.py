@@ -9,6 +9,7 @@ being trained again (Q♯, arXiv 2502.20548); a mean value is its limit for a sm
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -66,7 +67,9 @@ class DistributionScorer(NetworkScorer):
                 'checkpoint whose config.json has "support": [lowest, highest] under "trimtab"'
             )
         super().__init__(info, backbone)
-        self.support = info.support
+        weight: Any = backbone.head.weight  # [bins, hidden]
+        self.returns = torch.linspace(*info.support, len(weight))
+        """What the bins stand for, [bins] float32 on the host."""
 
     def score(
         self,
@@ -76,9 +79,18 @@ class DistributionScorer(NetworkScorer):
         strengths: Sequence[float],
     ) -> Tensor:
         """See Scorer.score."""
-        hidden = self.backbone.hidden(keys, prefixes, candidates)  # [Σ candidates, hidden]
-        logits: Tensor = self.backbone.head(hidden)  # [Σ candidates, bins]
+        logits = self.histograms(keys, prefixes, candidates)
         counts = torch.tensor([len(group) for group in candidates])
         c = torch.tensor(strengths, dtype=torch.float32).repeat_interleave(counts)
-        returns = torch.linspace(*self.support, logits.shape[-1], device=logits.device)
-        return soft_value(logits, returns, c.to(logits.device))
+        return soft_value(logits, self.returns.to(logits.device), c.to(logits.device))
+
+    def histograms(
+        self, keys: Sequence[int], prefixes: Sequence[Ids], candidates: Sequence[Ids]
+    ) -> Tensor:
+        """Log-probabilities of the bins, up to a constant: [Σ candidates, bins]; see Scorer.score.
+
+        What `score` makes its soft values of, for callers that have yet to find the strengths.
+        """
+        hidden = self.backbone.hidden(keys, prefixes, candidates)  # [Σ candidates, hidden]
+        logits: Tensor = self.backbone.head(hidden)
+        return logits
