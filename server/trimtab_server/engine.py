@@ -10,7 +10,7 @@ from vllm.platforms import current_platform
 from vllm.utils.argparse_utils import FlexibleArgumentParser
 from vllm.v1.engine.async_llm import AsyncLLM
 
-from trimtab.adapters.engine import PROCESSOR, WORKER, chunked_prefill
+from trimtab.adapters.engine import PROCESSOR, WORKER, chunked_prefill, logprobs_limit
 from trimtab_server.errors import StartError
 from trimtab_server.settings import Settings
 
@@ -33,6 +33,7 @@ def parse(settings: Settings, flags: Sequence[str]) -> argparse.Namespace:
     args.logits_processors = [*(args.logits_processors or []), PROCESSOR]
     args.worker_extension_cls = WORKER
     args.additional_config = {**_mapping(args.additional_config), "trimtab": settings.guidance()}
+    args.max_logprobs = logprobs_limit(args.max_logprobs)
     args.enable_request_id_headers = True
     args.api_key = None  # ours guards more than vLLM's (auth.py)
     validate_parsed_serve_args(args)

@@ -6,10 +6,22 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from trimtab.params import FIELDS, GuidanceParams, Number
-from trimtab_server.errors import invalid
+from trimtab.search import SearchParams
+from trimtab_server.errors import InvalidRequest, invalid
 from trimtab_server.limits import MAX_CHOICES, MAX_LOGPROBS, MAX_STOP
 
 MAX_TOKENS = 1_000_000
+SEARCHED = {
+    "max_tokens",
+    "temperature",
+    "top_p",
+    "top_k",
+    "min_p",
+    "seed",
+    "stop_token_ids",
+    "stream",
+}
+"""The sampling fields that a search takes."""
 TokenId = Annotated[int, Field(ge=0, lt=2**31)]
 
 
@@ -72,16 +84,29 @@ class GenerateRequest(BaseModel):
         )
 
 
-def parse(fields: Mapping[str, Any]) -> tuple[GenerateRequest, GuidanceParams]:
-    """Split a body into the request and its guidance, and check both.
+def parse(
+    fields: Mapping[str, Any],
+) -> tuple[GenerateRequest, GuidanceParams, SearchParams | None]:
+    """Split a body into the request, its guidance and its search, and check them.
 
     Raises:
         InvalidRequest: a field that is not guidance's is unknown, missing or out of range.
-        InvalidGuidance: a guidance field is.
+        InvalidGuidance: a guidance field is, or one of the search.
     """
     guidance = GuidanceParams.parse({k: v for k, v in fields.items() if k in FIELDS})
-    rest = {k: v for k, v in fields.items() if k not in FIELDS}
+    search = SearchParams.parse(fields["search"]) if "search" in fields else None
+    rest = {k: v for k, v in fields.items() if k not in FIELDS and k != "search"}
     try:
-        return GenerateRequest.model_validate(rest), guidance
+        asked = GenerateRequest.model_validate(rest)
     except ValidationError as error:
-        raise invalid(error, [*GenerateRequest.model_fields, *FIELDS]) from None
+        raise invalid(error, [*GenerateRequest.model_fields, *FIELDS, "search"]) from None
+    if search is not None:
+        search.check(guidance, asked.temperature)
+        for name, field in GenerateRequest.model_fields.items():
+            ours = {"prompt", "prompt_token_ids", "messages", "model", *SEARCHED}
+            if name not in ours and getattr(asked, name) != field.default:
+                raise InvalidRequest(
+                    f"{name} does not go with search, which takes {', '.join(sorted(SEARCHED))}.",
+                    param=name,
+                )
+    return asked, guidance, search

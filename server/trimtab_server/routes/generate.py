@@ -1,8 +1,8 @@
 """POST /generate: always guided; β = 0 is the base model."""
 
-import json
 import uuid
 from collections.abc import AsyncIterator, Mapping
+from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -13,11 +13,15 @@ from vllm.exceptions import GenerationError, VLLMClientError, VLLMError
 from vllm.sampling_params import RequestOutputKind, SamplingParams
 
 from trimtab.errors import TrimtabError
+from trimtab.params import GuidanceParams
+from trimtab.search import Result, SearchParams
 from trimtab_server import prompts, strict_json
 from trimtab_server.errors import InvalidRequest
 from trimtab_server.guided import EXCHANGE, Exchange
 from trimtab_server.middleware import check_json
 from trimtab_server.protocol import GenerateRequest, parse
+from trimtab_server.search import Driver
+from trimtab_server.searched import Telling, event
 from trimtab_server.state import State
 
 router = APIRouter()
@@ -35,7 +39,7 @@ async def generate(
     fields: Annotated[dict[str, Any], Depends(json_fields)], raw_request: Request
 ) -> Response:
     """Continue a prompt under guidance."""
-    asked, guidance = parse(fields)
+    asked, guidance, search = parse(fields)
     state: State = raw_request.app.state.trimtab
     guidance = guidance.resolve(state.scorers, state.default)
     exchange = Exchange()
@@ -43,6 +47,8 @@ async def generate(
     kind = RequestOutputKind.DELTA if asked.stream else RequestOutputKind.FINAL_ONLY
     try:
         prompt = await _prompt(asked, state.renderer)
+        if search is not None:
+            return await _search(state, asked, guidance, search, prompt)
         params = SamplingParams(
             **asked.sampling(), output_kind=kind, extra_args=guidance.to_xargs()
         )
@@ -55,6 +61,27 @@ async def generate(
         return StreamingResponse(_events(first, outputs, answer), media_type="text/event-stream")
     choices = [answer.choice(choice) for choice in first.outputs]
     return JSONResponse({**answer.head, "choices": choices, "usage": answer.usage(first)})
+
+
+async def _search(
+    state: State,
+    asked: GenerateRequest,
+    guidance: GuidanceParams,
+    search: SearchParams,
+    prompt: Any,
+) -> Response:
+    """Search an answer; what fails before anything was shown has a status of its own."""
+    ids = list(prompt["prompt_token_ids"])
+    head = {"id": f"gen-{uuid.uuid4().hex}", "model": state.model}
+    telling = Telling(head, state.engine.get_tokenizer(), search.method, ids)
+    found = Driver(state.engine, asked, guidance, search, ids).run()
+    told = await anext(found)
+    if asked.stream:
+        return StreamingResponse(telling.events(told, found), media_type="text/event-stream")
+    async with aclosing(found):
+        while not isinstance(told, Result):
+            told = await anext(found)
+    return JSONResponse(telling.answer(told))
 
 
 async def _prompt(asked: GenerateRequest, renderer: Any) -> Any:
@@ -78,23 +105,19 @@ async def _events(first: Any, outputs: Any, answer: "Answer") -> AsyncIterator[s
         while True:
             choices = [answer.choice(choice) for choice in output.outputs]
             usage = answer.usage(output)
-            yield _event({**answer.head, "choices": choices})
+            yield event({**answer.head, "choices": choices})
             if output.finished:
-                yield _event({**answer.head, "choices": [], "usage": usage})
+                yield event({**answer.head, "choices": [], "usage": usage})
                 break
             output = await anext(outputs)
     except GenerationError as error:
         fault = answer.exchange.fault or TrimtabError(str(error))
-        yield _event(fault.body())
+        yield event(fault.body())
     except VLLMError:
-        yield _event(TrimtabError("the engine stopped while it was generating.").body())
+        yield event(TrimtabError("the engine stopped while it was generating.").body())
     finally:
         await outputs.aclose()
     yield "data: [DONE]\n\n"
-
-
-def _event(data: Mapping[str, Any]) -> str:
-    return f"data: {json.dumps(data, ensure_ascii=False)}\n\n"
 
 
 @dataclass

@@ -1,0 +1,136 @@
+"""Searches on the served engine: the asynchronous driver.
+
+A turn's draws go to `engine.generate` side by side, each with a record of its own if it is guided;
+a turn's scores go to the worker in one call between two steps. A client that goes away cancels
+the driver, and that aborts every draw.
+"""
+
+import asyncio
+import random
+from collections.abc import AsyncGenerator
+from itertools import count
+from typing import Any
+
+from vllm.exceptions import GenerationError, VLLMError
+from vllm.sampling_params import RequestOutputKind, SamplingParams
+
+from trimtab.adapters.search import drawn, row_key, score_arguments, scored, stop_tokens
+from trimtab.errors import TrimtabError
+from trimtab.params import GuidanceParams
+from trimtab.search import Commit, Draw, Drawn, Problem, Result, Score, Scored, SearchParams, start
+from trimtab_server.guided import EXCHANGE, Exchange
+from trimtab_server.protocol import GenerateRequest
+
+numbers = count()
+background: set[asyncio.Task[Any]] = set()
+
+
+class Driver:
+    """One request's search on the engine."""
+
+    def __init__(
+        self,
+        engine: Any,
+        asked: GenerateRequest,
+        guidance: GuidanceParams,
+        search: SearchParams,
+        prompt: list[int],
+    ) -> None:
+        self.engine = engine
+        self.guidance = guidance
+        self.sampling = {
+            **asked.model_dump(include={"temperature", "top_p", "top_k", "min_p"}),
+            "stop_token_ids": asked.stop_token_ids,
+            "detokenize": False,
+            "flat_logprobs": True,
+            "output_kind": RequestOutputKind.FINAL_ONLY,
+        }
+        room = engine.model_config.max_model_len - len(prompt)
+        problem = Problem(
+            tuple(prompt),
+            min(asked.max_tokens, room),
+            stop_tokens(engine) | frozenset(asked.stop_token_ids or ()),
+            guidance,
+            random.getrandbits(56) if asked.seed is None else asked.seed,
+        )
+        self.search = start(search, problem)
+        self.number = next(numbers)
+        self.draws = count()
+        self.rows: set[int] = set()
+
+    async def run(self) -> AsyncGenerator[Commit | Result, None]:
+        """What the search commits to, as it goes, and its result.
+
+        Raises:
+            TrimtabError: a scorer failed.
+            VLLMError, ValueError: the engine refuses a draw, or has died.
+        """
+        answers: list[Any] | None = None
+        try:
+            while True:
+                try:
+                    turn = self.search.send(answers)
+                except StopIteration as end:
+                    yield end.value
+                    return
+                if isinstance(turn, Commit):
+                    answers = None
+                    yield turn
+                else:
+                    answers = await self._answer(turn)
+        finally:
+            # Nobody may be left to await this here.
+            task = asyncio.ensure_future(self._forget())
+            background.add(task)
+            task.add_done_callback(background.discard)
+
+    async def _answer(self, turn: list[Draw] | list[Score]) -> list[Any]:
+        scores = [ask for ask in turn if isinstance(ask, Score)]
+        if scores:
+            return await self._score(scores)
+        try:
+            async with asyncio.TaskGroup() as group:
+                draws = [ask for ask in turn if isinstance(ask, Draw)]
+                tasks = [group.create_task(self._draw(ask)) for ask in draws]
+        except ExceptionGroup as failed:  # one is told; the others were cancelled, or say the same
+            raise failed.exceptions[0] from None
+        return [task.result() for task in tasks]
+
+    async def _draw(self, ask: Draw) -> Drawn:
+        exchange = Exchange()
+        EXCHANGE.set(exchange)  # in this task's own context
+        top = min(ask.top, self.engine.model_config.get_vocab_size())
+        params = SamplingParams(
+            **self.sampling,
+            max_tokens=ask.max_tokens,
+            seed=ask.seed,
+            logprobs=top or None,
+            extra_args=self.guidance.to_xargs() if ask.guided else None,
+        )
+        name = f"search-{self.number}-{next(self.draws)}"
+        prompt = {"prompt_token_ids": list(ask.prefix)}
+        try:
+            async for output in self.engine.generate(prompt, params, name):
+                last = output
+        except GenerationError as error:
+            raise exchange.fault or TrimtabError(str(error)) from None
+        record = exchange.record(0, 0) if ask.guided else None
+        return drawn(last, top, record, len(self.guidance.scorers or ()))
+
+    async def _score(self, asks: list[Score]) -> list[Scored]:
+        keys = [row_key(self.number, ask) for ask in asks]
+        self.rows.update(keys)
+        arguments = score_arguments(self.guidance, [ask.sequence for ask in asks], keys)
+        try:
+            [told, *_] = await self.engine.collective_rpc("trimtab_score", args=arguments)
+        except VLLMError:
+            raise
+        except Exception as error:  # a plain one is how vLLM tells that the call failed
+            raise TrimtabError(f"the scores of a search cannot be had ({error}).") from None
+        return scored(told)
+
+    async def _forget(self) -> None:
+        try:
+            await self.engine.collective_rpc("trimtab_forget", args=(list(self.rows),))
+        except Exception:  # a dead engine has nothing left to forget
+            return

@@ -1,0 +1,98 @@
+"""Searches on real engines: the offline one, and the served one beside it."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import environment
+
+HERE = Path(__file__).parent
+
+pytestmark = pytest.mark.engine
+
+
+@pytest.fixture(scope="module")
+def checks():
+    done = subprocess.run(
+        [sys.executable, HERE / "search_engine.py"],
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+        env=environment(),
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+
+
+def the(checks, name):
+    return next(line for line in checks if line["check"] == name)
+
+
+def test_best_of_n_is_the_best_of_n_draws(checks):
+    found = the(checks, "best of n")
+    assert found["equal"] == 4
+    assert found["values"] < 1e-4
+    assert found["drawn"]
+
+
+def test_mcts_without_simulations_is_greedy_guidance(checks):
+    found = the(checks, "greedy")
+    assert found["equal"] == 4
+    assert found["moved"] > 0, "guidance must have done something"
+
+
+def test_every_scorer_token_is_counted(checks):
+    """What plain draws are scored with: exactly what went through the scorers' networks."""
+    lines = [line for line in checks if line["check"] == "method"]
+    assert len(lines) == 5
+    for line in lines:
+        assert line["counted"] == line["spent"] > 0
+
+
+def test_every_method_finds_better_answers_than_drawing(checks):
+    drawing = the(checks, "drawing")["value"]
+    for line in checks:
+        if line["check"] == "method":
+            assert line["value"] > drawing + 0.3, line
+
+
+def test_prefixes_are_read_once(checks):
+    found = the(checks, "prefix")
+    assert 0 < found["read"] < found["whole"] / 2
+
+
+def test_scorers_keep_nothing_of_what_is_over(checks):
+    assert the(checks, "entries")["left"] == 0
+
+
+def test_refusals(checks):
+    told = the(checks, "refusals")
+    assert "no scorers" in told["scorers"]
+    assert "more than the 512" in told["long"]
+    assert "two tokens" in told["short"]
+    assert "no scorer of that name" in told["unknown"]
+    assert "'faulty' failed" in told["fault"]
+    assert "methods are" in told["method"]
+
+
+def test_the_server_finds_the_same(checks, server):
+    """The same seed through the other driver, whose engine batches and caches otherwise."""
+    for line in checks:
+        if line["check"] == "alone":
+            answer = server.generate(
+                prompt_token_ids=line["prompt"],
+                scorers={"sentiment": 1.0, "brevity": 0.3},
+                beta=4.0,
+                seed=1,
+                max_tokens=40,
+                search=line["search"],
+            )
+            [choice] = answer["choices"]
+            assert choice["token_ids"] == line["answer"], line["method"]
+            for name, value in line["facts"].items():
+                assert choice["search"][name] == pytest.approx(value, abs=1e-3), name
+            drawn = answer["usage"]["search"]["drawn_tokens"]
+            assert drawn == line["usage"]["drawn_tokens"]
