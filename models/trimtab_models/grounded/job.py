@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from trimtab_models import checkpoint, demo, manifest, rewards
+from trimtab_models import checkpoint, demo, rewards
 from trimtab_models.data import Record
 from trimtab_models.data.encoding import Encoder
 from trimtab_models.data.faults import convert
@@ -117,33 +117,19 @@ def _judge(spec: str, tokenizer: Any, records: Sequence[Record]) -> Judge:
 
 def _save(turns: Turns, work: Path, fingerprint: Mapping[str, Any]) -> None:
     target = work / f"checkpoint-{turns.step}"
-    part = work / f".{target.name}.part"
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
-    try:
-        with saves.saving(f"the checkpoint of step {turns.step} in {work}"):
-            torch.save(turns.state(), part / "state.pt")
-            # The name under which saves.refuse_changes looks for it.
-            (part / "fingerprint.json").write_text(json.dumps(fingerprint), encoding="utf-8")
-            lines = "".join(json.dumps(entry) + "\n" for entry in turns.log)
-            (work / saves.LOG).write_text(lines, encoding="utf-8")
-            manifest.publish(part, target)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
+    with saves.placing(target, f"the checkpoint of step {turns.step} in {work}") as part:
+        torch.save(turns.state(), part / "state.pt")
+        # The name under which saves.refuse_changes looks for it.
+        (part / "fingerprint.json").write_text(json.dumps(fingerprint), encoding="utf-8")
+        lines = "".join(json.dumps(entry) + "\n" for entry in turns.log)
+        (work / saves.LOG).write_text(lines, encoding="utf-8")
     for old in saves.checkpoints(work)[: -saves.KEPT]:
         shutil.rmtree(old)
 
 
 def _write(turns: Turns, tokenizer: Any, info: checkpoint.ScorerInfo, out: Path) -> None:
-    part = out.with_name(f".{out.name}.part")
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
     text = "Token rewards that a language model was trained with."
-    try:
-        with saves.saving(str(out)):
-            turns.model.save_pretrained(part)
-            tokenizer.save_pretrained(part)
-            checkpoint.save(turns.token_rewards.model, tokenizer, info, part / REWARDS, text=text)
-            manifest.publish(part, out)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
+    with saves.placing(out) as part:
+        turns.model.save_pretrained(part)
+        tokenizer.save_pretrained(part)
+        checkpoint.save(turns.token_rewards.model, tokenizer, info, part / REWARDS, text=text)

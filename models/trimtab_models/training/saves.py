@@ -56,6 +56,24 @@ def saving(what: str) -> Iterator[None]:
         ) from error
 
 
+@contextmanager
+def placing(target: Path, what: str | None = None) -> Iterator[Path]:
+    """A new directory that takes the place of `target` once it was filled; see manifest.publish.
+
+    Raises:
+        SaveFailed: it could not be written; an older `target` is as it was.
+    """
+    part = target.with_name(f".{target.name}.part")
+    shutil.rmtree(part, ignore_errors=True)
+    try:
+        with saving(what or str(target)):
+            part.mkdir(parents=True)
+            yield part
+            publish(part, target)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
 def digest(items: Iterable[Any]) -> str:
     """SHA-256 of training items: named tuples of token ids and numbers."""
     sha = hashlib.sha256()
