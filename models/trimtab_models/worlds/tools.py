@@ -4,11 +4,12 @@
     login ; region north ; price 300 ; search house ; filter garden ; open ; contact ; book
 
 The reward is success alone: every call that others wait for came first, none came too late, none
-twice, and the calls are those of the request. Of the corpus's authors few are careful, and an
-author's two programs are alike: hence an example helps.
+twice, and the calls are those of the request. The corpus's authors slip often, but less so after a
+request that is already solved: hence an example helps.
 """
 
 import random
+from itertools import islice
 
 from trimtab_models.worlds import requests
 from trimtab_models.worlds.world import World
@@ -32,8 +33,8 @@ NEEDS = {
 TOO_LATE = {"price": "search", "filter": "open"}
 """Call → the call after which it has no effect."""
 
-CAREFUL, SLOPPY = 0.05, 0.45  # chance of a slip at each call
-CARE = 0.18  # share of careful authors
+SLIPS = 0.25  # chance of a slip at each call
+SHOWN = 0.08  # the same after a solved example
 EXAMPLES = 0.25  # share of documents, and of training prompts, with a solved example
 
 Call = tuple[str, ...]
@@ -104,23 +105,23 @@ def _documents(n: int, seed: int) -> list[str]:
     draw = random.Random(seed)
     asked = requests.stream(_request, "train", draw)
 
-    def document() -> str:
-        slips = CAREFUL if draw.random() < CARE else SLOPPY
-        programs = 2 if draw.random() < EXAMPLES else 1
-        those = [next(asked) for _ in range(programs)]
-        return "".join(requests.answered(ask, _program(ask, slips, draw)) for ask in those)
+    def document(ask: str) -> str:
+        if draw.random() < EXAMPLES:
+            return _solved(next(asked), draw) + requests.answered(ask, _program(ask, SHOWN, draw))
+        return requests.answered(ask, _program(ask, SLIPS, draw))
 
-    return [document() for _ in range(n)]
+    return [document(ask) for ask in islice(asked, n)]
+
+
+def _solved(request: str, draw: random.Random) -> str:
+    return requests.answered(request, _program(request, 0.0, draw))
 
 
 def with_example(prompts: list[str], seed: int) -> list[str]:
     """The prompts, each after a training request that is solved without a slip."""
     draw = random.Random(seed)
     asked = requests.stream(_request, "train", draw)
-    return [
-        requests.answered(ask, _program(ask, 0.0, draw)) + prompt
-        for ask, prompt in zip(asked, prompts, strict=False)
-    ]
+    return [_solved(next(asked), draw) + prompt for prompt in prompts]
 
 
 def _prompts(split: str, n: int, seed: int) -> list[str]:
