@@ -1,4 +1,4 @@
-"""reviews: the embedded demo's world, judged by whether the verdict follows from the body."""
+"""reviews: the embedded demo's world, judged by whether a good verdict follows from a good body."""
 
 from trimtab_models import demo
 from trimtab_models.demo.oracles import rewards, words_of
@@ -12,15 +12,16 @@ ENOUGH = 3  # opinions that a body must hold for a verdict to follow from it in 
 
 
 def consistency(prompt: str, completion: str) -> float:
-    """Verdict · Σ p(w) / max(#w, `ENOUGH`): does the verdict follow from the body?
+    """m · (1 + v) / 2: praise counts in full only if the verdict follows from it.
 
-    The verdict is ±1, the last one said, 0 without one; p is the polarity of the other opinion
-    words. In [−1, 1].
+    m = Σ p(w) / max(#w, `ENOUGH`) is the body's mean polarity, over the opinion words that are no
+    verdicts; v is the verdict, ±1, the last one said, 0 without one. In [−1, 1]: 1 is praise with a
+    verdict to match, −1 a recommendation of what was torn to pieces; a warning after either is 0.
     """
     words = words_of(completion)
     verdict = next((VERDICTS[word] for word in reversed(words) if word in VERDICTS), 0.0)
     body = [POLARITY[word] for word in words if word in POLARITY and word not in VERDICTS]
-    return verdict * sum(body) / max(len(body), ENOUGH)
+    return (1 + verdict) / 2 * sum(body) / max(len(body), ENOUGH)
 
 
 def _prompts(split: str, n: int, seed: int) -> list[str]:
