@@ -16,14 +16,14 @@ from tqdm import tqdm
 from trimtab.arena import report
 from trimtab.arena.bench import Bench
 from trimtab.arena.frontier import Floats
-from trimtab.arena.methods import METHODS, Method, heat_map
+from trimtab.arena.methods import DIALS, METHODS, SUMS, Method, heat_map
 from trimtab.arena.prepare import prepare
 from trimtab.arena.runs import Run, find, save
 from trimtab.arena.scale import Scale
 from trimtab.arena.task import Task
 from trimtab.errors import TrimtabError
 from trimtab.params import MAX_BETA
-from trimtab_models.worlds import build
+from trimtab_models.worlds import WORLDS, build
 
 
 def hold(task: Task, out: Path, scale: Scale, only: Sequence[str] = (), command: str = "") -> None:
@@ -42,7 +42,7 @@ def hold(task: Task, out: Path, scale: Scale, only: Sequence[str] = (), command:
     methods = chosen(task, scale, only)
     names = dict.fromkeys(method.scorer for method in methods if method.scorer)
     scorers = prepare(task, out, scale, names)
-    bench = Bench(task, str(build.build_base(task.world, out)), scorers, scale)
+    bench = Bench(task, str(build.build_base(task.world, out)), scorers, scale, out)
     base = base_samples(bench, out / "base-samples.npz")
     climb(bench, methods, out / "runs")
     report.write(task, bench.texts, base, out, command)
@@ -54,10 +54,18 @@ def chosen(task: Task, scale: Scale, only: Sequence[str]) -> list[Method]:
         raise TrimtabError(
             f"no such method: {', '.join(unknown)}; the methods are {', '.join(METHODS)}."
         )
-    names = only or task.methods or scale.methods
+    names = only or task.methods or [name for name in scale.methods if _suits(task, METHODS[name])]
     methods = [METHODS[name] for name in dict.fromkeys(("base", *names))]
     grids = [heat_map(METHODS[name]) for name in scale.heat_map if name in names]
     return methods + [method for grid in grids for method in grid]
+
+
+def _suits(task: Task, method: Method) -> bool:
+    """Sums and dials need a world that has them; tuning a model of one's own must be asked for."""
+    name = task.world.name
+    if method.rival and task.spec not in WORLDS:
+        return False
+    return {"gold": True, "composed": name in SUMS, "dial": name in DIALS}[method.target]
 
 
 def climb(bench: Bench, methods: Iterable[Method], folder: Path) -> list[Run]:
@@ -68,9 +76,9 @@ def climb(bench: Bench, methods: Iterable[Method], folder: Path) -> list[Run]:
         for method, strengths in steps:
             progress.set_description(method.name)
             for done, strength in enumerate(strengths):
-                if bench.beta(method, strength) > MAX_BETA:
-                    progress.update(len(strengths) - done)
-                    break
+                if abs(bench.beta(method, strength)) > MAX_BETA:
+                    progress.update()
+                    continue
                 settings = bench.settings(method, strength)
                 run = find(folder, method.name, strength, settings)
                 if run is None:

@@ -7,6 +7,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from functools import cached_property
+from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -14,6 +15,7 @@ import torch
 from tqdm import tqdm
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
+from trimtab.arena import rivals
 from trimtab.arena.frontier import Floats
 from trimtab.arena.measures import diversity, flops, words
 from trimtab.arena.methods import NOTHING, Method
@@ -42,10 +44,14 @@ class Bench:
         base: directory or hub name of the base model.
         scorers: name → path, or the fields of a trimtab.config.ScorerSpec.
         scale: how much.
+        out: the arena's directory, where tuned rivals lie.
     """
 
-    def __init__(self, task: Task, base: str, scorers: Mapping[str, Spec], scale: Scale) -> None:
+    def __init__(
+        self, task: Task, base: str, scorers: Mapping[str, Spec], scale: Scale, out: Path
+    ) -> None:
         self.task, self.base, self.scorers, self.scale = task, base, dict(scorers), scale
+        self.out = out
         self.deviations = {name: self._deviation(spec) for name, spec in scorers.items()}
         prints = {name: fingerprint(_path(spec)) for name, spec in scorers.items()}
         self.prints = {"base": fingerprint(base), **prints}
@@ -76,7 +82,7 @@ class Bench:
 
     def guidance(self, method: Method, strength: float) -> GuidanceParams | None:
         """What a request asks for at a strength; None is the base model."""
-        if method.group == "base":
+        if method.group == "base" or method.rival:
             return None
         return GuidanceParams(
             scorers={method.scorer or NOTHING: 1.0},
@@ -98,6 +104,7 @@ class Bench:
             "temperature": method.temperature,
             "guidance": guidance and guidance.model_dump(exclude_defaults=True),
             "search": dict(method.search) if method.search else None,
+            "rival": method.rival,
             "base": self.prints["base"],
             "scorer": self.prints[method.scorer] if method.scorer else None,
         }
@@ -109,7 +116,7 @@ class Bench:
     def run(self, method: Method, strength: float) -> Run:
         """One setting, all prompts."""
         before, began = self._forwarded(), time.monotonic()
-        draw = self._search if method.search else self._sample
+        draw = self._search if method.search else self._tuned if method.rival else self._sample
         groups, facts = draw(method, strength)
         seconds = time.monotonic() - began
         count = sum(map(len, groups))
@@ -199,6 +206,15 @@ class Bench:
         mean = {key: float(np.mean([one[key] for one in usage])) for key in usage[0]}
         return groups, {"drawn_tokens": drawn, "usage": mean}
 
+    def _tuned(
+        self, method: Method, strength: float
+    ) -> tuple[list[list[Completion]], dict[str, Any]]:
+        path = rivals.policy(self.task, self.out, method.name, strength)
+        n = self.answers(method)
+        drawn = rivals.sample(self.task, path, self.base, self.texts * n, self.scale.seed)
+        groups = [drawn[i :: len(self.texts)] for i in range(len(self.texts))]
+        return groups, {"policy": fingerprint(path)}
+
     def _kl(self, answer: Completion, method: Method) -> float:
         """Nats; at temperature 0 there is one answer, so KL = −log π0 of it."""
         return -sum(answer.logprobs) if method.temperature == 0 else answer.kl
@@ -220,9 +236,13 @@ class Bench:
         return read_info(fields["path"]).deviation
 
     def _forwarded(self) -> dict[str, tuple[int, int]]:
-        """Parameters and tokens forwarded so far, by scorer."""
+        """Parameters and tokens forwarded so far, by scorer; a sum's are those of its parts."""
         [told, *_] = self.sampler.engine.collective_rpc("trimtab_scorers")
-        return {one["name"]: (one["parameters"], one["tokens_forwarded"]) for one in told}
+        return {
+            one["name"]: (one["parameters"], one["tokens_forwarded"])
+            for one in told
+            if one["family"] != "composite"
+        }
 
 
 def _path(spec: Spec) -> str:

@@ -102,29 +102,6 @@ class Board:
                 found.append({"n": n, "kl": kl, "reward": float(rewards.mean())})
         return found
 
-    def stored(self) -> list[dict[str, Any]]:
-        """Every run as stored in results.json: per prompt, so that each test can be done again."""
-        found = []
-        for run in self.runs:
-            found.append(
-                {
-                    "method": run.method,
-                    "strength": run.strength,
-                    "settings": dict(run.settings),
-                    "rewards": {name: np.round(run.reward(name), 4) for name in run.rewards},
-                    "kl": np.round(run.spent, 4),
-                    "tokens": float(np.mean(run.tokens)),
-                    "words": float(np.mean(run.words)),
-                    "diversity": run.diversity,
-                    "flops": run.flops,
-                    "drawn_tokens": run.drawn_tokens,
-                    "scorer_tokens": run.scorer_tokens,
-                    "seconds": run.seconds,
-                    "efficiency": self.efficiency(run),
-                }
-            )
-        return found
-
     def efficiency(self, run: Run) -> Efficiency | None:
         """A run's share of the optimum's gain at its KL."""
         return self.frontier.efficiency(run.reward(self.gold), run.spent)

@@ -1,13 +1,13 @@
 """What the papers claim of their methods, as data, and what is found of it here."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 import numpy as np
 
+from trimtab.arena.board import Board
 from trimtab.arena.frontier import Floats
-from trimtab.arena.runs import Run
 from trimtab.arena.stats import at_kl, holm, paired
 
 LEVEL = 0.05
@@ -15,12 +15,13 @@ LEVEL = 0.05
 
 @dataclass(frozen=True)
 class Claim:
-    """One method is better than another: at the same KL, or each at its own best setting."""
+    """What is said of two methods, and where they are compared."""
 
     better: str
     worse: str
     source: str
-    compared: Literal["equal KL", "best settings"] = "equal KL"
+    compared: Literal["equal KL", "best settings", "best and last setting"] = "equal KL"
+    relation: Literal[">", "≈"] = ">"
 
 
 _TABLE_1 = "PARGS, Table 1"
@@ -30,57 +31,69 @@ CLAIMS = (
         for compared in ("best settings", "equal KL")
         for worse in ("args", "cd-fudge", "rad", "top-k 10")
     ),
-    Claim("args", "top-k 10", _TABLE_1, "best settings"),
+    Claim("pargs", "pargs", "PARGS, Table 13: falls again at large β", "best and last setting"),
+    Claim("pargs", "rl", _TABLE_1, "best settings", "≈"),
+    Claim("pargs", "dpo", _TABLE_1, "best settings"),
     Claim("vas", "vas-cut", "VAS, ablation of the tail"),
     Claim("vas", "vas-td0", "VAS, ablation of λ"),
     Claim("vas", "args", "VAS, Table 1"),
     Claim("vas", "fudge", "VAS, Table 1"),
+    Claim("vas", "best-of-128", "VAS, Table 2", "best settings", "≈"),
     Claim("cd-fudge", "cd-q", "Controlled Decoding, Fig. 2"),
-    Claim("best-of-128", "vas", "VAS: equal to best-of-128", "best settings"),
     Claim("blockwise", "cd-fudge", "Controlled Decoding, Fig. 2", "best settings"),
-    Claim("distribution", "vas", "this library"),
-    Claim("distribution", "value-mass", "this library: distribution against mean value"),
-    Claim("value-mass", "vas-cut", "this library: mass against k"),
-    Claim("distribution", "soft-value", "this library: one head for every β"),
-    Claim("distribution", "best-of-128", "this library", "best settings"),
+    Claim("composition", "rewarded-soup", "VAS, composition"),
+    Claim("composition", "summed-rl", "VAS, composition"),
+    Claim("value-mass", "vas-cut", "ours: mass against k"),
+    Claim("distribution", "vas", "ours"),
+    Claim("distribution", "value-mass", "ours: distribution against mean"),
+    Claim("distribution", "soft-value", "ours: one head for every β"),
+    Claim("distribution", "best-of-128", "ours", "best settings"),
 )
 
 
-def test(
-    methods: Mapping[str, list[Run]], gold: str, base: Floats, kl: float
-) -> list[dict[str, Any]]:
+def test(boards: Sequence[Board]) -> list[dict[str, Any]]:
     """Every claim whose methods were run: the paired difference, Holm's p over all of them.
 
     Args:
-        methods: settings of each method.
-        gold: the reward that judges.
-        base: mean reward of the base, [prompts].
-        kl: where methods are compared at equal KL.
+        boards: of each target; a claim is about methods of one of them.
     """
     found = []
-    for claim in CLAIMS:
-        sides = [
-            _stand(methods.get(name, []), gold, base, kl if claim.compared == "equal KL" else None)
-            for name in (claim.better, claim.worse)
-        ]
-        if sides[0] is not None and sides[1] is not None:
-            found.append({**asdict(claim), **paired(sides[0], sides[1]).as_dict()})
+    for board in boards:
+        for claim in CLAIMS:
+            sides = _sides(board, claim)
+            if sides is not None:
+                found.append({**asdict(claim), **paired(*sides).as_dict()})
     for row, p in zip(found, holm([row["p"] for row in found]), strict=True):
-        verdict = "reproduced" if p < LEVEL else "not significant"
-        if row["high"] < 0:
-            verdict = "reversed"
-        row |= {"p_holm": p, "verdict": verdict}
+        row |= {"p_holm": p, "verdict": _verdict(row, p)}
     return found
 
 
-def _stand(runs: list[Run], gold: str, base: Floats, kl: float | None) -> Floats | None:
-    """What a method stands for: [prompts] rewards at a KL, or at its best setting."""
-    if not runs:
+def _verdict(row: Mapping[str, Any], p: float) -> str:
+    if row["relation"] == "≈":
+        return "no difference found" if row["low"] <= 0 <= row["high"] else "they differ"
+    if p < LEVEL:
+        return "reproduced"
+    return "reversed" if row["high"] < 0 else "not significant"
+
+
+def _sides(board: Board, claim: Claim) -> tuple[Floats, Floats] | None:
+    """What each side stands for: [prompts] rewards."""
+    runs = [board.methods.get(name, []) for name in (claim.better, claim.worse)]
+    if not all(runs):
         return None
-    if kl is None:
-        return max((run.reward(gold) for run in runs), key=lambda rewards: float(rewards.mean()))
-    if not all(np.isfinite(run.spent).all() for run in runs):
-        return None
-    return at_kl(
-        [(base, np.zeros_like(base)), *((run.reward(gold), run.spent) for run in runs)], kl
-    )
+    if claim.compared == "equal KL":
+        if not all(np.isfinite(run.spent).all() for side in runs for run in side):
+            return None
+        zero = (board.base_reward, np.zeros_like(board.base_reward))
+        ends = [
+            at_kl([zero, *((run.reward(board.gold), run.spent) for run in side)], board.kl)
+            for side in runs
+        ]
+        return None if ends[0] is None or ends[1] is None else (ends[0], ends[1])
+    best = [
+        max((run.reward(board.gold) for run in side), key=lambda rewards: float(rewards.mean()))
+        for side in runs
+    ]
+    if claim.compared == "best and last setting":
+        return best[0], runs[1][-1].reward(board.gold)
+    return best[0], best[1]

@@ -33,8 +33,11 @@ class Method:
     stop: float = STOP
     search: Mapping[str, Any] | None = None
     """Fields of trimtab.search.SearchParams, if it searches."""
-    group: str = "token"
-    """token, search, rival, grid or base: how it is drawn and listed."""
+    rival: Literal["rl", "dpo", "soup"] | None = None
+    """How the base itself is tuned instead, see rivals.py."""
+    target: Literal["gold", "composed", "dial"] = "gold"
+    """What it is after: the world's gold reward, a sum of rewards, or short and long answers."""
+    group: Literal["base", "token", "search", "rival", "grid"] = "token"
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,8 @@ class Training:
     objective: str
     settings: Mapping[str, Any] = field(default_factory=dict)
     pairs: bool = False
+    reward: str | None = None
+    """The world's gold reward, if absent."""
 
 
 # A vocabulary head's rows are updated one by one, as their tokens come: a smaller step suits them.
@@ -68,10 +73,34 @@ TRAININGS = {
 """Two passes over the rollouts, as `trimtab_models.worlds.build` has it, where nothing else is
 said."""
 
+SUMS: Mapping[str, Mapping[str, float]] = {
+    "reviews": {"sentiment": 0.5, "formality": 0.5},
+    "digest": {"attribution": 1 / 3, "main_idea": 1 / 3, "conciseness": 1 / 3},
+}
+"""World → the rewards that methods of the target `composed` are after, with weights."""
+DIALS: Mapping[str, str] = {"reviews": "brevity", "digest": "conciseness"}
+"""World → the reward by which a dial makes answers shorter, or longer with a negative β."""
+COMPOSED, DIAL = "composed", "dial"
+
+
+def trainings(world: str) -> dict[str, Training]:
+    """Of every scorer that a world may need, by name."""
+    parts = {part(reward): Training("td-lambda", reward=reward) for reward in SUMS.get(world, ())}
+    dial = {DIAL: Training("distribution", reward=DIALS[world])} if world in DIALS else {}
+    return TRAININGS | parts | dial
+
+
+def part(reward: str) -> str:
+    """The name of the value scorer of one reward of a sum."""
+    return f"value-{reward}"
+
+
 GREEDY = (1.0, 2.0, 4.0, 8.0)
 SEARCHED = (1.0, 2.0, 4.0)
 ONCE = (0.0,)
 """Of a method that has no strength."""
+TUNED = (2.0, 6.0)
+TURNS = (-16.0, -8.0, -4.0, -2.0, 2.0, 4.0, 8.0, 16.0)
 HEAT_KS = (2, 5, 20, 50)
 HEAT_STRENGTHS = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0)
 
@@ -119,6 +148,26 @@ _LISTED = (
     _search("beam", "value-guided beam over blocks", ONCE, method="beam", width=4, expand=4),
     _search("smc", "Zhao et al. 2024 (twisted SMC)", SEARCHED, method="smc", particles=16),
     _search("mcts", "Liu et al. 2023 (PPO-MCTS)", SEARCHED[-1:], method="mcts", simulations=16),
+    Method("rl", "RLOO on the exact reward (TRL)", strengths=TUNED, rival="rl", group="rival"),
+    Method("dpo", "Rafailov et al. 2023 (DPO)", strengths=TUNED, rival="dpo", group="rival"),
+    Method("dial", _VAS + ", personalisation", DIAL, 32, 0.99, strengths=TURNS, target="dial"),
+    Method("composition", _VAS + ", values added up", COMPOSED, 32, 0.99, target="composed"),
+    Method(
+        "summed-rl",
+        "RLOO on the summed reward, as Mo-PPO",
+        strengths=TUNED,
+        rival="rl",
+        target="composed",
+        group="rival",
+    ),
+    Method(
+        "rewarded-soup",
+        "Ramé et al. 2023 (Rewarded Soups)",
+        strengths=TUNED,
+        rival="soup",
+        target="composed",
+        group="rival",
+    ),
 )
 METHODS: dict[str, Method] = {method.name: method for method in _LISTED}
 QUICK = ("base", "top-k 10", "args", "pargs", "vas", "vas-cut", "distribution")

