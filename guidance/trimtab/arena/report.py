@@ -15,6 +15,7 @@ import numpy as np
 from trimtab.arena import claims, plots
 from trimtab.arena.board import Board, Row
 from trimtab.arena.frontier import Floats
+from trimtab.arena.judge import Verdict, verdicts
 from trimtab.arena.methods import COMPOSED, DIAL, METHODS
 from trimtab.arena.runs import Run, read
 from trimtab.arena.task import Task
@@ -45,6 +46,10 @@ def write(
     if runs[COMPOSED]:
         boards.append(Board(COMPOSED, base, [board.base, *runs[COMPOSED]], COMPARED_AT))
     tests = claims.test(boards)
+    judged: dict[str, Verdict] = {}
+    if task.judge is not None:
+        stand = [board.nearest(some) for name, some in board.methods.items() if name in METHODS]
+        judged = verdicts(task.judge, texts, stand, board.base, out / "judged.json")
     facts = about(command)
     results = {
         "world": task.world.name,
@@ -60,12 +65,13 @@ def write(
             for one in boards
         ],
         "claims": tests,
+        "judged": judged,
         "runs": [stored(run, board) for part in runs.values() for run in part],
         "about": facts,
     }
     put(out / "results.json", json.dumps(plain(results), ensure_ascii=False) + "\n")
     text = [line for one in boards for line in leaderboard(task.world.name, one)]
-    text += _dial(runs[DIAL]) + _claims(tests) + [_made_by(facts), ""]
+    text += _dial(runs[DIAL]) + _judged(judged) + _claims(tests) + [_made_by(facts), ""]
     put(out / "leaderboard.md", "\n".join(text))
     plots.draw(boards, runs[DIAL], out)
 
@@ -151,6 +157,24 @@ def _dial(runs: Sequence[Run]) -> list[str]:
         "| strength | " + " | ".join(f"{run.strength:g}" for run in runs) + " |",
         "|---" * (len(runs) + 1) + "|",
         "| words | " + " | ".join(f"{mean:.1f}" for mean in means) + " |",
+        "",
+    ]
+
+
+def _judged(judged: Mapping[str, Verdict]) -> list[str]:
+    if not judged:
+        return []
+    return [
+        "## The judge",
+        "",
+        "First answers against the base's, order shuffled; p of a two-sided sign test.",
+        "",
+        "| method | win | tie | lose | p |",
+        "|---|---|---|---|---|",
+        *(
+            f"| {name} | {v.win:.2f} | {v.tie:.2f} | {v.lose:.2f} | {v.p:.1e} |"
+            for name, v in judged.items()
+        ),
         "",
     ]
 

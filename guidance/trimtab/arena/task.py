@@ -39,6 +39,8 @@ class Task:
     """Scorers that are there already: name of a training → path."""
     methods: Sequence[str] | None = None
     engine: Mapping[str, Any] = field(default_factory=lambda: ENGINE)
+    judge: str | None = None
+    """Specification of a judge that compares answers with the base's."""
 
 
 class Config(BaseModel):
@@ -57,6 +59,7 @@ class Config(BaseModel):
     scorers: dict[str, str] = {}
     methods: list[str] | None = None
     engine: dict[str, Any] = {}
+    judge: str | None = Field(None, pattern="^judge:")
 
     @model_validator(mode="after")
     def _check(self) -> "Config":
@@ -121,7 +124,9 @@ def _own(spec: str, config: Config) -> Task:
         supports=config.supports,
         bins=dict.fromkeys(config.rewards, config.bins),
     )
-    return Task(spec, world, config.scorers, config.methods, {**ENGINE, **config.engine})
+    return Task(
+        spec, world, config.scorers, config.methods, {**ENGINE, **config.engine}, config.judge
+    )
 
 
 def own_world(
