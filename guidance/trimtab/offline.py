@@ -81,11 +81,27 @@ class Sampler:
         self.engine = self.llm.llm_engine
         self.tokenizer: Any = self.llm.get_tokenizer()
         self.max_length: int = self.llm.model_config.max_model_len
+        self.families: dict[str, str] = {}
         if self.scorers:
-            self.engine.collective_rpc("trimtab_scorers")  # shows the processor its runner
+            # This also shows the processor its runner.
+            [told] = self.engine.collective_rpc("trimtab_scorers")[:1]
+            self.families = {one["name"]: one["family"] for one in told}
         self._runs = 0
         # What is loaded by now stays; the collector need not walk through it at every turn.
         gc.freeze()
+
+    def strength(self, params: GuidanceParams | None) -> float | None:
+        """The c of π0·exp(c·R)/Z that guided answers come from; None unless soft values guide.
+
+        That is: one return distribution of its own strength β·w, with nothing else beside it.
+        """
+        if params is None or params.kl_budget is not None or params.floors is not None:
+            return None
+        resolved = params.resolve(self.families)
+        used = {name: w for name, w in (resolved.scorers or {}).items() if w != 0}
+        if [self.families[name] for name in used] != ["distribution"] or params.normalize:
+            return None
+        return params.beta * next(iter(used.values()))
 
     def sample(
         self,

@@ -57,6 +57,14 @@ def roll_out(
         if (i, j) not in there
     ]
 
+    strength = None if drawing.params is None else sampler.strength(drawing.params)
+
+    def guided(one: Completion) -> Record:
+        if drawing.params is None:
+            return {}
+        kl = {"kl": round(one.kl, 6)}
+        return kl if strength is None else {**kl, "strength": strength}
+
     def record(group: Group, one: Completion) -> Record:
         prompt = prompts[group.index]
         return {
@@ -68,7 +76,7 @@ def roll_out(
             "prompt_token_ids": prompt.token_ids,
             "completion_token_ids": one.token_ids,
             "logprobs": [round(value, 6) for value in one.logprobs],
-            **({} if drawing.params is None else {"kl": round(one.kl, 6)}),
+            **guided(one),
         }
 
     def finish(drawn: Drawn) -> list[Record]:

@@ -12,11 +12,15 @@ from torch import Tensor
 
 
 class Rollout(NamedTuple):
-    """A prompt, a completion (its EOS included, if it came to one), and its reward or label."""
+    """A prompt, a completion (its EOS included, if it came to one), and its reward or label.
+
+    `strength` is c if soft values guided it, so that it comes from π0·exp(c·R)/Z; 0: from the base.
+    """
 
     prompt: list[int]
     completion: list[int]
     label: float
+    strength: float = 0.0
 
 
 class Pair(NamedTuple):
@@ -40,6 +44,7 @@ class Rows(NamedTuple):
     input_ids: [rows, length] int64. attention_mask: [rows, length] int64.
     prompts: [rows] int64, each prompt's length. completions: [rows] int64, each completion's.
     labels: [rows] float32, each completion's reward; zeros where only an order is known.
+    strengths: [rows] float32, each completion's strength of guidance.
     groups: [rows] int64, which item of the batch a row belongs to; rows of one item stand best
     first (both sides of a pair, the K completions of a ranking).
     """
@@ -49,6 +54,7 @@ class Rows(NamedTuple):
     prompts: Tensor
     completions: Tensor
     labels: Tensor
+    strengths: Tensor
     groups: Tensor
 
     def gather(self, values: Tensor) -> Tensor:
@@ -117,5 +123,6 @@ def pad(rollouts: Sequence[Rollout], pad_id: int, groups: Sequence[int] | None =
         torch.tensor([len(rollout.prompt) for rollout in rollouts]),
         torch.tensor([len(rollout.completion) for rollout in rollouts]),
         torch.tensor([rollout.label for rollout in rollouts], dtype=torch.float32),
+        torch.tensor([rollout.strength for rollout in rollouts], dtype=torch.float32),
         torch.tensor(range(len(rollouts)) if groups is None else groups),
     )

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from enumerable import EOS, VOCABULARY, Prefix, World, ended
 from recovery import distance, fit, outputs, train
+from trimtab.arena.exact import optimum
 from trimtab_models import networks
 from trimtab_models.objectives import OBJECTIVES
 from trimtab_models.objectives.distribution import Distribution, two_hot
@@ -199,3 +200,28 @@ def test_networks_come_near(world: World, name: str, options: dict[str, Any]) ->
         error, nothing = (distance(world, score, values, _prefixes(world)) for score in scores)
     assert error < NETWORK_TOLERANCE
     assert nothing > NOTHING
+
+
+@pytest.mark.parametrize("decay", [0.0, 1.0])
+def test_guided_answers_teach_the_histogram_of_the_base(world: World, decay: float) -> None:
+    strength, objective = 3.0, Distribution(support=(-1, 1), bins=21, decay=decay)
+    guided = copy.copy(world)
+    guided.probabilities = optimum(world, strength)[0]
+    told, silent = copy.copy(guided), guided
+    told.rows = world.rows._replace(strengths=torch.full_like(world.rows.labels, strength))
+
+    def error(seen: World) -> float:
+        p = fit(seen, objective, steps=400, rate=0.3).softmax(-1)
+        soft = (p @ (strength * torch.linspace(-1, 1, 21).double()).exp()).log() / strength
+        truth = world.table(lambda x, y: world.soft_value(x, y, 1 / strength))
+        return distance(world, soft, truth, _prefixes(world))
+
+    assert error(told) < 2 * TOLERANCE
+    assert error(silent) > 5 * TOLERANCE
+
+
+def test_what_learns_of_the_base_alone_refuses_guided_answers(world: World) -> None:
+    guided = [rollout._replace(strength=2.0) for rollout in world.rollouts[:4]]
+    with pytest.raises(ValueError, match="drawn with guidance"):
+        OBJECTIVES["td-lambda"]().collate(guided, EOS)
+    assert Distribution().collate(guided, EOS).strengths.tolist() == [2.0] * 4

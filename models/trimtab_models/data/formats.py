@@ -45,9 +45,21 @@ def reward(record: Record) -> float:
     return float(value)
 
 
+def strength(record: Record) -> float:
+    """The strength of soft-value guidance that a rollout was drawn with; 0 if it says nothing.
+
+    Raises:
+        Fault: it is no finite number.
+    """
+    value = record.get("strength", 0.0)
+    if not isinstance(value, int | float) or not abs(value) <= FLOAT32:
+        raise Fault("'strength' is not a finite number")
+    return float(value)
+
+
 def _rollout(record: Record, encoder: Encoder) -> Rollout:
     completion = encoder.completion(record, "completion")
-    return Rollout(encoder.prompt(record), completion, reward(record))
+    return Rollout(encoder.prompt(record), completion, reward(record), strength(record))
 
 
 def _pair(record: Record, encoder: Encoder) -> Pair:

@@ -27,6 +27,8 @@ class Objective(ABC):
     """The network it trains; see `networks.build`."""
     reads_base: ClassVar[bool] = False
     """Whether `loss` needs log π0 of every next token."""
+    reads_strength: ClassVar[bool] = False
+    """Whether it can learn from answers that were drawn with guidance."""
     is_value: ClassVar[bool] = False
     """Whether scores are mean rewards, in the reward's own unit, and not merely in its order."""
 
@@ -43,12 +45,21 @@ class Objective(ABC):
         """
 
     def collate(self, items: Sequence[Any], pad_id: int) -> Rows:
-        """A batch of items as padded rows; a pair is two rows, a ranking K, the best first."""
+        """A batch of items as padded rows; a pair is two rows, a ranking K, the best first.
+
+        Raises:
+            ValueError: an item is of no use to this objective.
+        """
         flat, groups = [], []
         for group, item in enumerate(items):
             sides = completions(item)
             flat += sides
             groups += [group] * len(sides)
+        if not self.reads_strength and any(side.strength for side in flat):
+            raise ValueError(
+                f"{self.name} learns what the base does, and some of these answers were drawn with "
+                "guidance (their 'strength' is not 0); leave them out, or train a distribution."
+            )
         return pad(flat, pad_id, groups)
 
     def info(self) -> dict[str, Any]:

@@ -8,7 +8,14 @@ the histograms that the network itself gives to the prefixes that follow, withou
 
     h_t = (1 − λ) · p(x, y^{1:t+1}) + λ · h_{t+1},   h_T = two-hot(R)
 
-which needs no projection, as no reward comes before the end. The minimiser is the distribution of
+which needs no projection, as no reward comes before the end.
+
+An answer drawn with guidance of strength c, by soft values, is read as one of π0·exp(c·R)/Z, whose
+returns are the base's tilted: p(b)·exp(c·R_b), normalised, stands in place of p for such a row. So
+what guidance finds, and the base seldom says, refines the very histogram of the base; and where
+guidance is exact, so is the minimiser. (Ends are; then, one by one, the prefixes before them.)
+
+The minimiser is the distribution of
 two-hot rewards under π0, whatever λ: exact for rewards on the bins; in between, means are exact and
 (1/c)·log E exp(c·R) is too high by at most |c|·w²/8 for bins w apart. Sources: Bellemare et al.,
 "A Distributional Perspective on Reinforcement Learning" (ICML 2017), section 4; Farebrother et al.,
@@ -46,6 +53,7 @@ class Distribution(Objective):
 
     head: ClassVar[Head] = "distribution"
     is_value: ClassVar[bool] = True
+    reads_strength: ClassVar[bool] = True
 
     def __init__(
         self, support: Sequence[float] = (-1.0, 1.0), bins: int = 51, decay: float = 1.0
@@ -75,7 +83,9 @@ class Distribution(Objective):
 
     def loss(self, outputs: Tensor, rows: Rows, log_pi0: Tensor | None = None) -> Tensor:
         """Mean cross-entropy of every prefix's histogram, in nats; see Objective.loss."""
-        log_p = rows.gather(outputs).float().log_softmax(-1)  # [rows, steps, bins]
+        returns = torch.linspace(*self.support, self.bins, device=outputs.device)
+        tilt = rows.strengths[:, None, None] * returns  # [rows, 1, bins]
+        log_p = (rows.gather(outputs).float() + tilt).log_softmax(-1)  # [rows, steps, bins]
         ends = two_hot(rows.labels, self.support, self.bins)  # [rows, bins]
         targets = lambda_returns(log_p.detach().exp(), ends, rows.completions, self.decay)
         return -(targets * log_p).sum(-1)[rows.mask()].mean()
