@@ -2,8 +2,8 @@
 
     B_{t+1} = the `width` best by s of { y + z : y ∈ B_t, z ~ π(block | y), `expand` times }
 
-Beams that have ended stay in the running and are not extended; of equal beams one is kept. Value
-beams over blocks of sampled tokens as in inference-time alignment (Liu et al., arXiv 2405.19262).
+Beams that have ended stay in the running and are not extended; of equal beams one is kept. Beams
+over sampled blocks are those of weak-to-strong search (Zhou et al., arXiv 2405.19262).
 """
 
 from itertools import takewhile

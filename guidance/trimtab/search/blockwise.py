@@ -1,4 +1,4 @@
-"""Block-wise best-of-K (Controlled Decoding, arXiv 2310.17022, section 2.3).
+"""Block-wise best-of-K (Controlled Decoding, Mudgal et al., arXiv 2310.17022).
 
     z* = argmax_k s(y + z_k),   z_1 … z_K ~ π(block | y),   y ← y + z*
 
