@@ -12,10 +12,11 @@ Budget B. With "left" nats to spend, β is the root of
     KL(π_β ‖ π0 | prefix) + E_{v ~ π_β} Σ_i K(β·w_i | prefix + v) = left
 
 (several returns are taken as independent of each other after this step). What is then left after v
-is Σ_i K(β·w_i | prefix + v): by the equation, spent + left is a martingale, so the budget is met in
-expectation however wrong the distributions are, as long as the root exists. And as long as they
-agree with each other from step to step, β stays what it was, which is optimal: an answer that is
-already doing well spends less, not the same. spent + left is kept within `BAND` of B. Where all
+is Σ_i K(β·w_i | prefix + v). By the equation spent + left is a martingale, right or wrong as the
+distributions may be, as long as the root exists; an answer misses its budget in the mean by what is
+left when it ends, and a sharp distribution leaves nothing. As long as distributions agree from step
+to step, β stays what it was, which is optimal: an answer that is already doing well spends less.
+spent + left is kept within `BAND` of B, so that no answer spends more than (1 + BAND)·B. Where all
 that can still be had costs less than what is left, β is MAX_BETA.
 
 Floor f. The scorer's strength is the least c ≥ 0 whose tilted mean reaches f, with p the mixture
