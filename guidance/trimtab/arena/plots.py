@@ -15,9 +15,11 @@ from trimtab.arena.runs import Run
 
 GREY = "0.6"
 MARKERS = "osD^vP"
+BESIDE = {"fontsize": 7, "loc": "center left", "bbox_to_anchor": (1, 0.5), "frameon": False}
 
 
-def _style(place: int) -> dict[str, Any]:
+def style(place: int) -> dict[str, Any]:
+    """The look of the place-th method."""
     return {
         "color": f"C{place % 10}",
         "marker": MARKERS[place // 10 % len(MARKERS)],
@@ -51,13 +53,13 @@ def frontier(axes: Any, board: Board) -> None:
         kl = [0.0, *(run.spent.mean() for run in runs)]
         rewards = [board.base_estimate.mean, *(run.reward(board.gold).mean() for run in runs)]
         order = np.argsort(kl)
-        axes.plot(np.array(kl)[order], np.array(rewards)[order], **_style(place), label=name)
+        axes.plot(np.array(kl)[order], np.array(rewards)[order], **style(place), label=name)
     axes.set(
         xlabel="KL to the base, nats per answer",
         ylabel=f"mean {board.gold}",
         xlim=(0, max(1.25 * limit, 1e-3)),
     )
-    axes.legend(fontsize=7, ncols=2, loc="lower right")
+    axes.legend(**BESIDE)
 
 
 def strengths(axes: Any, board: Board) -> None:
@@ -65,10 +67,10 @@ def strengths(axes: Any, board: Board) -> None:
     for place, (name, runs) in enumerate(_sampled(board).items()):
         if len(runs) > 1:
             means = [run.reward(board.gold).mean() for run in runs]
-            axes.plot([run.strength for run in runs], means, **_style(place), label=name)
+            axes.plot([run.strength for run in runs], means, **style(place), label=name)
     axes.axhline(board.base_estimate.mean, color=GREY, linestyle=":", label="base")
     axes.set(xlabel="β · deviation of the scorer", ylabel=f"mean {board.gold}", xscale="log")
-    axes.legend(fontsize=7, ncols=2)
+    axes.legend(**BESIDE)
 
 
 def cost(axes: Any, board: Board) -> None:
@@ -77,7 +79,7 @@ def cost(axes: Any, board: Board) -> None:
         if name in METHODS:
             best = max(runs, key=lambda run: float(run.reward(board.gold).mean()))
             at = best.flops / board.base.flops, best.reward(board.gold).mean()
-            axes.plot(*at, **_style(place), linestyle="")
+            axes.plot(*at, **style(place), linestyle="")
             axes.annotate(name, at, xytext=(4, 3), textcoords="offset points", fontsize=7)
     axes.set(
         xlabel="FLOPs per answer, over the base's",

@@ -1,18 +1,25 @@
 """`trimtab arena tiny`: every token-level decoder and best-of-N, exactly, beside the optimum."""
 
+import json
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from matplotlib.figure import Figure
 from torch import Tensor
 
 from trimtab.arena.exact import Score, beta_at, decode, mean_reward, optimum, soft_value
+from trimtab.arena.plots import BESIDE, style
+from trimtab.arena.report import about, put
 from trimtab.params import GuidanceParams
 from trimtab_models.worlds.limits import bradley_terry
 from trimtab_models.worlds.tiny import PROMPTS, Tiny, reward
 
+NAME = "tiny"
 BETAS = (0.5, 1.0, 2.0, 4.0, 8.0)
 SHARPNESS = 2.0
 """Of the judge whose preferences PARGS's scorer sums up."""
@@ -107,10 +114,28 @@ def run(tiny: Tiny) -> list[Exact]:
     return results
 
 
+def hold(out: Path, command: str) -> None:
+    """Write results.json, leaderboard.md and frontier.png; seconds, without any sampling."""
+    results, facts = run(Tiny()), about(command)
+    out.mkdir(parents=True, exist_ok=True)
+    told = {"world": NAME, "leaderboard": [asdict(one) for one in results], "about": facts}
+    put(out / "results.json", json.dumps(told, ensure_ascii=False) + "\n")
+    put(out / "leaderboard.md", table(results) + f"\n`{command}`\n")
+    draw(results, out / "frontier.png")
+
+
 def table(results: list[Exact]) -> str:
     """The results as Markdown."""
-    lines = ["| method | setting | reward | KL, nats | optimum at that KL | efficiency |"]
-    lines += ["|---|---|---|---|---|---|"]
+    lines = [
+        "# tiny: everything is enumerated",
+        "",
+        "Expectations, not estimates: four tokens, answers of at most four, two prompts. Scorers "
+        "are what their objectives converge to. *efficiency* is the gain over the base as a share "
+        "of the exact optimum's at the same KL.",
+        "",
+        "| method | setting | reward | KL, nats | optimum at that KL | efficiency |",
+        "|---|---|---|---|---|---|",
+    ]
     for one in results:
         share = "" if one.efficiency is None else f"{one.efficiency:.3f}"
         lines.append(
@@ -120,6 +145,22 @@ def table(results: list[Exact]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def records(results: list[Exact]) -> list[dict[str, Any]]:
-    """The results as JSON."""
-    return [asdict(one) for one in results]
+def draw(results: list[Exact], path: Path) -> None:
+    """Reward over KL, each method's strengths joined."""
+    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    axes = figure.subplots()
+    tiny = Tiny()
+    curve = [optimum(tiny, beta)[0:2] for beta in np.geomspace(0.01, 40, 200)]
+    axes.plot(
+        [float(kl) for _, kl in curve],
+        [mean_reward(tiny, p) for p, _ in curve],
+        "k",
+        lw=2,
+        label="exact optimum",
+    )
+    for place, method in enumerate(dict.fromkeys(one.method for one in results)):
+        mine = sorted((one.kl, one.reward) for one in results if one.method == method)
+        axes.plot(*zip(*mine, strict=True), label=method, **style(place))
+    axes.set(xlabel="KL to the base, nats per answer", ylabel="mean reward", xlim=(0, 2.4))
+    axes.legend(**BESIDE)
+    figure.savefig(path, dpi=130)

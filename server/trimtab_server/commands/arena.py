@@ -13,7 +13,8 @@ from trimtab.errors import TrimtabError
 
 def arena(
     world: Annotated[
-        str, typer.Argument(help="reviews, digest, tools, sums; or a YAML file about your model.")
+        str,
+        typer.Argument(help="tiny, reviews, digest, tools, sums; or a YAML file about your model."),
     ],
     out: Annotated[
         Path | None,
@@ -36,10 +37,16 @@ def arena(
     held = importlib.import_module("trimtab.arena.arena")
     scales = importlib.import_module("trimtab.arena.scale")
     tasks = importlib.import_module("trimtab.arena.task")
+    tiny = importlib.import_module("trimtab.arena.tiny")
     try:
+        command = shlex.join(["trimtab", *sys.argv[1:]])
+        if world == tiny.NAME:
+            folder = out or Path("arena") / tiny.NAME
+            tiny.hold(folder, command)
+            typer.echo((folder / "leaderboard.md").read_text(encoding="utf-8"))
+            return
         task = tasks.load(world)
         folder = out or Path("arena") / (task.world.name + ("-quick" if quick else ""))
-        command = shlex.join(["trimtab", *sys.argv[1:]])
         scale = scales.QUICK_SCALE if quick else scales.FULL
         held.hold(task, folder, scale, only or (), command)
     except (TrimtabError, ValueError, OSError) as error:
