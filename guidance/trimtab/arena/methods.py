@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 LADDER = (0.5, 1.0, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 16.0, 24.0, 32.0)
-QUICK_LADDER = (1.0, 2.0, 4.0, 8.0, 16.0)
+QUICK_LADDER = (0.5, 1.0, 2.0, 4.0, 8.0)
 STOP = 5.0  # nats per answer
 NOTHING = "nothing"
 """A scorer of zeros, for the methods that have none: it leaves the choice of candidates."""

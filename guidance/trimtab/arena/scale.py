@@ -28,4 +28,4 @@ class Scale:
 
 
 FULL = Scale(1024, 12, 64, 800, 4, tuple(METHODS), LADDER, heat_map=("pargs",))
-QUICK_SCALE = Scale(384, 8, 48, 96, 2, QUICK, QUICK_LADDER, epochs=(1, 0.3))
+QUICK_SCALE = Scale(384, 8, 48, 96, 2, QUICK, QUICK_LADDER, epochs=(3, 0.5))
