@@ -32,11 +32,9 @@ def test_tokenizer_gives_back_every_answer(name: str) -> None:
         assert len(ids) <= world.max_tokens
 
 
-def test_only_what_the_assistant_says_is_learnt() -> None:
-    ids = [3, 7, 1, 4, 8, 9, 1, 3, 6, 1, 4, 5, 1]  # 4 opens its turns, 1 ends every turn
-    assert language_model._answers(ids, 4, 1) == [
-        *[-100] * 4, 8, 9, 1, *[-100] * 4, 5, 1
-    ]  # fmt: skip
+def test_only_the_last_answer_is_learnt() -> None:
+    ids = [3, 7, 1, 4, 8, 9, 1, 3, 6, 1, 4, 5, 1]  # 4 opens an answer, 1 ends every turn
+    assert language_model._answers(ids, 4) == [*[-100] * 11, 5, 1]
 
 
 @pytest.fixture(scope="module")

@@ -53,17 +53,14 @@ def tokenizer_of(texts: Iterable[str]) -> PreTrainedTokenizerFast:
     )
 
 
-def _answers(ids: Sequence[int], assistant: int, eos: int) -> list[int]:
-    """The ids as labels: −100 wherever the user speaks."""
-    labels, speaks = [], False
-    for token in ids:
-        labels.append(token if speaks else -100)
-        speaks = token == assistant or (speaks and token != eos)
-    return labels
+def _answers(ids: Sequence[int], assistant: int) -> list[int]:
+    """The ids as labels: −100 up to where the last answer begins."""
+    start = len(ids) - list(reversed(ids)).index(assistant)
+    return [-100] * start + list(ids[start:])
 
 
 def train(texts: Sequence[str], out: Path, **settings: Any) -> None:
-    """The tokenizer and the model of the texts' answers, written to `out` in float16.
+    """The tokenizer and the model of the texts' last answers, written to `out` in float16.
 
     Args:
         texts: chats, as the chat template renders them.
@@ -96,7 +93,7 @@ def train(texts: Sequence[str], out: Path, **settings: Any) -> None:
         return {
             "input_ids": ids.clamp(min=tokenizer.pad_token_id),
             "attention_mask": (ids >= 0).long(),
-            "labels": padded((_answers(row, assistant, eos) for row in chosen), -100),
+            "labels": padded((_answers(row, assistant) for row in chosen), -100),
         }
 
     work = run_directory(out)

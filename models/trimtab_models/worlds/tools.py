@@ -33,7 +33,7 @@ NEEDS = {
 TOO_LATE = {"price": "search", "filter": "open"}
 """Call → the call after which it has no effect."""
 
-SLIPS = 0.25  # chance of a slip at each call
+SLIPS = 0.28  # chance of a slip at each call
 SHOWN = 0.08  # the same after a solved example
 EXAMPLES = 0.25  # share of documents, and of training prompts, with a solved example
 
