@@ -89,6 +89,8 @@ def test_efficiencies_are_what_the_methods_were_given(held):
         assert found["low"] < SHARES[name] + 0.05
         assert found["high"] > SHARES[name] - 0.05
         assert rows[name]["flops"] == 5
+        assert rows[name]["efficiency_at_kl"]["share"] == pytest.approx(SHARES[name], abs=0.12)
+        assert rows[name]["efficiency_at_kl"]["kl"] == board["compared_at_kl"]
     listed = [row["method"] for row in board["leaderboard"] if row["method"] in NAMES]
     assert listed == ["vas", "pargs", "args", "base"]
     assert rows["base"]["efficiency"] is None

@@ -30,6 +30,7 @@ class Row:
     """Whether that KL is an upper bound."""
     efficiency: Efficiency | None
     at_kl: Estimate | None
+    efficiency_at_kl: Efficiency | None
     win: float
     tie: float
     flops: float
@@ -133,6 +134,9 @@ class Board:
             bound=method.search is not None,
             efficiency=self.efficiency(run),
             at_kl=None if at is None else estimate(at),
+            efficiency_at_kl=None
+            if at is None
+            else self.frontier.efficiency(at, np.full_like(at, self.kl)),
             **wins(ours[:, :n], theirs[:, :n]),
             flops=run.flops / self.base.flops,
             tokens=float(np.mean(run.tokens)),
@@ -152,6 +156,7 @@ class Board:
             bound=True,
             efficiency=self.frontier.efficiency(rewards, np.full_like(rewards, kl)),
             at_kl=None,
+            efficiency_at_kl=None,
             **wins(np.broadcast_to(rewards[:, None], theirs.shape), theirs),
             flops=float(n),
             tokens=self.base_tokens,

@@ -100,6 +100,7 @@ SEARCHED = (1.0, 2.0, 4.0)
 ONCE = (0.0,)
 """Of a method that has no strength."""
 TUNED = (2.0, 6.0)
+TUNED_ONCE = (4.0,)
 TURNS = (-16.0, -8.0, -4.0, -2.0, 2.0, 4.0, 8.0, 16.0)
 HEAT_KS = (2, 5, 20, 50)
 HEAT_STRENGTHS = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0)
@@ -155,7 +156,7 @@ _LISTED = (
     Method(
         "summed-rl",
         "RLOO on the summed reward, as Mo-PPO",
-        strengths=TUNED,
+        strengths=TUNED_ONCE,
         rival="rl",
         target="composed",
         group="rival",
@@ -163,7 +164,7 @@ _LISTED = (
     Method(
         "rewarded-soup",
         "Ramé et al. 2023 (Rewarded Soups)",
-        strengths=TUNED,
+        strengths=TUNED_ONCE,
         rival="soup",
         target="composed",
         group="rival",

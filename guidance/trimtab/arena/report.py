@@ -113,8 +113,8 @@ def about(command: str) -> dict[str, Any]:
 
 
 _HEAD = (
-    "| method | source | strength | reward | KL | efficiency | reward at equal KL | win / tie | "
-    "FLOPs | tokens | s | diversity |"
+    "| method | source | strength | reward | KL | efficiency | at equal KL: reward | efficiency | "
+    "win / tie | FLOPs | tokens | s | diversity |"
 )
 
 
@@ -130,7 +130,7 @@ def leaderboard(world: str, board: Board) -> list[str]:
         "",
         f"Of each method the setting nearest to KL {board.kl:.2g} is listed. *efficiency* is its "
         "gain over the base as a share of the optimum's at the same KL, with a 95 % bootstrap "
-        f"interval; *reward at equal KL* is read between settings at KL {board.kl:.2g}; *win / "
+        f"interval; *at equal KL* both are read between settings at KL {board.kl:.2g}; *win / "
         "tie* is against an answer of the base; *FLOPs* are per answer, over the base's; *tokens* "
         "and *s* (wall time of the batch over its answers) are per answer; *diversity* is 1 − "
         "ROUGE-L between answers to one prompt. KL marked ≤ is a bound.",
@@ -206,11 +206,12 @@ def _line(row: Row) -> str:
     at = "" if row.at_kl is None else str(row.at_kl)
     kl = "" if row.kl is None else f"{'≤ ' if row.bound else ''}{row.kl:.2f}"
     share = "" if row.efficiency is None else str(row.efficiency)
+    there = "" if row.efficiency_at_kl is None else str(row.efficiency_at_kl)
     apart = "" if row.diversity is None else f"{row.diversity:.2f}"
     strength = "" if row.strength == 0 else f"{row.strength:g}"
     return (
-        f"| {row.method} | {row.source} | {strength} | {row.reward} | {kl} | {share} | {at} | "
-        f"{row.win:.2f} / {row.tie:.2f} | {row.flops:.2f} × | {row.tokens:.0f} | "
+        f"| {row.method} | {row.source} | {strength} | {row.reward} | {kl} | {share} | "
+        f"{at} | {there} | {row.win:.2f} / {row.tie:.2f} | {row.flops:.2f} × | {row.tokens:.0f} | "
         f"{row.seconds:.2f} | {apart} |"
     )
 
