@@ -102,7 +102,7 @@ class Bench:
             "seed": self.scale.seed,
             "max_tokens": self.task.world.max_tokens,
             "temperature": method.temperature,
-            "guidance": guidance and guidance.model_dump(exclude_defaults=True),
+            "guidance": guidance and guidance.model_dump(exclude_none=True),
             "search": dict(method.search) if method.search else None,
             "rival": method.rival,
             "base": self.prints["base"],
