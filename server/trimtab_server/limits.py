@@ -13,6 +13,7 @@ MAX_CHOICES = 8
 MAX_PROMPTS = 16
 MAX_STOP = 4
 MAX_LOGPROBS = 20
+LOGPROBS = ("logprobs", "top_logprobs", "prompt_logprobs")
 BODY_SECONDS = 30.0
 
 
@@ -85,6 +86,8 @@ def check_caps(fields: Mapping[str, Any]) -> None:
         "n": (fields.get("n"), MAX_CHOICES),
         "stop": (fields.get("stop"), MAX_STOP),
         "prompt": (fields.get("prompt"), MAX_PROMPTS),
+        # vLLM's own limit is wider, for the candidates of a tree search.
+        **{name: (fields.get(name), MAX_LOGPROBS) for name in LOGPROBS},
     }
     for name, (value, cap) in sizes.items():
         if isinstance(value, list):

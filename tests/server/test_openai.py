@@ -110,6 +110,15 @@ def test_logprobs(client):
     assert all(len(position.top_logprobs) >= 3 for position in choice.logprobs.content)
 
 
+@pytest.mark.parametrize("guided", [True, False])
+def test_no_more_than_20_logprobs(client, guided):
+    body = GUIDED if guided else None
+    with pytest.raises(openai.BadRequestError, match="top_logprobs is over this server's limit"):
+        chat(client, logprobs=True, top_logprobs=21, extra_body=body)
+    with pytest.raises(openai.BadRequestError, match="limit of 20"):
+        client.completions.create(model="demo", prompt="A", logprobs=21, extra_body=body)
+
+
 @pytest.mark.parametrize("beta", [-8, 8])
 def test_json_schema_stays_valid(client, beta):
     form = {"type": "json_schema", "json_schema": {"name": "rating", "schema": SCHEMA}}
