@@ -6,13 +6,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from enumerable import PROMPTS, VOCABULARY, World, config
 from trimtab_models import networks
 from trimtab_models.objectives import Objective
 from trimtab_models.rows import Rows
+from trimtab_models.worlds.tiny import PROMPTS, VOCABULARY, Tiny, config
 
 
-def fit(world: World, objective: Objective, *, rate: float = 0.1, **options: Any) -> Tensor:
+def fit(world: Tiny, objective: Objective, *, rate: float = 0.1, **options: Any) -> Tensor:
     """What an objective makes of a scorer without limits: a free number for every state and output.
 
     Returns:
@@ -30,7 +30,7 @@ def fit(world: World, objective: Objective, *, rate: float = 0.1, **options: Any
     return table.detach().double()
 
 
-def train(world: World, objective: Objective, *, rate: float = 5e-3, **options: Any) -> Any:
+def train(world: Tiny, objective: Objective, *, rate: float = 5e-3, **options: Any) -> Any:
     """A small Llama trained on an objective; see `_descend` for the options."""
     with torch.random.fork_rng():
         torch.manual_seed(options.get("seed", 0))
@@ -42,7 +42,7 @@ def train(world: World, objective: Objective, *, rate: float = 5e-3, **options: 
 
 
 def _descend(
-    world: World,
+    world: Tiny,
     objective: Objective,
     parameters: list[Tensor],
     forward: Callable[[], Tensor],
@@ -72,20 +72,20 @@ def _descend(
             schedule.step()
 
 
-def _forward(world: World, model: Any) -> Tensor:
+def _forward(world: Tiny, model: Any) -> Tensor:
     logits: Tensor = model(
         input_ids=world.rows.input_ids, attention_mask=world.rows.attention_mask
     ).logits
     return logits
 
 
-def outputs(world: World, model: Any) -> Tensor:
+def outputs(world: Tiny, model: Any) -> Tensor:
     """What a network says of every state: [states, width] float64."""
     with torch.inference_mode():
         return world.at(_forward(world, model)).double().clone()
 
 
-def distance(world: World, learnt: Tensor, exact: Tensor, where: Tensor) -> float:
+def distance(world: Tiny, learnt: Tensor, exact: Tensor, where: Tensor) -> float:
     """Root mean square error over some states, each weighted by how often the base comes there.
 
     Args:
@@ -96,7 +96,7 @@ def distance(world: World, learnt: Tensor, exact: Tensor, where: Tensor) -> floa
     return float(((learnt - exact)[where].square() @ weights[where] / weights.sum()).sqrt())
 
 
-def centred(world: World, values: Tensor, where: Tensor) -> Tensor:
+def centred(world: Tiny, values: Tensor, where: Tensor) -> Tensor:
     """Values less their mean over each prompt's chosen states, weighted as in `distance`."""
     weights = world.table(world.reach) * where
     values = values.clone()

@@ -68,6 +68,8 @@ def ask(scorer, strength=1.0):
 
 
 def served(model):
+    """In double precision, so that what differs is more than the order of some sums."""
+    model = model.double()
     return Backbone(model, max_length=LENGTH - 8, pool_bytes=2**20, max_candidates=4)
 
 
@@ -98,7 +100,7 @@ def test_a_token_classifier_serves_as_it_is(config, tmp_path):
     assert info == ScorerInfo()
     scores, sequences = ask(HeadScorer(info, served(model)))
     with torch.inference_mode():
-        expected = torch.cat([plain(ids).logits[0, -1] for ids in sequences])
+        expected = torch.cat([plain.double()(ids).logits[0, -1] for ids in sequences]).float()
     torch.testing.assert_close(scores, expected, atol=1e-6, rtol=1e-6)
 
 
@@ -111,7 +113,7 @@ def test_a_reward_model_serves_as_it_is(config, tmp_path):
     model, info = loaded(tmp_path / "plain")
     scores, sequences = ask(HeadScorer(info, served(model)))
     with torch.inference_mode():
-        expected = torch.cat([plain(ids).logits[0] for ids in sequences])
+        expected = torch.cat([plain.double()(ids).logits[0] for ids in sequences]).float()
     torch.testing.assert_close(scores, expected, atol=1e-6, rtol=1e-6)
 
 
@@ -123,7 +125,7 @@ def test_a_distribution_on_a_sequence_classifier_serves(tmp_path):
     model, info = loaded(save(plain, None, info, tmp_path / "out"))
     scores, sequences = ask(DistributionScorer(info, served(model)), strength=0.0)
     with torch.inference_mode():
-        p = torch.cat([plain(ids).logits for ids in sequences]).softmax(-1)
+        p = torch.cat([plain.double()(ids).logits for ids in sequences]).float().softmax(-1)
     torch.testing.assert_close(scores, p @ torch.linspace(0, 2, 5), atol=1e-6, rtol=1e-6)
 
 

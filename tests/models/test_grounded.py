@@ -9,7 +9,6 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoModelForTokenClassification, LlamaForCausalLM
 
-from enumerable import EOS, World, config
 from trimtab_models import checkpoint, data, demo, networks
 from trimtab_models.generation import generate
 from trimtab_models.grounded import job
@@ -20,6 +19,7 @@ from trimtab_models.grounded.turns import Turns
 from trimtab_models.objectives.plackett_luce import PlackettLuce
 from trimtab_models.rows import Rollout, pad
 from trimtab_models.training.saves import SaveFailed
+from trimtab_models.worlds.tiny import EOS, Tiny, config
 
 SENTIMENT = "trimtab_models.demo.oracles:sentiment"
 
@@ -60,7 +60,7 @@ def test_ranks_are_best_first_and_ties_fall_either_way() -> None:
 
 
 def test_generations_are_drawn_from_the_model_after_prompts_of_any_length() -> None:
-    world = World()
+    world = Tiny()
     prompts = [[1, 2], [3]] * 1500
     torch.manual_seed(0)
     drawn = generate(world.base, prompts, eos=EOS, pad_id=EOS, most=4)
@@ -96,7 +96,7 @@ def _one_thread() -> None:
 
 
 def _toy(
-    world: World,
+    world: Tiny,
     objective: str,
     rewards: type[TokenRewards] = TokenRewards,
     seed: int = 0,
@@ -137,7 +137,7 @@ def _toy(
 
 
 def test_both_algorithms_raise_the_exact_expected_reward_over_plain_mle() -> None:
-    world = World()
+    world = Tiny()
     plain = _toy(world, "grounded-mle", _Equal)
     weighted = [_toy(world, "grounded-mle", seed=seed) for seed in (0, 1)]
     # Without a baseline the gradient is noisy: at 32 one seed in two ends below where it began.

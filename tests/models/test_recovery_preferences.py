@@ -9,13 +9,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from enumerable import PROMPTS, Prefix, World, ended
 from recovery import centred, distance, fit, outputs, train
 from trimtab_models.objectives.bradley_terry import BradleyTerry, FullBradleyTerry
 from trimtab_models.objectives.farma import Farma
 from trimtab_models.objectives.genarm import GenArm
 from trimtab_models.objectives.plackett_luce import PlackettLuce
 from trimtab_models.worlds.limits import bradley_terry
+from trimtab_models.worlds.tiny import PROMPTS, Prefix, Tiny, ended
 
 SHARPNESS = 2.0
 TOLERANCE = 0.1
@@ -23,39 +23,39 @@ NOTHING = 0.6
 
 
 @pytest.fixture(scope="module")
-def world() -> World:
-    return World()
+def world() -> Tiny:
+    return Tiny()
 
 
 @pytest.fixture(scope="module")
-def ends(world: World) -> Tensor:
+def ends(world: Tiny) -> Tensor:
     return world.where(lambda x, y: ended(y))
 
 
 @pytest.fixture(scope="module")
-def inner(world: World) -> Tensor:
+def inner(world: Tiny) -> Tensor:
     return world.where(lambda x, y: len(y) > 0 and not ended(y))
 
 
 @pytest.fixture(scope="module")
-def reward(world: World) -> Tensor:
+def reward(world: Tiny) -> Tensor:
     """sharpness·R at the ends: the limit of all that compares whole completions."""
     return SHARPNESS * world.table(world.value)
 
 
-def _error(world: World, learnt: Tensor, limit: Tensor, where: Tensor) -> float:
+def _error(world: Tiny, learnt: Tensor, limit: Tensor, where: Tensor) -> float:
     """Distance up to a constant for each prompt."""
     return distance(world, centred(world, learnt, where), centred(world, limit, where), where)
 
 
-def _at_ends(world: World, scores: Tensor) -> Tensor:
+def _at_ends(world: Tiny, scores: Tensor) -> Tensor:
     """Scores of whole completions, [finals], as those of states, [states]; 0 on prefixes."""
     number = {final: i for i, final in enumerate(world.finals)}
     return world.table(lambda x, y: scores[number[x, y]] if ended(y) else 0.0)
 
 
 def test_on_prefixes_partial_bradley_terry_finds_lemma_2_and_the_full_one_nothing(
-    world: World, ends: Tensor, inner: Tensor, reward: Tensor
+    world: Tiny, ends: Tensor, inner: Tensor, reward: Tensor
 ) -> None:
     limit = bradley_terry(world, SHARPNESS)
     partial = fit(world, BradleyTerry(), sharpness=SHARPNESS)[:, 0]
@@ -70,7 +70,7 @@ def test_on_prefixes_partial_bradley_terry_finds_lemma_2_and_the_full_one_nothin
 
 
 def test_a_network_errs_on_prefixes_more_when_whole_sequences_teach_it(
-    world: World, inner: Tensor
+    world: Tiny, inner: Tensor
 ) -> None:
     limit = bradley_terry(world, SHARPNESS)
     errors = {}
@@ -81,14 +81,14 @@ def test_a_network_errs_on_prefixes_more_when_whole_sequences_teach_it(
     assert errors[FullBradleyTerry] > 2 * errors[BradleyTerry]
 
 
-def test_a_share_of_the_prefixes_finds_the_same_limit(world: World, inner: Tensor) -> None:
+def test_a_share_of_the_prefixes_finds_the_same_limit(world: Tiny, inner: Tensor) -> None:
     some = fit(world, BradleyTerry(ratio=0.5), sharpness=SHARPNESS)[:, 0]
     limit = bradley_terry(world, SHARPNESS)
     assert _error(world, some, limit, inner) < TOLERANCE
 
 
 def test_genarm_finds_a_likelihood_that_is_the_reward(
-    world: World, ends: Tensor, reward: Tensor
+    world: Tiny, ends: Tensor, reward: Tensor
 ) -> None:
     beta = 0.5
     logits = fit(world, GenArm(beta), sharpness=SHARPNESS).log_softmax(-1)
@@ -106,7 +106,7 @@ def test_genarm_finds_a_likelihood_that_is_the_reward(
 
 
 def test_farma_finds_the_best_continuation(
-    world: World, ends: Tensor, inner: Tensor, reward: Tensor
+    world: Tiny, ends: Tensor, inner: Tensor, reward: Tensor
 ) -> None:
     q = fit(world, Farma(), sharpness=SHARPNESS)
     number = {state: i for i, state in enumerate(world.states)}
@@ -124,7 +124,7 @@ def test_farma_finds_the_best_continuation(
     assert _error(world, values, reward, inner) > 3 * TOLERANCE
 
 
-def _ranks(world: World, objective: PlackettLuce, table: Tensor) -> Tensor:
+def _ranks(world: Tiny, objective: PlackettLuce, table: Tensor) -> Tensor:
     number = {state: i for i, state in enumerate(world.states)}
     steps = world.rows.mask().shape[1]
     at = torch.tensor(
@@ -135,7 +135,7 @@ def _ranks(world: World, objective: PlackettLuce, table: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("aggregation", ["sum", "average"])
 def test_plackett_luce_finds_the_rankings(
-    world: World, ends: Tensor, reward: Tensor, aggregation: str
+    world: Tiny, ends: Tensor, reward: Tensor, aggregation: str
 ) -> None:
     # An average of numbers in (0, 1) can say any reward once C is wide enough; a sum cannot say
     # that a short completion is far better than a long one.

@@ -17,13 +17,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from enumerable import EOS, VOCABULARY, Prefix, World, ended
 from recovery import distance, fit, outputs, train
 from trimtab.arena.exact import optimum
 from trimtab_models import networks
 from trimtab_models.objectives import OBJECTIVES
 from trimtab_models.objectives.distribution import Distribution, two_hot
 from trimtab_models.objectives.ilql import Ilql
+from trimtab_models.worlds.tiny import EOS, VOCABULARY, Prefix, Tiny, ended
 
 TOLERANCE = 0.02
 NETWORK_TOLERANCE = 0.2
@@ -32,39 +32,39 @@ ETA = 0.5
 
 
 @pytest.fixture(scope="module")
-def world() -> World:
+def world() -> Tiny:
     torch.set_num_threads(1)
-    return World()
+    return Tiny()
 
 
-def _of_objective(world: World, objective: Any) -> World:
+def _of_objective(world: Tiny, objective: Any) -> Tiny:
     """The same world with the labels that the objective reads."""
     seen = copy.copy(world)
     seen.rows = objective.collate(world.rollouts, EOS)
     return seen
 
 
-def _prefixes(world: World) -> Tensor:
+def _prefixes(world: Tiny) -> Tensor:
     return world.where(lambda x, y: len(y) > 0)
 
 
-def _open(world: World) -> Tensor:
+def _open(world: Tiny) -> Tensor:
     return world.where(lambda x, y: not ended(y))
 
 
-def _q(world: World) -> Tensor:
+def _q(world: Tiny) -> Tensor:
     """Q^π0, [states, vocab]; zeros once an answer has ended."""
     return world.table(lambda x, y: torch.zeros(VOCABULARY) if ended(y) else world.q(x, y))
 
 
-def _q_distance(world: World, learnt: Tensor, exact: Tensor) -> float:
+def _q_distance(world: Tiny, learnt: Tensor, exact: Tensor) -> float:
     chances = world.at(world.log_pi0).exp() * world.table(world.reach)[:, None]
     weights = chances[_open(world)]
     errors = (learnt - exact)[_open(world)].square()
     return float(((errors * weights).sum() / weights.sum()).sqrt())
 
 
-def _rad(world: World, prompt: Prefix, prefix: Prefix) -> float:
+def _rad(world: Tiny, prompt: Prefix, prefix: Prefix) -> float:
     under = world._under[prompt, prefix]
     lengths = world.rows.completions[under].double()
     weights = world.probabilities[under] / (lengths * (lengths + 1) / 2)
@@ -72,21 +72,21 @@ def _rad(world: World, prompt: Prefix, prefix: Prefix) -> float:
 
 
 @pytest.mark.parametrize("name", ["td-lambda", "td-0", "cd-fudge"])
-def test_values_find_the_mean_reward(world: World, name: str) -> None:
+def test_values_find_the_mean_reward(world: Tiny, name: str) -> None:
     exact = world.table(world.value)
     learnt = fit(world, OBJECTIVES[name](), steps=300)[:, 0]
     assert distance(world, learnt, exact, _prefixes(world)) < TOLERANCE
     assert distance(world, 0 * exact, exact, _prefixes(world)) > NOTHING
 
 
-def test_rad_finds_its_own_mean_and_not_the_value(world: World) -> None:
+def test_rad_finds_its_own_mean_and_not_the_value(world: Tiny) -> None:
     learnt = fit(world, OBJECTIVES["rad"](), steps=400)[:, 0]
     exact = world.table(lambda x, y: _rad(world, x, y))
     assert distance(world, learnt, exact, _prefixes(world)) < TOLERANCE / 2
     assert distance(world, learnt, world.table(world.value), _prefixes(world)) > TOLERANCE
 
 
-def test_fudge_finds_the_probability_of_the_attribute(world: World) -> None:
+def test_fudge_finds_the_probability_of_the_attribute(world: Tiny) -> None:
     objective = OBJECTIVES["fudge"](threshold=0.0)
     learnt = fit(_of_objective(world, objective), objective, steps=300)[:, 0].sigmoid()
     exact = world.table(world.attribute)
@@ -95,14 +95,14 @@ def test_fudge_finds_the_probability_of_the_attribute(world: World) -> None:
 
 
 @pytest.mark.parametrize("name", ["q-exact", "q-sampled", "cd-q", "dueling-q", "value-advantage"])
-def test_q_heads_find_the_mean_reward_after_every_token(world: World, name: str) -> None:
+def test_q_heads_find_the_mean_reward_after_every_token(world: Tiny, name: str) -> None:
     objective, exact = OBJECTIVES[name](), _q(world)
     learnt = objective.combine(fit(world, objective, steps=300))
     assert _q_distance(world, learnt, exact) < TOLERANCE
     assert _q_distance(world, 0 * exact, exact) > NOTHING
 
 
-def test_ilql_finds_advantages_of_the_base_and_of_better_policies(world: World) -> None:
+def test_ilql_finds_advantages_of_the_base_and_of_better_policies(world: Tiny) -> None:
     base = dict(zip(world.states, world.at(world.log_pi0).exp(), strict=True))
 
     @cache
@@ -133,7 +133,7 @@ def test_ilql_finds_advantages_of_the_base_and_of_better_policies(world: World) 
         assert _q_distance(world, learnt, limits[other]) > 5 * TOLERANCE
 
 
-def test_the_conservative_term_lowers_what_the_base_rarely_says(world: World) -> None:
+def test_the_conservative_term_lowers_what_the_base_rarely_says(world: Tiny) -> None:
     exact, chances = _q(world), world.at(world.log_pi0).exp()
     rare = (chances < 0.05) & _open(world)[:, None] & (world.table(world.reach) > 0.01)[:, None]
     fits = [fit(world, Ilql(0.5, alpha), steps=300)[:, :-1] for alpha in (0.0, 0.5)]
@@ -143,7 +143,7 @@ def test_the_conservative_term_lowers_what_the_base_rarely_says(world: World) ->
 
 
 @pytest.mark.parametrize("name", ["soft-value", "soft-td"])
-def test_soft_values_find_the_soft_value(world: World, name: str) -> None:
+def test_soft_values_find_the_soft_value(world: Tiny, name: str) -> None:
     learnt = fit(world, OBJECTIVES[name](eta=ETA), steps=300)[:, 0]
     exact = world.table(lambda x, y: world.soft_value(x, y, ETA))
     assert distance(world, learnt, exact, _prefixes(world)) < TOLERANCE
@@ -152,7 +152,7 @@ def test_soft_values_find_the_soft_value(world: World, name: str) -> None:
 
 @pytest.mark.parametrize("decay", [0.0, 1.0])
 def test_distributions_find_the_returns_and_with_them_every_soft_value(
-    world: World, decay: float
+    world: Tiny, decay: float
 ) -> None:
     objective = Distribution(support=(-1, 1), bins=21, decay=decay)
     learnt = fit(world, objective, steps=400, rate=0.3).softmax(-1)
@@ -184,7 +184,7 @@ def test_distributions_find_the_returns_and_with_them_every_soft_value(
         ("distribution", {"bins": 21}),
     ],
 )
-def test_networks_come_near(world: World, name: str, options: dict[str, Any]) -> None:
+def test_networks_come_near(world: Tiny, name: str, options: dict[str, Any]) -> None:
     objective = OBJECTIVES[name](**options)
     model = train(world, objective, steps=250, items=512)
     if objective.head == "vocabulary+value":
@@ -203,14 +203,14 @@ def test_networks_come_near(world: World, name: str, options: dict[str, Any]) ->
 
 
 @pytest.mark.parametrize("decay", [0.0, 1.0])
-def test_guided_answers_teach_the_histogram_of_the_base(world: World, decay: float) -> None:
+def test_guided_answers_teach_the_histogram_of_the_base(world: Tiny, decay: float) -> None:
     strength, objective = 3.0, Distribution(support=(-1, 1), bins=21, decay=decay)
     guided = copy.copy(world)
     guided.probabilities = optimum(world, strength)[0]
     told, silent = copy.copy(guided), guided
     told.rows = world.rows._replace(strengths=torch.full_like(world.rows.labels, strength))
 
-    def error(seen: World) -> float:
+    def error(seen: Tiny) -> float:
         p = fit(seen, objective, steps=400, rate=0.3).softmax(-1)
         soft = (p @ (strength * torch.linspace(-1, 1, 21).double()).exp()).log() / strength
         truth = world.table(lambda x, y: world.soft_value(x, y, 1 / strength))
@@ -220,7 +220,7 @@ def test_guided_answers_teach_the_histogram_of_the_base(world: World, decay: flo
     assert error(silent) > 5 * TOLERANCE
 
 
-def test_what_learns_of_the_base_alone_refuses_guided_answers(world: World) -> None:
+def test_what_learns_of_the_base_alone_refuses_guided_answers(world: Tiny) -> None:
     guided = [rollout._replace(strength=2.0) for rollout in world.rollouts[:4]]
     with pytest.raises(ValueError, match="drawn with guidance"):
         OBJECTIVES["td-lambda"]().collate(guided, EOS)

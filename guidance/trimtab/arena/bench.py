@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers.utils.logging import disable_progress_bar
 
 from trimtab.arena import rivals
 from trimtab.arena.frontier import Floats
@@ -65,6 +66,7 @@ class Bench:
     def sampler(self) -> Any:
         """The engine; it starts when something is to be drawn."""
         os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
+        disable_progress_bar()  # the bars are ours
         offline = importlib.import_module("trimtab.offline")
         zero = {"path": f"{__name__}:nothing", "family": "function"}
         return offline.Sampler(self.base, {**self.scorers, NOTHING: zero}, **self.task.engine)

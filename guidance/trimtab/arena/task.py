@@ -25,7 +25,12 @@ from trimtab.prompts import read
 from trimtab_models import rewards
 from trimtab_models.worlds import WORLDS, World
 
-ENGINE: Mapping[str, Any] = {"dtype": "float32", "enforce_eager": True, "max_num_seqs": 128}
+ENGINE: Mapping[str, Any] = {
+    "dtype": "float32",
+    "enforce_eager": True,
+    "max_num_seqs": 128,
+    "use_tqdm_on_load": False,
+}
 
 
 @dataclass(frozen=True)

@@ -3,16 +3,16 @@
 import pytest
 import torch
 
-from enumerable import EOS, LENGTH, PROMPTS, VOCABULARY, World, ended, reward
 from trimtab_models.worlds.limits import bradley_terry, comparisons
+from trimtab_models.worlds.tiny import EOS, LENGTH, PROMPTS, VOCABULARY, Tiny, ended, reward
 
 
 @pytest.fixture(scope="module")
-def world() -> World:
-    return World()
+def world() -> Tiny:
+    return Tiny()
 
 
-def test_every_completion_once_and_their_probabilities_sum_to_one(world: World) -> None:
+def test_every_completion_once_and_their_probabilities_sum_to_one(world: Tiny) -> None:
     each = len(world.finals) // 2
     assert each == sum(3**n for n in range(LENGTH)) + 3**LENGTH == 121
     assert len(set(world.finals)) == 2 * each
@@ -21,7 +21,7 @@ def test_every_completion_once_and_their_probabilities_sum_to_one(world: World) 
     assert world.probabilities.view(2, -1).max() > 5 / each, "the base should not be uniform"
 
 
-def test_probabilities_are_those_of_the_network_itself(world: World) -> None:
+def test_probabilities_are_those_of_the_network_itself(world: Tiny) -> None:
     (prompt, completion), expected = world.finals[60], world.probabilities[60]
     probability = 1.0
     for t, token in enumerate(completion):
@@ -30,7 +30,7 @@ def test_probabilities_are_those_of_the_network_itself(world: World) -> None:
     assert probability == pytest.approx(float(expected), rel=1e-10)
 
 
-def test_rewards_lie_within_bounds_and_depend_on_what_stands_before(world: World) -> None:
+def test_rewards_lie_within_bounds_and_depend_on_what_stands_before(world: Tiny) -> None:
     assert -1 <= world.rewards.min() < -0.7
     assert 0.7 < world.rewards.max() <= 1
     gains = {
@@ -42,7 +42,7 @@ def test_rewards_lie_within_bounds_and_depend_on_what_stands_before(world: World
 
 
 @pytest.mark.parametrize("eta", [0.3, 1.0])
-def test_bellman(world: World, eta: float) -> None:
+def test_bellman(world: Tiny, eta: float) -> None:
     base = world.at(world.log_pi0)  # [states, vocab]
     for state, log_pi0 in zip(world.states, base, strict=True):
         if ended(state[1]):
@@ -59,7 +59,7 @@ def test_bellman(world: World, eta: float) -> None:
         )
 
 
-def test_samples_follow_the_base_and_the_judge(world: World) -> None:
+def test_samples_follow_the_base_and_the_judge(world: Tiny) -> None:
     draws = torch.Generator().manual_seed(1)
     drawn = world.draw("rollouts", 100_000, draws)
     seen = torch.bincount(drawn, minlength=len(world.finals)) / 50_000
@@ -75,7 +75,7 @@ def test_samples_follow_the_base_and_the_judge(world: World) -> None:
     assert all(EOS not in y[:-1] for item in ranked for y in item.completions)
 
 
-def test_the_limit_on_whole_sequences_is_the_reward(world: World) -> None:
+def test_the_limit_on_whole_sequences_is_the_reward(world: Tiny) -> None:
     limit = bradley_terry(world, 3.0, partial=False)
     whole = world.where(lambda x, y: ended(y))
     assert limit[~whole].isnan().all()
@@ -86,7 +86,7 @@ def test_the_limit_on_whole_sequences_is_the_reward(world: World) -> None:
         assert (limit[mine] - (rewards - rewards.mean())).abs().max() < 1e-6
 
 
-def test_the_limit_on_prefixes_is_lemma_2(world: World) -> None:
+def test_the_limit_on_prefixes_is_lemma_2(world: Tiny) -> None:
     sharpness = 3.0
     wins = comparisons(world, sharpness)
     limit = bradley_terry(world, sharpness)
