@@ -33,7 +33,7 @@ SETTINGS = (
 def main():
     out = Path(sys.argv[1])
     world = replace(WORLDS["reviews"], gold="sentiment")
-    scale = Scale(0, 0, 12, 20, 2, (), (2.0,))
+    scale = Scale(0, 0, 0, 12, 20, 2, (), (2.0,))
     scorers = {"bradley-terry": SENTIMENT, "td-lambda": SENTIMENT}
     task = Task("reviews", world, engine={**ENGINE, "max_model_len": 256})
     bench = Bench(task, str(demo.base()), scorers, scale, out)

@@ -19,7 +19,7 @@ WORLD = World(
     max_tokens=8,
 )
 TASK = Task("made-up", WORLD)
-SCALE = Scale(0, 0, PROMPTS, 400, 4, ("base", "pargs", "args", "vas"), (1.0, 2.0, 4.0, 8.0))
+SCALE = Scale(0, 0, 0, PROMPTS, 400, 4, ("base", "pargs", "args", "vas"), (1.0, 2.0, 4.0, 8.0))
 SHARES = {"pargs": 0.6, "args": 0.2, "vas": 0.9, "best-of-4": 0.8}
 """What part of the optimum's gain √(2·KL) each method gets; the base's reward is normal."""
 

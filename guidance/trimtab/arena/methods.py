@@ -49,14 +49,18 @@ class Training:
     pairs: bool = False
     reward: str | None = None
     """The world's gold reward, if absent."""
+    refines: str | None = None
+    """The training it goes on from, with answers guided by what that one made: see refine.py."""
 
 
 # A vocabulary head's rows are updated one by one, as their tokens come: a smaller step suits them.
 _VOCABULARY = {"learning_rate": 3e-4, "epochs": 2}
+_REFINING = {"learning_rate": 5e-4, "epochs": 1}
 _ILQL = {"expectile": 0.6, "conservative": 0.001}
 _LANGUAGE = {"learning_rate": 5e-4, "epochs": 1, "options": {"beta": 0.3}}
 TRAININGS = {
-    "distribution": Training("distribution"),
+    "distribution-base": Training("distribution", {"epochs": 1}),
+    "distribution": Training("distribution", _REFINING, refines="distribution-base"),
     "td-lambda": Training("td-lambda"),
     "bradley-terry": Training("bradley-terry", {"epochs": 1}, pairs=True),
     "bradley-terry-full": Training("bradley-terry-full", {"epochs": 1}, pairs=True),
@@ -99,8 +103,8 @@ GREEDY = (1.0, 2.0, 4.0, 8.0)
 SEARCHED = (1.0, 2.0, 4.0)
 ONCE = (0.0,)
 """Of a method that has no strength."""
-TUNED = (2.0, 6.0)
-TUNED_ONCE = (4.0,)
+TUNED = (3.0,)
+TUNED_ONCE = (2.0,)
 TURNS = (-16.0, -8.0, -4.0, -2.0, 2.0, 4.0, 8.0, 16.0)
 HEAT_KS = (2, 5, 20, 50)
 HEAT_STRENGTHS = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0)

@@ -10,6 +10,7 @@ from tqdm import tqdm
 
 from trimtab.arena.bench import Spec
 from trimtab.arena.methods import COMPOSED, SUMS, part, trainings
+from trimtab.arena.refine import guided
 from trimtab.arena.scale import Scale
 from trimtab.arena.task import Task, load
 
@@ -38,7 +39,7 @@ def prepare(task: Task, out: Path, scale: Scale, wanted: Iterable[str]) -> dict[
         )
     missing = [name for name in left if not (out / "scorers" / name).exists()]
     if missing:
-        _train_all(task, out, scale, missing)
+        _train_all(task, out, scale, _with_firsts(task, out, missing))
     scorers: dict[str, Spec] = {name: str(out / "scorers" / name) for name in left}
     if sums:
         path = "+".join(f"{part(name)}:{weight!r}" for name, weight in sums.items())
@@ -46,10 +47,20 @@ def prepare(task: Task, out: Path, scale: Scale, wanted: Iterable[str]) -> dict[
     return found | scorers
 
 
+def _with_firsts(task: Task, out: Path, names: list[str]) -> list[str]:
+    """And what they refine, if it is not there."""
+    firsts = [trainings(task.world.name)[name].refines for name in names]
+    needed = [first for first in firsts if first and not (out / "scorers" / first).exists()]
+    return list(dict.fromkeys([*needed, *names]))
+
+
 def _train_all(task: Task, out: Path, scale: Scale, names: list[str]) -> None:
+    known = trainings(task.world.name)
+    plain = [name for name in names if not known[name].refines]
     # The first of each kind writes the data that the others read.
-    first = {_kind(task, name): name for name in reversed(names)}
-    waves = [list(first.values()), [name for name in names if name not in first.values()]]
+    first = {_kind(task, name): name for name in reversed(plain)}
+    waves = [list(first.values()), [name for name in plain if name not in first.values()]]
+    waves.append([name for name in names if name not in plain])
     spawn = multiprocessing.get_context("spawn")
     with tqdm(total=len(names), desc="training", unit="scorer") as progress:
         for wave in waves:
@@ -79,10 +90,15 @@ def train(spec: str, out: Path, scale: Scale, name: str) -> None:
     """One scorer of a task's gold reward; a process of its own calls this."""
     from trimtab_models.worlds import build  # noqa: PLC0415
 
-    world = load(spec).world
+    task = load(spec)
+    world = task.world
     training = trainings(world.name)[name]
     reward = training.reward or world.gold
     settings = dict(training.settings)
     if scale.epochs is not None:
         settings["epochs"] = scale.epochs[training.pairs]
+    if training.refines is not None:
+        first = out / "scorers" / training.refines
+        data = guided(task, out, scale, first, reward)
+        settings |= {"scorer": str(first), "data": str(data)}
     build.train(world, out, name, training.objective, reward, **settings)

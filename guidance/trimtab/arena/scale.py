@@ -12,6 +12,8 @@ class Scale:
     rollout_prompts: int
     completions: int
     """Training answers of each."""
+    guided: int
+    """Guided answers to each training prompt, see refine.py."""
     prompts: int
     """Test prompts, the same for every method."""
     base_samples: int
@@ -27,5 +29,5 @@ class Scale:
     seed: int = 0
 
 
-FULL = Scale(1024, 12, 64, 800, 4, tuple(METHODS), LADDER, heat_map=("pargs",))
-QUICK_SCALE = Scale(384, 8, 48, 96, 2, QUICK, QUICK_LADDER, epochs=(3, 0.5))
+FULL = Scale(1024, 24, 12, 64, 800, 4, tuple(METHODS), LADDER, heat_map=("pargs",))
+QUICK_SCALE = Scale(384, 8, 4, 48, 96, 2, QUICK, QUICK_LADDER, epochs=(3, 0.5))

@@ -15,7 +15,7 @@ from trimtab_models.worlds.world import Reward, World
 PROMPTS = 1024
 """Different training prompts of RL."""
 SETTINGS: dict[str, dict[str, Any]] = {
-    "rl": {"max_steps": 200, "per_device_train_batch_size": 64, "num_generations": 8},
+    "rl": {"max_steps": 160, "per_device_train_batch_size": 64, "num_generations": 8},
     "dpo": {"num_train_epochs": 1, "per_device_train_batch_size": 32},
 }
 SHARED = {"learning_rate": 5e-4, "warmup_steps": 5, "weight_decay": 0.0, "seed": 0}

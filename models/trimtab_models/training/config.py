@@ -35,7 +35,7 @@ class Lora(_Strict):
 class TrainConfig(_Strict):
     """A training run. Paths are relative to where the command is given."""
 
-    objective: str = Field(description="a name of `OBJECTIVES`, or dpo")
+    objective: str = Field("distribution", description="a name of `OBJECTIVES`, or dpo")
     options: dict[str, Any] = Field({}, description="of the objective")
     base: str = Field(description="the language model whose prefixes are scored; or demo")
     scorer: str | None = Field(None, description="the network to begin with; the base if absent")

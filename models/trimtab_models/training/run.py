@@ -42,6 +42,9 @@ def run(config: TrainConfig) -> Path:
     loss = None if config.objective == DPO else start.objective(config)
     tokenizer = AutoTokenizer.from_pretrained(start.base_path(config))
     items, held = _items(config, loss.data if loss else "pairs", tokenizer)
+    if loss is not None:
+        config = start.fitted(config, [*items, *held])
+        loss = start.objective(config)
     trainer = _best(config, loss, tokenizer, items, held)
     model = _whole(trainer, config, loss)
     if trainer.is_world_process_zero():

@@ -1,12 +1,16 @@
 """What a run begins with: the network, cut to its lower layers, with adapters if asked."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import nn
+from transformers import AutoConfig
 
 from trimtab_models import demo, networks
+from trimtab_models.checkpoint import read_info
 from trimtab_models.objectives import OBJECTIVES, Objective
+from trimtab_models.rows import Rollout
 from trimtab_models.training.config import Lora, TrainConfig
 
 
@@ -25,6 +29,30 @@ def objective(config: TrainConfig) -> Objective:
         return OBJECTIVES[config.objective](**config.options)
     except TypeError as error:
         raise ValueError(f"options of {config.objective}: {error}") from None
+
+
+def fitted(config: TrainConfig, items: Sequence[Any]) -> TrainConfig:
+    """The configuration with the support and bins of a return distribution, where it is silent.
+
+    They are those of the scorer it begins with, else the range of the rewards, in two bins if there
+    are but two rewards.
+
+    Raises:
+        ValueError: all rewards are alike.
+    """
+    if not config.objective.startswith("distribution") or "support" in config.options:
+        return config
+    info = read_info(config.scorer) if config.scorer else None
+    if config.scorer and info and info.support:
+        bins = AutoConfig.from_pretrained(config.scorer).num_labels
+        found = {"support": list(info.support), "bins": bins}
+    else:
+        rewards = {item.label for item in items if isinstance(item, Rollout)}
+        if len(rewards) < 2:
+            raise ValueError("the data: all rewards are alike, so there is nothing to learn.")
+        found = {"support": [min(rewards), max(rewards)]}
+        found |= {"bins": 2} if len(rewards) == 2 else {}
+    return config.model_copy(update={"options": found | config.options})
 
 
 def network(config: TrainConfig, loss: Objective) -> Any:

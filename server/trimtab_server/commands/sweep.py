@@ -54,7 +54,7 @@ def sweep(
         )
         engine = importlib.import_module("trimtab.offline").engine_options(flags)
         task = tasks.Task("sweep", world, engine=engine)
-        scale = scales.Scale(0, 0, sys.maxsize, 0, n, (), sweeps.LADDER, seed=seed)
+        scale = scales.Scale(0, 0, 0, sys.maxsize, 0, n, (), sweeps.LADDER, seed=seed)
         command = shlex.join(["trimtab", *sys.argv[1:]])
         advice = sweeps.sweep(task, model, scorers, out, scale, kl, command)
     except (TrimtabError, ValueError, OSError) as error:
