@@ -78,7 +78,7 @@ def test_a_report_asks_once(stub, tmp_path):
     base = arena.base_samples(bench, tmp_path / "base-samples.npz")
     arena.climb(bench, methods("base", "vas"), tmp_path / "runs")
     for _ in range(2):
-        report.write(task, bench.texts, base, tmp_path, "")
+        report.write(task, bench.texts, base, tmp_path, "", {})
         assert len(stub.firsts) == 2 * PROMPTS
     judged = json.loads((tmp_path / "results.json").read_text())["judged"]
     assert judged["vas"] == {"win": 0, "tie": 1, "lose": 0, "p": 1, "n": PROMPTS}

@@ -1,12 +1,13 @@
 """The arena taken up again, and what its report says, on methods whose worth is known."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from arena_fakes import PROMPTS, SHARES, TASK, FakeBench, methods
-from trimtab.arena import arena, claims, report
+from trimtab.arena import arena, claims, report, values
 from trimtab.arena.board import Board
 from trimtab.arena.methods import METHODS, QUICK, SUMS, TRAININGS, heat_map, trainings
 from trimtab.arena.runs import fingerprint, read, save
@@ -75,7 +76,7 @@ def held(tmp_path_factory):
     out, bench = tmp_path_factory.mktemp("arena"), FakeBench()
     base = arena.base_samples(bench, out / "base-samples.npz")
     arena.climb(bench, [*methods(*NAMES), *heat_map(METHODS["pargs"])], out / "runs")
-    report.write(TASK, bench.texts, base, out, "trimtab arena made-up")
+    report.write(TASK, bench.texts, base, out, "trimtab arena made-up", {})
     return out, json.loads((out / "results.json").read_text())
 
 
@@ -141,9 +142,35 @@ def test_the_dial_tells_whether_words_fall():
     bench = FakeBench()
     dial = METHODS["dial"]
     runs = [bench.run(dial, strength) for strength in (4.0, -4.0, 1.0)]
-    text = "\n".join(report._dial(runs))
+    turned = report.trend(runs)
+    text = "\n".join(report._dial(runs, turned))
     assert "which fall at every turn" in text
+    assert turned["p"] < 1e-6
+    backwards = [replace(run, strength=-run.strength) for run in runs]
+    assert report.trend(backwards)["p"] > 0.99
+    assert report.trend(runs[:2]) is None
     assert "| words | 9.0 | 7.8 | 7.0 |" in text
+
+
+def test_better_values_foretell_better_answers_if_they_do():
+    """Of methods whose order by error is that by reward, and of one whose order is reversed."""
+    bench = FakeBench()
+    names = ("vas", "vas-td0", "cd-fudge", "distribution-base", "distribution")
+    runs = [bench.run(METHODS["base"], 0.0)]
+    for share, name in zip((0.1, 0.3, 0.5, 0.7, 0.9), names, strict=True):
+        for strength in (1.0, 2.0, 4.0):
+            run = bench.run(METHODS[name], strength)
+            gold = np.full(np.shape(run.kl), share * strength)
+            runs.append(replace(run, rewards={"gold": gold}))
+    board = Board("gold", bench.base_samples(), runs, 1.0)
+    mse = {METHODS[name].scorer: 1.0 - i / 10 for i, name in enumerate(names)}
+    found = values.foretold(board, mse)
+    assert found["rho"] == pytest.approx(-1)
+    assert found["p"] == pytest.approx(1 / 120)
+    away = values.foretold(board, {name: -error for name, error in mse.items()})
+    assert away["rho"] == pytest.approx(1)
+    assert away["p"] == pytest.approx(1)
+    assert values.foretold(board, {"td-lambda": 1.0}) is None
 
 
 def test_methods_agree_with_what_trains_and_decodes():

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from trimtab.arena import report
+from trimtab.arena import report, values
 from trimtab.arena.bench import Bench
 from trimtab.arena.frontier import Floats
 from trimtab.arena.methods import DIALS, METHODS, SUMS, Method, heat_map
@@ -42,10 +42,12 @@ def hold(task: Task, out: Path, scale: Scale, only: Sequence[str] = (), command:
     methods = chosen(task, scale, only)
     names = dict.fromkeys(method.scorer for method in methods if method.scorer)
     scorers = prepare(task, out, scale, names)
-    bench = Bench(task, str(build.build_base(task.world, out)), scorers, scale, out)
-    base = base_samples(bench, out / "base-samples.npz")
+    base = build.build_base(task.world, out)
+    bench = Bench(task, str(base), scorers, scale, out)
+    samples = base_samples(bench, out / "base-samples.npz")
     climb(bench, methods, out / "runs")
-    report.write(task, bench.texts, base, out, command)
+    mse = values.errors(task.world, base, scorers, bench.texts, out / "values.json")
+    report.write(task, bench.texts, samples, out, command, mse)
 
 
 def chosen(task: Task, scale: Scale, only: Sequence[str]) -> list[Method]:

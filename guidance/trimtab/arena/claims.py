@@ -22,6 +22,10 @@ class Claim:
     source: str
     compared: Literal["equal KL", "best settings", "best and last setting"] = "equal KL"
     relation: Literal[">", "≈"] = ">"
+    factor: float = 1.0
+    """That the better one is at least so many times the other."""
+    world: str | None = None
+    """The only world it is about."""
 
 
 _TABLE_1 = "PARGS, Table 1"
@@ -38,6 +42,11 @@ CLAIMS = (
     Claim("vas", "vas-td0", "VAS, ablation of λ"),
     Claim("vas", "args", "VAS, Table 1"),
     Claim("vas", "fudge", "VAS, Table 1"),
+    Claim("vas", "base", "VAS, tool use", "best settings", factor=1.6, world="tools"),
+    Claim("distribution", "base", "VAS, tool use", "best settings", factor=1.6, world="tools"),
+    Claim("vas", "base", "VAS: adds to an example", "best settings", world="tools-shown"),
+    Claim("distribution", "base", "VAS: adds to an example", "best settings", world="tools-shown"),
+    Claim("distribution-small", "base", "VAS: small scorers still help", "best settings"),
     Claim("vas", "best-of-128", "VAS, Table 2", "best settings", "≈"),
     Claim("cd-fudge", "cd-q", "Controlled Decoding, Fig. 2"),
     Claim("blockwise", "cd-fudge", "Controlled Decoding, Fig. 2", "best settings"),
@@ -45,24 +54,27 @@ CLAIMS = (
     Claim("composition", "summed-rl", "VAS, composition"),
     Claim("value-mass", "vas-cut", "ours: mass against k"),
     Claim("distribution", "vas", "ours"),
-    Claim("distribution", "value-mass", "ours: distribution against mean"),
+    Claim("distribution-base", "value-mass", "ours: distribution against mean"),
+    Claim("distribution", "distribution-base", "ours: refined on guided answers"),
     Claim("distribution", "soft-value", "ours: one head for every β"),
     Claim("distribution", "best-of-128", "ours", "best settings"),
 )
 
 
-def test(boards: Sequence[Board]) -> list[dict[str, Any]]:
+def test(boards: Sequence[Board], world: str) -> list[dict[str, Any]]:
     """Every claim whose methods were run: the paired difference, Holm's p over all of them.
 
     Args:
         boards: of each target; a claim is about methods of one of them.
+        world: its name.
     """
     found = []
     for board in boards:
         for claim in CLAIMS:
-            sides = _sides(board, claim)
+            sides = _sides(board, claim) if claim.world in (None, world) else None
             if sides is not None:
-                found.append({**asdict(claim), **paired(*sides).as_dict()})
+                better, worse = sides
+                found.append({**asdict(claim), **paired(better, claim.factor * worse).as_dict()})
     for row, p in zip(found, holm([row["p"] for row in found]), strict=True):
         row |= {"p_holm": p, "verdict": _verdict(row, p)}
     return found

@@ -60,6 +60,7 @@ _ILQL = {"expectile": 0.6, "conservative": 0.001}
 _LANGUAGE = {"learning_rate": 5e-4, "epochs": 1, "options": {"beta": 0.3}}
 TRAININGS = {
     "distribution-base": Training("distribution", {"epochs": 1}),
+    "distribution-small": Training("distribution", {"epochs": 1, "layers": 1}),
     "distribution": Training("distribution", _REFINING, refines="distribution-base"),
     "td-lambda": Training("td-lambda"),
     "bradley-terry": Training("bradley-terry", {"epochs": 1}, pairs=True),
@@ -112,6 +113,7 @@ HEAT_STRENGTHS = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0)
 _VAS = "Han et al. 2024 (VAS)"
 _PARGS = "Rashid et al. 2024 (PARGS)"
 _ARGS = "Khanov et al. 2024 (ARGS)"
+_OURS = "Trimtab: return distribution"
 _CD = "Mudgal et al. 2023 (Controlled Decoding)"
 
 
@@ -144,7 +146,9 @@ _LISTED = (
     Method("genarm", "Xu et al. 2024 (GenARM)", "genarm", 256),
     Method("soft-value", "Zhou et al. 2025 (Q♯), one β", "soft-value", 32, 0.99),
     Method("value-mass", _VAS + ", candidates by mass", "td-lambda", 32, 0.99),
-    Method("distribution", "Trimtab: return distribution, by mass", "distribution", 32, 0.99),
+    Method("distribution-small", _OURS + ", one layer", "distribution-small", 32, 0.99),
+    Method("distribution-base", _OURS + ", base answers alone", "distribution-base", 32, 0.99),
+    Method("distribution", _OURS, "distribution", 32, 0.95, tail="mean"),
     *(
         _search(f"best-of-{n}", "Stiennon et al. 2020", ONCE, method="best_of_n", n=n)
         for n in (4, 16, 64, 128)

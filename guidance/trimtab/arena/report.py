@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from scipy.stats import page_trend_test
 
-from trimtab.arena import claims, plots
+from trimtab.arena import claims, plots, values
 from trimtab.arena.board import Board, Row
 from trimtab.arena.frontier import Floats
 from trimtab.arena.judge import Verdict, verdicts
@@ -26,7 +27,12 @@ COMPARED_AT = 2.0
 
 
 def write(
-    task: Task, texts: Sequence[str], base: Mapping[str, Floats], out: Path, command: str
+    task: Task,
+    texts: Sequence[str],
+    base: Mapping[str, Floats],
+    out: Path,
+    command: str,
+    mse: Mapping[str, float],
 ) -> None:
     """Write the report of what lies under out/runs.
 
@@ -36,6 +42,7 @@ def write(
         base: the base's samples, [prompts, samples] of every reward.
         out: the arena's directory.
         command: what was typed.
+        mse: of each value scorer, see values.py.
     """
     runs: dict[str, list[Run]] = {"gold": [], COMPOSED: [], DIAL: []}
     for run in read(out / "runs"):
@@ -45,12 +52,14 @@ def write(
     boards = [board]
     if runs[COMPOSED]:
         boards.append(Board(COMPOSED, base, [board.base, *runs[COMPOSED]], COMPARED_AT))
-    tests = claims.test(boards)
+    tests = claims.test(boards, task.world.name)
     judged: dict[str, Verdict] = {}
     if task.judge is not None:
         stand = [board.nearest(some) for name, some in board.methods.items() if name in METHODS]
         judged = verdicts(task.judge, texts, stand, board.base, out / "judged.json")
     facts = about(command)
+    foretold = values.foretold(board, mse)
+    turned = trend(runs[DIAL])
     results = {
         "world": task.world.name,
         "prompts": list(texts),
@@ -65,13 +74,16 @@ def write(
             for one in boards
         ],
         "claims": tests,
+        "values": foretold,
+        "dial": turned,
         "judged": judged,
         "runs": [stored(run, board) for part in runs.values() for run in part],
         "about": facts,
     }
     put(out / "results.json", json.dumps(plain(results), ensure_ascii=False) + "\n")
     text = [line for one in boards for line in leaderboard(task.world.name, one)]
-    text += _dial(runs[DIAL]) + _judged(judged) + _claims(tests) + [_made_by(facts), ""]
+    text += _dial(runs[DIAL], turned) + _judged(judged) + _claims(tests) + _values(foretold)
+    text += [_made_by(facts), ""]
     put(out / "leaderboard.md", "\n".join(text))
     plots.draw(boards, runs[DIAL], out)
 
@@ -142,9 +154,19 @@ def leaderboard(world: str, board: Board) -> list[str]:
     ]
 
 
-def _dial(runs: Sequence[Run]) -> list[str]:
+def trend(runs: Sequence[Run]) -> dict[str, float] | None:
+    """Page's test that words per answer fall with strength, paired by prompt; None without runs."""
+    if len(runs) < 3:  # the test is of three settings or more
+        return None
+    runs = sorted(runs, key=lambda run: -run.strength)
+    words = np.array([[np.mean(one) for one in run.words] for run in runs]).T  # [prompts, settings]
+    test = page_trend_test(words, method="asymptotic")
+    return {"L": float(test.statistic), "p": float(test.pvalue), "n": len(words)}
+
+
+def _dial(runs: Sequence[Run], turned: Mapping[str, float] | None) -> list[str]:
     """Mean words per answer at each turn of the dial."""
-    if not runs:
+    if not runs or turned is None:
         return []
     runs = sorted(runs, key=lambda run: run.strength)
     means = [float(np.mean(run.words)) for run in runs]
@@ -152,11 +174,31 @@ def _dial(runs: Sequence[Run]) -> list[str]:
     return [
         "## The dial",
         "",
-        f"Mean words per answer, which {'fall' if falls else 'do not fall'} at every turn:",
+        f"Mean words per answer, which {'fall' if falls else 'do not fall'} at every turn (Page's "
+        f"trend test over {turned['n']} prompts: p = {turned['p']:.1e}):",
         "",
         "| strength | " + " | ".join(f"{run.strength:g}" for run in runs) + " |",
         "|---" * (len(runs) + 1) + "|",
         "| words | " + " | ".join(f"{mean:.1f}" for mean in means) + " |",
+        "",
+    ]
+
+
+def _values(found: Mapping[str, Any] | None) -> list[str]:
+    if found is None:
+        return []
+    return [
+        "## Values",
+        "",
+        "Squared error of the value on fresh answers of the base, and reward at equal KL: "
+        f"Spearman's ρ = {found['rho']:.2f}, p = {found['p']:.1e} (permutations, one-sided).",
+        "",
+        "| method | MSE | reward |",
+        "|---|---|---|",
+        *(
+            f"| {row['method']} | {row['mse']:.4f} | {row['reward']:.3f} |"
+            for row in sorted(found["methods"], key=lambda row: row["mse"])
+        ),
         "",
     ]
 
@@ -188,13 +230,18 @@ def _claims(tests: Sequence[Mapping[str, Any]]) -> list[str]:
         "| claim | made by | compared at | difference [95 %] | p | Holm | |",
         "|---|---|---|---|---|---|---|",
         *(
-            f"| {t['better']} {t['relation']} {t['worse']} | {t['source']} | {t['compared']} | "
+            f"| {t['better']} {t['relation']} {_times(t['factor'])}{t['worse']} | {t['source']} | "
+            f"{t['compared']} | "
             f"{t['difference']:+.3f} [{t['low']:+.3f}, {t['high']:+.3f}] | {t['p']:.1e} | "
             f"{t['p_holm']:.1e} | {t['verdict']} |"
             for t in tests
         ),
         "",
     ]
+
+
+def _times(factor: float) -> str:
+    return "" if factor == 1 else f"{factor:g} × "
 
 
 def _made_by(facts: Mapping[str, Any]) -> str:

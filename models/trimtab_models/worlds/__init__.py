@@ -3,10 +3,12 @@
 from trimtab_models.worlds.digest import DIGEST
 from trimtab_models.worlds.reviews import REVIEWS
 from trimtab_models.worlds.sums import SUMS
-from trimtab_models.worlds.tools import TOOLS
+from trimtab_models.worlds.tools import TOOLS, TOOLS_SHOWN
 from trimtab_models.worlds.world import World
 
 __all__ = ["WORLDS", "World"]
 
-WORLDS: dict[str, World] = {world.name: world for world in (REVIEWS, DIGEST, TOOLS, SUMS)}
+WORLDS: dict[str, World] = {
+    world.name: world for world in (REVIEWS, DIGEST, TOOLS, TOOLS_SHOWN, SUMS)
+}
 """By the name of `trimtab arena NAME`."""

@@ -9,6 +9,7 @@ request that is already solved: hence an example helps.
 """
 
 import random
+from dataclasses import replace
 from itertools import islice
 
 from trimtab_models.worlds import requests
@@ -131,6 +132,11 @@ def _prompts(split: str, n: int, seed: int) -> list[str]:
     return [*with_example(drawn[:shown], seed), *drawn[shown:]]
 
 
+def _prompts_shown(split: str, n: int, seed: int) -> list[str]:
+    prompts = _prompts(split, n, seed)
+    return with_example(prompts, seed) if split == "test" else prompts
+
+
 TOOLS = World(
     name="tools",
     gold="success",
@@ -141,3 +147,5 @@ TOOLS = World(
     max_tokens=48,
     documents=_documents,
 )
+TOOLS_SHOWN = replace(TOOLS, name="tools-shown", prompts=_prompts_shown)
+"""The same, judged on requests that come after a solved one: what guidance adds to an example."""
