@@ -117,6 +117,15 @@ def test_no_decoder_is_beyond_the_optimum(tiny: Tiny) -> None:
                 assert mean_reward(tiny, p) <= mean_reward(tiny, best) + 1e-5
 
 
+def test_the_optimum_at_any_strength_and_the_strength_at_any_divergence(tiny: Tiny) -> None:
+    sure, most = optimum(tiny, 1e4)
+    bests = tiny.rewards.view(len(PROMPTS), -1).max(1).values
+    assert mean_reward(tiny, sure) == pytest.approx(float(bests.mean()))
+    for kl in (0.1, 1.0, 0.9 * float(most)):
+        assert float(optimum(tiny, beta_at(tiny, kl))[1]) == pytest.approx(kl)
+    assert beta_at(tiny, 1.1 * float(most)) == math.inf
+
+
 def test_temperature_0_is_one_completion(tiny: Tiny) -> None:
     p, kl = decode(tiny, value(tiny), everything(2.0), temperature=0.0)
     assert sorted(p.tolist())[-len(PROMPTS) :] == [1.0] * len(PROMPTS)
