@@ -210,6 +210,8 @@ def test_fingerprints_follow_the_weights(tmp_path):
         ("methods: [vaas]", "no such method: vaas"),
         ("supports: {}", "supports must tell"),
         ("bins: many", "bins"),
+        ("name: digest", "digest is a world of ours"),
+        ("scorers: {td-lamda: x}", "no such scorer: td-lamda.*td-lambda"),
     ],
 )
 def test_a_wrong_file_is_told(tmp_path, text, told):
@@ -234,3 +236,18 @@ def test_an_unknown_world_or_method_is_told():
         load("nowhere")
     with pytest.raises(TrimtabError, match=r"no such method: x.*pargs"):
         arena.chosen(TASK, FakeBench().scale, ["x"])
+
+
+@pytest.mark.parametrize("name", ["composition", "dial", "summed-rl", "rewarded-soup"])
+def test_a_method_whose_reward_the_world_lacks_is_told(name):
+    scale = FakeBench().scale
+    asked = rf"made-up has no .* for {name}; .*reviews, digest"
+    with pytest.raises(TrimtabError, match=asked):
+        arena.chosen(TASK, scale, [name, "vas"])
+    with pytest.raises(TrimtabError, match=asked):
+        arena.chosen(replace(TASK, methods=[name]), scale, [])
+    reviews = load("reviews")
+    assert METHODS[name] in arena.chosen(reviews, scale, [name])
+    everything = replace(scale, methods=tuple(METHODS))
+    assert METHODS[name] in arena.chosen(reviews, everything, [])
+    assert METHODS[name] not in arena.chosen(TASK, everything, [])

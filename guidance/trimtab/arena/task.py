@@ -19,7 +19,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from transformers import AutoTokenizer
 
-from trimtab.arena.methods import COMPOSED, METHODS, SUMS
+from trimtab.arena.methods import COMPOSED, METHODS, SUMS, TRAININGS
 from trimtab.errors import TrimtabError
 from trimtab.prompts import read
 from trimtab_models import rewards
@@ -74,10 +74,16 @@ class Config(BaseModel):
             raise ValueError(f"supports must tell the lowest and highest value of {self.gold}")
         if set(self.prompts) != {"train", "test"}:
             raise ValueError("prompts must name two files, train and test")
-        if unknown := set(self.methods or ()) - set(METHODS):
-            raise ValueError(
-                f"no such method: {', '.join(unknown)}; there are {', '.join(METHODS)}"
-            )
+        if self.name in WORLDS:
+            raise ValueError(f"{self.name} is a world of ours; choose another name")
+        for kind, given, known in (
+            ("method", self.methods or (), METHODS),
+            ("scorer", self.scorers, TRAININGS),
+        ):
+            if unknown := sorted(set(given) - set(known)):
+                raise ValueError(
+                    f"no such {kind}: {', '.join(unknown)}; there are {', '.join(known)}"
+                )
         return self
 
 
