@@ -110,6 +110,25 @@ def test_claims_are_tested_on_all_prompts(held):
     assert not any("fudge" in pair for pair in found), "what was not run is not claimed"
 
 
+def test_a_method_of_one_setting_is_met_at_its_own_kl():
+    bench = FakeBench()
+    base, first, second = [
+        bench.run(METHODS[name], strength)
+        for name, strength in (("base", 0.0), ("pargs", 1.0), ("pargs", 2.0))
+    ]
+    samples = bench.base_samples()
+
+    def differences(*runs):
+        found = claims.test([Board("gold", samples, [base, *runs], 2.0)], "made-up")
+        return [claim["difference"] for claim in found if claim["compared"] == "equal KL"]
+
+    once = replace(first, method="top-k 10", strength=0.0)
+    assert differences(first, second, once) == [0]
+    worse = replace(once, rewards={"gold": np.asarray(once.rewards["gold"]) - 0.5})
+    assert differences(first, second, worse) == [pytest.approx(0.5)]
+    assert differences(second, once) == [], "two points have no KL in common"
+
+
 def test_results_hold_every_prompt(held):
     out, results = held
     assert len(results["runs"]) == len(list((out / "runs").iterdir()))

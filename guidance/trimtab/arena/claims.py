@@ -8,6 +8,7 @@ import numpy as np
 
 from trimtab.arena.board import Board
 from trimtab.arena.frontier import Floats
+from trimtab.arena.runs import Run
 from trimtab.arena.stats import at_kl, holm, paired
 
 LEVEL = 0.05
@@ -94,14 +95,7 @@ def _sides(board: Board, claim: Claim) -> tuple[Floats, Floats] | None:
     if not all(runs):
         return None
     if claim.compared == "equal KL":
-        if not all(np.isfinite(run.spent).all() for side in runs for run in side):
-            return None
-        zero = (board.base_reward, np.zeros_like(board.base_reward))
-        ends = [
-            at_kl([zero, *((run.reward(board.gold), run.spent) for run in side)], board.kl)
-            for side in runs
-        ]
-        return None if ends[0] is None or ends[1] is None else (ends[0], ends[1])
+        return _equal_kl(board, runs)
     best = [
         max((run.reward(board.gold) for run in side), key=lambda rewards: float(rewards.mean()))
         for side in runs
@@ -109,3 +103,18 @@ def _sides(board: Board, claim: Claim) -> tuple[Floats, Floats] | None:
     if claim.compared == "best and last setting":
         return best[0], runs[1][-1].reward(board.gold)
     return best[0], best[1]
+
+
+def _equal_kl(board: Board, runs: Sequence[Sequence[Run]]) -> tuple[Floats, Floats] | None:
+    """Both sides at the board's KL; where one has a single setting, at that setting's own."""
+    if not all(np.isfinite(run.spent).all() for side in runs for run in side):
+        return None
+    own = [float(side[0].spent.mean()) for side in runs if len(side) == 1]
+    if len(own) == len(runs):
+        return None
+    kl = own[0] if own else board.kl
+    zero = (board.base_reward, np.zeros_like(board.base_reward))
+    ends = [
+        at_kl([zero, *((run.reward(board.gold), run.spent) for run in side)], kl) for side in runs
+    ]
+    return None if ends[0] is None or ends[1] is None else (ends[0], ends[1])
