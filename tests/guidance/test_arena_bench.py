@@ -9,9 +9,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from trimtab_models import demo
+from trimtab_models.worlds import WORLDS
 
 pytest.importorskip("vllm")
 pytestmark = pytest.mark.engine
@@ -42,7 +43,10 @@ def test_the_base_spends_nothing(runs):
     assert np.all(np.array(base["kl"]) == 0)
     assert np.shape(base["kl"]) == (12, 2)
     size = AutoModelForCausalLM.from_pretrained(demo.base()).num_parameters()
-    assert base["flops"] == pytest.approx(2 * size * mean(base, "tokens"))
+    tokenizer = AutoTokenizer.from_pretrained(demo.base())
+    prompts = WORLDS["reviews"].prompts("test", 12, 0)
+    read = sum(map(len, tokenizer(prompts, add_special_tokens=False).input_ids)) / (12 * 2)
+    assert base["flops"] == pytest.approx(2 * size * (read + mean(base, "tokens")))
     assert base["scorer_tokens"] == 0
 
 

@@ -4,7 +4,7 @@ import importlib
 import math
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
@@ -29,6 +29,8 @@ from trimtab.search import SearchParams
 from trimtab_models.checkpoint import read_info
 
 Spec: TypeAlias = str | Mapping[str, Any]
+Answers: TypeAlias = tuple[list[list[Completion]], dict[str, Any]]
+"""[prompts][answers], and facts about them."""
 CHUNK = 8  # prompts drawn together for the frontier
 
 
@@ -117,9 +119,9 @@ class Bench:
 
     def run(self, method: Method, strength: float) -> Run:
         """One setting, all prompts."""
+        draw = self._drawing(method, strength)
         before, began = self._forwarded(), time.monotonic()
-        draw = self._search if method.search else self._tuned if method.rival else self._sample
-        groups, facts = draw(method, strength)
+        groups, facts = draw()
         seconds = time.monotonic() - began
         count = sum(map(len, groups))
         forwarded = self._forwarded()
@@ -128,6 +130,7 @@ class Bench:
         drawn = facts.pop("drawn_tokens", None) or np.mean(
             [len(one.token_ids) for group in groups for one in group]
         )
+        read = sum(map(len, self.prompts)) / count  # each prompt once for all its answers
         texts = [[self._text(one.token_ids) for one in group] for group in groups]
         return Run(
             method=method.name,
@@ -138,7 +141,7 @@ class Bench:
             tokens=[[len(one.token_ids) for one in group] for group in groups],
             words=[[words(text) for text in group] for group in texts],
             diversity=float(np.mean([diversity(group) for group in texts])),
-            flops=flops(self.parameters, float(drawn), scorers),
+            flops=flops(self.parameters, read + float(drawn), scorers),
             drawn_tokens=float(drawn),
             scorer_tokens=sum(tokens for _, tokens in scorers),
             seconds=seconds,
@@ -175,9 +178,15 @@ class Bench:
             for name, reward in self.task.world.rewards.items()
         }
 
-    def _sample(
-        self, method: Method, strength: float
-    ) -> tuple[list[list[Completion]], dict[str, Any]]:
+    def _drawing(self, method: Method, strength: float) -> Callable[[], Answers]:
+        """What draws a setting's answers; what it needs, a tuned policy, is there by then."""
+        if method.rival:
+            path = rivals.policy(self.task, self.out, method.name, strength)
+            return lambda: self._tuned(method, path)
+        draw = self._search if method.search else self._sample
+        return lambda: draw(method, strength)
+
+    def _sample(self, method: Method, strength: float) -> Answers:
         groups = self.sampler.sample(
             self.prompts,
             self.answers(method),
@@ -188,9 +197,7 @@ class Bench:
         )
         return groups, {}
 
-    def _search(
-        self, method: Method, strength: float
-    ) -> tuple[list[list[Completion]], dict[str, Any]]:
+    def _search(self, method: Method, strength: float) -> Answers:
         results = self.sampler.search(
             self.prompts,
             SearchParams.parse(dict(method.search or {})),
@@ -208,10 +215,7 @@ class Bench:
         mean = {key: float(np.mean([one[key] for one in usage])) for key in usage[0]}
         return groups, {"drawn_tokens": drawn, "usage": mean}
 
-    def _tuned(
-        self, method: Method, strength: float
-    ) -> tuple[list[list[Completion]], dict[str, Any]]:
-        path = rivals.policy(self.task, self.out, method.name, strength)
+    def _tuned(self, method: Method, path: Path) -> Answers:
         n = self.answers(method)
         drawn = rivals.sample(self.task, path, self.base, self.texts * n, self.scale.seed)
         groups = [drawn[i :: len(self.texts)] for i in range(len(self.texts))]

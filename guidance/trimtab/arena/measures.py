@@ -27,6 +27,13 @@ def flops(base_parameters: int, base_tokens: float, scorers: Sequence[tuple[int,
     """2·Σ parameters·tokens forwarded, of the base and of each scorer (VAS: T·m + scorer tokens·s).
 
     A forward of one token costs about two operations a parameter; attention's own share is left
-    aside, as in the papers.
+    aside, as in the papers. No token counts twice that a cache of prefixes holds, a prompt hence
+    once for all its answers: scorers' tokens are what went through them, behind such caches, and
+    the base is counted as if it had one.
+
+    Args:
+        base_parameters: of the base.
+        base_tokens: of prompts, and all that was drawn, kept or not.
+        scorers: (parameters, tokens) of each.
     """
     return 2 * (base_parameters * base_tokens + sum(p * tokens for p, tokens in scorers))
