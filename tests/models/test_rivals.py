@@ -198,7 +198,7 @@ def test_divergence_is_what_a_loop_says(folder: Path, other: Path) -> None:
         for lengths in ((3, 5), (7, 1), (1, 9), (4, 4), (2, 6))
     ]
     expected = []
-    for prompt, completion, _ in rollouts:
+    for prompt, completion, *_ in rollouts:
         total = 0.0
         for t in range(len(completion)):
             ids = torch.tensor([prompt + completion[:t]])

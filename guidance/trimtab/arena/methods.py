@@ -54,29 +54,26 @@ class Training:
 
 
 # A vocabulary head's rows are updated one by one, as their tokens come: a smaller step suits them.
-_VOCABULARY = {"learning_rate": 3e-4, "epochs": 2}
-_REFINING = {"learning_rate": 5e-4, "epochs": 1}
+_VOCABULARY = {"learning_rate": 3e-4}
 _ILQL = {"expectile": 0.6, "conservative": 0.001}
-_LANGUAGE = {"learning_rate": 5e-4, "epochs": 1, "options": {"beta": 0.3}}
 TRAININGS = {
-    "distribution-base": Training("distribution", {"epochs": 1}),
-    "distribution-small": Training("distribution", {"epochs": 1, "layers": 1}),
-    "distribution": Training("distribution", _REFINING, refines="distribution-base"),
+    "distribution-base": Training("distribution"),
+    "distribution-small": Training("distribution", {"layers": 1}),
+    "distribution": Training("distribution", {"learning_rate": 5e-4}, refines="distribution-base"),
     "td-lambda": Training("td-lambda"),
-    "bradley-terry": Training("bradley-terry", {"epochs": 1}, pairs=True),
-    "bradley-terry-full": Training("bradley-terry-full", {"epochs": 1}, pairs=True),
-    "cd-fudge": Training("cd-fudge", {"epochs": 1}),
+    "bradley-terry": Training("bradley-terry", pairs=True),
+    "bradley-terry-full": Training("bradley-terry-full", pairs=True),
+    "cd-fudge": Training("cd-fudge"),
     "td-0": Training("td-0"),
-    "rad": Training("rad", {"epochs": 1}),
-    "fudge": Training("fudge", {"epochs": 1}),
-    "soft-value": Training("soft-value", {"epochs": 1}),
+    "rad": Training("rad"),
+    "fudge": Training("fudge"),
+    "soft-value": Training("soft-value"),
     "cd-q": Training("cd-q", _VOCABULARY),
     "ilql": Training("ilql", {**_VOCABULARY, "options": _ILQL}),
     "farma": Training("farma", {**_VOCABULARY, "options": {"weight": 0.1}}, pairs=True),
-    "genarm": Training("genarm", _LANGUAGE, pairs=True),
+    "genarm": Training("genarm", {"learning_rate": 5e-4, "options": {"beta": 0.3}}, pairs=True),
 }
-"""Two passes over the rollouts, as `trimtab_models.worlds.build` has it, where nothing else is
-said."""
+"""One pass over the rollouts, or over the pairs, as `trimtab_models.worlds.build` has it."""
 
 SUMS: Mapping[str, Mapping[str, float]] = {
     "reviews": {"sentiment": 0.5, "formality": 0.5},
@@ -148,7 +145,7 @@ _LISTED = (
     Method("value-mass", _VAS + ", candidates by mass", "td-lambda", 32, 0.99),
     Method("distribution-small", _OURS + ", one layer", "distribution-small", 32, 0.99),
     Method("distribution-base", _OURS + ", base answers alone", "distribution-base", 32, 0.99),
-    Method("distribution", _OURS, "distribution", 32, 0.95, tail="mean"),
+    Method("distribution", _OURS, "distribution", 32, 0.99, tail="mean"),
     *(
         _search(f"best-of-{n}", "Stiennon et al. 2020", ONCE, method="best_of_n", n=n)
         for n in (4, 16, 64, 128)

@@ -29,7 +29,7 @@ MOST = 0.8
 """Share of the nats that the very best answers are from the base: the most that is asked for."""
 
 
-CANDIDATES: dict[str, Any] = {"mass": 0.95, "tail": "mean"}
+CANDIDATES: dict[str, Any] = {"mass": 0.99, "tail": "mean"}
 
 
 def strengths(rewards: Sequence[float]) -> list[float]:

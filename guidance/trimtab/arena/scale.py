@@ -29,5 +29,5 @@ class Scale:
     seed: int = 0
 
 
-FULL = Scale(1024, 24, 12, 64, 800, 4, tuple(METHODS), LADDER, heat_map=("pargs",))
+FULL = Scale(1024, 16, 24, 64, 800, 6, tuple(METHODS), LADDER, heat_map=("pargs",))
 QUICK_SCALE = Scale(384, 8, 4, 48, 96, 2, QUICK, QUICK_LADDER, epochs=(3, 0.5))

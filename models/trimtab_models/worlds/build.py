@@ -20,7 +20,7 @@ from trimtab_models.worlds import language_model
 from trimtab_models.worlds.world import World
 
 DOCUMENTS = 32_000
-PAIRS = 16_000
+PAIRS = 8_000
 SHARPNESS = 4.0  # of the judge of the pairs, over the width of the reward's support
 
 
@@ -87,7 +87,7 @@ def train(
         "data": str(_training_data(world, folder, objective, reward)),
         "validation": 0.06,
         "out": out,
-        "epochs": 2,
+        "epochs": 1,
         "learning_rate": 1e-3,
     }
     return run(TrainConfig(**fields | settings))
