@@ -1,0 +1,60 @@
+"""Answers for refinement: how strongly they are guided, and what is written of them."""
+
+import numpy as np
+import pytest
+
+from trimtab.arena import refine
+from trimtab.arena.prepare import _with_firsts
+from trimtab.arena.scale import QUICK_SCALE
+from trimtab.arena.task import load
+from trimtab_models import data
+
+
+def spent(rewards, beta):
+    """KL of the rewards' tilted distribution, by a loop."""
+    weights = np.exp(beta * rewards) / np.exp(beta * rewards).sum()
+    return float(sum(w * np.log(w * len(rewards)) for w in weights))
+
+
+def test_strengths_are_those_of_the_optimum_at_their_nats():
+    rewards = np.random.default_rng(0).normal(0, 0.2, 20_000).clip(-1, 1)
+    for beta, kl in zip(refine.strengths(rewards), refine.KLS, strict=True):
+        assert spent(rewards, beta) == pytest.approx(kl, abs=0.01)
+
+
+def test_no_more_nats_are_asked_for_than_there_are():
+    """A success in four: the very best answers are log 4 nats away."""
+    rewards = np.array([1.0, 0.0, 0.0, 0.0] * 100)
+    for beta, kl in zip(refine.strengths(rewards), (1.0, refine.MOST * np.log(4)), strict=True):
+        assert spent(rewards, beta) == pytest.approx(kl, abs=0.01)
+
+
+def test_guided_answers_stand_beside_the_bases(tmp_path, monkeypatch):
+    task = load("reviews")
+    reward = task.world.rewards["consistency"]
+    base = [{"prompt": "p", "completion": "Great. I love it.", "reward": r} for r in (0.0, 0.5, 1)]
+    (tmp_path / "data").mkdir()
+    data.write(tmp_path / "data" / "consistency-rollouts.jsonl", base)
+    asked = []
+
+    def draw(task, out, scale, scorer, betas):
+        asked.append((scorer, len(betas)))
+        return [{"prompt": "p", "completion": "Awful. I regret it.", "strength": b} for b in betas]
+
+    monkeypatch.setattr(refine, "_draw", draw)
+    arguments = (task, tmp_path, QUICK_SCALE, tmp_path / "first", "consistency")
+    path = refine.guided(*arguments)
+    written = list(data.read(path))
+    assert written[:3] == base
+    assert [record["reward"] for record in written[3:]] == [reward("p", "Awful. I regret it.")] * 2
+    assert all(record["strength"] > 0 for record in written[3:])
+    assert refine.guided(*arguments) == path
+    assert asked == [(tmp_path / "first", 2)], "what is there is not drawn again"
+
+
+def test_what_is_refined_comes_first(tmp_path):
+    task = load("reviews")
+    wanted = _with_firsts(task, tmp_path, ["td-lambda", "distribution"])
+    assert wanted == ["distribution-base", "td-lambda", "distribution"]
+    (tmp_path / "scorers" / "distribution-base").mkdir(parents=True)
+    assert _with_firsts(task, tmp_path, ["distribution"]) == ["distribution"]
