@@ -28,7 +28,7 @@ def arena(
     """Compare decoding methods on WORLD: results.json, leaderboard.md and plots.
 
     What is missing is made: the world's base, its rollouts, a scorer for each method. Stopped in
-    any way, the same command goes on where it was, and loses one setting at most.
+    any way, the same command goes on where it was.
     """
     from trimtab.quiet import quieten  # noqa: PLC0415
 
