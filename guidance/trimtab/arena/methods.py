@@ -97,6 +97,8 @@ def part(reward: str) -> str:
     return f"value-{reward}"
 
 
+FINE = (0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0)
+"""Of soft values, which spend more at the same strength: at a high β they see the best ends alone."""
 GREEDY = (1.0, 2.0, 4.0, 8.0)
 SEARCHED = (1.0, 2.0, 4.0)
 ONCE = (0.0,)
@@ -110,7 +112,6 @@ HEAT_STRENGTHS = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0)
 _VAS = "Han et al. 2024 (VAS)"
 _PARGS = "Rashid et al. 2024 (PARGS)"
 _ARGS = "Khanov et al. 2024 (ARGS)"
-_OURS = "Trimtab: return distribution"
 _CD = "Mudgal et al. 2023 (Controlled Decoding)"
 
 
@@ -119,6 +120,11 @@ def _search(name: str, source: str, strengths: tuple[float, ...], **search: Any)
     return Method(
         name, source, "td-lambda", 32, 0.99, strengths=strengths, search=search, group="search"
     )
+
+
+def _ours(name: str, what: str = "", **fields: Any) -> Method:
+    source = "Trimtab: return distribution" + what
+    return Method(name, source, name, 32, 0.99, strengths=FINE, **fields)
 
 
 _LISTED = (
@@ -143,9 +149,9 @@ _LISTED = (
     Method("genarm", "Xu et al. 2024 (GenARM)", "genarm", 256),
     Method("soft-value", "Zhou et al. 2025 (Q♯), one β", "soft-value", 32, 0.99),
     Method("value-mass", _VAS + ", candidates by mass", "td-lambda", 32, 0.99),
-    Method("distribution-small", _OURS + ", one layer", "distribution-small", 32, 0.99),
-    Method("distribution-base", _OURS + ", base answers alone", "distribution-base", 32, 0.99),
-    Method("distribution", _OURS, "distribution", 32, 0.99, tail="mean"),
+    _ours("distribution-small", ", one layer"),
+    _ours("distribution-base", ", base answers alone"),
+    _ours("distribution", tail="mean"),
     *(
         _search(f"best-of-{n}", "Stiennon et al. 2020", ONCE, method="best_of_n", n=n)
         for n in (4, 16, 64, 128)
