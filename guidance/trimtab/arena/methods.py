@@ -98,7 +98,7 @@ def part(reward: str) -> str:
 
 
 FINE = (0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0)
-"""Of soft values, which spend more at the same strength: at a high β they see the best ends alone."""
+"""Of soft values, which spend more at a strength: at a high β they see the best ends alone."""
 GREEDY = (1.0, 2.0, 4.0, 8.0)
 SEARCHED = (1.0, 2.0, 4.0)
 ONCE = (0.0,)
