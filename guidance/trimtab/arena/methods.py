@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-LADDER = (0.5, 1.0, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 16.0, 24.0, 32.0)
+LADDER = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0)
 QUICK_LADDER = (0.5, 1.0, 2.0, 4.0, 8.0)
 STOP = 5.0  # nats per answer
 NOTHING = "nothing"
@@ -106,7 +106,7 @@ ONCE = (0.0,)
 TUNED = (3.0,)
 TUNED_ONCE = (2.0,)
 TURNS = (-16.0, -8.0, -4.0, -2.0, 2.0, 4.0, 8.0, 16.0)
-HEAT_KS = (2, 5, 20, 50)
+HEAT_KS = (2, 5, 20)
 HEAT_STRENGTHS = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0)
 
 _VAS = "Han et al. 2024 (VAS)"
@@ -141,7 +141,7 @@ _LISTED = (
     Method("vas-cut", _VAS + ", tail cut", "td-lambda", 20),
     Method("vas-td0", _VAS + ", TD(0)", "td-0", 20, tail="mean"),
     Method("cd-fudge", _CD, "cd-fudge", 20, tail="mean"),
-    Method("fudge", "Yang & Klein 2021 (FUDGE)", "fudge", 50),
+    Method("fudge", "Yang & Klein 2021 (FUDGE)", "fudge", 20),
     Method("rad", "Deng & Raffel 2023 (RAD)", "rad", 20),
     Method("cd-q", _CD + ", CD-Q", "cd-q", 256),
     Method("ilql", "Snell et al. 2022 (ILQL)", "ilql", 256),
