@@ -1,8 +1,8 @@
 """What is drawn from the base: requests, completions, and the seed of each."""
 
 import hashlib
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from trimtab.params import GuidanceParams
@@ -33,12 +33,27 @@ class Request:
 @dataclass(frozen=True)
 class Completion:
     """What was drawn: tokens, with EOS if it came, log π0 of each at temperature 1, and the nats
-    that guidance put in, Σ KL(π ‖ π0), 0 without it.
+    that guidance put in, Σ KL(π ‖ π0), 0 without it. Where guidance was traced, log π/π0 of each
+    token as well.
     """
 
     token_ids: list[int]
     logprobs: list[float]
     kl: float = 0.0
+    log_ratios: list[float] = field(default_factory=list)
+
+
+def log_ratios(trace: Iterable[Mapping[str, Any]]) -> list[float]:
+    """log π/π0 of each token of a traced answer; of one from the tail, what all the tail gets."""
+    found = []
+    for step in trace:
+        pairs = zip(step["guided_logprobs"], step["logprobs"], strict=True)
+        moved = [guided - base for guided, base in pairs]
+        at = (
+            step["candidates"].index(step["token"]) if step["token"] in step["candidates"] else None
+        )
+        found.append(sum(moved) / len(moved) if at is None else moved[at])
+    return found
 
 
 def sample_seed(seed: int, prompt: int, sample: int) -> int:

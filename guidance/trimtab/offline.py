@@ -28,7 +28,7 @@ from trimtab.adapters.search import (
     stop_tokens,
 )
 from trimtab.config import GuidanceConfig
-from trimtab.draws import Completion, Request, sample_seed
+from trimtab.draws import Completion, Request, log_ratios, sample_seed
 from trimtab.errors import InvalidGuidance, ScorerFault, TrimtabError
 from trimtab.params import RECORD_KEY, GuidanceParams
 from trimtab.search import Draw, Drawn, Problem, Result, Score, Scored, SearchParams, drive, start
@@ -145,7 +145,11 @@ class Sampler:
             [choice] = output.outputs
             record = self._record(output) if params is not None else None
             kl = record["kl"] if record is not None else 0.0
-            yield key, Completion(list(choice.token_ids), list(choice.logprobs.logprobs), kl)
+            ratios = log_ratios((record or {}).get("trace", ()))
+            yield (
+                key,
+                Completion(list(choice.token_ids), list(choice.logprobs.logprobs), kl, ratios),
+            )
 
     def search(
         self,

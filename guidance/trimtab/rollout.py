@@ -7,7 +7,7 @@ drawn. While the engine draws, the last batch is being labelled.
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
@@ -58,12 +58,18 @@ def roll_out(
     ]
 
     strength = None if drawing.params is None else sampler.strength(drawing.params)
+    if strength is not None and drawing.params is not None:
+        drawing = replace(drawing, params=drawing.params.model_copy(update={"trace": True}))
 
     def guided(one: Completion) -> Record:
         if drawing.params is None:
             return {}
         kl = {"kl": round(one.kl, 6)}
-        return kl if strength is None else {**kl, "strength": strength}
+        if strength is None:
+            return kl
+        # What training on guided answers needs, see trimtab_models.objectives.distribution.
+        ratios = [round(ratio, 6) for ratio in one.log_ratios]
+        return {**kl, "strength": strength, "log_ratios": ratios}
 
     def record(group: Group, one: Completion) -> Record:
         prompt = prompts[group.index]

@@ -15,12 +15,14 @@ class Rollout(NamedTuple):
     """A prompt, a completion (its EOS included, if it came to one), and its reward or label.
 
     `strength` is c if soft values guided it, so that it comes from π0·exp(c·R)/Z; 0: from the base.
+    `log_ratios` are log π/π0 of each of its tokens under that guidance, if they are known.
     """
 
     prompt: list[int]
     completion: list[int]
     label: float
     strength: float = 0.0
+    log_ratios: Sequence[float] = ()
 
 
 class Pair(NamedTuple):
@@ -45,6 +47,8 @@ class Rows(NamedTuple):
     prompts: [rows] int64, each prompt's length. completions: [rows] int64, each completion's.
     labels: [rows] float32, each completion's reward; zeros where only an order is known.
     strengths: [rows] float32, each completion's strength of guidance.
+    log_ratios: [rows, steps] float32, log π/π0 of each token of a guided completion; NaN in rows
+    where they are not known, 0 for the base's own and past an end.
     groups: [rows] int64, which item of the batch a row belongs to; rows of one item stand best
     first (both sides of a pair, the K completions of a ranking).
     """
@@ -55,6 +59,7 @@ class Rows(NamedTuple):
     completions: Tensor
     labels: Tensor
     strengths: Tensor
+    log_ratios: Tensor
     groups: Tensor
 
     def gather(self, values: Tensor) -> Tensor:
@@ -117,6 +122,7 @@ def pad(rollouts: Sequence[Rollout], pad_id: int, groups: Sequence[int] | None =
         )
     texts = [rollout.prompt + rollout.completion for rollout in rollouts]
     width = max(map(len, texts))
+    steps = max(len(rollout.completion) for rollout in rollouts)
     return Rows(
         torch.tensor([text + [pad_id] * (width - len(text)) for text in texts]),
         torch.tensor([[1] * len(text) + [0] * (width - len(text)) for text in texts]),
@@ -124,5 +130,13 @@ def pad(rollouts: Sequence[Rollout], pad_id: int, groups: Sequence[int] | None =
         torch.tensor([len(rollout.completion) for rollout in rollouts]),
         torch.tensor([rollout.label for rollout in rollouts], dtype=torch.float32),
         torch.tensor([rollout.strength for rollout in rollouts], dtype=torch.float32),
+        torch.tensor([_ratios(rollout, steps) for rollout in rollouts], dtype=torch.float32),
         torch.tensor(range(len(rollouts)) if groups is None else groups),
     )
+
+
+def _ratios(rollout: Rollout, steps: int) -> list[float]:
+    if rollout.strength and not rollout.log_ratios:
+        return [float("nan")] * steps
+    known = rollout.log_ratios[:steps]
+    return [*known, *[0.0] * (steps - len(known))]

@@ -7,6 +7,7 @@ from trimtab.arena import refine
 from trimtab.arena.prepare import _with_firsts
 from trimtab.arena.scale import QUICK_SCALE
 from trimtab.arena.task import load
+from trimtab.draws import log_ratios
 from trimtab_models import data
 
 
@@ -50,6 +51,22 @@ def test_guided_answers_stand_beside_the_bases(tmp_path, monkeypatch):
     assert all(record["strength"] > 0 for record in written[3:])
     assert refine.guided(*arguments) == path
     assert asked == [(tmp_path / "first", 2)], "what is there is not drawn again"
+
+
+def test_what_guidance_did_to_each_token_is_read_off_the_trace():
+    """Candidates 4 and 5, of probability 0.3 and 0.5; scores 1 and 3; the tail gets their mean."""
+    pi0, bonus, mean = np.array([0.3, 0.5]), np.array([1.0, 3.0]), 2.0
+    log_z = np.log((pi0 * np.exp(bonus)).sum() + 0.2 * np.exp(mean))
+    step = {
+        "candidates": [4, 5],
+        "logprobs": list(np.log(pi0)),
+        "guided_logprobs": list(np.log(pi0) + bonus - log_z),
+    }
+    found = log_ratios([{**step, "token": token} for token in (5, 4, 9)])
+    assert found == pytest.approx([3 - log_z, 1 - log_z, mean - log_z])
+    assert 0.3 * np.exp(found[1]) + 0.5 * np.exp(found[0]) + 0.2 * np.exp(found[2]) == (
+        pytest.approx(1)
+    )
 
 
 def test_what_is_refined_comes_first(tmp_path):

@@ -157,6 +157,17 @@ CHATML = (
 )
 
 
+def test_guided_rollouts_say_how() -> None:
+    record = {"prompt": "How?", "completion_token_ids": [5, 6, EOS], "reward": 1.0}
+    guided = {**record, "strength": 2, "log_ratios": [0.5, -1, 0]}
+    plain, told = data.rollouts([record, guided], TOKENIZER)
+    assert (plain.strength, plain.log_ratios) == (0.0, ())
+    assert (told.strength, told.log_ratios) == (2.0, (0.5, -1.0, 0.0))
+    for wrong in ([0.5], "no", [0.5, "x", 0], [0.5, float("nan"), 0]):
+        with pytest.raises(ValueError, match="'log_ratios'"):
+            data.rollouts([{**guided, "log_ratios": wrong}], TOKENIZER)
+
+
 def test_what_a_template_writes_after_eos_is_left_off() -> None:
     record = {"prompt": [_user("How?")], "completion": [_answer("Fine.")], "reward": 0}
     (item,) = data.rollouts([record], _with_template(CHATML))

@@ -10,6 +10,7 @@ expectiles, at τ = ½ those of π0.
 """
 
 import copy
+import math
 from functools import cache
 from typing import Any
 
@@ -23,7 +24,7 @@ from trimtab_models import networks
 from trimtab_models.objectives import OBJECTIVES
 from trimtab_models.objectives.distribution import Distribution, two_hot
 from trimtab_models.objectives.ilql import Ilql
-from trimtab_models.worlds.tiny import EOS, VOCABULARY, Prefix, Tiny, ended
+from trimtab_models.worlds.tiny import EOS, PROMPTS, VOCABULARY, Prefix, Tiny, ended
 
 TOLERANCE = 0.02
 NETWORK_TOLERANCE = 0.2
@@ -208,7 +209,10 @@ def test_guided_answers_teach_the_histogram_of_the_base(world: Tiny, decay: floa
     guided = copy.copy(world)
     guided.probabilities = optimum(world, strength)[0]
     told, silent = copy.copy(guided), guided
-    told.rows = world.rows._replace(strengths=torch.full_like(world.rows.labels, strength))
+    told.rows = world.rows._replace(
+        strengths=torch.full_like(world.rows.labels, strength),
+        log_ratios=torch.full_like(world.rows.log_ratios, math.nan),  # not known
+    )
 
     def error(seen: Tiny) -> float:
         p = fit(seen, objective, steps=400, rate=0.3).softmax(-1)
@@ -218,6 +222,33 @@ def test_guided_answers_teach_the_histogram_of_the_base(world: Tiny, decay: floa
 
     assert error(told) < 2 * TOLERANCE
     assert error(silent) > 5 * TOLERANCE
+
+
+def test_answers_of_a_clumsy_guide_are_weighed(world: Tiny) -> None:
+    """Its soft values are off by a nat; what it did to each token tells what its answers weigh."""
+    strength, objective = 3.0, Distribution(support=(-1, 1), bins=21)
+    noise = torch.randn(len(world.states), generator=torch.Generator().manual_seed(0)).double()
+    soft = strength * world.table(lambda x, y: world.soft_value(x, y, 1 / strength)) + noise
+    believed = dict(zip(world.states, soft.tolist(), strict=True))
+    ratios = torch.zeros_like(world.rows.log_ratios)  # log π/π0 of every token
+    for row, (x, y) in enumerate(world.finals):
+        for t in range(len(y)):
+            log_pi0 = world.log_pi0[row, len(x) + t - 1]
+            bonus = torch.tensor([believed[x, (*y[:t], v)] for v in range(VOCABULARY)])
+            ratios[row, t] = bonus[y[t]] - (log_pi0 + bonus).logsumexp(0)
+    guided = copy.copy(world)
+    guided.probabilities = world.probabilities * ratios.sum(1).double().exp()
+    assert float(guided.probabilities.sum()) == pytest.approx(len(PROMPTS), abs=1e-5)
+    strengths = torch.full_like(world.rows.labels, strength)
+    errors = []
+    for known in (ratios, torch.full_like(ratios, math.nan)):
+        guided.rows = world.rows._replace(strengths=strengths, log_ratios=known)
+        p = fit(guided, objective, steps=400, rate=0.3).softmax(-1)
+        learnt = (p @ (strength * torch.linspace(-1, 1, 21).double()).exp()).log() / strength
+        truth = world.table(lambda x, y: world.soft_value(x, y, 1 / strength))
+        errors.append(distance(world, learnt, truth, _prefixes(world)))
+    assert errors[0] < 2 * TOLERANCE
+    assert errors[1] > 1.5 * errors[0]
 
 
 def test_what_learns_of_the_base_alone_refuses_guided_answers(world: Tiny) -> None:

@@ -20,6 +20,7 @@ from transformers import AutoTokenizer
 from trimtab.arena.frontier import sampled
 from trimtab.arena.scale import Scale
 from trimtab.arena.task import Task
+from trimtab.draws import Completion
 from trimtab.params import GuidanceParams
 from trimtab_models import data
 from trimtab_models.worlds import build
@@ -29,7 +30,7 @@ MOST = 0.8
 """Share of the nats that the very best answers are from the base: the most that is asked for."""
 
 
-CANDIDATES: dict[str, Any] = {"mass": 0.99, "tail": "mean"}
+CANDIDATES: dict[str, Any] = {"mass": 0.99, "tail": "mean", "trace": True}
 
 
 def strengths(rewards: Sequence[float]) -> list[float]:
@@ -85,17 +86,18 @@ def _draw(
             params=GuidanceParams(beta=beta, scorers={"scorer": 1.0}, **CANDIDATES),
         )
         for text, ids, group in zip(texts, prompts, groups, strict=True):
-            drawn += [_record(tokenizer, text, ids, one.token_ids, beta) for one in group]
+            drawn += [_record(tokenizer, text, ids, one, beta) for one in group]
     return drawn
 
 
 def _record(
-    tokenizer: Any, text: str, prompt: list[int], answer: list[int], beta: float
+    tokenizer: Any, text: str, prompt: list[int], one: Completion, beta: float
 ) -> data.Record:
     return {
         "prompt": text,
-        "completion": tokenizer.decode(answer, skip_special_tokens=True),
+        "completion": tokenizer.decode(one.token_ids, skip_special_tokens=True),
         "prompt_token_ids": prompt,
-        "completion_token_ids": answer,
+        "completion_token_ids": one.token_ids,
         "strength": beta,
+        "log_ratios": [round(ratio, 5) for ratio in one.log_ratios],
     }

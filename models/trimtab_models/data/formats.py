@@ -57,9 +57,24 @@ def strength(record: Record) -> float:
     return float(value)
 
 
+def log_ratios(record: Record, tokens: int) -> tuple[float, ...]:
+    """log π/π0 of each token of a guided rollout; empty if it says nothing.
+
+    Raises:
+        Fault: they are not a finite number for each token.
+    """
+    value = record.get("log_ratios", [])
+    if not isinstance(value, list) or len(value) not in (0, tokens):
+        raise Fault(f"'log_ratios' is not a list of {tokens} numbers, one for each token")
+    if not all(isinstance(one, int | float) and abs(one) <= FLOAT32 for one in value):
+        raise Fault("'log_ratios' holds what is no finite number")
+    return tuple(map(float, value))
+
+
 def _rollout(record: Record, encoder: Encoder) -> Rollout:
     completion = encoder.completion(record, "completion")
-    return Rollout(encoder.prompt(record), completion, reward(record), strength(record))
+    ratios = log_ratios(record, len(completion))
+    return Rollout(encoder.prompt(record), completion, reward(record), strength(record), ratios)
 
 
 def _pair(record: Record, encoder: Encoder) -> Pair:

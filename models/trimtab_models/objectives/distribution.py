@@ -12,8 +12,14 @@ which needs no projection, as no reward comes before the end.
 
 An answer drawn with guidance of strength c, by soft values, is read as one of π0·exp(c·R)/Z, whose
 returns are the base's tilted: p(b)·exp(c·R_b), normalised, stands in place of p for such a row. So
-what guidance finds, and the base seldom says, refines the very histogram of the base; and where
-guidance is exact, so is the minimiser. (Ends are; then, one by one, the prefixes before them.)
+what guidance finds, and the base seldom says, refines the very histogram of the base. No guidance
+is exact, so where log π/π0 of its tokens is known (and λ = 1) the loss of a prefix is weighted by
+
+    u_t = exp(c·R − Σ_{s>t} log π(y_s)/π0(y_s) − Λ_t),   Λ_t = log Σ_b p_b·exp(c·R_b), no gradient
+
+at most `HEAVIEST`: the importance of the answer's rest to the tilted base. It is 1 where guidance
+is exact, and for the base's own answers. Λ_t is but a scale that all rests of a prefix share, so
+the minimiser is exact however wrong p may still be.
 
 The minimiser is the distribution of
 two-hot rewards under π0, whatever λ: exact for rewards on the bins; in between, means are exact and
@@ -33,6 +39,8 @@ from trimtab_models.objectives.base import Objective
 from trimtab_models.objectives.returns import check_decay, lambda_returns
 from trimtab_models.rows import Rows
 
+HEAVIEST = 5.0
+
 
 def two_hot(rewards: Tensor, support: tuple[float, float], bins: int) -> Tensor:
     """Histograms whose mean is the reward: [...] → [..., bins]; rewards within the support."""
@@ -40,6 +48,16 @@ def two_hot(rewards: Tensor, support: tuple[float, float], bins: int) -> Tensor:
     place = (rewards - low) / (high - low) * (bins - 1)
     apart = place[..., None] - torch.arange(bins, device=rewards.device)
     return (1 - apart.abs()).clamp(min=0)
+
+
+def importance(log_p: Tensor, tilt: Tensor, rows: Rows) -> Tensor:
+    """u_t of every prefix, [rows, steps]; 1 where log π/π0 is not known.
+
+    log_p: [rows, steps, bins] of the base's returns. tilt: [rows, 1, bins] c·R_b.
+    """
+    rest = rows.log_ratios.sum(1, keepdim=True) - rows.log_ratios.cumsum(1)
+    log_u = (rows.strengths * rows.labels)[:, None] - rest - (log_p + tilt).logsumexp(-1)
+    return log_u.nan_to_num(nan=0.0).exp().clamp(max=HEAVIEST)
 
 
 class Distribution(Objective):
@@ -85,10 +103,14 @@ class Distribution(Objective):
         """Mean cross-entropy of every prefix's histogram, in nats; see Objective.loss."""
         returns = torch.linspace(*self.support, self.bins, device=outputs.device)
         tilt = rows.strengths[:, None, None] * returns  # [rows, 1, bins]
-        log_p = (rows.gather(outputs).float() + tilt).log_softmax(-1)  # [rows, steps, bins]
+        untilted = rows.gather(outputs).float().log_softmax(-1)  # [rows, steps, bins]
+        log_p = (untilted + tilt).log_softmax(-1)
         ends = two_hot(rows.labels, self.support, self.bins)  # [rows, bins]
         targets = lambda_returns(log_p.detach().exp(), ends, rows.completions, self.decay)
-        return -(targets * log_p).sum(-1)[rows.mask()].mean()
+        losses = -(targets * log_p).sum(-1)
+        if self.decay == 1:
+            losses = losses * importance(untilted.detach(), tilt, rows)
+        return losses[rows.mask()].mean()
 
     def info(self) -> dict[str, Any]:
         """Which returns the bins stand for."""
