@@ -59,7 +59,7 @@ _ILQL = {"expectile": 0.6, "conservative": 0.001}
 TRAININGS = {
     "distribution-base": Training("distribution"),
     "distribution-small": Training("distribution", {"layers": 1}),
-    "distribution": Training("distribution", {"learning_rate": 5e-4}, refines="distribution-base"),
+    "distribution": Training("distribution", {"learning_rate": 7e-4}, refines="distribution-base"),
     "td-lambda": Training("td-lambda"),
     "bradley-terry": Training("bradley-terry", pairs=True),
     "bradley-terry-full": Training("bradley-terry-full", pairs=True),
