@@ -86,7 +86,7 @@ def test_q_against_loops(name: str, seed: int) -> None:
     outputs = random_outputs(rows, VOCAB + (name == "dueling-q"), seed)
     log_pi0 = random_outputs(rows, VOCAB, seed + 100).log_softmax(-1)
     per_row = []
-    for i, (prompt, completion, reward, _) in enumerate(rollouts):
+    for i, (prompt, completion, reward, *_) in enumerate(rollouts):
         errors = []
         for t, token in enumerate(completion):
             at = len(prompt) + t - 1
@@ -114,7 +114,7 @@ def test_value_advantage_and_ilql_against_loops(seed: int) -> None:
     rows = ilql.collate(rollouts, 0)
     outputs = random_outputs(rows, VOCAB + 1, seed)
     implicit, split = [], []
-    for i, (prompt, completion, reward, _) in enumerate(rollouts):
+    for i, (prompt, completion, reward, *_) in enumerate(rollouts):
         at = [len(prompt) + t - 1 for t in range(len(completion))]
         values = [float(outputs[i, a, -1]) for a in at] + [reward]
         chosen = [float(outputs[i, a, y]) for a, y in zip(at, completion, strict=True)]
