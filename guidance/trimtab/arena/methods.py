@@ -182,7 +182,7 @@ _LISTED = (
     ),
 )
 METHODS: dict[str, Method] = {method.name: method for method in _LISTED}
-QUICK = ("base", "top-k 10", "args", "pargs", "vas", "vas-cut", "distribution-base")
+QUICK = ("base", "top-k 10", "args", "pargs", "vas", "vas-cut", "value-mass")
 
 
 def heat_map(method: Method) -> list[Method]:
