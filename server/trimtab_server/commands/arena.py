@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from trimtab.errors import TrimtabError
+from trimtab_server.commands.resumable import resumable
 
 
 def arena(
@@ -38,7 +38,7 @@ def arena(
     scales = importlib.import_module("trimtab.arena.scale")
     tasks = importlib.import_module("trimtab.arena.task")
     tiny = importlib.import_module("trimtab.arena.tiny")
-    try:
+    with resumable():
         command = shlex.join(["trimtab", *sys.argv[1:]])
         if world == tiny.NAME:
             folder = out or Path("arena") / tiny.NAME
@@ -49,10 +49,4 @@ def arena(
         folder = out or Path("arena") / (task.world.name + ("-quick" if quick else ""))
         scale = scales.QUICK_SCALE if quick else scales.FULL
         held.hold(task, folder, scale, only or (), command)
-    except (TrimtabError, ValueError, OSError) as error:
-        typer.echo(f"trimtab: {' '.join(str(error).split())}", err=True)
-        raise typer.Exit(1) from None
-    except KeyboardInterrupt:
-        typer.echo("trimtab: stopped; the same command goes on from here.", err=True)
-        raise typer.Exit(130) from None
     typer.echo((folder / "leaderboard.md").read_text(encoding="utf-8"))

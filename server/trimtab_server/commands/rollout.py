@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from trimtab.errors import TrimtabError
+from trimtab_server.commands.resumable import resumable
 
 
 def rollout(
@@ -61,11 +61,5 @@ def rollout(
     """
     # Imported here, for torch and transformers take seconds.
     rollouts = importlib.import_module("trimtab_server.rollouts")
-    try:
+    with resumable():
         rollouts.run(context.params, context.args)
-    except (TrimtabError, ValueError, OSError) as error:
-        typer.echo(f"trimtab: {' '.join(str(error).split())}", err=True)
-        raise typer.Exit(1) from None
-    except KeyboardInterrupt:
-        typer.echo("trimtab: stopped; the same command goes on from here.", err=True)
-        raise typer.Exit(130) from None

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from trimtab.errors import TrimtabError
+from trimtab_server.commands.resumable import resumable
 
 
 def sweep(
@@ -42,7 +42,7 @@ def sweep(
     scales = importlib.import_module("trimtab.arena.scale")
     parse = importlib.import_module("trimtab.config").parse_scorer
     demo = importlib.import_module("trimtab_server.demo")
-    try:
+    with resumable():
         flags = context.args
         if model == demo.NAME:
             os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
@@ -57,11 +57,5 @@ def sweep(
         scale = scales.Scale(0, 0, 0, sys.maxsize, 0, n, (), sweeps.LADDER, seed=seed)
         command = shlex.join(["trimtab", *sys.argv[1:]])
         advice = sweeps.sweep(task, model, scorers, out, scale, kl, command)
-    except (TrimtabError, ValueError, OSError) as error:
-        typer.echo(f"trimtab: {' '.join(str(error).split())}", err=True)
-        raise typer.Exit(1) from None
-    except KeyboardInterrupt:
-        typer.echo("trimtab: stopped; the same command goes on from here.", err=True)
-        raise typer.Exit(130) from None
     typer.echo(str(advice))
     typer.echo(f"See {out / 'sweep.md'}.")
