@@ -28,6 +28,7 @@ arXiv 2310.04373). The budget is eq. 1 of VAS.
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -55,13 +56,34 @@ class Outlook:
     row: Tensor  # [n] int64, which row a candidate is of
     place: Tensor  # [n] int64, which of its candidates
     weight: Tensor  # [rows], w_i; what β multiplies
+    blur: float  # variance that the histogram of an ended answer still has
 
     def tilt(self, c: Tensor) -> tuple[Tensor, Tensor]:
         """Λ(c) and K(c) of every candidate, each [n]; c: [n]."""
+        moment = self._moments(c)[0]
+        if not self.blur:
+            return moment, self._kl(c)
+        c = c.clamp(-self.reach, self.reach)
+        return moment, (self._kl(c) - c.square() * self.blur / 2).clamp(min=0)
+
+    @cached_property
+    def reach(self) -> Tensor:
+        """The strengths at which each candidate's variance has come down to the blur, [n]."""
+        side = self.weight.sign()[self.row]
+        target = torch.full_like(side, -self.blur)
+        return root(lambda c: -self._moments(c * side)[2], target)
+
+    def _kl(self, c: Tensor) -> Tensor:
+        moment, mean, _ = self._moments(c)
+        return (c * mean - moment).clamp(min=0)
+
+    def _moments(self, c: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Λ(c), and mean and variance of the return under the tilt, each [n]."""
         exponents = self.log_p + c[:, None] * self.returns
         moment = exponents.logsumexp(-1)
-        mean = (exponents - moment[:, None]).exp() @ self.returns
-        return moment, (c * mean - moment).clamp(min=0)
+        tilted = (exponents - moment[:, None]).exp()
+        mean = tilted @ self.returns
+        return moment, mean, tilted @ self.returns.square() - mean.square()
 
 
 def follow(

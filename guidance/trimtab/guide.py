@@ -171,7 +171,7 @@ class Guide:
                 weight[r] = self._weight(rows[r], name)
         row, place = map(torch.from_numpy, _places(members, asked))
         log_p = logits.double().log_softmax(-1)
-        return control.Outlook(log_p, scorer.returns.double(), row, place, weight)
+        return control.Outlook(log_p, scorer.returns.double(), row, place, weight, scorer.info.blur)
 
     def score_rows(self, name: str, rows: Sequence[Row], groups: Sequence[Ids]) -> Tensor:
         """One scorer's scores, [Σ candidates] on the host; rows it fails for are marked."""
@@ -277,25 +277,32 @@ class Guide:
             self.records.popitem(last=False)
 
     def report(
-        self, record_key: str, prompt: Sequence[int], outputs: Sequence[Sequence[int]], done: bool
+        self,
+        record_key: str,
+        prompt: Sequence[int],
+        outputs: Sequence[Sequence[int]],
+        done: bool,
+        final: bool = True,
     ) -> list[dict[str, Any] | None]:
         """The records of finished sequences, found by their tokens; None where there is none.
 
         A record is a pure function of its tokens, so two equal sequences share theirs.
+        final: whether it is to have the scores of whole sequences, often a forward each.
         """
         rows = self.records.pop(record_key, []) if done else self.records.get(record_key, [])
         sequences = [np.array([*prompt, *output], dtype=np.int64) for output in outputs]
         found = [next((r for r in rows if r.follows(s)), None) for s in sequences]
         return [
-            self._report(row, s, len(prompt)) if row else None
+            self._report(row, s, len(prompt), final) if row else None
             for row, s in zip(found, sequences, strict=True)
         ]
 
-    def _report(self, row: Row, sequence: Ids, prompt_length: int) -> dict[str, Any]:
+    def _report(self, row: Row, sequence: Ids, prompt_length: int, final: bool) -> dict[str, Any]:
         steps = {p: s for p, s in row.steps.items() if prompt_length <= p < len(sequence)}
         plans = [s.plan for _, s in sorted(steps.items()) if s.plan is not None and s.plan.told]
         last = replace(row, plan=plans[-1] if plans else None)
-        scores = self._final_scores(last, sequence) if len(sequence) > prompt_length else {}
+        scored = final and len(sequence) > prompt_length
+        scores = self._final_scores(last, sequence) if scored else {}
         report: dict[str, Any] = {
             "kl": sum(step.kl for step in steps.values()),
             "scores": scores,

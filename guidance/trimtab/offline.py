@@ -294,10 +294,10 @@ class Sampler:
             )
 
     def _record(self, output: Any) -> dict[str, Any]:
-        """What guidance did to a finished request."""
+        """What guidance did to a finished request; nobody asks for its final scores."""
         [choice] = output.outputs
         ids = list(choice.token_ids)
-        arguments = (output.request_id, output.prompt_token_ids, [ids], True)
+        arguments = (output.request_id, output.prompt_token_ids, [ids], True, False)
         [[record]] = self.engine.collective_rpc("trimtab_record", args=arguments)[:1]
         if record is None or record["error"] is not None:
             fault = (record or {}).get("error") or {"scorer": "?", "message": "left no record"}

@@ -3,8 +3,8 @@
 They are plain transformers classes, so that transformers alone can load what was trained:
 a scalar head is a `*ForTokenClassification` with one label (a value for every prefix), or a
 `*ForSequenceClassification` for the families that have no other (OPT); a distribution head is the
-same with one label a bin; a vocabulary head is a `*ForCausalLM` whose logits are read as
-Q(prefix, ·) or as log π_r(· | prefix).
+same with one label a bin, or one for each bin of each next token; a vocabulary head is a
+`*ForCausalLM` whose logits are read as Q(prefix, ·) or as log π_r(· | prefix).
 """
 
 from collections.abc import Callable
@@ -27,7 +27,9 @@ Source: TypeAlias = str | Path | PretrainedConfig
 """A checkpoint directory, a hub name, or a configuration (which gives random weights)."""
 
 
-Head = Literal["scalar", "distribution", "vocabulary", "vocabulary+value", "language"]
+Head = Literal[
+    "scalar", "distribution", "distributions", "vocabulary", "vocabulary+value", "language"
+]
 """What an objective trains; see `build`."""
 
 
@@ -36,10 +38,16 @@ def build(head: Head, source: Source, *, bins: int = 1, **options: Any) -> Any:
 
     scalar             one number for every prefix, [..., 1]
     distribution       logits of a histogram over returns, [..., bins]
+    distributions      the same after each next token, read before it, [..., vocab · bins]
     vocabulary         Q(prefix, ·), [..., vocab]; 0 at first
     vocabulary+value   Q's parts and V(prefix), [..., vocab + 1]; 0 at first; to be folded
     language           a language model as it is, [..., vocab]
     """
+    if head == "distributions":
+        told: Any = source
+        if not isinstance(source, PretrainedConfig):
+            told = AutoConfig.from_pretrained(str(source))
+        return scalar_head(source, bins=bins * told.vocab_size, **options)
     if head in ("scalar", "distribution"):
         return scalar_head(source, bins=bins if head == "distribution" else 1, **options)
     model = vocabulary_head(source, **options)

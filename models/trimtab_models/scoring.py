@@ -2,7 +2,8 @@
 
 head          s(x, y^{1:t}) = link(w·h_t + b)
 distribution  Σ_b p_b·R_b, or at a strength c the soft value (1/c)·log Σ_b p_b·exp(c·R_b),
-              where p is the softmax of the head and R runs evenly over the support
+              where p is the softmax of the head, after y_t, or before it that of y_t's own rows
+              (info.ahead), and R runs evenly over the support
 vocabulary    Q(x, y^{1:t−1})[y_t]; the sum of them so far where info says that they add up,
               as advantages do
 log_ratio     α·Σ_{i≤t} (log π_r(y_i | x, y^{1:i−1}) − log π_ref(y_i | x, y^{1:i−1})), the reward
@@ -72,18 +73,22 @@ def prefix_scores(
                     scored = scored - _log_likelihood(reference, rows)
                 scored = info.alpha * scored
             else:
-                scored = _read(_outputs(model, rows), info, rows, strength)
+                vocab = model.get_input_embeddings().num_embeddings
+                scored = _read(_outputs(model, rows), info, rows, strength, vocab)
             for i, row, length in zip(batch, scored.cpu(), rows.completions.tolist(), strict=True):
                 scores[i] = row[:length].clone()
     return scores
 
 
-def _read(outputs: Tensor, info: ScorerInfo, rows: Rows, strength: float) -> Tensor:
+def _read(outputs: Tensor, info: ScorerInfo, rows: Rows, strength: float, vocab: int) -> Tensor:
     """Scores [rows, steps] from the outputs [rows, length, width] of the families with values."""
     if info.family == "vocabulary":
         chosen = rows.chosen(outputs).float()
         return chosen.cumsum(-1) if info.adds_up else chosen
-    states = rows.gather(outputs).float()  # [rows, steps, width]
+    if info.ahead:
+        states = rows.chosen(outputs.unflatten(-1, (vocab, -1))).float()  # [rows, steps, bins]
+    else:
+        states = rows.gather(outputs).float()  # [rows, steps, width]
     if info.family == "distribution":
         return expected(states, info.support, strength)
     return link(states[..., 0], info.link)

@@ -233,7 +233,9 @@ def case(seed, rows=5, bins=7):
     shape = (len(row), bins)
     log_p = (2 * torch.randn(shape, generator=generator, dtype=torch.float64)).log_softmax(-1)
     returns = torch.linspace(-1, 2, bins, dtype=torch.float64)
-    outlook = control.Outlook(log_p, returns, row, place, torch.ones(rows, dtype=torch.float64))
+    outlook = control.Outlook(
+        log_p, returns, row, place, torch.ones(rows, dtype=torch.float64), 0.0
+    )
     return candidates, outlook
 
 

@@ -31,6 +31,10 @@ def histogram(source):
     return scalar_head(source, bins=5)
 
 
+def histograms(source):
+    return scalar_head(source, bins=5 * source.vocab_size)
+
+
 @pytest.fixture(scope="module")
 def checkpoints(tmp_path_factory):
     root = tmp_path_factory.mktemp("checkpoints")
@@ -40,6 +44,11 @@ def checkpoints(tmp_path_factory):
             ("chance", scalar_head, ScorerInfo(link="sigmoid")),
             ("log_chance", scalar_head, ScorerInfo(link="log_sigmoid")),
             ("returns", histogram, ScorerInfo(family="distribution", support=(-1.0, 3.0))),
+            (
+                "q_returns",
+                histograms,
+                ScorerInfo(family="distribution", support=(-1.0, 3.0), ahead=True),
+            ),
             ("q", vocabulary_head, ScorerInfo(family="vocabulary")),
             ("tuned", vocabulary_head, ScorerInfo(family="log_ratio", alpha=0.5)),
             ("dpo", vocabulary_head, ScorerInfo(family="log_ratio", reference="../untuned")),
@@ -68,7 +77,7 @@ def scorers(checkpoints):
         both={"path": "returns:0.5+value:-1", "family": "composite"},
         **{
             name: {"path": str(checkpoints / name)}
-            for name in ("value", "chance", "log_chance", "returns", "q", "dpo")
+            for name in ("value", "chance", "log_chance", "returns", "q_returns", "q", "dpo")
         },
         alone={"path": str(checkpoints / "tuned")},
         pair={"path": str(checkpoints / "tuned"), "reference": str(checkpoints / "untuned")},
@@ -76,7 +85,18 @@ def scorers(checkpoints):
     )
 
 
-NAMES = ["value", "chance", "log_chance", "returns", "q", "alone", "pair", "dpo", "sevens"]
+NAMES = [
+    "value",
+    "chance",
+    "log_chance",
+    "returns",
+    "q_returns",
+    "q",
+    "alone",
+    "pair",
+    "dpo",
+    "sevens",
+]
 
 
 @pytest.mark.parametrize("name", [*NAMES, "mix", "both"])
@@ -155,6 +175,11 @@ def test_a_distribution_is_scored_at_the_strength(scorers, checkpoints, c):
     expected = [soft_value_reference(q, [-1, 0, 1, 2, 3], s) for s in (c, -2) for q in p]
     torch.testing.assert_close(score, torch.tensor(expected), atol=1e-4, rtol=1e-4)
     assert len(set(score.tolist())) == 6
+    ahead = scorers["q_returns"].score([0], [prefix], [candidates], [c])
+    before = head_outputs(checkpoints / "q_returns", prefix[:-1], prefix[-1:])[0]
+    p = before.view(-1, 5)[candidates].double().softmax(-1).tolist()
+    expected = [soft_value_reference(q, [-1, 0, 1, 2, 3], c) for q in p]
+    torch.testing.assert_close(ahead, torch.tensor(expected), atol=1e-4, rtol=1e-4)
     both = scorers["both"].score([0], [prefix], [candidates], [2 * c])
     value = scorers["value"].score([0], [prefix], [candidates], [0.0])
     torch.testing.assert_close(both, 0.5 * score[:3] - value)

@@ -8,7 +8,7 @@ import torch
 
 from test_objectives_values import prefixes, random_outputs, random_rollouts
 from trimtab_models.objectives import OBJECTIVES
-from trimtab_models.objectives.distribution import Distribution, two_hot
+from trimtab_models.objectives.distribution import Distribution, QDistribution, two_hot
 from trimtab_models.objectives.soft_value import SoftValue
 from trimtab_models.rows import Rollout
 
@@ -149,6 +149,23 @@ def test_distribution_against_loops(decay: float, seed: int) -> None:
                 target = (1 - decay) * ahead + decay * target
             terms.append(-float(target @ histograms[t].log()))
     assert objective.loss(outputs, rows).item() == pytest.approx(sum(terms) / len(terms), rel=1e-5)
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.7, 1.0])
+def test_a_q_distribution_reads_the_rows_of_the_token_that_came(decay: float) -> None:
+    """The loss of a distribution head that says after each token what this one says before it."""
+    rows = Distribution((-5, 5), bins=3).collate(random_rollouts(1), 0)
+    vocab = int(rows.input_ids.max()) + 1
+    outputs = random_outputs(rows, vocab * 3, 1)
+    after = torch.zeros(*outputs.shape[:2], 3)
+    for row, ids in enumerate(rows.input_ids.tolist()):
+        for t, token in enumerate(ids[1:], 1):
+            after[row, t] = outputs[row, t - 1, 3 * token : 3 * token + 3]
+    objective = QDistribution((-5, 5), bins=3, decay=decay)
+    expected = Distribution((-5, 5), bins=3, decay=decay).loss(after, rows)
+    assert objective.loss(outputs, rows).item() == pytest.approx(expected.item(), rel=1e-5)
+    assert objective.info() == {"is_value": True, "support": (-5, 5), "ahead": True}
+    assert objective.name.startswith("Q return distribution")
 
 
 @pytest.mark.parametrize("reward", [1.1, -3.0, math.nan])

@@ -69,6 +69,8 @@ def _slow(model: Any, info: ScorerInfo, prompt: list[int], prefix: list[int], **
     output = _last(model, prompt + prefix)
     if info.family == "distribution":
         low, high = info.support or (0.0, 0.0)
+        if info.ahead:
+            output = _last(model, prompt + prefix[:-1]).view(VOCABULARY, 5)[prefix[-1]]
         bins = [(w, low + b * (high - low) / 4) for b, w in enumerate(output.double().softmax(-1))]
         if c := more.get("strength", 0.0):
             return math.log(sum(w * math.exp(c * r) for w, r in bins)) / c
@@ -81,6 +83,9 @@ def _slow(model: Any, info: ScorerInfo, prompt: list[int], prefix: list[int], **
     return float(value)
 
 
+_AHEAD = ScorerInfo(family="distribution", support=(0, 2), ahead=True)
+
+
 @pytest.mark.parametrize(
     ("head", "info", "more"),
     [
@@ -89,6 +94,8 @@ def _slow(model: Any, info: ScorerInfo, prompt: list[int], prefix: list[int], **
         ("scalar", ScorerInfo(link="log_sigmoid"), {}),
         ("distribution", ScorerInfo(family="distribution", support=(-1, 3)), {}),
         ("distribution", ScorerInfo(family="distribution", support=(0, 1)), {"strength": 2.5}),
+        ("distributions", _AHEAD, {}),
+        ("distributions", _AHEAD, {"strength": -1.5}),
         ("vocabulary", ScorerInfo(family="vocabulary"), {}),
         ("vocabulary", ScorerInfo(family="vocabulary", adds_up=True), {}),
         ("language", ScorerInfo(family="log_ratio", alpha=0.3), {}),

@@ -114,6 +114,7 @@ def _outputs(model: Any, ids: torch.Tensor) -> torch.Tensor:
         ("td-lambda", AutoModelForTokenClassification, 1),
         ("bradley-terry", AutoModelForTokenClassification, 1),
         ("distribution", AutoModelForTokenClassification, OBJECTIVES["distribution"]().bins),
+        ("q-distribution", AutoModelForTokenClassification, 1024 * 51),
         ("q-exact", AutoModelForCausalLM, 1024),
         ("value-advantage", AutoModelForCausalLM, 1024),
         ("genarm", AutoModelForCausalLM, 1024),

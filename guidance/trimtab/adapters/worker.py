@@ -32,10 +32,15 @@ class GuidanceWorker:
         ]
 
     def trimtab_record(
-        self, key: str, prompt: Sequence[int], outputs: Sequence[Sequence[int]], done: bool
+        self,
+        key: str,
+        prompt: Sequence[int],
+        outputs: Sequence[Sequence[int]],
+        done: bool,
+        final: bool = True,
     ) -> list[dict[str, Any] | None]:
         """Records of finished sequences, see Guide.report."""
-        return _processor(self.model_runner).guide.report(key, prompt, outputs, done)
+        return _processor(self.model_runner).guide.report(key, prompt, outputs, done, final)
 
     def trimtab_score(
         self, xargs: Mapping[str, Any], sequences: Sequence[Sequence[int]], keys: Sequence[int]

@@ -57,25 +57,27 @@ def chosen(task: Task, scale: Scale, only: Sequence[str]) -> list[Method]:
             f"no such method: {', '.join(unknown)}; the methods are {', '.join(METHODS)}."
         )
     names = only or task.methods or [name for name in scale.methods if _suits(task, METHODS[name])]
-    if unfit := [name for name in names if not _has_target(task, METHODS[name])]:
-        raise TrimtabError(
-            f"{task.world.name} has no sum of rewards, or no dial, for {', '.join(unfit)}; "
-            f"sums are there for {', '.join(SUMS)}, dials for {', '.join(DIALS)}."
-        )
+    if unfit := [name for name in names if not _possible(task, METHODS[name])]:
+        there = [f"{name} (for {', '.join(_worlds(METHODS[name]) or ())})" for name in unfit]
+        raise TrimtabError(f"{task.world.name} is no world for {', '.join(there)}.")
     methods = [METHODS[name] for name in dict.fromkeys(("base", *names))]
     grids = [heat_map(METHODS[name]) for name in scale.heat_map if name in names]
     return methods + [method for grid in grids for method in grid]
 
 
-def _has_target(task: Task, method: Method) -> bool:
-    """Sums and dials need a world that has them."""
-    name = task.world.name
-    return {"gold": True, "composed": name in SUMS, "dial": name in DIALS}[method.target]
+def _worlds(method: Method) -> Iterable[str] | None:
+    """The worlds that have what a method is after; None: all have."""
+    return {"gold": method.worlds, "composed": SUMS, "dial": DIALS}[method.target]
+
+
+def _possible(task: Task, method: Method) -> bool:
+    worlds = _worlds(method)
+    return worlds is None or task.world.name in worlds
 
 
 def _suits(task: Task, method: Method) -> bool:
     """Tuning a model of one's own must be asked for."""
-    return _has_target(task, method) and (task.spec in WORLDS or not method.rival)
+    return _possible(task, method) and (task.spec in WORLDS or not method.rival)
 
 
 def climb(bench: Bench, methods: Iterable[Method], folder: Path) -> list[Run]:

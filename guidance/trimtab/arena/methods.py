@@ -38,6 +38,8 @@ class Method:
     target: Literal["gold", "composed", "dial"] = "gold"
     """What it is after: the world's gold reward, a sum of rewards, or short and long answers."""
     group: Literal["base", "token", "search", "rival", "grid"] = "token"
+    worlds: tuple[str, ...] | None = None
+    """The only ones it suits; all, if absent."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,10 @@ TRAININGS = {
     "distribution-base": Training("distribution"),
     "distribution-small": Training("distribution", {"layers": 1}),
     "distribution": Training("distribution", {"learning_rate": 7e-4}, refines="distribution-base"),
+    "q-distribution-base": Training("q-distribution"),
+    "q-distribution": Training(
+        "q-distribution", {"learning_rate": 7e-4}, refines="q-distribution-base"
+    ),
     "td-lambda": Training("td-lambda"),
     "bradley-terry": Training("bradley-terry", pairs=True),
     "bradley-terry-full": Training("bradley-terry-full", pairs=True),
@@ -115,6 +121,10 @@ _ARGS = "Khanov et al. 2024 (ARGS)"
 _CD = "Mudgal et al. 2023 (Controlled Decoding)"
 
 
+_NARROW = ("digest", "tools", "tools-shown", "sums")
+"""Of few words, or of two rewards: elsewhere a histogram a token is larger than its backbone."""
+
+
 def _search(name: str, source: str, strengths: tuple[float, ...], **search: Any) -> Method:
     # Candidates by mass, so that the guided draws inside a search are as good as ours.
     return Method(
@@ -152,6 +162,8 @@ _LISTED = (
     _ours("distribution-small", ", one layer"),
     _ours("distribution-base", ", base answers alone"),
     _ours("distribution", tail="mean"),
+    _ours("q-distribution-base", " of every next token, base answers alone", worlds=_NARROW),
+    _ours("q-distribution", " of every next token", tail="mean", worlds=_NARROW),
     *(
         _search(f"best-of-{n}", "Stiennon et al. 2020", ONCE, method="best_of_n", n=n)
         for n in (4, 16, 64, 128)

@@ -2,7 +2,9 @@
 
     s_c(prefix + v) = (1/c)·log Σ_b p_b·exp(c·R_b),   s_0 = Σ_b p_b·R_b
 
-with p = softmax of the head's outputs and R the returns that its bins stand for. Sampling from
+with p = softmax of the head's outputs and R the returns that its bins stand for. The head reads the
+state after v, or the one before it with rows for every v (then a row of the batch costs one scorer
+token, whatever k is). Sampling from
 π0·exp(c·s_c) is the optimum of E[R] − KL(π ‖ π0)/c for every c, so one head serves every β without
 being trained again (Q♯, arXiv 2502.20548); a mean value is its limit for a small c.
 """
@@ -18,6 +20,7 @@ from trimtab.backbone import Backbone
 from trimtab.cache import Ids
 from trimtab.errors import ScorerLoadError
 from trimtab.scorers.base import NetworkScorer
+from trimtab.scorers.vocabulary import gather_candidates
 from trimtab_models.checkpoint import ScorerInfo
 
 NEGLIGIBLE = 1e-6
@@ -67,8 +70,9 @@ class DistributionScorer(NetworkScorer):
                 'checkpoint whose config.json has "support": [lowest, highest] under "trimtab"'
             )
         super().__init__(info, backbone)
-        weight: Any = backbone.head.weight  # [bins, hidden]
-        self.returns = torch.linspace(*info.support, len(weight))
+        weight: Any = backbone.head.weight  # [bins, hidden], or [vocab · bins, hidden]
+        self.vocab = backbone.model.get_input_embeddings().num_embeddings if info.ahead else 1
+        self.returns = torch.linspace(*info.support, len(weight) // self.vocab)
         """What the bins stand for, [bins] float32 on the host."""
 
     def score(
@@ -91,6 +95,9 @@ class DistributionScorer(NetworkScorer):
 
         What `score` makes its soft values of, for callers that have yet to find the strengths.
         """
-        hidden = self.backbone.hidden(keys, prefixes, candidates)  # [Σ candidates, hidden]
+        asked = None if self.info.ahead else candidates
+        hidden = self.backbone.hidden(keys, prefixes, asked)  # [Σ candidates or rows, hidden]
         logits: Tensor = self.backbone.head(hidden)
+        if self.info.ahead:
+            return gather_candidates(logits.unflatten(-1, (self.vocab, -1)), candidates)
         return logits

@@ -14,7 +14,7 @@ from trimtab.scorers.base import NetworkScorer
 
 
 def gather_candidates(table: Tensor, candidates: Sequence[Ids]) -> Tensor:
-    """Entries of each row's candidates: [rows, vocab] → [Σ candidates]."""
+    """Entries of each row's candidates: [rows, vocab, …] → [Σ candidates, …]."""
     rows = np.repeat(np.arange(len(candidates)), [len(c) for c in candidates])
     at = np.stack((rows, np.concatenate(candidates)))
     row, token = torch.from_numpy(at).to(table.device)

@@ -6,7 +6,7 @@ from functools import partial
 from trimtab_models.objectives.base import Objective
 from trimtab_models.objectives.bradley_terry import BradleyTerry, FullBradleyTerry
 from trimtab_models.objectives.cd_q import CdQ
-from trimtab_models.objectives.distribution import Distribution
+from trimtab_models.objectives.distribution import Distribution, QDistribution
 from trimtab_models.objectives.farma import Farma
 from trimtab_models.objectives.fudge import Fudge
 from trimtab_models.objectives.genarm import GenArm
@@ -42,5 +42,6 @@ OBJECTIVES: dict[str, Callable[..., Objective]] = {
     "soft-td": partial(SoftValue, decay=0.0),
     "distribution": Distribution,
     "distribution-td": partial(Distribution, decay=0.0),
+    "q-distribution": QDistribution,
 }
 """By the name of `trimtab train NAME`; called with the options of a configuration."""

@@ -103,7 +103,7 @@ class Distribution(Objective):
         """Mean cross-entropy of every prefix's histogram, in nats; see Objective.loss."""
         returns = torch.linspace(*self.support, self.bins, device=outputs.device)
         tilt = rows.strengths[:, None, None] * returns  # [rows, 1, bins]
-        untilted = rows.gather(outputs).float().log_softmax(-1)  # [rows, steps, bins]
+        untilted = self.histograms(outputs, rows).float().log_softmax(-1)  # [rows, steps, bins]
         log_p = (untilted + tilt).log_softmax(-1)
         ends = two_hot(rows.labels, self.support, self.bins)  # [rows, bins]
         targets = lambda_returns(log_p.detach().exp(), ends, rows.completions, self.decay)
@@ -112,6 +112,35 @@ class Distribution(Objective):
             losses = losses * importance(untilted.detach(), tilt, rows)
         return losses[rows.mask()].mean()
 
+    def histograms(self, outputs: Tensor, rows: Rows) -> Tensor:
+        """Logits of those after each token: [rows, length, width] → [rows, steps, bins]."""
+        return rows.gather(outputs)
+
     def info(self) -> dict[str, Any]:
         """Which returns the bins stand for."""
         return super().info() | {"support": self.support}
+
+
+class QDistribution(Distribution):
+    """The same, of each next token from one reading of the prefix before it.
+
+    Its p is p(R | x, y^{1:t−1}, v) for every v, so it costs one scorer token a token whatever k is,
+    and it can compare a token with what the network expected in its place. The minimiser is the
+    same. Source, beside the above: Bellemare et al., section 3, whose Z(s, a) it is.
+    """
+
+    head: ClassVar[Head] = "distributions"
+
+    def __init__(
+        self, support: Sequence[float] = (-1.0, 1.0), bins: int = 51, decay: float = 1.0
+    ) -> None:
+        super().__init__(support, bins, decay)
+        self.name = f"Q {self.name}"
+
+    def histograms(self, outputs: Tensor, rows: Rows) -> Tensor:
+        """Those of the tokens that came; see Distribution.histograms."""
+        return rows.chosen(outputs.unflatten(-1, (-1, self.bins)))
+
+    def info(self) -> dict[str, Any]:
+        """Which returns the bins stand for, and that there are some for every token."""
+        return super().info() | {"ahead": True}

@@ -40,11 +40,12 @@ def fitted(config: TrainConfig, items: Sequence[Any]) -> TrainConfig:
     Raises:
         ValueError: all rewards are alike.
     """
-    if not config.objective.startswith("distribution") or "support" in config.options:
+    if "distribution" not in config.objective or "support" in config.options:
         return config
     info = read_info(config.scorer) if config.scorer else None
     if config.scorer and info and info.support:
-        bins = AutoConfig.from_pretrained(config.scorer).num_labels
+        told = AutoConfig.from_pretrained(config.scorer)
+        bins = told.num_labels // (told.vocab_size if info.ahead else 1)
         found = {"support": list(info.support), "bins": bins}
     else:
         rewards = {item.label for item in items if isinstance(item, Rollout)}

@@ -20,6 +20,7 @@ Batch = Mapping[str, Tensor]
 FAMILIES: dict[Head, Family] = {
     "scalar": "head",
     "distribution": "distribution",
+    "distributions": "distribution",
     "vocabulary": "vocabulary",
     "vocabulary+value": "vocabulary",
     "language": "log_ratio",
@@ -258,12 +259,29 @@ def deviations(
 ) -> ScorerInfo:
     """The same with the mean and deviation of the scores of all prefixes of the rollouts.
 
-    Where scores add up along a text, as a log-ratio's do, they are those of its single tokens.
+    Where scores add up along a text, as a log-ratio's do, they are those of its single tokens. Of
+    a distribution head the blur is told as well.
     """
     scores = prefix_scores(model, info, rollouts, pad_id, reference=reference)
     if info.family == "log_ratio" or info.adds_up:
         scores = [torch.diff(row, prepend=row.new_zeros(1)) for row in scores]
     values = torch.cat(scores)
-    return info.model_copy(
-        update={"mean": float(values.mean()), "deviation": max(float(values.std()), 1e-6)}
-    )
+    found = {"mean": float(values.mean()), "deviation": max(float(values.std()), 1e-6)}
+    if info.family == "distribution":
+        found["blur"] = _blur(info, model, rollouts, pad_id, scores)
+    return info.model_copy(update=found)
+
+
+def _blur(
+    info: ScorerInfo,
+    model: Any,
+    rollouts: Sequence[Rollout],
+    pad_id: int,
+    means: Sequence[Tensor],
+) -> float:
+    """The median variance of the histograms of ended answers, from s_c = mean + c·variance/2 + …"""
+    low, high = info.support or (0.0, 1.0)
+    c = 0.5 / (high - low)
+    soft = prefix_scores(model, info, rollouts, pad_id, strength=c)
+    apart = [float(s[-1] - mean[-1]) for s, mean in zip(soft, means, strict=True)]
+    return max(float(torch.tensor(apart).median()) * 2 / c, 0.0)

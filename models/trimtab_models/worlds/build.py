@@ -78,7 +78,7 @@ def train(
     if out.exists():
         return out
     options: dict[str, Any] = {}
-    if objective.startswith("distribution"):
+    if "distribution" in objective:
         options = {"support": list(world.supports[reward]), "bins": world.bins[reward]}
     fields: dict[str, Any] = {
         "objective": objective,
