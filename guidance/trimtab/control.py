@@ -14,7 +14,13 @@ Budget B. With "left" nats to spend, β is the root of
 (several returns are taken as independent of each other after this step). What is then left after v
 is Σ_i K(β·w_i | prefix + v). By the equation spent + left is a martingale, right or wrong as the
 distributions may be, as long as the root exists; an answer misses its budget in the mean by what is
-left when it ends, and a sharp distribution leaves nothing. As long as distributions agree from step
+left when it ends, and a sharp distribution leaves nothing. One that still has a variance b at the
+end ("blur", measured in training) promises nats that nobody can spend, so K counts only what the
+tilted variance has beyond it:
+
+    K(c) = ∫_0^c t·max(Var_{p_t}[R] − b, 0) dt = KL(p_s ‖ p) − s²·b/2,   s = c up to Var_{p_s} = b
+
+(b = 0 gives the above.) As long as distributions agree from step
 to step, β stays what it was, which is optimal: an answer that is already doing well spends less.
 spent + left is kept within `BAND` of B, so that no answer spends more than (1 + BAND)·B. Where all
 that can still be had costs less than what is left, β is MAX_BETA.

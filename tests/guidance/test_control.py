@@ -151,6 +151,34 @@ def test_spent_and_left_are_a_martingale_however_wrong_the_distributions(tiny, m
     assert float(by_prompt(found.p, found.left).max()) > 0.01
 
 
+class Blurred(Histograms):
+    """The exact distributions seen through a Gaussian of that variance."""
+
+    BLUR = 0.04
+
+    def __init__(self, tiny, told):
+        super().__init__(tiny)
+        self.info = ScorerInfo(blur=told)
+        grid = torch.linspace(-5, 5, 201, dtype=torch.float64)
+        apart = (grid - self.returns.double()[:, None]).square()  # [returns, grid]
+        kernel = (-apart / (2 * self.BLUR)).softmax(-1)
+        self.returns = grid.float()
+        for state, logits in self.logits.items():
+            p = logits.double().softmax(-1) @ kernel
+            self.logits[state] = p.clamp(min=1e-300).log()
+
+
+def test_what_a_histogram_blurs_is_not_kept_for_later(tiny):
+    """A Gaussian blur adds c²·blur/2 to K everywhere: once it is known, it changes nothing."""
+    sharp = decode(tiny, {"r": Histograms(tiny)}, kl_budget=0.5)
+    known = decode(tiny, {"r": Blurred(tiny, Blurred.BLUR)}, kl_budget=0.5)
+    unknown = decode(tiny, {"r": Blurred(tiny, 0.0)}, kl_budget=0.5)
+    spent = [by_prompt(one.p, one.spent) for one in (sharp, known, unknown)]
+    torch.testing.assert_close(spent[1], spent[0], rtol=0.03, atol=0)
+    torch.testing.assert_close(known.p, sharp.p, rtol=0.1, atol=2e-3)
+    assert (spent[2] < 0.9 * spent[0]).all()
+
+
 def test_what_cannot_be_spent_is_not(tiny):
     found = decode(tiny, {"r": Histograms(tiny)}, kl_budget=500.0)
     assert found.rows[PROMPTS[0], ()].plan.beta == MAX_BETA

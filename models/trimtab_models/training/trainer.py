@@ -268,20 +268,14 @@ def deviations(
     values = torch.cat(scores)
     found = {"mean": float(values.mean()), "deviation": max(float(values.std()), 1e-6)}
     if info.family == "distribution":
-        found["blur"] = _blur(info, model, rollouts, pad_id, scores)
+        found["blur"] = _blur(info, model, rollouts, pad_id)
     return info.model_copy(update=found)
 
 
-def _blur(
-    info: ScorerInfo,
-    model: Any,
-    rollouts: Sequence[Rollout],
-    pad_id: int,
-    means: Sequence[Tensor],
-) -> float:
-    """The median variance of the histograms of ended answers, from s_c = mean + c·variance/2 + …"""
+def _blur(info: ScorerInfo, model: Any, rollouts: Sequence[Rollout], pad_id: int) -> float:
+    """The median variance of the histograms of ended answers, from s_c − s_{−c} ≈ c·variance."""
     low, high = info.support or (0.0, 1.0)
     c = 0.5 / (high - low)
-    soft = prefix_scores(model, info, rollouts, pad_id, strength=c)
-    apart = [float(s[-1] - mean[-1]) for s, mean in zip(soft, means, strict=True)]
-    return max(float(torch.tensor(apart).median()) * 2 / c, 0.0)
+    up, down = (prefix_scores(model, info, rollouts, pad_id, strength=s) for s in (c, -c))
+    apart = torch.stack([above[-1] - below[-1] for above, below in zip(up, down, strict=True)])
+    return max(float(apart.median()) / c, 0.0)
