@@ -115,7 +115,9 @@ class Bench:
 
     def answers(self, method: Method) -> int:
         """To each prompt: one where nothing is left to chance, or where one costs much."""
-        return 1 if method.temperature == 0 or method.search else self.scale.answers
+        if method.temperature == 0 or method.search:
+            return 1
+        return self.scale.answers * method.times
 
     def run(self, method: Method, strength: float) -> Run:
         """One setting, all prompts."""

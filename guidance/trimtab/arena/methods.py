@@ -31,6 +31,8 @@ class Method:
     strengths: tuple[float, ...] | None = None
     """The ladder, if absent."""
     stop: float = STOP
+    times: int = 1
+    """So many times the answers that others get, where efficiency is claimed to a few hundredths."""
     search: Mapping[str, Any] | None = None
     """Fields of trimtab.search.SearchParams, if it searches."""
     rival: Literal["rl", "dpo", "soup"] | None = None
@@ -161,9 +163,9 @@ _LISTED = (
     Method("value-mass", _VAS + ", candidates by mass", "td-lambda", 32, 0.99),
     _ours("distribution-small", ", one layer"),
     _ours("distribution-base", ", base answers alone"),
-    _ours("distribution", tail="mean"),
+    _ours("distribution", tail="mean", times=4),
     _ours("q-distribution-base", " of every next token, base answers alone", worlds=_NARROW),
-    _ours("q-distribution", " of every next token", tail="mean", worlds=_NARROW),
+    _ours("q-distribution", " of every next token", tail="mean", worlds=_NARROW, times=4),
     *(
         _search(f"best-of-{n}", "Stiennon et al. 2020", ONCE, method="best_of_n", n=n)
         for n in (4, 16, 64, 128)

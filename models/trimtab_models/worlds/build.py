@@ -78,8 +78,11 @@ def train(
     if out.exists():
         return out
     options: dict[str, Any] = {}
+    low, high = world.supports[reward]
     if "distribution" in objective:
-        options = {"support": list(world.supports[reward]), "bins": world.bins[reward]}
+        options = {"support": [low, high], "bins": world.bins[reward]}
+    if objective == "fudge":
+        options = {"threshold": (low + high) / 2}
     fields: dict[str, Any] = {
         "objective": objective,
         "options": options,
