@@ -32,7 +32,7 @@ class Method:
     """The ladder, if absent."""
     stop: float = STOP
     times: int = 1
-    """So many times the answers that others get, where efficiency is claimed to a few hundredths."""
+    """So many times the answers of others, where efficiency is claimed to a few hundredths."""
     search: Mapping[str, Any] | None = None
     """Fields of trimtab.search.SearchParams, if it searches."""
     rival: Literal["rl", "dpo", "soup"] | None = None
