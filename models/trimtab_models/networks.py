@@ -26,6 +26,8 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_TOKEN_CLASSIFICATIO
 Source: TypeAlias = str | Path | PretrainedConfig
 """A checkpoint directory, a hub name, or a configuration (which gives random weights)."""
 
+LIKELY = 0.5
+"""Weight of a token's log-likelihood in the logits of its best return, see `next_histograms`."""
 
 Head = Literal[
     "scalar", "distribution", "distributions", "vocabulary", "vocabulary+value", "language"
@@ -38,16 +40,13 @@ def build(head: Head, source: Source, *, bins: int = 1, **options: Any) -> Any:
 
     scalar             one number for every prefix, [..., 1]
     distribution       logits of a histogram over returns, [..., bins]
-    distributions      the same after each next token, read before it, [..., vocab · bins]
+    distributions      the same after each next token, see `next_histograms`
     vocabulary         Q(prefix, ·), [..., vocab]; 0 at first
     vocabulary+value   Q's parts and V(prefix), [..., vocab + 1]; 0 at first; to be folded
     language           a language model as it is, [..., vocab]
     """
     if head == "distributions":
-        told: Any = source
-        if not isinstance(source, PretrainedConfig):
-            told = AutoConfig.from_pretrained(str(source))
-        return scalar_head(source, bins=bins * told.vocab_size, **options)
+        return _next_token_head(source, bins, **options)
     if head in ("scalar", "distribution"):
         return scalar_head(source, bins=bins if head == "distribution" else 1, **options)
     model = vocabulary_head(source, **options)
@@ -58,6 +57,38 @@ def build(head: Head, source: Source, *, bins: int = 1, **options: Any) -> Any:
     new = nn.Linear(old.in_features, width, bias=False).to(old.weight)
     nn.init.zeros_(new.weight)
     return _set_output(model, new)
+
+
+def _next_token_head(source: Source, bins: int, **options: Any) -> Any:
+    """A head for `next_histograms`; of a language model its log-likelihood is taken over."""
+    config: Any = source
+    if not isinstance(source, PretrainedConfig):
+        config = AutoConfig.from_pretrained(str(source))
+    model = scalar_head(source, bins=config.vocab_size * (bins + 1), **options)
+    if (getattr(config, "architectures", None) or [""])[0].endswith("ForCausalLM"):
+        likely = vocabulary_head(source, **options).get_output_embeddings()
+        head: Any = split(model)[1]
+        rows = head.weight.data.unflatten(0, (config.vocab_size, -1))
+        rows[:, :-1].zero_()
+        rows[:, -1].copy_(likely.weight)
+    return model
+
+
+def next_histograms(outputs: Tensor, vocab: int) -> Tensor:
+    """Logits of the histograms after each next token, from what was read before it.
+
+        logit_b(v) = a_b(v)·h + LIKELY·(b / (bins − 1))·log q(v),   q = softmax_v(l(v)·h)
+
+    with a the rows of a token's bins and l that of its likelihood, which begins as the base's. So a
+    scorer begins by thinking that what the base finds likely is good, and unlearns it where it is
+    not so; without, it takes long to tell a token the base means from one it does not.
+
+    [..., vocab · (bins + 1)], a token's bins and then its l → [..., vocab, bins].
+    """
+    table = outputs.unflatten(-1, (vocab, -1))
+    log_q = table[..., -1].float().log_softmax(-1)
+    slopes = LIKELY * torch.linspace(0, 1, table.shape[-1] - 1, device=outputs.device)
+    return table[..., :-1] + log_q[..., None] * slopes
 
 
 def fold(model: Any, combine: Callable[[Tensor], Tensor]) -> Any:

@@ -20,7 +20,7 @@ from torch.nn.functional import logsigmoid
 from tqdm import tqdm
 
 from trimtab_models.checkpoint import Link, ScorerInfo
-from trimtab_models.networks import split
+from trimtab_models.networks import next_histograms, split
 from trimtab_models.rows import Rollout, Rows, pad
 
 _LINKS: dict[Link, Callable[[Tensor], Tensor]] = {
@@ -86,7 +86,7 @@ def _read(outputs: Tensor, info: ScorerInfo, rows: Rows, strength: float, vocab:
         chosen = rows.chosen(outputs).float()
         return chosen.cumsum(-1) if info.adds_up else chosen
     if info.ahead:
-        states = rows.chosen(outputs.unflatten(-1, (vocab, -1))).float()  # [rows, steps, bins]
+        states = rows.chosen(next_histograms(outputs, vocab)).float()  # [rows, steps, bins]
     else:
         states = rows.gather(outputs).float()  # [rows, steps, width]
     if info.family == "distribution":

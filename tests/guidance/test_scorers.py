@@ -17,7 +17,7 @@ from trimtab.scorers import FunctionScorer, Scorer
 from trimtab.scorers.distribution import soft_value, soft_value_reference
 from trimtab.testing import check_scorer
 from trimtab_models.checkpoint import ScorerInfo, save
-from trimtab_models.networks import scalar_head, vocabulary_head
+from trimtab_models.networks import next_histograms, scalar_head, vocabulary_head
 
 C = 1.7
 """A strength."""
@@ -32,7 +32,7 @@ def histogram(source):
 
 
 def histograms(source):
-    return scalar_head(source, bins=5 * source.vocab_size)
+    return scalar_head(source, bins=6 * source.vocab_size)
 
 
 @pytest.fixture(scope="module")
@@ -177,7 +177,7 @@ def test_a_distribution_is_scored_at_the_strength(scorers, checkpoints, c):
     assert len(set(score.tolist())) == 6
     ahead = scorers["q_returns"].score([0], [prefix], [candidates], [c])
     before = head_outputs(checkpoints / "q_returns", prefix[:-1], prefix[-1:])[0]
-    p = before.view(-1, 5)[candidates].double().softmax(-1).tolist()
+    p = next_histograms(before, VOCAB)[candidates].double().softmax(-1).tolist()
     expected = [soft_value_reference(q, [-1, 0, 1, 2, 3], c) for q in p]
     torch.testing.assert_close(ahead, torch.tensor(expected), atol=1e-4, rtol=1e-4)
     both = scorers["both"].score([0], [prefix], [candidates], [2 * c])

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from test_objectives_values import prefixes, random_outputs, random_rollouts
+from trimtab_models.networks import LIKELY
 from trimtab_models.objectives import OBJECTIVES
 from trimtab_models.objectives.distribution import Distribution, QDistribution, two_hot
 from trimtab_models.objectives.soft_value import SoftValue
@@ -156,11 +157,13 @@ def test_a_q_distribution_reads_the_rows_of_the_token_that_came(decay: float) ->
     """The loss of a distribution head that says after each token what this one says before it."""
     rows = Distribution((-5, 5), bins=3).collate(random_rollouts(1), 0)
     vocab = int(rows.input_ids.max()) + 1
-    outputs = random_outputs(rows, vocab * 3, 1)
+    outputs = random_outputs(rows, vocab * 4, 1)
     after = torch.zeros(*outputs.shape[:2], 3)
     for row, ids in enumerate(rows.input_ids.tolist()):
         for t, token in enumerate(ids[1:], 1):
-            after[row, t] = outputs[row, t - 1, 3 * token : 3 * token + 3]
+            log_q = outputs[row, t - 1, 3::4].log_softmax(-1)[token]
+            slopes = LIKELY * torch.tensor([0, 0.5, 1])
+            after[row, t] = outputs[row, t - 1, 4 * token : 4 * token + 3] + log_q * slopes
     objective = QDistribution((-5, 5), bins=3, decay=decay)
     expected = Distribution((-5, 5), bins=3, decay=decay).loss(after, rows)
     assert objective.loss(outputs, rows).item() == pytest.approx(expected.item(), rel=1e-5)

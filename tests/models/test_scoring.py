@@ -9,7 +9,7 @@ import torch
 from transformers import AutoModelForSequenceClassification, LlamaConfig, set_seed
 
 from trimtab_models.checkpoint import ScorerInfo
-from trimtab_models.networks import build
+from trimtab_models.networks import build, next_histograms
 from trimtab_models.rows import Rollout
 from trimtab_models.scoring import expected, prefix_scores
 
@@ -70,7 +70,8 @@ def _slow(model: Any, info: ScorerInfo, prompt: list[int], prefix: list[int], **
     if info.family == "distribution":
         low, high = info.support or (0.0, 0.0)
         if info.ahead:
-            output = _last(model, prompt + prefix[:-1]).view(VOCABULARY, 5)[prefix[-1]]
+            before = _last(model, prompt + prefix[:-1])
+            output = next_histograms(before, VOCABULARY)[prefix[-1]]
         bins = [(w, low + b * (high - low) / 4) for b, w in enumerate(output.double().softmax(-1))]
         if c := more.get("strength", 0.0):
             return math.log(sum(w * math.exp(c * r) for w, r in bins)) / c

@@ -24,6 +24,7 @@ from transformers import (
 )
 
 from trimtab_models import checkpoint, data, demo, manifest
+from trimtab_models.networks import next_histograms
 from trimtab_models.objectives import OBJECTIVES
 from trimtab_models.rows import Rollout, pad
 from trimtab_models.scoring import prefix_scores
@@ -114,7 +115,7 @@ def _outputs(model: Any, ids: torch.Tensor) -> torch.Tensor:
         ("td-lambda", AutoModelForTokenClassification, 1),
         ("bradley-terry", AutoModelForTokenClassification, 1),
         ("distribution", AutoModelForTokenClassification, OBJECTIVES["distribution"]().bins),
-        ("q-distribution", AutoModelForTokenClassification, 1024 * 51),
+        ("q-distribution", AutoModelForTokenClassification, 1024 * 52),
         ("q-exact", AutoModelForCausalLM, 1024),
         ("value-advantage", AutoModelForCausalLM, 1024),
         ("genarm", AutoModelForCausalLM, 1024),
@@ -155,7 +156,7 @@ def _final_variance(model: Any, info: Any, rollouts: Any) -> float:
     for rollout in rollouts:
         ids = torch.tensor([rollout.prompt + rollout.completion])
         logits = _outputs(model, ids)[0]
-        logits = logits[-2].view(1024, -1)[ids[0, -1]] if info.ahead else logits[-1]
+        logits = next_histograms(logits[-2], 1024)[ids[0, -1]] if info.ahead else logits[-1]
         p, returns = logits.softmax(-1), torch.linspace(*info.support, logits.shape[-1])
         variances.append(float(p @ returns.square() - (p @ returns).square()))
     return float(torch.tensor(variances).median())

@@ -22,6 +22,7 @@ from trimtab.errors import ScorerLoadError
 from trimtab.scorers.base import NetworkScorer
 from trimtab.scorers.vocabulary import gather_candidates
 from trimtab_models.checkpoint import ScorerInfo
+from trimtab_models.networks import next_histograms
 
 NEGLIGIBLE = 1e-6
 """Strengths times the support's width below this: s_c is the mean to within float32's rounding."""
@@ -70,9 +71,10 @@ class DistributionScorer(NetworkScorer):
                 'checkpoint whose config.json has "support": [lowest, highest] under "trimtab"'
             )
         super().__init__(info, backbone)
-        weight: Any = backbone.head.weight  # [bins, hidden], or [vocab · bins, hidden]
-        self.vocab = backbone.model.get_input_embeddings().num_embeddings if info.ahead else 1
-        self.returns = torch.linspace(*info.support, len(weight) // self.vocab)
+        weight: Any = backbone.head.weight  # [bins, hidden], or [vocab · (bins + 1), hidden]
+        self.vocab = backbone.model.get_input_embeddings().num_embeddings
+        bins = len(weight) // self.vocab - 1 if info.ahead else len(weight)
+        self.returns = torch.linspace(*info.support, bins)
         """What the bins stand for, [bins] float32 on the host."""
 
     def score(
@@ -99,5 +101,5 @@ class DistributionScorer(NetworkScorer):
         hidden = self.backbone.hidden(keys, prefixes, asked)  # [Σ candidates or rows, hidden]
         logits: Tensor = self.backbone.head(hidden)
         if self.info.ahead:
-            return gather_candidates(logits.unflatten(-1, (self.vocab, -1)), candidates)
+            return gather_candidates(next_histograms(logits, self.vocab), candidates)
         return logits

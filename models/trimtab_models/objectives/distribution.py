@@ -34,7 +34,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from trimtab_models.networks import Head
+from trimtab_models.networks import Head, next_histograms
 from trimtab_models.objectives.base import Objective
 from trimtab_models.objectives.returns import check_decay, lambda_returns
 from trimtab_models.rows import Rows
@@ -139,7 +139,7 @@ class QDistribution(Distribution):
 
     def histograms(self, outputs: Tensor, rows: Rows) -> Tensor:
         """Those of the tokens that came; see Distribution.histograms."""
-        return rows.chosen(outputs.unflatten(-1, (-1, self.bins)))
+        return rows.chosen(next_histograms(outputs, outputs.shape[-1] // (self.bins + 1)))
 
     def info(self) -> dict[str, Any]:
         """Which returns the bins stand for, and that there are some for every token."""

@@ -45,7 +45,7 @@ def fitted(config: TrainConfig, items: Sequence[Any]) -> TrainConfig:
     info = read_info(config.scorer) if config.scorer else None
     if config.scorer and info and info.support:
         told = AutoConfig.from_pretrained(config.scorer)
-        bins = told.num_labels // (told.vocab_size if info.ahead else 1)
+        bins = told.num_labels // told.vocab_size - 1 if info.ahead else told.num_labels
         found = {"support": list(info.support), "bins": bins}
     else:
         rewards = {item.label for item in items if isinstance(item, Rollout)}
