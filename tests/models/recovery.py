@@ -20,6 +20,8 @@ def fit(world: Tiny, objective: Objective, *, rate: float = 0.1, **options: Any)
     """
     widths = {"scalar": 1, "vocabulary": VOCABULARY, "vocabulary+value": VOCABULARY + 1}
     width = getattr(objective, "bins", widths.get(objective.head, VOCABULARY))
+    if objective.head == "distributions":
+        width = VOCABULARY * (width + 1)
     table = torch.zeros(len(world.states), width, requires_grad=True)
     number = {state: i for i, state in enumerate(world.states)}
     at = torch.zeros_like(world.rows.input_ids)  # [finals, length] the state at every position

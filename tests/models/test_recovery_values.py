@@ -175,9 +175,22 @@ def test_distributions_find_the_returns_and_with_them_every_soft_value(
             assert distance(world, soft, world.table(world.value), prefixes) > 5 * TOLERANCE
 
 
+def _means(logits: Tensor) -> Tensor:
+    """Of the histograms of every next token, [states, vocab]."""
+    return networks.next_histograms(logits, VOCABULARY).softmax(-1) @ torch.linspace(
+        -1, 1, 21, dtype=torch.float64
+    )
+
+
+def test_q_distributions_find_the_mean_reward_after_every_token(world: Tiny) -> None:
+    learnt = _means(fit(world, OBJECTIVES["q-distribution"](bins=21), steps=400, rate=0.3))
+    assert _q_distance(world, learnt, _q(world)) < TOLERANCE
+
+
 @pytest.mark.parametrize(
     ("name", "options"),
     [
+        ("q-distribution", {"bins": 21}),
         ("td-lambda", {}),
         ("q-exact", {}),
         ("dueling-q", {}),
@@ -191,7 +204,9 @@ def test_networks_come_near(world: Tiny, name: str, options: dict[str, Any]) -> 
     if objective.head == "vocabulary+value":
         model = networks.fold(model, objective.combine)
     learnt, values = outputs(world, model), world.table(world.value)
-    if objective.head.startswith("vocabulary"):
+    if objective.head == "distributions":
+        learnt = _means(learnt)
+    if objective.head.startswith(("vocabulary", "distributions")):
         exact = _q(world)
         error, nothing = (_q_distance(world, q, exact) for q in (learnt, 0 * exact))
     else:

@@ -5,10 +5,10 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import LlamaConfig, set_seed
+from transformers import LlamaConfig, LlamaForCausalLM, set_seed
 
 from trimtab_models import checkpoint, training
-from trimtab_models.networks import scalar_head
+from trimtab_models.networks import LIKELY, build, next_histograms, scalar_head
 from trimtab_models.objectives import OBJECTIVES
 from trimtab_models.rows import Pair, Rollout, Rows
 from trimtab_models.scoring import prefix_scores
@@ -106,3 +106,20 @@ def test_nothing_is_dropped_before_a_scalar_head() -> None:
     dropouts = [module for module in _tiny().modules() if isinstance(module, torch.nn.Dropout)]
     assert dropouts
     assert all(module.p == 0 for module in dropouts)
+
+
+def test_a_head_of_every_next_token_begins_as_the_bases_own_likelihood(tmp_path: Path) -> None:
+    base = LlamaForCausalLM(_tiny().config)
+    base.save_pretrained(tmp_path / "base")
+    model = build("distributions", tmp_path / "base", bins=3)
+    ids = torch.randint(1, base.config.vocab_size, (2, 7))
+    with torch.inference_mode():
+        logits = next_histograms(model(ids).logits - model.score.bias, base.config.vocab_size)
+        log_pi0 = base(ids).logits.log_softmax(-1)
+    for b, slope in enumerate((0.0, LIKELY / 2, LIKELY)):
+        torch.testing.assert_close(logits[..., b], slope * log_pi0, atol=1e-4, rtol=1e-4)
+    # What was trained goes on from where it was.
+    torch.nn.init.normal_(model.score.weight)
+    model.save_pretrained(tmp_path / "trained")
+    again = build("distributions", tmp_path / "trained", bins=3)
+    assert torch.equal(again.score.weight, model.score.weight)
