@@ -2,8 +2,9 @@
 
     python benchmarks/kl_budget.py SCORER
 
-SCORER is a distribution head of the world's consistency reward. 200 test prompts with two answers
-each at temperature 1, through the offline engine; the same prompts and seeds for every setting.
+SCORER is a distribution head of the world's consistency reward. 200 test prompts at temperature 1,
+through the offline engine, with eight answers each under a budget, so that the luck of single answers
+does not hide what 50 prompts spend, and four at a fixed β; the same prompts and seeds throughout.
 Budgets of 0.5, 1, 2 and 4 nats against fixed β: the reward of fixed β at the budget's realised mean
 KL lies between those of the two nearest β, prompt by prompt, and the difference is tested on the
 same prompts. Writes benchmarks/results/kl_budget.{json,md,png}; a run takes up what is there.
@@ -31,7 +32,8 @@ from trimtab_models.worlds import WORLDS
 from trimtab_server.demo import ENGINE
 
 RESULTS = Path(__file__).parent / "results"
-PROMPTS, N, SEED = 200, 2, 0
+PROMPTS, SEED = 200, 0
+ANSWERS = {"kl_budget": 8, "beta": 4}
 BUDGETS = (0.5, 1.0, 2.0, 4.0)
 BETAS = (1.0, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0, 6.0, 8.0, 12.0, 20.0, 40.0)
 GROUP = 50
@@ -44,7 +46,7 @@ def run(sampler: Sampler, params: dict[str, float]) -> dict[str, Any]:
     ids = [sampler.tokenizer(text, add_special_tokens=False).input_ids for text in prompts]
     answers = sampler.sample(
         ids,
-        N,
+        max(ANSWERS[name] for name in params),
         seed=SEED,
         temperature=1.0,
         max_tokens=world.max_tokens,
@@ -85,7 +87,8 @@ def mean_se(values: np.ndarray) -> str:
 
 def report(runs: dict[str, Any]) -> str:
     lines = [
-        f"{PROMPTS} test prompts of *reviews*, {N} answers each at temperature 1, reward: "
+        f"{PROMPTS} test prompts of *reviews* at temperature 1, {ANSWERS['kl_budget']} answers each "
+        f"under a budget and {ANSWERS['beta']} at a fixed β, reward: "
         "consistency. Means ± standard errors over prompts.",
         "",
         "| budget | KL, nats | KL ÷ budget | worst 50 in a row | worst of 10⁴ random 50 "

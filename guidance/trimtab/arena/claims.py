@@ -45,8 +45,12 @@ CLAIMS = (
     Claim("vas", "fudge", "VAS, Table 1"),
     Claim("vas", "base", "VAS, tool use", "best settings", factor=1.6, world="tools"),
     Claim("distribution", "base", "VAS, tool use", "best settings", factor=1.6, world="tools"),
+    Claim("q-distribution", "base", "VAS, tool use", "best settings", factor=1.6, world="tools"),
     Claim("vas", "base", "VAS: adds to an example", "best settings", world="tools-shown"),
     Claim("distribution", "base", "VAS: adds to an example", "best settings", world="tools-shown"),
+    Claim(
+        "q-distribution", "base", "VAS: adds to an example", "best settings", world="tools-shown"
+    ),
     Claim("distribution-small", "base", "VAS: small scorers still help", "best settings"),
     Claim("vas", "best-of-128", "VAS, Table 2", "best settings", "≈"),
     Claim("cd-fudge", "cd-q", "Controlled Decoding, Fig. 2"),
@@ -57,6 +61,9 @@ CLAIMS = (
     Claim("distribution", "vas", "ours"),
     Claim("distribution-base", "value-mass", "ours: distribution against mean"),
     Claim("distribution", "distribution-base", "ours: refined on guided answers"),
+    Claim("q-distribution-base", "distribution-base", "ours: read before the token"),
+    Claim("q-distribution", "q-distribution-base", "ours: refined on guided answers"),
+    Claim("q-distribution", "best-of-128", "ours", "best settings"),
     Claim("distribution", "soft-value", "ours: one head for every β"),
     Claim("distribution", "best-of-128", "ours", "best settings"),
 )
