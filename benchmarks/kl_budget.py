@@ -87,9 +87,9 @@ def mean_se(values: np.ndarray) -> str:
 
 def report(runs: dict[str, Any]) -> str:
     lines = [
-        f"{PROMPTS} test prompts of *reviews* at temperature 1, {ANSWERS['kl_budget']} answers each "
-        f"under a budget and {ANSWERS['beta']} at a fixed β, reward: "
-        "consistency. Means ± standard errors over prompts.",
+        f"{PROMPTS} test prompts of *reviews* at temperature 1, {ANSWERS['kl_budget']} answers "
+        f"each under a budget and {ANSWERS['beta']} at a fixed β, reward: consistency. "
+        "Means ± standard errors over prompts.",
         "",
         "| budget | KL, nats | KL ÷ budget | worst 50 in a row | worst of 10⁴ random 50 "
         "| largest answer | reward | fixed β at this KL | difference | p (it is worse) |",
