@@ -3,7 +3,7 @@
     python benchmarks/kl_budget.py SCORER
 
 SCORER is a distribution head of the world's consistency reward. 200 test prompts at temperature 1,
-through the offline engine, with eight answers each under a budget, so that the luck of single answers
+through the offline engine, eight answers each under a budget, so that the luck of single answers
 does not hide what 50 prompts spend, and four at a fixed β; the same prompts and seeds throughout.
 Budgets of 0.5, 1, 2 and 4 nats against fixed β: the reward of fixed β at the budget's realised mean
 KL lies between those of the two nearest β, prompt by prompt, and the difference is tested on the
