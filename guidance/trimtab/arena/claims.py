@@ -66,6 +66,8 @@ CLAIMS = (
     Claim("q-distribution", "best-of-128", "ours", "best settings"),
     Claim("distribution", "soft-value", "ours: one head for every β"),
     Claim("distribution", "best-of-128", "ours", "best settings"),
+    Claim("distribution-lean", "distribution-small", "ours: refined on guided answers"),
+    Claim("distribution-lean", "best-of-128", "ours", "best settings"),
 )
 
 

@@ -64,6 +64,9 @@ TRAININGS = {
     "distribution-base": Training("distribution"),
     "distribution-small": Training("distribution", {"layers": 1}),
     "distribution": Training("distribution", {"learning_rate": 7e-4}, refines="distribution-base"),
+    "distribution-lean": Training(
+        "distribution", {"learning_rate": 7e-4}, refines="distribution-small"
+    ),
     "q-distribution-base": Training("q-distribution"),
     "q-distribution": Training(
         "q-distribution", {"learning_rate": 7e-4}, refines="q-distribution-base"
@@ -164,6 +167,7 @@ _LISTED = (
     _ours("distribution-small", ", one layer"),
     _ours("distribution-base", ", base answers alone"),
     _ours("distribution", tail="mean", times=4),
+    _ours("distribution-lean", ", one layer, refined", tail="mean", times=4),
     _ours("q-distribution-base", " of every next token, base answers alone", worlds=_NARROW),
     _ours("q-distribution", " of every next token", tail="mean", worlds=_NARROW, times=4),
     *(
