@@ -20,10 +20,10 @@ tilted variance has beyond it:
 
     K(c) = ∫_0^c t·max(Var_{p_t}[R] − b, 0) dt = KL(p_s ‖ p) − s²·b/2,   s = c up to Var_{p_s} = b
 
-(b = 0 gives the above.) As long as distributions agree from step
-to step, β stays what it was, which is optimal: an answer that is already doing well spends less.
-spent + left is kept within `BAND` of B, so that no answer spends more than (1 + BAND)·B. Where all
-that can still be had costs less than what is left, β is MAX_BETA.
+(b = 0 gives the above.) As long as distributions agree from step to step, β stays what it was,
+which is optimal: an answer that is already doing well spends less. spent + left is kept within
+`BAND` of B, so that no answer spends more than (1 + BAND)·B. Where all that can still be had costs
+less than what is left, β is MAX_BETA.
 
 Floor f. The scorer's strength is the least c ≥ 0 whose tilted mean reaches f, with p the mixture
 of the candidates, Σ_v π0(v)·p(R | prefix + v) / π0(C): the dual weight of E[R] ≥ f, 0 once the base
