@@ -66,11 +66,12 @@ class Outlook:
 
     def tilt(self, c: Tensor) -> tuple[Tensor, Tensor]:
         """Λ(c) and K(c) of every candidate, each [n]; c: [n]."""
-        moment = self._moments(c)[0]
+        moment, mean, _ = self._moments(c)
         if not self.blur:
-            return moment, self._kl(c)
-        c = c.clamp(-self.reach, self.reach)
-        return moment, (self._kl(c) - c.square() * self.blur / 2).clamp(min=0)
+            return moment, (c * mean - moment).clamp(min=0)
+        s = c.clamp(-self.reach, self.reach)
+        below, mean, _ = self._moments(s)
+        return moment, (s * mean - below - s.square() * self.blur / 2).clamp(min=0)
 
     @cached_property
     def reach(self) -> Tensor:
@@ -78,10 +79,6 @@ class Outlook:
         side = self.weight.sign()[self.row]
         target = torch.full_like(side, -self.blur)
         return root(lambda c: -self._moments(c * side)[2], target)
-
-    def _kl(self, c: Tensor) -> Tensor:
-        moment, mean, _ = self._moments(c)
-        return (c * mean - moment).clamp(min=0)
 
     def _moments(self, c: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Λ(c), and mean and variance of the return under the tilt, each [n]."""

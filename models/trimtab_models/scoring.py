@@ -73,19 +73,20 @@ def prefix_scores(
                     scored = scored - _log_likelihood(reference, rows)
                 scored = info.alpha * scored
             else:
-                vocab = model.get_input_embeddings().num_embeddings
-                scored = _read(_outputs(model, rows), info, rows, strength, vocab)
+                scored = _read(model, info, rows, strength)
             for i, row, length in zip(batch, scored.cpu(), rows.completions.tolist(), strict=True):
                 scores[i] = row[:length].clone()
     return scores
 
 
-def _read(outputs: Tensor, info: ScorerInfo, rows: Rows, strength: float, vocab: int) -> Tensor:
-    """Scores [rows, steps] from the outputs [rows, length, width] of the families with values."""
+def _read(model: Any, info: ScorerInfo, rows: Rows, strength: float) -> Tensor:
+    """Scores [rows, steps] of the families with values."""
+    outputs = _outputs(model, rows)  # [rows, length, width]
     if info.family == "vocabulary":
         chosen = rows.chosen(outputs).float()
         return chosen.cumsum(-1) if info.adds_up else chosen
     if info.ahead:
+        vocab = model.get_input_embeddings().num_embeddings
         states = rows.chosen(next_histograms(outputs, vocab)).float()  # [rows, steps, bins]
     else:
         states = rows.gather(outputs).float()  # [rows, steps, width]

@@ -149,8 +149,7 @@ def test_the_corpus_leaves_room_and_rewards_fit_their_bins(world: World) -> None
         ]
         assert min(places) == 0
         assert max(places) == pytest.approx(world.bins[name] - 1)
-        if world.bins[name] != 7:  # digest's, which are coarse: rewards fall between them
-            assert all(place == pytest.approx(round(place), abs=1e-9) for place in places), name
+        assert all(place == pytest.approx(round(place), abs=1e-9) for place in places), name
         assert 0.1 < sum(places) / len(places) / (world.bins[name] - 1) < 0.75
 
 

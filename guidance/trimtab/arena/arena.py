@@ -58,20 +58,22 @@ def chosen(task: Task, scale: Scale, only: Sequence[str]) -> list[Method]:
         )
     names = only or task.methods or [name for name in scale.methods if _suits(task, METHODS[name])]
     if unfit := [name for name in names if not _possible(task, METHODS[name])]:
-        there = [f"{name} (for {', '.join(_worlds(METHODS[name]) or ())})" for name in unfit]
+        there = [f"{name} (for {', '.join(_worlds(task, METHODS[name]) or ())})" for name in unfit]
         raise TrimtabError(f"{task.world.name} is no world for {', '.join(there)}.")
     methods = [METHODS[name] for name in dict.fromkeys(("base", *names))]
     grids = [heat_map(METHODS[name]) for name in scale.heat_map if name in names]
     return methods + [method for grid in grids for method in grid]
 
 
-def _worlds(method: Method) -> Iterable[str] | None:
-    """The worlds that have what a method is after; None: all have."""
-    return {"gold": method.worlds, "composed": SUMS, "dial": DIALS}[method.target]
+def _worlds(task: Task, method: Method) -> Iterable[str] | None:
+    """The worlds that a method can be had for; None: all. What limits its training is no matter
+    where a task brings the scorer."""
+    trained = None if method.scorer in task.scorers else method.worlds
+    return {"gold": trained, "composed": SUMS, "dial": DIALS}[method.target]
 
 
 def _possible(task: Task, method: Method) -> bool:
-    worlds = _worlds(method)
+    worlds = _worlds(task, method)
     return worlds is None or task.world.name in worlds
 
 

@@ -69,6 +69,7 @@ class Distribution(Objective):
         decay: λ; 1 is the cross-entropy to the reward, less is its TD form.
     """
 
+    title: ClassVar[str] = "return distribution"
     head: ClassVar[Head] = "distribution"
     is_value: ClassVar[bool] = True
     reads_strength: ClassVar[bool] = True
@@ -81,7 +82,7 @@ class Distribution(Objective):
         if bins < 2:
             raise ValueError(f"bins are at least 2, not {bins}")
         self.support, self.bins, self.decay = (support[0], support[1]), bins, check_decay(decay)
-        self.name = "return distribution" + (f", λ={decay:g}" if decay < 1 else "")
+        self.name = self.title + (f", λ={decay:g}" if decay < 1 else "")
 
     def collate(self, items: Sequence[Any], pad_id: int) -> Rows:
         """Padded rows.
@@ -129,13 +130,8 @@ class QDistribution(Distribution):
     same. Source, beside the above: Bellemare et al., section 3, whose Z(s, a) it is.
     """
 
+    title: ClassVar[str] = "Q return distribution"
     head: ClassVar[Head] = "distributions"
-
-    def __init__(
-        self, support: Sequence[float] = (-1.0, 1.0), bins: int = 51, decay: float = 1.0
-    ) -> None:
-        super().__init__(support, bins, decay)
-        self.name = f"Q {self.name}"
 
     def histograms(self, outputs: Tensor, rows: Rows) -> Tensor:
         """Those of the tokens that came; see Distribution.histograms."""
