@@ -145,7 +145,7 @@ def draw(runs: dict[str, Any], path: Path) -> None:
     left.legend(frameon=False)
     for budget in BUDGETS:
         kl = np.ravel(runs[f"budget {budget:g}"]["kl"]) / budget
-        right.hist(kl, bins=np.linspace(0, 1.2, 49), histtype="step", label=f"{budget:g} nats")
+        right.hist(kl, bins=np.linspace(0, 3, 61), histtype="step", label=f"{budget:g} nats")
     right.axvline(1.1, color="grey", linewidth=0.7, linestyle=":")
     right.set_xlabel("KL of an answer ÷ its budget")
     right.set_ylabel("answers")

@@ -171,7 +171,7 @@ class Guide:
                 weight[r] = self._weight(rows[r], name)
         row, place = map(torch.from_numpy, _places(members, asked))
         log_p = logits.double().log_softmax(-1)
-        return control.Outlook(log_p, scorer.returns.double(), row, place, weight, scorer.info.blur)
+        return control.Outlook(log_p, scorer.returns.double(), row, place, weight)
 
     def score_rows(self, name: str, rows: Sequence[Row], groups: Sequence[Ids]) -> Tensor:
         """One scorer's scores, [Σ candidates] on the host; rows it fails for are marked."""

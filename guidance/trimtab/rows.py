@@ -32,6 +32,7 @@ class Plan:
     spent: float = 0.0  # nats, before this step
     left: float = math.inf  # nats that it and the steps to come may cost, in expectation
     most: float = math.inf  # nats that the answer may have cost after it
+    before: float = 0.0  # β of the last step that had one, 0 if none had
     beta: float | None = None  # under a kl_budget; None where there was one candidate
     duals: dict[str, float] = field(default_factory=dict)  # strengths of scorers with a floor
     after: dict[int, float] = field(default_factory=dict)  # nats left after each candidate
@@ -108,9 +109,11 @@ class Row:
         last = self.steps.get(at - 1)
         if last is None or last.plan is None:
             return Plan(most, 0.0, most)
+        before = last.plan.before if last.plan.beta is None else last.plan.beta
         spent = last.plan.spent + last.kl
         left = last.plan.after.get(int(self.prefix[-1]), budget - spent)
-        return Plan(spent, min(max(left, (1 - band) * budget - spent), most - spent), most)
+        left = min(max(left, (1 - band) * budget - spent), most - spent)
+        return Plan(spent, left, most, before)
 
     def follows(self, sequence: Ids) -> bool:
         """Whether this row can have produced `sequence`, prompt included.

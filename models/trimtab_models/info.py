@@ -37,12 +37,6 @@ class ScorerInfo(BaseModel):
         False,
         description="a distribution head with a histogram for each next token, read before it",
     )
-    blur: float = Field(
-        0.0,
-        ge=0,
-        description="variance that a distribution head still sees when an answer has ended, where "
-        "there is none: the median over rollouts, in squared units of the reward",
-    )
     alpha: float = Field(1.0, description="factor of a log-ratio scorer, α·log π_r(v | prefix)")
     reference: str | None = Field(
         None,

@@ -24,7 +24,6 @@ from transformers import (
 )
 
 from trimtab_models import checkpoint, data, demo, manifest
-from trimtab_models.networks import next_histograms
 from trimtab_models.objectives import OBJECTIVES
 from trimtab_models.rows import Rollout, pad
 from trimtab_models.scoring import prefix_scores
@@ -146,20 +145,6 @@ def test_transformers_alone_loads_it_with_the_same_numbers(
         scores = torch.cat(prefix_scores(ours, info, rollouts, tokenizer.pad_token_id))
         assert info.mean == pytest.approx(float(scores.mean()), abs=1e-5)
         assert info.deviation == pytest.approx(float(scores.std()), rel=1e-4)
-    if info.family == "distribution":
-        assert info.blur == pytest.approx(_final_variance(ours, info, rollouts), rel=0.02)
-
-
-def _final_variance(model: Any, info: Any, rollouts: Any) -> float:
-    """The median over answers of the variance of the return, once the answer has ended."""
-    variances = []
-    for rollout in rollouts:
-        ids = torch.tensor([rollout.prompt + rollout.completion])
-        logits = _outputs(model, ids)[0]
-        logits = next_histograms(logits[-2], 1024)[ids[0, -1]] if info.ahead else logits[-1]
-        p, returns = logits.softmax(-1), torch.linspace(*info.support, logits.shape[-1])
-        variances.append(float(p @ returns.square() - (p @ returns).square()))
-    return float(torch.tensor(variances).median())
 
 
 def test_a_family_without_token_classes_is_a_sequence_classifier(

@@ -259,23 +259,12 @@ def deviations(
 ) -> ScorerInfo:
     """The same with the mean and deviation of the scores of all prefixes of the rollouts.
 
-    Where scores add up along a text, as a log-ratio's do, they are those of its single tokens. Of
-    a distribution head the blur is told as well.
+    Where scores add up along a text, as a log-ratio's do, they are those of its single tokens.
     """
     scores = prefix_scores(model, info, rollouts, pad_id, reference=reference)
     if info.family == "log_ratio" or info.adds_up:
         scores = [torch.diff(row, prepend=row.new_zeros(1)) for row in scores]
     values = torch.cat(scores)
-    found = {"mean": float(values.mean()), "deviation": max(float(values.std()), 1e-6)}
-    if info.family == "distribution":
-        found["blur"] = _blur(info, model, rollouts, pad_id)
-    return info.model_copy(update=found)
-
-
-def _blur(info: ScorerInfo, model: Any, rollouts: Sequence[Rollout], pad_id: int) -> float:
-    """The median variance of the histograms of ended answers, from s_c − s_{−c} ≈ c·variance."""
-    low, high = info.support or (0.0, 1.0)
-    c = 0.5 / (high - low)
-    up, down = (prefix_scores(model, info, rollouts, pad_id, strength=s) for s in (c, -c))
-    apart = torch.stack([above[-1] - below[-1] for above, below in zip(up, down, strict=True)])
-    return max(float(apart.median()) / c, 0.0)
+    return info.model_copy(
+        update={"mean": float(values.mean()), "deviation": max(float(values.std()), 1e-6)}
+    )
