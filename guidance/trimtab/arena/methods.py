@@ -181,7 +181,9 @@ _LISTED = (
     Method("rl", "RLOO on the exact reward (TRL)", strengths=TUNED, rival="rl", group="rival"),
     Method("dpo", "Rafailov et al. 2023 (DPO)", strengths=TUNED, rival="dpo", group="rival"),
     Method("dial", _VAS + ", personalisation", DIAL, 32, 0.99, strengths=TURNS, target="dial"),
-    Method("composition", _VAS + ", values added up", COMPOSED, 32, 0.99, target="composed"),
+    Method(
+        "composition", _VAS + ", values added up", COMPOSED, 32, 0.99, target="composed", times=4
+    ),
     Method(
         "summed-rl",
         "RLOO on the summed reward, as Mo-PPO",
@@ -189,6 +191,7 @@ _LISTED = (
         rival="rl",
         target="composed",
         group="rival",
+        times=4,
     ),
     Method(
         "rewarded-soup",
@@ -197,6 +200,7 @@ _LISTED = (
         rival="soup",
         target="composed",
         group="rival",
+        times=4,
     ),
 )
 METHODS: dict[str, Method] = {method.name: method for method in _LISTED}

@@ -29,12 +29,13 @@ def prepare(task: Task, out: Path, scale: Scale, wanted: Iterable[str]) -> dict[
     left = [name for name in names if name not in found]
     if left:
         base = build.build_base(task.world, out)
+        more, each = task.world.practice
         build.roll_out(
             task.world,
             base,
             out / "rollouts.jsonl",
-            prompts=scale.rollout_prompts,
-            completions=scale.completions,
+            prompts=scale.rollout_prompts * more,
+            completions=int(scale.completions * each),
             seed=scale.seed,
         )
     missing = [name for name in left if not (out / "scorers" / name).exists()]

@@ -10,6 +10,7 @@ class Scale:
     """Numbers of prompts, answers and settings."""
 
     rollout_prompts: int
+    """Training prompts; of rollouts, times the world's `practice`."""
     completions: int
     """Training answers of each."""
     guided: int

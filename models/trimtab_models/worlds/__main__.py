@@ -24,7 +24,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     base = build.build_base(world, given.out)
     given.out.mkdir(parents=True, exist_ok=True)
     out = given.out / "rollouts.jsonl"
-    build.roll_out(world, base, out, prompts=PROMPTS, completions=COMPLETIONS)
+    more, each = world.practice
+    build.roll_out(world, base, out, prompts=PROMPTS * more, completions=int(COMPLETIONS * each))
 
 
 if __name__ == "__main__":

@@ -104,4 +104,5 @@ DIGEST = World(
     prompts=lambda split, n, seed: requests.prompts(_request, split, n, seed),
     max_tokens=32,
     documents=_documents,
+    practice=(8, 0.5),
 )

@@ -32,3 +32,6 @@ class World:
     """(n, seed) → texts that the base learns from; None if the base is committed."""
     base: Path | None = None
     """Directory of the committed base, if there is one."""
+    practice: tuple[int, float] = (1, 1.0)
+    """Factors of an arena's training prompts, and of the rollouts of each: it takes many, where the
+    reward asks of each word whether it follows from the request."""
