@@ -127,10 +127,13 @@ class PrefixPool:
 
     def _share(self, tokens: Ids) -> Entry:
         best, length = None, 0
-        for other in self.entries.values():
+        # Answers to one prompt come together, so most find all they can share near the end.
+        for other in reversed(self.entries.values()):
             n = common_prefix(other.tokens, tokens)
             if n > length:
                 best, length = other, n
+                if n == len(tokens):
+                    break
         if best is None:
             return Entry()
         slots = best.slots[:length]
