@@ -39,18 +39,21 @@ def test_guided_answers_stand_beside_the_bases(tmp_path, monkeypatch):
     asked = []
 
     def draw(task, out, scale, scorer, betas):
-        asked.append((scorer, len(betas)))
+        asked.append((scorer.name, len(betas)))
         return [{"prompt": "p", "completion": "Awful. I regret it.", "strength": b} for b in betas]
 
     monkeypatch.setattr(refine, "_draw", draw)
-    arguments = (task, tmp_path, QUICK_SCALE, tmp_path / "first", "consistency")
+    arguments = (task, tmp_path, QUICK_SCALE, "distribution-base", "consistency")
     path = refine.guided(*arguments)
     written = list(data.read(path))
     assert written[:3] == base
     assert [record["reward"] for record in written[3:]] == [reward("p", "Awful. I regret it.")] * 2
     assert all(record["strength"] > 0 for record in written[3:])
     assert refine.guided(*arguments) == path
-    assert asked == [(tmp_path / "first", 2)], "what is there is not drawn again"
+    assert asked == [("distribution-base", 2)], "what is there is not drawn again"
+    second = refine.guided(task, tmp_path, QUICK_SCALE, "distribution", "consistency")
+    assert list(data.read(second))[:-2] == written
+    assert asked[1:] == [("distribution", 2)]
 
 
 def test_what_guidance_did_to_each_token_is_read_off_the_trace():
@@ -75,3 +78,7 @@ def test_what_is_refined_comes_first(tmp_path):
     assert wanted == ["distribution-base", "td-lambda", "distribution"]
     (tmp_path / "scorers" / "distribution-base").mkdir(parents=True)
     assert _with_firsts(task, tmp_path, ["distribution"]) == ["distribution"]
+    narrow = load("sums")
+    assert _with_firsts(narrow, tmp_path, ["q-distribution-twice"]) == [
+        "q-distribution-base", "q-distribution", "q-distribution-twice"
+    ]  # fmt: skip

@@ -71,6 +71,9 @@ TRAININGS = {
     "q-distribution": Training(
         "q-distribution", {"learning_rate": 7e-4}, refines="q-distribution-base"
     ),
+    "q-distribution-twice": Training(
+        "q-distribution", {"learning_rate": 7e-4}, refines="q-distribution"
+    ),
     "td-lambda": Training("td-lambda"),
     "bradley-terry": Training("bradley-terry", pairs=True),
     "bradley-terry-full": Training("bradley-terry-full", pairs=True),
@@ -170,6 +173,7 @@ _LISTED = (
     _ours("distribution-lean", ", one layer, refined", tail="mean", times=4),
     _ours("q-distribution-base", " of every next token, base answers alone", worlds=_NARROW),
     _ours("q-distribution", " of every next token", tail="mean", worlds=_NARROW, times=4),
+    _ours("q-distribution-twice", ", refined twice", tail="mean", worlds=_NARROW, times=4),
     *(
         _search(f"best-of-{n}", "Stiennon et al. 2020", ONCE, method="best_of_n", n=n)
         for n in (4, 16, 64, 128)

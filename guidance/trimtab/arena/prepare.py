@@ -49,19 +49,22 @@ def prepare(task: Task, out: Path, scale: Scale, wanted: Iterable[str]) -> dict[
 
 
 def _with_firsts(task: Task, out: Path, names: list[str]) -> list[str]:
-    """And what they refine, if it is not there."""
+    """And what they refine, if it is not there; that first."""
     firsts = [trainings(task.world.name)[name].refines for name in names]
     needed = [first for first in firsts if first and not (out / "scorers" / first).exists()]
-    return list(dict.fromkeys([*needed, *names]))
+    before = _with_firsts(task, out, needed) if needed else []
+    return list(dict.fromkeys([*before, *names]))
 
 
 def _train_all(task: Task, out: Path, scale: Scale, names: list[str]) -> None:
-    known = trainings(task.world.name)
-    plain = [name for name in names if not known[name].refines]
+    rounds: dict[int, list[str]] = {}
+    for name in names:
+        rounds.setdefault(_rounds(task, name), []).append(name)
+    plain = rounds.pop(0, [])
     # The first of each kind writes the data that the others read.
     first = {_kind(task, name): name for name in reversed(plain)}
     waves = [list(first.values()), [name for name in plain if name not in first.values()]]
-    waves.append([name for name in names if name not in plain])
+    waves += [rounds[n] for n in sorted(rounds)]
     spawn = multiprocessing.get_context("spawn")
     with tqdm(total=len(names), desc="training", unit="scorer") as progress:
         for wave in waves:
@@ -70,6 +73,12 @@ def _train_all(task: Task, out: Path, scale: Scale, names: list[str]) -> None:
                 for done in as_completed(tasks):
                     done.result()
                     progress.update()
+
+
+def _rounds(task: Task, name: str) -> int:
+    """How many trainings come before this one."""
+    first = trainings(task.world.name)[name].refines
+    return 0 if first is None else 1 + _rounds(task, first)
 
 
 def _kind(task: Task, name: str) -> tuple[bool, str | None]:
@@ -99,7 +108,6 @@ def train(spec: str, out: Path, scale: Scale, name: str) -> None:
     if scale.epochs is not None:
         settings["epochs"] = scale.epochs[training.pairs]
     if training.refines is not None:
-        first = out / "scorers" / training.refines
-        data = guided(task, out, scale, first, reward)
-        settings |= {"scorer": str(first), "data": str(data)}
+        data = guided(task, out, scale, training.refines, reward)
+        settings |= {"scorer": str(out / "scorers" / training.refines), "data": str(data)}
     build.train(world, out, name, training.objective, reward, **settings)

@@ -11,6 +11,7 @@ together, or nearly all of the nats there are.
 import importlib
 import os
 from collections.abc import Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ import numpy as np
 from transformers import AutoTokenizer
 
 from trimtab.arena.frontier import sampled
+from trimtab.arena.methods import trainings
 from trimtab.arena.scale import Scale
 from trimtab.arena.task import Task
 from trimtab.draws import Completion
@@ -41,26 +43,33 @@ def strengths(rewards: Sequence[float]) -> list[float]:
     return [float(beta) for beta in np.interp(wanted, kl, frontier.beta)]
 
 
-def guided(task: Task, out: Path, scale: Scale, scorer: Path, reward: str) -> Path:
-    """A file of the base's rollouts and of those that a scorer guides, labelled; drawn if absent.
+def guided(task: Task, out: Path, scale: Scale, first: str, reward: str) -> Path:
+    """A file of rollouts and of answers that scorers guide, this one last; drawn if absent.
+
+    Of the rollouts it has no more than a scale asks for, whatever the world's `practice`: they are
+    known by now, and the more of them, the less guided answers count.
 
     Args:
         task: whose base and training prompts.
         out: the arena's directory.
         scale: how many answers: `scale.guided` to each prompt, a half at each strength.
-        scorer: a return distribution.
+        first: name of the scorer, a return distribution.
         reward: what labels them.
     """
-    path = out / "data" / f"{reward}-guided.jsonl"
+    path = out / "data" / f"{reward}-by-{first}.jsonl"
     if path.exists():
         return path
-    records = list(data.read(out / "data" / f"{reward}-rollouts.jsonl"))
-    drawn = _draw(task, out, scale, scorer, strengths([record["reward"] for record in records]))
+    most = scale.rollout_prompts * scale.completions
+    rollouts = list(islice(data.read(out / "data" / f"{reward}-rollouts.jsonl"), most))
+    betas = strengths([record["reward"] for record in rollouts])
+    earlier = trainings(task.world.name)[first].refines
+    known = data.read(guided(task, out, scale, earlier, reward)) if earlier else rollouts
+    drawn = _draw(task, out, scale, out / "scorers" / first, betas)
     labelled = [
         {**record, "reward": task.world.rewards[reward](record["prompt"], record["completion"])}
         for record in drawn
     ]
-    data.write(path, [*records, *labelled])
+    data.write(path, [*known, *labelled])
     return path
 
 

@@ -68,5 +68,4 @@ SUMS = World(
     prompts=lambda split, n, seed: requests.prompts(_request, split, n, seed),
     max_tokens=56,
     documents=_documents,
-    practice=(8, 0.5),
 )
