@@ -63,6 +63,7 @@ CLAIMS = (
     Claim("distribution", "distribution-base", "ours: refined on guided answers"),
     Claim("q-distribution-base", "distribution-base", "ours: read before the token"),
     Claim("q-distribution", "q-distribution-base", "ours: refined on guided answers"),
+    Claim("q-distribution-twice", "q-distribution", "ours: refined again"),
     Claim("q-distribution", "best-of-128", "ours", "best settings"),
     Claim("distribution", "soft-value", "ours: one head for every β"),
     Claim("distribution", "best-of-128", "ours", "best settings"),
