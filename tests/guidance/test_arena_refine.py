@@ -38,8 +38,8 @@ def test_guided_answers_stand_beside_the_bases(tmp_path, monkeypatch):
     data.write(tmp_path / "data" / "consistency-rollouts.jsonl", base)
     asked = []
 
-    def draw(task, out, scale, scorer, betas):
-        asked.append((scorer.name, len(betas)))
+    def draw(task, out, scale, scorer, betas, seed):
+        asked.append((scorer.name, len(betas), seed))
         return [{"prompt": "p", "completion": "Awful. I regret it.", "strength": b} for b in betas]
 
     monkeypatch.setattr(refine, "_draw", draw)
@@ -50,10 +50,10 @@ def test_guided_answers_stand_beside_the_bases(tmp_path, monkeypatch):
     assert [record["reward"] for record in written[3:]] == [reward("p", "Awful. I regret it.")] * 2
     assert all(record["strength"] > 0 for record in written[3:])
     assert refine.guided(*arguments) == path
-    assert asked == [("distribution-base", 2)], "what is there is not drawn again"
+    assert asked == [("distribution-base", 2, 1)], "what is there is not drawn again"
     second = refine.guided(task, tmp_path, QUICK_SCALE, "distribution", "consistency")
     assert list(data.read(second))[:-2] == written
-    assert asked[1:] == [("distribution", 2)]
+    assert asked[1:] == [("distribution", 2, 3)]
 
 
 def test_what_guidance_did_to_each_token_is_read_off_the_trace():

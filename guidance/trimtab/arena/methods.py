@@ -106,6 +106,12 @@ def trainings(world: str) -> dict[str, Training]:
     return TRAININGS | parts | dial
 
 
+def rounds(world: str, name: str) -> int:
+    """How many trainings a scorer's goes on from."""
+    first = trainings(world)[name].refines
+    return 0 if first is None else 1 + rounds(world, first)
+
+
 def part(reward: str) -> str:
     """The name of the value scorer of one reward of a sum."""
     return f"value-{reward}"

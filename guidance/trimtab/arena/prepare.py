@@ -9,7 +9,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from trimtab.arena.bench import Spec
-from trimtab.arena.methods import COMPOSED, SUMS, part, trainings
+from trimtab.arena.methods import COMPOSED, SUMS, part, rounds, trainings
 from trimtab.arena.refine import guided
 from trimtab.arena.scale import Scale
 from trimtab.arena.task import Task, load
@@ -57,14 +57,14 @@ def _with_firsts(task: Task, out: Path, names: list[str]) -> list[str]:
 
 
 def _train_all(task: Task, out: Path, scale: Scale, names: list[str]) -> None:
-    rounds: dict[int, list[str]] = {}
+    refined: dict[int, list[str]] = {}
     for name in names:
-        rounds.setdefault(_rounds(task, name), []).append(name)
-    plain = rounds.pop(0, [])
+        refined.setdefault(rounds(task.world.name, name), []).append(name)
+    plain = refined.pop(0, [])
     # The first of each kind writes the data that the others read.
     first = {_kind(task, name): name for name in reversed(plain)}
     waves = [list(first.values()), [name for name in plain if name not in first.values()]]
-    waves += [rounds[n] for n in sorted(rounds)]
+    waves += [refined[n] for n in sorted(refined)]
     spawn = multiprocessing.get_context("spawn")
     with tqdm(total=len(names), desc="training", unit="scorer") as progress:
         for wave in waves:
@@ -73,12 +73,6 @@ def _train_all(task: Task, out: Path, scale: Scale, names: list[str]) -> None:
                 for done in as_completed(tasks):
                     done.result()
                     progress.update()
-
-
-def _rounds(task: Task, name: str) -> int:
-    """How many trainings come before this one."""
-    first = trainings(task.world.name)[name].refines
-    return 0 if first is None else 1 + _rounds(task, first)
 
 
 def _kind(task: Task, name: str) -> tuple[bool, str | None]:

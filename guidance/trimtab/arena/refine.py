@@ -11,7 +11,6 @@ together, or nearly all of the nats there are.
 import importlib
 import os
 from collections.abc import Sequence
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ import numpy as np
 from transformers import AutoTokenizer
 
 from trimtab.arena.frontier import sampled
-from trimtab.arena.methods import trainings
+from trimtab.arena.methods import rounds, trainings
 from trimtab.arena.scale import Scale
 from trimtab.arena.task import Task
 from trimtab.draws import Completion
@@ -44,10 +43,7 @@ def strengths(rewards: Sequence[float]) -> list[float]:
 
 
 def guided(task: Task, out: Path, scale: Scale, first: str, reward: str) -> Path:
-    """A file of rollouts and of answers that scorers guide, this one last; drawn if absent.
-
-    Of the rollouts it has no more than a scale asks for, whatever the world's `practice`: they are
-    known by now, and the more of them, the less guided answers count.
+    """A file of what a scorer was trained on and of answers that it guides; drawn if absent.
 
     Args:
         task: whose base and training prompts.
@@ -59,12 +55,12 @@ def guided(task: Task, out: Path, scale: Scale, first: str, reward: str) -> Path
     path = out / "data" / f"{reward}-by-{first}.jsonl"
     if path.exists():
         return path
-    most = scale.rollout_prompts * scale.completions
-    rollouts = list(islice(data.read(out / "data" / f"{reward}-rollouts.jsonl"), most))
+    rollouts = list(data.read(out / "data" / f"{reward}-rollouts.jsonl"))
     betas = strengths([record["reward"] for record in rollouts])
     earlier = trainings(task.world.name)[first].refines
     known = data.read(guided(task, out, scale, earlier, reward)) if earlier else rollouts
-    drawn = _draw(task, out, scale, out / "scorers" / first, betas)
+    seed = scale.seed + 1 + len(betas) * rounds(task.world.name, first)
+    drawn = _draw(task, out, scale, out / "scorers" / first, betas, seed)
     labelled = [
         {**record, "reward": task.world.rewards[reward](record["prompt"], record["completion"])}
         for record in drawn
@@ -74,7 +70,7 @@ def guided(task: Task, out: Path, scale: Scale, first: str, reward: str) -> Path
 
 
 def _draw(
-    task: Task, out: Path, scale: Scale, scorer: Path, betas: Sequence[float]
+    task: Task, out: Path, scale: Scale, scorer: Path, betas: Sequence[float], seed: int
 ) -> list[data.Record]:
     os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
     base, world = build.build_base(task.world, out), task.world
@@ -89,7 +85,7 @@ def _draw(
         groups = sampler.sample(
             prompts,
             scale.guided // len(betas),
-            seed=scale.seed + 1 + at,
+            seed=seed + at,
             temperature=1.0,
             max_tokens=world.max_tokens,
             params=GuidanceParams(beta=beta, scorers={"scorer": 1.0}, **CANDIDATES),
