@@ -43,8 +43,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("digest")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(build, "DOCUMENTS", 256)
-        patch.setattr(__main__, "PROMPTS", 20)
-        patch.setattr(__main__, "COMPLETIONS", 3)
+        patch.setattr(__main__, "PROMPTS", 3)
+        patch.setattr(__main__, "COMPLETIONS", 6)
         __main__.main(["digest", "--out", str(out)])
     return out
 
@@ -60,8 +60,8 @@ def test_base_is_a_causal_model(folder: Path) -> None:
 def test_rollouts_hold_every_reward(folder: Path) -> None:
     world = WORLDS["digest"]
     records = data.read(folder / "rollouts.jsonl")
-    assert len(records) == 60
-    assert [r["prompt"] for r in records[:20]] == [r["prompt"] for r in records[20:40]]
+    assert len(records) == 72  # practice: eight times the prompts, half the answers
+    assert [r["prompt"] for r in records[:24]] == [r["prompt"] for r in records[24:48]]
     for record in records:
         texts = record["prompt"], record["completion"]
         assert record["rewards"] == {name: f(*texts) for name, f in world.rewards.items()}
