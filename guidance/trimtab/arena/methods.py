@@ -178,8 +178,8 @@ _LISTED = (
     _ours("distribution", tail="mean", times=4),
     _ours("distribution-lean", ", one layer, refined", tail="mean", times=4),
     _ours("q-distribution-base", " of every next token, base answers alone", worlds=_NARROW),
-    _ours("q-distribution", " of every next token", tail="mean", worlds=_NARROW, times=4),
-    _ours("q-distribution-twice", ", refined twice", tail="mean", worlds=_NARROW, times=4),
+    _ours("q-distribution", " of every next token", worlds=_NARROW, times=4),
+    _ours("q-distribution-twice", ", refined twice", worlds=_NARROW, times=4),
     *(
         _search(f"best-of-{n}", "Stiennon et al. 2020", ONCE, method="best_of_n", n=n)
         for n in (4, 16, 64, 128)
