@@ -179,7 +179,8 @@ class Guide:
         def read(some: Sequence[Row], asked: Sequence[Ids]) -> Tensor:
             strengths = [self._strength(row, name) for row in some]
             keys, prefixes = [row.key for row in some], [row.prefix for row in some]
-            return self.scorers[name].score(keys, prefixes, asked, strengths)
+            prompts = [row.prompt for row in some]
+            return self.scorers[name].score(keys, prefixes, asked, strengths, prompts)
 
         return self._ask(name, rows, groups, read, ())
 

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from trimtab.cache import NO_IDS, Ids, common_prefix
 from trimtab.params import GuidanceParams
+from trimtab.scorers.base import Prompt, Turns
 
 ROUNDING = 1e-4
 """Nats that single precision may be wrong by."""
@@ -82,12 +83,18 @@ class Row:
     prompt_length: int
     stop_token: int | None = None  # what ends it, if its scorer fails
     record_key: str | None = None  # under which the front end will ask for its record
+    turns: Turns | None = None  # the conversation that the prompt was made of, if it was one
     prefix: Ids = field(default_factory=lambda: NO_IDS)  # prompt and completion so far
     key: int = field(default_factory=next_key)
     fault: Fault | None = None
     steps: dict[int, Step] = field(default_factory=dict)  # by position, so replays overwrite
     scored: Scored | None = None
     plan: Plan | None = None  # of this step, under a kl_budget or floors
+
+    @property
+    def prompt(self) -> Prompt:
+        """What scorers that read text need to know."""
+        return Prompt(self.prompt_length, self.turns)
 
     @property
     def weights(self) -> dict[str, float]:

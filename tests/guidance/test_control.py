@@ -51,7 +51,7 @@ class Histograms(Scorer):
         rows = zip(prefixes, candidates, strict=True)
         return torch.stack([self.logits[(*p.tolist(), v)] for p, group in rows for v in group])
 
-    def score(self, keys, prefixes, candidates, strengths):
+    def score(self, keys, prefixes, candidates, strengths, prompts=()):
         sizes = torch.tensor([len(group) for group in candidates])
         c = torch.tensor(strengths).repeat_interleave(sizes)
         return soft_value(self.histograms(keys, prefixes, candidates), self.returns, c)

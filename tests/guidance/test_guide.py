@@ -29,7 +29,7 @@ class Broken(Scorer):
         super().__init__(ScorerInfo())
         self.how = how
 
-    def score(self, keys, prefixes, candidates, strengths):
+    def score(self, keys, prefixes, candidates, strengths, prompts=()):
         out = []
         for prefix, group in zip(prefixes, candidates, strict=True):
             values = torch.ones(len(group))
@@ -50,7 +50,7 @@ class Strength(Scorer):
 
     family = "function"
 
-    def score(self, keys, prefixes, candidates, strengths):
+    def score(self, keys, prefixes, candidates, strengths, prompts=()):
         rows = zip(candidates, strengths, strict=True)
         return torch.cat([torch.from_numpy(group % 2) + c for group, c in rows]).float()
 

@@ -113,13 +113,13 @@ class Leaky(Scorer):
         super().__init__(ScorerInfo())
         self.seen = 0
 
-    def score(self, keys, prefixes, candidates, strengths):
+    def score(self, keys, prefixes, candidates, strengths, prompts=()):
         self.seen += 1
         return torch.full((sum(map(len, candidates)),), float(self.seen))
 
 
 class Batched(Leaky):
-    def score(self, keys, prefixes, candidates, strengths):
+    def score(self, keys, prefixes, candidates, strengths, prompts=()):
         return torch.full((sum(map(len, candidates)),), float(len(keys)))
 
 

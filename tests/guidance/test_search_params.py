@@ -92,7 +92,7 @@ class Telling(Scorer):
     def tokens_forwarded(self):
         return self.tokens
 
-    def score(self, keys, prefixes, candidates, strengths):
+    def score(self, keys, prefixes, candidates, strengths, prompts=()):
         self.asked.append([list(keys), [len(c) for c in candidates]])
         self.tokens += sum(map(len, candidates))
         return torch.tensor(

@@ -19,7 +19,7 @@ from trimtab.cache import Ids
 from trimtab.guide import Guide
 from trimtab.params import GuidanceParams
 from trimtab.rows import Row
-from trimtab.scorers.base import Scorer
+from trimtab.scorers.base import Prompt, Scorer
 from trimtab_models.checkpoint import ScorerInfo
 from trimtab_models.worlds.tiny import PROMPTS, Prefix, State, Tiny, ended
 
@@ -44,6 +44,7 @@ class TableScorer(Scorer):
         prefixes: Sequence[Ids],
         candidates: Sequence[Ids],
         strengths: Sequence[float],
+        prompts: Sequence[Prompt] = (),
     ) -> Tensor:
         """See Scorer.score; 0 for what cannot come in this world."""
         found = []

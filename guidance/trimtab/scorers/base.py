@@ -4,7 +4,9 @@ A scorer answers one question: what is each candidate continuation of each row's
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
 
 from torch import Tensor
 
@@ -13,10 +15,24 @@ from trimtab.cache import Ids
 from trimtab_models.checkpoint import ScorerInfo
 
 
+Turns: TypeAlias = Sequence[Mapping[str, str]]
+"""A conversation: each turn has a `role` and a `content`."""
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """Where a row's prompt ends, for scorers that read text."""
+
+    length: int
+    """Tokens of the prompt; what follows is the answer."""
+    turns: Turns | None = None
+    """The conversation that the base's chat template made the prompt of, if it was one."""
+
+
 class Scorer(ABC):
     """s(prefix + v) for every candidate v of every row.
 
-    A score is a pure function of (prefix, candidate, strength): whatever a scorer keeps between
+    A score is a pure function of (prefix, candidate, strength, prompt): whatever a scorer keeps between
     steps only makes it faster. `trimtab.testing.check_scorer` tests just that.
     """
 
@@ -32,6 +48,7 @@ class Scorer(ABC):
         prefixes: Sequence[Ids],
         candidates: Sequence[Ids],
         strengths: Sequence[float],
+        prompts: Sequence[Prompt] = (),
     ) -> Tensor:
         """Scores of all candidates, packed in row order: [Σ candidates], float32.
 
@@ -39,6 +56,7 @@ class Scorer(ABC):
         prefixes: prompt and completion so far, at least one token, each [length] int64.
         candidates: tokens that may come next, at least one a row, each [candidates] int64.
         strengths: what each row's scores will be multiplied by; most families need not know.
+        prompts: of each row; if absent, all of a prefix is the answer. Most families need not know.
 
         May raise anything: the rows it fails for lose their guidance, the engine goes on.
         """

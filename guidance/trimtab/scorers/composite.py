@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from trimtab.cache import Ids
-from trimtab.scorers.base import Scorer
+from trimtab.scorers.base import Prompt, Scorer
 from trimtab_models.checkpoint import ScorerInfo
 
 
@@ -34,10 +34,11 @@ class CompositeScorer(Scorer):
         prefixes: Sequence[Ids],
         candidates: Sequence[Ids],
         strengths: Sequence[float],
+        prompts: Sequence[Prompt] = (),
     ) -> Tensor:
         """See Scorer.score."""
         scores = [
-            w * scorer.score(keys, prefixes, candidates, [c * w for c in strengths])
+            w * scorer.score(keys, prefixes, candidates, [c * w for c in strengths], prompts)
             for scorer, w in self.parts.values()
         ]
         return torch.stack(scores).sum(0)

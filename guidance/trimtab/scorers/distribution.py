@@ -19,7 +19,7 @@ from torch import Tensor
 from trimtab.backbone import Backbone
 from trimtab.cache import Ids
 from trimtab.errors import ScorerLoadError
-from trimtab.scorers.base import NetworkScorer
+from trimtab.scorers.base import NetworkScorer, Prompt
 from trimtab.scorers.vocabulary import gather_candidates
 from trimtab_models.checkpoint import ScorerInfo
 from trimtab_models.networks import next_histograms
@@ -83,6 +83,7 @@ class DistributionScorer(NetworkScorer):
         prefixes: Sequence[Ids],
         candidates: Sequence[Ids],
         strengths: Sequence[float],
+        prompts: Sequence[Prompt] = (),
     ) -> Tensor:
         """See Scorer.score."""
         logits = self.histograms(keys, prefixes, candidates)

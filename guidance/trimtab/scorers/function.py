@@ -8,7 +8,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from trimtab.cache import Ids
-from trimtab.scorers.base import Scorer
+from trimtab.scorers.base import Prompt, Scorer
 from trimtab_models.checkpoint import ScorerInfo
 
 
@@ -37,6 +37,7 @@ class FunctionScorer(Scorer):
         prefixes: Sequence[Ids],
         candidates: Sequence[Ids],
         strengths: Sequence[float],
+        prompts: Sequence[Prompt] = (),
     ) -> Tensor:
         """See Scorer.score."""
         sequences = [

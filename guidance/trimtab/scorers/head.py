@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from trimtab.cache import Ids
-from trimtab.scorers.base import NetworkScorer
+from trimtab.scorers.base import NetworkScorer, Prompt
 from trimtab_models.checkpoint import Link
 
 LINKS: dict[Link, Callable[[Tensor], Tensor]] = {
@@ -32,6 +32,7 @@ class HeadScorer(NetworkScorer):
         prefixes: Sequence[Ids],
         candidates: Sequence[Ids],
         strengths: Sequence[float],
+        prompts: Sequence[Prompt] = (),
     ) -> Tensor:
         """See Scorer.score."""
         hidden = self.backbone.hidden(keys, prefixes, candidates)  # [Σ candidates, hidden]

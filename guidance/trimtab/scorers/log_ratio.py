@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from trimtab.cache import Ids
-from trimtab.scorers.base import Scorer
+from trimtab.scorers.base import Prompt, Scorer
 from trimtab.scorers.vocabulary import VocabularyScorer, gather_candidates
 
 
@@ -29,6 +29,7 @@ class LogRatioScorer(Scorer):
         prefixes: Sequence[Ids],
         candidates: Sequence[Ids],
         strengths: Sequence[float],
+        prompts: Sequence[Prompt] = (),
     ) -> Tensor:
         """See Scorer.score."""
         ratio = self.tuned.table(keys, prefixes).log_softmax(-1)  # [rows, vocab]

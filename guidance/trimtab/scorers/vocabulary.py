@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from trimtab.cache import Ids
-from trimtab.scorers.base import NetworkScorer
+from trimtab.scorers.base import NetworkScorer, Prompt
 
 
 def gather_candidates(table: Tensor, candidates: Sequence[Ids]) -> Tensor:
@@ -37,6 +37,7 @@ class VocabularyScorer(NetworkScorer):
         prefixes: Sequence[Ids],
         candidates: Sequence[Ids],
         strengths: Sequence[float],
+        prompts: Sequence[Prompt] = (),
     ) -> Tensor:
         """See Scorer.score."""
         return gather_candidates(self.table(keys, prefixes), candidates)
