@@ -146,9 +146,13 @@ def _search(name: str, source: str, strengths: tuple[float, ...], **search: Any)
     )
 
 
-def _ours(name: str, what: str = "", **fields: Any) -> Method:
+def _ours(name: str, what: str = "", mass: float = 0.99, **fields: Any) -> Method:
     source = "Trimtab: return distribution" + what
-    return Method(name, source, name, 32, 0.99, strengths=FINE, **fields)
+    return Method(name, source, name, 32, mass, strengths=FINE, **fields)
+
+
+_AHEAD: dict[str, Any] = {"worlds": _NARROW, "mass": 0.95}
+"""Where a single slip decides, unlikely tokens seldom are worth their risk."""
 
 
 _LISTED = (
@@ -177,9 +181,9 @@ _LISTED = (
     _ours("distribution-base", ", base answers alone"),
     _ours("distribution", tail="mean", times=4),
     _ours("distribution-lean", ", one layer, refined", tail="mean", times=4),
-    _ours("q-distribution-base", " of every next token, base answers alone", worlds=_NARROW),
-    _ours("q-distribution", " of every next token", worlds=_NARROW, times=4),
-    _ours("q-distribution-twice", ", refined twice", worlds=_NARROW, times=4),
+    _ours("q-distribution-base", " of every next token, base answers alone", **_AHEAD),
+    _ours("q-distribution", " of every next token", times=4, **_AHEAD),
+    _ours("q-distribution-twice", ", refined twice", times=4, **_AHEAD),
     *(
         _search(f"best-of-{n}", "Stiennon et al. 2020", ONCE, method="best_of_n", n=n)
         for n in (4, 16, 64, 128)
