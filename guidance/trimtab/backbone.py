@@ -5,6 +5,7 @@ Only what is new passes through the network: prefix tokens that are not cached, 
 """
 
 from collections.abc import Sequence
+from itertools import count
 
 import numpy as np
 import torch
@@ -15,7 +16,11 @@ from trimtab.attention import NAME as PREFIX_ATTENTION
 from trimtab.attention import Block, Plan
 from trimtab.cache import NO_IDS, Ids, PoolFull, PrefixPool
 from trimtab.errors import ScorerLoadError
+from trimtab.rows import Prompt
 from trimtab_models.networks import split
+
+_next_fork = count(-1, -1).__next__
+"""Keys of branches: no row of an engine has a negative one."""
 
 MAX_TOKENS = 2048
 """Most packed tokens of one forward: bounds its memory; longer prompts come in chunks."""
@@ -65,12 +70,14 @@ class Backbone:
         keys: Sequence[int],
         prefixes: Sequence[Ids],
         candidates: Sequence[Ids] | None,
+        prompts: Sequence[Prompt] = (),
     ) -> Tensor:
         """Last hidden states of every row's candidates, [Σ candidates, hidden], in row order.
 
         With `candidates` None: of every prefix's last token, [rows, hidden].
 
-        keys name rows across steps; prefixes must not be empty, nor modified afterwards.
+        keys name rows across steps; prefixes must not be empty, nor modified afterwards. prompts
+        matter to networks that read text alone (cross.py).
         """
         try:
             return self._hidden(keys, prefixes, candidates)
@@ -80,42 +87,90 @@ class Backbone:
                 self.pool.drop(key)
             raise
 
+    def branches(
+        self, keys: Sequence[int], trunks: Sequence[Ids], branches: Sequence[Sequence[Ids]]
+    ) -> Tensor:
+        """Last hidden states of every trunk + branch, [Σ branches, hidden], in row order.
+
+        What candidates are to a network with the base's tokenizer, branches of one or more tokens
+        are to one with another. The trunk is cached as a prefix is (it may be empty), the branches
+        are not.
+        """
+        forks: list[int] = []
+        try:
+            wave = _Wave()
+            outputs: list[Tensor] = []
+            for key, trunk, ends in zip(keys, trunks, branches, strict=True):
+                for end in ends:
+                    # Known already but for the first branch, unless it was evicted since.
+                    self.pool.reconcile(key, trunk)
+                    wave = self._enter(wave, outputs, key, trunk, NO_IDS)
+                    forks.append(_next_fork())
+                    self.pool.fork(key, forks[-1])
+                    whole = np.concatenate((trunk, end))
+                    wave = self._enter(wave, outputs, forks[-1], whole, NO_IDS)
+                    wave.want(1)
+            outputs.append(self._run(wave))
+            return torch.cat(outputs)
+        except BaseException:
+            for key in keys:
+                self.pool.drop(key)
+            raise
+        finally:
+            for fork in forks:
+                self.pool.drop(fork)
+
     def forget(self, key: int) -> None:
         """Drop what is cached for a row."""
         self.pool.drop(key)
 
+    def shortened(self, key: int) -> int:
+        """See Scorer.shortened; the engine refuses what is too long for the base's tokens."""
+        return 0
+
     def _hidden(
         self, keys: Sequence[int], prefixes: Sequence[Ids], candidates: Sequence[Ids] | None
     ) -> Tensor:
-        wave, outputs = _Wave(), []
+        wave = _Wave()
+        outputs: list[Tensor] = []
         for i, (key, prefix) in enumerate(zip(keys, prefixes, strict=True)):
             own = NO_IDS if candidates is None else candidates[i]
             keep = len(prefix) - 1 if candidates is None else len(prefix)
-            cached = len(self.pool.reconcile(key, prefix, keep=keep).tokens)
-            while len(prefix) - cached > MAX_TOKENS:
-                outputs.append(self._run(wave))
-                wave, cached = _Wave(), cached + MAX_TOKENS
-                self._plan(wave, key, prefix[:cached], NO_IDS)
-                self._run(wave)
-                wave = _Wave()
-            if wave.tokens + len(prefix) - cached + len(own) > MAX_TOKENS:
-                outputs.append(self._run(wave))
-                wave = _Wave()
-            try:
-                self._plan(wave, key, prefix, own)
-            except PoolFull:
-                # Rows of this wave hold the pool: compute them, then let them be evicted.
-                outputs.append(self._run(wave))
-                wave = _Wave()
-                self._plan(wave, key, prefix, own)
+            self.pool.reconcile(key, prefix, keep=keep)
+            wave = self._enter(wave, outputs, key, prefix, own)
             wave.want(len(own) if candidates is not None else 1)
         outputs.append(self._run(wave))
         return torch.cat(outputs) if len(outputs) > 1 else outputs[0]
+
+    def _enter(
+        self, wave: "_Wave", outputs: list[Tensor], key: int, prefix: Ids, candidates: Ids
+    ) -> "_Wave":
+        """Plan a row's missing tokens and its candidates; run the wave first if it is full."""
+        cached = len(self.pool.entries[key].tokens)
+        while len(prefix) - cached > MAX_TOKENS:
+            outputs.append(self._run(wave))
+            wave, cached = _Wave(), cached + MAX_TOKENS
+            self._plan(wave, key, prefix[:cached], NO_IDS)
+            self._run(wave)
+            wave = _Wave()
+        if wave.tokens + len(prefix) - cached + len(candidates) > MAX_TOKENS:
+            outputs.append(self._run(wave))
+            wave = _Wave()
+        try:
+            self._plan(wave, key, prefix, candidates)
+        except PoolFull:
+            # Rows of this wave hold the pool: compute them, then let them be evicted.
+            outputs.append(self._run(wave))
+            wave = _Wave()
+            self._plan(wave, key, prefix, candidates)
+        return wave
 
     def _plan(self, wave: "_Wave", key: int, prefix: Ids, candidates: Ids) -> None:
         cached = len(self.pool.entries[key].tokens)
         new = self.pool.extend(key, prefix, candidates, wave.keys)
         wave.keys.add(key)
+        if len(new) == 0:
+            return
         wave.add(
             np.concatenate((prefix[cached:], candidates)),
             np.concatenate((np.arange(cached, len(prefix)), np.full(len(candidates), len(prefix)))),

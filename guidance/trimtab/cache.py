@@ -118,6 +118,12 @@ class PrefixPool:
         entry.scratch_tokens, entry.scratch_slots = candidates, new[missing:]
         return new
 
+    def fork(self, key: int, new: int) -> None:
+        """Let a new row `new` share all that is cached of row `key`."""
+        entry = self.entries[key]
+        self._refs[entry.slots] += 1
+        self.entries[new] = Entry(entry.tokens, entry.slots)
+
     def drop(self, key: int) -> None:
         """Forget the entry of `key`, if there is one."""
         entry = self.entries.pop(key, None)

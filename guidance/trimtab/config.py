@@ -25,13 +25,22 @@ class ScorerSpec(BaseModel):
         "NAME:WEIGHT+NAME:WEIGHT for family=composite",
     )
     family: (
-        Literal["head", "distribution", "vocabulary", "log_ratio", "function", "composite"] | None
+        Literal["head", "distribution", "vocabulary", "log_ratio", "text", "function", "composite"]
+        | None
     ) = Field(None, description="as stored in the checkpoint if absent")
     reference: str | None = Field(
         None,
         description="log_ratio: the untuned model of a tuned/untuned pair; as stored if absent",
     )
-    reads: Literal["ids", "text"] = Field("ids", description="function: what it is called with")
+    reads: Literal["ids", "text", "answer", "pair", "chat"] | None = Field(
+        None,
+        description="what is read. function: ids (the default) or text. Networks with a tokenizer "
+        "of their own: text, prompt and answer as one, or chat, the prompt in their own chat "
+        "template (the default if they have one). family=text also: the answer alone, or a pair",
+    )
+    label: str | None = Field(
+        None, description="text: which of several labels' log-probability is the score"
+    )
     alpha: float | None = Field(None, description="log_ratio: factor α; as stored if absent")
 
 

@@ -159,7 +159,10 @@ class Guide:
 
         def read(some: Sequence[Row], asked: Sequence[Ids]) -> Tensor:
             histograms: Tensor = scorer.histograms(
-                [row.key for row in some], [row.prefix for row in some], asked
+                [row.key for row in some],
+                [row.prefix for row in some],
+                asked,
+                [row.prompt for row in some],
             )
             return histograms
 

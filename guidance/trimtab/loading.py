@@ -1,17 +1,22 @@
 """From a configuration to scorers, ready to score."""
 
 import importlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from trimtab.attention import NAME as PREFIX_ATTENTION
 from trimtab.backbone import Backbone
 from trimtab.config import GuidanceConfig, ScorerSpec
+from trimtab.cross import CrossBackbone
 from trimtab.errors import ScorerLoadError
 from trimtab.params import MAX_K
+from trimtab.reader import Decoder, Reader, template
+from trimtab.retokenise import Retokeniser
 from trimtab.scorers import (
     CompositeScorer,
     DistributionScorer,
@@ -19,9 +24,13 @@ from trimtab.scorers import (
     HeadScorer,
     LogRatioScorer,
     Scorer,
+    TextScorer,
     VocabularyScorer,
 )
 from trimtab_models.checkpoint import Family, ScorerInfo, load, read_info
+
+TEXT_READS = ("text", "chat", "answer", "pair")
+CAUSAL_READS = ("text", "chat")
 
 
 def load_scorers(
@@ -29,70 +38,195 @@ def load_scorers(
     *,
     max_length: int,
     vocab_size: int,
-    tokenizer: str | None = None,
+    tokenizer: str | Decoder | None = None,
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
 ) -> dict[str, Scorer]:
     """Load every scorer of a configuration; composites last, out of the others.
 
-    max_length: longest prefix, in tokens. vocab_size: of the base, which scorers must share.
-    tokenizer: the base's, by directory or hub name, for functions that read text.
+    max_length: longest prefix, in tokens. vocab_size: of the base.
+    tokenizer: the base's, or its directory or hub name, for scorers that read text. Without it,
+    networks are taken to share it.
 
     Raises:
         ScorerLoadError: one cannot be loaded, or cannot be served exactly.
     """
     specs = {name: _complete(name, spec) for name, spec in config.scorers.items()}
-    networks = [s for s in specs.values() if s.family not in ("function", "composite")]
+    networks = [s for s in specs.values() if s.family not in ("function", "text", "composite")]
     pairs = sum(spec.reference is not None for spec in networks)
-    pool_bytes = config.cache_bytes // max(len(networks) + pairs, 1)
-
-    def network(path: str, family: Family) -> tuple[ScorerInfo, Backbone]:
-        model, info = load(path, family=family, dtype=dtype, attn_implementation=PREFIX_ATTENTION)
-        rows = model.get_input_embeddings().num_embeddings
-        if rows < vocab_size:
-            raise ScorerLoadError(
-                f"it embeds {rows} tokens and the base has {vocab_size}; a {family} scorer must "
-                "have been made for this base's tokenizer"
-            )
-        backbone = Backbone(
-            model,
-            max_length=max_length,
-            pool_bytes=pool_bytes,
-            max_candidates=MAX_K,
-            device=device,
-        )
-        return info, backbone
-
+    loader = _Loader(
+        AutoTokenizer.from_pretrained(tokenizer) if isinstance(tokenizer, str) else tokenizer,
+        max_length,
+        vocab_size,
+        config.cache_bytes // max(len(networks) + pairs, 1),
+        dtype,
+        device,
+    )
     scorers: dict[str, Scorer] = {}
     for name, spec in sorted(specs.items(), key=lambda s: s[1].family == "composite"):
         try:
-            match spec.family:
-                case "function":
-                    scorers[name] = _function(spec, tokenizer)
-                case "composite":
-                    scorers[name] = _composite(spec, scorers)
-                case "log_ratio":
-                    tuned = VocabularyScorer(*network(spec.path, "log_ratio"))
-                    if spec.alpha is not None:
-                        tuned.info = tuned.info.model_copy(update={"alpha": spec.alpha})
-                    untuned = None
-                    if spec.reference is not None:
-                        untuned = VocabularyScorer(*network(spec.reference, "log_ratio"))
-                    scorers[name] = LogRatioScorer(tuned, untuned)
-                case "head":
-                    scorers[name] = HeadScorer(*network(spec.path, "head"))
-                case "distribution":
-                    scorers[name] = DistributionScorer(*network(spec.path, "distribution"))
-                case "vocabulary":
-                    scorers[name] = VocabularyScorer(*network(spec.path, "vocabulary"))
+            scorers[name] = loader.scorer(spec, scorers)
         except Exception as error:
             raise ScorerLoadError(f"scorer '{name}' cannot be loaded: {error}") from error
     return scorers
 
 
+@dataclass(frozen=True)
+class _Loader:
+    """What every scorer of one engine is loaded for."""
+
+    tokenizer: Any
+    max_length: int
+    vocab_size: int
+    pool_bytes: int
+    dtype: torch.dtype
+    device: torch.device | str
+
+    def scorer(self, spec: ScorerSpec, others: Mapping[str, Scorer]) -> Scorer:
+        """One scorer; a composite is made of `others`."""
+        scorer: Scorer
+        match spec.family:
+            case "function":
+                scorer = self._function(spec)
+            case "composite":
+                scorer = _composite(spec, others)
+            case "text":
+                scorer = self._text(spec)
+            case "log_ratio":
+                scorer = self._log_ratio(spec)
+            case "distribution":
+                scorer = DistributionScorer(*self._network(spec, "distribution"))
+            case "vocabulary":
+                scorer = VocabularyScorer(*self._native(spec.path, "vocabulary"))
+            case _:
+                scorer = HeadScorer(*self._network(spec, "head"))
+        return scorer
+
+    def _network(
+        self, spec: ScorerSpec, family: Family
+    ) -> tuple[ScorerInfo, Backbone | CrossBackbone]:
+        """A network that scores candidates, whether its tokenizer is the base's or not."""
+        own = self._own_tokenizer(spec.path)
+        if own is None:
+            return self._native(spec.path, family)
+        model, info = load(
+            spec.path, family=family, dtype=self.dtype, attn_implementation=PREFIX_ATTENTION
+        )
+        if info.ahead:
+            raise ScorerLoadError(
+                "it has a histogram for each token of its vocabulary, which is not the base's"
+            )
+        positions = model.config.get_text_config().max_position_embeddings
+        window = min(positions, 4 * self.max_length)  # a token of the base is seldom four of its
+        render = self._render(spec, own, CAUSAL_READS)
+        return info, CrossBackbone(
+            self._backbone(model, window),
+            Reader(self.tokenizer, render),
+            Retokeniser(own, rendered=render is not None),
+            window,
+        )
+
+    def _native(self, path: str, family: Family) -> tuple[ScorerInfo, Backbone]:
+        """A network with the base's tokenizer."""
+        if self._own_tokenizer(path) is not None:
+            raise ScorerLoadError(
+                f"its tokenizer is not the base's, which a {family} scorer must share; families "
+                "head, distribution and text may have their own"
+            )
+        model, info = load(
+            path, family=family, dtype=self.dtype, attn_implementation=PREFIX_ATTENTION
+        )
+        rows = model.get_input_embeddings().num_embeddings
+        if rows < self.vocab_size:
+            raise ScorerLoadError(
+                f"it embeds {rows} tokens and the base has {self.vocab_size}; a {family} scorer "
+                "must have been made for this base's tokenizer, or bring its own"
+            )
+        return info, self._backbone(model, self.max_length)
+
+    def _backbone(self, model: Any, max_length: int) -> Backbone:
+        return Backbone(
+            model,
+            max_length=max_length,
+            pool_bytes=self.pool_bytes,
+            max_candidates=MAX_K,
+            device=self.device,
+        )
+
+    def _own_tokenizer(self, path: str) -> Any:
+        """The tokenizer of a checkpoint if it has one that differs from the base's, else None."""
+        if self.tokenizer is None:
+            return None
+        try:
+            own = AutoTokenizer.from_pretrained(path)
+        except (OSError, ValueError):
+            return None  # a network alone: made for the base
+        base: dict[str, int] = getattr(self.tokenizer, "get_vocab", dict)()
+        return None if base and base.items() <= own.get_vocab().items() else own
+
+    def _render(
+        self, spec: ScorerSpec, own: Any, known: tuple[str, ...]
+    ) -> Callable[[Any], str] | None:
+        """How the scorer wants prompts written, None for as they are."""
+        if spec.reads is not None and spec.reads not in known:
+            raise ScorerLoadError(f"reads is one of {', '.join(known)}, not {spec.reads}")
+        render = template(own)
+        if spec.reads == "chat" and render is None:
+            raise ScorerLoadError("its tokenizer has no chat template, which reads=chat needs")
+        return render if spec.reads in ("chat", None) else None
+
+    def _text(self, spec: ScorerSpec) -> TextScorer:
+        own = AutoTokenizer.from_pretrained(spec.path)
+        render = self._render(spec, own, TEXT_READS)
+        model, report = AutoModelForSequenceClassification.from_pretrained(
+            spec.path,
+            dtype=self.dtype,
+            use_safetensors=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+        )
+        if report["missing_keys"]:
+            raise ScorerLoadError(
+                f"it lacks the weights {sorted(report['missing_keys'])[:3]}: it is no classifier "
+                "of texts (*ForSequenceClassification)"
+            )
+        reads: Any = spec.reads or ("chat" if render is not None else "text")
+        return TextScorer(
+            ScorerInfo(objective="text classifier"),
+            model.to(self.device),
+            own,
+            Reader(self._reading(), render),
+            reads,
+            spec.label,
+        )
+
+    def _log_ratio(self, spec: ScorerSpec) -> LogRatioScorer:
+        tuned = VocabularyScorer(*self._native(spec.path, "log_ratio"))
+        if spec.alpha is not None:
+            tuned.info = tuned.info.model_copy(update={"alpha": spec.alpha})
+        untuned = None
+        if spec.reference is not None:
+            untuned = VocabularyScorer(*self._native(spec.reference, "log_ratio"))
+        return LogRatioScorer(tuned, untuned)
+
+    def _function(self, spec: ScorerSpec) -> FunctionScorer:
+        module, colon, attribute = spec.path.partition(":")
+        if not colon:
+            raise ScorerLoadError("a function scorer's path must read module:function")
+        if spec.reads not in (None, "ids", "text"):
+            raise ScorerLoadError(f"reads is one of ids, text, not {spec.reads}")
+        function = getattr(importlib.import_module(module), attribute)
+        return FunctionScorer(function, self._reading() if spec.reads == "text" else None)
+
+    def _reading(self) -> Any:
+        if self.tokenizer is None:
+            raise ScorerLoadError("a scorer that reads text needs the base's tokenizer")
+        return self.tokenizer
+
+
 def _complete(name: str, spec: ScorerSpec) -> ScorerSpec:
     """The same, with what the checkpoint says where the specification is silent."""
-    if spec.family in ("function", "composite"):
+    if spec.family in ("function", "text", "composite"):
         return spec
     try:
         info = read_info(spec.path)
@@ -105,19 +239,6 @@ def _complete(name: str, spec: ScorerSpec) -> ScorerSpec:
         beside = Path(spec.path) / info.reference  # an absolute path stays what it is
         reference = str(beside) if beside.is_dir() else info.reference
     return spec.model_copy(update={"family": family, "reference": reference})
-
-
-def _function(spec: ScorerSpec, tokenizer: str | None) -> FunctionScorer:
-    module, colon, attribute = spec.path.partition(":")
-    if not colon:
-        raise ScorerLoadError("a function scorer's path must read module:function")
-    function = getattr(importlib.import_module(module), attribute)
-    reader: PreTrainedTokenizerBase | None = None
-    if spec.reads == "text":
-        if tokenizer is None:
-            raise ScorerLoadError("a function that reads text needs the base's tokenizer")
-        reader = AutoTokenizer.from_pretrained(tokenizer)
-    return FunctionScorer(function, reader)
 
 
 def _composite(spec: ScorerSpec, scorers: Mapping[str, Scorer]) -> CompositeScorer:

@@ -1,21 +1,35 @@
 """Engine-neutral rows: what an adapter hands to the guide, whatever the engine."""
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import count
-from typing import Any
+from typing import Any, TypeAlias
 
 from torch import Tensor
 
 from trimtab.cache import NO_IDS, Ids, common_prefix
 from trimtab.params import GuidanceParams
-from trimtab.scorers.base import Prompt, Turns
 
 ROUNDING = 1e-4
 """Nats that single precision may be wrong by."""
 
 next_key = count().__next__
 """Fresh row keys: a row that replaces another never inherits its key."""
+
+
+Turns: TypeAlias = Sequence[Mapping[str, str]]
+"""A conversation: each turn has a `role` and a `content`."""
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """Where a row's prompt ends, for scorers that read text."""
+
+    length: int
+    """Tokens of the prompt; what follows is the answer."""
+    turns: Turns | None = None
+    """The conversation that the base's chat template made the prompt of, if it was one."""
 
 
 @dataclass(frozen=True)

@@ -45,7 +45,7 @@ class Histograms(Scorer):
             wrong = noise * torch.randn(len(values), generator=generator)
             self.logits[(*x, *y)] = (p.clamp(min=1e-30).log() + wrong).float()
 
-    def histograms(self, keys, prefixes, candidates):
+    def histograms(self, keys, prefixes, candidates, prompts=()):
         if self.broken:
             raise RuntimeError("secret")
         rows = zip(prefixes, candidates, strict=True)

@@ -295,5 +295,5 @@ def test_scorer_arguments_that_do_not_read(text):
 
 
 def test_scorer_arguments():
-    assert parse_scorer("kind=./x") == ("kind", {"path": "./x", "reads": "ids"})
+    assert parse_scorer("kind=./x") == ("kind", {"path": "./x"})
     assert parse_scorer("g=x,family=log_ratio,alpha=0.5,reference=y")[1]["alpha"] == 0.5

@@ -6,6 +6,7 @@ from trimtab.scorers.distribution import DistributionScorer
 from trimtab.scorers.function import FunctionScorer
 from trimtab.scorers.head import HeadScorer
 from trimtab.scorers.log_ratio import LogRatioScorer
+from trimtab.scorers.text import TextScorer
 from trimtab.scorers.vocabulary import VocabularyScorer
 
 __all__ = [
@@ -15,5 +16,6 @@ __all__ = [
     "HeadScorer",
     "LogRatioScorer",
     "Scorer",
+    "TextScorer",
     "VocabularyScorer",
 ]

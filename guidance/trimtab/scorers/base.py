@@ -4,36 +4,22 @@ A scorer answers one question: what is each candidate continuation of each row's
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import TypeAlias
+from collections.abc import Sequence
 
 from torch import Tensor
 
 from trimtab.backbone import Backbone
 from trimtab.cache import Ids
+from trimtab.cross import CrossBackbone
+from trimtab.rows import Prompt
 from trimtab_models.checkpoint import ScorerInfo
-
-
-Turns: TypeAlias = Sequence[Mapping[str, str]]
-"""A conversation: each turn has a `role` and a `content`."""
-
-
-@dataclass(frozen=True)
-class Prompt:
-    """Where a row's prompt ends, for scorers that read text."""
-
-    length: int
-    """Tokens of the prompt; what follows is the answer."""
-    turns: Turns | None = None
-    """The conversation that the base's chat template made the prompt of, if it was one."""
 
 
 class Scorer(ABC):
     """s(prefix + v) for every candidate v of every row.
 
-    A score is a pure function of (prefix, candidate, strength, prompt): whatever a scorer keeps between
-    steps only makes it faster. `trimtab.testing.check_scorer` tests just that.
+    A score is a pure function of (prefix, candidate, strength, prompt): whatever a scorer keeps
+    between steps only makes it faster. `trimtab.testing.check_scorer` tests just that.
     """
 
     family: str
@@ -64,6 +50,10 @@ class Scorer(ABC):
     def forget(self, key: int) -> None:  # noqa: B027  a scorer without a cache has nothing to do
         """Drop what is kept for a row that is gone."""
 
+    def shortened(self, key: int) -> int:
+        """By how many tokens, at most, a row's last texts were too long for the scorer's window."""
+        return 0
+
     @property
     def parameters(self) -> int:
         """How many parameters the scorer's networks have."""
@@ -78,13 +68,17 @@ class Scorer(ABC):
 class NetworkScorer(Scorer):
     """A scorer that is one network behind one prefix pool."""
 
-    def __init__(self, info: ScorerInfo, backbone: Backbone) -> None:
+    def __init__(self, info: ScorerInfo, backbone: Backbone | CrossBackbone) -> None:
         super().__init__(info)
         self.backbone = backbone
 
     def forget(self, key: int) -> None:
         """Drop the row's prefix."""
         self.backbone.forget(key)
+
+    def shortened(self, key: int) -> int:
+        """See Scorer.shortened."""
+        return self.backbone.shortened(key)
 
     @property
     def parameters(self) -> int:

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from trimtab.cache import Ids
-from trimtab.scorers.base import Prompt, Scorer
+from trimtab.rows import Prompt
+from trimtab.scorers.base import Scorer
 from trimtab_models.checkpoint import ScorerInfo
 
 

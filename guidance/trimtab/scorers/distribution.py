@@ -18,8 +18,10 @@ from torch import Tensor
 
 from trimtab.backbone import Backbone
 from trimtab.cache import Ids
+from trimtab.cross import CrossBackbone
 from trimtab.errors import ScorerLoadError
-from trimtab.scorers.base import NetworkScorer, Prompt
+from trimtab.rows import Prompt
+from trimtab.scorers.base import NetworkScorer
 from trimtab.scorers.vocabulary import gather_candidates
 from trimtab_models.checkpoint import ScorerInfo
 from trimtab_models.networks import next_histograms
@@ -59,7 +61,7 @@ class DistributionScorer(NetworkScorer):
 
     family = "distribution"
 
-    def __init__(self, info: ScorerInfo, backbone: Backbone) -> None:
+    def __init__(self, info: ScorerInfo, backbone: Backbone | CrossBackbone) -> None:
         """As every network scorer.
 
         Raises:
@@ -86,20 +88,25 @@ class DistributionScorer(NetworkScorer):
         prompts: Sequence[Prompt] = (),
     ) -> Tensor:
         """See Scorer.score."""
-        logits = self.histograms(keys, prefixes, candidates)
+        logits = self.histograms(keys, prefixes, candidates, prompts)
         counts = torch.tensor([len(group) for group in candidates])
         c = torch.tensor(strengths, dtype=torch.float32).repeat_interleave(counts)
         return soft_value(logits, self.returns.to(logits.device), c.to(logits.device))
 
     def histograms(
-        self, keys: Sequence[int], prefixes: Sequence[Ids], candidates: Sequence[Ids]
+        self,
+        keys: Sequence[int],
+        prefixes: Sequence[Ids],
+        candidates: Sequence[Ids],
+        prompts: Sequence[Prompt] = (),
     ) -> Tensor:
         """Log-probabilities of the bins, up to a constant: [Σ candidates, bins]; see Scorer.score.
 
         What `score` makes its soft values of, for callers that have yet to find the strengths.
         """
         asked = None if self.info.ahead else candidates
-        hidden = self.backbone.hidden(keys, prefixes, asked)  # [Σ candidates or rows, hidden]
+        hidden = self.backbone.hidden(keys, prefixes, asked, prompts)
+        # [Σ candidates or rows, hidden]
         logits: Tensor = self.backbone.head(hidden)
         if self.info.ahead:
             return gather_candidates(next_histograms(logits, self.vocab), candidates)

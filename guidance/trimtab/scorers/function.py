@@ -8,7 +8,8 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from trimtab.cache import Ids
-from trimtab.scorers.base import Prompt, Scorer
+from trimtab.rows import Prompt
+from trimtab.scorers.base import Scorer
 from trimtab_models.checkpoint import ScorerInfo
 
 

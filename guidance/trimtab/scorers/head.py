@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from trimtab.cache import Ids
-from trimtab.scorers.base import NetworkScorer, Prompt
+from trimtab.rows import Prompt
+from trimtab.scorers.base import NetworkScorer
 from trimtab_models.checkpoint import Link
 
 LINKS: dict[Link, Callable[[Tensor], Tensor]] = {
@@ -35,5 +36,5 @@ class HeadScorer(NetworkScorer):
         prompts: Sequence[Prompt] = (),
     ) -> Tensor:
         """See Scorer.score."""
-        hidden = self.backbone.hidden(keys, prefixes, candidates)  # [Σ candidates, hidden]
+        hidden = self.backbone.hidden(keys, prefixes, candidates, prompts)  # [Σ candidates, hidden]
         return LINKS[self.info.link](self.backbone.head(hidden)[:, 0].float())

@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from trimtab.cache import Ids
-from trimtab.scorers.base import Prompt, Scorer
+from trimtab.rows import Prompt
+from trimtab.scorers.base import Scorer
 from trimtab.scorers.vocabulary import VocabularyScorer, gather_candidates
 
 

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from trimtab.cache import Ids
-from trimtab.scorers.base import NetworkScorer, Prompt
+from trimtab.rows import Prompt
+from trimtab.scorers.base import NetworkScorer
 
 
 def gather_candidates(table: Tensor, candidates: Sequence[Ids]) -> Tensor:

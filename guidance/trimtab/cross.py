@@ -1,0 +1,113 @@
+"""A causal network with a tokenizer of its own, behind a prefix pool.
+
+Candidates are scored as text. The text of each is tokenised anew from its last seam
+(retokenise.py); what all candidates of a row then have in common is the trunk, to which the prefix
+pool is rolled back, and what is left of each is a branch. One packed forward reads the new tokens
+of all trunks and all branches (Backbone.branches).
+
+    text(prefix + v) = text(prefix) + text(v)   does not give   T(prefix + v) = T(prefix) + T(v)
+
+which is why a branch may be longer than a candidate, and begin before it.
+"""
+
+from collections import OrderedDict
+from collections.abc import Sequence
+
+import numpy as np
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from trimtab.backbone import Backbone
+from trimtab.cache import Ids, common_prefix
+from trimtab.errors import TrimtabError
+from trimtab.reader import Reader
+from trimtab.retokenise import KEPT, Retokeniser
+from trimtab.rows import Prompt
+
+
+class CrossBackbone:
+    """What a Backbone is, for a network whose tokenizer is not the base's.
+
+    A text longer than `window` tokens loses its first ones, a quarter of the window at a time: so
+    the beginning stays where it is for a while, and with it what is cached.
+
+    Args:
+        backbone: of the network.
+        reader: of the base's tokens.
+        tokens: of the network's tokenizer.
+        window: most tokens that the network reads.
+    """
+
+    def __init__(
+        self, backbone: Backbone, reader: Reader, tokens: Retokeniser, window: int
+    ) -> None:
+        self.backbone, self.reader, self.tokens, self.window = backbone, reader, tokens, window
+        self._shortened: OrderedDict[int, int] = OrderedDict()
+
+    @property
+    def model(self) -> PreTrainedModel:
+        """The network with its head."""
+        return self.backbone.model
+
+    @property
+    def head(self) -> nn.Module:
+        """The head, from hidden states to outputs."""
+        return self.backbone.head
+
+    @property
+    def tokens_forwarded(self) -> int:
+        """Tokens of the network's tokenizer that went through it."""
+        return self.backbone.tokens_forwarded
+
+    def hidden(
+        self,
+        keys: Sequence[int],
+        prefixes: Sequence[Ids],
+        candidates: Sequence[Ids] | None,
+        prompts: Sequence[Prompt] = (),
+    ) -> Tensor:
+        """Last hidden states of every row's candidates, [Σ candidates, hidden], in row order.
+
+        Raises:
+            TrimtabError: no candidates are given: a table over the base's vocabulary is nothing
+                that a network with another one has.
+        """
+        if candidates is None:
+            raise TrimtabError("a network with another tokenizer scores candidates alone")
+        trunks, branches = [], []
+        rows = self.reader.read(keys, prefixes, candidates, prompts)
+        for key, row in zip(keys, rows, strict=True):
+            whole = self.tokens.sequences(key, [row.prompt + answer for answer in row.answers])
+            self._note(key, max(0, max(map(len, whole)) - self.window))
+            sequences = [self._fitting(ids) for ids in whole]
+            # Each branch keeps a token of its own, whose hidden state is asked for.
+            shared = min(common_prefix(sequences[0], ids) for ids in sequences)
+            shared = min(shared, min(map(len, sequences)) - 1)
+            trunks.append(sequences[0][:shared])
+            branches.append([ids[shared:] for ids in sequences])
+        return self.backbone.branches(keys, trunks, branches)
+
+    def forget(self, key: int) -> None:
+        """Drop what is kept for a row."""
+        self.backbone.forget(key)
+        self.reader.forget(key)
+        self.tokens.forget(key)
+        self._shortened.pop(key, None)
+
+    def shortened(self, key: int) -> int:
+        """See Scorer.shortened."""
+        return self._shortened.get(key, 0)
+
+    def _fitting(self, ids: Ids) -> Ids:
+        start, over = len(self.tokens.start), len(ids) - self.window
+        if over <= 0:
+            return ids
+        stride = max(self.window // 4, 1)
+        cut = start + -(-over // stride) * stride
+        return np.concatenate((ids[:start], ids[min(cut, len(ids) - 1) :]))
+
+    def _note(self, key: int, lost: int) -> None:
+        self._shortened[key] = lost
+        self._shortened.move_to_end(key)
+        if len(self._shortened) > KEPT:
+            self._shortened.popitem(last=False)

@@ -1,0 +1,112 @@
+"""Rows as text, for scorers that do not read the base's tokens.
+
+    text of a candidate = prompt, rendered once, + answer so far + candidate
+
+A candidate may end inside a character. What is there of it would decode to U+FFFD and be scored as
+that, so it is held back: such a candidate is worth what the text before the character is.
+"""
+
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeAlias
+
+import numpy as np
+
+from trimtab.cache import NO_IDS, Ids
+from trimtab.rows import Prompt, Turns
+
+KEPT = 1024
+"""Rendered prompts that are kept, the latest used."""
+
+UNFINISHED = "\ufffd"
+LEAD = 4
+"""Tokens of the prompt that an answer is decoded behind: some tokenizers drop the space that a text
+begins with, and a character that the prompt began may have four bytes."""
+
+Render: TypeAlias = Callable[[Turns], str]
+"""A conversation → the text in which the scorer's own model expects its next answer."""
+
+
+class Decoder(Protocol):
+    """The base's tokenizer, as far as it is needed here."""
+
+    def decode(self, token_ids: list[int], *, skip_special_tokens: bool) -> Any:
+        """The text of some tokens; U+FFFD for bytes that are no character."""
+
+
+@dataclass(frozen=True)
+class Texts:
+    """One row: its prompt, and its answer with each candidate at its end."""
+
+    prompt: str
+    answers: list[str]
+
+
+def template(tokenizer: Any) -> Render | None:
+    """The rendering of a tokenizer's own chat template, if it has one."""
+    if not tokenizer.chat_template:
+        return None
+
+    def render(turns: Turns) -> str:
+        text: str = tokenizer.apply_chat_template(
+            list(turns), tokenize=False, add_generation_prompt=True
+        )
+        return text
+
+    return render
+
+
+class Reader:
+    """The text of rows.
+
+    Args:
+        decoder: the base's tokenizer.
+        render: how a prompt's conversation is written for the scorer; a prompt that was not made
+            of one counts as a single turn of the user. Without, a prompt is its own text.
+    """
+
+    def __init__(self, decoder: Decoder, render: Render | None = None) -> None:
+        self.decoder = decoder
+        self.render = render
+        self._prompts: OrderedDict[int, tuple[Ids, Turns | None, str]] = OrderedDict()
+
+    def read(
+        self,
+        keys: Sequence[int],
+        prefixes: Sequence[Ids],
+        candidates: Sequence[Ids],
+        prompts: Sequence[Prompt],
+    ) -> list[Texts]:
+        """The texts of all rows; see Scorer.score."""
+        found = []
+        for i, (key, prefix, group) in enumerate(zip(keys, prefixes, candidates, strict=True)):
+            prompt = prompts[i] if prompts else Prompt(0)
+            before, answer = prefix[: prompt.length], prefix[prompt.length :]
+            lead = before[-LEAD:]
+            skipped = len(self._decode(lead))
+            answers = [
+                self._decode(np.concatenate((lead, answer, [token])))[skipped:] for token in group
+            ]
+            found.append(Texts(self._prompt(key, before, prompt.turns), answers))
+        return found
+
+    def forget(self, key: int) -> None:
+        """Drop a row's rendered prompt."""
+        self._prompts.pop(key, None)
+
+    def _decode(self, ids: Ids) -> str:
+        text = str(self.decoder.decode(ids.tolist(), skip_special_tokens=True))
+        return text.rstrip(UNFINISHED)
+
+    def _prompt(self, key: int, ids: Ids, turns: Turns | None) -> str:
+        known = self._prompts.pop(key, (NO_IDS, None, ""))
+        if len(ids) == 0 or not np.array_equal(known[0], ids) or known[1] != turns:
+            text = self._decode(ids)
+            if self.render is not None:
+                text = self.render(turns or [{"role": "user", "content": text}])
+            known = (ids, turns, text)
+        self._prompts[key] = known
+        if len(self._prompts) > KEPT:
+            self._prompts.popitem(last=False)
+        return known[2]

@@ -1,0 +1,206 @@
+"""text: a classifier that reads text, with a tokenizer of its own.
+
+    s(prefix + v) = logit of text(prefix + v), or log softmax(logits)[label] with several labels
+
+Any `*ForSequenceClassification` of transformers, encoder or decoder: reward models, formality
+rankers. Every candidate's text goes through the whole network, which no cache shortens: this is the
+slow family. What was scored once is remembered.
+"""
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from hashlib import blake2b
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from trimtab.cache import Ids
+from trimtab.errors import ScorerLoadError
+from trimtab.reader import Reader, Texts
+from trimtab.rows import Prompt
+from trimtab.scorers.base import Scorer
+from trimtab_models.checkpoint import ScorerInfo
+
+Reads = Literal["text", "answer", "pair", "chat"]
+"""What the classifier was trained on: prompt and answer as one text, the answer alone, a pair of
+the two, or a conversation in its own chat template."""
+
+REMEMBERED = 1 << 16
+"""Texts whose scores are kept, the latest used."""
+
+UNBOUNDED = 10**9
+"""Transformers writes windows beyond this where it knows none."""
+
+BATCH_TOKENS = 8192
+"""Most tokens of one forward, padding included."""
+
+
+class TextScorer(Scorer):
+    """A classifier over texts, batched by length over rows and candidates.
+
+    A text longer than the classifier's window loses the beginning of its prompt, and of its answer
+    only once nothing of the prompt is left; `shortened` tells by how much.
+
+    Args:
+        model: *ForSequenceClassification.
+        tokenizer: the classifier's own.
+        reader: of the base's tokens.
+        reads: what the classifier was trained on.
+        label: which of several labels' log-probability is the score, by name or number.
+
+    Raises:
+        ScorerLoadError: there are several labels and `label` names none of them.
+    """
+
+    family = "text"
+
+    def __init__(
+        self,
+        info: ScorerInfo,
+        model: PreTrainedModel,
+        tokenizer: Any,
+        reader: Reader,
+        reads: Reads = "text",
+        label: str | None = None,
+    ) -> None:
+        super().__init__(info)
+        self.model = model.requires_grad_(False).eval()
+        self.tokenizer = tokenizer
+        self.reader = reader
+        self.reads = reads
+        self.label = _label(model.config, label)
+        if tokenizer.pad_token_id is None:
+            tokenizer.pad_token = tokenizer.eos_token
+        model.config.pad_token_id = tokenizer.pad_token_id
+        self.window = _window(model, tokenizer)
+        self._scores: OrderedDict[bytes, tuple[float, int]] = OrderedDict()
+        self._shortened: OrderedDict[int, int] = OrderedDict()
+        self._forwarded = 0
+
+    def score(
+        self,
+        keys: Sequence[int],
+        prefixes: Sequence[Ids],
+        candidates: Sequence[Ids],
+        strengths: Sequence[float],
+        prompts: Sequence[Prompt] = (),
+    ) -> Tensor:
+        """See Scorer.score."""
+        texts = self.reader.read(keys, prefixes, candidates, prompts)
+        asked = [(row.prompt, answer) for row in texts for answer in row.answers]
+        digests = [_digest(*text) for text in asked]
+        missing = {d: t for d, t in zip(digests, asked, strict=True) if d not in self._scores}
+        self._scores.update(zip(missing, self._forward(list(missing.values())), strict=True))
+        found = [self._scores[digest] for digest in digests]
+        for digest in digests:
+            self._scores.move_to_end(digest)
+        while len(self._scores) > REMEMBERED:
+            self._scores.popitem(last=False)
+        self._note(keys, texts, found)
+        return torch.tensor([score for score, _ in found])
+
+    def shortened(self, key: int) -> int:
+        """See Scorer.shortened."""
+        return self._shortened.get(key, 0)
+
+    def forget(self, key: int) -> None:
+        """Drop the row's prompt."""
+        self.reader.forget(key)
+        self._shortened.pop(key, None)
+
+    @property
+    def parameters(self) -> int:
+        """Parameters of the classifier."""
+        return self.model.num_parameters()
+
+    @property
+    def tokens_forwarded(self) -> int:
+        """Tokens of all texts that went through the classifier."""
+        return self._forwarded
+
+    def _note(self, keys: Sequence[int], texts: Sequence[Texts], found: Sequence[Any]) -> None:
+        at = 0
+        for key, row in zip(keys, texts, strict=True):
+            end = at + len(row.answers)
+            self._shortened[key] = max(lost for _, lost in found[at:end])
+            self._shortened.move_to_end(key)
+            at = end
+        while len(self._shortened) > REMEMBERED:
+            self._shortened.popitem(last=False)
+
+    def _forward(self, texts: Sequence[tuple[str, str]]) -> list[tuple[float, int]]:
+        """(score, tokens that did not fit) of each prompt and answer."""
+        inputs = [self._tokens(prompt, answer) for prompt, answer in texts]
+        scores = torch.empty(len(texts))
+        order = sorted(range(len(texts)), key=lambda i: len(inputs[i][0]["input_ids"]))
+        while order:
+            # The longest first: it says how many fit beside it.
+            size = max(1, BATCH_TOKENS // len(inputs[order[-1]][0]["input_ids"]))
+            batch, order = order[-size:], order[:-size]
+            scores[batch] = self._run([inputs[i][0] for i in batch])
+        return [(float(score), lost) for score, (_, lost) in zip(scores, inputs, strict=True)]
+
+    def _run(self, inputs: Sequence[dict[str, list[int]]]) -> Tensor:
+        self._forwarded += sum(len(one["input_ids"]) for one in inputs)
+        padded = self.tokenizer.pad(list(inputs), return_tensors="pt").to(self.model.device)
+        with torch.inference_mode():
+            logits = self.model(**padded).logits.float().cpu()  # [texts, labels]
+        return logits[:, 0] if self.label is None else logits.log_softmax(-1)[:, self.label]
+
+    def _tokens(self, prompt: str, answer: str) -> tuple[dict[str, list[int]], int]:
+        """The classifier's input for one text, and how many tokens did not fit."""
+        # A rendered conversation has its special tokens in it already.
+        options: dict[str, Any] = {"add_special_tokens": self.reads != "chat"}
+        match self.reads:
+            case "pair":
+                parts = [prompt, answer]
+            case "answer":
+                parts = [answer]
+            case _:
+                parts = [prompt + answer]
+        whole = self.tokenizer(*parts, **options)
+        lost = len(whole["input_ids"]) - self.window
+        if lost <= 0:
+            return dict(whole), 0
+        self.tokenizer.truncation_side = "left"
+        room = self.window - self.tokenizer.num_special_tokens_to_add(pair=len(parts) == 2)
+        answers = len(self.tokenizer(answer, add_special_tokens=False)["input_ids"])
+        if self.reads == "pair" and answers >= room:
+            parts, options["truncation"] = ["", answer], "only_second"
+        else:
+            options["truncation"] = "only_first"
+        return dict(self.tokenizer(*parts, **options, max_length=self.window)), lost
+
+
+def _digest(prompt: str, answer: str) -> bytes:
+    # A score is kept under the digest, not the text: texts are long, and candidates many.
+    both = f"{len(prompt)}:{prompt}{answer}".encode("utf-8", "surrogatepass")
+    return blake2b(both, digest_size=16).digest()
+
+
+def _label(config: Any, label: str | None) -> int | None:
+    """The number of the label whose log-probability is the score; None for a single logit."""
+    if config.num_labels == 1 and label is None:
+        return None
+    names = {str(name): number for number, name in config.id2label.items()}
+    numbers = {str(number): number for number in config.id2label}
+    found = {**numbers, **names}.get(label or "")
+    if found is None or config.num_labels == 1:
+        raise ScorerLoadError(
+            f"it has the labels {', '.join(list(names)[:8])}; name the one whose log-probability "
+            "is the score, as in label=NAME (none for a single label)"
+        )
+    return int(found)
+
+
+def _window(model: PreTrainedModel, tokenizer: Any) -> int:
+    """The most tokens that the classifier reads."""
+    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    for name, module in model.named_modules():
+        if positions and name.endswith("position_embeddings") and hasattr(module, "padding_idx"):
+            # RoBERTa counts positions from behind the padding's own.
+            positions -= 0 if module.padding_idx is None else int(module.padding_idx) + 1
+    known = [n for n in (positions, tokenizer.model_max_length) if n and 0 < n < UNBOUNDED]
+    return min(known, default=UNBOUNDED)
