@@ -47,7 +47,11 @@ def load_scorers(
     pool_bytes = config.cache_bytes // max(len(networks) + pairs, 1)
 
     def network(path: str, family: Family) -> tuple[ScorerInfo, Backbone]:
-        model, info = load(path, family=family, dtype=dtype, attn_implementation=PREFIX_ATTENTION)
+        # transformers makes what it loads the process's default dtype for a while, which steps
+        # that go on meanwhile must not see.
+        model, info = load(path, family=family, attn_implementation=PREFIX_ATTENTION)
+        for parameter in model.parameters():
+            parameter.data = parameter.data.to(dtype)
         rows = model.get_input_embeddings().num_embeddings
         if rows < vocab_size:
             raise ScorerLoadError(
