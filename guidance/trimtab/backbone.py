@@ -16,7 +16,7 @@ from trimtab.attention import NAME as PREFIX_ATTENTION
 from trimtab.attention import Block, Plan
 from trimtab.cache import NO_IDS, Ids, PoolFull, PrefixPool
 from trimtab.errors import ScorerLoadError
-from trimtab.rows import Prompt
+from trimtab.reader import Prompt
 from trimtab_models.networks import split
 
 _next_fork = count(-1, -1).__next__

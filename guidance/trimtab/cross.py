@@ -20,9 +20,8 @@ from transformers import PreTrainedModel
 from trimtab.backbone import Backbone
 from trimtab.cache import Ids, common_prefix
 from trimtab.errors import TrimtabError
-from trimtab.reader import Reader
+from trimtab.reader import Prompt, Reader
 from trimtab.retokenise import KEPT, Retokeniser
-from trimtab.rows import Prompt
 
 
 class CrossBackbone:

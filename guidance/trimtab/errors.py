@@ -4,6 +4,8 @@
     ├── InvalidGuidance          400  invalid_request_error
     ├── UnknownScorer            404  not_found_error
     ├── ScorerLoadError          500  scorer_load_error     (at start-up: the server does not start)
+    ├── ScorerRefused            422  scorer_refused        (while serving: what was there goes on)
+    ├── NoRoom                   409  insufficient_memory   (the same: it does not fit)
     └── ScorerFault              500  scorer_error          (this request alone ends)
 
 A message says what was wrong, what was expected, and what to do. It never holds the input.
@@ -54,6 +56,20 @@ class ScorerLoadError(TrimtabError):
     """A scorer cannot be loaded, or cannot be served exactly."""
 
     type = "scorer_load_error"
+
+
+class ScorerRefused(TrimtabError):
+    """A checkpoint that is to be served from now on is broken, or not of a kind that may come."""
+
+    status = 422
+    type = "scorer_refused"
+
+
+class NoRoom(TrimtabError):
+    """A checkpoint that is to be served from now on does not fit beside what is loaded."""
+
+    status = 409
+    type = "insufficient_memory"
 
 
 class ScorerFault(TrimtabError):

@@ -23,7 +23,7 @@ from trimtab.cache import Ids
 from trimtab.candidates import Candidates, select
 from trimtab.errors import TrimtabError
 from trimtab.fusion import divergence, fuse_
-from trimtab.rows import Fault, Plan, Row, Scored, Step
+from trimtab.rows import Fault, Plan, Row, Scored, Step, cohorts
 from trimtab.scorers.base import Scorer
 from trimtab.scorers.distribution import soft_value
 
@@ -38,9 +38,15 @@ class Guide:
 
     def __init__(self, scorers: Mapping[str, Scorer]) -> None:
         self.scorers = dict(scorers)
+        self.versions = {f"{name}@1": scorer for name, scorer in scorers.items()}
         self.faults: Counter[str] = Counter()
         self.last_error: dict[str, str] = {}
         self.records: OrderedDict[str, list[Row]] = OrderedDict()
+
+    def at(self, versions: str) -> dict[str, Scorer]:
+        """The scorers by name: as they are now, or in a version that is asked for ("a@2,b@1")."""
+        keys = [key for key in versions.split(",") if key in self.versions]
+        return {**self.scorers, **{key.partition("@")[0]: self.versions[key] for key in keys}}
 
     def step(self, logits: Tensor, rows: Sequence[tuple[int, Row]]) -> None:
         """Guide one decode step, in place.
@@ -50,8 +56,8 @@ class Guide:
         for _, row in rows:
             self._keep(row)
         active = [(i, row) for i, row in rows if row.params.steers and row.fault is None]
-        if active:
-            self._step(logits, active)
+        for cohort in cohorts(active):
+            self._step(logits, cohort)
         for index, row in rows:
             if row.fault is not None and row.params.on_error == "fail":
                 _end(logits[index], row)
@@ -155,7 +161,7 @@ class Guide:
         self, name: str, rows: Sequence[Row], groups: Sequence[Ids], members: Sequence[int]
     ) -> control.Outlook:
         """What a scorer expects after each candidate of some rows."""
-        scorer: Any = self.scorers[name]  # a DistributionScorer
+        scorer: Any = self._scorer(rows[members[0]], name)  # a DistributionScorer
 
         def read(some: Sequence[Row], asked: Sequence[Ids]) -> Tensor:
             histograms: Tensor = scorer.histograms(
@@ -183,7 +189,7 @@ class Guide:
             strengths = [self._strength(row, name) for row in some]
             keys, prefixes = [row.key for row in some], [row.prefix for row in some]
             prompts = [row.prompt for row in some]
-            return self.scorers[name].score(keys, prefixes, asked, strengths, prompts)
+            return self._scorer(some[0], name).score(keys, prefixes, asked, strengths, prompts)
 
         return self._ask(name, rows, groups, read, ())
 
@@ -222,10 +228,14 @@ class Guide:
             flat = flat.nan_to_num(0.0, 0.0, 0.0)
         return flat
 
+    def _scorer(self, row: Row, name: str) -> Scorer:
+        """The version of a scorer that a row began with."""
+        return row.scorers.get(name) or self.scorers[name]
+
     def _weight(self, row: Row, name: str) -> float:
         """What β multiplies: w, over the scorer's deviation if its scores are normalised."""
         weight = (row.params.scorers or {})[name]
-        return weight / self.scorers[name].info.deviation if row.params.normalize else weight
+        return weight / self._scorer(row, name).info.deviation if row.params.normalize else weight
 
     def _strength(self, row: Row, name: str) -> float:
         """What multiplies a scorer's scores: β times its weight, or what its floor asks for."""
@@ -240,13 +250,13 @@ class Guide:
         """β·Σ_i w_i·s_i, [rows, k] float32; 0 for rows with one candidate or a fault."""
         bonus = torch.zeros(len(rows), width)
         for name, values in scores.items():
-            info = self.scorers[name].info
             scale = torch.zeros(len(rows))
             shift = torch.zeros(len(rows))
             for r, row in enumerate(rows):
                 if counts[r] > 1 and name in row.weights:
                     scale[r] = self._strength(row, name)
-                    shift[r] = info.mean if row.params.normalize else 0.0
+                    mean = self._scorer(row, name).info.mean
+                    shift[r] = mean if row.params.normalize else 0.0
             used = torch.where(scale[:, None] != 0, values.nan_to_num(), 0.0)
             bonus[:, : values.shape[1]] += scale[:, None] * (used - shift[:, None])
         for r in (~torch.isfinite(bonus).all(-1)).nonzero()[:, 0].tolist():
@@ -262,8 +272,8 @@ class Guide:
         row.fault = Fault(scorer, message)
         self.faults[scorer] += 1
         self.last_error[scorer] = message
-        if scorer in self.scorers:
-            self.scorers[scorer].forget(row.key)
+        if scorer in row.scorers or scorer in self.scorers:
+            self._scorer(row, scorer).forget(row.key)
 
     def _keep(self, row: Row) -> None:
         """Keep a row's record until it is fetched; a row that was preempted finds its own."""

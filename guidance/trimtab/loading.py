@@ -109,9 +109,7 @@ class _Loader:
         own = self._own_tokenizer(spec.path)
         if own is None:
             return self._native(spec.path, family)
-        model, info = load(
-            spec.path, family=family, dtype=self.dtype, attn_implementation=PREFIX_ATTENTION
-        )
+        model, info = self._load(spec.path, family)
         if info.ahead:
             raise ScorerLoadError(
                 "it has a histogram for each token of its vocabulary, which is not the base's"
@@ -133,9 +131,7 @@ class _Loader:
                 f"its tokenizer is not the base's, which a {family} scorer must share; families "
                 "head, distribution and text may have their own"
             )
-        model, info = load(
-            path, family=family, dtype=self.dtype, attn_implementation=PREFIX_ATTENTION
-        )
+        model, info = self._load(path, family)
         rows = model.get_input_embeddings().num_embeddings
         if rows < self.vocab_size:
             raise ScorerLoadError(
@@ -143,6 +139,17 @@ class _Loader:
                 "must have been made for this base's tokenizer, or bring its own"
             )
         return info, self._backbone(model, self.max_length)
+
+    def _load(self, path: str, family: Family) -> tuple[Any, ScorerInfo]:
+        model, info = load(path, family=family, attn_implementation=PREFIX_ATTENTION)
+        return self._cast(model), info
+
+    def _cast(self, model: Any) -> Any:
+        # transformers makes what it loads the process's default dtype for a while, which steps
+        # that go on meanwhile must not see: so all is loaded in single precision.
+        for parameter in model.parameters():
+            parameter.data = parameter.data.to(self.dtype)
+        return model
 
     def _backbone(self, model: Any, max_length: int) -> Backbone:
         return Backbone(
@@ -180,7 +187,7 @@ class _Loader:
         render = self._render(spec, own, TEXT_READS)
         model, report = AutoModelForSequenceClassification.from_pretrained(
             spec.path,
-            dtype=self.dtype,
+            dtype=torch.float32,
             use_safetensors=True,
             trust_remote_code=False,
             output_loading_info=True,
@@ -193,7 +200,7 @@ class _Loader:
         reads: Any = spec.reads or ("chat" if render is not None else "text")
         return TextScorer(
             ScorerInfo(objective="text classifier"),
-            model.to(self.device),
+            self._cast(model).to(self.device),
             own,
             Reader(self._reading(), render),
             reads,

@@ -19,6 +19,7 @@ from vllm.sampling_params import RequestOutputKind
 from vllm.utils.argparse_utils import FlexibleArgumentParser
 
 from trimtab.adapters.engine import PROCESSOR, WORKER, chunked_prefill, logprobs_limit
+from trimtab.adapters.ranks import told
 from trimtab.adapters.search import (
     FIRST_ROW,
     drawn,
@@ -84,8 +85,8 @@ class Sampler:
         self.families: dict[str, str] = {}
         if self.scorers:
             # This also shows the processor its runner.
-            [told] = self.engine.collective_rpc("trimtab_scorers")[:1]
-            self.families = {one["name"]: one["family"] for one in told}
+            found = told(self.engine.collective_rpc("trimtab_scorers"))
+            self.families = {one["name"]: one["family"] for one in found}
         self._runs = 0
         # What is loaded by now stays; the collector need not walk through it at every turn.
         gc.freeze()
@@ -228,7 +229,7 @@ class Sampler:
         self, sequences: Sequence[Sequence[int]], params: GuidanceParams, keys: Sequence[int]
     ) -> list[Scored]:
         arguments = score_arguments(params, sequences, keys)
-        return scored(self.engine.collective_rpc("trimtab_score", args=arguments)[0])
+        return scored(told(self.engine.collective_rpc("trimtab_score", args=arguments)))
 
     def _run(
         self,
@@ -298,7 +299,7 @@ class Sampler:
         [choice] = output.outputs
         ids = list(choice.token_ids)
         arguments = (output.request_id, output.prompt_token_ids, [ids], True, False)
-        [[record]] = self.engine.collective_rpc("trimtab_record", args=arguments)[:1]
+        [record] = told(self.engine.collective_rpc("trimtab_record", args=arguments))
         if record is None or record["error"] is not None:
             fault = (record or {}).get("error") or {"scorer": "?", "message": "left no record"}
             raise ScorerFault(f"scorer {fault['scorer']}: {fault['message']}.")

@@ -33,6 +33,9 @@ MAX_WEIGHT = 1000.0
 PREFIX = "trimtab_"
 RECORD_KEY = "trimtab_record"
 """Carrier key under which the worker keeps a request's record; set by the front end alone."""
+VERSIONS_KEY = "trimtab_versions"
+"""Carrier key of the versions that a request began with, "a@2,b@1"; set by the front end alone."""
+CARRIED = (RECORD_KEY, VERSIONS_KEY)
 
 NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}", re.ASCII)
 """What a scorer may be called (matched in full)."""
@@ -229,7 +232,7 @@ class GuidanceParams(BaseModel):
         flat = {
             key.removeprefix(PREFIX): value
             for key, value in (extra_args or {}).items()
-            if key.startswith(PREFIX) and key != RECORD_KEY
+            if key.startswith(PREFIX) and key not in CARRIED
         }
         if not flat:
             return None

@@ -7,14 +7,13 @@ that, so it is held back: such a candidate is worth what the text before the cha
 """
 
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 
 from trimtab.cache import NO_IDS, Ids
-from trimtab.rows import Prompt, Turns
 
 KEPT = 1024
 """Rendered prompts that are kept, the latest used."""
@@ -23,6 +22,20 @@ UNFINISHED = "\ufffd"
 LEAD = 4
 """Tokens of the prompt that an answer is decoded behind: some tokenizers drop the space that a text
 begins with, and a character that the prompt began may have four bytes."""
+
+Turns: TypeAlias = Sequence[Mapping[str, str]]
+"""A conversation: each turn has a `role` and a `content`."""
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """Where a row's prompt ends, for scorers that read text."""
+
+    length: int
+    """Tokens of the prompt; what follows is the answer."""
+    turns: Turns | None = None
+    """The conversation that the base's chat template made the prompt of, if it was one."""
+
 
 Render: TypeAlias = Callable[[Turns], str]
 """A conversation → the text in which the scorer's own model expects its next answer."""

@@ -4,32 +4,20 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import count
-from typing import Any, TypeAlias
+from typing import Any
 
 from torch import Tensor
 
 from trimtab.cache import NO_IDS, Ids, common_prefix
 from trimtab.params import GuidanceParams
+from trimtab.reader import Prompt, Turns
+from trimtab.scorers.base import Scorer
 
 ROUNDING = 1e-4
 """Nats that single precision may be wrong by."""
 
 next_key = count().__next__
 """Fresh row keys: a row that replaces another never inherits its key."""
-
-
-Turns: TypeAlias = Sequence[Mapping[str, str]]
-"""A conversation: each turn has a `role` and a `content`."""
-
-
-@dataclass(frozen=True)
-class Prompt:
-    """Where a row's prompt ends, for scorers that read text."""
-
-    length: int
-    """Tokens of the prompt; what follows is the answer."""
-    turns: Turns | None = None
-    """The conversation that the base's chat template made the prompt of, if it was one."""
 
 
 @dataclass(frozen=True)
@@ -98,6 +86,8 @@ class Row:
     stop_token: int | None = None  # what ends it, if its scorer fails
     record_key: str | None = None  # under which the front end will ask for its record
     turns: Turns | None = None  # the conversation that the prompt was made of, if it was one
+    scorers: Mapping[str, Scorer] = field(default_factory=dict)
+    """The versions that it began with; where none is named, the guide's present one."""
     prefix: Ids = field(default_factory=lambda: NO_IDS)  # prompt and completion so far
     key: int = field(default_factory=next_key)
     fault: Fault | None = None
@@ -144,3 +134,17 @@ class Row:
         """
         shared = common_prefix(self.prefix, sequence)
         return shared >= len(sequence) - 1 and shared >= min(len(self.prefix), len(sequence))
+
+
+def cohorts(rows: Sequence[tuple[int, Row]]) -> list[list[tuple[int, Row]]]:
+    """Rows that agree on the version of every scorer; but for a change of versions, all do."""
+    found: list[tuple[dict[str, Scorer], list[tuple[int, Row]]]] = []
+    for index, row in rows:
+        for versions, members in found:
+            if all(versions.get(name, own) is own for name, own in row.scorers.items()):
+                versions.update(row.scorers)
+                members.append((index, row))
+                break
+        else:
+            found.append((dict(row.scorers), [(index, row)]))
+    return [members for _, members in found]

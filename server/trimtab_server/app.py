@@ -13,16 +13,19 @@ from vllm.entrypoints.launchers.api_server.app_state import init_app_state
 from vllm.entrypoints.launchers.app import build_app
 from vllm.entrypoints.launchers.launcher import serve_http
 
+from trimtab.adapters.ranks import told
 from trimtab.errors import TrimtabError
 from trimtab_server import canary, errors
 from trimtab_server.auth import ApiKeys
 from trimtab_server.doubts import doubts
 from trimtab_server.guided import follow_engine
 from trimtab_server.limits import BodyLimit
+from trimtab_server.loading import Loading
 from trimtab_server.middleware import Guidance
 from trimtab_server.routes import generate, status
+from trimtab_server.routes import scorers as scorer_routes
 from trimtab_server.settings import Settings
-from trimtab_server.state import State
+from trimtab_server.state import State, Version
 
 log = logging.getLogger(__name__)
 
@@ -38,21 +41,35 @@ async def build(engine: Any, args: argparse.Namespace, settings: Settings) -> Fa
     follow_engine(engine)
     default = settings.default_scorer or None
     scorers = {
-        found["name"]: settings.scorer[found["name"]].model_copy(update={"family": found["family"]})
-        for found in (await engine.collective_rpc("trimtab_scorers"))[0]
+        found["name"]: Version(found["name"], 1, found["family"], _parts(settings, found["name"]))
+        for found in told(await engine.collective_rpc("trimtab_scorers"))
     }
     name = (args.served_model_name or [args.model])[0]
-    app.state.trimtab = State(engine, app.state.online_renderer, name, scorers, default)
+    state = State(engine, app.state.online_renderer, name, scorers, default)
+    app.state.trimtab = state
+    app.state.trimtab_loading = None
+    if settings.admin_key is not None and settings.scorer_dir is not None:
+        app.state.trimtab_loading = Loading(state, settings.scorer_dir)
     app.include_router(generate.router)
     app.include_router(status.router)
+    app.include_router(scorer_routes.router)
     app.add_exception_handler(TrimtabError, errors.handle)
     # vLLM has built its stack of middleware already; with ours, it is built anew when serving.
     app.middleware_stack = None
     app.add_middleware(Guidance, scorers=scorers, default=default)
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
-    if settings.api_key:
-        app.add_middleware(ApiKeys, keys=[key.get_secret_value() for key in settings.api_key])
+    keys = [key.get_secret_value() for key in settings.api_key]
+    admin = settings.admin_key
+    app.add_middleware(ApiKeys, keys=keys, admin_key=admin.get_secret_value() if admin else None)
     return app
+
+
+def _parts(settings: Settings, name: str) -> frozenset[str]:
+    """The scorers that a composite is made of."""
+    spec = settings.scorer[name]
+    if spec.family != "composite":
+        return frozenset()
+    return frozenset(part.strip().partition(":")[0] for part in spec.path.split("+"))
 
 
 async def serve(

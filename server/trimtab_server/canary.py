@@ -11,7 +11,7 @@ does not take the server out of service, a broken scorer does.
 import asyncio
 import logging
 import uuid
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from vllm.sampling_params import RequestOutputKind, SamplingParams
@@ -19,7 +19,7 @@ from vllm.sampling_params import RequestOutputKind, SamplingParams
 from trimtab.params import GuidanceParams
 from trimtab_server import prompts
 from trimtab_server.guided import EXCHANGE, Exchange
-from trimtab_server.state import State
+from trimtab_server.state import State, Version
 
 log = logging.getLogger(__name__)
 
@@ -39,16 +39,23 @@ async def check(state: State, found: Iterable[Mapping[str, Any]]) -> None:
         if state.faults.get(name) == scorer["faults"]:
             continue
         state.faults[name] = scorer["faults"]
-        try:
-            async with asyncio.timeout(SECONDS):
-                state.complaints[name] = await _complaint(state, name)
-        except Exception as error:  # whatever it is, the server is up but not ready
-            state.complaints[name] = f"failed its canary request ({type(error).__name__})"
+        state.complaints[name] = await complaint(state, name)
         if state.complaints[name] is not None:
             log.error("scorer %s %s", name, state.complaints[name])
 
 
-async def _complaint(state: State, name: str) -> str | None:
+async def complaint(
+    state: State, name: str, version: Version | None = None, seconds: float = SECONDS
+) -> str | None:
+    """What a request to a scorer, or to a version of it, finds wrong; None if nothing."""
+    try:
+        async with asyncio.timeout(seconds):
+            return await _ask(state, name, [] if version is None else [version])
+    except Exception as error:  # whatever it is, the server is up but the scorer is not well
+        return f"failed its canary request ({type(error).__name__})"
+
+
+async def _ask(state: State, name: str, versions: Sequence[Version]) -> str | None:
     params = SamplingParams(
         max_tokens=TOKENS,
         ignore_eos=True,
@@ -56,7 +63,7 @@ async def _complaint(state: State, name: str) -> str | None:
         output_kind=RequestOutputKind.FINAL_ONLY,
         extra_args=GuidanceParams(scorers={name: 1.0}, k=10, mass=1.0).to_xargs(),
     )
-    exchange = Exchange()
+    exchange = Exchange(versions=versions)
     EXCHANGE.set(exchange)
     prompt = await prompts.text(state.renderer, "The")
     async for _ in state.engine.generate(prompt, params, f"canary-{uuid.uuid4().hex}"):

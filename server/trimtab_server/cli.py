@@ -48,6 +48,12 @@ def serve(
     api_key: Annotated[
         list[str] | None, typer.Option(help="Guards every route but /health.", metavar="KEY")
     ] = None,
+    admin_key: Annotated[
+        str | None, typer.Option(help="Loads and unloads scorers.", metavar="KEY")
+    ] = None,
+    scorer_dir: Annotated[
+        Path | None, typer.Option(help="Where scorers may be loaded from while serving.")
+    ] = None,
     host: Annotated[str | None, typer.Option(help="Address (127.0.0.1).")] = None,
     port: Annotated[int | None, typer.Option(help="Port (8000).")] = None,
     max_body_bytes: Annotated[int | None, typer.Option(help="Largest request body.")] = None,
@@ -66,6 +72,8 @@ def serve(
         "scorer": scorer,
         "default_scorer": default_scorer,
         "api_key": api_key,
+        "admin_key": admin_key,
+        "scorer_dir": scorer_dir,
         "host": host,
         "port": port,
         "max_body_bytes": max_body_bytes,

@@ -3,7 +3,9 @@
 TrimtabError
 ├── InvalidRequest        400  invalid_request_error
 ├── Unauthorized          401  authentication_error
+├── Forbidden             403  permission_error
 ├── SlowBody              408  timeout_error
+├── ScorerInUse           409  conflict_error
 ├── BodyTooLarge          413  request_too_large
 ├── UnsupportedMediaType  415  invalid_request_error
 ├── StartError            (the server does not start; the command prints it and exits)
@@ -34,6 +36,20 @@ class Unauthorized(TrimtabError):
 
     status = 401
     type = "authentication_error"
+
+
+class Forbidden(TrimtabError):
+    """The key is good, but not for this; or the server does not do this at all."""
+
+    status = 403
+    type = "permission_error"
+
+
+class ScorerInUse(TrimtabError):
+    """The scorer cannot go: others rest on it."""
+
+    status = 409
+    type = "conflict_error"
 
 
 class SlowBody(TrimtabError):

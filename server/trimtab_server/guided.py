@@ -4,12 +4,16 @@
 2. `follow_engine` wraps `engine.generate`: each guided call gets a record key of its own.
 3. When a choice ends, its record is fetched from the worker before the choice is passed on.
 4. The Exchange holds the records; whoever opened it puts them in the answer.
+
+An Exchange also holds the versions of the scorers that its request began with, whatever is loaded
+meanwhile: they travel with the record key, and are in use until the HTTP request has ended.
 """
 
 import asyncio
 import copy
 import uuid
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,9 +21,11 @@ from typing import Any
 from vllm.exceptions import GenerationError, VLLMError
 from vllm.sampling_params import RequestOutputKind
 
+from trimtab.adapters.ranks import told
 from trimtab.errors import ScorerFault
-from trimtab.params import RECORD_KEY, GuidanceParams
+from trimtab.params import RECORD_KEY, VERSIONS_KEY, GuidanceParams
 from trimtab_server import metrics
+from trimtab_server.state import Version
 
 Record = dict[str, Any]
 Rpc = Callable[..., Awaitable[list[Any]]]
@@ -32,6 +38,14 @@ class Exchange:
     calls: list[dict[int, Record | None]] = field(default_factory=list)
     """Records by choice index, one mapping per engine call (one call per prompt), in order."""
     fault: ScorerFault | None = None
+    versions: Sequence[Version] = ()
+    """Those of its scorers that it began with; the present ones where none is named."""
+
+    @property
+    def carried(self) -> dict[str, str]:
+        """The versions as a request's extra arguments carry them to the worker."""
+        keys = ",".join(version.key for version in self.versions)
+        return {VERSIONS_KEY: keys} if keys else {}
 
     def record(self, call: int, choice: int) -> Record | None:
         """The record of one choice; None if the worker kept none."""
@@ -39,6 +53,29 @@ class Exchange:
 
 
 EXCHANGE: ContextVar[Exchange | None] = ContextVar("trimtab_exchange", default=None)
+IN_USE: ContextVar[list[Version]] = ContextVar("trimtab_in_use")
+
+
+@contextmanager
+def using_versions() -> Iterator[None]:
+    """The time of an HTTP request: what its exchanges begin with is in use until it ends."""
+    versions: list[Version] = []
+    IN_USE.set(versions)
+    try:
+        yield
+    finally:
+        for version in versions:
+            version.users -= 1
+
+
+def begin(scorers: Mapping[str, Version], guidance: GuidanceParams) -> Exchange:
+    """Open the exchange of a request whose scorers were just found among `scorers`."""
+    exchange = Exchange(versions=[scorers[name] for name in guidance.scorers or {}])
+    for version in exchange.versions:
+        version.users += 1
+    IN_USE.get().extend(exchange.versions)
+    EXCHANGE.set(exchange)
+    return exchange
 
 
 def follow_engine(engine: Any) -> None:
@@ -55,7 +92,7 @@ def follow_engine(engine: Any) -> None:
             return generate(prompt, sampling_params, request_id, **options)
         call = _Call(engine.collective_rpc, exchange, guidance, background)
         params = copy.copy(sampling_params)
-        params.extra_args = {**params.extra_args, RECORD_KEY: call.key}
+        params.extra_args = {**params.extra_args, RECORD_KEY: call.key, **exchange.carried}
         outputs = generate(prompt, params, request_id, **options)
         return call.follow(outputs, params.output_kind == RequestOutputKind.DELTA)
 
@@ -115,11 +152,14 @@ class _Call:
             raise
         except Exception as error:  # a plain one is how vLLM tells that the call failed
             raise GenerationError(f"the record of guidance cannot be had ({error})") from None
-        return answers[0]
+        return next((found for found in answers if any(found or ())), told(answers) or [])
 
     async def _fetch(self, ended: list[int], done: bool) -> None:
         found = await self._ask([self.tokens[index] for index in ended], done)
+        numbers = {version.name: version.number for version in self.exchange.versions}
         for index, record in zip(ended, found, strict=True):
+            if record is not None and any(number > 1 for number in numbers.values()):
+                record["versions"] = numbers
             self.records[index] = record
             error = metrics.observe(record)
             if error is not None and self.guidance.on_error == "fail":

@@ -37,6 +37,7 @@ def serve(settings: Settings, flags: Sequence[str]) -> None:
             given = [*extra, *given]
         if not settings.scorer:
             raise StartError("give at least one scorer: --scorer NAME=PATH.")
+        settings = settings.ready_to_load()
         settings.guidance()  # is it sound? Told before vLLM is imported
         asyncio.run(_run(settings, given, listener))
 

@@ -16,11 +16,12 @@ from typing import Any
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from trimtab.errors import InvalidGuidance, TrimtabError
-from trimtab.params import PREFIX, RECORD_KEY, GuidanceParams, Served
+from trimtab.params import CARRIED, PREFIX, GuidanceParams
 from trimtab_server import strict_json
 from trimtab_server.errors import UnsupportedMediaType, response
-from trimtab_server.guided import EXCHANGE, Exchange
+from trimtab_server.guided import Exchange, begin, using_versions
 from trimtab_server.limits import check_caps, replay
+from trimtab_server.state import Version
 
 ROUTES = frozenset(
     {
@@ -39,7 +40,7 @@ class Guidance:
     """ASGI middleware: reads `guidance` out of requests, and writes records into answers."""
 
     def __init__(
-        self, app: ASGIApp, scorers: Mapping[str, Served], default: Mapping[str, float] | None
+        self, app: ASGIApp, scorers: Mapping[str, Version], default: Mapping[str, float] | None
     ) -> None:
         self.app = app
         self.scorers = scorers
@@ -47,39 +48,43 @@ class Guidance:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
-        if not _takes_guidance(scope):
-            await self.app(scope, receive, send)
-            return
+        with using_versions():
+            if _takes_guidance(scope):
+                await self._serve(scope, receive, send)
+            else:
+                await self.app(scope, receive, send)
+
+    async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             check_json(scope)
             body = (await receive()).get("body", b"")
             fields = strict_json.loads(body)
             check_caps(fields)
-            guided = self._move(fields)
+            guidance = self._move(fields)
         except TrimtabError as error:
             await response(error)(scope, receive, send)
             return
-        if not guided:
+        if guidance is None:
             await self.app(scope, replay(body, receive), send)
             return
         body = json.dumps(fields).encode()
-        exchange = Exchange()
-        EXCHANGE.set(exchange)
+        exchange = begin(self.scorers, guidance)
         choices = fields.get("n")
         answer = _Answer(send, exchange, choices if isinstance(choices, int) else 1)
         headers = _with_length(scope["headers"], len(body))
         await self.app({**scope, "headers": headers}, replay(body, receive), answer.send)
 
-    def _move(self, fields: dict[str, Any]) -> bool:
-        """Move `guidance` into `vllm_xargs`; False if the request asks for none."""
+    def _move(self, fields: dict[str, Any]) -> GuidanceParams | None:
+        """Move `guidance` into `vllm_xargs`; None if the request asks for none."""
         xargs = fields.get("vllm_xargs")
         flat = {
             key: value
             for key, value in (xargs.items() if isinstance(xargs, dict) else ())
             if key.startswith(PREFIX)
         }
-        if RECORD_KEY in flat:
-            raise InvalidGuidance(f"{RECORD_KEY} is set by the server alone; leave it out.")
+        for key in CARRIED:
+            if key in flat:
+                raise InvalidGuidance(f"{key} is set by the server alone; leave it out.")
         asked = fields.pop("guidance", None)
         if asked is not None and flat:
             raise InvalidGuidance(
@@ -89,13 +94,13 @@ class Guidance:
             )
         params = GuidanceParams.from_xargs(flat) if asked is None else GuidanceParams.parse(asked)
         if params is None:
-            return False
+            return None
         _refuse_unguidable(fields)
         params = params.resolve(self.scorers, self.default)
         if asked is not None and xargs is not None and not isinstance(xargs, dict):
             raise InvalidGuidance("vllm_xargs must be an object.", param="vllm_xargs")
         fields["vllm_xargs"] = {**(xargs or {}), **params.to_xargs()}
-        return True
+        return params
 
 
 def check_json(scope: Scope) -> None:

@@ -7,19 +7,21 @@ the driver, and that aborts every draw.
 
 import asyncio
 import random
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from itertools import count
 from typing import Any
 
 from vllm.exceptions import GenerationError, VLLMError
 from vllm.sampling_params import RequestOutputKind, SamplingParams
 
+from trimtab.adapters.ranks import told
 from trimtab.adapters.search import drawn, row_key, score_arguments, scored, stop_tokens
 from trimtab.errors import TrimtabError
 from trimtab.params import GuidanceParams
 from trimtab.search import Commit, Draw, Drawn, Problem, Result, Score, Scored, SearchParams, start
 from trimtab_server.guided import EXCHANGE, Exchange
 from trimtab_server.protocol import GenerateRequest
+from trimtab_server.state import Version
 
 numbers = count()
 background: set[asyncio.Task[Any]] = set()
@@ -35,8 +37,10 @@ class Driver:
         guidance: GuidanceParams,
         search: SearchParams,
         prompt: list[int],
+        versions: Sequence[Version] = (),
     ) -> None:
         self.engine = engine
+        self.versions = versions
         self.guidance = guidance
         self.sampling = {
             **asked.model_dump(include={"temperature", "top_p", "top_k", "min_p"}),
@@ -97,7 +101,7 @@ class Driver:
         return [task.result() for task in tasks]
 
     async def _draw(self, ask: Draw) -> Drawn:
-        exchange = Exchange()
+        exchange = Exchange(versions=self.versions)
         EXCHANGE.set(exchange)  # in this task's own context
         top = min(ask.top, self.engine.model_config.get_vocab_size())
         params = SamplingParams(
@@ -120,14 +124,15 @@ class Driver:
     async def _score(self, asks: list[Score]) -> list[Scored]:
         keys = [row_key(self.number, ask) for ask in asks]
         self.rows.update(keys)
-        arguments = score_arguments(self.guidance, [ask.sequence for ask in asks], keys)
+        xargs, *rest = score_arguments(self.guidance, [ask.sequence for ask in asks], keys)
+        arguments = ({**xargs, **Exchange(versions=self.versions).carried}, *rest)
         try:
-            [told, *_] = await self.engine.collective_rpc("trimtab_score", args=arguments)
+            answers = await self.engine.collective_rpc("trimtab_score", args=arguments)
         except VLLMError:
             raise
         except Exception as error:  # a plain one is how vLLM tells that the call failed
             raise TrimtabError(f"the scores of a search cannot be had ({error}).") from None
-        return scored(told)
+        return scored(told(answers))
 
     async def _forget(self) -> None:
         try:

@@ -3,7 +3,7 @@
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 import yaml
 from pydantic import BeforeValidator, Field, SecretStr, ValidationError
@@ -70,6 +70,17 @@ class Settings(BaseSettings):
         description="keys that open every route; without one, the server is open (several: apart "
         "by commas in the environment)",
     )
+    admin_key: SecretStr | None = Field(
+        None,
+        min_length=1,
+        description="key that opens every route, and alone those that load and unload scorers; "
+        "without one, these are off",
+    )
+    scorer_dir: Path | None = Field(
+        None,
+        description="directory whose subdirectories are checkpoints that may be loaded while "
+        "serving; without one, none may",
+    )
     host: str = Field("127.0.0.1", description="address to listen on; `0.0.0.0` for all")
     port: int = Field(8000, ge=0, le=65535, description="port to listen on; 0 takes a free one")
     max_body_bytes: int = Field(8 * 2**20, gt=0, description="largest body of a request, in bytes")
@@ -85,6 +96,22 @@ class Settings(BaseSettings):
     )
 
     config: ClassVar[Path | None] = None
+
+    def ready_to_load(self) -> Self:
+        """The same; if scorers may be loaded while serving, with defaults that this cannot change.
+
+        Raises:
+            StartError: the scorer_dir is not there, or the admin key is a user's.
+        """
+        if self.admin_key is None or self.scorer_dir is None:
+            return self
+        if self.admin_key in self.api_key:
+            raise StartError("the admin_key is one of the api_keys; choose another.")
+        if not self.scorer_dir.is_dir():
+            raise StartError("there is no directory at scorer_dir; make one, or leave it out.")
+        default = self.default_scorer or dict.fromkeys(self.scorer, 1.0)
+        scorer_dir = self.scorer_dir.resolve()
+        return self.model_copy(update={"default_scorer": default, "scorer_dir": scorer_dir})
 
     def guidance(self) -> dict[str, Any]:
         """The `trimtab` part of vLLM's additional configuration.

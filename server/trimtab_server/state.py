@@ -4,9 +4,23 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from trimtab.params import Served
-
 NOT_ASKED = "has not been asked yet"
+
+
+@dataclass(eq=False)
+class Version:
+    """One version of a scorer, as requests know it. A name's later versions are other scorers."""
+
+    name: str
+    number: int
+    family: str | None
+    parts: frozenset[str] = frozenset()  # scorers that a composite is made of
+    users: int = 0  # HTTP requests that began with it and have not ended
+
+    @property
+    def key(self) -> str:
+        """What the worker knows it by."""
+        return f"{self.name}@{self.number}"
 
 
 @dataclass
@@ -16,7 +30,7 @@ class State:
     engine: Any
     renderer: Any  # vLLM's, from text or messages to what the engine takes
     model: str
-    scorers: Mapping[str, Served]
+    scorers: dict[str, Version]
     default: Mapping[str, float] | None
     complaints: dict[str, str | None] = field(default_factory=dict)
     """What each scorer's last canary request found wrong; None if nothing."""

@@ -15,9 +15,8 @@ from trimtab.config import GuidanceConfig
 from trimtab.cross import CrossBackbone
 from trimtab.errors import ScorerLoadError
 from trimtab.loading import load_scorers
-from trimtab.reader import Reader
+from trimtab.reader import Prompt, Reader
 from trimtab.retokenise import Retokeniser
-from trimtab.rows import Prompt
 from trimtab.scorers import HeadScorer
 from trimtab.testing import check_scorer
 from trimtab_models.checkpoint import ScorerInfo, save

@@ -11,6 +11,10 @@ engine for everyone.
 """
 
 import logging
+from concurrent.futures import Future
+from functools import partial
+from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import numpy as np
@@ -22,13 +26,16 @@ from vllm.v1.sample.logits_processor import LogitsProcessor as V1LogitsProcessor
 from vllm.v1.sample.logits_processor import MoveDirectionality
 from vllm.v1.worker.gpu.sample.logits_processor import LogitsProcessor as V2LogitsProcessor
 
+from trimtab.adapters import ranks
 from trimtab.cache import Ids
-from trimtab.config import GuidanceConfig
+from trimtab.config import GuidanceConfig, ScorerSpec
 from trimtab.errors import InvalidGuidance, TrimtabError
 from trimtab.guide import Guide
+from trimtab.incoming import bring
 from trimtab.loading import load_scorers
-from trimtab.params import RECORD_KEY, GuidanceParams
+from trimtab.params import CARRIED, RECORD_KEY, VERSIONS_KEY, GuidanceParams
 from trimtab.rows import Fault, Row
+from trimtab.scorers import Scorer
 
 logger = logging.getLogger(__name__)
 
@@ -41,26 +48,31 @@ class GuidanceProcessor(V1LogitsProcessor, V2LogitsProcessor):
         """Refuse malformed guidance in the front end, where it becomes a 400."""
         extra = sampling_params.extra_args or {}
         GuidanceParams.from_xargs(extra)
-        if not isinstance(extra.get(RECORD_KEY, ""), str):
-            raise InvalidGuidance(f"{RECORD_KEY} is set by the server; leave it out.")
+        for key in CARRIED:
+            if not isinstance(extra.get(key, ""), str):
+                raise InvalidGuidance(f"{key} is set by the server; leave it out.")
 
     def __init__(self, vllm_config: VllmConfig, a: Any, b: Any = None) -> None:
         """V1 passes (config, device, pin_memory), V2 (config, request states)."""
         self.states: Any = a if b is None else None
         model = vllm_config.model_config
         config = GuidanceConfig.parse(vllm_config.additional_config)
-        device = torch.device(a.device if b is None else a)
-        self.guide = Guide(
-            load_scorers(
-                config,
-                max_length=model.max_model_len,
-                vocab_size=model.get_vocab_size(),
-                tokenizer=model.tokenizer,
-                dtype=torch.float32 if device.type == "cpu" else model.dtype,
-                device=device,
-            )
+        self.device = torch.device(a.device if b is None else a)
+        self.dtype = torch.float32 if self.device.type == "cpu" else model.dtype
+        self.build = partial(
+            load_scorers,
+            max_length=model.max_model_len,
+            vocab_size=model.get_vocab_size(),
+            tokenizer=model.tokenizer,
+            dtype=self.dtype,
+            device=self.device,
         )
+        self.leads = ranks.leads()
+        self.guide = Guide(ranks.alone(self.build, config) if self.leads else {})
+        networks = [s for s in config.scorers.values() if s.family not in ("function", "composite")]
+        self.share = config.cache_bytes // max(len(networks), 1)  # prefix cache of a new scorer
         self.default_scorers = config.default_scorers
+        self.incoming: dict[str, Future[Scorer]] = {}  # by version, "name@2"
         self.rows: dict[int, Row] = {}  # V1: by batch index; V2: by request slot
         self.prompts: dict[int, Ids] = {}  # V1: by row key
         self.outputs: dict[int, list[int]] = {}  # V1: by row key; vLLM's own live lists
@@ -106,6 +118,40 @@ class GuidanceProcessor(V1LogitsProcessor, V2LogitsProcessor):
         """Guide this step's rows, in place."""
         if not self.rows:
             return logits
+        if not ranks.several():
+            self._guide(logits, ctx)
+            return logits
+        if self.leads:
+            ranks.alone(self._guide, logits, ctx)
+        slots = range(len(logits)) if ctx is None else ctx.idx_mapping_np.tolist()
+        ranks.share(logits, [b for b, slot in enumerate(slots) if slot in self.rows])
+        return logits
+
+    def bring(self, version: str, spec: ScorerSpec, root: Path) -> None:
+        """Begin to load a scorer in a thread, so that the steps go on meanwhile."""
+        brought: Future[Scorer] = Future()
+        self.incoming[version] = brought
+        name = version.partition("@")[0]
+
+        def work() -> None:
+            try:
+                brought.set_result(
+                    bring(
+                        name,
+                        spec,
+                        root,
+                        self.build,
+                        cache_bytes=self.share,
+                        dtype=self.dtype,
+                        device=self.device,
+                    )
+                )
+            except BaseException as error:
+                brought.set_exception(error)
+
+        Thread(target=work, name=f"bring {version}", daemon=True).start()
+
+    def _guide(self, logits: Tensor, ctx: Any) -> None:
         rows: list[tuple[int, Row]] = []
         try:
             rows = self._v1_rows(len(logits)) if ctx is None else self._v2_rows(ctx)
@@ -115,17 +161,18 @@ class GuidanceProcessor(V1LogitsProcessor, V2LogitsProcessor):
             logger.exception("guidance failed")
             for _, row in rows:
                 row.fault = row.fault or Fault("", f"{type(error).__name__} in guidance")
-        return logits
 
     def _row(self, params: SamplingParams, prompt_length: int) -> Row | None:
         """The row of a new request, or None if it asks for no guidance."""
         extra = params.extra_args or {}
-        fault = None
+        fault, scorers = None, self.guide.at(extra.get(VERSIONS_KEY, ""))
         try:
             guidance = GuidanceParams.from_xargs(extra)
             if guidance is None:
                 return None
-            guidance = guidance.resolve(self.guide.scorers, self.default_scorers)
+            if not self.leads:
+                return Row(guidance, prompt_length)
+            guidance = guidance.resolve(scorers, self.default_scorers)
         except TrimtabError as error:
             # Only a stock front end lets an unknown scorer come this far.
             logger.error("a request cannot be guided: %s", error)
@@ -138,6 +185,7 @@ class GuidanceProcessor(V1LogitsProcessor, V2LogitsProcessor):
             prompt_length,
             None if params.ignore_eos else stop_token,
             record_key=extra.get(RECORD_KEY),
+            scorers={name: scorers[name] for name in guidance.scorers or {}},
             fault=fault,
         )
 

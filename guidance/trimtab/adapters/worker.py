@@ -1,23 +1,33 @@
 """What the front end may ask of a worker, between steps, through `collective_rpc`."""
 
+import gc
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from trimtab.adapters.vllm import GuidanceProcessor
-from trimtab.params import GuidanceParams
+from trimtab.config import ScorerSpec
+from trimtab.errors import NoRoom, ScorerRefused
+from trimtab.params import VERSIONS_KEY, GuidanceParams
 from trimtab.search.scoring import score_sequences
 
 TOLD = {"objective", "mean", "deviation", "base_model", "prefix_auc"}
 
 
 class GuidanceWorker:
-    """Worker extension: `--worker-extension-cls trimtab.adapters.worker.GuidanceWorker`."""
+    """Worker extension: `--worker-extension-cls trimtab.adapters.worker.GuidanceWorker`.
+
+    Of an engine's ranks the one that has the scorers answers; the others say None.
+    """
 
     model_runner: Any
 
-    def trimtab_scorers(self) -> list[dict[str, Any]]:
+    def trimtab_scorers(self) -> list[dict[str, Any]] | None:
         """What is served, and how it fares."""
-        guide = _processor(self.model_runner).guide
+        processor = _leader(self.model_runner)
+        if processor is None:
+            return None
+        guide = processor.guide
         return [
             {
                 "name": name,
@@ -38,23 +48,79 @@ class GuidanceWorker:
         outputs: Sequence[Sequence[int]],
         done: bool,
         final: bool = True,
-    ) -> list[dict[str, Any] | None]:
+    ) -> list[dict[str, Any] | None] | None:
         """Records of finished sequences, see Guide.report."""
-        return _processor(self.model_runner).guide.report(key, prompt, outputs, done, final)
+        processor = _leader(self.model_runner)
+        if processor is None:
+            return None
+        return processor.guide.report(key, prompt, outputs, done, final)
 
     def trimtab_score(
         self, xargs: Mapping[str, Any], sequences: Sequence[Sequence[int]], keys: Sequence[int]
-    ) -> dict[str, Any]:
+    ) -> dict[str, Any] | None:
         """What whole sequences are worth, see score_sequences; xargs: GuidanceParams, flat."""
+        processor = _leader(self.model_runner)
+        if processor is None:
+            return None
         params = GuidanceParams.from_xargs(xargs) or GuidanceParams()
-        guide = _processor(self.model_runner).guide
-        return score_sequences(guide, params.resolve(guide.scorers), sequences, keys)
+        scorers = processor.guide.at(xargs.get(VERSIONS_KEY, ""))
+        params = params.resolve(scorers)
+        return score_sequences(processor.guide, params, sequences, keys, scorers)
 
     def trimtab_forget(self, keys: Sequence[int]) -> None:
         """Drop what the scorers keep for rows that nobody will ask for again."""
-        for scorer in _processor(self.model_runner).guide.scorers.values():
+        processor = _leader(self.model_runner)
+        for scorer in processor.guide.versions.values() if processor is not None else ():
             for key in keys:
                 scorer.forget(key)
+
+    def trimtab_bring(self, version: str, spec: Mapping[str, Any], root: str) -> None:
+        """Begin to load a version ("name@2") of a scorer; trimtab_brought tells how it went."""
+        processor = _leader(self.model_runner)
+        if processor is not None:
+            processor.bring(version, ScorerSpec.model_validate(spec), Path(root))
+
+    def trimtab_brought(self, version: str) -> dict[str, Any] | None:
+        """Whether it is there: {"ready", "error": None or {"type", "message"}, "family"}.
+
+        From then on requests may name it, and it is kept until it is dropped.
+        """
+        processor = _leader(self.model_runner)
+        if processor is None:
+            return None
+        brought = processor.incoming[version]
+        if not brought.done():
+            return {"ready": False, "error": None, "family": None}
+        error = brought.exception()
+        if error is None:
+            scorer = processor.guide.versions[version] = brought.result()
+            return {"ready": True, "error": None, "family": scorer.family}
+        told = {"type": "ScorerRefused", "message": f"it is not loaded ({type(error).__name__})."}
+        if isinstance(error, NoRoom | ScorerRefused):
+            told = {"type": type(error).__name__, "message": error.message}
+        return {"ready": True, "error": told, "family": None}
+
+    def trimtab_serve(self, name: str, version: str | None) -> None:
+        """Let a name mean a version from now on, or nothing any more."""
+        processor = _leader(self.model_runner)
+        if processor is None:
+            return
+        guide = processor.guide
+        guide.faults.pop(name, None)
+        guide.last_error.pop(name, None)
+        if version is None:
+            guide.scorers.pop(name, None)
+        else:
+            guide.scorers[name] = guide.versions[version]
+            processor.incoming.pop(version, None)
+
+    def trimtab_drop(self, version: str) -> None:
+        """Forget a version; rows that still have it keep it until they end."""
+        processor = _leader(self.model_runner)
+        if processor is not None:
+            processor.incoming.pop(version, None)
+            processor.guide.versions.pop(version, None)
+            gc.collect()
 
 
 def _processor(runner: Any) -> GuidanceProcessor:
@@ -66,3 +132,11 @@ def _processor(runner: Any) -> GuidanceProcessor:
     if processor.states is None:
         processor.runner = runner
     return processor
+
+
+def _leader(runner: Any) -> GuidanceProcessor | None:
+    """The processor of this rank, if this is the rank that has the scorers."""
+    if not hasattr(runner, "input_batch") and runner.sampler is None:
+        return None  # V2, at an early stage of pipeline parallelism
+    processor = _processor(runner)
+    return processor if processor.leads else None

@@ -18,7 +18,8 @@ from torch import Tensor
 from trimtab.cache import Ids
 from trimtab.guide import Guide
 from trimtab.params import GuidanceParams
-from trimtab.rows import Prompt, Row
+from trimtab.reader import Prompt
+from trimtab.rows import Row
 from trimtab.scorers.base import Scorer
 from trimtab_models.checkpoint import ScorerInfo
 from trimtab_models.worlds.tiny import PROMPTS, Prefix, State, Tiny, ended

@@ -11,7 +11,7 @@ from torch import Tensor
 from trimtab.backbone import Backbone
 from trimtab.cache import Ids
 from trimtab.cross import CrossBackbone
-from trimtab.rows import Prompt
+from trimtab.reader import Prompt
 from trimtab_models.checkpoint import ScorerInfo
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from trimtab.cache import Ids
-from trimtab.rows import Prompt
+from trimtab.reader import Prompt
 from trimtab.scorers.base import Scorer
 from trimtab_models.checkpoint import ScorerInfo
 

@@ -20,7 +20,7 @@ from trimtab.backbone import Backbone
 from trimtab.cache import Ids
 from trimtab.cross import CrossBackbone
 from trimtab.errors import ScorerLoadError
-from trimtab.rows import Prompt
+from trimtab.reader import Prompt
 from trimtab.scorers.base import NetworkScorer
 from trimtab.scorers.vocabulary import gather_candidates
 from trimtab_models.checkpoint import ScorerInfo

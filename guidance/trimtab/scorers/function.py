@@ -8,7 +8,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from trimtab.cache import Ids
-from trimtab.rows import Prompt
+from trimtab.reader import Prompt
 from trimtab.scorers.base import Scorer
 from trimtab_models.checkpoint import ScorerInfo
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from trimtab.cache import Ids
-from trimtab.rows import Prompt
+from trimtab.reader import Prompt
 from trimtab.scorers.base import Scorer
 from trimtab.scorers.vocabulary import VocabularyScorer, gather_candidates
 

@@ -18,8 +18,7 @@ from transformers import PreTrainedModel
 
 from trimtab.cache import Ids
 from trimtab.errors import ScorerLoadError
-from trimtab.reader import Reader, Texts
-from trimtab.rows import Prompt
+from trimtab.reader import Prompt, Reader, Texts
 from trimtab.scorers.base import Scorer
 from trimtab_models.checkpoint import ScorerInfo
 

@@ -1,6 +1,6 @@
 """Whole sequences scored by the worker's own scorers, candidates of one prefix together."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -9,32 +9,43 @@ import torch
 from trimtab.guide import Guide
 from trimtab.params import GuidanceParams
 from trimtab.rows import Row
-from trimtab.scorers import CompositeScorer
+from trimtab.scorers import CompositeScorer, Scorer
 
 
 def score_sequences(
-    guide: Guide, params: GuidanceParams, sequences: Sequence[Sequence[int]], keys: Sequence[int]
+    guide: Guide,
+    params: GuidanceParams,
+    sequences: Sequence[Sequence[int]],
+    keys: Sequence[int],
+    scorers: Mapping[str, Scorer] | None = None,
 ) -> dict[str, Any]:
     """Σ_i w_i·s_i of each sequence, and each s_i; (s_i − mean)/deviation if `normalize`.
 
     A scorer that depends on strength is asked at β·w_i. Sequences have at least two tokens. keys
     name the rows of the scorers' caches, one a sequence; those that differ in their last token
-    alone are candidates of one row.
+    alone are candidates of one row. scorers: versions of them, if not the guide's present ones.
 
     Returns:
         {"values": [n], "scores": {name: [n]}, "tokens": how many went through the scorers'
         networks, "error": None or {"scorer", "message"}}
     """
+    scorers = guide.scorers if scorers is None else scorers
     groups: dict[tuple[int, ...], list[int]] = {}  # prefix → numbers of sequences
     for i, sequence in enumerate(sequences):
         groups.setdefault(tuple(sequence[:-1]), []).append(i)
     rows = [
-        Row(params, 0, prefix=np.array(prefix, dtype=np.int64), key=keys[members[0]])
+        Row(
+            params,
+            0,
+            scorers=scorers,
+            prefix=np.array(prefix, dtype=np.int64),
+            key=keys[members[0]],
+        )
         for prefix, members in groups.items()
     ]
     candidates = [np.array([sequences[i][-1] for i in members]) for members in groups.values()]
     order = torch.tensor([i for members in groups.values() for i in members])
-    before = _tokens_forwarded(guide)
+    before = _tokens_forwarded(scorers)
     values = torch.zeros(len(sequences), dtype=torch.float64)
     scores: dict[str, list[float]] = {}
     for name, weight in (params.scorers or {}).items():
@@ -44,13 +55,13 @@ def score_sequences(
         if fault is not None:
             error = {"scorer": fault.scorer, "message": fault.message}
             return {"values": [], "scores": {}, "tokens": 0, "error": error}
-        info = guide.scorers[name].info
+        info = scorers[name].info
         scores[name] = found.tolist()
         values += weight * ((found - info.mean) / info.deviation if params.normalize else found)
-    spent = _tokens_forwarded(guide) - before
+    spent = _tokens_forwarded(scorers) - before
     return {"values": values.tolist(), "scores": scores, "tokens": spent, "error": None}
 
 
-def _tokens_forwarded(guide: Guide) -> int:
-    own = (s for s in guide.scorers.values() if not isinstance(s, CompositeScorer))
+def _tokens_forwarded(scorers: Mapping[str, Scorer]) -> int:
+    own = (s for s in scorers.values() if not isinstance(s, CompositeScorer))
     return sum(scorer.tokens_forwarded for scorer in own)

@@ -17,7 +17,7 @@ from trimtab.params import GuidanceParams
 from trimtab.search import Result, SearchParams
 from trimtab_server import prompts, strict_json
 from trimtab_server.errors import InvalidRequest
-from trimtab_server.guided import EXCHANGE, Exchange
+from trimtab_server.guided import Exchange, begin
 from trimtab_server.middleware import check_json
 from trimtab_server.protocol import GenerateRequest, parse
 from trimtab_server.search import Driver
@@ -42,13 +42,12 @@ async def generate(
     asked, guidance, search = parse(fields)
     state: State = raw_request.app.state.trimtab
     guidance = guidance.resolve(state.scorers, state.default)
-    exchange = Exchange()
-    EXCHANGE.set(exchange)
+    exchange = begin(state.scorers, guidance)
     kind = RequestOutputKind.DELTA if asked.stream else RequestOutputKind.FINAL_ONLY
     try:
         prompt = await _prompt(asked, state.renderer)
         if search is not None:
-            return await _search(state, asked, guidance, search, prompt)
+            return await _search(state, asked, guidance, search, prompt, exchange)
         params = SamplingParams(
             **asked.sampling(), output_kind=kind, extra_args=guidance.to_xargs()
         )
@@ -69,12 +68,13 @@ async def _search(
     guidance: GuidanceParams,
     search: SearchParams,
     prompt: Any,
+    exchange: Exchange,
 ) -> Response:
     """Search an answer; what fails before anything was shown has a status of its own."""
     ids = list(prompt["prompt_token_ids"])
     head = {"id": f"gen-{uuid.uuid4().hex}", "model": state.model}
     telling = Telling(head, state.engine.get_tokenizer(), search.method, ids)
-    found = Driver(state.engine, asked, guidance, search, ids).run()
+    found = Driver(state.engine, asked, guidance, search, ids, exchange.versions).run()
     told = await anext(found)
     if asked.stream:
         return StreamingResponse(telling.events(told, found), media_type="text/event-stream")

@@ -6,6 +6,7 @@ from typing import Any
 from fastapi import APIRouter, Request
 from vllm.v1.engine.exceptions import EngineDeadError
 
+from trimtab.adapters.ranks import told
 from trimtab_server import canary
 from trimtab_server.errors import NotReady
 from trimtab_server.state import State
@@ -28,10 +29,12 @@ async def scorers(request: Request) -> dict[str, Any]:
                 "id": found["name"],
                 "object": "scorer",
                 **{key: value for key, value in found.items() if key != "name"},
+                "version": state.scorers[found["name"]].number,
                 "healthy": state.complaint(found["name"]) is None,
                 "default_weight": default.get(found["name"], 0.0),
             }
             for found in await ask(state)
+            if found["name"] in state.scorers
         ],
     }
 
@@ -44,8 +47,8 @@ async def ready(request: Request) -> dict[str, str]:
     if state.complaints.keys() >= set(state.scorers):  # the first canary has ended
         await canary.check(state, found)
     wrong = {name: state.complaint(name) for name in state.scorers}
-    if told := [f"scorer '{name}' {what}" for name, what in wrong.items() if what is not None]:
-        raise NotReady("not ready: " + "; ".join(told) + ".")
+    if bad := [f"scorer '{name}' {what}" for name, what in wrong.items() if what is not None]:
+        raise NotReady("not ready: " + "; ".join(bad) + ".")
     return {"status": "ready"}
 
 
@@ -62,4 +65,4 @@ async def ask(state: State) -> list[dict[str, Any]]:
         raise NotReady("not ready: the engine is dead.") from None
     except TimeoutError:
         raise NotReady("not ready: the engine does not answer.") from None
-    return answers[0]
+    return told(answers)

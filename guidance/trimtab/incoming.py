@@ -1,0 +1,154 @@
+"""A scorer that comes while others serve: vetted, weighed and built, beside the steps.
+
+It comes from a directory below one root, in safetensors, with a manifest that it keeps to. Whatever
+is wrong with it is told in a sentence that names no path, and changes nothing.
+"""
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import torch
+from safetensors import SafetensorError, safe_open
+
+from trimtab.config import GuidanceConfig, ScorerSpec
+from trimtab.errors import NoRoom, ScorerRefused, TrimtabError
+from trimtab.scorers import Scorer
+from trimtab_models import manifest
+from trimtab_models.checkpoint import read_info
+
+FAMILIES = ("head", "distribution", "vocabulary", "log_ratio")
+"""What may come: networks. Functions are code, and composites are made of what is there."""
+SPARE = 0.1
+"""Share of the free memory that is left free."""
+
+
+def bring(
+    name: str,
+    spec: ScorerSpec,
+    root: Path,
+    build: Callable[[GuidanceConfig], dict[str, Scorer]],
+    *,
+    cache_bytes: int,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> Scorer:
+    """Read a scorer; spec.path and spec.reference are directories directly below `root`.
+
+    build: load_scorers, with all that is known of the base. cache_bytes: of its prefix pools.
+
+    Raises:
+        ScorerRefused: it is broken, or not of a kind that may come.
+        NoRoom: it does not fit into what memory is free.
+    """
+    try:
+        spec = _with_reference(spec, root)
+        directories = [Path(path) for path in (spec.path, spec.reference) if path is not None]
+        for directory in directories:
+            _check_files(directory, root)
+        _check_room(sum(map(_elements, directories)) * dtype.itemsize + cache_bytes, device)
+        for directory in directories:
+            _verify(directory)
+        config = GuidanceConfig(scorers={name: spec}, cache_bytes=cache_bytes)
+        return build(config)[name]
+    except NoRoom:
+        raise
+    except Exception as error:
+        raise ScorerRefused(f"scorer '{name}' is not loaded: {reason(error, root)}") from error
+
+
+def reason(error: BaseException, root: Path) -> str:
+    """What was wrong, in one sentence without any path."""
+    if not isinstance(error, TrimtabError | ValueError | OSError | SafetensorError):
+        return f"its files cannot be read as a scorer ({type(error).__name__})."
+    text = next(iter(str(error).splitlines()), "")
+    text = text.replace(f"{root}/", "").split(" is not loaded: ")[-1]
+    text = re.sub(r"^scorer '[^']*' cannot be loaded: ", "", text)
+    text = re.sub(r"(?<![\w.])/[^\s:,;'\"]+", "…", text)[:300].strip()
+    return text if text.endswith(".") else f"{text}."
+
+
+def free_bytes(device: torch.device) -> int:
+    """Memory that may still be taken on a device."""
+    if device.type != "cuda":
+        return psutil.virtual_memory().available
+    cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return torch.cuda.mem_get_info(device)[0] + cached
+
+
+def _check_room(needed: int, device: torch.device) -> None:
+    free = int(free_bytes(device) * (1 - SPARE))
+    if needed > free:
+        mib = 2**20
+        raise NoRoom(
+            f"weights and prefix cache take {needed // mib + 1} MiB and {free // mib} MiB are "
+            "free; unload a scorer first, or start the server with a smaller cache_bytes or "
+            "gpu_memory_utilization."
+        )
+
+
+def _with_reference(spec: ScorerSpec, root: Path) -> ScorerSpec:
+    """The same, with the untuned model that the checkpoint names, if it may come too."""
+    directory = Path(spec.path)
+    if (directory / "adapter_config.json").exists():
+        raise ScorerRefused("it is an adapter, whose base lies elsewhere; merge it first.")
+    if not (directory / "config.json").is_file():
+        raise ScorerRefused("it has no config.json; expected a checkpoint of trimtab train.")
+    info = read_info(directory)
+    family = spec.family or info.family
+    if family not in FAMILIES:
+        raise ScorerRefused(f"family must be one of {', '.join(FAMILIES)}.")
+    reference = spec.reference
+    if family == "log_ratio" and reference is None and info.reference is not None:
+        beside = (directory / info.reference).resolve()
+        if beside.parent != root or not beside.is_dir():
+            raise ScorerRefused(
+                "its untuned model lies elsewhere; put it beside it, and name it as reference."
+            )
+        reference = str(beside)
+    return spec.model_copy(update={"family": family, "reference": reference})
+
+
+def _check_files(directory: Path, root: Path) -> None:
+    """Refuse links out of the root, files without a digest, and what is no safetensors."""
+    for file in (directory, *directory.rglob("*")):
+        if file.is_symlink() or not file.resolve().is_relative_to(root):
+            raise ScorerRefused("it holds a symbolic link; copy the files.")
+    if not (directory / manifest.NAME).is_file():
+        raise ScorerRefused(f"it has no {manifest.NAME}; trimtab publish writes one.")
+    named = json.loads((directory / manifest.NAME).read_text(encoding="utf-8"))
+    weights = sorted(directory.glob("*.safetensors"))
+    if not weights:
+        raise ScorerRefused("it has no weights in safetensors; other formats are not read.")
+    indices = sorted(directory.glob("*.safetensors.index.json"))
+    for file in (directory / "config.json", *weights, *indices):
+        if file.name not in named:
+            raise ScorerRefused(f"{manifest.NAME} does not name {file.name}.")
+    for index in indices:
+        shards = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
+        if not set(shards) <= {file.name for file in weights}:
+            raise ScorerRefused(f"{index.name} names files that are not there.")
+
+
+def _elements(directory: Path) -> int:
+    """How many numbers its weights are, by their headers."""
+    total = 0
+    for path in sorted(directory.glob("*.safetensors")):
+        try:
+            with safe_open(path, "pt") as file:
+                for name in file.keys():  # noqa: SIM118  a safetensors file is no dict
+                    total += torch.Size(file.get_slice(name).get_shape()).numel()
+        except SafetensorError:
+            raise ScorerRefused(
+                f"{path.name} is no safetensors file, or is cut short; nothing of it was run."
+            ) from None
+    return total
+
+
+def _verify(directory: Path) -> None:
+    try:
+        manifest.verify(directory)
+    except (KeyError, TypeError, AttributeError):
+        raise ScorerRefused(f"{manifest.NAME} is damaged.") from None

@@ -1,0 +1,170 @@
+"""Scorers that are loaded and unloaded while serving.
+
+Of each load a new version is made, that no request knows yet:
+
+1. The worker vets, weighs and builds it in a thread; the steps go on.
+2. A canary request goes through it. If anything is wrong, it is dropped, and nothing has changed.
+3. Its name means it from now on. What a request began with, it keeps to its end; then the version
+   that nobody uses any more is dropped.
+"""
+
+import asyncio
+from itertools import count
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from trimtab.config import ScorerSpec
+from trimtab.errors import NoRoom, ScorerRefused, UnknownScorer
+from trimtab.params import NAME, Number
+from trimtab_server import canary
+from trimtab_server.errors import ScorerInUse, invalid
+from trimtab_server.state import State, Version
+
+POLL_SECONDS = 0.05
+CANARY_SECONDS = 300.0
+"""A canary that comes while others are served may have to wait its turn."""
+ERRORS = {"NoRoom": NoRoom, "ScorerRefused": ScorerRefused}
+
+Name = Field(pattern=rf"^{NAME.pattern}$")
+
+
+class LoadRequest(BaseModel):
+    """The body of POST /v1/scorers: a ScorerSpec whose paths are names below the scorer_dir."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+    name: str = Name
+    path: str = Name
+    family: Literal["head", "distribution", "vocabulary", "log_ratio"] | None = None
+    reference: str | None = Field(None, pattern=rf"^{NAME.pattern}$")
+    alpha: Number | None = None
+
+    @classmethod
+    def parse(cls, fields: Any) -> "LoadRequest":
+        """Check a body.
+
+        Raises:
+            InvalidRequest: naming at most three fields, never their values.
+        """
+        try:
+            return cls.model_validate(fields)
+        except ValidationError as error:
+            raise invalid(error, cls.model_fields) from None
+
+    def spec(self, root: Path) -> ScorerSpec:
+        """Where it is.
+
+        Raises:
+            ScorerRefused: it is not there.
+        """
+        for name in (self.path, self.reference):
+            if name is not None and not (root / name).is_dir():
+                raise ScorerRefused(
+                    "there is no directory of that name below the server's scorer_dir.",
+                    param="path" if name == self.path else "reference",
+                )
+        reference = None if self.reference is None else str(root / self.reference)
+        path = str(root / self.path)
+        return ScorerSpec(path=path, family=self.family, reference=reference, alpha=self.alpha)
+
+
+class Loading:
+    """Changes what a server serves, one change at a time."""
+
+    def __init__(self, state: State, root: Path) -> None:
+        self.state = state
+        self.root = root
+        self.lock = asyncio.Lock()
+        self.numbers = count(2)
+        self.retiring: set[asyncio.Task[None]] = set()
+
+    async def load(self, asked: LoadRequest) -> Version:
+        """Serve a checkpoint under a name, in place of what had the name.
+
+        Raises:
+            ScorerRefused, NoRoom: it does not load, or does not steer.
+            ScorerInUse: a composite rests on what has the name.
+        """
+        async with self.lock:
+            self._check_parts(asked.name)
+            spec = asked.spec(self.root)
+            version = Version(asked.name, next(self.numbers), None)
+            try:
+                version.family = await self._bring(version, spec)
+                wrong = await canary.complaint(self.state, asked.name, version, CANARY_SECONDS)
+                if wrong is not None:
+                    raise ScorerRefused(f"scorer '{asked.name}' is not loaded: it {wrong}.")
+                await self._call("trimtab_serve", asked.name, version.key)
+            except BaseException:
+                await self._call("trimtab_drop", version.key)
+                raise
+            before = self.state.scorers.get(asked.name)
+            self.state.scorers[asked.name] = version
+            self.state.complaints[asked.name] = None
+            self.state.faults[asked.name] = 0
+            if before is not None:
+                self._retire(before)
+            return version
+
+    async def unload(self, name: str) -> None:
+        """Serve a scorer no more.
+
+        Raises:
+            UnknownScorer: it is not served.
+            ScorerInUse: requests that name none get it, or a composite rests on it.
+        """
+        async with self.lock:
+            if name not in self.state.scorers:
+                raise UnknownScorer(
+                    "no scorer of that name is served here. GET /v1/scorers lists them.",
+                    code="scorer_not_found",
+                )
+            if name in (self.state.default or ()):
+                raise ScorerInUse(
+                    f"scorer '{name}' is one that requests get which name none; start the server "
+                    "with other --default-scorer first."
+                )
+            self._check_parts(name)
+            version = self.state.scorers.pop(name)
+            self.state.complaints.pop(name, None)
+            self.state.faults.pop(name, None)
+            await self._call("trimtab_serve", name, None)
+            self._retire(version)
+
+    def _check_parts(self, name: str) -> None:
+        for other in self.state.scorers.values():
+            if name in other.parts:
+                raise ScorerInUse(
+                    f"scorer '{name}' is a part of composite '{other.name}'; unload that first."
+                )
+
+    async def _bring(self, version: Version, spec: ScorerSpec) -> str:
+        await self._call("trimtab_bring", version.key, spec.model_dump(), str(self.root))
+        while True:
+            found = await self._call("trimtab_brought", version.key)  # one answer an engine
+            if all(answer["ready"] for answer in found):
+                break
+            await asyncio.sleep(POLL_SECONDS)
+        for error in (answer["error"] for answer in found):
+            if error is not None:
+                raise ERRORS[error["type"]](error["message"])
+        family: str = found[0]["family"]
+        return family
+
+    def _retire(self, version: Version) -> None:
+        """Drop a version when the last request that began with it has ended."""
+
+        async def wait() -> None:
+            while version.users:
+                await asyncio.sleep(POLL_SECONDS)
+            await self._call("trimtab_drop", version.key)
+
+        task = asyncio.create_task(wait())
+        self.retiring.add(task)
+        task.add_done_callback(self.retiring.discard)
+
+    async def _call(self, method: str, *arguments: Any) -> list[Any]:
+        answers = await self.state.engine.collective_rpc(method, args=arguments)
+        return [answer for answer in answers if answer is not None]

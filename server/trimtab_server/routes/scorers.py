@@ -1,0 +1,48 @@
+"""POST /v1/scorers and DELETE /v1/scorers/{name}: what is served, changed while serving."""
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, Request
+
+from trimtab_server.auth import require_admin
+from trimtab_server.errors import Forbidden
+from trimtab_server.loading import Loading, LoadRequest
+from trimtab_server.routes.generate import json_fields
+
+
+async def loading(request: Request) -> Loading:
+    """What loads, for a request with the admin key."""
+    found: Loading | None = request.app.state.trimtab_loading
+    if found is None:
+        raise Forbidden(
+            "this server does not load scorers while it serves; start it with --admin-key and "
+            "--scorer-dir."
+        )
+    require_admin(request.scope)
+    return found
+
+
+router = APIRouter(dependencies=[Depends(loading)])  # before a body is looked at
+
+
+@router.post("/v1/scorers")
+async def load(
+    fields: Annotated[dict[str, Any], Depends(json_fields)],
+    loads: Annotated[Loading, Depends(loading)],
+) -> dict[str, Any]:
+    """Load a checkpoint of the server's directory, in place of what had its name."""
+    version = await loads.load(LoadRequest.parse(fields))
+    return {
+        "id": version.name,
+        "object": "scorer",
+        "family": version.family,
+        "version": version.number,
+        "healthy": True,
+    }
+
+
+@router.delete("/v1/scorers/{name}")
+async def unload(name: str, loads: Annotated[Loading, Depends(loading)]) -> dict[str, Any]:
+    """Serve a scorer no more; requests that began with it keep it."""
+    await loads.unload(name)
+    return {"id": name, "object": "scorer", "deleted": True}
