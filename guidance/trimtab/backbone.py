@@ -29,6 +29,8 @@ MAX_TOKENS = 2048
 class Backbone:
     """A frozen network whose forward shares prefixes between steps, candidates and rows."""
 
+    reads = "tokens"
+
     def __init__(
         self,
         model: PreTrainedModel,

@@ -41,6 +41,7 @@ class CrossBackbone:
         self, backbone: Backbone, reader: Reader, tokens: Retokeniser, window: int
     ) -> None:
         self.backbone, self.reader, self.tokens, self.window = backbone, reader, tokens, window
+        self.reads = "text" if reader.render is None else "chat"
         self._shortened: OrderedDict[int, int] = OrderedDict()
 
     @property

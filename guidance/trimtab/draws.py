@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from trimtab.params import GuidanceParams
+from trimtab.reader import Told
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,7 @@ class Request:
     prompt_token_ids: Sequence[int]
     seed: int
     max_tokens: int
+    told: Told = field(default_factory=Told)
 
 
 @dataclass(frozen=True)

@@ -328,6 +328,9 @@ class Guide:
         if last.fault is not None:
             report["error"] = {"scorer": last.fault.scorer, "message": last.fault.message}
         report |= _strengths(plans)
+        lost = {name: self._scorer(row, name).shortened(row.key) for name in row.weights}
+        if any(lost.values()):
+            report["shortened"] = {name: tokens for name, tokens in lost.items() if tokens}
         if row.params.trace:
             report["trace"] = [
                 {"position": p - prompt_length, "token": int(sequence[p]), **(step.trace or {})}

@@ -22,6 +22,7 @@ from trimtab.adapters.engine import PROCESSOR, WORKER, chunked_prefill, logprobs
 from trimtab.adapters.ranks import told
 from trimtab.adapters.search import (
     FIRST_ROW,
+    carried,
     drawn,
     row_key,
     score_arguments,
@@ -179,7 +180,8 @@ class Sampler:
 
         def draw(asks: list[Draw]) -> list[Drawn]:
             requests = [
-                Request(i, ask.prefix, ask.seed, ask.max_tokens) for i, ask in enumerate(asks)
+                Request(i, ask.prefix, ask.seed, ask.max_tokens, ask.told)
+                for i, ask in enumerate(asks)
             ]
             guided = guidance if asks[0].guided else None
             top = min(asks[0].top, self.llm.model_config.get_vocab_size())
@@ -192,7 +194,7 @@ class Sampler:
         def score(asks: list[tuple[int, Score]]) -> list[Scored]:
             keys = [row_key(i, ask) for i, ask in asks]
             used.update(keys)
-            return self._score([ask.sequence for _, ask in asks], guidance, keys)
+            return self._score([ask for _, ask in asks], guidance, keys)
 
         searches = [
             start(search, Problem(tuple(ids), max_tokens, stops, guidance, seed, p))
@@ -216,7 +218,8 @@ class Sampler:
             raise InvalidGuidance("a sequence to score must have at least two tokens.")
         keys = [FIRST_ROW + row for row in range(len(sequences))]
         try:
-            return self._score(sequences, self._resolve(params), keys)
+            asks = [Score(tuple(ids), row) for row, ids in enumerate(sequences)]
+            return self._score(asks, self._resolve(params), keys)
         finally:
             self.engine.collective_rpc("trimtab_forget", args=(keys,))
 
@@ -226,9 +229,9 @@ class Sampler:
         return (params or GuidanceParams(beta=0.0)).resolve(list(self.scorers))
 
     def _score(
-        self, sequences: Sequence[Sequence[int]], params: GuidanceParams, keys: Sequence[int]
+        self, asks: Sequence[Score], params: GuidanceParams, keys: Sequence[int]
     ) -> list[Scored]:
-        arguments = score_arguments(params, sequences, keys)
+        arguments = score_arguments(params, asks, keys)
         return scored(told(self.engine.collective_rpc("trimtab_score", args=arguments)))
 
     def _run(
@@ -271,7 +274,11 @@ class Sampler:
         top: int,
     ) -> None:
         self._check_length(request.prompt_token_ids, request.max_tokens)
-        guided = {} if params is None else {**params.to_xargs(), RECORD_KEY: name}
+        guided = (
+            {}
+            if params is None
+            else {**params.to_xargs(), RECORD_KEY: name, **carried(request.told)}
+        )
         sampling = SamplingParams(
             temperature=temperature,
             top_p=top_p,

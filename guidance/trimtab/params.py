@@ -35,7 +35,11 @@ RECORD_KEY = "trimtab_record"
 """Carrier key under which the worker keeps a request's record; set by the front end alone."""
 VERSIONS_KEY = "trimtab_versions"
 """Carrier key of the versions that a request began with, "a@2,b@1"; set by the front end alone."""
-CARRIED = (RECORD_KEY, VERSIONS_KEY)
+PROMPT_KEY = "trimtab_prompt"
+"""Carrier key of what scorers that read text should know of a prompt, see trimtab.reader.Prompt:
+its length, where that is not the whole of what the engine is asked to continue, and the
+conversation that it was made of, in JSON; set by the front end alone."""
+CARRIED = (RECORD_KEY, VERSIONS_KEY, PROMPT_KEY)
 
 NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}", re.ASCII)
 """What a scorer may be called (matched in full)."""

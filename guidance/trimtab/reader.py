@@ -37,6 +37,14 @@ class Prompt:
     """The conversation that the base's chat template made the prompt of, if it was one."""
 
 
+@dataclass(frozen=True)
+class Told:
+    """What the engine does not know of a prompt."""
+
+    length: int | None = None  # where the prompt ends, if the engine continues a part of the answer
+    turns: Turns | None = None  # the conversation that it was made of, if it was one
+
+
 Render: TypeAlias = Callable[[Turns], str]
 """A conversation → the text in which the scorer's own model expects its next answer."""
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from trimtab.cache import NO_IDS, Ids, common_prefix
 from trimtab.params import GuidanceParams
-from trimtab.reader import Prompt, Turns
+from trimtab.reader import Prompt, Told
 from trimtab.scorers.base import Scorer
 
 ROUNDING = 1e-4
@@ -85,7 +85,7 @@ class Row:
     prompt_length: int
     stop_token: int | None = None  # what ends it, if its scorer fails
     record_key: str | None = None  # under which the front end will ask for its record
-    turns: Turns | None = None  # the conversation that the prompt was made of, if it was one
+    told: Told = field(default_factory=Told)
     scorers: Mapping[str, Scorer] = field(default_factory=dict)
     """The versions that it began with; where none is named, the guide's present one."""
     prefix: Ids = field(default_factory=lambda: NO_IDS)  # prompt and completion so far
@@ -98,7 +98,8 @@ class Row:
     @property
     def prompt(self) -> Prompt:
         """What scorers that read text need to know."""
-        return Prompt(self.prompt_length, self.turns)
+        length = self.prompt_length if self.told.length is None else self.told.length
+        return Prompt(length, self.told.turns)
 
     @property
     def weights(self) -> dict[str, float]:

@@ -41,7 +41,9 @@ async def build(engine: Any, args: argparse.Namespace, settings: Settings) -> Fa
     follow_engine(engine)
     default = settings.default_scorer or None
     scorers = {
-        found["name"]: Version(found["name"], 1, found["family"], _parts(settings, found["name"]))
+        found["name"]: Version(
+            found["name"], 1, found["family"], found["reads"], _parts(settings, found["name"])
+        )
         for found in told(await engine.collective_rpc("trimtab_scorers"))
     }
     name = (args.served_model_name or [args.model])[0]

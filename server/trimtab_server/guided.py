@@ -22,8 +22,10 @@ from vllm.exceptions import GenerationError, VLLMError
 from vllm.sampling_params import RequestOutputKind
 
 from trimtab.adapters.ranks import told
+from trimtab.adapters.search import carried
 from trimtab.errors import ScorerFault
 from trimtab.params import RECORD_KEY, VERSIONS_KEY, GuidanceParams
+from trimtab.reader import Told, Turns
 from trimtab_server import metrics
 from trimtab_server.state import Version
 
@@ -40,12 +42,14 @@ class Exchange:
     fault: ScorerFault | None = None
     versions: Sequence[Version] = ()
     """Those of its scorers that it began with; the present ones where none is named."""
+    told: Told = field(default_factory=Told)
+    """What scorers that read text should know of its prompt."""
 
     @property
     def carried(self) -> dict[str, str]:
-        """The versions as a request's extra arguments carry them to the worker."""
+        """Versions and prompt as a request's extra arguments carry them to the worker."""
         keys = ",".join(version.key for version in self.versions)
-        return {VERSIONS_KEY: keys} if keys else {}
+        return carried(self.told) | ({VERSIONS_KEY: keys} if keys else {})
 
     def record(self, call: int, choice: int) -> Record | None:
         """The record of one choice; None if the worker kept none."""
@@ -68,9 +72,13 @@ def using_versions() -> Iterator[None]:
             version.users -= 1
 
 
-def begin(scorers: Mapping[str, Version], guidance: GuidanceParams) -> Exchange:
+def begin(
+    scorers: Mapping[str, Version], guidance: GuidanceParams, turns: Turns | None
+) -> Exchange:
     """Open the exchange of a request whose scorers were just found among `scorers`."""
     exchange = Exchange(versions=[scorers[name] for name in guidance.scorers or {}])
+    if any(version.reads == "chat" for version in exchange.versions):
+        exchange.told = Told(turns=turns)
     for version in exchange.versions:
         version.users += 1
     IN_USE.get().extend(exchange.versions)

@@ -68,7 +68,7 @@ class Guidance:
             await self.app(scope, replay(body, receive), send)
             return
         body = json.dumps(fields).encode()
-        exchange = begin(self.scorers, guidance)
+        exchange = begin(self.scorers, guidance, _turns(fields))
         choices = fields.get("n")
         answer = _Answer(send, exchange, choices if isinstance(choices, int) else 1)
         headers = _with_length(scope["headers"], len(body))
@@ -113,6 +113,18 @@ def check_json(scope: Scope) -> None:
     kind = declared.partition(";")[0].strip().lower()
     if kind != "application/json" and not kind.endswith("+json"):
         raise UnsupportedMediaType("send the body as JSON, with Content-Type: application/json.")
+
+
+def _turns(fields: Mapping[str, Any]) -> list[dict[str, str]] | None:
+    """A request's messages as text alone; None if it has none. vLLM's route checks them."""
+    turns = []
+    messages = fields.get("messages")
+    for message in messages if isinstance(messages, list) else ():
+        content = message.get("content") if isinstance(message, dict) else None
+        if isinstance(content, list):
+            content = "".join(str(part.get("text", "")) for part in content if "text" in part)
+        turns.append({"role": str(message.get("role", "user")), "content": str(content or "")})
+    return turns or None
 
 
 def _takes_guidance(scope: Scope) -> bool:

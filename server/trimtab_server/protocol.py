@@ -77,6 +77,10 @@ class GenerateRequest(BaseModel):
             raise ValueError("min_tokens must be at most max_tokens")
         return self
 
+    def turns(self) -> list[dict[str, str]] | None:
+        """The conversation, if it is one."""
+        return None if self.messages is None else [turn.model_dump() for turn in self.messages]
+
     def sampling(self) -> dict[str, Any]:
         """The fields that vLLM's SamplingParams takes, by the same names."""
         return self.model_dump(

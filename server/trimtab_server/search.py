@@ -7,7 +7,7 @@ the driver, and that aborts every draw.
 
 import asyncio
 import random
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator
 from itertools import count
 from typing import Any
 
@@ -21,7 +21,6 @@ from trimtab.params import GuidanceParams
 from trimtab.search import Commit, Draw, Drawn, Problem, Result, Score, Scored, SearchParams, start
 from trimtab_server.guided import EXCHANGE, Exchange
 from trimtab_server.protocol import GenerateRequest
-from trimtab_server.state import Version
 
 numbers = count()
 background: set[asyncio.Task[Any]] = set()
@@ -37,10 +36,10 @@ class Driver:
         guidance: GuidanceParams,
         search: SearchParams,
         prompt: list[int],
-        versions: Sequence[Version] = (),
+        begun: Exchange,
     ) -> None:
         self.engine = engine
-        self.versions = versions
+        self.versions = begun.versions
         self.guidance = guidance
         self.sampling = {
             **asked.model_dump(include={"temperature", "top_p", "top_k", "min_p"}),
@@ -56,6 +55,7 @@ class Driver:
             stop_tokens(engine) | frozenset(asked.stop_token_ids or ()),
             guidance,
             random.getrandbits(56) if asked.seed is None else asked.seed,
+            turns=begun.told.turns,
         )
         self.search = start(search, problem)
         self.number = next(numbers)
@@ -101,7 +101,7 @@ class Driver:
         return [task.result() for task in tasks]
 
     async def _draw(self, ask: Draw) -> Drawn:
-        exchange = Exchange(versions=self.versions)
+        exchange = Exchange(versions=self.versions, told=ask.told)
         EXCHANGE.set(exchange)  # in this task's own context
         top = min(ask.top, self.engine.model_config.get_vocab_size())
         params = SamplingParams(
@@ -124,7 +124,7 @@ class Driver:
     async def _score(self, asks: list[Score]) -> list[Scored]:
         keys = [row_key(self.number, ask) for ask in asks]
         self.rows.update(keys)
-        xargs, *rest = score_arguments(self.guidance, [ask.sequence for ask in asks], keys)
+        xargs, *rest = score_arguments(self.guidance, asks, keys)
         arguments = ({**xargs, **Exchange(versions=self.versions).carried}, *rest)
         try:
             answers = await self.engine.collective_rpc("trimtab_score", args=arguments)

@@ -14,6 +14,7 @@ class Version:
     name: str
     number: int
     family: str | None
+    reads: str = "tokens"
     parts: frozenset[str] = frozenset()  # scorers that a composite is made of
     users: int = 0  # HTTP requests that began with it and have not ended
 

@@ -1,15 +1,23 @@
 """Searches on vLLM's engines: its outputs and the worker's answers, as a search wants them."""
 
+import json
 from collections.abc import Mapping, Sequence
+from dataclasses import astuple
 from typing import Any
 
 from trimtab.errors import ScorerFault
-from trimtab.params import GuidanceParams
+from trimtab.params import PROMPT_KEY, GuidanceParams
+from trimtab.reader import Told
 from trimtab.search.core import Drawn, Score, Scored
 from trimtab.search.params import MAX_SEQUENCES
 
 FIRST_ROW = 1 << 40
 """Row keys of sequences that searches score: far above those of the rows being decoded."""
+
+
+def carried(told: Told) -> dict[str, str]:
+    """What is told of a prompt, as a request's extra arguments carry it to the worker."""
+    return {} if told == Told() else {PROMPT_KEY: json.dumps(astuple(told))}
 
 
 def row_key(search: int, ask: Score) -> int:
@@ -18,10 +26,12 @@ def row_key(search: int, ask: Score) -> int:
 
 
 def score_arguments(
-    params: GuidanceParams, sequences: Sequence[Sequence[int]], keys: Sequence[int]
+    params: GuidanceParams, asks: Sequence[Score], keys: Sequence[int]
 ) -> tuple[Any, ...]:
     """What GuidanceWorker.trimtab_score is called with."""
-    return params.to_xargs(), [list(ids) for ids in sequences], list(keys)
+    sequences = [list(ask.sequence) for ask in asks]
+    told = [astuple(ask.told) for ask in asks]
+    return params.to_xargs(), sequences, list(keys), told
 
 
 def scored(told: Mapping[str, Any]) -> list[Scored]:

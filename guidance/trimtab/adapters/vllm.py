@@ -10,6 +10,7 @@ Nothing leaves `apply`, `update_state` or `add_request` as an exception: that wo
 engine for everyone.
 """
 
+import json
 import logging
 from concurrent.futures import Future
 from functools import partial
@@ -33,7 +34,8 @@ from trimtab.errors import InvalidGuidance, TrimtabError
 from trimtab.guide import Guide
 from trimtab.incoming import bring
 from trimtab.loading import load_scorers
-from trimtab.params import CARRIED, RECORD_KEY, VERSIONS_KEY, GuidanceParams
+from trimtab.params import CARRIED, PROMPT_KEY, RECORD_KEY, VERSIONS_KEY, GuidanceParams
+from trimtab.reader import Told
 from trimtab.rows import Fault, Row
 from trimtab.scorers import Scorer
 
@@ -185,6 +187,7 @@ class GuidanceProcessor(V1LogitsProcessor, V2LogitsProcessor):
             prompt_length,
             None if params.ignore_eos else stop_token,
             record_key=extra.get(RECORD_KEY),
+            told=Told(*json.loads(extra.get(PROMPT_KEY, "[]"))),
             scorers={name: scorers[name] for name in guidance.scorers or {}},
             fault=fault,
         )

@@ -9,6 +9,7 @@ from trimtab.adapters.vllm import GuidanceProcessor
 from trimtab.config import ScorerSpec
 from trimtab.errors import NoRoom, ScorerRefused
 from trimtab.params import VERSIONS_KEY, GuidanceParams
+from trimtab.reader import Told, Turns
 from trimtab.search.scoring import score_sequences
 
 TOLD = {"objective", "mean", "deviation", "base_model", "prefix_auc"}
@@ -32,6 +33,7 @@ class GuidanceWorker:
             {
                 "name": name,
                 "family": scorer.family,
+                "reads": scorer.reads,
                 **scorer.info.model_dump(include=TOLD),
                 "parameters": scorer.parameters,
                 "tokens_forwarded": scorer.tokens_forwarded,
@@ -56,16 +58,24 @@ class GuidanceWorker:
         return processor.guide.report(key, prompt, outputs, done, final)
 
     def trimtab_score(
-        self, xargs: Mapping[str, Any], sequences: Sequence[Sequence[int]], keys: Sequence[int]
+        self,
+        xargs: Mapping[str, Any],
+        sequences: Sequence[Sequence[int]],
+        keys: Sequence[int],
+        told: Sequence[tuple[int | None, Turns | None]],
     ) -> dict[str, Any] | None:
-        """What whole sequences are worth, see score_sequences; xargs: GuidanceParams, flat."""
+        """What whole sequences are worth, see score_sequences.
+
+        xargs: GuidanceParams, flat. told: fields of a trimtab.reader.Told for each sequence.
+        """
         processor = _leader(self.model_runner)
         if processor is None:
             return None
         params = GuidanceParams.from_xargs(xargs) or GuidanceParams()
         scorers = processor.guide.at(xargs.get(VERSIONS_KEY, ""))
         params = params.resolve(scorers)
-        return score_sequences(processor.guide, params, sequences, keys, scorers)
+        prompts = [Told(*fields) for fields in told]
+        return score_sequences(processor.guide, params, sequences, keys, prompts, scorers)
 
     def trimtab_forget(self, keys: Sequence[int]) -> None:
         """Drop what the scorers keep for rows that nobody will ask for again."""

@@ -23,6 +23,8 @@ class Scorer(ABC):
     """
 
     family: str
+    reads: str = "tokens"
+    """What it is given: the base's tokens, or text, and in which form; see ScorerSpec.reads."""
 
     def __init__(self, info: ScorerInfo) -> None:
         self.info = info
@@ -71,6 +73,7 @@ class NetworkScorer(Scorer):
     def __init__(self, info: ScorerInfo, backbone: Backbone | CrossBackbone) -> None:
         super().__init__(info)
         self.backbone = backbone
+        self.reads = backbone.reads
 
     def forget(self, key: int) -> None:
         """Drop the row's prefix."""

@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 from trimtab.draws import sample_seed
 from trimtab.params import GuidanceParams
+from trimtab.reader import Told, Turns
 
 Ids = tuple[int, ...]
 
@@ -29,6 +30,7 @@ class Draw:
     seed: int
     top: int = 0  # how many of the first step's most likely tokens to tell
     guided: bool = False  # by the request's scorers, token by token
+    told: Told = field(default_factory=Told)  # of the prompt
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,7 @@ class Score:
 
     sequence: Ids  # prompt included, at least two tokens
     row: int
+    told: Told = field(default_factory=Told)  # of the prompt
 
 
 @dataclass(frozen=True)
@@ -80,6 +83,7 @@ class Problem:
     guidance: GuidanceParams  # with scorers resolved
     seed: int = 0
     index: int = 0  # of the prompt among those searched together
+    turns: Turns | None = None  # the conversation that the prompt was made of, if it was one
 
     def seeds(self) -> Iterator[int]:
         """A seed for every draw, the same as those of `Sampler.sample`."""
@@ -88,7 +92,13 @@ class Problem:
     def draw(self, path: "Path", tokens: int, seed: int, *, guided: bool) -> Draw:
         """Ask for the next `tokens` of a path, or as many as it may still have."""
         left = min(tokens, self.max_tokens - len(path.token_ids))
-        return Draw(self.prompt + path.token_ids, left, seed, guided=guided)
+        prefix = self.prompt + path.token_ids
+        return Draw(prefix, left, seed, guided=guided, told=self.told)
+
+    @property
+    def told(self) -> Told:
+        """What scorers that read text should know of the prompt."""
+        return Told(len(self.prompt), self.turns)
 
     @property
     def guided(self) -> bool:
@@ -174,7 +184,8 @@ def scored(
 ) -> Generator[list[Score], list[Scored], list[Path]]:
     """The same paths with their values; equal ones are scored once."""
     distinct = list(dict.fromkeys(path.token_ids for path in paths))
-    answers = yield [Score(problem.prompt + ids, row) for row, ids in enumerate(distinct)]
+    asks = enumerate(distinct)
+    answers = yield [Score(problem.prompt + ids, row, problem.told) for row, ids in asks]
     told = dict(zip(distinct, answers, strict=True))
     return [
         replace(path, value=told[path.token_ids].value, scores=told[path.token_ids].scores)

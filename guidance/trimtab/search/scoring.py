@@ -8,6 +8,7 @@ import torch
 
 from trimtab.guide import Guide
 from trimtab.params import GuidanceParams
+from trimtab.reader import Told
 from trimtab.rows import Row
 from trimtab.scorers import CompositeScorer, Scorer
 
@@ -17,31 +18,34 @@ def score_sequences(
     params: GuidanceParams,
     sequences: Sequence[Sequence[int]],
     keys: Sequence[int],
+    told: Sequence[Told],
     scorers: Mapping[str, Scorer] | None = None,
 ) -> dict[str, Any]:
     """Σ_i w_i·s_i of each sequence, and each s_i; (s_i − mean)/deviation if `normalize`.
 
     A scorer that depends on strength is asked at β·w_i. Sequences have at least two tokens. keys
     name the rows of the scorers' caches, one a sequence; those that differ in their last token
-    alone are candidates of one row. scorers: versions of them, if not the guide's present ones.
+    alone are candidates of one row. told: of each sequence's prompt. scorers: versions of them, if
+    not the guide's present ones.
 
     Returns:
         {"values": [n], "scores": {name: [n]}, "tokens": how many went through the scorers'
         networks, "error": None or {"scorer", "message"}}
     """
     scorers = guide.scorers if scorers is None else scorers
-    groups: dict[tuple[int, ...], list[int]] = {}  # prefix → numbers of sequences
+    groups: dict[tuple[int, ...], list[int]] = {}  # prompt's length, prefix → numbers of sequences
     for i, sequence in enumerate(sequences):
-        groups.setdefault(tuple(sequence[:-1]), []).append(i)
+        groups.setdefault((told[i].length or 0, *sequence[:-1]), []).append(i)
     rows = [
         Row(
             params,
             0,
+            told=told[members[0]],
             scorers=scorers,
             prefix=np.array(prefix, dtype=np.int64),
             key=keys[members[0]],
         )
-        for prefix, members in groups.items()
+        for (_, *prefix), members in groups.items()
     ]
     candidates = [np.array([sequences[i][-1] for i in members]) for members in groups.values()]
     order = torch.tensor([i for members in groups.values() for i in members])

@@ -42,7 +42,7 @@ async def generate(
     asked, guidance, search = parse(fields)
     state: State = raw_request.app.state.trimtab
     guidance = guidance.resolve(state.scorers, state.default)
-    exchange = begin(state.scorers, guidance)
+    exchange = begin(state.scorers, guidance, asked.turns())
     kind = RequestOutputKind.DELTA if asked.stream else RequestOutputKind.FINAL_ONLY
     try:
         prompt = await _prompt(asked, state.renderer)
@@ -74,7 +74,7 @@ async def _search(
     ids = list(prompt["prompt_token_ids"])
     head = {"id": f"gen-{uuid.uuid4().hex}", "model": state.model}
     telling = Telling(head, state.engine.get_tokenizer(), search.method, ids)
-    found = Driver(state.engine, asked, guidance, search, ids, exchange.versions).run()
+    found = Driver(state.engine, asked, guidance, search, ids, exchange).run()
     told = await anext(found)
     if asked.stream:
         return StreamingResponse(telling.events(told, found), media_type="text/event-stream")
@@ -86,7 +86,7 @@ async def _search(
 
 async def _prompt(asked: GenerateRequest, renderer: Any) -> Any:
     if asked.messages is not None:
-        return await prompts.messages(renderer, [turn.model_dump() for turn in asked.messages])
+        return await prompts.messages(renderer, asked.turns() or ())
     return await prompts.text(renderer, asked.prompt or asked.prompt_token_ids or "")
 
 
