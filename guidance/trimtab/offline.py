@@ -274,11 +274,9 @@ class Sampler:
         top: int,
     ) -> None:
         self._check_length(request.prompt_token_ids, request.max_tokens)
-        guided = (
-            {}
-            if params is None
-            else {**params.to_xargs(), RECORD_KEY: name, **carried(request.told)}
-        )
+        guided: dict[str, Any] = {}
+        if params is not None:
+            guided = {**params.to_xargs(), RECORD_KEY: name, **carried(request.told)}
         sampling = SamplingParams(
             temperature=temperature,
             top_p=top_p,
