@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import AutoModelForTokenClassification, LlamaConfig
 
-import foreign
+import tokenizers_made
 from networks import configs
 from trimtab.attention import NAME as PREFIX_ATTENTION
 from trimtab.backbone import Backbone
@@ -27,12 +27,12 @@ WINDOW = 512
 
 @pytest.fixture(scope="module")
 def base():
-    return foreign.base()
+    return tokenizers_made.base()
 
 
 @pytest.fixture(scope="module")
 def tokenizers():
-    return {name: make() for name, make in foreign.TOKENIZERS.items()}
+    return {name: make() for name, make in tokenizers_made.TOKENIZERS.items()}
 
 
 def network(tokenizer, seed=0):
@@ -68,14 +68,14 @@ def text_of(base, ids):
     return base.decode(ids.tolist(), skip_special_tokens=True).rstrip("\ufffd")
 
 
-@pytest.mark.parametrize("name", foreign.TOKENIZERS)
+@pytest.mark.parametrize("name", tokenizers_made.TOKENIZERS)
 def test_windows_read_what_the_whole_text_would(name, base, tokenizers):
     """A fifth of 2,000 streams for each tokenizer, a step for each token, three candidates."""
     tokens, reader = Retokeniser(tokenizers[name]), Reader(base)
     assert tokens.windowed == (name != "byte fallback")
     draw = random.Random(name)
-    for s in range(STREAMS // len(foreign.TOKENIZERS)):
-        ids = np.array(foreign.stream(draw, base, 12))
+    for s in range(STREAMS // len(tokenizers_made.TOKENIZERS)):
+        ids = np.array(tokenizers_made.stream(draw, base, 12))
         prompt = draw.randrange(len(ids))
         for at in range(prompt, len(ids)):
             others = [draw.randrange(len(base)) for _ in range(2)]
@@ -101,7 +101,7 @@ def test_scores_are_those_of_the_text_read_anew(name, base, tokenizers):
     scorer, plain = cross(base, tokenizers[name]), network(tokenizers[name])
     tokens = scorer.backbone.tokens
     draw = random.Random(2)
-    streams = [np.array(foreign.stream(draw, base, 30)) for _ in range(4)]
+    streams = [np.array(tokenizers_made.stream(draw, base, 30)) for _ in range(4)]
     for at in range(3, min(map(len, streams))):
         candidates = [
             np.array([ids[at], *(draw.randrange(len(base)) for _ in range(draw.randrange(4)))])
@@ -121,7 +121,7 @@ def test_a_step_reads_few_tokens(base, tokenizers):
     """At 256 tokens and more of prefix, at most a fifth of reading prefix and candidates anew."""
     tokenizer = tokenizers["byte level"]
     scorer, draw = cross(base, tokenizer), random.Random(0)
-    text = " ".join(foreign.world.review("phone", draw) for _ in range(20))
+    text = " ".join(tokenizers_made.world.review("phone", draw) for _ in range(20))
     ids = np.array(base(text, add_special_tokens=False)["input_ids"])
     spent = anew_ = 0
     for at in range(200, 280):

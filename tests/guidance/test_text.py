@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, LlamaConfig
 
-import foreign
+import tokenizers_made
 from trimtab.config import GuidanceConfig
 from trimtab.errors import ScorerLoadError
 from trimtab.guide import Guide
@@ -17,24 +17,25 @@ from trimtab.reader import Prompt
 from trimtab.rows import Row, Told
 from trimtab.scorers import TextScorer
 from trimtab.testing import check_scorer
-from trimtab_models.demo import classifiers
+from trimtab_models.demo import foreign
 
+KINDS = ("deberta", "roberta")
 TEMPLATE = "{% for m in messages %}[{{ m.role }}] {{ m.content }} {% endfor %}[assistant] "
 TURNS = [{"role": "user", "content": "Write a review of the phone."}]
 
 
 @pytest.fixture(scope="module")
 def base():
-    return foreign.base()
+    return tokenizers_made.base()
 
 
 @pytest.fixture(scope="module")
 def checkpoints(tmp_path_factory):
     root = tmp_path_factory.mktemp("classifiers")
-    for kind in classifiers.REWARDS:
-        classifiers.build(kind, root / kind, steps=2)
+    for kind in KINDS:
+        foreign.build(kind, root / kind, steps=2)
     torch.manual_seed(0)
-    tokenizer = foreign.split_by_expression()
+    tokenizer = tokenizers_made.split_by_expression()
     tokenizer.chat_template = TEMPLATE
     config = LlamaConfig(
         vocab_size=len(tokenizer),
@@ -70,7 +71,7 @@ def of_transformers(path, *texts, label=None, special=True):
 
 def rows(base, n, seed=0):
     """Prompts and answers of the demo world, with candidates: some right, some strays."""
-    draw, texts = random.Random(seed), classifiers.reviews(seed)
+    draw, texts = random.Random(seed), foreign.reviews(seed)
     prompt = base("Write a review.", add_special_tokens=False)["input_ids"]
     prefixes, candidates = [], []
     for _ in range(n):
@@ -90,7 +91,7 @@ def answers(base, prefixes, candidates, prompts):
     ]
 
 
-@pytest.mark.parametrize("kind", classifiers.REWARDS)
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("reads", ["text", "answer", "pair"])
 def test_scores_are_those_of_transformers(kind, reads, base, checkpoints):
     path = str(checkpoints / kind)
@@ -140,12 +141,12 @@ def test_long_texts_lose_the_beginning_of_the_prompt(base, checkpoints):
     prefix = np.array([*prompt_ids, *ids[:-1]])
     for reads in ("text", "pair"):
         scorer = load(base, s={"path": path, "reads": reads})["s"]
-        assert scorer.window == classifiers.WINDOW
+        assert scorer.window == foreign.WINDOW
         given = ([9], [prefix], [np.array(ids[-1:])], [1.0], [Prompt(len(prompt_ids))])
         found = float(scorer.score(*given)[0])
         parts = [prompt + answer] if reads == "text" else [prompt, answer]
         whole = tokenizer(*parts)["input_ids"]
-        lost = len(whole) - classifiers.WINDOW
+        lost = len(whole) - foreign.WINDOW
         assert scorer.shortened(9) == lost > 0
         model = AutoModelForSequenceClassification.from_pretrained(path).eval()
         with torch.inference_mode():
@@ -171,7 +172,7 @@ def test_what_is_shortened_is_on_record(base, checkpoints):
 
 
 def test_the_contract_of_scorers(base, checkpoints):
-    specs = {kind: {"path": str(checkpoints / kind)} for kind in classifiers.REWARDS}
+    specs = {kind: {"path": str(checkpoints / kind)} for kind in KINDS}
     for scorer in load(base, **specs).values():
         assert isinstance(scorer, TextScorer)
         check_scorer(scorer, vocab_size=len(base))

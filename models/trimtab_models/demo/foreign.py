@@ -1,12 +1,13 @@
-"""Two classifiers of text for the demo world, each with a tokenizer of its own: not the base's.
+"""Scorers for the demo world that have tokenizers of their own: not the base's.
 
-    python -m trimtab_models.demo.classifiers deberta --out DIR   # DeBERTa-v2, of sentiment
-    python -m trimtab_models.demo.classifiers roberta --out DIR   # RoBERTa, of formality
+    python -m trimtab_models.demo.foreign deberta --out DIR   # DeBERTa-v2, classifier of sentiment
+    python -m trimtab_models.demo.foreign roberta --out DIR   # RoBERTa, classifier of formality
+    python -m trimtab_models.demo.foreign pythia --out DIR    # GPT-NeoX, value of sentiment
 
-What a reward model from a hub is to a base that it was not made for. They are trained, in a minute
-or two of one core, on reviews cut off anywhere and the reward of the whole,
+What models from a hub are to a base that they were not made for. They are trained, in a minute or
+two of one core, on reviews cut off anywhere and the reward of the whole,
 
-    L = E (s(y^{1:t}) − R(y))²   over characters t of y
+    L = E (s(y^{1:t}) − R(y))²   over characters t of y, for a value over tokens
 
 so that they can tell of a beginning how it will end (FUDGE, CD); a classifier trained on whole
 texts alone is arbitrary on beginnings (PARGS, Theorem 1).
@@ -33,13 +34,17 @@ from tqdm import trange
 from transformers import (
     DebertaV2Config,
     DebertaV2ForSequenceClassification,
+    GPTNeoXConfig,
+    GPTNeoXForTokenClassification,
     PreTrainedTokenizerFast,
     RobertaConfig,
     RobertaForSequenceClassification,
     set_seed,
 )
 
+from trimtab_models import checkpoint
 from trimtab_models.demo import oracles, world
+from trimtab_models.info import ScorerInfo
 
 STEPS, BATCH, LEARNING_RATE, SEED = 500, 32, 2e-3, 0
 WINDOW = 256
@@ -52,7 +57,7 @@ SIZES: dict[str, Any] = {
     "attention_probs_dropout_prob": 0.0,
     "num_labels": 1,
 }
-REWARDS = {"deberta": "sentiment", "roberta": "formality"}
+REWARDS = {"deberta": "sentiment", "roberta": "formality", "pythia": "sentiment"}
 
 
 def reviews(seed: int) -> Iterator[str]:
@@ -94,19 +99,23 @@ def deberta() -> tuple[Any, PreTrainedTokenizerFast]:
     return DebertaV2ForSequenceClassification(config), tokenizer
 
 
-def roberta() -> tuple[Any, PreTrainedTokenizerFast]:
-    """A fresh RoBERTa of one logit, and a byte-level tokenizer."""
+def _byte_level(vocab_size: int) -> PreTrainedTokenizerFast:
     core = Tokenizer(models.BPE())
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     core.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=1200,
+        vocab_size=vocab_size,
         special_tokens=["<s>", "<pad>", "</s>", "<unk>"],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
     core.train_from_iterator(_corpus(), trainer)
-    tokenizer = _wrap(core, "<pad>", "<s>", "</s>", "<unk>")
+    return _wrap(core, "<pad>", "<s>", "</s>", "<unk>")
+
+
+def roberta() -> tuple[Any, PreTrainedTokenizerFast]:
+    """A fresh RoBERTa of one logit, and a byte-level tokenizer."""
+    tokenizer = _byte_level(1200)
     config = RobertaConfig(
         vocab_size=len(tokenizer),
         max_position_embeddings=WINDOW + 2,  # positions begin behind the padding's
@@ -116,6 +125,15 @@ def roberta() -> tuple[Any, PreTrainedTokenizerFast]:
         **SIZES,
     )
     return RobertaForSequenceClassification(config), tokenizer
+
+
+def pythia() -> tuple[Any, PreTrainedTokenizerFast]:
+    """A fresh GPT-NeoX with a number for every prefix, and a byte-level tokenizer."""
+    tokenizer = _byte_level(700)
+    config = GPTNeoXConfig(
+        vocab_size=len(tokenizer), max_position_embeddings=2 * WINDOW, rotary_pct=0.25, **SIZES
+    )
+    return GPTNeoXForTokenClassification(config), tokenizer
 
 
 def _wrap(core: Tokenizer, pad: str, cls: str, sep: str, unk: str) -> PreTrainedTokenizerFast:
@@ -138,22 +156,29 @@ def _wrap(core: Tokenizer, pad: str, cls: str, sep: str, unk: str) -> PreTrained
 def build(kind: str, out: Path, steps: int = STEPS) -> Path:
     """Train one of `REWARDS` and write it, as transformers does, to `out`."""
     set_seed(SEED)
-    model, tokenizer = {"deberta": deberta, "roberta": roberta}[kind]()
+    model, tokenizer = {"deberta": deberta, "roberta": roberta, "pythia": pythia}[kind]()
     reward, texts, draw = oracles.rewards[REWARDS[kind]], reviews(SEED), random.Random(SEED)
     optimiser = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, LEARNING_RATE, total_steps=steps)
     model.train()
     for _ in (bar := trange(steps, desc=kind, unit="step")):
-        wholes = [next(texts) for _ in range(BATCH)]
-        cut = [text[: draw.randint(1, len(text))] for text in wholes]
+        whole = [next(texts) for _ in range(BATCH)]
+        rewards = torch.tensor([reward("", text) for text in whole])  # [rows]
+        cut = whole if kind == "pythia" else [t[: draw.randint(1, len(t))] for t in whole]
         inputs = tokenizer(cut, padding=True, truncation=True, return_tensors="pt")
-        target = torch.tensor([reward("", text) for text in wholes])
-        loss = F.mse_loss(model(**inputs).logits[:, 0], target)
+        outputs = model(**inputs).logits[..., 0]  # [rows], of a value [rows, tokens]
+        if kind == "pythia":
+            read = inputs["attention_mask"].bool()
+            outputs, rewards = outputs[read], rewards[:, None].expand_as(read)[read]
+        loss = F.mse_loss(outputs, rewards)
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
         schedule.step()
         bar.set_postfix(loss=f"{loss.item():.3f}")
+    if kind == "pythia":
+        info = ScorerInfo(objective="value of every prefix", is_value=True)
+        return checkpoint.save(model.eval(), tokenizer, info, out, text="A value of sentiment.")
     model.eval().save_pretrained(out)
     tokenizer.save_pretrained(out)
     return out
@@ -161,8 +186,8 @@ def build(kind: str, out: Path, steps: int = STEPS) -> Path:
 
 def main() -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m trimtab_models.demo.classifiers")
-    parser.add_argument("kind", choices=REWARDS, help="which of the two")
+    parser = argparse.ArgumentParser(prog="python -m trimtab_models.demo.foreign")
+    parser.add_argument("kind", choices=REWARDS, help="which of them")
     parser.add_argument("--out", type=Path, required=True, help="directory of the new checkpoint")
     given = parser.parse_args()
     build(given.kind, given.out)
