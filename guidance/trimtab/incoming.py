@@ -63,7 +63,7 @@ def reason(error: BaseException, root: Path) -> str:
     """What was wrong, in one sentence without any path."""
     if not isinstance(error, TrimtabError | ValueError | OSError | SafetensorError):
         return f"its files cannot be read as a scorer ({type(error).__name__})."
-    text = next(iter(str(error).splitlines()), "")
+    text = next(iter(str(error).splitlines()), "").split(": You set")[0]  # advice of transformers
     text = text.replace(f"{root}/", "").split(" is not loaded: ")[-1]
     text = re.sub(r"^scorer '[^']*' cannot be loaded: ", "", text)
     text = re.sub(r"(?<![\w.])/[^\s:,;'\"]+", "…", text)[:300].strip()
