@@ -90,11 +90,13 @@ def test_traffic_while_scorers_come_and_go(server, solo):
         changing = threading.Thread(target=change, args=(client,))
         changing.start()
         limits = httpx.Limits(max_connections=REQUESTS)
-        with httpx.Client(
-            base_url=server.url, headers=server.http.headers, timeout=300, limits=limits
-        ) as http:
-            with concurrent.futures.ThreadPoolExecutor(48) as pool:
-                answers = list(pool.map(partial(request, http), range(REQUESTS)))
+        with (
+            httpx.Client(
+                base_url=server.url, headers=server.http.headers, timeout=300, limits=limits
+            ) as http,
+            concurrent.futures.ThreadPoolExecutor(48) as pool,
+        ):
+            answers = list(pool.map(partial(request, http), range(REQUESTS)))
         changing.join()
     assert [answer.status_code for answer in loads] == [200] * len(loads)
     assert {answer.status_code for _, answer in answers} <= {200, 404}
