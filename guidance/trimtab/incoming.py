@@ -5,13 +5,14 @@ is wrong with it is told in a sentence that names no path, and changes nothing.
 """
 
 import json
+import math
 import re
 from collections.abc import Callable
 from pathlib import Path
 
 import psutil
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 
 from trimtab.config import GuidanceConfig, ScorerSpec
 from trimtab.errors import NoRoom, ScorerRefused, TrimtabError
@@ -21,6 +22,8 @@ from trimtab_models.checkpoint import read_info
 
 FAMILIES = ("head", "distribution", "vocabulary", "log_ratio")
 """What may come: networks. Functions are code, and composites are made of what is there."""
+MAX_HEADER = 100_000_000
+"""Longest header of a safetensors file, as the format has it."""
 SPARE = 0.1
 """Share of the free memory that is left free."""
 
@@ -63,7 +66,7 @@ def reason(error: BaseException, root: Path) -> str:
     """What was wrong, in one sentence without any path."""
     if not isinstance(error, TrimtabError | ValueError | OSError | SafetensorError):
         return f"its files cannot be read as a scorer ({type(error).__name__})."
-    text = next(iter(str(error).splitlines()), "")
+    text = next(iter(str(error).splitlines()), "").split(": You set")[0]  # advice of transformers
     text = text.replace(f"{root}/", "").split(" is not loaded: ")[-1]
     text = re.sub(r"^scorer '[^']*' cannot be loaded: ", "", text)
     text = re.sub(r"(?<![\w.])/[^\s:,;'\"]+", "…", text)[:300].strip()
@@ -133,17 +136,23 @@ def _check_files(directory: Path, root: Path) -> None:
 
 
 def _elements(directory: Path) -> int:
-    """How many numbers its weights are, by their headers."""
+    """How many numbers its weights are, by their headers, which must fit their files."""
     total = 0
     for path in sorted(directory.glob("*.safetensors")):
         try:
-            with safe_open(path, "pt") as file:
-                for name in file.keys():  # noqa: SIM118  a safetensors file is no dict
-                    total += torch.Size(file.get_slice(name).get_shape()).numel()
-        except SafetensorError:
+            with path.open("rb") as file:
+                length = int.from_bytes(file.read(8), "little")
+                header = json.loads(file.read(length) if length <= MAX_HEADER else b"")
+            tensors = [entry for name, entry in header.items() if name != "__metadata__"]
+            end = max(entry["data_offsets"][1] for entry in tensors)
+            total += sum(math.prod(entry["shape"]) for entry in tensors)
+            sound = path.stat().st_size == 8 + length + end
+        except (ValueError, LookupError, TypeError, AttributeError):
+            sound = False
+        if not sound:
             raise ScorerRefused(
                 f"{path.name} is no safetensors file, or is cut short; nothing of it was run."
-            ) from None
+            )
     return total
 
 

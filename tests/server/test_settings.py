@@ -55,10 +55,22 @@ def test_scorers_by_command_line_environment_and_yaml(monkeypatch, tmp_path):
 
 
 def test_keys_are_secret_and_may_be_several(monkeypatch):
-    monkeypatch.setenv("TRIMTAB_API_KEY", "one,two")
+    monkeypatch.setenv("TRIMTAB_API_KEY", "key-1,key-2")
+    monkeypatch.setenv("TRIMTAB_ADMIN_KEY", "key-3")
     loaded = settings.load({"model": "m"})
-    assert [key.get_secret_value() for key in loaded.api_key] == ["one", "two"]
-    assert "one" not in repr(loaded)
+    assert [key.get_secret_value() for key in loaded.api_key] == ["key-1", "key-2"]
+    assert loaded.admin_key.get_secret_value() == "key-3"
+    assert "key-" not in repr(loaded)
+
+
+def test_loading_is_refused_at_start_where_it_cannot_be_safe(tmp_path):
+    given = {"model": "m", "scorer": ["a=x"], "api_key": ["k"], "admin_key": "adm"}
+    ready = settings.load({**given, "scorer_dir": tmp_path}).ready_to_load()
+    assert ready.default_scorer == {"a": 1.0}
+    assert settings.load(given).ready_to_load().default_scorer == {}
+    for wrong in ({"scorer_dir": tmp_path / "absent"}, {"scorer_dir": tmp_path, "admin_key": "k"}):
+        with pytest.raises(StartError):
+            settings.load({**given, **wrong}).ready_to_load()
 
 
 @pytest.mark.parametrize(
