@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoTokenizer
 
 from trimtab.attention import NAME as PREFIX_ATTENTION
 from trimtab.backbone import Backbone
@@ -21,6 +21,7 @@ from trimtab.scorers import (
     Scorer,
     VocabularyScorer,
 )
+from trimtab.scorers.base import Decodes
 from trimtab_models.checkpoint import Family, ScorerInfo, load, read_info
 
 
@@ -29,14 +30,15 @@ def load_scorers(
     *,
     max_length: int,
     vocab_size: int,
-    tokenizer: str | None = None,
+    tokenizer: str | Decodes | None = None,
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
 ) -> dict[str, Scorer]:
     """Load every scorer of a configuration; composites last, out of the others.
 
     max_length: longest prefix, in tokens. vocab_size: of the base, which scorers must share.
-    tokenizer: the base's, by directory or hub name, for functions that read text.
+    tokenizer: the base's, by directory or hub name, or what else makes text of its tokens; for
+        functions that read text.
 
     Raises:
         ScorerLoadError: one cannot be loaded, or cannot be served exactly.
@@ -107,16 +109,18 @@ def _complete(name: str, spec: ScorerSpec) -> ScorerSpec:
     return spec.model_copy(update={"family": family, "reference": reference})
 
 
-def _function(spec: ScorerSpec, tokenizer: str | None) -> FunctionScorer:
+def _function(spec: ScorerSpec, tokenizer: str | Decodes | None) -> FunctionScorer:
     module, colon, attribute = spec.path.partition(":")
     if not colon:
         raise ScorerLoadError("a function scorer's path must read module:function")
     function = getattr(importlib.import_module(module), attribute)
-    reader: PreTrainedTokenizerBase | None = None
+    reader: Decodes | None = None
     if spec.reads == "text":
         if tokenizer is None:
             raise ScorerLoadError("a function that reads text needs the base's tokenizer")
-        reader = AutoTokenizer.from_pretrained(tokenizer)
+        reader = (
+            AutoTokenizer.from_pretrained(tokenizer) if isinstance(tokenizer, str) else tokenizer
+        )
     return FunctionScorer(function, reader)
 
 

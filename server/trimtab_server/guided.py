@@ -20,6 +20,7 @@ from vllm.sampling_params import RequestOutputKind
 from trimtab.errors import ScorerFault
 from trimtab.params import RECORD_KEY, GuidanceParams
 from trimtab_server import metrics
+from trimtab_server.errors import scorer_failed
 
 Record = dict[str, Any]
 Rpc = Callable[..., Awaitable[list[Any]]]
@@ -123,12 +124,7 @@ class _Call:
             self.records[index] = record
             error = metrics.observe(record)
             if error is not None and self.guidance.on_error == "fail":
-                self.exchange.fault = ScorerFault(
-                    f"scorer '{error['scorer']}' failed while it steered this request "
-                    f"({error['message']}). Leave it out, or send on_error 'unguided' to go on "
-                    "as the base model.",
-                    code="scorer_failed",
-                )
+                self.exchange.fault = scorer_failed(error)
                 raise GenerationError(self.exchange.fault.message)
 
     def _forgotten(self, task: asyncio.Task[Any]) -> None:

@@ -18,7 +18,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from trimtab.errors import InvalidGuidance, TrimtabError
 from trimtab.params import PREFIX, RECORD_KEY, GuidanceParams, Served
 from trimtab_server import strict_json
-from trimtab_server.errors import UnsupportedMediaType, response
+from trimtab_server.errors import response
 from trimtab_server.guided import EXCHANGE, Exchange
 from trimtab_server.limits import check_caps, replay
 
@@ -51,7 +51,7 @@ class Guidance:
             await self.app(scope, receive, send)
             return
         try:
-            check_json(scope)
+            strict_json.check_declared(scope)
             body = (await receive()).get("body", b"")
             fields = strict_json.loads(body)
             check_caps(fields)
@@ -96,18 +96,6 @@ class Guidance:
             raise InvalidGuidance("vllm_xargs must be an object.", param="vllm_xargs")
         fields["vllm_xargs"] = {**(xargs or {}), **params.to_xargs()}
         return True
-
-
-def check_json(scope: Scope) -> None:
-    """Refuse a body that is not declared as JSON.
-
-    Raises:
-        UnsupportedMediaType: its content type is another one.
-    """
-    declared = dict(scope["headers"]).get(b"content-type", b"").decode("latin-1")
-    kind = declared.partition(";")[0].strip().lower()
-    if kind != "application/json" and not kind.endswith("+json"):
-        raise UnsupportedMediaType("send the body as JSON, with Content-Type: application/json.")
 
 
 def _takes_guidance(scope: Scope) -> bool:

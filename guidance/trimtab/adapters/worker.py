@@ -4,10 +4,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from trimtab.adapters.vllm import GuidanceProcessor
+from trimtab.described import describe
 from trimtab.params import GuidanceParams
 from trimtab.search.scoring import score_sequences
-
-TOLD = {"objective", "mean", "deviation", "base_model", "prefix_auc"}
 
 
 class GuidanceWorker:
@@ -17,19 +16,7 @@ class GuidanceWorker:
 
     def trimtab_scorers(self) -> list[dict[str, Any]]:
         """What is served, and how it fares."""
-        guide = _processor(self.model_runner).guide
-        return [
-            {
-                "name": name,
-                "family": scorer.family,
-                **scorer.info.model_dump(include=TOLD),
-                "parameters": scorer.parameters,
-                "tokens_forwarded": scorer.tokens_forwarded,
-                "faults": guide.faults[name],
-                "last_error": guide.last_error.get(name),
-            }
-            for name, scorer in guide.scorers.items()
-        ]
+        return describe(_processor(self.model_runner).guide)
 
     def trimtab_record(
         self,

@@ -6,14 +6,13 @@ A scorer answers one question: what is each candidate continuation of each row's
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 from torch import Tensor
 
 from trimtab.backbone import Backbone
 from trimtab.cache import Ids
 from trimtab_models.checkpoint import ScorerInfo
-
 
 Turns: TypeAlias = Sequence[Mapping[str, str]]
 """A conversation: each turn has a `role` and a `content`."""
@@ -29,14 +28,23 @@ class Prompt:
     """The conversation that the base's chat template made the prompt of, if it was one."""
 
 
+class Decodes(Protocol):
+    """What makes text of token ids: a tokenizer, as far as scorers need one."""
+
+    def decode(self, token_ids: Any, /, *, skip_special_tokens: bool = False) -> str:
+        """The text of some ids."""
+
+
 class Scorer(ABC):
     """s(prefix + v) for every candidate v of every row.
 
-    A score is a pure function of (prefix, candidate, strength, prompt): whatever a scorer keeps between
-    steps only makes it faster. `trimtab.testing.check_scorer` tests just that.
+    A score is a pure function of (prefix, candidate, strength, prompt): whatever a scorer keeps
+    between steps only makes it faster. `trimtab.testing.check_scorer` tests just that.
     """
 
     family: str
+    reads_text = False
+    """Whether it reads text alone, so that it serves a base whose tokens are not known."""
 
     def __init__(self, info: ScorerInfo) -> None:
         self.info = info

@@ -27,6 +27,7 @@ class CompositeScorer(Scorer):
             )
         )
         self.parts = dict(parts)
+        self.reads_text = all(scorer.reads_text for scorer, _ in parts.values())
 
     def score(
         self,

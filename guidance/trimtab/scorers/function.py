@@ -5,10 +5,9 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
 
 from trimtab.cache import Ids
-from trimtab.scorers.base import Prompt, Scorer
+from trimtab.scorers.base import Decodes, Prompt, Scorer
 from trimtab_models.checkpoint import ScorerInfo
 
 
@@ -24,12 +23,13 @@ class FunctionScorer(Scorer):
     def __init__(
         self,
         function: Callable[..., float],
-        tokenizer: PreTrainedTokenizerBase | None = None,
+        tokenizer: Decodes | None = None,
         info: ScorerInfo | None = None,
     ) -> None:
         super().__init__(info or ScorerInfo(objective="function"))
         self.function = function
         self.tokenizer = tokenizer
+        self.reads_text = tokenizer is not None
 
     def score(
         self,
