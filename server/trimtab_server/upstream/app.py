@@ -61,14 +61,11 @@ def build(settings: Settings, transport: httpx.AsyncBaseTransport | None = None)
     app = FastAPI(title="Trimtab", lifespan=lifespan)
     app.state.upstream = state
     app.include_router(routes.router)
-    for path, route in {
-        "/health": _health,
-        "/ready": _ready,
-        "/metrics": _metrics,
-        "/v1/models": _models,
-        "/v1/scorers": _scorers,
-    }.items():
-        app.add_api_route(path, route)
+    app.get("/health")(_health)
+    app.get("/ready")(_ready)
+    app.get("/metrics")(_metrics)
+    app.get("/v1/models")(_models)
+    app.get("/v1/scorers")(_scorers)
     app.add_exception_handler(TrimtabError, errors.handle)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(Exception, _internal)

@@ -58,10 +58,17 @@ class Fit(Enum):
 class Naming(Protocol):
     """How tokens are named: by id, or by their text."""
 
-    path: str
-    ends: frozenset[int]
-    length: float
-    """Most tokens of prompt and answer together."""
+    @property
+    def path(self) -> str:
+        """Where to ask."""
+
+    @property
+    def ends(self) -> frozenset[int]:
+        """Tokens that end an answer."""
+
+    @property
+    def length(self) -> float:
+        """Most tokens of prompt and answer together."""
 
     @property
     def columns(self) -> int:

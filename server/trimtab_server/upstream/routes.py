@@ -3,7 +3,7 @@
 import asyncio
 import time
 import uuid
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Annotated, Any
@@ -133,9 +133,7 @@ class Chat(Completion):
         return self._with_record(shown, piece)
 
 
-async def _answer(
-    request: Request, made: Asked, shape: Callable[[str, Asked], Telling]
-) -> Response:
+async def _answer(request: Request, made: Asked, shape: type[Telling]) -> Response:
     state = _state(request)
     telling = shape(state.model, made)
     pieces = state.decoder.run(made.prompts, made.request, made.params)

@@ -135,16 +135,21 @@ class Decoder:
                     yield Piece(index, text, [], "stop", await self._end(choice))
                     return
                 for i, position in enumerate(positions):
+                    seen = self._sendable(choice, position, halves=True)
                     on = i + 1 < len(positions)
-                    own = position.token if on else NONE
-                    sendable = self._sendable(choice, position, own, follow or on)
-                    token = await self._decide(choice, sendable)
-                    half = self.naming.fit(choice.output, token) is Fit.PART
-                    if half and token != own:
-                        follow = True  # the same again, such that more of the character is seen
-                        break
+                    # That half a character was drawn is why the upstream is followed.
+                    token = position.token if follow else await self._decide(choice, seen)
+                    if follow or self._half(choice, token):
+                        if not follow and not on:
+                            follow = True
+                            break
+                        token = position.token
+                        if not (on and self._half(choice, token)):
+                            seen = self._sendable(choice, position, halves=False)
+                            token = await self._decide(choice, seen)
+                    follow = False
                     choice.output.append(token)
-                    choice.unrevealed.append(sendable.unrevealed)
+                    choice.unrevealed.append(seen.unrevealed)
                     finish = self._finish(choice, token)
                     text = self._grow(choice, finish)
                     finish = "stop" if choice.shown.stopped else finish
@@ -152,16 +157,16 @@ class Decoder:
                     yield Piece(index, text, [token], finish, record)
                     if finish:
                         return
-                    follow = False
                     if token != position.token:
                         break
         finally:
             self._later(self.guide.records.pop, key, None)
 
     async def _ask(self, choice: Choice, follow: bool) -> list[Position]:
-        """The next positions; without text to send, those that follow the upstream's own tokens.
+        """The next positions; none if the upstream has ended the answer.
 
-        follow: whether the upstream's own tokens are wanted, enough for a character.
+        follow: whether enough of the upstream's own tokens are wanted to make a character. Half of
+        one cannot be sent, so the text before it is, and the upstream must say it again.
         """
         output, tail = choice.output, self.naming.tail(choice.output)
         greedy = follow or tail > 0 or choice.sampler.greedy
@@ -177,17 +182,14 @@ class Decoder:
             raise UpstreamFailed("the upstream did not go on from half a character as it did.")
         return after
 
-    def _sendable(self, choice: Choice, position: Position, own: int, followed: bool) -> Position:
-        """Without tokens that make no text.
+    def _half(self, choice: Choice, token: int) -> bool:
+        return token != NONE and self.naming.fit(choice.output, token) is Fit.PART
 
-        own: the upstream's own token, if what comes after it is known; it may be half a character.
-        followed: whether no other may.
-        """
-        kept = {}
-        for token, logprob in position.logprobs.items():
-            fit = self.naming.fit(choice.output, token)
-            if fit is Fit.WHOLE or (fit is Fit.PART and (token == own or not followed)):
-                kept[token] = logprob
+    def _sendable(self, choice: Choice, position: Position, *, halves: bool) -> Position:
+        """Without tokens that make no text; with half characters, or without."""
+        fits = {Fit.WHOLE, Fit.PART} if halves else {Fit.WHOLE}
+        revealed = position.logprobs.items()
+        kept = {v: logprob for v, logprob in revealed if self.naming.fit(choice.output, v) in fits}
         if not kept:
             raise UpstreamFailed("the upstream's tokens do not make whole characters.")
         return Position(position.token, kept)
@@ -235,11 +237,8 @@ class Decoder:
         """
         if choice.params is None:
             return None
-        ids, output = choice.prompt.ids, choice.output
-        found = await self._guided(
-            self.guide.report, str(choice.row.record_key), ids, [output], True
-        )
-        record = found[0] or {}
+        asked = str(choice.row.record_key), choice.prompt.ids, [choice.output], True
+        record = (await self._guided(self.guide.report, *asked))[0] or {}
         error = metrics.observe(record)
         if error is not None and choice.params.on_error == "fail":
             raise scorer_failed(error)
