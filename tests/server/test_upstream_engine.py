@@ -28,11 +28,15 @@ async def over(server):
         "scorer": [f"{name}={path}" for name, path in demo.scorers().items()],
     }
 
-    def made(**more):
-        app = build(settings.load({**given, **more}))
-        return httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://us")
+    apps = []
 
-    return made
+    def made(**more):
+        apps.append(build(settings.load({**given, **more})))
+        return httpx.AsyncClient(transport=httpx.ASGITransport(apps[-1]), base_url="http://us")
+
+    yield made
+    for app in apps:
+        await app.state.upstream.decoder.close()
 
 
 async def ask(client, **fields):

@@ -55,8 +55,7 @@ def build(settings: Settings, transport: httpx.AsyncBaseTransport | None = None)
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         yield
-        decoder.thread.shutdown(cancel_futures=True)
-        await decoder.client.close()
+        await decoder.close()
 
     app = FastAPI(title="Trimtab", lifespan=lifespan)
     app.state.upstream = state

@@ -107,6 +107,11 @@ class Decoder:
             for prompt in prompts:
                 self._later(self.naming.release, prompt)
 
+    async def close(self) -> None:
+        """Let go of the upstream and of the thread."""
+        self.thread.shutdown(cancel_futures=True)
+        await self.client.close()
+
     async def _choice(
         self,
         index: int,
