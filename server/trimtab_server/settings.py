@@ -142,7 +142,7 @@ class Settings(BaseSettings):
     @model_validator(mode="after")
     def _one_base(self) -> Self:
         if (self.model is None) == (self.upstream is None):
-            raise ValueError("give a MODEL to serve or an --upstream to ask, one of the two")
+            raise ValueError("give a model to serve, or an --upstream to ask; one of the two")
         if self.upstream is None:
             return self
         if self.upstream_model is None:
@@ -202,7 +202,9 @@ def load(given: Mapping[str, Any], config: Path | None = None) -> Settings:
         settings: Settings = source(**{k: v for k, v in given.items() if v not in (None, [], ())})
     except ValidationError as error:
         details = error.errors(include_url=False, include_context=False, include_input=False)
-        told = "; ".join(f"{'.'.join(map(str, d['loc']))}: {d['msg']}" for d in details)
+        told = "; ".join(
+            ": ".join(filter(None, (".".join(map(str, d["loc"])), d["msg"]))) for d in details
+        )
         raise StartError(f"the settings do not fit: {told}.") from None
     except yaml.YAMLError as error:
         raise StartError(f"{named} is not valid YAML: {error}") from None

@@ -55,10 +55,13 @@ def test_scorers_by_command_line_environment_and_yaml(monkeypatch, tmp_path):
 
 
 def test_keys_are_secret_and_may_be_several(monkeypatch):
-    monkeypatch.setenv("TRIMTAB_API_KEY", "one,two")
+    monkeypatch.setenv("TRIMTAB_API_KEY", "secret-1,secret-2")
+    monkeypatch.setenv("TRIMTAB_UPSTREAM_KEY", "secret-3")
     loaded = settings.load({"model": "m"})
-    assert [key.get_secret_value() for key in loaded.api_key] == ["one", "two"]
-    assert "one" not in repr(loaded)
+    assert [key.get_secret_value() for key in loaded.api_key] == ["secret-1", "secret-2"]
+    assert loaded.upstream_key is not None
+    assert loaded.upstream_key.get_secret_value() == "secret-3"
+    assert "secret-" not in repr(loaded)
 
 
 @pytest.mark.parametrize(

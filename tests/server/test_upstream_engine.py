@@ -89,10 +89,12 @@ async def test_openai_routes_over_the_engine(server, over):
     assert "guidance" not in ours
 
 
-async def sampled(ask_one, n, **fields):
-    """First two tokens of n answers, counted."""
+async def sampled(ask_one, answers, **fields):
+    """First two tokens of some answers, eight a request, counted."""
     counts = Counter()
-    for answer in await asyncio.gather(*(ask_one(seed=8 * i, **fields) for i in range(n // 8))):
+    for answer in await asyncio.gather(
+        *(ask_one(seed=8 * i, **fields) for i in range(answers // 8))
+    ):
         counts.update(tuple(choice["token_ids"]) for choice in answer["choices"])
     return counts
 
