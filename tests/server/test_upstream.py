@@ -1,7 +1,10 @@
 """The black-box base against a small fake upstream: text mode, both endpoints, every fault."""
 
+import asyncio
 import json
 import logging
+import subprocess
+import sys
 
 import httpx
 import numpy as np
@@ -323,8 +326,6 @@ async def test_a_refusal_is_not_tried_again(here):
 
 
 async def test_a_slow_upstream_and_a_slow_answer_time_out():
-    import asyncio
-
     async def sleeps(body):
         await asyncio.sleep(5)
 
@@ -453,10 +454,36 @@ async def test_keys_guard_all_but_health():
     assert not here.fake.calls
 
 
-def test_it_needs_no_vllm():
-    import subprocess
-    import sys
+async def test_a_client_that_leaves_costs_no_more_calls(here):
+    received = asyncio.Event()
 
+    async def slowly(body):
+        received.set()
+        await asyncio.sleep(0.02)
+        return httpx.Response(200, json=here.fake.answer(body, False))
+
+    here.fake.faults = [slowly] * 1000
+    body = json.dumps({"prompt": TEXT, "max_tokens": 500, **GUIDED, "beta": 0}).encode()
+    given = [{"type": "http.request", "body": body, "more_body": False}]
+
+    async def receive():
+        if given:
+            return given.pop()
+        await received.wait()
+        return {"type": "http.disconnect"}
+
+    async def send(message):
+        pass
+
+    headers = [(b"content-type", b"application/json")]
+    scope = {"type": "http", "method": "POST", "path": "/generate", "headers": headers}
+    await here.app({**scope, "query_string": b"", "root_path": ""}, receive, send)
+    calls = len(here.fake.calls)
+    await asyncio.sleep(0.1)
+    assert len(here.fake.calls) == calls < 5
+
+
+def test_it_needs_no_vllm():
     code = (
         "import sys; sys.modules['vllm'] = None\n"
         "import trimtab_server.cli, trimtab_server.launcher, trimtab_server.upstream.app\n"

@@ -145,7 +145,7 @@ def likes_emoji(text):
 
 
 def fails_late(text):
-    if len(text) > 40:
+    if len(text) > 20:
         raise RuntimeError("planted, with a secret")
     return 0.0
 
