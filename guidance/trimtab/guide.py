@@ -54,7 +54,7 @@ class Guide:
         logits: [batch, vocab] float32; rows: (index into logits, row with its present prefix).
         """
         for _, row in rows:
-            self._keep(row)
+            self.keep(row)
         active = [(i, row) for i, row in rows if row.params.steers and row.fault is None]
         for cohort in cohorts(active):
             self._step(logits, cohort)
@@ -275,7 +275,7 @@ class Guide:
         if scorer in row.scorers or scorer in self.scorers:
             self._scorer(row, scorer).forget(row.key)
 
-    def _keep(self, row: Row) -> None:
+    def keep(self, row: Row) -> None:
         """Keep a row's record until it is fetched; a row that was preempted finds its own."""
         if row.record_key is None:
             return

@@ -52,7 +52,7 @@ Render: TypeAlias = Callable[[Turns], str]
 class Decoder(Protocol):
     """The base's tokenizer, as far as it is needed here."""
 
-    def decode(self, token_ids: list[int], *, skip_special_tokens: bool) -> Any:
+    def decode(self, token_ids: Any, /, *, skip_special_tokens: bool = False) -> Any:
         """The text of some tokens; U+FFFD for bytes that are no character."""
 
 

@@ -59,9 +59,42 @@ def serve(
     max_body_bytes: Annotated[int | None, typer.Option(help="Largest request body.")] = None,
     cache_bytes: Annotated[int | None, typer.Option(help="Memory for prefix caches.")] = None,
     log_level: Annotated[str | None, typer.Option(help="debug, info, warning, error.")] = None,
+    upstream: Annotated[
+        str | None, typer.Option(help="Instead of MODEL: URL of an OpenAI-compatible endpoint.")
+    ] = None,
+    upstream_model: Annotated[str | None, typer.Option(help="The model's name there.")] = None,
+    upstream_key: Annotated[
+        str | None, typer.Option(help="Its API key (or TRIMTAB_UPSTREAM_KEY).", metavar="KEY")
+    ] = None,
+    upstream_api: Annotated[str | None, typer.Option(help="completions or chat.")] = None,
+    upstream_continue: Annotated[
+        str | None,
+        typer.Option(help="How chat goes on: continue_final_message, prefix or none."),
+    ] = None,
+    upstream_top: Annotated[int | None, typer.Option(help="Alternatives asked for (20).")] = None,
+    upstream_block: Annotated[
+        int | None, typer.Option(help="Tokens a call at temperature 0 (1).")
+    ] = None,
+    upstream_end: Annotated[
+        list[str] | None, typer.Option(help="How it shows its end token.", metavar="TEXT")
+    ] = None,
+    upstream_concurrency: Annotated[int | None, typer.Option(help="Calls at once (16).")] = None,
+    upstream_retries: Annotated[int | None, typer.Option(help="Further tries (3).")] = None,
+    upstream_timeout: Annotated[float | None, typer.Option(help="Seconds a call (30).")] = None,
+    upstream_deadline: Annotated[
+        float | None, typer.Option(help="Seconds a whole answer (600).")
+    ] = None,
+    upstream_length: Annotated[
+        int | None, typer.Option(help="Most tokens of prompt and answer.")
+    ] = None,
+    tokenizer: Annotated[
+        str | None, typer.Option(help="The upstream's tokenizer: directory or hub name.")
+    ] = None,
     config: Annotated[Path | None, typer.Option(help="YAML file with settings.")] = None,
 ) -> None:
-    """Serve MODEL, steered by scorers. Flags not listed here go to vLLM.
+    """Serve MODEL, or a model behind --upstream, steered by scorers.
+
+    Flags not listed here go to vLLM.
 
     Settings come from the command line, over TRIMTAB_* variables, over the YAML file.
     """
@@ -79,6 +112,20 @@ def serve(
         "max_body_bytes": max_body_bytes,
         "cache_bytes": cache_bytes,
         "log_level": log_level,
+        "upstream": upstream,
+        "upstream_model": upstream_model,
+        "upstream_key": upstream_key,
+        "upstream_api": upstream_api,
+        "upstream_continue": upstream_continue,
+        "upstream_top": upstream_top,
+        "upstream_block": upstream_block,
+        "upstream_end": upstream_end,
+        "upstream_concurrency": upstream_concurrency,
+        "upstream_retries": upstream_retries,
+        "upstream_timeout": upstream_timeout,
+        "upstream_deadline": upstream_deadline,
+        "upstream_length": upstream_length,
+        "tokenizer": tokenizer,
     }
     try:
         if model is not None and model.startswith("-"):

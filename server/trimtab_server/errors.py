@@ -4,21 +4,24 @@ TrimtabError
 ├── InvalidRequest        400  invalid_request_error
 ├── Unauthorized          401  authentication_error
 ├── Forbidden             403  permission_error
+├── UnknownModel          404  not_found_error
 ├── SlowBody              408  timeout_error
 ├── ScorerInUse           409  conflict_error
 ├── BodyTooLarge          413  request_too_large
 ├── UnsupportedMediaType  415  invalid_request_error
 ├── StartError            (the server does not start; the command prints it and exits)
-└── NotReady              503  service_unavailable_error
+├── UpstreamFailed        502  upstream_error
+├── NotReady              503  service_unavailable_error
+└── UpstreamTimeout       504  upstream_error
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from pydantic import ValidationError
 from starlette.requests import Request
 from starlette.responses import JSONResponse
 
-from trimtab.errors import TrimtabError
+from trimtab.errors import ScorerFault, TrimtabError
 
 SHOWN = 3
 """Most validation errors that one answer reports."""
@@ -52,6 +55,13 @@ class ScorerInUse(TrimtabError):
     type = "conflict_error"
 
 
+class UnknownModel(TrimtabError):
+    """The request names a model that this server does not have."""
+
+    status = 404
+    type = "not_found_error"
+
+
 class SlowBody(TrimtabError):
     """The request's body did not arrive in time."""
 
@@ -77,6 +87,20 @@ class StartError(TrimtabError):
     """The server cannot start as asked."""
 
 
+class UpstreamFailed(TrimtabError):
+    """The upstream refused a call, or gave no answer that can be used."""
+
+    status = 502
+    type = "upstream_error"
+
+
+class UpstreamTimeout(TrimtabError):
+    """The upstream did not answer in time."""
+
+    status = 504
+    type = "upstream_error"
+
+
 class NotReady(TrimtabError):
     """The server cannot steer requests: it is starting, or the engine or a scorer is unwell."""
 
@@ -94,6 +118,15 @@ async def handle(_: Request, error: Exception) -> JSONResponse:
     """Exception handler for every TrimtabError that leaves a route."""
     assert isinstance(error, TrimtabError)
     return response(error)
+
+
+def scorer_failed(error: Mapping[str, str]) -> ScorerFault:
+    """What a request is told whose record holds a scorer's error."""
+    return ScorerFault(
+        f"scorer '{error['scorer']}' failed while it steered this request ({error['message']}). "
+        "Leave it out, or send on_error 'unguided' to go on as the base model.",
+        code="scorer_failed",
+    )
 
 
 def invalid(error: ValidationError, fields: Iterable[str]) -> InvalidRequest:

@@ -27,6 +27,7 @@ from trimtab.errors import ScorerFault
 from trimtab.params import RECORD_KEY, VERSIONS_KEY, GuidanceParams
 from trimtab.reader import Told, Turns
 from trimtab_server import metrics
+from trimtab_server.errors import scorer_failed
 from trimtab_server.state import Version
 
 Record = dict[str, Any]
@@ -171,12 +172,7 @@ class _Call:
             self.records[index] = record
             error = metrics.observe(record)
             if error is not None and self.guidance.on_error == "fail":
-                self.exchange.fault = ScorerFault(
-                    f"scorer '{error['scorer']}' failed while it steered this request "
-                    f"({error['message']}). Leave it out, or send on_error 'unguided' to go on "
-                    "as the base model.",
-                    code="scorer_failed",
-                )
+                self.exchange.fault = scorer_failed(error)
                 raise GenerationError(self.exchange.fault.message)
 
     def _forgotten(self, task: asyncio.Task[Any]) -> None:

@@ -4,6 +4,8 @@
 2. The environment is made quiet; vLLM is imported; its own parser reads the flags.
 3. The engine starts, with our processor and worker extension in it.
 4. vLLM's application is built; ours is laid over it (app.py) and served.
+
+With an upstream there is no engine, and vLLM need not be installed: see upstream/app.py.
 """
 
 import asyncio
@@ -30,6 +32,14 @@ def serve(settings: Settings, flags: Sequence[str]) -> None:
     listener = listen(settings.host, settings.port)
     quieten(settings.log_level)
     with listener:
+        if settings.upstream is not None:
+            if flags or settings.vllm:
+                raise StartError(
+                    "flags that trimtab does not know go to vLLM, which an upstream does without; "
+                    "leave them out, and MODEL too."
+                )
+            importlib.import_module("trimtab_server.upstream.app").serve(settings, listener)
+            return
         given = vllm_flags(settings, flags)
         if settings.model == demo.NAME:
             os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")

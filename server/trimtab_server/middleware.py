@@ -18,7 +18,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from trimtab.errors import InvalidGuidance, TrimtabError
 from trimtab.params import CARRIED, PREFIX, GuidanceParams
 from trimtab_server import strict_json
-from trimtab_server.errors import UnsupportedMediaType, response
+from trimtab_server.errors import response
 from trimtab_server.guided import Exchange, begin, using_versions
 from trimtab_server.limits import check_caps, replay
 from trimtab_server.state import Version
@@ -56,7 +56,7 @@ class Guidance:
 
     async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
-            check_json(scope)
+            strict_json.check_declared(scope)
             body = (await receive()).get("body", b"")
             fields = strict_json.loads(body)
             check_caps(fields)
@@ -101,18 +101,6 @@ class Guidance:
             raise InvalidGuidance("vllm_xargs must be an object.", param="vllm_xargs")
         fields["vllm_xargs"] = {**(xargs or {}), **params.to_xargs()}
         return params
-
-
-def check_json(scope: Scope) -> None:
-    """Refuse a body that is not declared as JSON.
-
-    Raises:
-        UnsupportedMediaType: its content type is another one.
-    """
-    declared = dict(scope["headers"]).get(b"content-type", b"").decode("latin-1")
-    kind = declared.partition(";")[0].strip().lower()
-    if kind != "application/json" and not kind.endswith("+json"):
-        raise UnsupportedMediaType("send the body as JSON, with Content-Type: application/json.")
 
 
 def _turns(fields: Mapping[str, Any]) -> list[dict[str, str]] | None:

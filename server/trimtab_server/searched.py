@@ -1,6 +1,5 @@
 """How the answer of a search is told: whole, or in the pieces that it has committed to."""
 
-import json
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -9,6 +8,7 @@ from vllm.exceptions import VLLMError
 
 from trimtab.errors import TrimtabError
 from trimtab.search import Commit, Result
+from trimtab_server.events import DONE, event
 
 
 @dataclass
@@ -89,9 +89,4 @@ class Telling:
             yield event(TrimtabError("the engine stopped while it was searching.").body())
         finally:
             await rest.aclose()
-        yield "data: [DONE]\n\n"
-
-
-def event(data: Mapping[str, Any]) -> str:
-    """One server-sent event."""
-    return f"data: {json.dumps(data, ensure_ascii=False)}\n\n"
+        yield DONE

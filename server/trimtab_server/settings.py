@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 import yaml
-from pydantic import BeforeValidator, Field, SecretStr, ValidationError
+from pydantic import BeforeValidator, Field, SecretStr, ValidationError, model_validator
 from pydantic_settings import (
     BaseSettings,
     NoDecode,
@@ -47,13 +47,19 @@ def _keys(value: Any) -> Any:
     return [key for key in value.split(",") if key] if isinstance(value, str) else value
 
 
+def _words(value: Any) -> Any:
+    return value.split() if isinstance(value, str) else value
+
+
 class Settings(BaseSettings):
     """What `trimtab serve` can be told."""
 
     model_config = SettingsConfigDict(env_prefix="TRIMTAB_", extra="forbid")
 
-    model: str = Field(
-        description="the base model: a directory or a hub name, or `demo` for the embedded demo"
+    model: str | None = Field(
+        None,
+        description="the base model: a directory or a hub name, or `demo` for the embedded demo; "
+        "this or `--upstream`",
     )
     scorer: Annotated[dict[str, ScorerSpec], NoDecode, BeforeValidator(_scorers)] = Field(
         default_factory=dict,
@@ -95,6 +101,53 @@ class Settings(BaseSettings):
         description="further flags of vLLM, name to value; on the command line, simply give them",
     )
 
+    upstream: str | None = Field(
+        None,
+        description="instead of MODEL, the base is an OpenAI-compatible endpoint: its URL, up to "
+        "and with `/v1`",
+    )
+    upstream_model: str | None = Field(None, description="the model's name there")
+    upstream_key: SecretStr | None = Field(None, description="API key for the upstream")
+    upstream_api: Literal["completions", "chat"] = Field(
+        "completions", description="what to ask there: `completions` or `chat`"
+    )
+    upstream_continue: Literal["continue_final_message", "prefix", "none"] = Field(
+        "none",
+        description="how a `chat` upstream goes on from a partial answer: "
+        "`continue_final_message` (vLLM), `prefix` (DeepSeek, Mistral), or `none`: it cannot",
+    )
+    upstream_top: int = Field(
+        20, ge=2, le=256, description="most likely tokens to ask the upstream for at each step"
+    )
+    upstream_block: int = Field(
+        1,
+        ge=1,
+        le=64,
+        description="tokens to ask for in one call where the temperature is 0; those that "
+        "guidance would choose as well are kept",
+    )
+    upstream_end: Annotated[list[str], NoDecode, BeforeValidator(_words)] = Field(
+        default_factory=list,
+        description="how the upstream shows the token that ends an answer, if no tokenizer says",
+    )
+    upstream_concurrency: int = Field(16, ge=1, description="most calls to the upstream at once")
+    upstream_retries: int = Field(3, ge=0, le=20, description="further tries of a call that fails")
+    upstream_timeout: float = Field(30, gt=0, description="seconds that a call may take")
+    upstream_deadline: float = Field(
+        600, gt=0, description="seconds that a whole answer may take with an upstream"
+    )
+    upstream_length: int | None = Field(
+        None,
+        gt=1,
+        description="most tokens of prompt and answer together with an upstream; as the "
+        "tokenizer's directory says if absent",
+    )
+    tokenizer: str | None = Field(
+        None,
+        description="the upstream's tokenizer, a directory or a hub name: tokens are then asked "
+        "for by id, as vLLM can, and any scorer may serve",
+    )
+
     config: ClassVar[Path | None] = None
 
     def ready_to_load(self) -> Self:
@@ -112,6 +165,25 @@ class Settings(BaseSettings):
         default = self.default_scorer or dict.fromkeys(self.scorer, 1.0)
         scorer_dir = self.scorer_dir.resolve()
         return self.model_copy(update={"default_scorer": default, "scorer_dir": scorer_dir})
+
+    @model_validator(mode="after")
+    def _one_base(self) -> Self:
+        if (self.model is None) == (self.upstream is None):
+            raise ValueError("give a model to serve, or an --upstream to ask; one of the two")
+        if self.upstream is None:
+            return self
+        if self.upstream_model is None:
+            raise ValueError("--upstream needs --upstream-model, the model's name there")
+        if not self.upstream.startswith(("http://", "https://")):
+            raise ValueError("--upstream must be a URL such as https://host/v1")
+        if self.upstream_api == "chat" and self.upstream_continue == "none":
+            raise ValueError(
+                "steering goes token by token, so a chat upstream must go on from a partial "
+                "answer; say how with --upstream-continue, or use --upstream-api completions"
+            )
+        if self.upstream_api == "chat" and self.tokenizer is not None:
+            raise ValueError("--tokenizer goes with --upstream-api completions alone")
+        return self
 
     def guidance(self) -> dict[str, Any]:
         """The `trimtab` part of vLLM's additional configuration.
@@ -157,7 +229,9 @@ def load(given: Mapping[str, Any], config: Path | None = None) -> Settings:
         settings: Settings = source(**{k: v for k, v in given.items() if v not in (None, [], ())})
     except ValidationError as error:
         details = error.errors(include_url=False, include_context=False, include_input=False)
-        told = "; ".join(f"{'.'.join(map(str, d['loc']))}: {d['msg']}" for d in details)
+        told = "; ".join(
+            ": ".join(filter(None, (".".join(map(str, d["loc"])), d["msg"]))) for d in details
+        )
         raise StartError(f"the settings do not fit: {told}.") from None
     except yaml.YAMLError as error:
         raise StartError(f"{named} is not valid YAML: {error}") from None
@@ -172,7 +246,7 @@ def table() -> str:
             name, f"`--{name.replace('_', '-')}`"
         )
         default = "" if field.is_required() else str(field.get_default(call_default_factory=True))
-        shown = "" if default in ("", "[]", "{}") else f"`{default}`"
+        shown = "" if default in ("", "[]", "{}", "None") else f"`{default}`"
         lines.append(
             f"| {flag}, `{name}` | `TRIMTAB_{name.upper()}` | {field.description} | {shown} |"
         )

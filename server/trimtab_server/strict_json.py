@@ -8,13 +8,34 @@ import json
 import re
 from typing import Any, NoReturn
 
-from trimtab_server.errors import InvalidRequest
+from starlette.requests import Request
+from starlette.types import Scope
+
+from trimtab_server.errors import InvalidRequest, UnsupportedMediaType
 
 MAX_DEPTH = 64
 MAX_DIGITS = 300
 
 _STRING = re.compile(rb'"(?:[^"\\]|\\.)*"', re.DOTALL)
 _BRACKET = re.compile(rb"[\[\]{}]")
+
+
+def check_declared(scope: Scope) -> None:
+    """Refuse a body that is not declared as JSON.
+
+    Raises:
+        UnsupportedMediaType: its content type is another one.
+    """
+    declared = dict(scope["headers"]).get(b"content-type", b"").decode("latin-1")
+    kind = declared.partition(";")[0].strip().lower()
+    if kind != "application/json" and not kind.endswith("+json"):
+        raise UnsupportedMediaType("send the body as JSON, with Content-Type: application/json.")
+
+
+async def fields(request: Request) -> dict[str, Any]:
+    """The request's body (a dependency of routes, so that it is read before the handler)."""
+    check_declared(request.scope)
+    return loads(await request.body())
 
 
 def loads(body: bytes) -> dict[str, Any]:

@@ -57,9 +57,11 @@ def test_scorers_by_command_line_environment_and_yaml(monkeypatch, tmp_path):
 def test_keys_are_secret_and_may_be_several(monkeypatch):
     monkeypatch.setenv("TRIMTAB_API_KEY", "key-1,key-2")
     monkeypatch.setenv("TRIMTAB_ADMIN_KEY", "key-3")
+    monkeypatch.setenv("TRIMTAB_UPSTREAM_KEY", "key-4")
     loaded = settings.load({"model": "m"})
     assert [key.get_secret_value() for key in loaded.api_key] == ["key-1", "key-2"]
     assert loaded.admin_key.get_secret_value() == "key-3"
+    assert loaded.upstream_key.get_secret_value() == "key-4"
     assert "key-" not in repr(loaded)
 
 

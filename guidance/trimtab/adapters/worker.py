@@ -7,12 +7,11 @@ from typing import Any
 
 from trimtab.adapters.vllm import GuidanceProcessor
 from trimtab.config import ScorerSpec
+from trimtab.described import describe
 from trimtab.errors import NoRoom, ScorerRefused
 from trimtab.params import VERSIONS_KEY, GuidanceParams
 from trimtab.reader import Told, Turns
 from trimtab.search.scoring import score_sequences
-
-TOLD = {"objective", "mean", "deviation", "base_model", "prefix_auc"}
 
 
 class GuidanceWorker:
@@ -26,22 +25,7 @@ class GuidanceWorker:
     def trimtab_scorers(self) -> list[dict[str, Any]] | None:
         """What is served, and how it fares."""
         processor = _leader(self.model_runner)
-        if processor is None:
-            return None
-        guide = processor.guide
-        return [
-            {
-                "name": name,
-                "family": scorer.family,
-                "reads": scorer.reads,
-                **scorer.info.model_dump(include=TOLD),
-                "parameters": scorer.parameters,
-                "tokens_forwarded": scorer.tokens_forwarded,
-                "faults": guide.faults[name],
-                "last_error": guide.last_error.get(name),
-            }
-            for name, scorer in guide.scorers.items()
-        ]
+        return None if processor is None else describe(processor.guide)
 
     def trimtab_record(
         self,

@@ -28,6 +28,8 @@ class CompositeScorer(Scorer):
             )
         )
         self.parts = dict(parts)
+        parts_read = {scorer.reads for scorer, _ in parts.values()}
+        self.reads = next((kind for kind in ("chat", "tokens") if kind in parts_read), "text")
 
     def score(
         self,

@@ -5,10 +5,9 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
 
 from trimtab.cache import Ids
-from trimtab.reader import Prompt
+from trimtab.reader import Decoder, Prompt
 from trimtab.scorers.base import Scorer
 from trimtab_models.checkpoint import ScorerInfo
 
@@ -25,12 +24,13 @@ class FunctionScorer(Scorer):
     def __init__(
         self,
         function: Callable[..., float],
-        tokenizer: PreTrainedTokenizerBase | None = None,
+        tokenizer: Decoder | None = None,
         info: ScorerInfo | None = None,
     ) -> None:
         super().__init__(info or ScorerInfo(objective="function"))
         self.function = function
         self.tokenizer = tokenizer
+        self.reads = "tokens" if tokenizer is None else "text"
 
     def score(
         self,

@@ -17,26 +17,20 @@ from trimtab.params import GuidanceParams
 from trimtab.search import Result, SearchParams
 from trimtab_server import prompts, strict_json
 from trimtab_server.errors import InvalidRequest
+from trimtab_server.events import DONE, event
 from trimtab_server.guided import Exchange, begin
-from trimtab_server.middleware import check_json
 from trimtab_server.protocol import GenerateRequest, parse
 from trimtab_server.search import Driver
-from trimtab_server.searched import Telling, event
+from trimtab_server.searched import Telling
 from trimtab_server.state import State
 
 router = APIRouter()
 
 
-async def json_fields(request: Request) -> dict[str, Any]:
-    """The request's body, read strictly (a dependency, so that it is read before the handler)."""
-    check_json(request.scope)
-    return strict_json.loads(await request.body())
-
-
 @router.post("/generate")
 @with_cancellation
 async def generate(
-    fields: Annotated[dict[str, Any], Depends(json_fields)], raw_request: Request
+    fields: Annotated[dict[str, Any], Depends(strict_json.fields)], raw_request: Request
 ) -> Response:
     """Continue a prompt under guidance."""
     asked, guidance, search = parse(fields)
@@ -117,7 +111,7 @@ async def _events(first: Any, outputs: Any, answer: "Answer") -> AsyncIterator[s
         yield event(TrimtabError("the engine stopped while it was generating.").body())
     finally:
         await outputs.aclose()
-    yield "data: [DONE]\n\n"
+    yield DONE
 
 
 @dataclass

@@ -4,10 +4,10 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Request
 
+from trimtab_server import strict_json
 from trimtab_server.auth import require_admin
 from trimtab_server.errors import Forbidden
 from trimtab_server.loading import Loading, LoadRequest
-from trimtab_server.routes.generate import json_fields
 
 
 async def loading(request: Request) -> Loading:
@@ -27,7 +27,7 @@ router = APIRouter(dependencies=[Depends(loading)])  # before a body is looked a
 
 @router.post("/v1/scorers")
 async def load(
-    fields: Annotated[dict[str, Any], Depends(json_fields)],
+    fields: Annotated[dict[str, Any], Depends(strict_json.fields)],
     loads: Annotated[Loading, Depends(loading)],
 ) -> dict[str, Any]:
     """Load a checkpoint of the server's directory, in place of what had its name."""

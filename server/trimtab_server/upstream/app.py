@@ -1,0 +1,171 @@
+"""The application of `trimtab serve --upstream`: our own routes over a decoder, without vLLM.
+
+A request passes, outermost first: API key → size of the body → its route → the decode loop.
+"""
+
+import asyncio
+import logging
+import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from typing import Any
+
+import httpx
+import typer
+import uvicorn
+from fastapi import FastAPI, Request
+from fastapi.responses import JSONResponse, Response
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from starlette.exceptions import HTTPException
+
+from trimtab.config import GuidanceConfig
+from trimtab.described import describe
+from trimtab.errors import TrimtabError
+from trimtab.guide import Guide
+from trimtab.loading import load_scorers
+from trimtab_server import errors
+from trimtab_server.auth import ApiKeys
+from trimtab_server.doubts import doubts
+from trimtab_server.errors import InvalidRequest, NotReady, StartError
+from trimtab_server.limits import BodyLimit
+from trimtab_server.settings import Settings
+from trimtab_server.upstream import routes
+from trimtab_server.upstream.client import Client
+from trimtab_server.upstream.ids import ById
+from trimtab_server.upstream.naming import Naming
+from trimtab_server.upstream.state import State
+from trimtab_server.upstream.steps import Decoder
+from trimtab_server.upstream.texts import ByText
+
+UNBOUNDED = 2**20
+"""Tokens of a prefix that nobody counts; a scorer's own window is what bounds it."""
+
+log = logging.getLogger(__name__)
+
+
+def build(settings: Settings, transport: httpx.AsyncBaseTransport | None = None) -> FastAPI:
+    """The application; `transport` stands for the upstream in tests.
+
+    Raises:
+        StartError, ScorerLoadError: the tokenizer or a scorer cannot be loaded, or cannot serve.
+    """
+    if not settings.scorer:
+        raise StartError("give at least one scorer: --scorer NAME=PATH.")
+    naming: Naming = ById(settings) if settings.tokenizer else ByText(settings)
+    decoder = Decoder(_guide(settings, naming), naming, Client(settings, transport), settings)
+    state = State(decoder, str(settings.upstream_model), settings.default_scorer or None)
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        yield
+        await decoder.close()
+
+    app = FastAPI(title="Trimtab", lifespan=lifespan)
+    app.state.upstream = state
+    app.include_router(routes.router)
+    app.get("/health")(_health)
+    app.get("/ready")(_ready)
+    app.get("/metrics")(_metrics)
+    app.get("/v1/models")(_models)
+    app.get("/v1/scorers")(_scorers)
+    app.add_exception_handler(TrimtabError, errors.handle)
+    app.add_exception_handler(HTTPException, _http_error)
+    app.add_exception_handler(Exception, _internal)
+    app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
+    if settings.api_key:
+        app.add_middleware(ApiKeys, keys=[key.get_secret_value() for key in settings.api_key])
+    return app
+
+
+def _guide(settings: Settings, naming: Naming) -> Guide:
+    known = naming.closed
+    scorers = load_scorers(
+        GuidanceConfig.parse({"trimtab": settings.guidance()}),
+        max_length=int(naming.length) if known else UNBOUNDED,
+        vocab_size=naming.columns if known else 1,
+        tokenizer=naming.decoder,
+    )
+    for name, scorer in scorers.items():
+        if not known and scorer.reads == "tokens":
+            raise StartError(
+                f"scorer '{name}' reads token ids of its base, which are not known without a "
+                "tokenizer; give --tokenizer, or a scorer that reads text: family=text, a network "
+                "with a tokenizer of its own, or family=function with reads=text."
+            )
+    return Guide(scorers)
+
+
+def serve(settings: Settings, listener: socket.socket) -> None:
+    """Serve until stopped; the canary sings meanwhile."""
+    with suppress(KeyboardInterrupt):
+        asyncio.run(_run(build(settings), settings, listener))
+
+
+async def _run(app: FastAPI, settings: Settings, listener: socket.socket) -> None:
+    level = settings.log_level
+    server = uvicorn.Server(uvicorn.Config(app, log_level=level, access_log=False))
+    host, port = listener.getsockname()[:2]
+    begin = asyncio.create_task(_begin(app.state.upstream, f"http://{host}:{port}"))
+    await server.serve(sockets=[listener])
+    begin.cancel()
+
+
+async def _begin(state: State, address: str) -> None:
+    await state.sing()
+    for doubt in doubts(describe(state.decoder.guide)):
+        log.warning("%s", doubt)
+    told = "ready" if state.well else "NOT READY"
+    typer.echo(f"{told}: {state.model} at {address}, steered by {', '.join(state.scorers)}")
+
+
+async def _health() -> dict[str, str]:
+    return {"status": "ok"}
+
+
+async def _ready(request: Request) -> dict[str, str]:
+    state: State = request.app.state.upstream
+    if state.sung and not state.well:
+        await state.sing()
+    if not state.well:
+        wrong = {name: state.complaint(name) for name in state.scorers}
+        told = [f"scorer '{name}' {what}" for name, what in wrong.items() if what is not None]
+        raise NotReady(f"not ready: {'; '.join(told) or 'the upstream fails'}.")
+    return {"status": "ready"}
+
+
+async def _metrics() -> Response:
+    return Response(generate_latest(), media_type=CONTENT_TYPE_LATEST)
+
+
+async def _models(request: Request) -> dict[str, Any]:
+    name = request.app.state.upstream.model
+    model = {"id": name, "object": "model", "created": 0, "owned_by": "upstream"}
+    return {"object": "list", "data": [model]}
+
+
+async def _scorers(request: Request) -> dict[str, Any]:
+    state: State = request.app.state.upstream
+    default = state.default or dict.fromkeys(state.scorers, 1.0)
+    return {
+        "object": "list",
+        "data": [
+            {
+                "id": found["name"],
+                "object": "scorer",
+                **{key: value for key, value in found.items() if key != "name"},
+                "healthy": state.complaint(found["name"]) is None,
+                "default_weight": default.get(found["name"], 0.0),
+            }
+            for found in describe(state.decoder.guide)
+        ],
+    }
+
+
+async def _http_error(_: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, HTTPException)
+    body = InvalidRequest(f"{error.detail}.".lower()).body()
+    return JSONResponse(body, error.status_code, error.headers)
+
+
+async def _internal(_: Request, __: Exception) -> JSONResponse:
+    return errors.response(TrimtabError("the server failed; its log says why."))

@@ -1,0 +1,141 @@
+"""Tokens by id: the tokenizer is here too, and the upstream names tokens as vLLM can.
+
+The prompt goes as a list of ids, and with `return_tokens_as_token_ids` a token is named
+`token_id:N`. Any scorer may serve, and nothing is lost on the way.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+from transformers import AutoConfig, AutoTokenizer, GenerationConfig
+
+from trimtab.reader import Turns
+from trimtab_server.errors import InvalidRequest, StartError
+from trimtab_server.settings import Settings
+from trimtab_server.upstream.client import Unusable
+from trimtab_server.upstream.naming import Answer, Fit, Prompt, read_completion
+
+LENGTH = 4096
+"""Most tokens of prompt and answer, where nothing tells."""
+PREFIX = "token_id:"
+AHEAD = 6
+"""Tokens of the prompt that are decoded with the answer: some join only behind others."""
+
+
+class ById:
+    """See Naming."""
+
+    path = "completions"
+    closed = True
+
+    def __init__(self, settings: Settings) -> None:
+        source = str(settings.tokenizer)
+        try:
+            self.tokenizer = AutoTokenizer.from_pretrained(source)
+        except (OSError, ValueError) as error:
+            raise StartError(f"the tokenizer {source} cannot be loaded: {error}") from None
+        self.decoder = self.tokenizer
+        self.columns = len(self.tokenizer)
+        self.ends = _ends(source, self.tokenizer)
+        self.length = settings.upstream_length or _length(source, self.tokenizer)
+        self.model, self.top = settings.upstream_model, settings.upstream_top
+
+    def prompt(
+        self,
+        text: str | None = None,
+        ids: Sequence[int] | None = None,
+        turns: Turns | None = None,
+    ) -> Prompt:
+        """See Naming.prompt."""
+        if turns is not None:
+            text = self._templated(turns)
+        if ids is None:
+            ids = self.tokenizer(text or "", add_special_tokens=turns is None).input_ids
+        if not ids or max(ids) >= self.columns:
+            raise InvalidRequest("the prompt holds no token, or one out of the vocabulary.")
+        if len(ids) >= self.length:
+            raise InvalidRequest(
+                f"the prompt has {len(ids)} tokens; prompt and answer together have {self.length} "
+                "at most. Shorten it."
+            )
+        return Prompt(list(ids), turns=turns)
+
+    def _templated(self, turns: Turns) -> str:
+        if self.tokenizer.chat_template is None:
+            raise InvalidRequest("the tokenizer has no chat template; send a prompt instead.")
+        try:
+            return str(
+                self.tokenizer.apply_chat_template(
+                    list(turns), tokenize=False, add_generation_prompt=True
+                )
+            )
+        except Exception as error:  # templates raise what they like
+            told = f"the chat template refuses these messages ({type(error).__name__})."
+            raise InvalidRequest(told, param="messages") from None
+
+    def release(self, prompt: Prompt) -> None:
+        """See Naming.release."""
+
+    def body(
+        self, prompt: Prompt, output: Sequence[int], tokens: int, greedy: bool
+    ) -> dict[str, Any]:
+        """See Naming.body."""
+        return {
+            "model": self.model,
+            "prompt": [*prompt.ids, *output],
+            "max_tokens": tokens,
+            "temperature": 0 if greedy else 1,
+            "logprobs": self.top,
+            "return_tokens_as_token_ids": True,
+        }
+
+    def read(self, data: Any) -> Answer:
+        """See Naming.read."""
+        return read_completion(data, self.top, self._name)
+
+    def _name(self, token: str, _: Any) -> int:
+        digits = token.removeprefix(PREFIX)
+        if token == digits or not digits.isdecimal() or int(digits) >= self.columns:
+            raise Unusable(
+                "it does not name tokens as token_id:N of this tokenizer; leave --tokenizer out, "
+                "or ask a vLLM server"
+            )
+        return int(digits)
+
+    def text(self, prompt: Prompt, output: Sequence[int]) -> str:
+        """See Naming.text."""
+        before = prompt.ids[-AHEAD:]
+        whole = self.decode([*before, *output], skip_special_tokens=True)
+        return whole[len(self.decode(before, skip_special_tokens=True)) :]
+
+    def decode(self, token_ids: Any, /, *, skip_special_tokens: bool = False) -> str:
+        """See Naming.decode."""
+        return str(self.tokenizer.decode(token_ids, skip_special_tokens=skip_special_tokens))
+
+    def fit(self, output: Sequence[int], token: int) -> Fit:
+        """See Naming.fit: ids can always be sent."""
+        return Fit.WHOLE
+
+    def tail(self, output: Sequence[int]) -> int:
+        """See Naming.tail."""
+        return 0
+
+
+def _ends(source: str, tokenizer: Any) -> frozenset[int]:
+    """The tokens that end an answer, as vLLM knows them."""
+    try:
+        told = GenerationConfig.from_pretrained(source).eos_token_id
+    except OSError:
+        told = None
+    more = told if isinstance(told, list) else [told]
+    return frozenset(end for end in (tokenizer.eos_token_id, *more) if end is not None)
+
+
+def _length(source: str, tokenizer: Any) -> int:
+    try:
+        told = getattr(AutoConfig.from_pretrained(source), "max_position_embeddings", None)
+    except (OSError, ValueError):  # a tokenizer alone has no configuration of a model
+        told = None
+    if told is None and tokenizer.model_max_length < 10**7:
+        told = tokenizer.model_max_length
+    return int(told or LENGTH)

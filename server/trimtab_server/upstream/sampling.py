@@ -1,0 +1,72 @@
+"""One step's distribution, from what was revealed to the token that is drawn."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from transformers import (
+    LogitsProcessorList,
+    MinPLogitsWarper,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
+
+from trimtab_server.protocol import GenerateRequest
+from trimtab_server.upstream.naming import Position
+
+GREEDY = 1e-5
+"""Temperatures below are greedy, as in vLLM."""
+FILLERS = 2**18
+"""Most columns over which the unrevealed mass is spread."""
+BELOW = 1e-5
+"""Nats by which a filler stays below the least likely token that was revealed."""
+
+
+def spread(position: Position, columns: int, closed: bool) -> Tensor:
+    """Base logits of a step, [1, columns or more] float32.
+
+    Revealed tokens have their log-probabilities. What is left of 1 is spread evenly over all other
+    columns, so that Σ π0 = 1 and the KL is right; where the vocabulary is not known (not closed),
+    enough of them are put behind for each to be less likely than any revealed token.
+    """
+    tokens = list(position.logprobs)
+    values = torch.tensor(list(position.logprobs.values()), dtype=torch.float64)
+    left, least = position.unrevealed, float(values.min())
+    if not closed:
+        needed = left / values.min().exp()
+        columns = max(columns, len(tokens) + min(int(needed) + 1, FILLERS))
+    fillers = max(columns - len(tokens), 1)
+    each = min(float(torch.tensor(left / fillers).log()), least - BELOW)
+    logits = torch.full((1, columns), each)
+    logits[0, tokens] = values.float()
+    return logits
+
+
+class Sampler:
+    """Draws one answer's tokens: temperature, min_p, top_k, top_p, in vLLM's order."""
+
+    def __init__(self, asked: GenerateRequest, index: int) -> None:
+        self.greedy = asked.temperature < GREEDY
+        self.generator = torch.Generator()
+        if asked.seed is None:
+            self.generator.seed()
+        else:
+            self.generator.manual_seed((asked.seed + index) % 2**63)
+        self.warpers = LogitsProcessorList()
+        if not self.greedy:
+            self.warpers.append(TemperatureLogitsWarper(float(asked.temperature)))
+            if asked.min_p > 0:
+                self.warpers.append(MinPLogitsWarper(asked.min_p))
+            if asked.top_k > 0:
+                self.warpers.append(TopKLogitsWarper(asked.top_k))
+            if asked.top_p < 1:
+                self.warpers.append(TopPLogitsWarper(asked.top_p))
+
+    def draw(self, tokens: Sequence[int], logits: Tensor) -> int:
+        """One of `tokens`, whose fused logits are [tokens] float32."""
+        if self.greedy:
+            return tokens[int(logits.argmax())]
+        warped = self.warpers(torch.empty(1, 0, dtype=torch.long), logits[None])  # [1, tokens]
+        drawn = torch.multinomial(warped.softmax(-1), 1, generator=self.generator)
+        return tokens[int(drawn)]

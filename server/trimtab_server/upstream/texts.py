@@ -1,0 +1,185 @@
+"""Tokens by their text: nothing of the upstream's tokenizer is known here.
+
+Each piece of text, in bytes where the upstream tells them, gets a number when it is first seen.
+Text is what can be sent, so a token that ends inside a character is only followed where the
+upstream itself goes on from it within one call (steps.py).
+"""
+
+import codecs
+import re
+from collections.abc import Sequence
+from itertools import count
+from typing import Any
+
+from trimtab.reader import Decoder, Turns
+from trimtab_server.errors import InvalidRequest
+from trimtab_server.settings import Settings
+from trimtab_server.upstream.naming import (
+    NONE,
+    Answer,
+    Fit,
+    Prompt,
+    read_chat,
+    read_completion,
+)
+
+PROMPTS = 2**40
+"""Numbers of prompts begin here, far above those of tokens."""
+UNKNOWN = "\ufffd".encode()
+"""What a server writes for bytes that are no text, and does not tell."""
+_ESCAPED = re.compile(r"bytes:((?:\\x[0-9a-f]{2})+)")
+
+
+class Pieces:
+    """Pieces of text by number: a table of tokens that grows, and the prompts now in use."""
+
+    def __init__(self) -> None:
+        self.tokens: list[bytes] = []
+        self.numbers: dict[bytes, int] = {}
+        self.prompts: dict[int, bytes] = {}
+        self.next_prompt = count(PROMPTS).__next__
+
+    def number(self, piece: bytes) -> int:
+        """The number of a token."""
+        if piece not in self.numbers:
+            self.numbers[piece] = len(self.tokens)
+            self.tokens.append(piece)
+        return self.numbers[piece]
+
+    def hold(self, text: str) -> int:
+        """A fresh number for a prompt, never used again."""
+        number = self.next_prompt()
+        self.prompts[number] = text.encode()
+        return number
+
+    def joined(self, token_ids: Any) -> bytes:
+        """The bytes of some ids."""
+        return b"".join(
+            self.prompts[i] if i >= PROMPTS else self.tokens[i] for i in map(int, token_ids)
+        )
+
+
+class ByText:
+    """See Naming."""
+
+    length = float("inf")
+    closed = False
+
+    def __init__(self, settings: Settings) -> None:
+        self.pieces = Pieces()
+        self.ends = frozenset(self.pieces.number(end.encode()) for end in settings.upstream_end)
+        self.chat = settings.upstream_api == "chat"
+        self.path = "chat/completions" if self.chat else "completions"
+        self.prefix = settings.upstream_continue == "prefix"
+        self.model, self.top = settings.upstream_model, settings.upstream_top
+
+    @property
+    def decoder(self) -> Decoder:
+        """See Naming.decoder."""
+        return self
+
+    @property
+    def columns(self) -> int:
+        """See Naming.columns."""
+        return len(self.pieces.tokens)
+
+    def prompt(
+        self,
+        text: str | None = None,
+        ids: Sequence[int] | None = None,
+        turns: Turns | None = None,
+    ) -> Prompt:
+        """See Naming.prompt."""
+        if ids is not None:
+            raise InvalidRequest(
+                "this server does not know its upstream's tokens; send text, or start it with "
+                "--tokenizer.",
+            )
+        if self.chat and turns is None:
+            raise InvalidRequest("this server's upstream takes messages alone; send messages.")
+        if not self.chat and turns is not None:
+            raise InvalidRequest(
+                "this server's upstream completes text, and no chat template is known; send a "
+                "prompt, or start the server with --tokenizer or --upstream-api chat.",
+                param="messages",
+            )
+        read = "\n".join(turn["content"] for turn in turns) + "\n" if turns else text or ""
+        return Prompt([self.pieces.hold(read)], read, turns)
+
+    def release(self, prompt: Prompt) -> None:
+        """See Naming.release."""
+        for number in prompt.ids:
+            self.pieces.prompts.pop(number, None)
+
+    def body(
+        self, prompt: Prompt, output: Sequence[int], tokens: int, greedy: bool
+    ) -> dict[str, Any]:
+        """See Naming.body."""
+        asked = {"model": self.model, "max_tokens": tokens, "temperature": 0 if greedy else 1}
+        begun = self.decode(output)
+        if not self.chat:
+            return {**asked, "prompt": prompt.text + begun, "logprobs": self.top}
+        asked |= {"logprobs": True, "top_logprobs": self.top}
+        turns: list[dict[str, Any]] = [dict(turn) for turn in prompt.turns or ()]
+        if begun:
+            turns.append({"role": "assistant", "content": begun})
+            if self.prefix:
+                turns[-1]["prefix"] = True
+            else:
+                asked |= {"continue_final_message": True, "add_generation_prompt": False}
+        return {**asked, "messages": turns}
+
+    def read(self, data: Any) -> Answer:
+        """See Naming.read."""
+        return (read_chat if self.chat else read_completion)(data, self.top, self._name)
+
+    def _name(self, token: str, told: Any) -> int:
+        escaped = _ESCAPED.fullmatch(token)
+        if told is not None:
+            piece = bytes(told)
+        elif escaped:  # how OpenAI's completions show half a character
+            piece = bytes.fromhex(escaped[1].replace("\\x", ""))
+        else:
+            piece = token.encode()
+        if piece in self.pieces.numbers:
+            return self.pieces.numbers[piece]
+        return NONE if not piece or UNKNOWN in piece else self.pieces.number(piece)
+
+    def text(self, prompt: Prompt, output: Sequence[int]) -> str:
+        """See Naming.text."""
+        return self.decode(output, skip_special_tokens=True)
+
+    def decode(self, token_ids: Any, /, *, skip_special_tokens: bool = False) -> str:
+        """See Naming.decode."""
+        kept = (i for i in token_ids if not (skip_special_tokens and i in self.ends))
+        return self.pieces.joined(kept).decode(errors="replace")
+
+    def fit(self, output: Sequence[int], token: int) -> Fit:
+        """See Naming.fit."""
+        if token in self.ends:
+            return Fit.BROKEN if self.tail(output) else Fit.WHOLE
+        cut = len(output) - self.tail(output)
+        return _fit(self.pieces.joined([*output[cut:], token]))
+
+    def tail(self, output: Sequence[int]) -> int:
+        """See Naming.tail."""
+        for tail in range(min(len(output), 3) + 1):
+            # At most 3 bytes of a character can wait for its last, so the last few tokens tell.
+            if _whole_end(self.pieces.joined(output[: len(output) - tail][-8:])):
+                return tail
+        return 0
+
+
+def _fit(piece: bytes) -> Fit:
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    try:
+        decoder.decode(piece)
+    except UnicodeDecodeError:
+        return Fit.BROKEN
+    return Fit.PART if decoder.getstate()[0] else Fit.WHOLE
+
+
+def _whole_end(text: bytes) -> bool:
+    decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+    decoder.decode(text)
+    return not decoder.getstate()[0]
