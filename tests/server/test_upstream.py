@@ -356,7 +356,7 @@ async def test_retry_after_is_honoured_and_bounded(here, monkeypatch):
 
 
 async def test_a_scorer_that_fails_ends_its_request(here):
-    asked = {"prompt": TEXT, "scorers": {"late": 1.0}, "temperature": 0, "max_tokens": 40}
+    asked = {"prompt": 3 * TEXT, "scorers": {"late": 1.0}, "temperature": 0, "max_tokens": 40}
     answer = await here.post(**asked)
     assert answer.status_code == 500
     assert answer.json()["error"]["type"] == "scorer_error"
@@ -444,6 +444,28 @@ def test_a_scorer_of_token_ids_needs_a_tokenizer():
 
     with pytest.raises(TrimtabError, match="tokenizer"):
         Here(Fake(), scorer=[f"mood={demo.scorers()['sentiment']}"])
+
+
+@pytest.mark.parametrize(("token", "status"), [("token_id:7", 200), (" good", 502)])
+async def test_ids_are_told_apart_from_text(token, status):
+    from trimtab_models import demo
+
+    here = Here(Fake(), tokenizer=str(demo.base()), upstream_end=[], upstream_retries=0)
+    top = {token: -0.1, "token_id:9": -3.0, "token_id:999999": -4.0}
+    logprobs = {"tokens": [token], "token_logprobs": [-0.1], "top_logprobs": [top]}
+    choice = {"text": "", "finish_reason": "length", "logprobs": logprobs}
+    here.fake.faults = [httpx.Response(200, json={"choices": [choice]})]
+    answer = await here.post(prompt=TEXT, max_tokens=1, temperature=0, trace=True, **GUIDED)
+    assert answer.status_code == status, answer.text
+    if status == 200:
+        told = answer.json()["choices"][0]["guidance"]["trace"][0]
+        assert told["candidates"] == [7, 9]
+        assert told["unrevealed"] == pytest.approx(1 - np.exp(-0.1) - np.exp(-3.0))
+    else:
+        assert "--tokenizer" in answer.json()["error"]["message"]
+    sent = here.fake.calls[0]
+    assert sent["return_tokens_as_token_ids"]
+    assert all(isinstance(one, int) for one in sent["prompt"])
 
 
 async def test_keys_guard_all_but_health():

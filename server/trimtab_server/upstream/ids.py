@@ -13,7 +13,7 @@ from trimtab.reader import Turns
 from trimtab_server.errors import InvalidRequest, StartError
 from trimtab_server.settings import Settings
 from trimtab_server.upstream.client import Unusable
-from trimtab_server.upstream.naming import Answer, Fit, Prompt, read_completion
+from trimtab_server.upstream.naming import NONE, Answer, Fit, Prompt, read_completion
 
 LENGTH = 4096
 """Most tokens of prompt and answer, where nothing tells."""
@@ -95,12 +95,11 @@ class ById:
 
     def _name(self, token: str, _: Any) -> int:
         digits = token.removeprefix(PREFIX)
-        if token == digits or not digits.isdecimal() or int(digits) >= self.columns:
+        if token == digits or not digits.isdecimal():
             raise Unusable(
-                "it does not name tokens as token_id:N of this tokenizer; leave --tokenizer out, "
-                "or ask a vLLM server"
+                "it does not name tokens as token_id:N; leave --tokenizer out, or ask a vLLM server"
             )
-        return int(digits)
+        return int(digits) if int(digits) < self.columns else NONE  # rows that only pad a model
 
     def text(self, prompt: Prompt, output: Sequence[int]) -> str:
         """See Naming.text."""

@@ -141,21 +141,10 @@ class Decoder:
                     yield Piece(index, text, [], "stop", await self._end(choice))
                     return
                 for i, position in enumerate(positions):
-                    seen = self._sendable(choice, position, halves=True)
-                    on = i + 1 < len(positions)
-                    # That half a character was drawn is why the upstream is followed.
-                    token = position.token if follow else await self._decide(choice, seen)
-                    if follow or self._half(choice, token):
-                        if not follow and not on:
-                            follow = True
-                            break
-                        token = position.token
-                        if not (on and self._half(choice, token)):
-                            seen = self._sendable(choice, position, halves=False)
-                            token = await self._decide(choice, seen)
-                    follow = False
-                    choice.output.append(token)
-                    choice.unrevealed.append(seen.unrevealed)
+                    token = await self._token(choice, position, i + 1 < len(positions), follow)
+                    follow = token is None
+                    if token is None:
+                        break
                     finish = self._finish(choice, token)
                     text = self._grow(choice, finish)
                     finish = "stop" if choice.shown.stopped else finish
@@ -167,6 +156,28 @@ class Decoder:
                         break
         finally:
             self._later(self.guide.records.pop, key, None)
+
+    async def _token(
+        self, choice: Choice, position: Position, on: bool, follow: bool
+    ) -> int | None:
+        """The next token of a choice, which now has it.
+
+        Where half a character is drawn, the upstream must be followed through it: None asks for
+        that. It has been where `follow`; then its own half is taken if what comes after is known
+        (`on`), else another token is drawn.
+        """
+        seen = self._sendable(choice, position, halves=True)
+        token = position.token if follow else await self._decide(choice, seen)
+        if follow or self._half(choice, token):
+            if not follow and not on:
+                return None
+            token = position.token
+            if not (on and self._half(choice, token)):
+                seen = self._sendable(choice, position, halves=False)
+                token = await self._decide(choice, seen)
+        choice.output.append(token)
+        choice.unrevealed.append(seen.unrevealed)
+        return token
 
     async def _ask(self, choice: Choice, follow: bool) -> list[Position]:
         """The next positions; none if the upstream has ended the answer.
