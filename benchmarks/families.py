@@ -3,9 +3,9 @@
     python benchmarks/families.py
 
 One run: a `trimtab serve demo` with a scorer of each kind (those that are not the demo's own are
-trained first, in some minutes), and a `trimtab serve --upstream` over that server. The same prompts,
-`WAYS` at a time, in every setting, `ROUNDS` rounds through all settings; time per generated token,
-over the unguided time of the same round. Writes benchmarks/results/families.{json,md}.
+trained first, in some minutes), and a `trimtab serve --upstream` over that server. The same prompts
+and seeds, `WAYS` at a time, in every setting of a round, and new seeds in every round, for scorers of
+text remember what they read; time per generated token, over the unguided time of the same round. Writes benchmarks/results/families.{json,md}.
 """
 
 import json
@@ -34,12 +34,14 @@ KINDS = {
 }
 
 
-def run(http: httpx.Client, prompts: list[str], beta: float, scorer: str) -> dict[str, float]:
+def run(
+    http: httpx.Client, prompts: list[str], beta: float, scorer: str, seed: int
+) -> dict[str, float]:
     """Seconds and scorer tokens per generated token, and candidates scored per step."""
     before, began = _forwarded(http, scorer), time.monotonic()
 
     def ask(i: int) -> dict[str, Any]:
-        body = {"prompt": prompts[i], "max_tokens": TOKENS, "seed": SEED + i, "beta": beta}
+        body = {"prompt": prompts[i], "max_tokens": TOKENS, "seed": seed + i, "beta": beta}
         answer = http.post("/generate", json={**body, "scorers": {scorer: 1.0}})
         answer.raise_for_status()
         [choice] = answer.json()["choices"]
@@ -71,7 +73,7 @@ def measure(servers: Mapping[str, httpx.Client], prompts: list[str]) -> dict[str
     found: dict[str, list[Any]] = {}
     for turn in range(ROUNDS + 1):
         for where, label, beta, scorer in settings:
-            told = run(servers[where], prompts, beta, scorer)
+            told = run(servers[where], prompts, beta, scorer, SEED + 1000 * turn)
             if turn:  # the first only warms up
                 found.setdefault(f"{where}: {label}", []).append(told)
     return found
@@ -80,19 +82,20 @@ def measure(servers: Mapping[str, httpx.Client], prompts: list[str]) -> dict[str
 def report(found: Mapping[str, list[Any]], sizes: Mapping[str, float]) -> str:
     """The table."""
     base = np.array([told["seconds"] for told in found["in the engine: unguided"]])
+    head = ["base", "scorer", "time ÷ unguided engine", "floor", "scorer tokens a token", "scored"]
     lines = [
         "# What kinds of scorers cost",
         "",
         f"`python benchmarks/families.py`: the demo base ({sizes['base'] / 1e6:.1f} M parameters), "
-        f"{PROMPTS} prompts, {WAYS} at a time, at most {TOKENS} tokens, mass 0.99, β = {BETA:g}, on "
-        f"2 cores, one thread a server. Time per token over that of the unguided engine in the same "
-        f"round, mean ± standard error of {ROUNDS} rounds. The floor is 1 + the scorer's share of "
-        "the base's parameters × (candidates + 1) tokens a step: what reading only what is new would "
-        "cost. *Upstream*: `trimtab serve --upstream` over that very server, by token id; a call a "
-        "token, so its floor is its own unguided time.",
+        f"{PROMPTS} prompts, {WAYS} at a time, at most {TOKENS} tokens, mass 0.99, β = {BETA:g}, "
+        "on 2 cores, one thread a server. Time per token over that of the unguided engine in the "
+        f"same round, mean ± standard error of {ROUNDS} rounds. *scored*: candidates a step. The "
+        "floor is 1 + the scorer's share of the base's parameters × (candidates + 1) a step: what "
+        "reading only what is new would cost. *Upstream*: `trimtab serve --upstream` over that "
+        "very server, by token id; a call a token, so its floor is its own unguided time.",
         "",
-        "| base | scorer | time ÷ unguided engine | floor | scorer tokens a token | candidates a step |",
-        "|---|---|---|---|---|---|",
+        "| " + " | ".join(head) + " |",
+        "|" + "---|" * len(head),
     ]
     for label, rounds in found.items():
         where, kind = label.split(": ")
@@ -102,11 +105,8 @@ def report(found: Mapping[str, list[Any]], sizes: Mapping[str, float]) -> str:
         floor = ""
         if kind in KINDS and where == "in the engine":
             floor = f"{1 + sizes[kind] / sizes['base'] * (scored + 1):.2f}"
-        cells = [
-            where,
-            KINDS.get(kind, "none (β = 0)"),
-            f"{ratio.mean():.2f} ± {stats.sem(ratio):.2f}",
-        ]
+        time_ratio = f"{ratio.mean():.2f} ± {stats.sem(ratio):.2f}"
+        cells = [where, KINDS.get(kind, "none (β = 0)"), time_ratio]
         counts = [f"{read:.1f}", f"{scored:.1f}"] if kind in KINDS else ["", ""]
         lines.append("| " + " | ".join([*cells, floor, *counts]) + " |")
     return "\n".join(lines) + "\n"
