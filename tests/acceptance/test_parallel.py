@@ -80,7 +80,7 @@ def alone(shelf):
     return run(shelf)
 
 
-# On the CPU vLLM 0.32 itself dies of its first request under pipeline parallelism.
+# Run eagerly on the CPU, vLLM 0.32 itself dies of its first request under pipeline parallelism.
 @pytest.mark.parametrize("way", ["tensor", "data"])
 def test_token_equal_to_one_worker(alone, shelf, way):
     for one, several in zip(alone, run(shelf, f"--{way}-parallel-size", "2"), strict=True):
