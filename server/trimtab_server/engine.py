@@ -3,6 +3,8 @@
 import argparse
 import os
 from collections.abc import Mapping, Sequence
+from functools import partial
+from itertools import chain
 from typing import Any
 
 from vllm.engine.arg_utils import AsyncEngineArgs
@@ -61,6 +63,23 @@ def start(args: argparse.Namespace) -> Any:
         # engine's processes need not import everything again (10 s).
         os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = "fork"
     try:
-        return AsyncLLM.from_vllm_config(config, disable_log_stats=args.disable_log_stats)
+        engine = AsyncLLM.from_vllm_config(config, disable_log_stats=args.disable_log_stats)
     except RuntimeError as error:
         raise StartError(f"the engine did not start ({error}).") from None
+    if config.parallel_config.data_parallel_size > 1:
+        engine.collective_rpc = partial(_ask_every_engine, engine)
+    return engine
+
+
+async def _ask_every_engine(
+    engine: Any,
+    method: str,
+    timeout: float | None = None,
+    args: tuple[Any, ...] = (),
+    kwargs: dict[str, Any] | None = None,
+) -> list[Any]:
+    """The answers of the workers of all engines: vLLM asks all, and tells the first one's alone."""
+    answers = await engine.engine_core.call_utility_all_async(
+        "collective_rpc", method, timeout, args, kwargs
+    )
+    return list(chain.from_iterable(answers))

@@ -25,7 +25,8 @@ def anyone(server):
 
 def test_every_route_is_guarded(server, anyone):
     paths = server.http.get("/openapi.json").json()["paths"]
-    assert {"/generate", "/ready", "/v1/scorers", "/v1/chat/completions"} <= set(paths)
+    assert {"/generate", "/ready", "/v1/chat/completions"} <= set(paths)
+    assert {"/v1/scorers", "/v1/scorers/{name}"} <= set(paths)
     checked = 0
     for path in [*paths, *MOUNTS]:
         for method in ("GET", "POST", "HEAD", "OPTIONS", "PUT", "DELETE"):
@@ -61,3 +62,13 @@ def test_a_key_opens(server):
 
 def test_the_key_is_in_no_log(server):
     assert KEY not in server.log.read_text()
+
+
+def test_loading_is_off_by_default(server):
+    for answer in (
+        server.http.post("/v1/scorers", json={"name": "mood", "path": "sentiment"}),
+        server.http.delete("/v1/scorers/sentiment"),
+    ):
+        assert answer.status_code == 403
+        assert answer.json()["error"]["type"] == "permission_error"
+        assert "--admin-key" in answer.json()["error"]["message"]

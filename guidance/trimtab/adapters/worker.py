@@ -1,6 +1,5 @@
 """What the front end may ask of a worker, between steps, through `collective_rpc`."""
 
-import gc
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -114,7 +113,6 @@ class GuidanceWorker:
         if processor is not None:
             processor.incoming.pop(version, None)
             processor.guide.versions.pop(version, None)
-            gc.collect()
 
 
 def _processor(runner: Any) -> GuidanceProcessor:

@@ -6,7 +6,6 @@ from typing import Any
 from fastapi import APIRouter, Request
 from vllm.v1.engine.exceptions import EngineDeadError
 
-from trimtab.adapters.ranks import told
 from trimtab_server import canary
 from trimtab_server.errors import NotReady
 from trimtab_server.state import State
@@ -65,4 +64,10 @@ async def ask(state: State) -> list[dict[str, Any]]:
         raise NotReady("not ready: the engine is dead.") from None
     except TimeoutError:
         raise NotReady("not ready: the engine does not answer.") from None
-    return told(answers)
+    engines = [answer for answer in answers if answer is not None]
+    if len(engines) == 1:
+        return engines[0]
+    return [
+        {**of[0], **{key: sum(one[key] for one in of) for key in ("faults", "tokens_forwarded")}}
+        for of in zip(*engines, strict=True)
+    ]
