@@ -4,8 +4,8 @@
 
 One run: a `trimtab serve demo` with a scorer of each kind (those that are not the demo's own are
 trained first, in some minutes), and a `trimtab serve --upstream` over that server. The same prompts
-and seeds, `WAYS` at a time, in every setting of a round, and new seeds in every round, for scorers of
-text remember what they read; time per generated token, over the unguided time of the same round. Writes benchmarks/results/families.{json,md}.
+and seeds in every setting of a round, and new seeds in every round, for scorers of text remember
+what they have read. Writes benchmarks/results/families.{json,md}.
 """
 
 import json

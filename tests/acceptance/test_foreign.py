@@ -1,0 +1,58 @@
+"""Models that the base was not made with steer it, by the exact rewards.
+
+A DeBERTa-v2 and a RoBERTa classifier and a GPT-NeoX value, each with a tokenizer of its own,
+trained here; the demo's native scorers beside them. 60 test prompts, two answers each.
+"""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import environment
+from scipy import stats
+
+from trimtab_models.demo import foreign
+
+pytestmark = pytest.mark.engine
+
+HERE = Path(__file__).parent
+STEPS = 300
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    root = tmp_path_factory.mktemp("foreign")
+    for kind in foreign.REWARDS:
+        foreign.build(kind, root / kind, steps=STEPS)
+    done = subprocess.run(
+        [sys.executable, HERE / "foreign_engine.py", root],
+        capture_output=True,
+        text=True,
+        timeout=900,
+        check=False,
+        env=environment(),
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    return {line["name"]: line for line in found}
+
+
+@pytest.mark.parametrize("name", foreign.REWARDS)
+def test_the_exact_reward_rises_as_with_the_native_scorer(runs, name):
+    reward = foreign.REWARDS[name]
+    base, own, native = (np.array(runs[run]["rewards"][reward]) for run in ("base", name, reward))
+    print(f"{name}: {own.mean():.3f}, base {base.mean():.3f}, native {native.mean():.3f} (n=60)")
+    assert stats.wilcoxon(own, base, alternative="greater").pvalue < 1e-6
+    assert own.mean() - base.mean() >= (native.mean() - base.mean()) / 2
+    assert runs[name]["kl"] > 0.2
+
+
+def test_a_scorer_raises_what_it_was_trained_for(runs):
+    """The control: the other reward moves less."""
+    base = {reward: np.mean(values) for reward, values in runs["base"]["rewards"].items()}
+    for name, reward in foreign.REWARDS.items():
+        gains = {r: np.mean(v) - base[r] for r, v in runs[name]["rewards"].items()}
+        assert max(gains, key=gains.__getitem__) == reward, name
