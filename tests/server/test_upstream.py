@@ -9,8 +9,15 @@ import sys
 import httpx
 import numpy as np
 import pytest
+import torch
+from transformers import (
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+    AutoTokenizer,
+)
 
 from trimtab.errors import TrimtabError
+from trimtab_models.demo import foreign
 from trimtab_server import settings
 from trimtab_server.errors import StartError
 from trimtab_server.upstream import client as upstream_client
@@ -511,3 +518,34 @@ def test_it_needs_no_vllm():
         "import trimtab_server.cli, trimtab_server.launcher, trimtab_server.upstream.app\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.fixture(scope="module")
+def foreign_scorers(tmp_path_factory):
+    """Barely trained: what they say matters little here, so long as it is what is used."""
+    root = tmp_path_factory.mktemp("foreign")
+    return {kind: foreign.build(kind, root / kind, steps=2) for kind in ("roberta", "pythia")}
+
+
+@pytest.mark.parametrize("kind", ["roberta", "pythia"])
+async def test_text_mode_takes_scorers_with_tokenizers_of_their_own(kind, foreign_scorers):
+    path = foreign_scorers[kind]
+    family = ",family=text,reads=text" if kind == "roberta" else ""
+    here = Here(Fake(), scorer=[f"other={path}{family}"])
+    load = AutoModelForSequenceClassification if family else AutoModelForTokenClassification
+    model, tokenizer = load.from_pretrained(path).eval(), AutoTokenizer.from_pretrained(path)
+
+    def score(text):
+        ids = tokenizer(text.rstrip("\ufffd")).input_ids
+        ids = ids if family else ids[:-1]  # a value of the prefix: the text has not ended
+        with torch.inference_mode():
+            return float(model(torch.tensor([ids])).logits[0, -1].ravel()[0])
+
+    guided = {"scorers": {"other": 1000.0}, "beta": 100.0}
+    answer = await here.generate(**guided, temperature=0, max_tokens=12)
+    (choice,) = answer["choices"]
+    expected = greedy_reference(TEXT, 1e5, lambda text: score(text.removesuffix("<end>")), 12)
+    assert pieces(here, choice["token_ids"]) == expected
+    bare = await here.generate(scorers={"other": 1.0}, beta=0, temperature=0, max_tokens=12)
+    assert bare["choices"][0]["text"] != choice["text"]
+    assert choice["guidance"]["kl"] > 0
