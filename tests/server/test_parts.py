@@ -1,19 +1,27 @@
 """Parts that need no engine: slow bodies, websockets, and a canary that must complain."""
 
 import asyncio
+import json
 import warnings
 from types import SimpleNamespace
 
 import pytest
 
+from trimtab.errors import InvalidGuidance
+from trimtab.reader import Told
 from trimtab_server.auth import ApiKeys
 from trimtab_server.limits import BodyLimit
-from trimtab_server.state import State
+from trimtab_server.state import State, Version
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # what vLLM's import brings about is not ours to mend
+    from vllm import SamplingParams
+
+    from trimtab.adapters.search import carried, told
+    from trimtab.adapters.vllm import GuidanceProcessor
     from trimtab_server import app, canary, prompts
     from trimtab_server.guided import EXCHANGE
+    from trimtab_server.middleware import Guidance
 
 
 async def never(scope, receive, send):
@@ -123,3 +131,47 @@ async def test_a_scorer_with_a_low_prefix_auc_is_warned_of(caplog, monkeypatch, 
         "scorer 'worst' has a prefix-AUC of 0.400",
     ]
     assert all("trimtab train" in line for line in told)
+
+
+@pytest.mark.parametrize("reads", ["chat", "text", "tokens"])
+async def test_a_conversation_goes_to_scorers_that_read_it(reads):
+    """Through the middleware, and from there in extra arguments, as the worker reads them."""
+    found = {}
+
+    async def route(scope, receive, send):
+        found.update(EXCHANGE.get().carried)
+        start = {"type": "http.response.start", "status": 200, "headers": []}
+        await send({**start, "headers": [(b"content-type", b"text/event-stream")]})
+        await send({"type": "http.response.body", "body": b""})
+
+    messages = [
+        {"role": "system", "content": "Be kind."},
+        {
+            "role": "user",
+            "content": [{"type": "text", "text": "A "}, {"type": "text", "text": "b"}],
+        },
+    ]
+    body = json.dumps({"messages": messages, "guidance": {"scorers": {"s": 1.0}}}).encode()
+
+    async def receive():
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    served = {"s": Version("s", 3, "text", reads)}
+    scope = {"type": "http", "path": "/v1/chat/completions"}
+    scope["headers"] = [(b"content-type", b"application/json")]
+    await answer(Guidance(route, served, None), scope, receive)
+    turns = [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "A b"}]
+    assert told(found) == Told(turns=turns if reads == "chat" else None)
+    assert found["trimtab_versions"] == "s@3"
+
+
+@pytest.mark.parametrize(
+    "given", ["", "{", "[]", "[1]", "[-1, null]", "[true, null]", '["3", null]', "[1, [2]]", "7"]
+)
+def test_what_is_told_of_a_prompt_is_checked_at_the_front(given):
+    extra = {"trimtab_beta": 1.0, "trimtab_prompt": given}
+    with pytest.raises(InvalidGuidance, match="set by the server"):
+        GuidanceProcessor.validate_params(SamplingParams(extra_args=extra))
+    known = Told(4, [{"role": "user", "content": "ü"}])
+    assert told(carried(known)) == known
+    GuidanceProcessor.validate_params(SamplingParams(extra_args={**extra, **carried(known)}))

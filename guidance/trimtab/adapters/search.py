@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import astuple
 from typing import Any
 
-from trimtab.errors import ScorerFault
+from trimtab.errors import InvalidGuidance, ScorerFault
 from trimtab.params import PROMPT_KEY, GuidanceParams
 from trimtab.reader import Told
 from trimtab.search.core import Drawn, Score, Scored
@@ -15,9 +15,27 @@ FIRST_ROW = 1 << 40
 """Row keys of sequences that searches score: far above those of the rows being decoded."""
 
 
-def carried(told: Told) -> dict[str, str]:
+def carried(known: Told) -> dict[str, str]:
     """What is told of a prompt, as a request's extra arguments carry it to the worker."""
-    return {} if told == Told() else {PROMPT_KEY: json.dumps(astuple(told))}
+    return {} if known == Told() else {PROMPT_KEY: json.dumps(astuple(known))}
+
+
+def told(extra: Mapping[str, Any]) -> Told:
+    """What extra arguments tell of a prompt: the inverse of `carried`.
+
+    Raises:
+        InvalidGuidance: a stock front end let somebody else write it.
+    """
+    try:
+        length, turns = json.loads(extra.get(PROMPT_KEY, "[null, null]"))
+        well = (length is None or (type(length) is int and length >= 0)) and (
+            turns is None or all(set(turn) == {"role", "content"} for turn in turns)
+        )
+    except (TypeError, ValueError, RecursionError):
+        well = False
+    if not well:
+        raise InvalidGuidance(f"{PROMPT_KEY} is set by the server; leave it out.")
+    return Told(length, turns)
 
 
 def row_key(search: int, ask: Score) -> int:
@@ -30,27 +48,27 @@ def score_arguments(
 ) -> tuple[Any, ...]:
     """What GuidanceWorker.trimtab_score is called with."""
     sequences = [list(ask.sequence) for ask in asks]
-    told = [astuple(ask.told) for ask in asks]
-    return params.to_xargs(), sequences, list(keys), told
+    prompts = [astuple(ask.told) for ask in asks]
+    return params.to_xargs(), sequences, list(keys), prompts
 
 
-def scored(told: Mapping[str, Any]) -> list[Scored]:
+def scored(answer: Mapping[str, Any]) -> list[Scored]:
     """Its answer. The tokens are shared out evenly: their sum is exact.
 
     Raises:
         ScorerFault: a scorer failed.
     """
-    if told["error"] is not None:
+    if answer["error"] is not None:
         raise ScorerFault(
-            f"scorer '{told['error']['scorer']}' failed while it scored a search's answers "
-            f"({told['error']['message']}). Leave it out.",
+            f"scorer '{answer['error']['scorer']}' failed while it scored a search's answers "
+            f"({answer['error']['message']}). Leave it out.",
             code="scorer_failed",
         )
-    count = len(told["values"])
-    share, rest = divmod(told["tokens"], count)
+    count = len(answer["values"])
+    share, rest = divmod(answer["tokens"], count)
     return [
-        Scored(value, {name: of[i] for name, of in told["scores"].items()}, share + (i < rest))
-        for i, value in enumerate(told["values"])
+        Scored(value, {name: of[i] for name, of in answer["scores"].items()}, share + (i < rest))
+        for i, value in enumerate(answer["values"])
     ]
 
 

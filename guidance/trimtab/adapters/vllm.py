@@ -10,7 +10,6 @@ Nothing leaves `apply`, `update_state` or `add_request` as an exception: that wo
 engine for everyone.
 """
 
-import json
 import logging
 from concurrent.futures import Future
 from functools import partial
@@ -28,13 +27,14 @@ from vllm.v1.sample.logits_processor import MoveDirectionality
 from vllm.v1.worker.gpu.sample.logits_processor import LogitsProcessor as V2LogitsProcessor
 
 from trimtab.adapters import ranks
+from trimtab.adapters.search import told
 from trimtab.cache import Ids
 from trimtab.config import GuidanceConfig, ScorerSpec
 from trimtab.errors import InvalidGuidance, TrimtabError
 from trimtab.guide import Guide
 from trimtab.incoming import bring
 from trimtab.loading import load_scorers
-from trimtab.params import CARRIED, PROMPT_KEY, RECORD_KEY, VERSIONS_KEY, GuidanceParams
+from trimtab.params import CARRIED, RECORD_KEY, VERSIONS_KEY, GuidanceParams
 from trimtab.reader import Told
 from trimtab.rows import Fault, Row
 from trimtab.scorers import Scorer
@@ -53,6 +53,7 @@ class GuidanceProcessor(V1LogitsProcessor, V2LogitsProcessor):
         for key in CARRIED:
             if not isinstance(extra.get(key, ""), str):
                 raise InvalidGuidance(f"{key} is set by the server; leave it out.")
+        told(extra)
 
     def __init__(self, vllm_config: VllmConfig, a: Any, b: Any = None) -> None:
         """V1 passes (config, device, pin_memory), V2 (config, request states)."""
@@ -167,7 +168,7 @@ class GuidanceProcessor(V1LogitsProcessor, V2LogitsProcessor):
     def _row(self, params: SamplingParams, prompt_length: int) -> Row | None:
         """The row of a new request, or None if it asks for no guidance."""
         extra = params.extra_args or {}
-        fault, scorers = None, self.guide.at(extra.get(VERSIONS_KEY, ""))
+        fault, scorers, prompt = None, self.guide.at(extra.get(VERSIONS_KEY, "")), Told()
         try:
             guidance = GuidanceParams.from_xargs(extra)
             if guidance is None:
@@ -175,6 +176,7 @@ class GuidanceProcessor(V1LogitsProcessor, V2LogitsProcessor):
             if not self.leads:
                 return Row(guidance, prompt_length)
             guidance = guidance.resolve(scorers, self.default_scorers)
+            prompt = told(extra)
         except TrimtabError as error:
             # Only a stock front end lets an unknown scorer come this far.
             logger.error("a request cannot be guided: %s", error)
@@ -187,7 +189,7 @@ class GuidanceProcessor(V1LogitsProcessor, V2LogitsProcessor):
             prompt_length,
             None if params.ignore_eos else stop_token,
             record_key=extra.get(RECORD_KEY),
-            told=Told(*json.loads(extra.get(PROMPT_KEY, "[]"))),
+            told=prompt,
             scorers={name: scorers[name] for name in guidance.scorers or {}},
             fault=fault,
         )
