@@ -55,7 +55,7 @@ def load_scorers(
     networks = [s for s in specs.values() if s.family not in ("function", "text", "composite")]
     pairs = sum(spec.reference is not None for spec in networks)
     loader = _Loader(
-        AutoTokenizer.from_pretrained(tokenizer) if isinstance(tokenizer, str) else tokenizer,
+        _tokenizer(tokenizer) if isinstance(tokenizer, str) else tokenizer,
         max_length,
         vocab_size,
         config.cache_bytes // max(len(networks) + pairs, 1),
@@ -164,9 +164,8 @@ class _Loader:
         """The tokenizer of a checkpoint if it has one that differs from the base's, else None."""
         if self.tokenizer is None:
             return None
-        try:
-            own = AutoTokenizer.from_pretrained(path)
-        except (OSError, ValueError):
+        own = _tokenizer(path)
+        if own is None:
             return None  # a network alone: made for the base
         base: dict[str, int] = getattr(self.tokenizer, "get_vocab", dict)()
         return None if base and base.items() <= own.get_vocab().items() else own
@@ -229,6 +228,14 @@ class _Loader:
         if self.tokenizer is None:
             raise ScorerLoadError("a scorer that reads text needs the base's tokenizer")
         return self.tokenizer
+
+
+def _tokenizer(source: str) -> Any:
+    """The tokenizer of a checkpoint; None where it has none, as a base served by ids alone."""
+    try:
+        return AutoTokenizer.from_pretrained(source)
+    except (OSError, ValueError):
+        return None
 
 
 def _complete(name: str, spec: ScorerSpec) -> ScorerSpec:

@@ -18,21 +18,22 @@ def score_sequences(
     params: GuidanceParams,
     sequences: Sequence[Sequence[int]],
     keys: Sequence[int],
-    told: Sequence[Told],
+    told: Sequence[Told] = (),
     scorers: Mapping[str, Scorer] | None = None,
 ) -> dict[str, Any]:
     """Σ_i w_i·s_i of each sequence, and each s_i; (s_i − mean)/deviation if `normalize`.
 
     A scorer that depends on strength is asked at β·w_i. Sequences have at least two tokens. keys
     name the rows of the scorers' caches, one a sequence; those that differ in their last token
-    alone are candidates of one row. told: of each sequence's prompt. scorers: versions of them, if
-    not the guide's present ones.
+    alone are candidates of one row. told: of each sequence's prompt, if anything. scorers: versions
+    of them, if not the guide's present ones.
 
     Returns:
         {"values": [n], "scores": {name: [n]}, "tokens": how many went through the scorers'
         networks, "error": None or {"scorer", "message"}}
     """
     scorers = guide.scorers if scorers is None else scorers
+    told = told or [Told()] * len(sequences)
     groups: dict[tuple[int, ...], list[int]] = {}  # prompt's length, prefix → numbers of sequences
     for i, sequence in enumerate(sequences):
         groups.setdefault((told[i].length or 0, *sequence[:-1]), []).append(i)
