@@ -82,7 +82,14 @@ def measure(servers: Mapping[str, httpx.Client], prompts: list[str]) -> dict[str
 def report(found: Mapping[str, list[Any]], sizes: Mapping[str, float]) -> str:
     """The table."""
     base = np.array([told["seconds"] for told in found["in the engine: unguided"]])
-    head = ["base", "scorer", "time ÷ unguided engine", "floor", "scorer tokens a token", "scored"]
+    head = [
+        "base",
+        "scorer",
+        "time ÷ unguided engine",
+        "FLOPs floor",
+        "scorer tokens a token",
+        "scored",
+    ]
     lines = [
         "# What kinds of scorers cost",
         "",
@@ -90,9 +97,11 @@ def report(found: Mapping[str, list[Any]], sizes: Mapping[str, float]) -> str:
         f"{PROMPTS} prompts, {WAYS} at a time, at most {TOKENS} tokens, mass 0.99, β = {BETA:g}, "
         "on 2 cores, one thread a server. Time per token over that of the unguided engine in the "
         f"same round, mean ± standard error of {ROUNDS} rounds. *scored*: candidates a step. The "
-        "floor is 1 + the scorer's share of the base's parameters × (candidates + 1) a step: what "
-        "reading only what is new would cost. *Upstream*: `trimtab serve --upstream` over that "
-        "very server, by token id; a call a token, so its floor is its own unguided time.",
+        "floor is one of FLOPs: 1 + the scorer's share of the base's parameters × (candidates + 1) "
+        "a step, what reading only what is new would take; with a base as small as this, whose "
+        "step is mostly fixed costs, times may lie below it. *Upstream*: `trimtab serve --upstream` "
+        "over that very server, by token id; a call a token, so its floor is its own unguided "
+        "time.",
         "",
         "| " + " | ".join(head) + " |",
         "|" + "---|" * len(head),

@@ -448,10 +448,8 @@ def test_what_cannot_serve_does_not_start(given):
 
 
 def test_a_scorer_of_token_ids_needs_a_tokenizer():
-    from trimtab_models import demo
-
-    with pytest.raises(TrimtabError, match="tokenizer"):
-        Here(Fake(), scorer=[f"mood={demo.scorers()['sentiment']}"])
+    with pytest.raises(TrimtabError, match="give --tokenizer"):
+        Here(Fake(), scorer=["ids=upstream_fake:likes_good,family=function,reads=ids"])
 
 
 @pytest.mark.parametrize(("token", "status"), [("token_id:7", 200), (" good", 502)])
