@@ -99,9 +99,9 @@ def report(found: Mapping[str, list[Any]], sizes: Mapping[str, float]) -> str:
         f"same round, mean ± standard error of {ROUNDS} rounds. *scored*: candidates a step. The "
         "floor is one of FLOPs: 1 + the scorer's share of the base's parameters × (candidates + 1) "
         "a step, what reading only what is new would take; with a base as small as this, whose "
-        "step is mostly fixed costs, times may lie below it. *Upstream*: `trimtab serve --upstream` "
-        "over that very server, by token id; a call a token, so its floor is its own unguided "
-        "time.",
+        "step is mostly fixed costs, times may lie below it. *Upstream*: `trimtab serve "
+        "--upstream` over that very server, by token id; a call a token, so its floor is its own "
+        "unguided time.",
         "",
         "| " + " | ".join(head) + " |",
         "|" + "---|" * len(head),
