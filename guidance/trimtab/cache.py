@@ -8,6 +8,7 @@ and extended by what is missing, so that losing an entry, or all of them, costs 
 
 from collections import OrderedDict
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +17,8 @@ import torch
 from trimtab.errors import TrimtabError
 
 Ids = npt.NDArray[np.int64]
+K = TypeVar("K")
+V = TypeVar("V")
 NO_IDS: Ids = np.zeros(0, dtype=np.int64)
 NO_IDS.flags.writeable = False
 
@@ -36,6 +39,14 @@ class Entry:
     slots: Ids = field(default_factory=lambda: NO_IDS)  # [length]
     scratch_tokens: Ids = field(default_factory=lambda: NO_IDS)  # [candidates]
     scratch_slots: Ids = field(default_factory=lambda: NO_IDS)  # [candidates]
+
+
+def keep(store: OrderedDict[K, V], key: K, value: V, most: int) -> None:
+    """Put an entry last, and drop the first ones beyond `most`."""
+    store[key] = value
+    store.move_to_end(key)
+    while len(store) > most:
+        store.popitem(last=False)
 
 
 def common_prefix(a: Ids, b: Ids) -> int:

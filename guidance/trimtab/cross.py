@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from trimtab.backbone import Backbone
-from trimtab.cache import Ids, common_prefix
+from trimtab.cache import Ids, common_prefix, keep
 from trimtab.errors import TrimtabError
 from trimtab.reader import Prompt, Reader
 from trimtab.retokenise import KEPT, Retokeniser
@@ -78,7 +78,8 @@ class CrossBackbone:
         rows = self.reader.read(keys, prefixes, candidates, prompts)
         for key, row in zip(keys, rows, strict=True):
             whole = self.tokens.sequences(key, [row.prompt + answer for answer in row.answers])
-            self._note(key, max(0, max(map(len, whole)) - self.window))
+            lost = max(0, max(map(len, whole)) - self.window)
+            keep(self._shortened, key, lost, KEPT)
             sequences = [self._fitting(ids) for ids in whole]
             # Each branch keeps a token of its own, whose hidden state is asked for.
             shared = min(common_prefix(sequences[0], ids) for ids in sequences)
@@ -105,9 +106,3 @@ class CrossBackbone:
         stride = max(self.window // 4, 1)
         cut = start + -(-over // stride) * stride
         return np.concatenate((ids[:start], ids[min(cut, len(ids) - 1) :]))
-
-    def _note(self, key: int, lost: int) -> None:
-        self._shortened[key] = lost
-        self._shortened.move_to_end(key)
-        if len(self._shortened) > KEPT:
-            self._shortened.popitem(last=False)

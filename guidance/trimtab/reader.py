@@ -13,7 +13,7 @@ from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 
-from trimtab.cache import NO_IDS, Ids
+from trimtab.cache import NO_IDS, Ids, keep
 
 KEPT = 1024
 """Rendered prompts that are kept, the latest used."""
@@ -121,13 +121,11 @@ class Reader:
         return text.rstrip(UNFINISHED)
 
     def _prompt(self, key: int, ids: Ids, turns: Turns | None) -> str:
-        known = self._prompts.pop(key, (NO_IDS, None, ""))
+        known = self._prompts.get(key, (NO_IDS, None, ""))
         if len(ids) == 0 or not np.array_equal(known[0], ids) or known[1] != turns:
             text = self._decode(ids)
             if self.render is not None:
                 text = self.render(turns or [{"role": "user", "content": text}])
             known = (ids, turns, text)
-        self._prompts[key] = known
-        if len(self._prompts) > KEPT:
-            self._prompts.popitem(last=False)
+        keep(self._prompts, key, known, KEPT)
         return known[2]

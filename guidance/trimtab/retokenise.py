@@ -26,7 +26,7 @@ from typing import Any
 
 import numpy as np
 
-from trimtab.cache import NO_IDS, Ids
+from trimtab.cache import NO_IDS, Ids, keep
 
 SEAM = re.compile(r"(?<=\S) (?=[A-Za-z0-9])")
 KEPT = 1024
@@ -93,7 +93,7 @@ class Retokeniser:
         """The token ids of each text, [length] int64; `key` names the row that they belong to."""
         if not self.windowed:
             return [self.reference(text) for text in texts]
-        before, settled = self._settled.pop(key, ("", NO_IDS))
+        before, settled = self._settled.get(key, ("", NO_IDS))
         if not all(text.startswith(before) for text in texts):
             before, settled = "", NO_IDS
         common = _common(texts, len(before))
@@ -101,9 +101,7 @@ class Retokeniser:
         if seam > len(before):
             settled = np.concatenate((settled, self._ids(common[len(before) : seam])))
             before = common[:seam]
-        self._settled[key] = (before, settled)
-        if len(self._settled) > KEPT:
-            self._settled.popitem(last=False)
+        keep(self._settled, key, (before, settled), KEPT)
         if not before:
             return [self.reference(text) for text in texts]
         at = len(before)

@@ -1,6 +1,6 @@
 """What our routes know of the server they run in (`app.state.trimtab`)."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -41,3 +41,24 @@ class State:
     def complaint(self, name: str) -> str | None:
         """What is wrong with a scorer; None if nothing."""
         return self.complaints.get(name, NOT_ASKED)
+
+
+def listed(
+    found: Iterable[Mapping[str, Any]],
+    complaint: Callable[[str], str | None],
+    default: Mapping[str, float],
+) -> dict[str, Any]:
+    """The answer of GET /v1/scorers, of what the guide tells of each scorer."""
+    return {
+        "object": "list",
+        "data": [
+            {
+                "id": told["name"],
+                "object": "scorer",
+                **{key: value for key, value in told.items() if key != "name"},
+                "healthy": complaint(told["name"]) is None,
+                "default_weight": default.get(told["name"], 0.0),
+            }
+            for told in found
+        ],
+    }

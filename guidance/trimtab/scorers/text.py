@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from trimtab.cache import Ids
+from trimtab.cache import Ids, keep
 from trimtab.errors import ScorerLoadError
 from trimtab.reader import Prompt, Reader, Texts
 from trimtab.scorers.base import Scorer
@@ -91,12 +91,10 @@ class TextScorer(Scorer):
         asked = [(row.prompt, answer) for row in texts for answer in row.answers]
         digests = [_digest(*text) for text in asked]
         missing = {d: t for d, t in zip(digests, asked, strict=True) if d not in self._scores}
-        self._scores.update(zip(missing, self._forward(list(missing.values())), strict=True))
-        found = [self._scores[digest] for digest in digests]
-        for digest in digests:
-            self._scores.move_to_end(digest)
-        while len(self._scores) > REMEMBERED:
-            self._scores.popitem(last=False)
+        fresh = dict(zip(missing, self._forward(list(missing.values())), strict=True))
+        found = [fresh.get(digest) or self._scores[digest] for digest in digests]
+        for digest, scored in zip(digests, found, strict=True):
+            keep(self._scores, digest, scored, REMEMBERED)
         self._note(keys, texts, found)
         return torch.tensor([score for score, _ in found])
 
@@ -123,11 +121,8 @@ class TextScorer(Scorer):
         at = 0
         for key, row in zip(keys, texts, strict=True):
             end = at + len(row.answers)
-            self._shortened[key] = max(lost for _, lost in found[at:end])
-            self._shortened.move_to_end(key)
+            keep(self._shortened, key, max(lost for _, lost in found[at:end]), REMEMBERED)
             at = end
-        while len(self._shortened) > REMEMBERED:
-            self._shortened.popitem(last=False)
 
     def _forward(self, texts: Sequence[tuple[str, str]]) -> list[tuple[float, int]]:
         """(score, tokens that did not fit) of each prompt and answer."""

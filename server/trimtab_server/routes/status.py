@@ -8,7 +8,7 @@ from vllm.v1.engine.exceptions import EngineDeadError
 
 from trimtab_server import canary
 from trimtab_server.errors import NotReady
-from trimtab_server.state import State
+from trimtab_server.state import State, listed
 
 router = APIRouter()
 
@@ -20,22 +20,12 @@ ANSWER_SECONDS = 5.0
 async def scorers(request: Request) -> dict[str, Any]:
     """The scorers of this server: family, objective, normalisation, prefix-AUC and health."""
     state: State = request.app.state.trimtab
-    default = state.default or dict.fromkeys(state.scorers, 1.0)
-    return {
-        "object": "list",
-        "data": [
-            {
-                "id": found["name"],
-                "object": "scorer",
-                **{key: value for key, value in found.items() if key != "name"},
-                "version": state.scorers[found["name"]].number,
-                "healthy": state.complaint(found["name"]) is None,
-                "default_weight": default.get(found["name"], 0.0),
-            }
-            for found in await ask(state)
-            if found["name"] in state.scorers
-        ],
-    }
+    told = [
+        {**one, "version": state.scorers[one["name"]].number}
+        for one in await ask(state)
+        if one["name"] in state.scorers
+    ]
+    return listed(told, state.complaint, state.default or dict.fromkeys(state.scorers, 1.0))
 
 
 @router.get("/ready")

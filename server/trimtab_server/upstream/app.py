@@ -29,6 +29,7 @@ from trimtab_server.doubts import doubts
 from trimtab_server.errors import InvalidRequest, NotReady, StartError
 from trimtab_server.limits import BodyLimit
 from trimtab_server.settings import Settings
+from trimtab_server.state import listed
 from trimtab_server.upstream import routes
 from trimtab_server.upstream.client import Client
 from trimtab_server.upstream.ids import ById
@@ -146,19 +147,7 @@ async def _models(request: Request) -> dict[str, Any]:
 async def _scorers(request: Request) -> dict[str, Any]:
     state: State = request.app.state.upstream
     default = state.default or dict.fromkeys(state.scorers, 1.0)
-    return {
-        "object": "list",
-        "data": [
-            {
-                "id": found["name"],
-                "object": "scorer",
-                **{key: value for key, value in found.items() if key != "name"},
-                "healthy": state.complaint(found["name"]) is None,
-                "default_weight": default.get(found["name"], 0.0),
-            }
-            for found in describe(state.decoder.guide)
-        ],
-    }
+    return listed(describe(state.decoder.guide), state.complaint, default)
 
 
 async def _http_error(_: Request, error: Exception) -> JSONResponse:
