@@ -2,7 +2,7 @@
 PYTHON ?= python3
 PORT ?= 8000
 
-.PHONY: setup serve test format demo bench clean
+.PHONY: setup serve test scorecard format demo bench clean
 
 setup:
 	@$(PYTHON) scripts/setup_env.py
@@ -12,6 +12,11 @@ serve: setup  ## serve the embedded demo on http://localhost:$(PORT)
 
 test: setup  ## every check there is: format, lint, types, layers, tests
 	.venv/bin/python -m pytest
+
+scorecard: $(addprefix scorecard-,R F B S T)  ## what the server must survive, in full (an hour)
+
+scorecard-%: setup  ## one letter of it: R soak, F faults, B bad inputs, S security, T training
+	SCORECARD=full .venv/bin/python -m pytest -q -m "scorecard(letter='$*')"
 
 format: setup
 	.venv/bin/ruff format .

@@ -16,6 +16,8 @@ import httpx
 import psutil
 import pytest
 
+pytest_plugins = ["scorecard.report"]
+
 HERE = Path(__file__).parent
 KEY = "a-key-for-tests"
 READY_SECONDS = 240

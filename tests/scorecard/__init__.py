@@ -1,0 +1,8 @@
+"""The scorecard: what a server of this kind must survive."""
+
+import os
+
+
+def full() -> bool:
+    """Whether the long form was asked for: SCORECARD=full."""
+    return os.environ.get("SCORECARD") == "full"
