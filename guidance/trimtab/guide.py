@@ -9,7 +9,7 @@ its own rows out, never the step.
 """
 
 import logging
-from collections import Counter, OrderedDict
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -23,14 +23,12 @@ from trimtab.cache import Ids
 from trimtab.candidates import Candidates, select
 from trimtab.errors import TrimtabError
 from trimtab.fusion import divergence, fuse_
+from trimtab.records import Records
 from trimtab.rows import Fault, Plan, Row, Scored, Step, cohorts
 from trimtab.scorers.base import Scorer
 from trimtab.scorers.distribution import soft_value
 
 logger = logging.getLogger(__name__)
-
-MAX_RECORDS = 4096
-"""Records that nobody fetched are forgotten, the oldest first."""
 
 
 class Guide:
@@ -41,7 +39,7 @@ class Guide:
         self.versions = {f"{name}@1": scorer for name, scorer in scorers.items()}
         self.faults: Counter[str] = Counter()
         self.last_error: dict[str, str] = {}
-        self.records: OrderedDict[str, list[Row]] = OrderedDict()
+        self.records = Records()
 
     def at(self, versions: str) -> dict[str, Scorer]:
         """The scorers by name: as they are now, or in a version that is asked for ("a@2,b@1")."""
@@ -54,7 +52,7 @@ class Guide:
         logits: [batch, vocab] float32; rows: (index into logits, row with its present prefix).
         """
         for _, row in rows:
-            self.keep(row)
+            self.records.keep(row)
         active = [(i, row) for i, row in rows if row.params.steers and row.fault is None]
         for cohort in cohorts(active):
             self._step(logits, cohort)
@@ -105,7 +103,7 @@ class Guide:
             row.scored = Scored(len(row.prefix), chosen, given)
             if plan is not None and (n == 1 or r not in kept):
                 plan.after = dict.fromkeys(chosen, plan.left - spent[r])
-            if row.params.trace:
+            if row.params.trace and not row.untraced:
                 logprobs = candidates.logprobs[r, :n]
                 trace = {
                     "candidates": chosen,
@@ -114,7 +112,7 @@ class Guide:
                     "guided_logprobs": (logprobs + bonus[r, :n] - log_z[r]).tolist(),
                     **(plan.told if plan is not None else {}),
                 }
-            row.steps[len(row.prefix)] = Step(spent[r], n if n > 1 else 0, trace, plan)
+            self.records.add(row, Step(spent[r], n if n > 1 else 0, trace, plan))
 
     def _score(self, rows: Sequence[Row], groups: Sequence[Ids]) -> dict[str, Tensor]:
         """Scores by scorer, [rows, k] float32 on the host, NaN where none were asked for.
@@ -275,21 +273,6 @@ class Guide:
         if scorer in row.scorers or scorer in self.scorers:
             self._scorer(row, scorer).forget(row.key)
 
-    def keep(self, row: Row) -> None:
-        """Keep a row's record until it is fetched; a row that was preempted finds its own."""
-        if row.record_key is None:
-            return
-        rows = self.records.setdefault(row.record_key, [])
-        if any(kept is row for kept in rows):
-            return
-        if len(row.prefix) > row.prompt_length:
-            earlier = next((kept for kept in rows if kept.follows(row.prefix)), None)
-            if earlier is not None:
-                row.steps, row.fault = dict(earlier.steps), earlier.fault
-        rows.append(row)
-        while len(self.records) > MAX_RECORDS:
-            self.records.popitem(last=False)
-
     def report(
         self,
         record_key: str,
@@ -303,7 +286,7 @@ class Guide:
         A record is a pure function of its tokens, so two equal sequences share theirs.
         final: whether it is to have the scores of whole sequences, often a forward each.
         """
-        rows = self.records.pop(record_key, []) if done else self.records.get(record_key, [])
+        rows = self.records.pop(record_key) if done else self.records.of(record_key)
         sequences = [np.array([*prompt, *output], dtype=np.int64) for output in outputs]
         found = [next((r for r in rows if r.follows(s)), None) for s in sequences]
         return [
@@ -332,10 +315,11 @@ class Guide:
         if any(lost.values()):
             report["shortened"] = {name: tokens for name, tokens in lost.items() if tokens}
         if row.params.trace:
-            report["trace"] = [
+            trace = [
                 {"position": p - prompt_length, "token": int(sequence[p]), **(step.trace or {})}
                 for p, step in sorted(steps.items())
             ]
+            report["trace"] = None if row.untraced else trace
         return report
 
     def _final_scores(self, row: Row, sequence: Ids) -> dict[str, float]:

@@ -308,4 +308,9 @@ class Sampler:
         if record is None or record["error"] is not None:
             fault = (record or {}).get("error") or {"scorer": "?", "message": "left no record"}
             raise ScorerFault(f"scorer {fault['scorer']}: {fault['message']}.")
+        if record.get("trace", ()) is None:
+            raise TrimtabError(
+                "the traces of all running answers take too much memory; run fewer at a time, with "
+                "vLLM's --max-num-seqs, or lower k or mass."
+            )
         return record

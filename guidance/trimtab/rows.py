@@ -94,6 +94,7 @@ class Row:
     steps: dict[int, Step] = field(default_factory=dict)  # by position, so replays overwrite
     scored: Scored | None = None
     plan: Plan | None = None  # of this step, under a kl_budget or floors
+    untraced: bool = False  # its trace went, for want of memory
 
     @property
     def prompt(self) -> Prompt:

@@ -273,7 +273,7 @@ def test_a_preempted_row_finds_its_record():
 
 
 def test_unfetched_records_are_bounded(monkeypatch):
-    monkeypatch.setattr("trimtab.guide.MAX_RECORDS", 10)
+    monkeypatch.setattr("trimtab.records.MAX_RECORDS", 10)
     guide = Guide({"plain": FunctionScorer(plain)})
     for i in range(30):
         generate(guide, make([1]), f"r{i}", 1)

@@ -133,7 +133,7 @@ class Decoder:
         choice = Choice(prompt, asked, params, row, Sampler(asked, number), Shown(stops))
         follow = False
         try:
-            await self._guided(self.guide.keep, row)
+            await self._guided(self.guide.records.keep, row)
             while True:
                 positions = await self._ask(choice, follow)
                 if not positions:
@@ -155,7 +155,7 @@ class Decoder:
                     if token != position.token:
                         break
         finally:
-            self._later(self.guide.records.pop, key, None)
+            self._later(self.guide.records.pop, key)
 
     async def _token(
         self, choice: Choice, position: Position, on: bool, follow: bool
@@ -255,13 +255,15 @@ class Decoder:
         if choice.params is None:
             return None
         asked = str(choice.row.record_key), choice.prompt.ids, [choice.output], True
-        record = (await self._guided(self.guide.report, *asked))[0] or {}
+        [record] = await self._guided(self.guide.report, *asked)
         error = metrics.observe(record)
+        if record is None:
+            return None
         if error is not None and choice.params.on_error == "fail":
             raise scorer_failed(error)
         steps = choice.unrevealed
         record["unrevealed"] = sum(steps) / max(len(steps), 1)
-        for step in record.get("trace", ()):
+        for step in record.get("trace") or ():
             step["unrevealed"] = steps[step["position"]]
             if not self.naming.closed:
                 step["texts"] = [self.naming.decode([token]) for token in step["candidates"]]
