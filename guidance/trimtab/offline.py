@@ -18,6 +18,7 @@ from vllm.engine.arg_utils import EngineArgs
 from vllm.sampling_params import RequestOutputKind
 from vllm.utils.argparse_utils import FlexibleArgumentParser
 
+from trimtab.adapters import unfit
 from trimtab.adapters.engine import PROCESSOR, WORKER, chunked_prefill, logprobs_limit
 from trimtab.adapters.ranks import told
 from trimtab.adapters.search import (
@@ -55,7 +56,7 @@ class Sampler:
         options: vLLM's engine options, such as dtype="float32".
 
     Raises:
-        TrimtabError: the model or the scorers do not load.
+        TrimtabError: the model or the scorers do not load, or do not go with the options.
     """
 
     def __init__(
@@ -72,6 +73,7 @@ class Sampler:
             for name, given in (scorers or {}).items()
         }
         if self.scorers:
+            unfit.check_options(options)
             config = GuidanceConfig.parse({"trimtab": {"scorers": self.scorers}})
             options["logits_processors"] = [PROCESSOR]
             options["worker_extension_cls"] = WORKER

@@ -5,13 +5,16 @@ import os
 from collections.abc import Mapping, Sequence
 from functools import partial
 from itertools import chain
+from tempfile import NamedTemporaryFile
 from typing import Any
 
+import yaml
 from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.platforms import current_platform
 from vllm.utils.argparse_utils import FlexibleArgumentParser
 from vllm.v1.engine.async_llm import AsyncLLM
 
+from trimtab.adapters import unfit
 from trimtab.adapters.engine import PROCESSOR, WORKER, chunked_prefill, logprobs_limit
 from trimtab_server.errors import StartError
 from trimtab_server.settings import Settings
@@ -22,14 +25,19 @@ except ImportError:
     from vllm.entrypoints.launchers.cli_args import make_arg_parser, validate_parsed_serve_args
 
 
-def parse(settings: Settings, flags: Sequence[str]) -> argparse.Namespace:
-    """vLLM's arguments: the given flags, and what Trimtab needs.
+def parse(
+    settings: Settings, flags: Sequence[str], defaults: Sequence[str] = ()
+) -> argparse.Namespace:
+    """vLLM's arguments: `defaults`, over these the `vllm` setting, over that `flags`.
 
     Raises:
         StartError: a flag is one that Trimtab sets itself.
+        TrimtabError: guidance does not go with a flag.
     """
     parser = make_arg_parser(FlexibleArgumentParser(prog="trimtab serve MODEL"))
-    args = parser.parse_args(["--model", settings.model, *flags])
+    given = [*defaults, *_flags(parser, settings.vllm), *flags]
+    args = parser.parse_args(["--model", settings.model, *given])
+    unfit.check_options(vars(args))
     if args.worker_extension_cls:
         raise StartError("--worker-extension-cls is set by trimtab itself; leave it out.")
     args.logits_processors = [*(args.logits_processors or []), PROCESSOR]
@@ -42,6 +50,14 @@ def parse(settings: Settings, flags: Sequence[str]) -> argparse.Namespace:
     return args
 
 
+def _flags(parser: FlexibleArgumentParser, given: Mapping[str, Any]) -> list[str]:
+    """The `vllm` setting as flags: vLLM reads it as a YAML file of its own."""
+    with NamedTemporaryFile("w", suffix=".yaml", encoding="utf-8") as file:
+        yaml.safe_dump({name.replace("_", "-"): value for name, value in given.items()}, file)
+        file.flush()
+        return list(parser.load_config_file(file.name))
+
+
 def _mapping(value: Any) -> dict[str, Any]:
     return dict(value) if isinstance(value, Mapping) else {}
 
@@ -52,12 +68,14 @@ def start(args: argparse.Namespace) -> Any:
     Raises:
         StartError: the flags or the model do not fit, or its process did not start; that
             has then told why on its standard error.
+        TrimtabError: guidance cannot serve such an engine.
     """
     args.enable_chunked_prefill = chunked_prefill(args.enable_chunked_prefill)
     try:
         config = AsyncEngineArgs.from_cli_args(args).create_engine_config()
     except (OSError, ValueError) as error:
         raise StartError(f"vLLM refuses to begin: {error}") from None
+    unfit.check_config(config)
     if current_platform.is_cpu():
         # vLLM has just asked for "spawn", with a device in mind. Here a fork is safe, and the
         # engine's processes need not import everything again (10 s).

@@ -40,16 +40,15 @@ def serve(settings: Settings, flags: Sequence[str]) -> None:
                 )
             importlib.import_module("trimtab_server.upstream.app").serve(settings, listener)
             return
-        given = vllm_flags(settings, flags)
+        defaults: Sequence[str] = ()
         if settings.model == demo.NAME:
             os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
-            settings, extra = demo.fill(settings)
-            given = [*extra, *given]
+            settings, defaults = demo.fill(settings)
         if not settings.scorer:
             raise StartError("give at least one scorer: --scorer NAME=PATH.")
         settings = settings.ready_to_load()
         settings.guidance()  # is it sound? Told before vLLM is imported
-        asyncio.run(_run(settings, given, listener))
+        asyncio.run(_run(settings, flags, defaults, listener))
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -73,27 +72,17 @@ def listen(host: str, port: int) -> socket.socket:
     return listener
 
 
-def vllm_flags(settings: Settings, flags: Sequence[str]) -> list[str]:
-    """vLLM's flags: those of the `vllm` setting first, so that the command line wins."""
-    given: list[str] = []
-    for name, value in settings.vllm.items():
-        flag = f"--{name.replace('_', '-')}"
-        if value is True:
-            given.append(flag)
-        elif value is not False:
-            given += [flag, str(value)]
-    return [*given, *flags]
-
-
 def _stop_loading(*_: Any) -> None:
     raise KeyboardInterrupt
 
 
-async def _run(settings: Settings, flags: Sequence[str], listener: socket.socket) -> None:
+async def _run(
+    settings: Settings, flags: Sequence[str], defaults: Sequence[str], listener: socket.socket
+) -> None:
     # Imported this late because vLLM's import takes seconds, and reads the environment.
     application = importlib.import_module("trimtab_server.app")
     engines = importlib.import_module("trimtab_server.engine")
-    args = engines.parse(settings, flags)
+    args = engines.parse(settings, flags, defaults)
     engine = engines.start(args)
     try:
         app = await application.build(engine, args, settings)

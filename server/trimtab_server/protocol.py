@@ -49,7 +49,7 @@ class GenerateRequest(BaseModel):
     top_p: Number = Field(1.0, gt=0, le=1)
     top_k: int = Field(0, ge=-1, lt=2**31)
     min_p: Number = Field(0.0, ge=0, le=1)
-    seed: int | None = Field(None, ge=0, lt=2**63)
+    seed: int | None = Field(None, ge=-1, lt=2**63, description="-1, as none: another each time")
     n: int = Field(1, ge=1, le=MAX_CHOICES)
     stop: (
         Annotated[str, Field(min_length=1, max_length=1000)]
@@ -75,6 +75,8 @@ class GenerateRequest(BaseModel):
             raise ValueError("give exactly one of prompt, prompt_token_ids and messages")
         if self.min_tokens > self.max_tokens:
             raise ValueError("min_tokens must be at most max_tokens")
+        if self.seed == -1:
+            self.seed = None
         return self
 
     def turns(self) -> list[dict[str, str]] | None:
@@ -93,13 +95,15 @@ def parse(
 ) -> tuple[GenerateRequest, GuidanceParams, SearchParams | None]:
     """Split a body into the request, its guidance and its search, and check them.
 
+    Null means the default of a field that is not guidance's, as on the OpenAI routes.
+
     Raises:
         InvalidRequest: a field that is not guidance's is unknown, missing or out of range.
         InvalidGuidance: a guidance field is, or one of the search.
     """
     guidance = GuidanceParams.parse({k: v for k, v in fields.items() if k in FIELDS})
-    search = SearchParams.parse(fields["search"]) if "search" in fields else None
-    rest = {k: v for k, v in fields.items() if k not in FIELDS and k != "search"}
+    search = None if fields.get("search") is None else SearchParams.parse(fields["search"])
+    rest = {k: v for k, v in fields.items() if k not in (*FIELDS, "search") and v is not None}
     try:
         asked = GenerateRequest.model_validate(rest)
     except ValidationError as error:

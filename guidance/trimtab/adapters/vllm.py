@@ -26,7 +26,7 @@ from vllm.v1.sample.logits_processor import LogitsProcessor as V1LogitsProcessor
 from vllm.v1.sample.logits_processor import MoveDirectionality
 from vllm.v1.worker.gpu.sample.logits_processor import LogitsProcessor as V2LogitsProcessor
 
-from trimtab.adapters import ranks
+from trimtab.adapters import ranks, unfit
 from trimtab.adapters.search import told
 from trimtab.cache import Ids
 from trimtab.config import GuidanceConfig, ScorerSpec
@@ -56,7 +56,12 @@ class GuidanceProcessor(V1LogitsProcessor, V2LogitsProcessor):
         told(extra)
 
     def __init__(self, vllm_config: VllmConfig, a: Any, b: Any = None) -> None:
-        """V1 passes (config, device, pin_memory), V2 (config, request states)."""
+        """V1 passes (config, device, pin_memory), V2 (config, request states).
+
+        Raises:
+            TrimtabError: the engine's rows are not requests, or a scorer does not load.
+        """
+        unfit.check_config(vllm_config)
         self.states: Any = a if b is None else None
         model = vllm_config.model_config
         config = GuidanceConfig.parse(vllm_config.additional_config)

@@ -1,0 +1,119 @@
+"""vLLM's flags as `trimtab serve` reads them, and engines that guidance cannot serve; no engine."""
+
+import warnings
+from types import SimpleNamespace
+
+import pytest
+import yaml
+
+from trimtab.errors import TrimtabError
+from trimtab_server.settings import Settings
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # what vLLM's import brings about is not ours to mend
+    from vllm.utils.argparse_utils import FlexibleArgumentParser
+
+    from trimtab.adapters import unfit
+    from trimtab.adapters.vllm import GuidanceProcessor
+    from trimtab.offline import Sampler
+    from trimtab_server import engine
+
+UNFIT = {
+    "--speculative-config": ['{"method": "ngram", "num_speculative_tokens": 2}'],
+    "--spec-method": ["ngram"],
+    "--spec-model": ["draft"],
+    "--spec-tokens": ["2"],
+    "--enable-batch-sharded-sampling": [],
+}
+YAML = {
+    "served-model-name": ["one", "two"],
+    "hf_overrides": {"rope_scaling": {"factor": 2.0, "kind": "a b"}},
+    "compilation-config": {"pass_config": {"fuse_norm_quant": False}},
+    "enable-prefix-caching": False,
+    "enable_chunked_prefill": False,
+    "disable-log-stats": False,  # has no --no- form
+    "enforce-eager": True,
+    "max-model-len": 256,
+    "ignore-patterns": [],
+    "allowed-media-domains": ["a.example", "b.example"],
+    "additional-config": {"other": {"x": [1, 2]}},
+}
+
+
+def fit(**parallel):
+    given = {"enable_batch_sharded_sampling": False, **parallel}
+    return SimpleNamespace(
+        speculative_config=None, num_speculative_tokens=0, parallel_config=SimpleNamespace(**given)
+    )
+
+
+def read(vllm, *flags, defaults=()):
+    return engine.parse(Settings(model="base", vllm=vllm), flags, defaults)
+
+
+@pytest.mark.parametrize("flag", UNFIT)
+def test_flags_whose_rows_are_not_requests_are_refused(flag):
+    with pytest.raises(TrimtabError, match=f"Leave {flag} out") as refused:
+        read({}, flag, *UNFIT[flag])
+    assert "\n" not in str(refused.value)
+    assert set(unfit.FLAGS.values()) == set(UNFIT)
+
+
+def test_the_same_in_yaml_and_offline():
+    given = {"method": "ngram", "num_speculative_tokens": 2}
+    with pytest.raises(TrimtabError, match="Leave --speculative-config out"):
+        read({"speculative_config": given})
+    with pytest.raises(TrimtabError, match="Leave --speculative-config out"):
+        Sampler("base", {"s": "scorer"}, speculative_config=given)
+
+
+def test_a_stock_engine_is_refused_by_the_processor():
+    for config, told in (
+        (fit(enable_batch_sharded_sampling=True), "Leave --enable-batch-sharded-sampling out"),
+        (fit(), "--speculative-config"),
+        (fit(), "diffusion"),
+    ):
+        if told == "--speculative-config":
+            config.speculative_config = object()
+        if told == "diffusion":
+            config.num_speculative_tokens = 256
+        with pytest.raises(TrimtabError, match=told) as refused:
+            GuidanceProcessor(config, "cpu", object())
+        assert "\n" not in str(refused.value)
+
+
+def test_a_fit_engine_passes():
+    unfit.check_config(fit())
+    unfit.check_options({**dict.fromkeys(unfit.FLAGS), "dtype": "float32"})
+
+
+def test_yaml_reaches_vllm_as_its_own_does(tmp_path):
+    file = tmp_path / "own.yaml"
+    file.write_text(yaml.safe_dump({name.replace("_", "-"): v for name, v in YAML.items()}))
+    parser = engine.make_arg_parser(FlexibleArgumentParser())
+    own = vars(parser.parse_args(["--config", str(file), "--model", "base"]))
+    ours = vars(read(YAML))
+    set_by_us = {
+        "config",
+        "logits_processors",
+        "worker_extension_cls",
+        "additional_config",
+        "max_logprobs",
+        "enable_request_id_headers",
+        "api_key",
+    }
+    assert {n: v for n, v in ours.items() if n not in set_by_us} == {
+        n: v for n, v in own.items() if n not in set_by_us
+    }
+    assert ours["served_model_name"] == ["one", "two"]
+    assert ours["hf_overrides"] == YAML["hf_overrides"]
+    assert ours["enable_prefix_caching"] is False
+    assert ours["additional_config"]["other"] == {"x": [1, 2]}
+
+
+def test_the_command_line_wins_over_yaml_and_yaml_over_defaults():
+    lengths = {"max-model-len": 256}
+    defaults = ["--max-model-len", "512", "--max-num-seqs", "64"]
+    args = read(lengths, "--max-num-seqs", "8", defaults=defaults)
+    assert (args.max_model_len, args.max_num_seqs) == (256, 8)
+    assert read(lengths, "--max-model-len", "128", defaults=defaults).max_model_len == 128
