@@ -56,7 +56,7 @@ def environment(**more: str) -> dict[str, str]:
         "VLLM_CPU_KVCACHE_SPACE": "1",
         "VLLM_NO_USAGE_STATS": "1",
         "PYTHONPATH": os.pathsep.join(
-            p for p in (str(HERE / "server"), clean.get("PYTHONPATH")) if p
+            p for p in (str(HERE / "server"), str(HERE), clean.get("PYTHONPATH")) if p
         ),
         **more,
     }
@@ -106,11 +106,13 @@ def _wait(server: Server, path: str) -> None:
 
 @pytest.fixture(scope="session")
 def server() -> Iterator[Server]:
-    """The demo, beside its scorers three that fail once a text has FAILS_AT tokens (faulty.py)."""
+    """The demo, beside its scorers three that fail once a text has FAILS_AT tokens (faulty.py),
+    and one that spells (scorecard/spelling.py)."""
     faulty = ["raises", "nan", "infinite"]
     command = ["trimtab_server.cli", "serve", "demo"]
     for name in faulty:
         command += ["--scorer", f"{name}=faulty:{name},family=function"]
+    command += ["--scorer", "spelling=scorecard.spelling:spelling,family=function"]
     for name in ("sentiment", "formality", "brevity"):
         command += ["--default-scorer", f"{name}=1"]
     with start(command, ready="/ready", TRIMTAB_API_KEY=KEY) as running:
