@@ -19,6 +19,7 @@ from trimtab_server import canary, errors
 from trimtab_server.auth import ApiKeys
 from trimtab_server.doubts import doubts
 from trimtab_server.guided import follow_engine
+from trimtab_server.http import Protocol
 from trimtab_server.limits import BodyLimit
 from trimtab_server.loading import Loading
 from trimtab_server.middleware import Guidance
@@ -96,13 +97,13 @@ async def serve(
         port=port,
         log_level=logging.getLogger().level,
         access_log=False,
+        http=Protocol,
         ssl_keyfile=args.ssl_keyfile,
         ssl_certfile=args.ssl_certfile,
         ssl_ca_certs=args.ssl_ca_certs,
         ssl_cert_reqs=args.ssl_cert_reqs,
         ssl_ciphers=args.ssl_ciphers,
         h11_max_incomplete_event_size=args.h11_max_incomplete_event_size,
-        h11_max_header_count=args.h11_max_header_count,
     )
     died = engine.errored and not asked.is_set()
     singing.cancel()

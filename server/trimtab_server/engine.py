@@ -17,6 +17,7 @@ from vllm.v1.engine.async_llm import AsyncLLM
 from trimtab.adapters import unfit
 from trimtab.adapters.engine import PROCESSOR, WORKER, chunked_prefill, logprobs_limit
 from trimtab_server.errors import StartError
+from trimtab_server.http import HEAD_BYTES
 from trimtab_server.settings import Settings
 
 try:  # vLLM 0.33 moved it
@@ -35,6 +36,7 @@ def parse(
         TrimtabError: guidance does not go with a flag.
     """
     parser = make_arg_parser(FlexibleArgumentParser(prog="trimtab serve MODEL"))
+    parser.set_defaults(h11_max_incomplete_event_size=HEAD_BYTES)
     given = [*defaults, *_flags(parser, settings.vllm), *flags]
     args = parser.parse_args(["--model", settings.model, *given])
     unfit.check_options(vars(args))

@@ -5,10 +5,12 @@ TrimtabError
 ├── Unauthorized          401  authentication_error
 ├── Forbidden             403  permission_error
 ├── UnknownModel          404  not_found_error
-├── SlowBody              408  timeout_error
+├── SlowRequest           408  timeout_error
 ├── ScorerInUse           409  conflict_error
 ├── BodyTooLarge          413  request_too_large
 ├── UnsupportedMediaType  415  invalid_request_error
+├── Busy                  429  rate_limit_error
+├── HeadersTooLarge       431  request_too_large
 ├── StartError            (the server does not start; the command prints it and exits)
 ├── UpstreamFailed        502  upstream_error
 ├── NotReady              503  service_unavailable_error
@@ -62,8 +64,8 @@ class UnknownModel(TrimtabError):
     type = "not_found_error"
 
 
-class SlowBody(TrimtabError):
-    """The request's body did not arrive in time."""
+class SlowRequest(TrimtabError):
+    """The request's headers or body did not arrive in time."""
 
     status = 408
     type = "timeout_error"
@@ -81,6 +83,20 @@ class UnsupportedMediaType(TrimtabError):
 
     status = 415
     type = "invalid_request_error"
+
+
+class Busy(TrimtabError):
+    """The server has as many requests as it takes at once; the next may be sent a little later."""
+
+    status = 429
+    type = "rate_limit_error"
+
+
+class HeadersTooLarge(TrimtabError):
+    """The request has more headers than this server reads, or larger ones."""
+
+    status = 431
+    type = "request_too_large"
 
 
 class StartError(TrimtabError):

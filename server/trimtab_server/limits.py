@@ -7,7 +7,7 @@ from typing import Any
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from trimtab.errors import TrimtabError
-from trimtab_server.errors import BodyTooLarge, InvalidRequest, SlowBody, response
+from trimtab_server.errors import BodyTooLarge, InvalidRequest, SlowRequest, response
 
 MAX_CHOICES = 8
 MAX_PROMPTS = 16
@@ -37,7 +37,7 @@ class BodyLimit:
             async with asyncio.timeout(self.seconds):
                 body = await self._read(receive)
         except TimeoutError:
-            error: TrimtabError = SlowBody(
+            error: TrimtabError = SlowRequest(
                 f"the request's body did not arrive within {self.seconds:g} seconds."
             )
         except TrimtabError as refused:

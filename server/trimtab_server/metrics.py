@@ -13,6 +13,7 @@ FAULTS = Counter("trimtab_scorer_faults", "Choices in which a scorer failed", ["
 STEPS = Counter("trimtab_steps", "Tokens generated under guidance")
 SCORED_STEPS = Counter("trimtab_scored_steps", "Tokens for which scorers were asked")
 SCORED_TOKENS = Counter("trimtab_scored_tokens", "Candidates that were scored")
+REFUSED = Counter("trimtab_refused_requests", "Requests refused unheard, by reason", ["reason"])
 KL = Histogram(
     "trimtab_kl_nats",
     "KL divergence of a guided choice from the base model, in nats",

@@ -27,6 +27,7 @@ from trimtab_server import errors
 from trimtab_server.auth import ApiKeys
 from trimtab_server.doubts import doubts
 from trimtab_server.errors import InvalidRequest, NotReady, StartError
+from trimtab_server.http import HEAD_BYTES, Protocol
 from trimtab_server.limits import BodyLimit
 from trimtab_server.settings import Settings
 from trimtab_server.state import listed
@@ -104,7 +105,14 @@ def serve(settings: Settings, listener: socket.socket) -> None:
 
 async def _run(app: FastAPI, settings: Settings, listener: socket.socket) -> None:
     level = settings.log_level
-    server = uvicorn.Server(uvicorn.Config(app, log_level=level, access_log=False))
+    config = uvicorn.Config(
+        app,
+        log_level=level,
+        access_log=False,
+        http=Protocol,
+        h11_max_incomplete_event_size=HEAD_BYTES,
+    )
+    server = uvicorn.Server(config)
     host, port = listener.getsockname()[:2]
     begin = asyncio.create_task(_begin(app.state.upstream, f"http://{host}:{port}"))
     await server.serve(sockets=[listener])
