@@ -1,11 +1,11 @@
-"""Strict JSON: what a request's body may hold.
+"""Strict JSON: what a request's body, or an upstream's answer, may hold.
 
-Python's reader is lenient; this one refuses what it lets through: NaN and Infinity, duplicate keys,
-lone surrogates, very long integers and very deep nesting.
+Python's reader takes time linear in the length, but is lenient; this one refuses what that lets
+through: NaN and Infinity, numbers beyond a float, duplicate keys, lone surrogates and deep nesting.
 """
 
 import json
-import re
+import math
 from typing import Any, NoReturn
 
 from starlette.requests import Request
@@ -15,9 +15,6 @@ from trimtab_server.errors import InvalidRequest, UnsupportedMediaType
 
 MAX_DEPTH = 64
 MAX_DIGITS = 300
-
-_STRING = re.compile(rb'"(?:[^"\\]|\\.)*"', re.DOTALL)
-_BRACKET = re.compile(rb"[\[\]{}]")
 
 
 def check_declared(scope: Scope) -> None:
@@ -44,14 +41,27 @@ def loads(body: bytes) -> dict[str, Any]:
     Raises:
         InvalidRequest: it is not one, or not strictly.
     """
-    _check_depth(body)
+    value = read(body)
+    if not isinstance(value, dict):
+        raise InvalidRequest('the body must be a JSON object, such as {"prompt": "Once"}.')
+    return value
+
+
+def read(body: bytes) -> Any:
+    """Read a JSON value.
+
+    Raises:
+        InvalidRequest: it is not one, or not strictly.
+    """
     try:
         value = json.loads(
             body.decode("utf-8"),
             object_pairs_hook=_object,
             parse_constant=_constant,
+            parse_float=_float,
             parse_int=_integer,
         )
+        _check_depth(value)
         if b"\\u" in body:
             # An escape may spell half of a surrogate pair, which is no text at all.
             json.dumps(value, ensure_ascii=False).encode("utf-8")
@@ -64,17 +74,27 @@ def loads(body: bytes) -> dict[str, Any]:
             f"the body is not valid JSON ({error.msg.lower()}, line {error.lineno}, "
             f"column {error.colno})."
         ) from None
-    if not isinstance(value, dict):
-        raise InvalidRequest('the body must be a JSON object, such as {"prompt": "Once"}.')
+    except RecursionError:
+        raise _too_deep() from None
     return value
 
 
-def _check_depth(body: bytes) -> None:
-    depth = 0
-    for bracket in _BRACKET.findall(_STRING.sub(b"", body)):
-        depth += 1 if bracket in b"[{" else -1
-        if depth > MAX_DEPTH:
-            raise InvalidRequest(f"the body is nested more than {MAX_DEPTH} levels deep.")
+def _check_depth(value: Any) -> None:
+    level: list[Any] = [[value]]
+    for _ in range(MAX_DEPTH + 1):
+        level = [
+            inner
+            for outer in level
+            for inner in (outer.values() if isinstance(outer, dict) else outer)
+            if isinstance(inner, dict | list)
+        ]
+        if not level:
+            return
+    raise _too_deep()
+
+
+def _too_deep() -> InvalidRequest:
+    return InvalidRequest(f"the body is nested more than {MAX_DEPTH} levels deep.")
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -92,3 +112,10 @@ def _integer(digits: str) -> int:
     if len(digits) > MAX_DIGITS:
         raise InvalidRequest(f"an integer in the body has more than {MAX_DIGITS} digits.")
     return int(digits)
+
+
+def _float(digits: str) -> float:
+    value = float(digits)
+    if math.isinf(value):
+        raise InvalidRequest("a number in the body is beyond what a 64-bit float can hold.")
+    return value
