@@ -5,6 +5,8 @@ import time
 
 import pytest
 
+pytestmark = pytest.mark.scorecard(letter="B")
+
 GOOD = {"prompt": "The room was", "temperature": 0, "max_tokens": 12, "beta": 2}
 SECONDS = 0.25
 MARK = "zebra-crossing"
@@ -49,6 +51,7 @@ FIELDS = {
     "scorers weight huge": {"scorers": {"sentiment": 1e30}},
     "unknown field": {MARK: 1},
 }
+OBJECTS = {"a list": [], "text": "strong", "a number": 5, "many texts": [MARK] * 100}
 REQUEST = {
     "two prompts": {"messages": [{"role": "user", "content": MARK}]},
     "prompt empty": {"prompt": ""},
@@ -85,8 +88,11 @@ RAW = {
     "lone surrogate": b'{"prompt": "\\ud800"}',
     "lone surrogate as a name": b'{"prompt": "x", "scorers": {"\\udc00": 1}}',
     "duplicate keys": b'{"prompt": "x", "beta": 1, "beta": 2}',
+    "scorers 10⁶": json.dumps(
+        {"prompt": "x", "scorers": {f"s{i}": 1 for i in range(10**6)}}
+    ).encode(),
     "duplicate scorers": b'{"prompt": "x", "scorers": {"sentiment": 1, "sentiment": 2}}',
-    "beta 1e999": b'{"prompt": "x", "beta": 1e999}',
+    "beta 1e999": b'{"prompt": "x", "beta": 1e999, "guidance": {"beta": 1e999}}',
     "depth 500": b'{"prompt": ' + b"[" * 500 + b"]" * 500 + b"}",
     "depth 10⁵": b'{"prompt": ' + b"[" * 100_000,
     "5,000 digits": b'{"prompt": "x", "k": ' + b"9" * 5000 + b"}",
@@ -108,27 +114,33 @@ def refused(server, body, path="/generate", kind="application/json"):
     return answer
 
 
+@pytest.fixture(scope="module")
+def before(server):
+    """A good answer, and the engine that gave it."""
+    return server.generate(**GOOD)["choices"][0], server.engine().pid
+
+
 @pytest.fixture
-def unchanged(server):
+def unchanged(server, before):
     """The next good request is as before, in the same engine."""
-    before, engine = server.generate(**GOOD)["choices"][0], server.engine().pid
     yield
-    after = server.generate(**GOOD)["choices"][0]
-    assert (after["text"], after["token_ids"]) == (before["text"], before["token_ids"])
+    after, (good, engine) = server.generate(**GOOD)["choices"][0], before
+    assert (after["text"], after["token_ids"]) == (good["text"], good["token_ids"])
     assert server.engine().pid == engine
 
 
 @pytest.mark.usefixtures("unchanged")
-def test_guidance_fields_of_generate(server):
-    for fields in FIELDS.values():
-        refused(server, json.dumps({**GOOD, **fields}).encode())
+@pytest.mark.parametrize("name", FIELDS)
+def test_guidance_fields_of_generate(server, name):
+    refused(server, json.dumps({**GOOD, **FIELDS[name]}).encode())
 
 
 @pytest.mark.usefixtures("unchanged")
-def test_guidance_object_of_the_chat_route(server):
+@pytest.mark.parametrize("name", [*FIELDS, *OBJECTS])
+def test_guidance_object_of_the_chat_route(server, name):
     chat = {"messages": [{"role": "user", "content": "hello"}], "max_tokens": 4}
-    for fields in (*FIELDS.values(), [], "strong", 5, [MARK] * 100):
-        refused(server, json.dumps({**chat, "guidance": fields}).encode(), "/v1/chat/completions")
+    guidance = (FIELDS | OBJECTS)[name]
+    refused(server, json.dumps({**chat, "guidance": guidance}).encode(), "/v1/chat/completions")
 
 
 @pytest.mark.usefixtures("unchanged")
@@ -139,23 +151,21 @@ def test_request_fields(server, name):
 
 
 @pytest.mark.usefixtures("unchanged")
+@pytest.mark.parametrize("name", RAW)
 @pytest.mark.parametrize("path", ["/generate", "/v1/completions"])
-def test_raw_bodies(server, path):
-    for name, body in RAW.items():
-        if path == "/generate" or "beta" not in name:
-            refused(server, body, path)
+def test_raw_bodies(server, path, name):
+    refused(server, RAW[name], path)
 
 
 @pytest.mark.usefixtures("unchanged")
-def test_caps_of_the_openai_routes(server):
+@pytest.mark.parametrize(
+    "fields",
+    [{"n": 9}, {"n": 10**9}, {"stop": ["a"] * 5}, {"prompt": ["x"] * 10_000}],
+    ids=["n 9", "n huge", "stop many", "prompts many"],
+)
+def test_caps_of_the_openai_routes(server, fields):
     base = {"prompt": "x", "max_tokens": 2, "guidance": {}}
-    for fields in (
-        {"n": 9},
-        {"n": 10**9},
-        {"stop": ["a"] * 5},
-        {"prompt": ["x"] * 10_000},
-    ):
-        refused(server, json.dumps({**base, **fields}).encode(), "/v1/completions")
+    refused(server, json.dumps({**base, **fields}).encode(), "/v1/completions")
 
 
 def test_media_type_and_size(server):
