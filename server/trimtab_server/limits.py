@@ -1,19 +1,12 @@
-"""Limits on what a request may bring: the size and time of its body, and the caps of its fields."""
+"""Limits on what a request may bring: the size and time of its body."""
 
 import asyncio
-from collections.abc import Mapping
-from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from trimtab.errors import TrimtabError
-from trimtab_server.errors import BodyTooLarge, InvalidRequest, SlowRequest, response
+from trimtab_server.errors import BodyTooLarge, SlowRequest, response
 
-MAX_CHOICES = 8
-MAX_PROMPTS = 16
-MAX_STOP = 4
-MAX_LOGPROBS = 20
-LOGPROBS = ("logprobs", "top_logprobs", "prompt_logprobs")
 BODY_SECONDS = 30.0
 
 
@@ -74,26 +67,3 @@ def replay(body: bytes, receive: Receive) -> Receive:
         return pending.pop() if pending else await receive()
 
     return receive_again
-
-
-def check_caps(fields: Mapping[str, Any]) -> None:
-    """Refuse a generation request that asks for too much at once.
-
-    Raises:
-        InvalidRequest: naming the field and its cap.
-    """
-    sizes = {
-        "n": (fields.get("n"), MAX_CHOICES),
-        "stop": (fields.get("stop"), MAX_STOP),
-        "prompt": (fields.get("prompt"), MAX_PROMPTS),
-        # vLLM's own limit is wider, for the candidates of a tree search.
-        **{name: (fields.get(name), MAX_LOGPROBS) for name in LOGPROBS},
-    }
-    for name, (value, cap) in sizes.items():
-        if isinstance(value, list):
-            # A flat list of integers is one prompt, given as token ids.
-            size = 1 if name == "prompt" and value and isinstance(value[0], int) else len(value)
-        else:
-            size = value if isinstance(value, int) else 0
-        if size > cap:
-            raise InvalidRequest(f"{name} is over this server's limit of {cap}.", param=name)

@@ -18,9 +18,10 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from trimtab.errors import InvalidGuidance, TrimtabError
 from trimtab.params import CARRIED, PREFIX, GuidanceParams
 from trimtab_server import strict_json
+from trimtab_server.caps import check_caps
 from trimtab_server.errors import response
 from trimtab_server.guided import Exchange, begin, using_versions
-from trimtab_server.limits import check_caps, replay
+from trimtab_server.limits import replay
 from trimtab_server.state import Version
 
 ROUTES = frozenset(

@@ -7,8 +7,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from trimtab.params import FIELDS, GuidanceParams, Number
 from trimtab.search import SearchParams
+from trimtab_server.caps import MAX_CHOICES, MAX_LOGPROBS, MAX_STOP, MAX_STOP_IDS
 from trimtab_server.errors import InvalidRequest, invalid
-from trimtab_server.limits import MAX_CHOICES, MAX_LOGPROBS, MAX_STOP
 
 MAX_TOKENS = 1_000_000
 SEARCHED = {
@@ -59,7 +59,7 @@ class GenerateRequest(BaseModel):
         ]
         | None
     ) = None
-    stop_token_ids: Annotated[list[TokenId], Field(max_length=64)] | None = None
+    stop_token_ids: Annotated[list[TokenId], Field(max_length=MAX_STOP_IDS)] | None = None
     ignore_eos: bool = False
     presence_penalty: Number = Field(0.0, ge=-2, le=2)
     frequency_penalty: Number = Field(0.0, ge=-2, le=2)

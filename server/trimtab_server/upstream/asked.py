@@ -8,8 +8,8 @@ from pydantic import ValidationError
 
 from trimtab.errors import InvalidGuidance
 from trimtab.params import FIELDS, GuidanceParams
+from trimtab_server.caps import check_caps
 from trimtab_server.errors import InvalidRequest, UnknownModel, invalid
-from trimtab_server.limits import check_caps
 from trimtab_server.protocol import GenerateRequest
 from trimtab_server.protocol import parse as parse_generate
 from trimtab_server.upstream.naming import Naming, Prompt
@@ -71,6 +71,7 @@ def generate(fields: Mapping[str, Any], state: State) -> Asked:
 
 def completion(fields: Mapping[str, Any], state: State) -> Asked:
     """The body of POST /v1/completions."""
+    check_caps(fields)
     prompts = fields.get("prompt")
     if not isinstance(prompts, list) or (prompts and isinstance(prompts[0], int)):
         prompts = [prompts]
@@ -90,9 +91,10 @@ def completion(fields: Mapping[str, Any], state: State) -> Asked:
 
 def chat(fields: Mapping[str, Any], state: State) -> Asked:
     """The body of POST /v1/chat/completions."""
+    check_caps(fields)
     rest = _present(fields)
     most = rest.pop("max_completion_tokens", None)
-    rest = {"max_tokens": most or CHAT_TOKENS, **rest}
+    rest = {"max_tokens": CHAT_TOKENS, **rest, **({} if most is None else {"max_tokens": most})}
     if isinstance(rest.get("messages"), list):
         rest["messages"] = [_turn(message) for message in rest["messages"]]
     request = _request(rest)
@@ -106,7 +108,6 @@ def _asked(
     request: GenerateRequest,
     made: Callable[[Naming], list[Prompt]],
 ) -> Asked:
-    check_caps(fields)
     if fields.get("model") not in (None, state.model):
         raise UnknownModel(
             f"there is no model of that name here, only {state.model}.", param="model"
@@ -126,6 +127,7 @@ def _present(fields: Mapping[str, Any]) -> dict[str, Any]:
     """Fields that say something, without those that only have a say elsewhere."""
     for name, neutral in NEUTRAL.items():
         _refuse(name, fields.get(name) not in (None, neutral))
+    _refuse("logprobs", fields.get("logprobs") == 0 and fields["logprobs"] is not False)
     apart = {"guidance", *IGNORED, *NEUTRAL}
     rest = {k: v for k, v in fields.items() if k not in apart and v is not None}
     known = {*OPENAI, "prompt", "messages", "max_completion_tokens"}

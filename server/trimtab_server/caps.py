@@ -1,0 +1,135 @@
+"""The caps of a generation request, and the one reading of its numbers, on every route.
+
+vLLM takes `"n": "100"`, `100.0` and `true` for integers. What is not of its JSON type is refused
+here, so that what the caps count is what vLLM counts.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from trimtab_server.errors import InvalidRequest
+
+MAX_CHOICES = 8
+MAX_PROMPTS = 16
+MAX_STOP = 4
+MAX_LOGPROBS = 20
+MAX_STOP_IDS = 64
+MAX_BIASES = 300
+
+COUNTS = {
+    "n": MAX_CHOICES,
+    "best_of": MAX_CHOICES,
+    # vLLM's own limit is wider, for the candidates of a tree search; -1 means the whole vocabulary.
+    "logprobs": MAX_LOGPROBS,
+    "top_logprobs": MAX_LOGPROBS,
+    "prompt_logprobs": MAX_LOGPROBS,
+}
+INTEGERS = (
+    *COUNTS,
+    "max_tokens",
+    "max_completion_tokens",
+    "max_output_tokens",
+    "max_tool_calls",
+    "min_tokens",
+    "seed",
+    "top_k",
+    "truncate_prompt_tokens",
+    "thinking_token_budget",
+    "stream_interval",
+    "priority",
+)
+NUMBERS = (
+    "temperature",
+    "top_p",
+    "min_p",
+    "presence_penalty",
+    "frequency_penalty",
+    "repetition_penalty",
+    "length_penalty",
+)
+SWITCHES = ("stream", "echo", "ignore_eos", "use_beam_search", "background")
+TEXTS = {"stop": MAX_STOP, "stop_sequences": MAX_STOP, "bad_words": MAX_BIASES}
+IDS = {"stop_token_ids": MAX_STOP_IDS, "allowed_token_ids": None, "logprob_token_ids": None}
+
+
+def check_caps(fields: Mapping[str, Any]) -> None:
+    """Refuse a generation request that asks for too much at once, or not in JSON's own types.
+
+    Null is as if absent; what else a field may hold is left to the route.
+
+    Raises:
+        InvalidRequest: naming the field, and its type or its cap.
+    """
+    for name in INTEGERS:
+        # The chat routes have a switch of this name, completions a count.
+        switch = name == "logprobs" and isinstance(fields.get(name), bool)
+        _check(fields, name, _integer(fields.get(name)) or switch, "an integer")
+    for name in NUMBERS:
+        value = fields.get(name)
+        _check(fields, name, _integer(value) or isinstance(value, float), "a number")
+    for name in SWITCHES:
+        _check(fields, name, isinstance(fields.get(name), bool), "true or false")
+    for name, cap in COUNTS.items():
+        value = fields.get(name)
+        if value is not None and value < 0:
+            raise InvalidRequest(f"{name} must not be below 0.", param=name)
+        _cap(name, value or 0, cap)
+    for name, cap in TEXTS.items():
+        _check_list(fields, name, cap, str, "text, or a list of texts")
+    for name, most in IDS.items():
+        _check_list(fields, name, most, int, "a list of token ids")
+    _check_biases(fields)
+    _cap("prompt", _prompts(fields.get("prompt")), MAX_PROMPTS)
+    _cap("messages", _conversations(fields.get("messages")), MAX_PROMPTS)
+
+
+def _integer(value: Any) -> bool:
+    return type(value) is int  # a boolean is an int too
+
+
+def _check(fields: Mapping[str, Any], name: str, well: bool, expected: str) -> None:
+    if not well and fields.get(name) is not None:
+        raise InvalidRequest(f"{name} must be {expected}.", param=name)
+
+
+def _cap(name: str, size: int, cap: int | None) -> None:
+    if cap is not None and size > cap:
+        raise InvalidRequest(f"{name} is over this server's limit of {cap}.", param=name)
+
+
+def _check_list(
+    fields: Mapping[str, Any], name: str, cap: int | None, kind: type, expected: str
+) -> None:
+    value = fields.get(name)
+    if isinstance(value, list):
+        _cap(name, len(value), cap)
+        _check(fields, name, all(type(entry) is kind for entry in value), expected)
+    else:
+        _check(fields, name, kind is str and isinstance(value, str), expected)
+
+
+def _check_biases(fields: Mapping[str, Any]) -> None:
+    biases = fields.get("logit_bias")
+    well = isinstance(biases, dict) and all(type(b) in (int, float) for b in biases.values())
+    _check(fields, "logit_bias", well, "an object of numbers by token id")
+    _cap("logit_bias", len(biases or ()), MAX_BIASES)
+
+
+def _prompts(prompt: Any) -> int:
+    """How many prompts they are: a flat list of integers is one, given as token ids."""
+    if not isinstance(prompt, list) or all(map(_integer, prompt)):
+        return 1
+    if len(prompt) > MAX_PROMPTS:
+        return len(prompt)
+    for entry in prompt:
+        if not isinstance(entry, str) and not (
+            isinstance(entry, list) and all(map(_integer, entry))
+        ):
+            raise InvalidRequest("prompt must be text, token ids, or a list of one of these.")
+    return len(prompt)
+
+
+def _conversations(messages: Any) -> int:
+    """How many conversations they are, on the route that takes several at once."""
+    several = isinstance(messages, list) and any(isinstance(entry, list) for entry in messages)
+    return len(messages) if several else 1
