@@ -3,20 +3,23 @@
 A call is tried again after 408, 409, 425, 429, any 5xx, a fault of the connection, a timeout, and
 an answer that cannot be used; not after another 4xx, which would only be refused again. No message
 holds what the upstream said, nor its key.
+
+An answer is read up to a number of bytes, unpacked ones too, and within the time of its call.
 """
 
 import asyncio
-import json
 import logging
 import random
-from collections.abc import Callable, Mapping
+import zlib
+from collections.abc import AsyncIterable, Callable, Mapping
 from typing import Any, TypeVar
 
 import httpx
 from prometheus_client import Counter
 
 from trimtab.errors import TrimtabError
-from trimtab_server.errors import UpstreamFailed, UpstreamTimeout
+from trimtab_server import strict_json
+from trimtab_server.errors import InvalidRequest, UpstreamFailed, UpstreamTimeout
 from trimtab_server.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -25,6 +28,10 @@ CALLS = Counter("trimtab_upstream_calls", "Calls to the upstream, by outcome", [
 AGAIN = frozenset({408, 409, 425, 429})
 FIRST_WAIT = 0.25
 LONGEST_WAIT = 30.0
+ANSWER_BYTES = 2**20
+"""What an answer may have beside its alternatives."""
+ALTERNATIVE_BYTES = 2**10
+GZIP = zlib.MAX_WBITS + 16
 T = TypeVar("T")
 
 
@@ -48,13 +55,17 @@ class Client:
     def __init__(self, settings: Settings, transport: httpx.AsyncBaseTransport | None = None):
         key = settings.upstream_key
         most = settings.upstream_concurrency
+        headers = {"Accept-Encoding": "gzip"}
+        if key:
+            headers["Authorization"] = f"Bearer {key.get_secret_value()}"
         self.http = httpx.AsyncClient(
             base_url=str(settings.upstream).rstrip("/") + "/",
-            headers={"Authorization": f"Bearer {key.get_secret_value()}"} if key else None,
+            headers=headers,
             timeout=None,  # one bound on the whole call, below
             limits=httpx.Limits(max_connections=most, max_keepalive_connections=most),
             transport=transport,
         )
+        self.alternatives = (settings.upstream_top + 1) * ALTERNATIVE_BYTES  # bytes of a token
         self.slots = asyncio.Semaphore(most)
         self.seconds = settings.upstream_timeout
         self.tries = settings.upstream_retries + 1
@@ -92,29 +103,59 @@ class Client:
         raise failure.error
 
     async def _post(self, path: str, body: Mapping[str, Any]) -> Any:
+        most = ANSWER_BYTES + body["max_tokens"] * self.alternatives
         try:
-            async with asyncio.timeout(self.seconds):
-                answer = await self.http.post(path, json=body)
+            async with (
+                asyncio.timeout(self.seconds),
+                self.http.stream("POST", path, json=body) as answer,
+            ):
+                _check_status(answer)
+                content = await _content(answer, most)
         except (TimeoutError, httpx.TimeoutException):
             told = f"the upstream did not answer within {self.seconds:g} seconds."
             raise _Retry(UpstreamTimeout(told), "timeout") from None
         except (httpx.TransportError, httpx.DecodingError):
             told = "the upstream cannot be reached, or its connection broke."
             raise _Retry(UpstreamFailed(told), "connection") from None
-        status = answer.status_code
-        if status != 200:
-            error = UpstreamFailed(f"the upstream answered with HTTP status {status}.")
-            again = status in AGAIN or status >= 500
-            outcome = "limited" if status == 429 else "failed" if again else "refused"
-            raise _Retry(error, outcome, _asked_wait(answer.headers))
         try:
-            return json.loads(answer.content)
-        except (ValueError, RecursionError):
+            return strict_json.read(content)
+        except InvalidRequest:
             raise Unusable("it is not JSON") from None
 
     async def close(self) -> None:
         """Close the connections."""
         await self.http.aclose()
+
+
+def _check_status(answer: httpx.Response) -> None:
+    status = answer.status_code
+    if status != 200:
+        error = UpstreamFailed(f"the upstream answered with HTTP status {status}.")
+        again = status in AGAIN or status >= 500
+        outcome = "limited" if status == 429 else "failed" if again else "refused"
+        raise _Retry(error, outcome, _asked_wait(answer.headers))
+
+
+async def _content(answer: httpx.Response, most: int) -> bytes:
+    """The answer's bytes, unpacked; httpx would unpack however much there is."""
+    assert isinstance(answer.stream, AsyncIterable)
+    content = bytearray()
+    async for chunk in answer.stream:
+        content += chunk
+        if len(content) > most:
+            raise Unusable(f"it has more than {most} bytes")
+    packed = answer.headers.get("content-encoding", "identity").strip().lower()
+    if packed == "identity":
+        return bytes(content)
+    if packed != "gzip":
+        raise Unusable("it is packed in a way that was not accepted")
+    try:
+        whole = zlib.decompressobj(GZIP).decompress(content, most + 1)
+    except zlib.error:
+        raise Unusable("it cannot be unpacked") from None
+    if len(whole) > most:
+        raise Unusable(f"it has more than {most} bytes")
+    return whole
 
 
 def _asked_wait(headers: Mapping[str, str]) -> float:

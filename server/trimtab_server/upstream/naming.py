@@ -154,7 +154,7 @@ def _read(data: Any, positions: Callable[[Mapping[str, Any]], Iterable[Position]
         choice = data["choices"][0]
         answer = Answer(list(positions(choice)))
         ended = choice["finish_reason"] not in (None, "length")
-    except (AttributeError, IndexError, KeyError, TypeError, ValueError):
+    except (AttributeError, IndexError, KeyError, OverflowError, TypeError, ValueError):
         raise Unusable("it has no log-probabilities in OpenAI's shape") from None
     if not answer.positions and not ended:
         raise Unusable("it has no token, and does not say that the answer ended")

@@ -25,6 +25,9 @@ from trimtab_server.upstream.naming import (
 
 PROMPTS = 2**40
 """Numbers of prompts begin here, far above those of tokens."""
+MAX_PIECES = 2**20
+"""Far more than a vocabulary has: an upstream that names ever more is not followed."""
+MAX_PIECE_BYTES = 1024
 UNKNOWN = "\ufffd".encode()
 """What a server writes for bytes that are no text, and does not tell."""
 _ESCAPED = re.compile(r"bytes:((?:\\x[0-9a-f]{2})+)")
@@ -136,14 +139,15 @@ class ByText:
     def _name(self, token: str, told: Any) -> int:
         escaped = _ESCAPED.fullmatch(token)
         if told is not None:
-            piece = bytes(told)
+            piece = bytes(list(told))  # of a number, bytes() would make as many zeros
         elif escaped:  # how OpenAI's completions show half a character
             piece = bytes.fromhex(escaped[1].replace("\\x", ""))
         else:
             piece = token.encode()
         if piece in self.pieces.numbers:
             return self.pieces.numbers[piece]
-        return NONE if not piece or UNKNOWN in piece else self.pieces.number(piece)
+        full = len(self.pieces.tokens) >= MAX_PIECES or len(piece) > MAX_PIECE_BYTES
+        return NONE if not piece or UNKNOWN in piece or full else self.pieces.number(piece)
 
     def text(self, prompt: Prompt, output: Sequence[int]) -> str:
         """See Naming.text."""
