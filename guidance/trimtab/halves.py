@@ -19,6 +19,7 @@ from trimtab.rollout import Drawn, Group, Record, answer_of, run
 from trimtab_models import rewards
 from trimtab_models.data import formats, sources
 from trimtab_models.data.faults import Fault, convert
+from trimtab_models.data.fields import of_prompt
 
 if TYPE_CHECKING:  # it imports vLLM, which takes seconds
     from trimtab.offline import Sampler
@@ -94,7 +95,11 @@ def complete(
     def answer(group: Group, one: Completion) -> Record:
         source = cuts[group.index].source
         ids = [*source["completion_token_ids"][: group.done], *one.token_ids]
-        return {**source, "completion": answer_of(sampler, source["prompt"], ids)}
+        return {
+            **of_prompt(source),
+            "completion": answer_of(sampler, source["prompt"], ids),
+            "completion_token_ids": ids,
+        }
 
     def finish(drawn: Drawn) -> list[Record]:
         answers = [answer(group, one) for group, completions in drawn for one in completions]
@@ -110,9 +115,8 @@ def complete(
 def _measured(sampler: "Sampler", index: int, half: Half, returns: list[float]) -> Record:
     ids = half.source["completion_token_ids"][: half.kept]
     return {
+        **of_prompt(half.source),
         "index": index,
-        "prompt": half.source["prompt"],
-        "prompt_token_ids": half.source["prompt_token_ids"],
         "prefix": sampler.tokenizer.decode(ids, skip_special_tokens=True),
         "prefix_token_ids": ids,
         "fraction": half.fraction,

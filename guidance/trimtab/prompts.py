@@ -12,6 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from trimtab.errors import TrimtabError
+from trimtab_models.data.fields import of_prompt
+
+OURS = ("prompt", "prompt_token_ids")
 
 
 @dataclass(frozen=True)
@@ -63,7 +66,9 @@ def _record(line: str, tokenizer: Any) -> Prompt:
         raise ValueError('expected a JSON object with a "prompt", text or messages.')
     given = record.get("prompt_token_ids")
     ids = _ids(content, tokenizer) if given is None else list(given)
-    fields = {name: value for name, value in record.items() if not name.startswith("prompt")}
+    fields = {name: value for name, value in of_prompt(record).items() if name not in OURS}
+    if "label" in record:
+        fields["label"] = record["label"]
     return Prompt(content, ids, fields)
 
 

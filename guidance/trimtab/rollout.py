@@ -73,8 +73,10 @@ def roll_out(
 
     def record(group: Group, one: Completion) -> Record:
         prompt = prompts[group.index]
+        # A "label" is the prompt's own, for the reward to read; alone it would be the answer's.
+        unread = () if reward else ("label",)
         return {
-            **prompt.fields,
+            **{name: value for name, value in prompt.fields.items() if name not in unread},
             "index": group.index,
             "sample": group.samples[0],
             "prompt": prompt.content,

@@ -15,7 +15,8 @@ class Rollout(NamedTuple):
     """A prompt, a completion (its EOS included, if it came to one), and its reward or label.
 
     `strength` is c if soft values guided it, so that it comes from π0·exp(c·R)/Z; 0: from the base.
-    `log_ratios` are log π/π0 of each of its tokens under that guidance, if they are known.
+    `log_ratios` are log π/π0 of each of its tokens under that guidance, if they are known, and
+    `rest` is their sum over the tokens that were cut off its end.
     """
 
     prompt: list[int]
@@ -23,6 +24,7 @@ class Rollout(NamedTuple):
     label: float
     strength: float = 0.0
     log_ratios: Sequence[float] = ()
+    rest: float = 0.0
 
 
 class Pair(NamedTuple):
@@ -49,6 +51,7 @@ class Rows(NamedTuple):
     strengths: [rows] float32, each completion's strength of guidance.
     log_ratios: [rows, steps] float32, log π/π0 of each token of a guided completion; NaN in rows
     where they are not known, 0 for the base's own and past an end.
+    rests: [rows] float32, the sum of log π/π0 over the tokens that were cut off each completion.
     groups: [rows] int64, which item of the batch a row belongs to; rows of one item stand best
     first (both sides of a pair, the K completions of a ranking).
     """
@@ -60,6 +63,7 @@ class Rows(NamedTuple):
     labels: Tensor
     strengths: Tensor
     log_ratios: Tensor
+    rests: Tensor
     groups: Tensor
 
     def gather(self, values: Tensor) -> Tensor:
@@ -131,6 +135,7 @@ def pad(rollouts: Sequence[Rollout], pad_id: int, groups: Sequence[int] | None =
         torch.tensor([rollout.label for rollout in rollouts], dtype=torch.float32),
         torch.tensor([rollout.strength for rollout in rollouts], dtype=torch.float32),
         torch.tensor([_ratios(rollout, steps) for rollout in rollouts], dtype=torch.float32),
+        torch.tensor([rollout.rest for rollout in rollouts], dtype=torch.float32),
         torch.tensor(range(len(rollouts)) if groups is None else groups),
     )
 

@@ -8,12 +8,14 @@ from collections import Counter
 from itertools import pairwise
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trimtab_models import data
 from trimtab_models.data import Record
-from trimtab_models.rows import Pair, Ranked, Rollout
+from trimtab_models.objectives.distribution import importance
+from trimtab_models.rows import Pair, Ranked, Rollout, pad
 
 
 def _records(rewards: dict[str, list[float]]) -> list[Record]:
@@ -210,3 +212,43 @@ def test_cut_rows_fit_and_are_cut_no_more_than_they_must(
     assert len(item.prompt) == min(len(prompt), max(limit // 2, limit - longest))
     for side, cut in zip(completions, item.completions, strict=True):
         assert cut == side[: limit - len(item.prompt)]
+
+
+def test_a_cut_answer_is_weighed_as_the_whole_one() -> None:
+    """Its guidance stays known: what was cut off counts in the importance of what is left."""
+    guided = Rollout([1, 2, 3], [4, 5, 6, 7, 8], 0.5, 2.0, (0.5, -0.25, 1.0, 0.75, -0.5))
+    (cut,) = data.shorten([guided], 5)
+    assert cut == Rollout([2, 3], [4, 5, 6], 0.5, 2.0, (0.5, -0.25, 1.0), 0.25)
+    (again,) = data.shorten([cut], 4)
+    assert again == Rollout([2, 3], [4, 5], 0.5, 2.0, (0.5, -0.25), 1.25)
+    tilt = 2.0 * torch.linspace(-1, 1, 3).view(1, 1, 3)
+    log_p = torch.randn(5, 3, generator=torch.Generator().manual_seed(0)).log_softmax(-1)
+    whole = importance(log_p[None], tilt, pad([guided], 0))
+    assert importance(log_p[None, :3], tilt, pad([cut], 0)).equal(whole[:, :3])
+    forgotten = importance(log_p[None, :3], tilt, pad([cut._replace(rest=0.0)], 0))
+    assert not forgotten.allclose(whole[:, :3]), "the control"
+
+
+def test_rollouts_of_unlike_prompts_are_not_compared() -> None:
+    """The same words with other tools, or other ids, are another prompt."""
+    tools = [{"type": "function", "function": {"name": "price"}}]
+    records = _records({"a": [0.0, 1.0]})
+    assert len(data.preferences(records, 9, 0)) == 1
+    for other in ({"tools": tools}, {"prompt_token_ids": [2]}):
+        apart = [records[0], {**records[1], **other}]
+        assert data.preferences(apart, 9, 0) == []
+    (made,) = data.preferences([{**r, "tools": tools, "source": "x"} for r in records], 9, 0)
+    assert made["tools"] == tools
+    assert made["source"] == "x"
+
+
+def test_ties_are_counted_once(caplog: pytest.LogCaptureFixture) -> None:
+    records = _records({"a": [0.0, 1.0, 1.0, 1.0], "b": [2.0, 2.0]})
+    data.preferences(records, 9, 0)
+    assert caplog.messages == [
+        "of 7 pairs of rollouts 4 have equal rewards and are left out.",
+    ]
+    caplog.clear()
+    data.rankings(records, 2, 0)
+    (said,) = caplog.messages
+    assert said.startswith("1 rankings of 2 rollouts are made; 4 rollouts are left out")

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 import math
 import random
 from collections import defaultdict
@@ -9,7 +10,10 @@ from collections.abc import Hashable, Iterable, Sequence
 from typing import Any
 
 from trimtab_models.data.faults import Item, Record, convert, field, numbered
+from trimtab_models.data.fields import PROMPT, SIDES, of_prompt
 from trimtab_models.data.formats import reward
+
+log = logging.getLogger(__name__)
 
 
 def preferences(
@@ -24,19 +28,23 @@ def preferences(
     Raises:
         ValueError: records without a prompt or a reward, each named by its number.
     """
+    groups = _by_prompt(records)
     unequal = [
         (high - low, better, worse)
-        for group in _by_prompt(records)
+        for group in groups
         for high, better in group
         for low, worse in group
         if high > low
     ]
+    pairs = sum(len(group) * (len(group) - 1) // 2 for group in groups)
+    if ties := pairs - len(unequal):
+        log.warning("of %d pairs of rollouts %d have equal rewards and are left out.", pairs, ties)
     draw = random.Random(seed)
     made = []
     for margin, better, worse in draw.sample(unequal, min(n, len(unequal))):
         odds = math.exp(-sharpness * margin)
         chosen, rejected = (better, worse) if draw.random() * (1 + odds) < 1 else (worse, better)
-        record = _prompt(better)
+        record = _begun(better, worse)
         for side, rollout in (("chosen", chosen), ("rejected", rejected)):
             for suffix in ("", "_token_ids"):
                 if f"completion{suffix}" in rollout:
@@ -58,7 +66,8 @@ def rankings(records: Iterable[Record], k: int, seed: int) -> list[Record]:
         raise ValueError(f"a ranking needs two completions or more, not {k}.")
     draw = random.Random(seed)
     made = []
-    for group in _by_prompt(records):
+    groups = _by_prompt(records)
+    for group in groups:
         ties: dict[float, list[Record]] = defaultdict(list)
         for value, rollout in draw.sample(group, len(group)):
             ties[value].append(rollout)
@@ -70,11 +79,23 @@ def rankings(records: Iterable[Record], k: int, seed: int) -> list[Record]:
             ties = {value: tied for value, tied in ties.items() if tied}
     if not made:
         raise ValueError(f"no prompt has {k} rollouts of different rewards; roll out more of each.")
+    if left := sum(map(len, groups)) - k * len(made):
+        log.warning(
+            "%d rankings of %d rollouts are made; %d rollouts are left out, as ties or in excess.",
+            len(made),
+            k,
+            left,
+        )
     return draw.sample(made, len(made))
 
 
+def _begun(*rollouts: Record) -> Record:
+    """The record of several rollouts of one prompt, their completions still to be put in."""
+    return {name: value for name, value in of_prompt(*rollouts).items() if name not in SIDES}
+
+
 def _ranking(rollouts: Sequence[Record]) -> Record:
-    record = _prompt(rollouts[0])
+    record = _begun(*rollouts)
     for suffix in ("", "_token_ids"):
         if all(f"completion{suffix}" in rollout for rollout in rollouts):
             record[f"completions{suffix}"] = [r[f"completion{suffix}"] for r in rollouts]
@@ -120,13 +141,10 @@ def _by_prompt(records: Iterable[Record]) -> list[list[tuple[float, Record]]]:
 
     def keyed(record: Record) -> tuple[Hashable, float, Record]:
         field(record, "prompt")
-        return _key(record), reward(record), record
+        key = json.dumps([record.get(name) for name in PROMPT], sort_keys=True)
+        return key, reward(record), record
 
     groups: dict[Hashable, list[tuple[float, Record]]] = defaultdict(list)
     for key, value, record in convert(numbered(records), keyed, "grouping by prompt"):
         groups[key].append((value, record))
     return list(groups.values())
-
-
-def _prompt(record: Record) -> Record:
-    return {name: record[name] for name in ("prompt", "prompt_token_ids") if name in record}

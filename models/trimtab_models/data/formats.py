@@ -52,28 +52,36 @@ def strength(record: Record) -> float:
         Fault: it is no finite number.
     """
     value = record.get("strength", 0.0)
-    if not isinstance(value, int | float) or not abs(value) <= FLOAT32:
+    if not _finite(value):
         raise Fault("'strength' is not a finite number")
     return float(value)
 
 
-def log_ratios(record: Record, tokens: int) -> tuple[float, ...]:
-    """log π/π0 of each token of a guided rollout; empty if it says nothing.
+def log_ratios(record: Record, completion: list[int]) -> tuple[float, ...]:
+    """log π/π0 of each token of a guided rollout's completion; empty if it says nothing.
+
+    Those of what followed the completion's EOS are left off, as the tokens are.
 
     Raises:
-        Fault: they are not a finite number for each token.
+        Fault: they are not a finite number for each token of the record.
     """
     value = record.get("log_ratios", [])
+    tokens = len(record.get("completion_token_ids", completion))
     if not isinstance(value, list) or len(value) not in (0, tokens):
         raise Fault(f"'log_ratios' is not a list of {tokens} numbers, one for each token")
-    if not all(isinstance(one, int | float) and abs(one) <= FLOAT32 for one in value):
+    if not all(map(_finite, value)):
         raise Fault("'log_ratios' holds what is no finite number")
-    return tuple(map(float, value))
+    return tuple(map(float, value[: len(completion)]))
+
+
+def _finite(value: object) -> bool:
+    """Whether it is a number that float32 holds."""
+    return isinstance(value, int | float) and type(value) is not bool and abs(value) <= FLOAT32
 
 
 def _rollout(record: Record, encoder: Encoder) -> Rollout:
     completion = encoder.completion(record, "completion")
-    ratios = log_ratios(record, len(completion))
+    ratios = log_ratios(record, completion)
     return Rollout(encoder.prompt(record), completion, reward(record), strength(record), ratios)
 
 

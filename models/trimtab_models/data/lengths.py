@@ -2,7 +2,8 @@
 
 Of max_length tokens the completion comes first, for it is what is scored: a prompt is cut on the
 left, where its oldest words are, but never below half of max_length. Only what still does not fit
-is cut off the completion's right end, its EOS with it; its label stays, the return of the whole.
+is cut off the completion's right end, its EOS with it. Its label stays, the return of the whole,
+and so does the strength it was guided with; the log-ratios of the cut tokens become one sum.
 """
 
 import logging
@@ -65,5 +66,8 @@ def _sides(item: Rollout | Pair | Ranked) -> list[list[int]]:
 
 def _with(item: Item, prompt: list[int], sides: list[list[int]]) -> Item:
     if isinstance(item, Rollout):
-        return Rollout(prompt, sides[0], item.label)
+        kept, lost = item.log_ratios[: len(sides[0])], item.log_ratios[len(sides[0]) :]
+        return item._replace(
+            prompt=prompt, completion=sides[0], log_ratios=kept, rest=item.rest + sum(lost)
+        )
     return Pair(prompt, *sides) if isinstance(item, Pair) else Ranked(prompt, sides)

@@ -7,6 +7,7 @@ interrupted, at the same number of threads.
 
 import json
 import shutil
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from trimtab_models import checkpoint, demo, rewards
 from trimtab_models.data import Record
 from trimtab_models.data.encoding import Encoder
 from trimtab_models.data.faults import convert
+from trimtab_models.data.fields import of_prompt
 from trimtab_models.data.sources import rows as rows_of
 from trimtab_models.grounded.guidance import Judge, TokenRewards
 from trimtab_models.grounded.settings import GroundedConfig
@@ -97,10 +99,11 @@ def _examples(
 
 def _judge(spec: str, tokenizer: Any, records: Sequence[Record]) -> Judge:
     reward = rewards.load(spec)
-    by_prompt: dict[tuple[int, ...], Record] = {}
+    of_one: dict[tuple[int, ...], list[Record]] = defaultdict(list)
     encoder = Encoder(tokenizer)
     for record in records:
-        by_prompt.setdefault(tuple(encoder.prompt(record)), record)
+        of_one[tuple(encoder.prompt(record))].append(record)
+    by_prompt = {prompt: of_prompt(*found) for prompt, found in of_one.items()}
 
     def judge(generations: Sequence[Rollout]) -> list[float]:
         texts = tokenizer.batch_decode(

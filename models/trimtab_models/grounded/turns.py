@@ -99,8 +99,9 @@ class Turns:
             pad_id=self.pad_id,
             most=self.config.max_new_tokens,
         )
+        # The label and the guidance of an example's own answer are not those of a generation.
         return [
-            example._replace(completion=ids)
+            Rollout(example.prompt, ids, 0.0)
             for example, ids in zip(examples, completions, strict=True)
         ]
 

@@ -55,7 +55,7 @@ def importance(log_p: Tensor, tilt: Tensor, rows: Rows) -> Tensor:
 
     log_p: [rows, steps, bins] of the base's returns. tilt: [rows, 1, bins] c·R_b.
     """
-    rest = rows.log_ratios.sum(1, keepdim=True) - rows.log_ratios.cumsum(1)
+    rest = rows.log_ratios.sum(1, keepdim=True) - rows.log_ratios.cumsum(1) + rows.rests[:, None]
     log_u = (rows.strengths * rows.labels)[:, None] - rest - (log_p + tilt).logsumexp(-1)
     return log_u.nan_to_num(nan=0.0).exp().clamp(max=HEAVIEST)
 
