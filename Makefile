@@ -11,7 +11,7 @@ serve: setup  ## serve the embedded demo on http://localhost:$(PORT)
 	.venv/bin/trimtab serve demo --port $(PORT)
 
 test: setup  ## every check there is: format, lint, types, layers, tests
-	.venv/bin/python -m pytest
+	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n 2 --dist loadfile
 
 scorecard: $(addprefix scorecard-,R F B S T)  ## what the server must survive, in full (an hour)
 

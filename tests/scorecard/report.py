@@ -1,39 +1,40 @@
 """A pytest plug-in: after the run, how many items of each letter of the scorecard passed."""
 
-from collections import Counter
+from collections import defaultdict
 
 import pytest
 
 
 class Tally:
-    """Items by letter."""
+    """Items by letter, wherever they ran."""
 
     def __init__(self) -> None:
-        self.letters: dict[str, str] = {}
-        self.items: Counter[str] = Counter()
-        self.failed: dict[str, set[str]] = {}
+        self.outcomes: dict[str, dict[str, bool]] = defaultdict(dict)
+        """Of each letter: whether each test passed."""
 
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
-        """Remember the letter of each test that has one."""
+        """Have each test's reports tell its letter, if it has one."""
         for item in items:
             mark = item.get_closest_marker("scorecard")
             if mark is not None:
-                self.letters[item.nodeid] = mark.kwargs["letter"]
+                item.user_properties.append(("scorecard", mark.kwargs["letter"]))
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Count a test once, whatever of its phases fails."""
-        letter = self.letters.get(report.nodeid)
+        letter = dict(report.user_properties).get("scorecard")
         if letter is None:
             return
-        self.items[letter] += report.when == "setup" and not report.skipped
-        if report.failed:
-            self.failed.setdefault(letter, set()).add(report.nodeid)
+        outcomes = self.outcomes[letter]
+        if report.skipped:
+            outcomes.pop(report.nodeid, None)
+        elif report.when == "setup" or report.failed:
+            outcomes[report.nodeid] = report.passed
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
         """One line a letter."""
-        for letter, count in sorted(self.items.items()):
-            passed = count - len(self.failed.get(letter, ()))
-            terminalreporter.write_line(f"scorecard {letter}: {passed} of {count} items passed")
+        for letter, outcomes in sorted(self.outcomes.items()):
+            passed, ran = sum(outcomes.values()), len(outcomes)
+            terminalreporter.write_line(f"scorecard {letter}: {passed} of {ran} items passed")
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -1,9 +1,12 @@
 """The scorecard's own checks can fail: each is shown something wrong, and must see it."""
 
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
+from conftest import environment
 
 from scorecard.client import Answer
 from scorecard.soak import Question, Soak
@@ -65,3 +68,29 @@ def test_a_leak_is_seen(leak, flat):
     noise = np.random.default_rng(0).normal(0, 200_000, len(requests))
     points = [(int(n), int(3e8 + leak * n + e)) for n, e in zip(requests, noise, strict=True)]
     assert (growth(points)[1] <= BYTES_A_REQUEST) == flat
+
+
+def test_items_are_counted(tmp_path):
+    """A letter's line has what passed, of what ran; a test that skips itself is no item."""
+    (tmp_path / "test_x.py").write_text(
+        "import pytest\n"
+        "pytestmark = pytest.mark.scorecard(letter='B')\n"
+        "@pytest.mark.parametrize('n', range(5))\n"
+        "def test_item(n):\n"
+        "    assert n != 3\n"
+        "def test_skipped():\n"
+        "    pytest.skip('no')\n"
+    )
+    command = [sys.executable, "-m", "pytest", "-p", "scorecard.report", "-c", "/dev/null"]
+    env = environment()
+    for more in ([], ["-n", "1"]):
+        done = subprocess.run(
+            [*command, *more, "."],
+            cwd=tmp_path,
+            env=env,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 1, done.stdout + done.stderr
+        assert "scorecard B: 4 of 5 items passed" in done.stdout
