@@ -18,6 +18,7 @@ from vllm.engine.arg_utils import EngineArgs
 from vllm.sampling_params import RequestOutputKind
 from vllm.utils.argparse_utils import FlexibleArgumentParser
 
+from trimtab import orphans
 from trimtab.adapters import unfit
 from trimtab.adapters.engine import PROCESSOR, WORKER, chunked_prefill, logprobs_limit
 from trimtab.adapters.ranks import told
@@ -79,7 +80,8 @@ class Sampler:
             options["worker_extension_cls"] = WORKER
             options["additional_config"] = {"trimtab": config.model_dump(exclude_none=True)}
         try:
-            self.llm = LLM(model, **options)
+            with orphans.owned():
+                self.llm = LLM(model, **options)
         except (OSError, ValueError) as error:
             raise TrimtabError(f"the engine cannot start with {model}: {error}") from error
         self.engine = self.llm.llm_engine

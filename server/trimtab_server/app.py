@@ -5,21 +5,23 @@ import asyncio
 import logging
 import socket
 from contextlib import suppress
+from types import SimpleNamespace
 from typing import Any
 
 import typer
 from fastapi import FastAPI
 from vllm.entrypoints.launchers.api_server.app_state import init_app_state
 from vllm.entrypoints.launchers.app import build_app
-from vllm.entrypoints.launchers.launcher import serve_http
+from vllm.entrypoints.launchers.utils.ssl import SSLCertRefresher
 
 from trimtab.adapters.ranks import told
 from trimtab.errors import TrimtabError
-from trimtab_server import canary, errors
+from trimtab_server import canary, errors, rpc, serving
 from trimtab_server.auth import ApiKeys
 from trimtab_server.doubts import doubts
+from trimtab_server.drain import Drain, InFlight
+from trimtab_server.ending import Signals
 from trimtab_server.guided import follow_engine
-from trimtab_server.http import Protocol
 from trimtab_server.limits import BodyLimit
 from trimtab_server.loading import Loading
 from trimtab_server.middleware import Guidance
@@ -30,22 +32,33 @@ from trimtab_server.state import State, Version
 
 log = logging.getLogger(__name__)
 
+UVICORN = (
+    *("ssl_keyfile", "ssl_certfile", "ssl_ca_certs", "ssl_cert_reqs", "ssl_ciphers"),
+    "h11_max_incomplete_event_size",
+)
+"""vLLM's arguments that are uvicorn's."""
+START_SECONDS = 600.0
+"""What vLLM's application may take to begin, with the engine's help."""
+
 
 async def build(engine: Any, args: argparse.Namespace, settings: Settings) -> FastAPI:
     """vLLM's application around `engine`, and ours over it.
 
-    A request passes, outermost first: API key → size of the body → guidance → vLLM.
+    A request passes, outermost first: API key → drain → size of the body → guidance → vLLM.
+
+    Raises:
+        NotReady: the engine dies meanwhile.
     """
-    tasks = await engine.get_supported_tasks()
+    tasks = await rpc.within(engine, engine.get_supported_tasks(), START_SECONDS)
     app: FastAPI = build_app(args, tasks, engine.model_config)
-    await init_app_state(engine, app.state, args, tasks)
+    await rpc.within(engine, init_app_state(engine, app.state, args, tasks), START_SECONDS)
     follow_engine(engine)
     default = settings.default_scorer or None
     scorers = {
         found["name"]: Version(
             found["name"], 1, found["family"], found["reads"], _parts(settings, found["name"])
         )
-        for found in told(await engine.collective_rpc("trimtab_scorers"))
+        for found in told(await rpc.call(engine, "trimtab_scorers"))
     }
     name = (args.served_model_name or [args.model])[0]
     state = State(engine, app.state.online_renderer, name, scorers, default)
@@ -61,6 +74,8 @@ async def build(engine: Any, args: argparse.Namespace, settings: Settings) -> Fa
     app.middleware_stack = None
     app.add_middleware(Guidance, scorers=scorers, default=default)
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
+    app.state.in_flight = InFlight()
+    app.add_middleware(Drain, in_flight=app.state.in_flight)
     keys = [key.get_secret_value() for key in settings.api_key]
     admin = settings.admin_key
     app.add_middleware(ApiKeys, keys=keys, admin_key=admin.get_secret_value() if admin else None)
@@ -76,39 +91,38 @@ def _parts(settings: Settings, name: str) -> frozenset[str]:
 
 
 async def serve(
-    app: FastAPI, args: argparse.Namespace, listener: socket.socket, host: str, port: int
+    app: FastAPI,
+    args: argparse.Namespace,
+    settings: Settings,
+    listener: socket.socket,
+    signals: Signals,
 ) -> bool:
     """Serve until stopped; the canary sings meanwhile. False if the engine died of itself."""
-    engine = app.state.trimtab.engine
-    stop, asked = engine.shutdown, asyncio.Event()
-
-    def shutdown(*given: Any, **named: Any) -> None:
-        # vLLM stops the engine first when it is told to end; afterwards both look alike.
-        asked.set()
-        stop(*given, **named)
-
-    engine.shutdown = shutdown
-    singing = asyncio.create_task(_begin(app.state.trimtab, f"http://{host}:{port}"))
-    stopped = await serve_http(
-        app,
-        sock=listener,
-        enable_ssl_refresh=args.enable_ssl_refresh,
-        host=host,
-        port=port,
-        log_level=logging.getLogger().level,
-        access_log=False,
-        http=Protocol,
-        ssl_keyfile=args.ssl_keyfile,
-        ssl_certfile=args.ssl_certfile,
-        ssl_ca_certs=args.ssl_ca_certs,
-        ssl_cert_reqs=args.ssl_cert_reqs,
-        ssl_ciphers=args.ssl_ciphers,
-        h11_max_incomplete_event_size=args.h11_max_incomplete_event_size,
+    state: State = app.state.trimtab
+    host, port = listener.getsockname()[:2]
+    # A handler of vLLM's for a dead engine stops what it finds here; ours is watched (serving.py).
+    app.state.server = SimpleNamespace(should_exit=False)
+    singing = asyncio.create_task(_begin(state, f"http://{host}:{port}"))
+    options = {name: getattr(args, name) for name in UVICORN}
+    config = serving.configure(app, log_level=logging.getLogger().level, **options)
+    refresher = (
+        SSLCertRefresher(config.ssl, args.ssl_keyfile, args.ssl_certfile, args.ssl_ca_certs)
+        if args.enable_ssl_refresh
+        else None
     )
-    died = engine.errored and not asked.is_set()
-    singing.cancel()
-    await stopped
-    return not died
+    try:
+        return await serving.serve(
+            config,
+            listener,
+            app.state.in_flight,
+            signals,
+            settings.drain_timeout,
+            lambda: bool(state.engine.errored),
+        )
+    finally:
+        singing.cancel()
+        if refresher is not None:
+            refresher.stop()
 
 
 async def _begin(state: State, address: str) -> None:

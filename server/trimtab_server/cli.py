@@ -57,6 +57,9 @@ def serve(
     host: Annotated[str | None, typer.Option(help="Address (127.0.0.1).")] = None,
     port: Annotated[int | None, typer.Option(help="Port (8000).")] = None,
     max_body_bytes: Annotated[int | None, typer.Option(help="Largest request body.")] = None,
+    drain_timeout: Annotated[
+        float | None, typer.Option(help="Seconds for requests in flight after SIGTERM (30).")
+    ] = None,
     cache_bytes: Annotated[int | None, typer.Option(help="Memory for prefix caches.")] = None,
     log_level: Annotated[str | None, typer.Option(help="debug, info, warning, error.")] = None,
     upstream: Annotated[
@@ -110,6 +113,7 @@ def serve(
         "host": host,
         "port": port,
         "max_body_bytes": max_body_bytes,
+        "drain_timeout": drain_timeout,
         "cache_bytes": cache_bytes,
         "log_level": log_level,
         "upstream": upstream,

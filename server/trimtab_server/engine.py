@@ -3,8 +3,6 @@
 import argparse
 import os
 from collections.abc import Mapping, Sequence
-from functools import partial
-from itertools import chain
 from tempfile import NamedTemporaryFile
 from typing import Any
 
@@ -14,8 +12,10 @@ from vllm.platforms import current_platform
 from vllm.utils.argparse_utils import FlexibleArgumentParser
 from vllm.v1.engine.async_llm import AsyncLLM
 
+from trimtab import orphans
 from trimtab.adapters import unfit
 from trimtab.adapters.engine import PROCESSOR, WORKER, chunked_prefill, logprobs_limit
+from trimtab_server.ending import unsignalled
 from trimtab_server.errors import StartError
 from trimtab_server.http import HEAD_BYTES
 from trimtab_server.settings import Settings
@@ -83,23 +83,7 @@ def start(args: argparse.Namespace) -> Any:
         # engine's processes need not import everything again (10 s).
         os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = "fork"
     try:
-        engine = AsyncLLM.from_vllm_config(config, disable_log_stats=args.disable_log_stats)
+        with orphans.owned(), unsignalled():
+            return AsyncLLM.from_vllm_config(config, disable_log_stats=args.disable_log_stats)
     except RuntimeError as error:
         raise StartError(f"the engine did not start ({error}).") from None
-    if config.parallel_config.data_parallel_size > 1:
-        engine.collective_rpc = partial(_ask_every_engine, engine)
-    return engine
-
-
-async def _ask_every_engine(
-    engine: Any,
-    method: str,
-    timeout: float | None = None,
-    args: tuple[Any, ...] = (),
-    kwargs: dict[str, Any] | None = None,
-) -> list[Any]:
-    """The answers of the workers of all engines: vLLM asks all, and tells the first one's alone."""
-    answers = await engine.engine_core.call_utility_all_async(
-        "collective_rpc", method, timeout, args, kwargs
-    )
-    return list(chain.from_iterable(answers))

@@ -14,6 +14,7 @@ TrimtabError
 ├── StartError            (the server does not start; the command prints it and exits)
 ├── UpstreamFailed        502  upstream_error
 ├── NotReady              503  service_unavailable_error
+│   └── Stopping          503  service_unavailable_error (with Retry-After)
 └── UpstreamTimeout       504  upstream_error
 """
 
@@ -124,10 +125,20 @@ class NotReady(TrimtabError):
     type = "service_unavailable_error"
 
 
+class Stopping(NotReady):
+    """The server ends, or its engine has died."""
+
+
+def headers(error: TrimtabError) -> dict[str, str]:
+    """What the HTTP answer says beside the error."""
+    if isinstance(error, Unauthorized):
+        return {"WWW-Authenticate": "Bearer"}
+    return {"Retry-After": "5", "Connection": "close"} if isinstance(error, Stopping) else {}
+
+
 def response(error: TrimtabError) -> JSONResponse:
     """The error as an HTTP answer in OpenAI's shape."""
-    headers = {"WWW-Authenticate": "Bearer"} if isinstance(error, Unauthorized) else None
-    return JSONResponse(error.body(), error.status, headers)
+    return JSONResponse(error.body(), error.status, headers(error))
 
 
 async def handle(_: Request, error: Exception) -> JSONResponse:

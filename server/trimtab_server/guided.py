@@ -12,26 +12,25 @@ meanwhile: they travel with the record key, and are in use until the HTTP reques
 import asyncio
 import copy
 import uuid
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
 
-from vllm.exceptions import GenerationError, VLLMError
+from vllm.exceptions import GenerationError
 from vllm.sampling_params import RequestOutputKind
 
 from trimtab.adapters.ranks import told
 from trimtab.adapters.search import carried
-from trimtab.errors import ScorerFault
+from trimtab.errors import TrimtabError
 from trimtab.params import RECORD_KEY, VERSIONS_KEY, GuidanceParams
 from trimtab.reader import Told, Turns
-from trimtab_server import metrics
+from trimtab_server import metrics, rpc
 from trimtab_server.errors import scorer_failed
 from trimtab_server.state import Version
 
 Record = dict[str, Any]
-Rpc = Callable[..., Awaitable[list[Any]]]
 
 
 @dataclass
@@ -40,7 +39,8 @@ class Exchange:
 
     calls: list[dict[int, Record | None]] = field(default_factory=list)
     """Records by choice index, one mapping per engine call (one call per prompt), in order."""
-    fault: ScorerFault | None = None
+    fault: TrimtabError | None = None
+    """Why it fails: a scorer did, or the worker does not answer."""
     versions: Sequence[Version] = ()
     """Those of its scorers that it began with; the present ones where none is named."""
     told: Told = field(default_factory=Told)
@@ -99,7 +99,7 @@ def follow_engine(engine: Any) -> None:
         guidance = GuidanceParams.from_xargs(getattr(sampling_params, "extra_args", None))
         if exchange is None or guidance is None:
             return generate(prompt, sampling_params, request_id, **options)
-        call = _Call(engine.collective_rpc, exchange, guidance, background)
+        call = _Call(engine, exchange, guidance, background)
         params = copy.copy(sampling_params)
         params.extra_args = {**params.extra_args, RECORD_KEY: call.key, **exchange.carried}
         outputs = generate(prompt, params, request_id, **options)
@@ -113,12 +113,12 @@ class _Call:
 
     def __init__(
         self,
-        rpc: Rpc,
+        engine: Any,
         exchange: Exchange,
         guidance: GuidanceParams,
         background: set[asyncio.Task[Any]],
     ) -> None:
-        self.rpc = rpc
+        self.engine = engine
         self.key = uuid.uuid4().hex
         self.exchange = exchange
         self.guidance = guidance
@@ -155,24 +155,24 @@ class _Call:
                 task.add_done_callback(self._forgotten)
 
     async def _ask(self, outputs: list[list[int]], done: bool) -> list[Record | None]:
-        try:
-            answers = await self.rpc("trimtab_record", args=(self.key, self.prompt, outputs, done))
-        except VLLMError:
-            raise
-        except Exception as error:  # a plain one is how vLLM tells that the call failed
-            raise GenerationError(f"the record of guidance cannot be had ({error})") from None
+        asked = self.key, self.prompt, outputs, done
+        answers = await rpc.call(self.engine, "trimtab_record", *asked)
         return next((found for found in answers if any(found or ())), told(answers) or [])
 
     async def _fetch(self, ended: list[int], done: bool) -> None:
-        found = await self._ask([self.tokens[index] for index in ended], done)
+        try:
+            found = await self._ask([self.tokens[index] for index in ended], done)
+        except TrimtabError as error:
+            self.exchange.fault = error
+            raise GenerationError(error.message) from None
         numbers = {version.name: version.number for version in self.exchange.versions}
         for index, record in zip(ended, found, strict=True):
             if record is not None and any(number > 1 for number in numbers.values()):
                 record["versions"] = numbers
             self.records[index] = record
-            error = metrics.observe(record)
-            if error is not None and self.guidance.on_error == "fail":
-                self.exchange.fault = scorer_failed(error)
+            wrong = metrics.observe(record)
+            if wrong is not None and self.guidance.on_error == "fail":
+                self.exchange.fault = scorer_failed(wrong)
                 raise GenerationError(self.exchange.fault.message)
 
     def _forgotten(self, task: asyncio.Task[Any]) -> None:

@@ -11,44 +11,44 @@ With an upstream there is no engine, and vLLM need not be installed: see upstrea
 import asyncio
 import importlib
 import os
-import signal
 import socket
 from collections.abc import Sequence
-from typing import Any
 
 from trimtab.quiet import quieten
 from trimtab_server import demo
+from trimtab_server.ending import Signals, leave
 from trimtab_server.errors import StartError
 from trimtab_server.settings import Settings
 
 
 def serve(settings: Settings, flags: Sequence[str]) -> None:
-    """Serve until stopped.
+    """Serve until stopped; then the process ends, without Python's slow farewell.
 
     Raises:
         StartError: it cannot start as asked, or the engine died while serving.
     """
-    signal.signal(signal.SIGTERM, _stop_loading)
     listener = listen(settings.host, settings.port)
     quieten(settings.log_level)
-    with listener:
+    with listener, Signals() as signals:
         if settings.upstream is not None:
             if flags or settings.vllm:
                 raise StartError(
                     "flags that trimtab does not know go to vLLM, which an upstream does without; "
                     "leave them out, and MODEL too."
                 )
-            importlib.import_module("trimtab_server.upstream.app").serve(settings, listener)
-            return
-        defaults: Sequence[str] = ()
-        if settings.model == demo.NAME:
-            os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
-            settings, defaults = demo.fill(settings)
-        if not settings.scorer:
-            raise StartError("give at least one scorer: --scorer NAME=PATH.")
-        settings = settings.ready_to_load()
-        settings.guidance()  # is it sound? Told before vLLM is imported
-        asyncio.run(_run(settings, flags, defaults, listener))
+            application = importlib.import_module("trimtab_server.upstream.app")
+            application.serve(settings, listener, signals)
+        else:
+            defaults: Sequence[str] = ()
+            if settings.model == demo.NAME:
+                os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
+                settings, defaults = demo.fill(settings)
+            if not settings.scorer:
+                raise StartError("give at least one scorer: --scorer NAME=PATH.")
+            settings = settings.ready_to_load()
+            settings.guidance()  # is it sound? Told before vLLM is imported
+            asyncio.run(_run(settings, flags, defaults, listener, signals))
+    leave(0)
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -72,12 +72,12 @@ def listen(host: str, port: int) -> socket.socket:
     return listener
 
 
-def _stop_loading(*_: Any) -> None:
-    raise KeyboardInterrupt
-
-
 async def _run(
-    settings: Settings, flags: Sequence[str], defaults: Sequence[str], listener: socket.socket
+    settings: Settings,
+    flags: Sequence[str],
+    defaults: Sequence[str],
+    listener: socket.socket,
+    signals: Signals,
 ) -> None:
     # Imported this late because vLLM's import takes seconds, and reads the environment.
     application = importlib.import_module("trimtab_server.app")
@@ -86,9 +86,8 @@ async def _run(
     engine = engines.start(args)
     try:
         app = await application.build(engine, args, settings)
-        host, port = listener.getsockname()[:2]
-        well = await application.serve(app, args, listener, host, port)
+        well = await application.serve(app, args, settings, listener, signals)
     finally:
-        engine.shutdown()
+        engine.shutdown(timeout=0)
     if not well:
         raise StartError("the engine died; the server stops with it.")

@@ -9,6 +9,7 @@ Of each load a new version is made, that no request knows yet:
 """
 
 import asyncio
+from contextlib import suppress
 from itertools import count
 from pathlib import Path
 from typing import Any, Literal
@@ -16,9 +17,9 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from trimtab.config import ScorerSpec
-from trimtab.errors import NoRoom, ScorerRefused, UnknownScorer
+from trimtab.errors import NoRoom, ScorerRefused, TrimtabError, UnknownScorer
 from trimtab.params import NAME, Number
-from trimtab_server import canary
+from trimtab_server import canary, rpc
 from trimtab_server.errors import ScorerInUse, invalid
 from trimtab_server.state import State, Version
 
@@ -98,7 +99,8 @@ class Loading:
                     raise ScorerRefused(f"scorer '{asked.name}' is not loaded: it {wrong}.")
                 await self._call("trimtab_serve", asked.name, version.key)
             except BaseException:
-                await self._call("trimtab_drop", version.key)
+                with suppress(TrimtabError):
+                    await self._call("trimtab_drop", version.key)
                 raise
             before = self.state.scorers.get(asked.name)
             self.state.scorers[asked.name] = version
@@ -159,12 +161,13 @@ class Loading:
         async def wait() -> None:
             while version.users:
                 await asyncio.sleep(POLL_SECONDS)
-            await self._call("trimtab_drop", version.key)
+            with suppress(TrimtabError):  # a dead engine has dropped it
+                await self._call("trimtab_drop", version.key)
 
         task = asyncio.create_task(wait())
         self.retiring.add(task)
         task.add_done_callback(self.retiring.discard)
 
     async def _call(self, method: str, *arguments: Any) -> list[Any]:
-        answers = await self.state.engine.collective_rpc(method, args=arguments)
+        answers = await rpc.call(self.state.engine, method, *arguments)
         return [answer for answer in answers if answer is not None]

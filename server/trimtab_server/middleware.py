@@ -178,8 +178,9 @@ class _Answer:
             self.buffer = json.dumps(self.exchange.fault.body()).encode()
         elif self.start["status"] == 200:
             answer = json.loads(self.buffer)
-            self._attach(answer, final=True)
-            self.buffer = json.dumps(answer, ensure_ascii=False).encode()
+            if isinstance(answer, dict):  # null, where the client has left
+                self._attach(answer, final=True)
+                self.buffer = json.dumps(answer, ensure_ascii=False).encode()
         self.start["headers"] = _with_length(self.start["headers"], len(self.buffer))
         await self.forward(self.start)
         await self.forward({"type": "http.response.body", "body": self.buffer})

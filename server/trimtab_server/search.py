@@ -8,10 +8,11 @@ the driver, and that aborts every draw.
 import asyncio
 import random
 from collections.abc import AsyncGenerator
+from contextlib import suppress
 from itertools import count
 from typing import Any
 
-from vllm.exceptions import GenerationError, VLLMError
+from vllm.exceptions import GenerationError
 from vllm.sampling_params import RequestOutputKind, SamplingParams
 
 from trimtab.adapters.ranks import told
@@ -19,6 +20,7 @@ from trimtab.adapters.search import drawn, row_key, score_arguments, scored, sto
 from trimtab.errors import TrimtabError
 from trimtab.params import GuidanceParams
 from trimtab.search import Commit, Draw, Drawn, Problem, Result, Score, Scored, SearchParams, start
+from trimtab_server import rpc
 from trimtab_server.guided import EXCHANGE, Exchange
 from trimtab_server.protocol import GenerateRequest
 
@@ -126,16 +128,8 @@ class Driver:
         self.rows.update(keys)
         xargs, *rest = score_arguments(self.guidance, asks, keys)
         arguments = ({**xargs, **Exchange(versions=self.versions).carried}, *rest)
-        try:
-            answers = await self.engine.collective_rpc("trimtab_score", args=arguments)
-        except VLLMError:
-            raise
-        except Exception as error:  # a plain one is how vLLM tells that the call failed
-            raise TrimtabError(f"the scores of a search cannot be had ({error}).") from None
-        return scored(told(answers))
+        return scored(told(await rpc.call(self.engine, "trimtab_score", *arguments)))
 
     async def _forget(self) -> None:
-        try:
-            await self.engine.collective_rpc("trimtab_forget", args=(list(self.rows),))
-        except Exception:  # a dead engine has nothing left to forget
-            return
+        with suppress(TrimtabError):  # a dead engine has nothing left to forget
+            await rpc.call(self.engine, "trimtab_forget", list(self.rows))

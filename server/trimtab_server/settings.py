@@ -90,6 +90,13 @@ class Settings(BaseSettings):
     host: str = Field("127.0.0.1", description="address to listen on; `0.0.0.0` for all")
     port: int = Field(8000, ge=0, le=65535, description="port to listen on; 0 takes a free one")
     max_body_bytes: int = Field(8 * 2**20, gt=0, description="largest body of a request, in bytes")
+    drain_timeout: float = Field(
+        30,
+        ge=0,
+        le=86400,
+        description="seconds that requests in flight may take after SIGTERM or SIGINT; what is "
+        "open then ends with an error",
+    )
     cache_bytes: int = Field(
         CACHE_BYTES, gt=0, description="memory for the scorers' prefix caches together, in bytes"
     )

@@ -114,15 +114,17 @@ async def test_a_scorer_with_a_low_prefix_auc_is_warned_of(caplog, monkeypatch, 
     """Named, with its value and what to do; unknown and good ones are passed over."""
     aucs = {"weak": 0.55, "fair": 0.6, "unknown": None, "worst": 0.4}
 
-    async def collective_rpc(method):
-        assert method == "trimtab_scorers"
-        return [[{"name": name, "prefix_auc": auc} for name, auc in aucs.items()]]
+    async def call_utility_all_async(kind, method, *_):
+        assert (kind, method) == ("collective_rpc", "trimtab_scorers")
+        return [[[{"name": name, "prefix_auc": auc} for name, auc in aucs.items()]]]
 
     async def sing(state):
         state.complaints = dict.fromkeys(state.scorers)
 
     monkeypatch.setattr(canary, "sing", sing)
-    state = State(SimpleNamespace(collective_rpc=collective_rpc), None, "m", list(aucs), None)
+    core = SimpleNamespace(call_utility_all_async=call_utility_all_async)
+    engine = SimpleNamespace(engine_core=core, errored=False)
+    state = State(engine, None, "m", list(aucs), None)
     await app._begin(state, "http://here")
     assert "ready: m at http://here" in capsys.readouterr().out
     told = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]

@@ -26,6 +26,7 @@ from vllm.v1.sample.logits_processor import LogitsProcessor as V1LogitsProcessor
 from vllm.v1.sample.logits_processor import MoveDirectionality
 from vllm.v1.worker.gpu.sample.logits_processor import LogitsProcessor as V2LogitsProcessor
 
+from trimtab import orphans
 from trimtab.adapters import ranks, unfit
 from trimtab.adapters.search import told
 from trimtab.cache import Ids
@@ -62,6 +63,7 @@ class GuidanceProcessor(V1LogitsProcessor, V2LogitsProcessor):
             TrimtabError: the engine's rows are not requests, or a scorer does not load.
         """
         unfit.check_config(vllm_config)
+        orphans.watch()
         self.states: Any = a if b is None else None
         model = vllm_config.model_config
         config = GuidanceConfig.parse(vllm_config.additional_config)

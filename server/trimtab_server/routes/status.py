@@ -1,12 +1,10 @@
 """GET /v1/scorers and GET /ready. (/health and /metrics are vLLM's own.)"""
 
-import asyncio
 from typing import Any
 
 from fastapi import APIRouter, Request
-from vllm.v1.engine.exceptions import EngineDeadError
 
-from trimtab_server import canary
+from trimtab_server import canary, rpc
 from trimtab_server.errors import NotReady
 from trimtab_server.state import State, listed
 
@@ -48,12 +46,9 @@ async def ask(state: State) -> list[dict[str, Any]]:
         NotReady: it does not answer.
     """
     try:
-        async with asyncio.timeout(ANSWER_SECONDS):
-            answers = await state.engine.collective_rpc("trimtab_scorers")
-    except EngineDeadError:
-        raise NotReady("not ready: the engine is dead.") from None
-    except TimeoutError:
-        raise NotReady("not ready: the engine does not answer.") from None
+        answers = await rpc.call(state.engine, "trimtab_scorers", seconds=ANSWER_SECONDS)
+    except NotReady as error:
+        raise NotReady(f"not ready: {error}") from None
     engines = [answer for answer in answers if answer is not None]
     if len(engines) == 1:
         return engines[0]

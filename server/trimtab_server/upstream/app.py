@@ -1,18 +1,17 @@
 """The application of `trimtab serve --upstream`: our own routes over a decoder, without vLLM.
 
-A request passes, outermost first: API key → size of the body → its route → the decode loop.
+A request passes, outermost first: API key → drain → size of the body → its route → the decode loop.
 """
 
 import asyncio
 import logging
 import socket
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from typing import Any
 
 import httpx
 import typer
-import uvicorn
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
@@ -23,11 +22,12 @@ from trimtab.described import describe
 from trimtab.errors import TrimtabError
 from trimtab.guide import Guide
 from trimtab.loading import load_scorers
-from trimtab_server import errors
+from trimtab_server import errors, serving
 from trimtab_server.auth import ApiKeys
 from trimtab_server.doubts import doubts
+from trimtab_server.drain import Drain, InFlight
+from trimtab_server.ending import Signals
 from trimtab_server.errors import InvalidRequest, NotReady, StartError
-from trimtab_server.http import HEAD_BYTES, Protocol
 from trimtab_server.limits import BodyLimit
 from trimtab_server.settings import Settings
 from trimtab_server.state import listed
@@ -74,6 +74,8 @@ def build(settings: Settings, transport: httpx.AsyncBaseTransport | None = None)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(Exception, _internal)
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
+    app.state.in_flight = InFlight()
+    app.add_middleware(Drain, in_flight=app.state.in_flight)
     if settings.api_key:
         app.add_middleware(ApiKeys, keys=[key.get_secret_value() for key in settings.api_key])
     return app
@@ -97,25 +99,17 @@ def _guide(settings: Settings, naming: Naming) -> Guide:
     return Guide(scorers)
 
 
-def serve(settings: Settings, listener: socket.socket) -> None:
+def serve(settings: Settings, listener: socket.socket, signals: Signals) -> None:
     """Serve until stopped; the canary sings meanwhile."""
-    with suppress(KeyboardInterrupt):
-        asyncio.run(_run(build(settings), settings, listener))
+    asyncio.run(_run(build(settings), settings, listener, signals))
 
 
-async def _run(app: FastAPI, settings: Settings, listener: socket.socket) -> None:
-    level = settings.log_level
-    config = uvicorn.Config(
-        app,
-        log_level=level,
-        access_log=False,
-        http=Protocol,
-        h11_max_incomplete_event_size=HEAD_BYTES,
-    )
-    server = uvicorn.Server(config)
+async def _run(app: FastAPI, settings: Settings, listener: socket.socket, signals: Signals) -> None:
+    config = serving.configure(app, log_level=settings.log_level)
     host, port = listener.getsockname()[:2]
     begin = asyncio.create_task(_begin(app.state.upstream, f"http://{host}:{port}"))
-    await server.serve(sockets=[listener])
+    in_flight = app.state.in_flight
+    await serving.serve(config, listener, in_flight, signals, settings.drain_timeout)
     begin.cancel()
 
 

@@ -1,0 +1,68 @@
+"""Calls of the engine and its workers: none waits for ever, or for an engine that is dead."""
+
+import asyncio
+import logging
+from collections.abc import Coroutine
+from itertools import chain
+from typing import Any, TypeVar
+
+from vllm.exceptions import VLLMError
+from vllm.v1.engine.exceptions import EngineDeadError
+
+from trimtab.errors import TrimtabError
+from trimtab_server.errors import NotReady
+
+log = logging.getLogger(__name__)
+
+SECONDS = 60.0
+"""A call is answered between two steps of the engine."""
+TICK = 0.2
+T = TypeVar("T")
+
+
+async def within(engine: Any, work: Coroutine[Any, Any, T], seconds: float) -> T:
+    """The result of `work`, which waits for the engine.
+
+    Raises:
+        NotReady: the engine is dead, or dies meanwhile, or takes too long.
+        Exception: whatever `work` raises.
+    """
+    task = asyncio.ensure_future(work)
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + seconds
+    try:
+        while not task.done():
+            # vLLM leaves a call unanswered whose engine dies.
+            if engine.errored:
+                raise NotReady("the engine is dead.")
+            if loop.time() > deadline:
+                raise NotReady(f"the engine does not answer ({seconds:g} seconds).")
+            await asyncio.wait({task}, timeout=min(TICK, seconds))
+        return task.result()
+    except EngineDeadError:
+        raise NotReady("the engine is dead.") from None
+    finally:
+        task.cancel()
+
+
+async def call(
+    engine: Any, method: str, *arguments: Any, seconds: float | None = None
+) -> list[Any]:
+    """What the workers of all engines answer to a method of GuidanceWorker, in order.
+
+    Raises:
+        NotReady: see `within`; `seconds` is SECONDS if absent.
+        TrimtabError: the method failed.
+    """
+    # vLLM's own collective_rpc asks all engines, and passes on what the first one answers.
+    work = engine.engine_core.call_utility_all_async(
+        "collective_rpc", method, None, arguments, None
+    )
+    try:
+        answers = await within(engine, work, SECONDS if seconds is None else seconds)
+    except (TrimtabError, VLLMError):
+        raise
+    except Exception as error:  # a plain one is how vLLM tells that the call failed
+        log.debug("%s failed: %s", method, error)
+        raise TrimtabError(f"the call {method} of the worker failed; its log says why.") from None
+    return list(chain.from_iterable(answers))
