@@ -41,10 +41,12 @@ def main() -> None:
         return
     say(f"setting up .venv for the {extra.upper()} (a few minutes, once)")
     if not PYTHON.exists():
+        new = not VENV.exists()
         try:
             venv.create(VENV, with_pip=True)
         except subprocess.CalledProcessError:
-            shutil.rmtree(VENV, ignore_errors=True)
+            if new:
+                shutil.rmtree(VENV, ignore_errors=True)
             sys.exit("Python's venv module has no pip; install your system's python3-venv package.")
     try:
         install(extra)

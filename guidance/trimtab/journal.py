@@ -2,40 +2,52 @@
 
 Beside FILE lies FILE.meta.json with the settings it is made with. Who takes it up with others is
 refused, for the file would be of two kinds. A half-written last line is cut off; what stands before
-it was written whole.
+it was written whole. Files of anybody else are left as they are.
 """
 
 import fcntl
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from trimtab.errors import TrimtabError
+from trimtab_models import outputs
 
 
 class Journal:
     """An output file, open for appending, and the records already in it.
 
+    Args:
+        path: the file; its directory is there.
+        settings: what it is made with, as plain JSON values.
+        keys: fields that each record has, integers.
+
     Raises:
         TrimtabError: it belongs to other settings or to somebody else, or holds a broken line.
-        OSError: it cannot be written.
+        InTheWay: (an OSError) it cannot be written, or is not a file.
     """
 
-    def __init__(self, path: str | Path, settings: Mapping[str, Any]) -> None:
-        self.path, self.meta = Path(path), Path(f"{path}.meta.json")
+    def __init__(
+        self, path: str | Path, settings: Mapping[str, Any], keys: Sequence[str] = ("index",)
+    ) -> None:
+        self.path, self.meta = outputs.file(path), outputs.file(f"{path}.meta.json")
+        self._keys, self._new, self._claimed = keys, not self.path.exists(), False
         self._file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            self.records = self._read()
-            self._claim(dict(settings))
         except BlockingIOError:
             os.close(self._file)
             raise TrimtabError(f"{path} is being written by another process.") from None
+        try:
+            self.records, whole = self._read()
+            self._claim(json.loads(json.dumps(settings)))
+            os.truncate(self._file, whole)
         except BaseException:
-            os.close(self._file)
+            self._close()
             raise
 
     def append(self, records: Iterable[Mapping[str, Any]]) -> None:
@@ -45,41 +57,49 @@ class Journal:
         while left:
             left = left[os.write(self._file, left) :]
 
-    def _read(self) -> list[dict[str, Any]]:
+    def _read(self) -> tuple[list[dict[str, Any]], int]:
+        """The records, and the bytes that they take; what comes after them is half a record."""
         content = self.path.read_bytes()
         whole = content.rfind(b"\n") + 1
         records = []
         for number, line in enumerate(content[:whole].splitlines(), 1):
             try:
                 record = json.loads(line)
-                ours = isinstance(record["index"], int)
-            except (ValueError, LookupError, TypeError):
+                ours = all(isinstance(record[key], int) for key in self._keys)
+            except (ValueError, LookupError, TypeError, RecursionError):
                 ours = False
             if not ours:
-                raise TrimtabError(
-                    f"{self.path}, line {number}: not a record of this command; choose another "
-                    "--out, or take the line out."
-                )
+                raise self._not_ours(number)
             records.append(record)
-        if whole < len(content) and self.meta.exists():
-            os.truncate(self._file, whole)
-        return records
+        if whole < len(content) and content[whole] != ord("{"):
+            raise self._not_ours(len(records) + 1)
+        return records, whole
+
+    def _not_ours(self, line: int) -> TrimtabError:
+        return TrimtabError(
+            f"{self.path}, line {line}: not a record of this command; choose another --out, or "
+            "take the line out."
+        )
 
     def _claim(self, settings: dict[str, Any]) -> None:
         """Write the settings of a new file; compare those of one that has begun."""
-        begun = os.fstat(self._file).st_size > 0
-        if not begun:
-            work = self.meta.with_name(f".{self.meta.name}.part")
-            work.write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n")
-            work.replace(self.meta)
+        former: dict[str, Any] | None = None
+        with suppress(FileNotFoundError, outputs.Damaged):
+            former = outputs.read(self.meta, dict[str, Any])
+        if os.fstat(self._file).st_size == 0:
+            if self.meta.exists() and (former is None or former.keys() != settings.keys()):
+                raise TrimtabError(
+                    f"{self.meta} is not of this command, and the settings go there; choose "
+                    "another --out, or move it away."
+                )
+            outputs.put(self.meta, json.dumps(settings, indent=2, ensure_ascii=False) + "\n")
+            self._claimed = True
             return
-        try:
-            former = json.loads(self.meta.read_text())
-        except (OSError, ValueError):
+        if former is None:
             raise TrimtabError(
-                f"{self.path} exists, and no {self.meta.name} tells how it was made; "
-                "choose another --out."
-            ) from None
+                f"{self.path} exists, and no {self.meta.name} says how it was made; choose "
+                "another --out."
+            )
         differing = [
             name for name in {**former, **settings} if former.get(name) != settings.get(name)
         ]
@@ -99,4 +119,12 @@ class Journal:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        self._close()
+
+    def _close(self) -> None:
+        if self._new and os.fstat(self._file).st_size == 0:
+            # Nothing was written: it is as if it had never been begun.
+            self.path.unlink(missing_ok=True)
+            if self._claimed:
+                self.meta.unlink(missing_ok=True)
         os.close(self._file)

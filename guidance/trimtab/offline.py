@@ -10,6 +10,7 @@ share a batch decides nothing but rounding.
 import gc
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import fields
 from itertools import islice
 from typing import Any
 
@@ -44,8 +45,10 @@ WAITING = 1024
 def engine_options(flags: Sequence[str]) -> dict[str, Any]:
     """vLLM's own engine flags, as on its command line → options of a Sampler."""
     parser = EngineArgs.add_cli_args(FlexibleArgumentParser(prog="trimtab rollout MODEL"))
-    options = vars(EngineArgs.from_cli_args(parser.parse_args(list(flags))))
-    return {name: value for name, value in options.items() if name != "model"}
+    given = vars(parser.parse_args(list(flags)))
+    # No EngineArgs is made of them yet: offline, that looks up its default model on the hub.
+    names = {field.name for field in fields(EngineArgs)} - {"model"}
+    return {name: value for name, value in given.items() if name in names}
 
 
 class Sampler:

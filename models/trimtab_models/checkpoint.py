@@ -7,8 +7,6 @@ README.md           the model card
 MANIFEST.json       SHA-256 of all of them (manifest.py)
 """
 
-import shutil
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,7 +15,7 @@ import torch
 from safetensors import SafetensorError
 from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from trimtab_models import adapters, manifest
+from trimtab_models import adapters, manifest, outputs
 from trimtab_models.card import card
 from trimtab_models.info import Family, Link, ScorerInfo
 from trimtab_models.networks import scalar_head, vocabulary_head
@@ -36,7 +34,7 @@ def save(
 ) -> Path:
     """Write a checkpoint with its manifest; the directory appears whole, or not at all.
 
-    An older checkpoint at `path` is there until the new one is complete.
+    An older checkpoint at `path` is there until the new one is complete. Links are followed.
 
     Args:
         model: a PreTrainedModel, or a PeftModel, of which the adapter alone is written.
@@ -45,11 +43,13 @@ def save(
         path: the directory to make.
         text: what the model card begins with.
         extras: writes more files into the directory that it is given, a report for the card.
+
+    Raises:
+        InTheWay: (an OSError) at `path` is something else than an older checkpoint.
     """
-    target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    work = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
-    try:
+    target = outputs.place(path)
+    manifest.replaceable(target)
+    with manifest.placing(target) as work:
         if isinstance(model, PreTrainedModel):
             model.config.trimtab = info.model_dump()
             model.save_pretrained(work)
@@ -60,14 +60,9 @@ def save(
         if extras is not None:
             extras(work)
         (work / "README.md").write_text(card(info, text, work), encoding="utf-8")
-        work.chmod(0o755)
         for file in work.iterdir():
             file.chmod(0o644)
-        manifest.publish(work, target)
-    except BaseException:
-        shutil.rmtree(work, ignore_errors=True)
-        raise
-    return target
+    return Path(path)
 
 
 def read_info(source: str | Path) -> ScorerInfo:

@@ -17,7 +17,7 @@ from huggingface_hub.errors import (  # type: ignore[attr-defined]  # HTTPError,
     OfflineModeIsEnabled,
 )
 
-from trimtab_models import adapters, card, checkpoint, manifest
+from trimtab_models import adapters, card, checkpoint, manifest, outputs
 
 FILES = (
     *("*.safetensors", "*.safetensors.index.json", "config.json", "generation_config.json"),
@@ -26,6 +26,9 @@ FILES = (
     *("vocab.*", "merges.txt", "LICENSE*", "report.md", "report.json", "report-*.png"),
 )
 """What of a checkpoint is published, beside its card and manifest; anything else stays here."""
+
+BARE = {".gitattributes", "README.md"}
+"""What the hub puts into a new repository."""
 
 
 def publish(
@@ -48,15 +51,19 @@ def publish(
 
     Raises:
         ValueError: the checkpoint is damaged, names local models, or `to` is neither.
-        OSError: there is no checkpoint, the directory is not empty, or the hub refuses.
+        OSError: there is no checkpoint, something is in the way, or the hub refuses.
     """
     top, folder = Path(source), _folder(to)
     if not top.is_dir():
         raise OSError(f"there is no checkpoint directory at {top}.")
-    if folder is not None and folder.exists() and (folder.is_file() or any(folder.iterdir())):
-        raise OSError(f"{folder} is not empty; choose another directory, or remove it first.")
-    if folder is not None and private:
-        raise ValueError("private: only a repository on the hub can be; a directory is yours.")
+    if folder is not None:
+        folder = outputs.place(folder)
+        outputs.vacant(folder)
+        outputs.free(folder)
+        if folder.is_relative_to(top.resolve()):
+            raise OSError(f"{folder} is in the checkpoint itself; choose another directory.")
+        if private:
+            raise ValueError("private: only a repository on the hub can be; a directory is yours.")
     manifest.verify(top)
     if folder is not None:
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -65,7 +72,7 @@ def publish(
         _write(top, work, to if folder is None else None, base_model, reference)
         if folder is not None:
             manifest.publish(work, folder)
-            return str(folder)
+            return to
         manifest.write_manifest(work)
         return _upload(work, to, private)
 
@@ -163,6 +170,11 @@ def _upload(work: Path, name: str, private: bool) -> str:
         url = api.create_repo(name, private=private, exist_ok=True)
         if private and not api.model_info(name).private:
             raise OSError(f"{name} exists and is public; make it private first, or publish openly.")
+        held = {file.rfilename for file in api.model_info(name).siblings or ()} - BARE
+        if held and manifest.NAME not in held:
+            raise OSError(
+                f"{name} holds {min(held)!r}, which was not published here; choose another name."
+            )
         api.upload_folder(repo_id=name, folder_path=work, commit_message="Publish a Trimtab scorer")
     except HfHubHTTPError as error:
         status = error.response.status_code

@@ -43,47 +43,58 @@ def run(options: Mapping[str, Any], flags: Sequence[str]) -> None:
     names = ("n", "temperature", "top_p", "max_tokens", "seed")
     params = GuidanceParams.parse(asked) if scorers else None
     drawing = Drawing(**{name: options[name] for name in names}, params=params)
-    cuts: list[Half] = []
-    texts: list[Prompt] = []
-    if options["complete"] is not None:
-        if options["reward"] is None or drawing.n < 2:
-            raise StartError("--complete needs a --reward, and --n of 2 or more.")
-        fractions = _fractions(options["at"])
-        cuts = halves(options["complete"], fractions, options["limit"], drawing.seed)
-        if (longest := max(half.kept for half in cuts)) >= drawing.max_tokens:
-            raise StartError(f"a half has {longest} tokens; --max-tokens counts whole answers.")
-
-    quieten()
-    if options["model"] == demo.NAME:
+    cutting = options["complete"] is not None
+    if cutting and (options["reward"] is None or drawing.n < 2):
+        raise StartError("--complete needs a --reward, and --n of 2 or more.")
+    model = options["model"]
+    if model == demo.NAME:
         os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
         model, flags = str(base()), [*demo.ENGINE, *flags]
-    else:
-        model = options["model"]
-    if options["prompts"] is not None:
-        texts = read(options["prompts"], _tokenizer(model), raw=options["raw"])
-    reward = rewards.load(options["reward"]) if options["reward"] else None
-
-    source = Path(options["prompts"] or options["complete"])
+    source = Path(options["complete"] or options["prompts"])
     kept = ("model", "at", "limit", "reward", "raw")
     settings = {
         "source_sha256": hashlib.sha256(source.read_bytes()).hexdigest(),
-        "complete": options["complete"] is not None,
+        "complete": cutting,
         **{name: options[name] for name in kept},
         **asdict(drawing),
         "params": params and params.model_dump(),
         "scorers": scorers,
         "flags": list(flags),
     }
-    with Journal(options["out"], settings) as file:
-        if len(file.records) == (len(cuts) or len(texts) * drawing.n):
-            return
-        offline = importlib.import_module("trimtab.offline")
-        sampler = offline.Sampler(model, scorers, **offline.engine_options(flags))
-        if cuts:
-            assert reward is not None
-            complete(sampler, cuts, drawing, reward, file)
-        else:
-            roll_out(sampler, texts, drawing, reward, file)
+    keys = ("index",) if cutting else ("index", "sample")
+    with Journal(options["out"], settings, keys) as file:
+        _fill(file, model, flags, drawing, options, scorers)
+
+
+def _fill(
+    file: Journal,
+    model: str,
+    flags: Sequence[str],
+    drawing: Drawing,
+    options: Mapping[str, Any],
+    scorers: Mapping[str, Any],
+) -> None:
+    """Draw what the file lacks."""
+    cuts: list[Half] = []
+    texts: list[Prompt] = []
+    if options["complete"] is not None:
+        fractions = _fractions(options["at"])
+        cuts = halves(options["complete"], fractions, options["limit"], drawing.seed)
+        if (longest := max(half.kept for half in cuts)) >= drawing.max_tokens:
+            raise StartError(f"a half has {longest} tokens; --max-tokens counts whole answers.")
+    quieten()
+    if options["prompts"] is not None:
+        texts = read(options["prompts"], _tokenizer(model), raw=options["raw"])
+    reward = rewards.load(options["reward"]) if options["reward"] else None
+    if len(file.records) == (len(cuts) or len(texts) * drawing.n):
+        return
+    offline = importlib.import_module("trimtab.offline")
+    sampler = offline.Sampler(model, scorers, **offline.engine_options(flags))
+    if cuts:
+        assert reward is not None
+        complete(sampler, cuts, drawing, reward, file)
+    else:
+        roll_out(sampler, texts, drawing, reward, file)
 
 
 def _fractions(text: str) -> list[float]:

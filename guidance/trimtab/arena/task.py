@@ -95,6 +95,19 @@ def load(spec: str) -> Task:
     """
     if spec in WORLDS:
         return Task(spec, _with_sum(WORLDS[spec]))
+    return _own(spec, _config(spec))
+
+
+def name(spec: str) -> str:
+    """The name of a task's world; nothing is loaded for it.
+
+    Raises:
+        as `load`.
+    """
+    return spec if spec in WORLDS else _config(spec).name
+
+
+def _config(spec: str) -> Config:
     path = Path(spec)
     if path.suffix not in (".yaml", ".yml"):
         raise TrimtabError(
@@ -102,14 +115,13 @@ def load(spec: str) -> Task:
             "give a file.yaml."
         )
     try:
-        config = Config.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
+        return Config.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
     except (OSError, yaml.YAMLError) as error:
         raise TrimtabError(f"{path}: {' '.join(str(error).split())}") from None
     except ValidationError as error:
         faults = error.errors(include_url=False, include_context=False, include_input=False)
         told = "; ".join(f"{'.'.join(map(str, f['loc'])) or 'it'}: {f['msg']}" for f in faults)
         raise TrimtabError(f"{path}: {told}.") from None
-    return _own(spec, config)
 
 
 def _with_sum(world: World) -> World:

@@ -14,8 +14,10 @@ from torch import Tensor
 
 from trimtab.arena.exact import Score, beta_at, decode, mean_reward, optimum, soft_value
 from trimtab.arena.plots import BESIDE, style
-from trimtab.arena.report import about, put
+from trimtab.arena.report import about
 from trimtab.params import GuidanceParams
+from trimtab_models import outputs
+from trimtab_models.outputs import put
 from trimtab_models.worlds.limits import bradley_terry
 from trimtab_models.worlds.tiny import PROMPTS, Tiny, reward
 
@@ -115,9 +117,13 @@ def run(tiny: Tiny) -> list[Exact]:
 
 
 def hold(out: Path, command: str) -> None:
-    """Write results.json, leaderboard.md and frontier.png; seconds, without any sampling."""
+    """Write results.json, leaderboard.md and frontier.png; seconds, without any sampling.
+
+    Raises:
+        InTheWay: (an OSError) the directory holds something else.
+    """
+    out = outputs.claim(out, {"world": NAME})
     results, facts = run(Tiny()), about(command)
-    out.mkdir(parents=True, exist_ok=True)
     told = {"world": NAME, "leaderboard": [asdict(one) for one in results], "about": facts}
     put(out / "results.json", json.dumps(told, ensure_ascii=False) + "\n")
     put(out / "leaderboard.md", table(results) + f"\n`{command}`\n")

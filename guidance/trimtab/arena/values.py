@@ -20,13 +20,14 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from trimtab.arena.board import Board
 from trimtab.arena.methods import METHODS
 from trimtab.arena.stats import at_kl
-from trimtab_models import checkpoint
+from trimtab_models import checkpoint, outputs
 from trimtab_models.demo import rollouts
 from trimtab_models.rows import Rollout
 from trimtab_models.scoring import prefix_scores
 from trimtab_models.worlds import World
 
 ANSWERS = 16
+CURE = "remove it to measure again"
 FEWEST = 4
 """Scorers, for a correlation to say anything."""
 
@@ -42,8 +43,11 @@ def errors(
         scorers: name → path; those given as fields are no values of one reward.
         prompts: test prompts.
         path: a JSON file; what it holds is not measured again.
+
+    Raises:
+        Damaged: (a ValueError) the file is not what was written.
     """
-    found: dict[str, float] = json.loads(path.read_text()) if path.exists() else {}
+    found = outputs.read(path, dict[str, float], CURE) if path.exists() else {}
     used = {method.scorer for method in METHODS.values() if method.target == "gold"}
     asked = {
         name: spec
@@ -59,7 +63,7 @@ def errors(
             scores = prefix_scores(model, info, answers, tokenizer.pad_token_id or 0)
             gaps = [((v - a.label) ** 2).mean() for v, a in zip(scores, answers, strict=True)]
             found[name] = float(torch.stack(gaps).mean())
-        path.write_text(json.dumps(found))
+        outputs.put(path, json.dumps(found) + "\n")
     return {name: found[name] for name in asked}
 
 

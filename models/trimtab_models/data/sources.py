@@ -17,6 +17,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from trimtab_models import outputs
 from trimtab_models.data.faults import Record, Row, convert, word
 
 _NAME = re.compile(r"(?P<name>[^:]+)(?::(?P<config>[\w.+-]+)(?=:))?(?::(?P<split>.+))?")
@@ -34,11 +35,8 @@ def read(source: str | Path) -> list[Record]:
 
 def write(path: str | Path, records: Iterable[Mapping[str, Any]]) -> None:
     """Write records as JSON Lines; the file appears whole, or not at all."""
-    target = Path(path)
-    work = target.with_name(f".{target.name}.part")
-    with open(work, "w", encoding="utf-8") as file:
+    with outputs.writing(Path(path)) as part, open(part, "w", encoding="utf-8") as file:
         file.writelines(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
-    work.replace(target)
 
 
 def rows(source: str | Path) -> Iterator[Row]:
@@ -97,7 +95,7 @@ def _directory(path: Path) -> Iterator[Row]:
         yield from _saved(path, None)
         return
     kinds = (".jsonl", ".parquet")
-    files = sorted(f for f in path.iterdir() if f.suffix in kinds and not f.name.startswith("."))
+    files = sorted(f for f in path.glob("[!.]*") if f.suffix in kinds and f.is_file())
     if not files:
         raise FileNotFoundError(
             f"{path} holds no *.jsonl and no *.parquet file, and no data set saved by save_to_disk."

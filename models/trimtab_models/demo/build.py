@@ -6,6 +6,7 @@ A stage whose result is already there is skipped, so an interrupted build goes o
 """
 
 import argparse
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,11 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM, set_seed
 
-from trimtab_models import checkpoint, data, objectives, training
+from trimtab_models import checkpoint, data, objectives, outputs, training
 from trimtab_models.demo import chat, corpus, language_model, oracles, rollouts, world
 from trimtab_models.networks import scalar_head
 from trimtab_models.report.validate import validate
+from trimtab_models.training import saves
 
 SEED = 0
 DOCUMENTS = 40_000
@@ -74,8 +76,9 @@ def train_base(out: Path) -> None:
         learning_rate=3e-3,
         seed=SEED,
     )
-    model.half().save_pretrained(out)
-    tokenizer.save_pretrained(out)
+    with saves.placing(out) as part:
+        model.half().save_pretrained(part)
+        tokenizer.save_pretrained(part)
     training.clear(work)
 
 
@@ -138,10 +141,15 @@ def train_scorer(
 
 
 def build(out: Path) -> None:
-    """All stages in order, each skipped when its result is there."""
-    (out / WORK).mkdir(parents=True, exist_ok=True)
+    """All stages in order, each skipped when its result is there.
+
+    Raises:
+        InTheWay: (an OSError) the directory holds something else.
+    """
+    out = outputs.claim(out, {"world": "demo"})
+    (out / WORK).mkdir(exist_ok=True)
     base, records = out / "base", out / WORK / "rollouts.jsonl"
-    if not (base / "tokenizer.json").exists():
+    if not base.exists():
         train_base(base)
     if not records.exists():
         roll_out(base, records)
@@ -158,7 +166,10 @@ def main() -> None:
     parser.add_argument(
         "--out", type=Path, default=Path(__file__).parent / "weights", help="where to"
     )
-    build(parser.parse_args().out)
+    try:
+        build(parser.parse_args().out)
+    except (OSError, ValueError) as error:
+        sys.exit(f"trimtab: {error}")
 
 
 if __name__ == "__main__":

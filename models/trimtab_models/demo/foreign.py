@@ -15,6 +15,7 @@ texts alone is arbitrary on beginnings (PARGS, Theorem 1).
 
 import argparse
 import random
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -42,9 +43,10 @@ from transformers import (
     set_seed,
 )
 
-from trimtab_models import checkpoint
+from trimtab_models import checkpoint, outputs
 from trimtab_models.demo import oracles, world
 from trimtab_models.info import ScorerInfo
+from trimtab_models.training import saves
 
 STEPS, BATCH, LEARNING_RATE, SEED = 500, 32, 2e-3, 0
 WINDOW = 256
@@ -154,7 +156,13 @@ def _wrap(core: Tokenizer, pad: str, cls: str, sep: str, unk: str) -> PreTrained
 
 
 def build(kind: str, out: Path, steps: int = STEPS) -> Path:
-    """Train one of `REWARDS` and write it, as transformers does, to `out`."""
+    """Train one of `REWARDS` and write it, as transformers does, to `out`.
+
+    Raises:
+        InTheWay: (an OSError) `out` is not absent or empty. Nothing was done.
+    """
+    outputs.vacant(out)
+    outputs.free(out)
     set_seed(SEED)
     model, tokenizer = {"deberta": deberta, "roberta": roberta, "pythia": pythia}[kind]()
     reward, texts, draw = oracles.rewards[REWARDS[kind]], reviews(SEED), random.Random(SEED)
@@ -179,8 +187,9 @@ def build(kind: str, out: Path, steps: int = STEPS) -> Path:
     if kind == "pythia":
         info = ScorerInfo(objective="value of every prefix", is_value=True)
         return checkpoint.save(model.eval(), tokenizer, info, out, text="A value of sentiment.")
-    model.eval().save_pretrained(out)
-    tokenizer.save_pretrained(out)
+    with saves.placing(out) as part:
+        model.eval().save_pretrained(part)
+        tokenizer.save_pretrained(part)
     return out
 
 
@@ -190,7 +199,10 @@ def main() -> None:
     parser.add_argument("kind", choices=REWARDS, help="which of them")
     parser.add_argument("--out", type=Path, required=True, help="directory of the new checkpoint")
     given = parser.parse_args()
-    build(given.kind, given.out)
+    try:
+        build(given.kind, outputs.place(given.out))
+    except OSError as error:
+        sys.exit(f"trimtab: {error}")
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from trimtab_models import checkpoint, demo, rewards
+from trimtab_models import checkpoint, demo, manifest, outputs, rewards
 from trimtab_models.data import Record
 from trimtab_models.data.encoding import Encoder
 from trimtab_models.data.faults import convert
@@ -27,7 +27,7 @@ from trimtab_models.grounded.turns import Turns
 from trimtab_models.networks import scalar_head
 from trimtab_models.objectives.plackett_luce import PlackettLuce
 from trimtab_models.rows import Rollout
-from trimtab_models.training import describe, saves
+from trimtab_models.training import claims, describe, saves
 from trimtab_models.training.start import keep_layers
 
 REWARDS = "token-rewards"
@@ -38,11 +38,15 @@ def run(config: GroundedConfig) -> Path:
     """Train a language model as the configuration says; gives the directory it was written to.
 
     Raises:
+        InTheWay: (an OSError) something else is where it would go. Nothing was done.
         ValueError: something is wrong with the configuration, the data, the reward, or what an
             earlier run left; the message names it.
         OSError: the data or a network cannot be read, or the result not be written.
     """
+    config = config.model_copy(update={"out": outputs.place(config.out)})
+    made_by = config.model_dump(mode="json", exclude={"out", "data"})
     base = str(demo.base()) if config.base == "demo" else config.base
+    claims.check(config.out, made_by, data=config.data, base=base, scorer=config.scorer)
     tokenizer = AutoTokenizer.from_pretrained(base)
     encoder = Encoder(tokenizer)
     supervised = config.objective == "grounded-mle"
@@ -51,6 +55,9 @@ def run(config: GroundedConfig) -> Path:
         objective = PlackettLuce(**config.options)
     except TypeError as error:
         raise ValueError(f"options of {config.objective}: {error}") from None
+    made_by |= {"data": saves.digest(examples)}
+    if claims.finished(config.out, made_by):
+        return config.out
     device = "cuda" if torch.cuda.is_available() else "cpu"
     torch.manual_seed(config.seed)
     scorer = scalar_head(config.scorer or base, dtype=torch.float32)
@@ -65,17 +72,13 @@ def run(config: GroundedConfig) -> Path:
         pad_id=pad_id,
     )
     work = saves.run_directory(config.out)
-    fingerprint = {
-        **config.model_dump(mode="json", exclude={"out"}),
-        "data": saves.digest(examples),
-    }
     if (found := saves.newest(work)) is not None:
-        saves.refuse_changes(found, fingerprint)
+        saves.refuse_changes(found, made_by)
         turns.restore(torch.load(found / "state.pt", map_location=device, weights_only=True))
-    turns.run(lambda turns: _save(turns, work, fingerprint))
+    turns.run(lambda turns: _save(turns, work, made_by))
     named = "trimtab-demo-base" if config.base == "demo" else config.base
     info = describe(objective, turns.token_rewards.model, examples[:1000], pad_id, named)
-    _write(turns, tokenizer, info, config.out)
+    _write(turns, tokenizer, info, config.out, made_by)
     saves.clear(work)
     return config.out
 
@@ -122,17 +125,24 @@ def _save(turns: Turns, work: Path, fingerprint: Mapping[str, Any]) -> None:
     target = work / f"checkpoint-{turns.step}"
     with saves.placing(target, f"the checkpoint of step {turns.step} in {work}") as part:
         torch.save(turns.state(), part / "state.pt")
-        # The name under which saves.refuse_changes looks for it.
-        (part / "fingerprint.json").write_text(json.dumps(fingerprint), encoding="utf-8")
+        (part / saves.FINGERPRINT).write_text(json.dumps(fingerprint), encoding="utf-8")
         lines = "".join(json.dumps(entry) + "\n" for entry in turns.log)
         (work / saves.LOG).write_text(lines, encoding="utf-8")
     for old in saves.checkpoints(work)[: -saves.KEPT]:
         shutil.rmtree(old)
 
 
-def _write(turns: Turns, tokenizer: Any, info: checkpoint.ScorerInfo, out: Path) -> None:
+def _write(
+    turns: Turns,
+    tokenizer: Any,
+    info: checkpoint.ScorerInfo,
+    out: Path,
+    made_by: Mapping[str, Any],
+) -> None:
+    manifest.replaceable(out)
     text = "Token rewards that a language model was trained with."
     with saves.placing(out) as part:
         turns.model.save_pretrained(part)
         tokenizer.save_pretrained(part)
+        outputs.mark(part, made_by)
         checkpoint.save(turns.token_rewards.model, tokenizer, info, part / REWARDS, text=text)

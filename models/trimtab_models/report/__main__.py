@@ -10,6 +10,7 @@ from transformers import AutoTokenizer
 
 from trimtab_models import checkpoint, data
 from trimtab_models.report import summary, update, validate
+from trimtab_models.report.files import check
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -24,8 +25,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--batch-size", type=int, default=64)
     options = parser.parse_args(arguments)
     try:
-        if not Path(options.checkpoint).is_dir():
-            raise OSError(f"there is no directory {options.checkpoint}, where a report could go.")
+        check(options.checkpoint)
         tokenizer = AutoTokenizer.from_pretrained(options.checkpoint)
         model, info = checkpoint.load(options.checkpoint)
         reference = None

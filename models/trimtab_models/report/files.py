@@ -5,7 +5,7 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from trimtab_models import adapters, card, checkpoint, manifest
+from trimtab_models import adapters, card, checkpoint, manifest, outputs
 from trimtab_models.info import ScorerInfo
 from trimtab_models.report import plots, text
 from trimtab_models.report.validate import Report
@@ -17,6 +17,27 @@ def write(directory: str | Path, report: Report) -> None:
     (top / "report.md").write_text(text.markdown(report), encoding="utf-8")
     (top / "report.json").write_text(report.model_dump_json(indent=1) + "\n", encoding="utf-8")
     plots.draw(top, report)
+
+
+def check(directory: str | Path) -> list[str]:
+    """Make sure that a report can be put into a checkpoint: files of the checkpoint alone change.
+
+    Returns:
+        Its other files, which its manifest does not name; none if it has no manifest.
+
+    Raises:
+        InTheWay: one of them is where the report goes, or nothing can be written.
+        BrokenCheckpoint: its manifest is damaged.
+        OSError: there is no such directory.
+    """
+    top = Path(directory).resolve()
+    if not top.is_dir():
+        raise OSError(f"there is no directory {directory}, where a report could go.")
+    others = manifest.foreign(top)
+    if taken := sorted({"report.md", "report.json", *plots.PLOTS}.intersection(others)):
+        raise outputs.InTheWay(f"{top / taken[0]} is not of an earlier report; move it away.")
+    outputs.free(top)
+    return others if (top / manifest.NAME).exists() else []
 
 
 def mark(info: ScorerInfo, report: Report) -> ScorerInfo:
@@ -31,9 +52,10 @@ def update(directory: str | Path, report: Report) -> None:
     leaves the old one or the new one.
 
     Raises:
-        OSError: no such directory, or no config.json in it.
+        OSError: no such directory, or no config.json in it; or as `check`.
     """
     target = Path(directory).resolve()
+    others = check(target)
     info = mark(checkpoint.read_info(target), report)
     parent = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
     try:
@@ -42,7 +64,7 @@ def update(directory: str | Path, report: Report) -> None:
         _store(work, info)
         own, metadata = card.read(work)
         (work / card.NAME).write_text(card.card(info, own, work, metadata), encoding="utf-8")
-        manifest.publish(work, target)
+        manifest.publish(work, target, others)
     finally:
         shutil.rmtree(parent, ignore_errors=True)
 

@@ -4,7 +4,8 @@
 
 config.py   what a run is told            trainer.py   the loop and its loss
 start.py    the network it begins with    saves.py     checkpoints that a kill cannot hurt
-run.py      from data to a checkpoint     dpo.py       TRL's trainer, for log-ratio scorers
+run.py      from data to a checkpoint     claims.py    what must not be in the way of a result
+dpo.py      TRL's trainer, for log-ratio scorers
 """
 
 from trimtab_models.training.saves import clear

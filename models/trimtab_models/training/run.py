@@ -9,14 +9,14 @@ from typing import Any
 import torch
 from transformers import AutoTokenizer, TrainingArguments, set_seed
 
-from trimtab_models import checkpoint, data, networks, report
+from trimtab_models import checkpoint, data, networks, outputs, report
 from trimtab_models.checkpoint import ScorerInfo
 from trimtab_models.objectives import Objective
 from trimtab_models.objectives.base import completions
 from trimtab_models.rows import Rollout
-from trimtab_models.training import start
+from trimtab_models.training import claims, start
 from trimtab_models.training.config import DPO, TrainConfig, nearest
-from trimtab_models.training.saves import SafeTrainer, clear, run_directory
+from trimtab_models.training.saves import SafeTrainer, clear, digest, run_directory
 from trimtab_models.training.trainer import describe, deviations, train
 
 log = logging.getLogger(__name__)
@@ -35,13 +35,31 @@ DESCRIBED = 1000  # completions whose prefixes give a scorer's mean and deviatio
 def run(config: TrainConfig) -> Path:
     """Train a scorer and write its checkpoint; goes on where an earlier call was interrupted.
 
+    A checkpoint that an earlier call finished, of the same settings and data, is left as it is.
+
     Raises:
+        InTheWay: (an OSError) something else is where the checkpoint would go. Nothing was done.
         ValueError: what is asked for does not fit together, or with an earlier run in its place.
         OSError: something cannot be read or written.
     """
+    config = config.model_copy(update={"out": outputs.place(config.out)})
+    made_by = config.model_dump(mode="json", exclude={"out", "data", "validation", "tensorboard"})
+    held_out = config.validation if isinstance(config.validation, str) else None
+    claims.check(
+        config.out,
+        made_by,
+        data=config.data,
+        validation=held_out,
+        completions=config.completions,
+        base=start.base_path(config),
+        scorer=config.scorer,
+    )
     loss = None if config.objective == DPO else start.objective(config)
     tokenizer = AutoTokenizer.from_pretrained(start.base_path(config))
     items, held = _items(config, loss.data if loss else "pairs", tokenizer)
+    made_by |= {"data": digest(items), "validation data": digest(held)}
+    if claims.finished(config.out, made_by):
+        return config.out
     if loss is not None:
         config = start.fitted(config, [*items, *held])
         loss = start.objective(config)
@@ -51,16 +69,21 @@ def run(config: TrainConfig) -> Path:
         seen = [side for item in held or items for side in completions(item)][:DESCRIBED]
         info = _info(config, loss, model, seen, _pad(tokenizer))
         found = _report(config, model, info, held, _pad(tokenizer)) if held else None
+
+        def extras(work: Path) -> None:
+            outputs.mark(work, made_by)
+            if found:
+                report.write(work, found)
+
         checkpoint.save(
             model,
             tokenizer,
             report.mark(info, found) if found else info,
             config.out,
             text=_card(config, items, held),
-            extras=(lambda work: report.write(work, found)) if found else None,
+            extras=extras,
         )
-        for directory in (run_directory(config.out), *run_directory(config.out).glob("rate-*")):
-            clear(directory)
+        clear(run_directory(config.out))
     trainer.accelerator.wait_for_everyone()
     return config.out
 

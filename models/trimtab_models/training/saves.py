@@ -16,6 +16,8 @@ anew from the history stored in it, and goes on to the same bits as a run that n
 import hashlib
 import json
 import logging
+import os
+import re
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -25,14 +27,18 @@ from typing import Any
 from transformers import Trainer
 from transformers.trainer_callback import TrainerState
 
+from trimtab_models import manifest, outputs
 from trimtab_models.manifest import BrokenCheckpoint, publish, verify
 
 logger = logging.getLogger(__name__)
 
 KEPT = 2
 LOG = "log.jsonl"
-_FINGERPRINT = "fingerprint.json"
+FINGERPRINT = "fingerprint.json"
+"""What a run was started with, as plain JSON values."""
 _STATE = "trainer_state.json"
+_NUMBERED = re.compile(r"checkpoint-\d+")
+_LEFT = re.compile(rf"\.{_NUMBERED.pattern}\.(part|old)")
 _CLOCK = ("_runtime", "_per_second", "_time", "num_tokens")
 
 
@@ -63,15 +69,8 @@ def placing(target: Path, what: str | None = None) -> Iterator[Path]:
     Raises:
         SaveFailed: it could not be written; an older `target` is as it was.
     """
-    part = target.with_name(f".{target.name}.part")
-    shutil.rmtree(part, ignore_errors=True)
-    try:
-        with saving(what or str(target)):
-            part.mkdir(parents=True)
-            yield part
-            publish(part, target)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
+    with saving(what or str(target)), manifest.placing(target) as part:
+        yield part
 
 
 def digest(items: Iterable[Any]) -> str:
@@ -93,7 +92,25 @@ def _step(checkpoint: Path) -> int:
 
 def checkpoints(run: Path) -> list[Path]:
     """A run's checkpoints, the oldest first, whole or not."""
-    return sorted(run.glob("checkpoint-*"), key=_step)
+    found = run.glob("checkpoint-*")
+    return sorted((path for path in found if _NUMBERED.fullmatch(path.name)), key=_step)
+
+
+def check_log(run: Path) -> None:
+    """Make sure that a run directory has no log, or one of ours, which may be written anew.
+
+    Raises:
+        InTheWay: it has another.
+    """
+    log = run / LOG
+    if not os.path.lexists(log):
+        return
+    try:
+        lines = [json.loads(line) for line in log.read_bytes().splitlines()]
+    except (OSError, ValueError, RecursionError):
+        lines = [None]
+    if not all(isinstance(line, dict) and "step" in line for line in lines):
+        raise outputs.InTheWay(f"{log} is not the log of a training, which goes there; move it.")
 
 
 def newest(run: Path) -> Path | None:
@@ -106,7 +123,8 @@ def newest(run: Path) -> Path | None:
     for checkpoint in reversed(found):
         try:
             verify(checkpoint)
-        except BrokenCheckpoint as error:
+            outputs.read(checkpoint / FINGERPRINT, dict[str, Any])
+        except (BrokenCheckpoint, outputs.Damaged, FileNotFoundError) as error:
             logger.warning("%s It is passed over for the checkpoint before it.", error)
         else:
             return checkpoint
@@ -124,26 +142,19 @@ def refuse_changes(checkpoint: Path, fingerprint: Mapping[str, Any]) -> None:
     Raises:
         ValueError: they differ; the message names what does.
     """
-    old = json.loads((checkpoint / _FINGERPRINT).read_text(encoding="utf-8"))
-    new = json.loads(json.dumps(fingerprint))
-    changed = [
-        "the data"
-        if key in ("data", "validation data")
-        else f"{key} ({old.get(key)!r} then, {new.get(key)!r} now)"
-        for key in sorted({*old, *new})
-        if old.get(key) != new.get(key)
-    ]
-    if changed:
+    old = outputs.read(checkpoint / FINGERPRINT, dict[str, Any])
+    if changed := outputs.changes(old, fingerprint):
         raise ValueError(
-            f"{checkpoint} belongs to another run; changed since: {', '.join(changed)}. Put that "
+            f"{checkpoint} belongs to another run; changed since: {changed}. Put that "
             f"back to go on, or remove {checkpoint.parent} (or choose another `out`) to start anew."
         )
 
 
 def clear(run: str | Path) -> None:
     """Remove a run's checkpoints, once what it made is safe elsewhere; its log stays."""
-    for checkpoint in checkpoints(Path(run)):
-        shutil.rmtree(checkpoint)
+    for folder in (Path(run), *Path(run).glob("rate-*")):
+        for checkpoint in checkpoints(folder):
+            shutil.rmtree(checkpoint)
 
 
 class SafeTrainer(Trainer):
@@ -169,9 +180,11 @@ class SafeTrainer(Trainer):
             refuse_changes(found, self.fingerprint)
             state = TrainerState.load_from_json(str(found / _STATE))
         if self.is_world_process_zero():
+            check_log(self.run)
             self.run.mkdir(parents=True, exist_ok=True)
             for left in self.run.glob(".checkpoint-*"):
-                shutil.rmtree(left)
+                if _LEFT.fullmatch(left.name):
+                    shutil.rmtree(left)
             lines = "".join(map(_line, state.log_history))
             (self.run / LOG).write_text(lines, encoding="utf-8")
         if found is not None and _finished(state):
@@ -215,7 +228,7 @@ class SafeTrainer(Trainer):
             best = self.run / f"checkpoint-{self.state.best_global_step}"
             self.state.best_model_checkpoint = str(best)
         self.state.save_to_json(str(work / _STATE))
-        (work / _FINGERPRINT).write_text(json.dumps(self.fingerprint, indent=1), encoding="utf-8")
+        (work / FINGERPRINT).write_text(json.dumps(self.fingerprint, indent=1), encoding="utf-8")
         publish(work, target)
         for old in checkpoints(self.run)[:-KEPT]:
             if old != best:

@@ -7,6 +7,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from trimtab_models import outputs
 from trimtab_models.worlds import WORLDS, build
 
 PROMPTS, COMPLETIONS = 1024, 16
@@ -21,9 +22,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, required=True, help="the world's directory")
     given = parser.parse_args(arguments)
     world = WORLDS[given.name]
-    base = build.build_base(world, given.out)
-    given.out.mkdir(parents=True, exist_ok=True)
-    out = given.out / "rollouts.jsonl"
+    try:
+        folder = outputs.claim(given.out, {"world": world.name})
+    except (OSError, ValueError) as error:
+        parser.error(str(error))
+    base = build.build_base(world, folder)
+    out = folder / "rollouts.jsonl"
     more, each = world.practice
     build.roll_out(world, base, out, prompts=PROMPTS * more, completions=int(COMPLETIONS * each))
 

@@ -31,7 +31,6 @@ def build_base(world: World, out: Path) -> Path:
         return world.base
     base = out / "base"
     if not base.exists():
-        out.mkdir(parents=True, exist_ok=True)
         language_model.train(world.documents(DOCUMENTS, 0), base)
     return base
 
@@ -103,7 +102,7 @@ def _training_data(world: World, folder: Path, objective: str, reward: str) -> P
     path = folder / "data" / f"{reward}-{kind}.jsonl"
     if path.exists():
         return path
-    path.parent.mkdir(exist_ok=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
     labelled = [
         {**record, "reward": record["rewards"][reward]}
         for record in data.read(folder / "rollouts.jsonl")

@@ -11,7 +11,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast,
 
 from trimtab_models import training
 from trimtab_models.demo.language_model import CHAT_TEMPLATE, SPECIALS
-from trimtab_models.training.saves import run_directory
+from trimtab_models.training import saves
 
 PAD, EOS, SYSTEM, USER, ASSISTANT, TOOL = SPECIALS
 UNKNOWN = "<|unknown|>"
@@ -96,7 +96,7 @@ def train(texts: Sequence[str], out: Path, **settings: Any) -> None:
             "labels": padded((_answers(row, assistant) for row in chosen), -100),
         }
 
-    work = run_directory(out)
+    work = saves.run_directory(out)
     training.fit(
         model,
         [tokenizer(text, add_special_tokens=False).input_ids for text in texts],
@@ -105,8 +105,7 @@ def train(texts: Sequence[str], out: Path, **settings: Any) -> None:
         work,
         **{"epochs": 1, "batch_size": 32, "learning_rate": 3e-3, "seed": 0, **settings},
     )
-    part = out.with_name(f".{out.name}.part")
-    model.half().save_pretrained(part)
-    tokenizer.save_pretrained(part)
-    part.rename(out)
+    with saves.placing(out) as part:
+        model.half().save_pretrained(part)
+        tokenizer.save_pretrained(part)
     training.clear(work)

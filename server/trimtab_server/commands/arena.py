@@ -37,6 +37,7 @@ def arena(
     held = importlib.import_module("trimtab.arena.arena")
     scales = importlib.import_module("trimtab.arena.scale")
     tasks = importlib.import_module("trimtab.arena.task")
+    outputs = importlib.import_module("trimtab_models.outputs")
     tiny = importlib.import_module("trimtab.arena.tiny")
     with resumable():
         command = shlex.join(["trimtab", *sys.argv[1:]])
@@ -45,8 +46,10 @@ def arena(
             tiny.hold(folder, command)
             typer.echo((folder / "leaderboard.md").read_text(encoding="utf-8"))
             return
+        name = tasks.name(world)
+        folder = out or Path("arena") / (name + ("-quick" if quick else ""))
+        outputs.check(outputs.place(folder), {"world": name})
         task = tasks.load(world)
-        folder = out or Path("arena") / (task.world.name + ("-quick" if quick else ""))
         scale = scales.QUICK_SCALE if quick else scales.FULL
         held.hold(task, folder, scale, only or (), command)
     typer.echo((folder / "leaderboard.md").read_text(encoding="utf-8"))

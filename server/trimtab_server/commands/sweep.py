@@ -41,8 +41,10 @@ def sweep(
     tasks = importlib.import_module("trimtab.arena.task")
     scales = importlib.import_module("trimtab.arena.scale")
     parse = importlib.import_module("trimtab.config").parse_scorer
+    outputs = importlib.import_module("trimtab_models.outputs")
     demo = importlib.import_module("trimtab_server.demo")
     with resumable():
+        outputs.check(outputs.place(out), sweeps.MADE_BY)
         flags = context.args
         if model == demo.NAME:
             os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")

@@ -1,0 +1,64 @@
+"""Where a training's result goes, checked before any work: `out` and its run directory."""
+
+import logging
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from trimtab_models import manifest, outputs
+from trimtab_models.training import saves
+
+logger = logging.getLogger(__name__)
+
+PLAIN = ("objective", "base", "scorer", "layers", "lora", "seed")
+"""Settings that a checkpoint's fingerprint holds as they were given."""
+
+
+def check(out: Path, made_by: Mapping[str, Any], **inputs: str | Path | None) -> None:
+    """Make sure that a training touches nothing but what it made itself.
+
+    Args:
+        out: the directory that the result will be; absolute.
+        made_by: settings of the training.
+        inputs: the paths that it reads, by their names.
+
+    Raises:
+        InTheWay: something else is at `out` or in its run directory, or nothing can be written.
+        ValueError: what is there was made with other settings.
+    """
+    run = saves.run_directory(out)
+    outputs.made(out, made_by)
+    outputs.apart(out, inputs)
+    outputs.apart(run, inputs)
+    outputs.free(out)
+    if os.path.lexists(run) and not run.is_dir():
+        raise outputs.InTheWay(f"{run} is not a directory, and checkpoints go there; move it away.")
+    outputs.writable(run)
+    for folder in (run, *run.glob("rate-*")):
+        saves.check_log(folder)
+        for checkpoint in saves.checkpoints(folder)[-1:]:
+            _same(checkpoint, {name: made_by[name] for name in PLAIN if name in made_by})
+
+
+def _same(checkpoint: Path, settings: Mapping[str, Any]) -> None:
+    try:
+        former = outputs.read(checkpoint / saves.FINGERPRINT, dict[str, Any])
+    except (OSError, outputs.Damaged):
+        return  # saves.newest passes it over
+    saves.refuse_changes(checkpoint, {**former, **settings})
+
+
+def finished(out: Path, made_by: Mapping[str, Any]) -> bool:
+    """Whether an earlier run has made `out`, which is whole; then nothing is left to do.
+
+    Raises:
+        InTheWay: it was made with other settings, or of other data.
+        BrokenCheckpoint: it is damaged.
+    """
+    if not outputs.made(out, made_by):
+        return False
+    manifest.verify(out)
+    logger.warning("%s is finished; remove it, or choose another `out`, to train anew.", out)
+    saves.clear(saves.run_directory(out))
+    return True
