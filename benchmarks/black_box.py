@@ -160,6 +160,7 @@ def main() -> None:
     parser.add_argument("--answers", type=int, default=4)
     parser.add_argument("--out", type=Path, default=RESULTS)
     given = parser.parse_args()
+    given.out.mkdir(parents=True, exist_ok=True)
     prompts = WORLDS["tools"].prompts("test", given.prompts, SEED)
     base = str(given.arena / "base")
     vllm = ["vllm.entrypoints.launchers.api_server.entry", "--model", base]
@@ -188,7 +189,6 @@ def main() -> None:
             runs["q, a token a call, temperature 0"] = run(http, "/generate", prompts, **greedy)
         with started([*ours, "--upstream-block", str(BLOCK)], "/ready") as http:
             runs["q, blocks of 8, temperature 0"] = run(http, "/generate", prompts, **greedy)
-    given.out.mkdir(parents=True, exist_ok=True)
     (given.out / "black_box.json").write_text(json.dumps(runs) + "\n")
     (given.out / "black_box.md").write_text(report(runs, given.prompts, given.answers))
     print(report(runs, given.prompts, given.answers))

@@ -311,6 +311,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=RESULTS)
     parser.add_argument("--demo-into", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
+    arguments.out.mkdir(parents=True, exist_ok=True)
     if arguments.demo_into:
         measure_demo(arguments.demo_into)
         return
@@ -334,7 +335,6 @@ def main() -> None:
         if not arguments.quick:
             subprocess.run([sys.executable, __file__, "--demo-into", directory], check=True)
             results += json.loads((root / "demo.json").read_text())
-    arguments.out.mkdir(parents=True, exist_ok=True)
     record = {
         "machine": f"{os.cpu_count()} cores, {platform.machine()}, no GPU",
         "torch": torch.__version__,

@@ -93,6 +93,7 @@ def main() -> None:
     parser.add_argument("--large", action="store_true", help="a base of 39 million parameters")
     parser.add_argument("--out", type=Path, default=RESULTS)
     arguments = parser.parse_args()
+    arguments.out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
         base = large(Path(folder)) if arguments.large else demo.base()
         sampler = Sampler(str(base), **engine_options(ENGINE))
@@ -141,7 +142,6 @@ def main() -> None:
     )
     print(text)
     if not arguments.quick:
-        arguments.out.mkdir(parents=True, exist_ok=True)
         name = "rollouts-large" if arguments.large else "rollouts"
         (arguments.out / f"{name}.json").write_text(json.dumps(result, indent=1) + "\n")
         (arguments.out / f"{name}.md").write_text(text)

@@ -114,6 +114,7 @@ def main() -> None:
     parser.add_argument("--rollouts", type=Path, help="of demo.build, if they are still there")
     parser.add_argument("--out", type=Path, default=RESULTS)
     arguments = parser.parse_args()
+    arguments.out.mkdir(parents=True, exist_ok=True)
     together = dict.fromkeys(NAMES, 1.0)
     settings = {
         **{f"{n} {b}": {"scorers": {n: 1.0}, "beta": b} for n in NAMES for b in BETAS},
@@ -134,7 +135,6 @@ def main() -> None:
         runs = {label: server.run(**guidance) for label, guidance in tqdm(settings.items())}
     finally:
         server.stop()
-    arguments.out.mkdir(parents=True, exist_ok=True)
     (arguments.out / "steering.json").write_text(json.dumps(runs) + "\n")
     (arguments.out / "steering.md").write_text(report(runs))
     draw(runs, arguments.out / "steering.png")

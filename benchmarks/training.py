@@ -107,6 +107,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=40)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
     given = parser.parse_args()
+    given.out.mkdir(parents=True, exist_ok=True)
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     items = rollouts(BATCH * given.steps)
@@ -130,7 +131,6 @@ def main() -> None:
         torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {threads} threads"
     )
     setting = {"device": device, "tokens": tokens, "batch": BATCH, "repeats": given.repeats}
-    given.out.mkdir(parents=True, exist_ok=True)
     text = json.dumps({"setting": setting, "objectives": found}, indent=1)
     (given.out / "training.json").write_text(text + "\n")
     lines = [

@@ -53,7 +53,7 @@ def bring(
             _check_files(directory, root)
         _check_room(sum(map(_elements, directories)) * dtype.itemsize + cache_bytes, device)
         for directory in directories:
-            _verify(directory)
+            manifest.verify(directory)
         config = GuidanceConfig(scorers={name: spec}, cache_bytes=cache_bytes)
         return build(config)[name]
     except NoRoom:
@@ -121,7 +121,7 @@ def _check_files(directory: Path, root: Path) -> None:
             raise ScorerRefused("it holds a symbolic link; copy the files.")
     if not (directory / manifest.NAME).is_file():
         raise ScorerRefused(f"it has no {manifest.NAME}; trimtab publish writes one.")
-    named = json.loads((directory / manifest.NAME).read_text(encoding="utf-8"))
+    named = manifest.read(directory)
     weights = sorted(directory.glob("*.safetensors"))
     if not weights:
         raise ScorerRefused("it has no weights in safetensors; other formats are not read.")
@@ -154,10 +154,3 @@ def _elements(directory: Path) -> int:
                 f"{path.name} is no safetensors file, or is cut short; nothing of it was run."
             )
     return total
-
-
-def _verify(directory: Path) -> None:
-    try:
-        manifest.verify(directory)
-    except (KeyError, TypeError, AttributeError):
-        raise ScorerRefused(f"{manifest.NAME} is damaged.") from None

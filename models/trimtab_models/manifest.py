@@ -91,7 +91,7 @@ def read(directory: str | Path) -> dict[str, Entry]:
         raise BrokenCheckpoint(str(error)) from None
     paths = map(PurePosixPath, entries)
     if not entries or any(path.is_absolute() or ".." in path.parts for path in paths):
-        raise BrokenCheckpoint(f"{file} is damaged: it names no files of this directory.")
+        raise BrokenCheckpoint(f"{file} is damaged: it does not name files of its directory.")
     return entries
 
 

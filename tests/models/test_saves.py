@@ -198,3 +198,82 @@ def test_publishing_over_an_older_one(tmp_path: Path) -> None:
         manifest.publish(tmp_path / "work", tmp_path / "target")
     assert (tmp_path / "target" / "file").read_text() == "new"
     assert [path.name for path in tmp_path.iterdir()] == ["target"]
+
+
+def _made_run(run: Path) -> None:
+    """Two checkpoints of next to nothing."""
+    for step in (6, 12):
+        work = run / f".checkpoint-{step}.part"
+        work.mkdir(parents=True)
+        (work / saves.FINGERPRINT).write_text('{"seed": 0}')
+        (work / "weights").write_bytes(bytes([step]) * 8)
+        manifest.publish(work, run / f"checkpoint-{step}")
+
+
+def test_every_flipped_bit_of_a_manifest_is_noticed(tmp_path: Path) -> None:
+    _made_run(tmp_path)
+    older, newest = saves.checkpoints(tmp_path)
+    file = newest / manifest.NAME
+    content, entries = file.read_bytes(), manifest.read(newest)
+    assert saves.newest(tmp_path) == newest, "the control"
+    refused = 0
+    for at in range(len(content)):
+        for bit in range(8):
+            damaged = bytearray(content)
+            damaged[at] ^= 1 << bit
+            file.write_bytes(damaged)
+            found = saves.newest(tmp_path)
+            assert found in (older, newest)
+            # What is taken for whole names the same files with the same sums.
+            assert found == older or manifest.read(newest) == entries
+            refused += found == older
+    assert refused > 0.99 * 8 * len(content)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("", "{}", "[]", "null", "3", '"x"', '{"weights": {}}', '{"weights": null}'),
+        '{"weights": {"bytes": "8", "sha256": "0"}}',
+        '{"../../secret": {"bytes": 8, "sha256": "%s"}}' % ("0" * 64),
+        '{"/etc/passwd": {"bytes": 8, "sha256": "%s"}}' % ("0" * 64),
+        '{"a\\u0000": {"bytes": 8, "sha256": "%s"}}' % ("0" * 64),
+        "[" * 100_000,
+    ],
+)
+def test_what_is_no_manifest_is_damaged(tmp_path: Path, text: str) -> None:
+    _made_run(tmp_path)
+    older, newest = saves.checkpoints(tmp_path)
+    (newest / manifest.NAME).write_text(text)
+    with pytest.raises(manifest.BrokenCheckpoint):
+        manifest.verify(newest)
+    assert saves.newest(tmp_path) == older
+    (newest / manifest.NAME).unlink()
+    (newest / manifest.NAME).mkdir()
+    assert saves.newest(tmp_path) == older
+
+
+def test_a_checkpoint_that_does_not_say_of_which_run_it_is_is_passed_over(tmp_path: Path) -> None:
+    _made_run(tmp_path)
+    older, newest = saves.checkpoints(tmp_path)
+    (newest / saves.FINGERPRINT).unlink()
+    manifest.write_manifest(newest)
+    assert saves.newest(tmp_path) == older
+    (newest / saves.FINGERPRINT).write_text("[]")
+    manifest.write_manifest(newest)
+    assert saves.newest(tmp_path) == older
+
+
+def test_what_a_run_did_not_make_stays(stopped: Path, tmp_path: Path) -> None:
+    others = ["checkpoint-best", "checkpoint-6.copy", ".checkpoint-mine"]
+    for name in others:
+        (stopped / name).mkdir()
+        (stopped / name / "notes.txt").write_text("mine")
+    (stopped / ".checkpoint-18.part").mkdir()  # ours, left by a kill
+    assert _same(_train(stopped), _train(tmp_path / "whole"))
+    saves.clear(stopped)
+    assert {path.name for path in stopped.iterdir()} == {*others, "log.jsonl"}
+    (stopped / "log.jsonl").write_text("a diary\n")
+    with pytest.raises(OSError, match="not the log of a training"):
+        _train(stopped)
+    assert (stopped / "log.jsonl").read_text() == "a diary\n"

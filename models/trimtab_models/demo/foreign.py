@@ -174,11 +174,11 @@ def build(kind: str, out: Path, steps: int = STEPS) -> Path:
         rewards = torch.tensor([reward("", text) for text in whole])  # [rows]
         cut = whole if kind == "pythia" else [t[: draw.randint(1, len(t))] for t in whole]
         inputs = tokenizer(cut, padding=True, truncation=True, return_tensors="pt")
-        outputs = model(**inputs).logits[..., 0]  # [rows], of a value [rows, tokens]
+        scores = model(**inputs).logits[..., 0]  # [rows], of a value [rows, tokens]
         if kind == "pythia":
             read = inputs["attention_mask"].bool()
-            outputs, rewards = outputs[read], rewards[:, None].expand_as(read)[read]
-        loss = F.mse_loss(outputs, rewards)
+            scores, rewards = scores[read], rewards[:, None].expand_as(read)[read]
+        loss = F.mse_loss(scores, rewards)
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
