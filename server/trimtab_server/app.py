@@ -4,12 +4,14 @@ import argparse
 import asyncio
 import logging
 import socket
+from collections.abc import Mapping
 from contextlib import suppress
 from types import SimpleNamespace
 from typing import Any
 
 import typer
 from fastapi import FastAPI
+from starlette.middleware.cors import CORSMiddleware
 from vllm.entrypoints.launchers.api_server.app_state import init_app_state
 from vllm.entrypoints.launchers.app import build_app
 from vllm.entrypoints.launchers.utils.ssl import SSLCertRefresher
@@ -18,6 +20,7 @@ from trimtab.adapters.ranks import told
 from trimtab.errors import TrimtabError
 from trimtab_server import canary, errors, rpc, serving
 from trimtab_server.auth import ApiKeys
+from trimtab_server.browsers import let_browsers_in
 from trimtab_server.doubts import doubts
 from trimtab_server.drain import Drain, InFlight
 from trimtab_server.ending import Signals
@@ -44,7 +47,8 @@ START_SECONDS = 600.0
 async def build(engine: Any, args: argparse.Namespace, settings: Settings) -> FastAPI:
     """vLLM's application around `engine`, and ours over it.
 
-    A request passes, outermost first: API key → drain → size of the body → guidance → vLLM.
+    A request passes, outermost first:
+    CORS → API key → drain → size of the body → guidance → vLLM.
 
     Raises:
         NotReady: the engine dies meanwhile.
@@ -66,19 +70,35 @@ async def build(engine: Any, args: argparse.Namespace, settings: Settings) -> Fa
     app.state.trimtab_loading = None
     if settings.admin_key is not None and settings.scorer_dir is not None:
         app.state.trimtab_loading = Loading(state, settings.scorer_dir)
+    return cover(app, args, settings, scorers)
+
+
+def cover(
+    app: FastAPI, args: argparse.Namespace, settings: Settings, scorers: Mapping[str, Version]
+) -> FastAPI:
+    """Our routes, middleware and error handler over vLLM's."""
     app.include_router(generate.router)
     app.include_router(status.router)
     app.include_router(scorer_routes.router)
     app.add_exception_handler(TrimtabError, errors.handle)
     # vLLM has built its stack of middleware already; with ours, it is built anew when serving.
     app.middleware_stack = None
-    app.add_middleware(Guidance, scorers=scorers, default=default)
+    app.add_middleware(Guidance, scorers=scorers, default=settings.default_scorer or None)
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
     app.state.in_flight = InFlight()
     app.add_middleware(Drain, in_flight=app.state.in_flight)
-    keys = [key.get_secret_value() for key in settings.api_key]
-    admin = settings.admin_key
-    app.add_middleware(ApiKeys, keys=keys, admin_key=admin.get_secret_value() if admin else None)
+    app.add_middleware(ApiKeys, **settings.keys())
+    # vLLM's, which lets browsers in, moves to the outside: it answers before a key is looked for,
+    # and browsers may read our refusals.
+    layers: list[Any] = app.user_middleware
+    app.user_middleware = [layer for layer in layers if layer.cls is not CORSMiddleware]
+    let_browsers_in(
+        app,
+        args.allowed_origins,
+        allow_credentials=args.allow_credentials,
+        allow_methods=args.allowed_methods,
+        allow_headers=args.allowed_headers,
+    )
     return app
 
 

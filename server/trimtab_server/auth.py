@@ -1,6 +1,7 @@
-"""API keys: one ASGI middleware, outermost, that guards every route but /health.
+"""API keys: one ASGI middleware that guards every route but /health.
 
-An admin key opens every route; those that change what is served (`require_admin`) it alone opens.
+A user's key opens what a user may call (allowed.py); an admin key opens every route, and alone
+those that change what is served, or how. Without users' keys anybody is a user.
 """
 
 import hashlib
@@ -9,11 +10,9 @@ from collections.abc import Iterable
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from trimtab.errors import TrimtabError
+from trimtab_server.allowed import OPEN, admin_alone
 from trimtab_server.errors import Forbidden, Unauthorized, response
-
-OPEN = frozenset({"/health"})
-HOLDER = "trimtab_key"
-"""Entry of a request's scope: whose key came with it, "admin", "user", or None without one."""
 
 
 def digest(key: bytes) -> bytes:
@@ -22,59 +21,62 @@ def digest(key: bytes) -> bytes:
 
 
 class ApiKeys:
-    """ASGI middleware: `Authorization: Bearer KEY` with one of the keys, or 401.
+    """ASGI middleware: `Authorization: Bearer KEY` or `x-api-key: KEY` with a known key, or 401.
 
-    Every method, mount and websocket is guarded; what is open is named, by exact path. Without
-    `keys` all is open but what an admin alone may do.
+    Every method, mount and websocket is guarded; what is open is named, by exact path.
     """
 
     def __init__(self, app: ASGIApp, keys: Iterable[str], admin_key: str | None = None) -> None:
         self.app = app
         holders = [(key, "user") for key in keys]
-        self.open = not holders
+        self.guarded = bool(holders)
+        self.has_admin = admin_key is not None
         holders += [] if admin_key is None else [(admin_key, "admin")]
         self.digests = [(digest(key.encode()), holder) for key, holder in holders]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
-        if scope["type"] == "lifespan":
+        refusal = None if scope["type"] == "lifespan" else self._refusal(scope)
+        if refusal is None:
             await self.app(scope, receive, send)
-            return
-        holder = self._holder(scope)
-        if self.open or holder is not None or scope["path"] in OPEN:
-            await self.app({**scope, HOLDER: holder}, receive, send)
         elif scope["type"] == "websocket":
             await send({"type": "websocket.close", "code": 1008, "reason": "no valid API key"})
         else:
-            await response(_no_key())(scope, receive, send)
+            await response(refusal)(scope, receive, send)
+
+    def _refusal(self, scope: Scope) -> TrimtabError | None:
+        """Why a request may not pass; None if it may."""
+        if scope["path"] in OPEN:
+            return None
+        holder = self._holder(scope)
+        no_key = Unauthorized(
+            "a valid API key is needed; send the header 'Authorization: Bearer KEY'.",
+            code="invalid_api_key",
+        )
+        if holder is None and self.guarded:
+            return no_key
+        if holder == "admin" or not admin_alone(scope):
+            return None
+        if not self.has_admin:
+            return Forbidden(
+                "this route is for operators alone; to use it, start the server with --admin-key."
+            )
+        if holder is None:
+            return no_key
+        return Forbidden("this route needs the admin key; the key that was sent is a user's.")
 
     def _holder(self, scope: Scope) -> str | None:
-        given = [value for name, value in scope["headers"] if name == b"authorization"]
-        if len(given) != 1:
+        """Whose key came with a request, "admin" or "user"; None without one, or with several."""
+        sent = []
+        for name, value in scope["headers"]:
+            if name == b"authorization":
+                scheme, _, key = value.partition(b" ")
+                sent.append((name, key.strip() if scheme.lower() == b"bearer" else b""))
+            elif name == b"x-api-key":
+                sent.append((name, value.strip()))
+        if len({name for name, _ in sent}) != len(sent) or len({key for _, key in sent}) != 1:
             return None
-        scheme, _, key = given[0].partition(b" ")
-        sent = digest(key.strip())
+        given = digest(sent[0][1])
         # Every key is compared, so that time does not tell which one was near.
-        matches = [who for known, who in self.digests if hmac.compare_digest(sent, known)]
-        return matches[-1] if matches and scheme.lower() == b"bearer" else None
-
-
-def require_admin(scope: Scope) -> None:
-    """Refuse a request that does not carry the admin key.
-
-    Raises:
-        Unauthorized: it carries no key that is known here.
-        Forbidden: it carries a user's.
-    """
-    holder = scope.get(HOLDER)
-    if holder is None:
-        raise _no_key()
-    if holder != "admin":
-        raise Forbidden("this route needs the admin key; the key that was sent is a user's.")
-
-
-def _no_key() -> Unauthorized:
-    return Unauthorized(
-        "a valid API key is needed; send the header 'Authorization: Bearer KEY'.",
-        code="invalid_api_key",
-    )
+        matches = [who for known, who in self.digests if hmac.compare_digest(given, known)]
+        return matches[-1] if matches else None

@@ -49,7 +49,10 @@ def serve(
         list[str] | None, typer.Option(help="Guards every route but /health.", metavar="KEY")
     ] = None,
     admin_key: Annotated[
-        str | None, typer.Option(help="Loads and unloads scorers.", metavar="KEY")
+        str | None, typer.Option(help="Opens the operator's routes.", metavar="KEY")
+    ] = None,
+    allowed_origins: Annotated[
+        list[str] | None, typer.Option(help="Whose pages may call it (CORS).", metavar="ORIGIN")
     ] = None,
     scorer_dir: Annotated[
         Path | None, typer.Option(help="Where scorers may be loaded from while serving.")
@@ -109,6 +112,7 @@ def serve(
         "default_scorer": default_scorer,
         "api_key": api_key,
         "admin_key": admin_key,
+        "allowed_origins": allowed_origins,
         "scorer_dir": scorer_dir,
         "host": host,
         "port": port,

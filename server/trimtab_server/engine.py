@@ -32,7 +32,7 @@ def parse(
     """vLLM's arguments: `defaults`, over these the `vllm` setting, over that `flags`.
 
     Raises:
-        StartError: a flag is one that Trimtab sets itself.
+        StartError: a flag is one that Trimtab sets itself, or would open what it guards.
         TrimtabError: guidance does not go with a flag.
     """
     parser = make_arg_parser(FlexibleArgumentParser(prog="trimtab serve MODEL"))
@@ -42,12 +42,18 @@ def parse(
     unfit.check_options(vars(args))
     if args.worker_extension_cls:
         raise StartError("--worker-extension-cls is set by trimtab itself; leave it out.")
+    if args.api_key or os.environ.get("VLLM_API_KEY"):
+        # vLLM's own keys would guard a part of the routes, and not ours.
+        raise StartError(
+            "vLLM's api-key and VLLM_API_KEY are not read here; set --api-key or TRIMTAB_API_KEY."
+        )
+    if settings.allowed_origins:
+        args.allowed_origins = settings.allowed_origins
     args.logits_processors = [*(args.logits_processors or []), PROCESSOR]
     args.worker_extension_cls = WORKER
     args.additional_config = {**_mapping(args.additional_config), "trimtab": settings.guidance()}
     args.max_logprobs = logprobs_limit(args.max_logprobs)
     args.enable_request_id_headers = True
-    args.api_key = None  # ours guards more than vLLM's (auth.py)
     validate_parsed_serve_args(args)
     return args
 

@@ -1,5 +1,6 @@
 """Settings of `trimtab serve`: command line over TRIMTAB_* over YAML over default."""
 
+import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -43,8 +44,31 @@ def weights(value: Any) -> Any:
     return {name: float(weight) if equals else 1.0 for name, equals, weight in pairs}
 
 
+def _key(value: Any) -> Any:
+    """One key; one that is empty is a mistake, not a wish for an open server."""
+    text = value.get_secret_value() if isinstance(value, SecretStr) else value
+    if not text:
+        raise ValueError("the key is empty; give one, or leave the setting out")
+    if isinstance(text, str) and not (text.isascii() and text.isprintable() and " " not in text):
+        raise ValueError("a key is of visible ASCII characters, without spaces; choose another")
+    return value
+
+
 def _keys(value: Any) -> Any:
-    return [key for key in value.split(",") if key] if isinstance(value, str) else value
+    """Keys in a list, or in a text apart by commas."""
+    keys = value.split(",") if isinstance(value, str) else value
+    if not keys:
+        raise ValueError("there is no key in it; give one, or leave the setting out")
+    return keys
+
+
+def _origins(value: Any) -> Any:
+    """Origins in a list or apart by spaces; JSON as well, as vLLM takes it."""
+    text = value if isinstance(value, str) else " ".join(map(str, value))
+    return json.loads(text) if text.startswith("[") else text.split()
+
+
+Key = Annotated[SecretStr, BeforeValidator(_key)]
 
 
 def _words(value: Any) -> Any:
@@ -71,16 +95,17 @@ class Settings(BaseSettings):
         description="scorers of a request that names none, each `NAME=WEIGHT`; all with weight 1 "
         "if absent",
     )
-    api_key: Annotated[list[SecretStr], NoDecode, BeforeValidator(_keys)] = Field(
+    api_key: Annotated[list[Key], NoDecode, BeforeValidator(_keys)] = Field(
         default_factory=list,
-        description="keys that open every route; without one, the server is open (several: apart "
-        "by commas in the environment)",
+        validate_default=False,
+        description="keys that open what a user may call; without one, anybody may call it "
+        "(several: apart by commas in the environment)",
     )
-    admin_key: SecretStr | None = Field(
+    admin_key: Annotated[SecretStr | None, BeforeValidator(_key)] = Field(
         None,
-        min_length=1,
-        description="key that opens every route, and alone those that load and unload scorers; "
-        "without one, these are off",
+        validate_default=False,
+        description="key that opens every route, and alone those that change what is served or "
+        "how (scorers, vLLM's routes for operators); without one, these are off",
     )
     scorer_dir: Path | None = Field(
         None,
@@ -88,6 +113,11 @@ class Settings(BaseSettings):
         "serving; without one, none may",
     )
     host: str = Field("127.0.0.1", description="address to listen on; `0.0.0.0` for all")
+    allowed_origins: Annotated[list[str], NoDecode, BeforeValidator(_origins)] = Field(
+        default_factory=list,
+        description="origins whose pages a browser lets call this server (CORS), `*` for all; "
+        "none if absent",
+    )
     port: int = Field(8000, ge=0, le=65535, description="port to listen on; 0 takes a free one")
     max_body_bytes: int = Field(8 * 2**20, gt=0, description="largest body of a request, in bytes")
     drain_timeout: float = Field(
@@ -114,7 +144,9 @@ class Settings(BaseSettings):
         "and with `/v1`",
     )
     upstream_model: str | None = Field(None, description="the model's name there")
-    upstream_key: SecretStr | None = Field(None, description="API key for the upstream")
+    upstream_key: Annotated[SecretStr | None, BeforeValidator(_key)] = Field(
+        None, validate_default=False, description="API key for the upstream"
+    )
     upstream_api: Literal["completions", "chat"] = Field(
         "completions", description="what to ask there: `completions` or `chat`"
     )
@@ -161,17 +193,29 @@ class Settings(BaseSettings):
         """The same; if scorers may be loaded while serving, with defaults that this cannot change.
 
         Raises:
-            StartError: the scorer_dir is not there, or the admin key is a user's.
+            StartError: the scorer_dir is not there.
         """
         if self.admin_key is None or self.scorer_dir is None:
             return self
-        if self.admin_key in self.api_key:
-            raise StartError("the admin_key is one of the api_keys; choose another.")
         if not self.scorer_dir.is_dir():
             raise StartError("there is no directory at scorer_dir; make one, or leave it out.")
         default = self.default_scorer or dict.fromkeys(self.scorer, 1.0)
         scorer_dir = self.scorer_dir.resolve()
         return self.model_copy(update={"default_scorer": default, "scorer_dir": scorer_dir})
+
+    def keys(self) -> dict[str, Any]:
+        """The keys as the middleware takes them (auth.ApiKeys)."""
+        admin = self.admin_key
+        return {
+            "keys": [key.get_secret_value() for key in self.api_key],
+            "admin_key": None if admin is None else admin.get_secret_value(),
+        }
+
+    @model_validator(mode="after")
+    def _keys_apart(self) -> Self:
+        if self.admin_key is not None and self.admin_key in self.api_key:
+            raise ValueError("the admin_key is one of the api_keys; choose another")
+        return self
 
     @model_validator(mode="after")
     def _one_base(self) -> Self:

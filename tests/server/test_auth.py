@@ -1,8 +1,13 @@
 """Every route but /health needs a key."""
 
+import hmac
+from types import SimpleNamespace
+
 import httpx
 import pytest
 from conftest import KEY
+
+from trimtab_server import auth
 
 MOUNTS = ["/metrics", "/metrics/", "/docs", "/openapi.json", "/nowhere", "/"]
 WRONG = [
@@ -14,7 +19,21 @@ WRONG = [
     {"Authorization": f"Bearer {KEY}x"},
     {"Authorization": f"Bearer {KEY[:-1]}"},
     {"Authorization": "Bearer \u00e9".encode("latin-1")},
+    {"Authorization": "Bearer " + "x" * 8000},
+    {"x-api-key": "wrong"},
+    {"x-api-key": ""},
+    [("Authorization", f"Bearer {KEY}"), ("Authorization", f"Bearer {KEY}")],
+    [("x-api-key", KEY), ("x-api-key", KEY)],
+    [("x-api-key", KEY), ("Authorization", "Bearer wrong")],
+    [("x-api-key", "wrong"), ("Authorization", f"Bearer {KEY}")],
+    [("x-api-key", KEY), ("Authorization", f"Basic {KEY}")],
 ]
+RIGHT = [
+    {"Authorization": f"bearer  {KEY}"},
+    {"x-api-key": KEY},
+    {"X-API-Key": KEY, "Authorization": f"Bearer {KEY}"},
+]
+OPERATORS = ["/scale_elastic_ep", "/is_scaling_elastic_ep", "/inference/v1/abort_requests"]
 
 
 @pytest.fixture(scope="module")
@@ -54,6 +73,36 @@ def test_wrong_keys(anyone, headers):
     error = answer.json()["error"]
     assert error["type"] == "authentication_error"
     assert KEY not in answer.text
+
+
+@pytest.mark.parametrize("headers", RIGHT)
+def test_right_keys(anyone, headers):
+    assert anyone.get("/v1/models", headers=headers).status_code == 200
+
+
+def test_every_key_is_compared_in_constant_time(monkeypatch):
+    """None of the comparisons stops early, or is left out because another matched."""
+    compared = []
+
+    def compare(given, known):
+        compared.append((given, known))
+        return hmac.compare_digest(given, known)
+
+    monkeypatch.setattr(auth, "hmac", SimpleNamespace(compare_digest=compare))
+    keys = auth.ApiKeys(None, ["first", "second"], "third")
+    for sent, holder in (("first", "user"), ("third", "admin"), ("f", None)):
+        compared.clear()
+        assert keys._holder({"headers": [(b"x-api-key", sent.encode())]}) == holder
+        assert len(compared) == 3
+        assert {len(digest) for pair in compared for digest in pair} == {32}
+
+
+@pytest.mark.parametrize("path", OPERATORS)
+def test_a_users_key_does_not_operate(server, anyone, path):
+    answer = server.http.post(path, json={"new_data_parallel_size": 1})
+    assert answer.status_code == 403
+    assert "--admin-key" in answer.json()["error"]["message"]
+    assert anyone.post(path).status_code == 401
 
 
 def test_a_key_opens(server):

@@ -56,6 +56,20 @@ def test_serve_tells_what_is_missing():
     assert "model first" in flag_first.stderr
 
 
+def test_an_empty_key_does_not_open_the_server():
+    for args, env in (
+        (["--api-key", ""], {}),
+        (["--admin-key", ""], {}),
+        ([], {"TRIMTAB_API_KEY": ""}),
+        ([], {"TRIMTAB_API_KEY": ","}),
+        (["--upstream-key", " "], {}),
+    ):
+        refused = trimtab("serve", "demo", "--port", "0", *args, **env)
+        assert refused.returncode == 1
+        assert "key" in refused.stderr
+        assert len(refused.stderr.splitlines()) == 1
+
+
 def test_generate_without_a_server():
     done = trimtab("generate", "hello", "--url", f"http://127.0.0.1:{free_port()}")
     assert done.returncode == 1

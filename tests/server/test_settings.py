@@ -1,8 +1,10 @@
 """Settings: where they come from, and that all of them are documented."""
 
+import json
 from pathlib import Path
 
 import pytest
+import yaml
 
 from trimtab.config import ScorerSpec
 from trimtab.errors import TrimtabError
@@ -63,6 +65,67 @@ def test_keys_are_secret_and_may_be_several(monkeypatch):
     assert loaded.admin_key.get_secret_value() == "key-3"
     assert loaded.upstream_key.get_secret_value() == "key-4"
     assert "key-" not in repr(loaded)
+
+
+NO_KEYS = ["", ",", " ", "a,", ",a", "a b", " a", "a,\tb", "caf\u00e9", "a\x00", "a\x7f", "a\n"]
+
+
+@pytest.mark.parametrize("name", ["api_key", "admin_key", "upstream_key"])
+@pytest.mark.parametrize("key", NO_KEYS)
+def test_a_key_that_is_none_is_refused(monkeypatch, tmp_path, name, key):
+    """By each way it may come; such a key would open the server, or never open it."""
+    if name != "api_key" and "," in key and key != "a,\tb":
+        return  # several keys are for users alone; to others a comma is a character
+    config = tmp_path / "trimtab.yaml"
+    given = key.split(",") if name == "api_key" else key
+    with pytest.raises(StartError, match=name) as refused:
+        settings.load({"model": "m", name: given})
+    assert "\n" not in refused.value.message
+    config.write_text(yaml.safe_dump({"model": "m", name: given}))
+    with pytest.raises(StartError, match=name):
+        settings.load({}, config)
+    if "\0" not in key:
+        monkeypatch.setenv(f"TRIMTAB_{name.upper()}", key)
+        with pytest.raises(StartError, match=name):
+            settings.load({"model": "m"})
+
+
+@pytest.mark.parametrize("name", ["api_key", "admin_key", "upstream_key"])
+@pytest.mark.parametrize("value", ["", "[]", "null", "''", "['']", "[null]"])
+def test_a_key_without_a_value_in_yaml_is_refused(tmp_path, name, value):
+    config = tmp_path / "trimtab.yaml"
+    config.write_text(f"model: m\n{name}: {value}\n")
+    with pytest.raises(StartError, match=name):
+        settings.load({}, config)
+
+
+def test_no_refusal_holds_a_key(tmp_path):
+    config = tmp_path / "trimtab.yaml"
+    for text in ("[secret-1, secret 2]", "{secret-1: secret-2}", "secret 1", "'secret-\u00e9'"):
+        config.write_text(f"model: m\napi_key: {text}\n")
+        with pytest.raises(StartError) as refused:
+            settings.load({}, config)
+        assert "secret" not in refused.value.message
+
+
+def test_an_admin_key_is_no_users(tmp_path):
+    with pytest.raises(StartError, match="choose another"):
+        settings.load({"model": "m", "api_key": ["a", "b"], "admin_key": "b"})
+
+
+def test_origins(monkeypatch, tmp_path):
+    both = ["https://a", "https://b"]
+    for given in (both, [json.dumps(both)]):
+        assert settings.load({"model": "m", "allowed_origins": given}).allowed_origins == both
+    for text in ("https://a https://b", json.dumps(both)):
+        monkeypatch.setenv("TRIMTAB_ALLOWED_ORIGINS", text)
+        assert settings.load({"model": "m"}).allowed_origins == both
+    monkeypatch.delenv("TRIMTAB_ALLOWED_ORIGINS")
+    assert settings.load({"model": "m"}).allowed_origins == []
+    assert settings.load({"model": "m", "allowed_origins": ["*"]}).allowed_origins == ["*"]
+    for wrong in (["[1"], ["[1]"]):
+        with pytest.raises(StartError, match="allowed_origins"):
+            settings.load({"model": "m", "allowed_origins": wrong})
 
 
 def test_loading_is_refused_at_start_where_it_cannot_be_safe(tmp_path):

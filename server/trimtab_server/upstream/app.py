@@ -1,6 +1,7 @@
 """The application of `trimtab serve --upstream`: our own routes over a decoder, without vLLM.
 
-A request passes, outermost first: API key → drain → size of the body → its route → the decode loop.
+A request passes, outermost first:
+CORS → API key → drain → size of the body → its route → the decode loop.
 """
 
 import asyncio
@@ -24,6 +25,7 @@ from trimtab.guide import Guide
 from trimtab.loading import load_scorers
 from trimtab_server import errors, serving
 from trimtab_server.auth import ApiKeys
+from trimtab_server.browsers import let_browsers_in
 from trimtab_server.doubts import doubts
 from trimtab_server.drain import Drain, InFlight
 from trimtab_server.ending import Signals
@@ -76,8 +78,8 @@ def build(settings: Settings, transport: httpx.AsyncBaseTransport | None = None)
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
     app.state.in_flight = InFlight()
     app.add_middleware(Drain, in_flight=app.state.in_flight)
-    if settings.api_key:
-        app.add_middleware(ApiKeys, keys=[key.get_secret_value() for key in settings.api_key])
+    app.add_middleware(ApiKeys, **settings.keys())
+    let_browsers_in(app, settings.allowed_origins)
     return app
 
 

@@ -1,0 +1,78 @@
+"""What a user may call. Every other route of an application needs the admin key.
+
+The list is of what is known to be harmless, so a route that a later vLLM adds is refused until it
+is listed here. Routes of vLLM that stay out of it change what others are served (sleep, adapters,
+weights, scaling, aborting by id), run code (collective_rpc), or show the machine (server_info).
+"""
+
+import re
+
+from starlette.routing import Match, compile_path
+from starlette.types import Scope
+
+OPEN = frozenset({"/health"})
+"""What needs no key at all."""
+
+READ = (
+    "/health",
+    "/ready",
+    "/metrics",
+    "/version",
+    "/load",
+    "/ping",
+    "/v1/models",
+    "/v1/scorers",
+    "/v1/responses/{id}",
+    "/tokenizer_info",
+    "/openapi.json",
+    "/docs",
+    "/docs/oauth2-redirect",
+    "/redoc",
+    "/static/{file:path}",
+)
+ASK = (
+    "/generate",
+    "/v1/completions",
+    "/v1/completions/render",
+    "/v1/completions/derender",
+    "/v1/chat/completions",
+    "/v1/chat/completions/batch",
+    "/v1/chat/completions/render",
+    "/v1/chat/completions/derender",
+    "/v1/responses",
+    "/v1/responses/render",
+    "/v1/responses/{id}/cancel",
+    "/v1/messages",
+    "/v1/messages/count_tokens",
+    "/v1/messages/render",
+    "/v1/systemone",
+    "/generative_scoring",
+    "/inference/v1/generate",
+    "/invocations",
+    "/ping",
+    "/tokenize",
+    "/detokenize",
+)
+
+
+def _pattern(paths: tuple[str, ...]) -> re.Pattern[str]:
+    return re.compile("|".join(compile_path(path)[0].pattern for path in paths))
+
+
+USER = {"GET": _pattern(READ), "HEAD": _pattern(READ), "POST": _pattern(ASK)}
+
+
+def route_path(scope: Scope) -> str:
+    """The path as routes see it: without the root path that a proxy adds."""
+    path, root = scope["path"], scope.get("root_path", "")
+    return path[len(root) :] if root and path.startswith(root + "/") else path
+
+
+def admin_alone(scope: Scope) -> bool:
+    """Whether an application's route is there for this request, and is not a user's."""
+    pattern = USER.get(scope.get("method", ""))
+    path = route_path(scope)
+    # A path with a slash too many is answered with a redirect to the one without.
+    if pattern is not None and pattern.fullmatch(path.removesuffix("/")):
+        return False
+    return any(route.matches(scope)[0] == Match.FULL for route in scope["app"].routes)

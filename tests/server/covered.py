@@ -1,0 +1,25 @@
+"""vLLM's application with ours over it, as it is served, but without an engine."""
+
+import warnings
+
+import httpx
+
+from trimtab_server.settings import Settings
+
+
+def application(flags=(), **settings):
+    """What no engine is needed for can be asked of it: keys, CORS, limits, unknown paths."""
+    with warnings.catch_warnings():  # torch deprecates what vLLM's import makes it import
+        warnings.simplefilter("ignore")
+        from vllm.entrypoints.launchers.app import build_app
+
+        from trimtab_server import app, engine
+
+    chosen = Settings(model="m", scorer={"a": {"path": "x"}}, **settings)
+    args = engine.parse(chosen, list(flags))
+    return app.cover(build_app(args, ("generate",)), args, chosen, {})
+
+
+def client(app):
+    """Speaks HTTP with an application in this process."""
+    return httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://here")
