@@ -29,7 +29,7 @@ def test_an_interrupted_write_leaves_the_old_file(tmp_path: Path) -> None:
     assert data.read(tmp_path / "r.jsonl") == [{"old": 1}]
 
 
-@pytest.mark.parametrize("line", ["{", "[1]", "7", ""])
+@pytest.mark.parametrize("line", ["{", "[1]", "7"])
 def test_a_bad_line_is_named(tmp_path: Path, line: str) -> None:
     path = tmp_path / "bad.jsonl"
     path.write_text('{"good": 1}\n' + line + "\n")
@@ -73,3 +73,12 @@ def test_rows_put_each_score_at_its_prefix() -> None:
     assert gathered.tolist() == [[1, 2, 3], [4, 4, 4]]
     assert rows.mask().tolist() == [[True] * 3, [True, False, False]]
     assert gathered.dtype == torch.float32
+
+
+def test_a_blank_line_is_no_row_and_still_counts(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(b'\xef\xbb\xbf\r\n{"good": 1}\r\n\r\n  \n\xef\xbb\xbf{"good": 2}\n\n')
+    assert data.read(path) == [{"good": 1}, {"good": 2}]
+    path.write_bytes(path.read_bytes() + b"{\n")
+    with pytest.raises(ValueError, match=r"1 of 3 rows cannot be used: .*rows\.jsonl, line 7: "):
+        data.read(path)

@@ -61,5 +61,5 @@ def load(source: str | Path, kind: str, tokenizer: Any, max_length: int | None =
         raise ValueError(f"there is no kind of data {kind!r}; there are {', '.join(FORMATS)}.")
     loaded = items(rows(source), FORMATS[kind], Encoder(tokenizer))
     if not loaded:
-        raise ValueError(f"{source} holds no rows.")
+        raise ValueError(f"{source} holds no rows to train on.")
     return loaded if max_length is None else shorten(loaded, max_length)

@@ -8,16 +8,35 @@ written it already; what stands after the first EOS is not the model's answer an
 
 from typing import Any
 
-from jinja2 import TemplateError
-
-from trimtab_models.data.faults import Fault, Record, field, kind, word
-
-Message = dict[str, Any]
+from trimtab_models.data import chats
+from trimtab_models.data.faults import Fault, Record, field, word
 
 
 def cut(completion: list[int], eos: int | None) -> list[int]:
     """A completion up to and with its first EOS; what follows is not the model's answer."""
     return completion[: completion.index(eos) + 1] if eos in completion else completion
+
+
+def vocabulary(tokenizer: Any) -> int:
+    """How many token ids there are."""
+    return int(max(tokenizer.get_vocab().values())) + 1
+
+
+def given(record: Record, name: str, vocabulary: int) -> list[int] | None:
+    """The token ids beside a field of a record, or None.
+
+    Raises:
+        Fault: they are not whole numbers from 0 to below `vocabulary`.
+    """
+    name = f"{name}_token_ids"
+    if (ids := record.get(name)) is None:
+        return None
+    if not isinstance(ids, list) or not all(type(token) is int for token in ids):
+        raise Fault(f"{name!r} is not a list of whole numbers")
+    for token in ids:
+        if not 0 <= token < vocabulary:
+            raise Fault(f"{name!r} has {word(token)}, but the ids end at {vocabulary - 1}")
+    return ids
 
 
 class Encoder:
@@ -32,14 +51,14 @@ class Encoder:
             raise ValueError("the tokenizer has no EOS token, so no completion can end; set one.")
         self.tokenizer = tokenizer
         self.eos: int = tokenizer.eos_token_id
-        self.vocabulary = max(tokenizer.get_vocab().values()) + 1
+        self.vocabulary = vocabulary(tokenizer)
 
     def prompt(self, record: Record) -> list[int]:
         """A record's prompt; a chat with the opening of the answer."""
         ids = self.given(record, "prompt")
         if ids is None:
             value = field(record, "prompt")
-            text = value if isinstance(value, str) else self._opening(record)
+            text = value if isinstance(value, str) else chats.opening(self.tokenizer, record)
             ids = self.ids(text, "prompt")
         if not ids:
             raise Fault("'prompt' is empty")
@@ -50,7 +69,7 @@ class Encoder:
         ids = self.given(record, name)
         if ids is None:
             value = field(record, name)
-            text = value if isinstance(value, str) else self._answer(record, name)
+            text = value if isinstance(value, str) else chats.answer(self.tokenizer, record, name)
             if not text:
                 raise Fault(f"{name!r} is empty")
             return self.finish(self.ids(text, name))
@@ -72,58 +91,4 @@ class Encoder:
 
     def given(self, record: Record, name: str) -> list[int] | None:
         """The ids beside a field, or None."""
-        name = f"{name}_token_ids"
-        if (ids := record.get(name)) is None:
-            return None
-        if not isinstance(ids, list) or not all(type(token) is int for token in ids):
-            raise Fault(f"{name!r} is not a list of whole numbers")
-        for token in ids:
-            if not 0 <= token < self.vocabulary:
-                raise Fault(f"{name!r} has {word(token)}, but the ids end at {self.vocabulary - 1}")
-        return ids
-
-    def _opening(self, record: Record) -> str:
-        return self._render(record, messages(record, "prompt"), add_generation_prompt=True)
-
-    def _answer(self, record: Record, name: str) -> str:
-        answer = messages(record, name)
-        if not isinstance(field(record, "prompt"), list):
-            raise Fault(f"{name!r} is a list of messages, so 'prompt' must be one too")
-        if len(answer) != 1:
-            raise Fault(f"{name!r} has {len(answer)} messages; a scorer reads one answer")
-        if not answer[0]["content"]:
-            raise Fault(f"{name!r} is empty")
-        opening = self._opening(record)
-        whole = self._render(record, messages(record, "prompt") + answer)
-        if not whole.startswith(opening):
-            raise Fault(
-                f"the chat template writes the prompt otherwise once {name!r} follows, so the "
-                "answer cannot be told from the prompt; give both as text, or mend the template"
-            )
-        return whole[len(opening) :]
-
-    def _render(self, record: Record, chat: list[Message], **options: Any) -> str:
-        if self.tokenizer.chat_template is None:
-            raise Fault("there are chat messages, but the tokenizer has no chat template")
-        try:
-            text = self.tokenizer.apply_chat_template(
-                chat, tools=record.get("tools"), tokenize=False, **options
-            )
-        except (TemplateError, ValueError, TypeError, KeyError) as error:
-            raise Fault(f"the chat template refuses the messages ({word(error)})") from None
-        return str(text)
-
-
-def messages(record: Record, name: str) -> list[Message]:
-    """A field's chat messages; what is null in them (as `datasets` fills up) is left out."""
-    value = field(record, name)
-    if not isinstance(value, list):
-        raise Fault(f"{name!r} is {kind(value)}; expected text or a list of messages")
-    if not value:
-        raise Fault(f"{name!r} is empty")
-    for message in value:
-        if not isinstance(message, dict) or not all(
-            isinstance(message.get(key), str) for key in ("role", "content")
-        ):
-            raise Fault(f"{name!r} has a message without the texts 'role' and 'content'")
-    return [{key: part for key, part in message.items() if part is not None} for message in value]
+        return given(record, name, self.vocabulary)

@@ -1,10 +1,16 @@
-"""Rows that cannot be used: named by file and line, several in one error, none passed over."""
+"""Rows that cannot be used: named by file and line, several in one error, none passed over.
 
+Rows that are left out on purpose are counted, and the counts are logged once, with the reasons.
+"""
+
+import logging
+from collections import Counter
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple, TypeVar
 
 from tqdm import tqdm
 
+log = logging.getLogger(__name__)
 Record = dict[str, Any]
 Item = TypeVar("Item")
 SHOWN = 5
@@ -13,6 +19,10 @@ SHOWN = 5
 
 class Fault(ValueError):
     """What is wrong with one row, without saying where."""
+
+
+class Left(Exception):
+    """A row that is as it should be and yet says nothing, and why: it is left out."""
 
 
 class BrokenRows(ValueError):
@@ -33,11 +43,11 @@ def numbered(records: Iterable[Record]) -> Iterable[Row]:
 
 
 def convert(rows: Iterable[Row], reader: Callable[[Record], Item], what: str) -> list[Item]:
-    """Every row through a reader.
+    """Every row through a reader, but for those that it leaves out.
 
     Args:
         rows: what to read.
-        reader: raises a `Fault` for a record it cannot use.
+        reader: raises a `Fault` for a record it cannot use, and `Left` for one to leave out.
         what: shown with the progress.
 
     Raises:
@@ -45,6 +55,7 @@ def convert(rows: Iterable[Row], reader: Callable[[Record], Item], what: str) ->
     """
     items: list[Item] = []
     broken: list[str] = []
+    left: Counter[str] = Counter()
     for place, record, fault in tqdm(rows, desc=what, unit="row", delay=2):
         try:
             if fault:
@@ -52,10 +63,15 @@ def convert(rows: Iterable[Row], reader: Callable[[Record], Item], what: str) ->
             items.append(reader(record))
         except Fault as error:
             broken.append(f"{place}: {error}")
+        except Left as error:
+            left[str(error)] += 1
+    count = len(items) + len(broken) + left.total()
+    for why, n in left.items():
+        log.warning("%d of %d rows are left out: %s.", n, count, why)
     if broken:
         more = f"; and {len(broken) - SHOWN} more" if len(broken) > SHOWN else ""
         raise BrokenRows(
-            f"{len(broken)} of {len(items) + len(broken)} rows cannot be used: "
+            f"{len(broken)} of {count} rows cannot be used: "
             f"{'; '.join(broken[:SHOWN])}{more}. Mend them, or take them out."
         )
     return items

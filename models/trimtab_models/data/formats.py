@@ -6,15 +6,17 @@ beside two chats as implicit, so does this.
 """
 
 from collections.abc import Callable, Iterable
-from itertools import takewhile
+from itertools import pairwise, takewhile
 from typing import Any
 
 import torch
 
-from trimtab_models.data.encoding import Encoder, cut, messages
+from trimtab_models.data.chats import messages
+from trimtab_models.data.encoding import Encoder, cut
 from trimtab_models.data.faults import (
     Fault,
     Item,
+    Left,
     Record,
     Row,
     convert,
@@ -25,6 +27,10 @@ from trimtab_models.data.faults import (
 )
 from trimtab_models.rows import Pair, Ranked, Rollout
 
+SCORES = (("score_chosen", "score_rejected"), ("chosen_score", "rejected_score"))
+"""What preferences may say of how good the two sides are."""
+ASKED = ("instruction", "input", "question", "query", "context", "problem", "system")
+"""Columns that hold what is answered, in data of other formats than these."""
 FLOAT32 = torch.finfo(torch.float32).max
 
 
@@ -85,7 +91,25 @@ def _rollout(record: Record, encoder: Encoder) -> Rollout:
     return Rollout(encoder.prompt(record), completion, reward(record), strength(record), ratios)
 
 
+def _in_order(*scores: Any) -> None:
+    """Look at the scores that came with a preference or a ranking, the best answer's first.
+
+    Raises:
+        Left: two of them are equal.
+        Fault: they are in another order, or not all finite numbers.
+    """
+    if not all(map(_finite, scores)):
+        raise Fault("the scores of the completions are not all finite numbers")
+    if any(a < b for a, b in pairwise(scores)):
+        raise Fault("the scores of the completions rise; the best completion comes first")
+    if any(a == b for a, b in pairwise(scores)):
+        raise Left("two of their completions have the same score (a tie)")
+
+
 def _pair(record: Record, encoder: Encoder) -> Pair:
+    for names in SCORES:
+        if all(name in record for name in names):
+            _in_order(*(record[name] for name in names))
     sides = ("chosen", "rejected")
     chats = all(isinstance(record.get(side), list) for side in sides)
     prompted = any(name in record for name in ("prompt", "prompt_token_ids"))
@@ -117,6 +141,11 @@ def _explicit(record: Record, encoder: Encoder) -> Pair:
 
 def _implicit(record: Record, encoder: Encoder) -> Pair:
     """A pair of whole texts. EOS may well stand in their prompt, at the end of an earlier turn."""
+    if apart := [name for name in ASKED if isinstance(record.get(name), str)]:
+        raise Fault(
+            f"there is no 'prompt', but a text {apart[0]!r}; if that is what is answered, name it "
+            "'prompt' (an 'instruction' with its 'input'), else take it out"
+        )
     wholes, ends = [], []
     for side in ("chosen", "rejected"):
         ids = encoder.given(record, side)
@@ -151,6 +180,9 @@ def _ranking(record: Record, encoder: Encoder) -> Ranked:
             raise Fault("'completions' and their ids must be lists, of one length")
     if len(given) < 2:
         raise Fault(f"'completions' has {len(given)}; a ranking needs two or more")
+    for name in ("scores", "rewards"):
+        if isinstance(scores := record.get(name), list) and len(scores) == len(given):
+            _in_order(*scores)
     # Each completion as a field of its own, named as it is called in messages.
     parts = dict(record)
     names = [f"completions[{i}]" for i in range(len(given))]

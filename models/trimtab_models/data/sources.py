@@ -19,6 +19,7 @@ from typing import Any
 
 from trimtab_models import outputs
 from trimtab_models.data.faults import Record, Row, convert, word
+from trimtab_models.data.lines import json_lines
 
 _NAME = re.compile(r"(?P<name>[^:]+)(?::(?P<config>[\w.+-]+)(?=:))?(?::(?P<split>.+))?")
 
@@ -51,24 +52,7 @@ def rows(source: str | Path) -> Iterator[Row]:
 
 
 def _file(path: Path) -> Iterator[Row]:
-    return _parquet(path) if path.suffix == ".parquet" else _json_lines(path)
-
-
-def _json_lines(path: Path) -> Iterator[Row]:
-    with open(path, "rb") as lines:
-        for number, line in enumerate(lines, 1):
-            place = f"{path}, line {number}"
-            try:
-                record = json.loads(line.decode("utf-8-sig"))
-            except UnicodeDecodeError:
-                yield Row(place, {}, "not UTF-8")
-            except json.JSONDecodeError as error:
-                yield Row(place, {}, f"not JSON ({error.msg}, column {error.colno})")
-            except (ValueError, RecursionError):  # a number of 5,000 digits, a thousand brackets
-                yield Row(place, {}, "not JSON that can be read")
-            else:
-                whole = isinstance(record, dict)
-                yield Row(place, record if whole else {}, "" if whole else "not a JSON object")
+    return _parquet(path) if path.suffix == ".parquet" else json_lines(path)
 
 
 def _parquet(path: Path) -> Iterator[Row]:
@@ -87,7 +71,22 @@ def _datasets() -> Any:
 
 def _data_set(name: object, data_set: Iterable[Record]) -> Iterator[Row]:
     """Rows of `datasets`, named as Python would find them: name[3]."""
-    return (Row(f"{name}[{i}]", record) for i, record in enumerate(data_set))
+    return (
+        Row(f"{name}[{i}]", {column: _unfilled(value) for column, value in record.items()})
+        for i, record in enumerate(data_set)
+    )
+
+
+def _unfilled(value: Any) -> Any:
+    """A column without the nulls by which `datasets` gives every object the keys of all others.
+
+    A content may be null by itself, beside tool calls.
+    """
+    if isinstance(value, list):
+        return [_unfilled(one) for one in value]
+    if not isinstance(value, dict):
+        return value
+    return {k: _unfilled(v) for k, v in value.items() if v is not None or k == "content"}
 
 
 def _directory(path: Path) -> Iterator[Row]:
