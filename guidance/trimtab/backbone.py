@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from trimtab import deadline
 from trimtab.attention import NAME as PREFIX_ATTENTION
 from trimtab.attention import Block, Plan
 from trimtab.cache import NO_IDS, Ids, PoolFull, PrefixPool
@@ -126,6 +127,10 @@ class Backbone:
         """Drop what is cached for a row."""
         self.pool.drop(key)
 
+    def reset(self) -> None:
+        """Drop all that is cached, however it was left."""
+        self.pool.clear()
+
     def shortened(self, key: int) -> int:
         """See Scorer.shortened; the engine refuses what is too long for the base's tokens."""
         return 0
@@ -186,6 +191,7 @@ class Backbone:
         )
 
     def _run(self, wave: "_Wave") -> Tensor:
+        deadline.check()
         if not wave.blocks:
             return torch.empty(0, self.network.config.get_text_config().hidden_size)
         device = self.pool.k.device

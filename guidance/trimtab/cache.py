@@ -80,6 +80,10 @@ class PrefixPool:
         shape = (layers, self.size, kv_heads, head_dim)
         self.k = torch.zeros(shape, dtype=dtype, device=device)  # [layers, slots, kv_heads, dim]
         self.v = torch.zeros(shape, dtype=dtype, device=device)
+        self.clear()
+
+    def clear(self) -> None:
+        """Forget every entry, whatever state the pool is in."""
         self.entries: OrderedDict[int, Entry] = OrderedDict()
         self._refs = np.zeros(self.size, dtype=np.int32)
         self._free = np.arange(self.size - 1, 0, -1, dtype=np.int64)  # a stack of free slots

@@ -12,6 +12,7 @@ from trimtab.errors import ScorerLoadError
 from trimtab.params import NAME
 
 CACHE_BYTES = 256 * 2**20
+SCORER_SECONDS = 10.0
 
 
 class ScorerSpec(BaseModel):
@@ -51,6 +52,9 @@ class GuidanceConfig(BaseModel):
 
     scorers: dict[str, ScorerSpec] = Field(default_factory=dict)
     default_scorers: dict[str, float] | None = None
+    scorer_timeout: float = Field(
+        SCORER_SECONDS, gt=0, le=3600, description="seconds that a scorer may take for a step"
+    )
     cache_bytes: int = Field(CACHE_BYTES, gt=0, description="prefix pools of all scorers together")
 
     @field_validator("scorers")

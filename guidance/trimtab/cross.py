@@ -95,6 +95,10 @@ class CrossBackbone:
         self.tokens.forget(key)
         self._shortened.pop(key, None)
 
+    def reset(self) -> None:
+        """Drop every trunk; texts are kept whole or not at all."""
+        self.backbone.reset()
+
     def shortened(self, key: int) -> int:
         """See Scorer.shortened."""
         return self._shortened.get(key, 0)

@@ -3,6 +3,7 @@
 from typing import Any
 
 from trimtab.guide import Guide
+from trimtab.scorers.base import Scorer
 
 TOLD = {"objective", "mean", "deviation", "base_model", "prefix_auc"}
 
@@ -15,10 +16,20 @@ def describe(guide: Guide) -> list[dict[str, Any]]:
             "family": scorer.family,
             "reads": scorer.reads,
             **scorer.info.model_dump(include=TOLD),
-            "parameters": scorer.parameters,
-            "tokens_forwarded": scorer.tokens_forwarded,
+            **_counts(guide, name, scorer),
             "faults": guide.faults[name],
+            "overruns": guide.asker.overruns[name],
+            "suspended": guide.asker.suspended(name),
             "last_error": guide.last_error.get(name),
         }
         for name, scorer in guide.scorers.items()
     ]
+
+
+def _counts(guide: Guide, name: str, scorer: Scorer) -> dict[str, int]:
+    """What it counts itself; zeros while it does not answer."""
+
+    def ask() -> dict[str, int]:
+        return {"parameters": scorer.parameters, "tokens_forwarded": scorer.tokens_forwarded}
+
+    return guide.asker.tell(name, scorer, ask, {"parameters": 0, "tokens_forwarded": 0})

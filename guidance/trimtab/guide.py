@@ -9,9 +9,11 @@ its own rows out, never the step.
 """
 
 import logging
+import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -19,12 +21,12 @@ import torch
 from torch import Tensor
 
 from trimtab import control
+from trimtab.asking import Asker, ScorerFailed, checked
 from trimtab.cache import Ids
 from trimtab.candidates import Candidates, select
-from trimtab.errors import TrimtabError
 from trimtab.fusion import divergence, fuse_
 from trimtab.records import Records
-from trimtab.rows import Fault, Plan, Row, Scored, Step, cohorts
+from trimtab.rows import Fault, Plan, Row, Scored, Step, cohorts, members_of
 from trimtab.scorers.base import Scorer
 from trimtab.scorers.distribution import soft_value
 
@@ -34,8 +36,10 @@ logger = logging.getLogger(__name__)
 class Guide:
     """Scorers by name, and what they do to logits."""
 
-    def __init__(self, scorers: Mapping[str, Scorer]) -> None:
+    def __init__(self, scorers: Mapping[str, Scorer], timeout: float = math.inf) -> None:
+        """timeout: seconds that a scorer may take for a step, see Asker."""
         self.scorers = dict(scorers)
+        self.asker = Asker(timeout)
         self.versions = {f"{name}@1": scorer for name, scorer in scorers.items()}
         self.faults: Counter[str] = Counter()
         self.last_error: dict[str, str] = {}
@@ -121,7 +125,7 @@ class Guide:
         """
         scores = {}
         for name in dict.fromkeys(name for row in rows for name in row.weights):
-            members = _members(name, rows, groups, planned=False)
+            members = members_of(name, rows, groups, planned=False)
             if members:
                 asked = [groups[r] for r in members]
                 scores[name] = _unscored(groups)
@@ -141,7 +145,7 @@ class Guide:
         """Set the strengths of rows under a kl_budget or floors, and add the scores at them."""
         outlooks = {}
         for name in dict.fromkeys(name for row in rows for name in row.weights):
-            members = _members(name, rows, groups, planned=True)
+            members = members_of(name, rows, groups, planned=True)
             if members:
                 outlooks[name] = self._outlook(name, rows, groups, members)
         if not outlooks:
@@ -161,14 +165,9 @@ class Guide:
         """What a scorer expects after each candidate of some rows."""
         scorer: Any = self._scorer(rows[members[0]], name)  # a DistributionScorer
 
-        def read(some: Sequence[Row], asked: Sequence[Ids]) -> Tensor:
-            histograms: Tensor = scorer.histograms(
-                [row.key for row in some],
-                [row.prefix for row in some],
-                asked,
-                [row.prompt for row in some],
-            )
-            return histograms
+        def read(some: Sequence[Row], asked: Sequence[Ids]) -> Callable[[], Tensor]:
+            keys, prefixes = [row.key for row in some], [row.prefix for row in some]
+            return partial(scorer.histograms, keys, prefixes, asked, [row.prompt for row in some])
 
         asked = [groups[r] for r in members]
         logits = self._ask(name, [rows[r] for r in members], asked, read, scorer.returns.shape)
@@ -183,11 +182,12 @@ class Guide:
     def score_rows(self, name: str, rows: Sequence[Row], groups: Sequence[Ids]) -> Tensor:
         """One scorer's scores, [Σ candidates] on the host; rows it fails for are marked."""
 
-        def read(some: Sequence[Row], asked: Sequence[Ids]) -> Tensor:
+        def read(some: Sequence[Row], asked: Sequence[Ids]) -> Callable[[], Tensor]:
             strengths = [self._strength(row, name) for row in some]
             keys, prefixes = [row.key for row in some], [row.prefix for row in some]
             prompts = [row.prompt for row in some]
-            return self._scorer(some[0], name).score(keys, prefixes, asked, strengths, prompts)
+            score = self._scorer(some[0], name).score
+            return partial(score, keys, prefixes, asked, strengths, prompts)
 
         return self._ask(name, rows, groups, read, ())
 
@@ -196,28 +196,32 @@ class Guide:
         name: str,
         rows: Sequence[Row],
         groups: Sequence[Ids],
-        read: Callable[[Sequence[Row], Sequence[Ids]], Tensor],
+        read: Callable[[Sequence[Row], Sequence[Ids]], Callable[[], Tensor]],
         shape: Sequence[int],
+        until: float | None = None,
     ) -> Tensor:
         """A scorer's answer, [Σ candidates, *shape] on the host; rows it fails for are marked."""
         sizes = [len(group) for group in groups]
+        if until is None:
+            fresh = sum(len(row.prefix) for row in rows if name not in row.read)
+            until = self.asker.until(name, fresh)
+        asked = partial(checked, read(rows, groups), (sum(sizes), *shape))
         try:
-            flat = read(rows, groups)
-            if flat.shape != (sum(sizes), *shape):
-                raise TrimtabError(
-                    f"the scorer returned shape {tuple(flat.shape)}, expected "
-                    f"{(sum(sizes), *shape)}"
-                )
-            flat = flat.detach().float().cpu()
-        except Exception as error:
-            if len(rows) > 1:  # find out whose fault it is
+            flat = self.asker.ask(name, self._scorer(rows[0], name), asked, until)
+        except ScorerFailed as failure:
+            if failure.again and len(rows) > 1:  # find out whose fault it is, in what time is left
                 alone = zip(rows, groups, strict=True)
                 return torch.cat(
-                    [self._ask(name, [row], [group], read, shape) for row, group in alone]
+                    [self._ask(name, [row], [group], read, shape, until) for row, group in alone]
                 )
-            logger.warning("scorer %s failed", name, exc_info=error)
-            self.fail(rows[0], name, f"{type(error).__name__} while scoring")
+            if failure.again:
+                logger.warning("scorer %s failed: %s", name, failure.message)
+                logger.debug("scorer %s failed", name, exc_info=failure.__cause__)
+            for row in rows:
+                self.fail(row, name, failure.message, overrun=failure.overrun)
             return torch.zeros(sum(sizes), *shape)
+        for row in rows:
+            row.read.add(name)
         if not torch.isfinite(flat).all():
             for row, result in zip(rows, flat.split(sizes), strict=True):
                 if not torch.isfinite(result).all():
@@ -265,13 +269,25 @@ class Guide:
                 bonus[r] = 0
         return bonus
 
-    def fail(self, row: Row, scorer: str, message: str) -> None:
+    def fail(self, row: Row, scorer: str, message: str, *, overrun: bool = False) -> None:
         """Take a row out of guidance, for good."""
-        row.fault = Fault(scorer, message)
+        row.fault = Fault(scorer, message, overrun)
         self.faults[scorer] += 1
         self.last_error[scorer] = message
         if scorer in row.scorers or scorer in self.scorers:
-            self._scorer(row, scorer).forget(row.key)
+            self._forget(scorer, self._scorer(row, scorer), [row.key])
+
+    def forget(self, keys: Sequence[int]) -> None:
+        """Let every scorer drop what it keeps for rows that nobody will ask for again."""
+        for version, scorer in self.versions.items():
+            self._forget(version.partition("@")[0], scorer, keys)
+
+    def _forget(self, name: str, scorer: Scorer, keys: Sequence[int]) -> None:
+        def work() -> None:
+            for key in keys:
+                scorer.forget(key)
+
+        self.asker.tell(name, scorer, work, None)
 
     def report(
         self,
@@ -309,9 +325,9 @@ class Guide:
             "error": None,
         }
         if last.fault is not None:
-            report["error"] = {"scorer": last.fault.scorer, "message": last.fault.message}
+            report["error"] = last.fault.told
         report |= _strengths(plans)
-        lost = {name: self._scorer(row, name).shortened(row.key) for name in row.weights}
+        lost = {name: self._shortened(row, name) for name in row.weights}
         if any(lost.values()):
             report["shortened"] = {name: tokens for name, tokens in lost.items() if tokens}
         if row.params.trace:
@@ -322,6 +338,10 @@ class Guide:
             report["trace"] = None if row.untraced else trace
         return report
 
+    def _shortened(self, row: Row, name: str) -> int:
+        scorer = self._scorer(row, name)
+        return self.asker.tell(name, scorer, partial(scorer.shortened, row.key), 0)
+
     def _final_scores(self, row: Row, sequence: Ids) -> dict[str, float]:
         """What each scorer thinks of the whole sequence."""
         scores = {}
@@ -330,6 +350,8 @@ class Guide:
             if known is not None:
                 scores[name] = known
                 continue
+            if row.fault is not None and row.fault.scorer == name:
+                continue  # it would fail again
             last = replace(row, prefix=sequence[:-1], fault=None)
             score = float(self.score_rows(name, [last], [sequence[-1:]])[0])
             if last.fault is None:
@@ -345,18 +367,6 @@ def _end(logits: Tensor, row: Row) -> None:
         value = logits[row.stop_token].clone()
         logits.fill_(-torch.inf)
         logits[row.stop_token] = value
-
-
-def _members(name: str, rows: Sequence[Row], groups: Sequence[Ids], *, planned: bool) -> list[int]:
-    """Rows that need a scorer now, at a strength that is planned or at one that is known."""
-    return [
-        r
-        for r, row in enumerate(rows)
-        if name in row.weights
-        and row.params.sets(name) == planned
-        and len(groups[r]) > 1
-        and row.fault is None
-    ]
 
 
 def _places(members: Sequence[int], groups: Sequence[Ids]) -> tuple[Ids, Ids]:

@@ -38,6 +38,8 @@ from trimtab.errors import InvalidGuidance, ScorerFault, TrimtabError
 from trimtab.params import RECORD_KEY, GuidanceParams
 from trimtab.search import Draw, Drawn, Problem, Result, Score, Scored, SearchParams, drive, start
 
+SCORER_SECONDS = 600.0
+"""Seconds that a scorer may take for a step: nobody waits, but a run should end some day."""
 WAITING = 1024
 """Requests in the engine at a time: enough to keep any batch full."""
 
@@ -78,7 +80,8 @@ class Sampler:
         }
         if self.scorers:
             unfit.check_options(options)
-            config = GuidanceConfig.parse({"trimtab": {"scorers": self.scorers}})
+            section = {"scorers": self.scorers, "scorer_timeout": SCORER_SECONDS}
+            config = GuidanceConfig.parse({"trimtab": section})
             options["logits_processors"] = [PROCESSOR]
             options["worker_extension_cls"] = WORKER
             options["additional_config"] = {"trimtab": config.model_dump(exclude_none=True)}

@@ -26,6 +26,12 @@ class Fault:
 
     scorer: str
     message: str
+    overrun: bool = False  # it took too long
+
+    @property
+    def told(self) -> dict[str, Any]:
+        """The fault, as a record tells it."""
+        return {"scorer": self.scorer, "message": self.message, "overrun": self.overrun}
 
 
 @dataclass
@@ -91,6 +97,7 @@ class Row:
     prefix: Ids = field(default_factory=lambda: NO_IDS)  # prompt and completion so far
     key: int = field(default_factory=next_key)
     fault: Fault | None = None
+    read: set[str] = field(default_factory=set)  # scorers that have read its prefix
     steps: dict[int, Step] = field(default_factory=dict)  # by position, so replays overwrite
     scored: Scored | None = None
     plan: Plan | None = None  # of this step, under a kl_budget or floors
@@ -150,3 +157,17 @@ def cohorts(rows: Sequence[tuple[int, Row]]) -> list[list[tuple[int, Row]]]:
         else:
             found.append((dict(row.scorers), [(index, row)]))
     return [members for _, members in found]
+
+
+def members_of(
+    name: str, rows: Sequence[Row], groups: Sequence[Ids], *, planned: bool
+) -> list[int]:
+    """Rows that need a scorer now, at a strength that is planned or at one that is known."""
+    return [
+        r
+        for r, row in enumerate(rows)
+        if name in row.weights
+        and row.params.sets(name) == planned
+        and len(groups[r]) > 1
+        and row.fault is None
+    ]

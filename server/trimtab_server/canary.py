@@ -29,14 +29,15 @@ SECONDS = 30.0
 
 async def sing(state: State) -> None:
     """Ask every scorer once."""
-    await check(state, [{"name": name, "faults": 0} for name in state.scorers])
+    new = {"faults": 0, "suspended": False}
+    await check(state, [{"name": name, **new} for name in state.scorers])
 
 
 async def check(state: State, found: Iterable[Mapping[str, Any]]) -> None:
     """Ask those scorers again that have failed since they were last asked."""
     for scorer in found:
         name = scorer["name"]
-        if state.faults.get(name) == scorer["faults"]:
+        if scorer["suspended"] or state.faults.get(name) == scorer["faults"]:
             continue
         state.faults[name] = scorer["faults"]
         state.complaints[name] = await complaint(state, name)

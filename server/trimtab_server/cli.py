@@ -63,6 +63,9 @@ def serve(
     drain_timeout: Annotated[
         float | None, typer.Option(help="Seconds for requests in flight after SIGTERM (30).")
     ] = None,
+    scorer_timeout: Annotated[
+        float | None, typer.Option(help="Seconds that a scorer may take for a step (10).")
+    ] = None,
     cache_bytes: Annotated[int | None, typer.Option(help="Memory for prefix caches.")] = None,
     log_level: Annotated[str | None, typer.Option(help="debug, info, warning, error.")] = None,
     upstream: Annotated[
@@ -118,6 +121,7 @@ def serve(
         "port": port,
         "max_body_bytes": max_body_bytes,
         "drain_timeout": drain_timeout,
+        "scorer_timeout": scorer_timeout,
         "cache_bytes": cache_bytes,
         "log_level": log_level,
         "upstream": upstream,

@@ -10,6 +10,9 @@ from prometheus_client import Counter, Histogram
 
 REQUESTS = Counter("trimtab_guided_choices", "Guided choices that ended, by outcome", ["outcome"])
 FAULTS = Counter("trimtab_scorer_faults", "Choices in which a scorer failed", ["scorer"])
+OVERRUNS = Counter(
+    "trimtab_scorer_overruns", "Choices in which a scorer took longer than it may", ["scorer"]
+)
 STEPS = Counter("trimtab_steps", "Tokens generated under guidance")
 SCORED_STEPS = Counter("trimtab_scored_steps", "Tokens for which scorers were asked")
 SCORED_TOKENS = Counter("trimtab_scored_tokens", "Candidates that were scored")
@@ -21,7 +24,7 @@ KL = Histogram(
 )
 
 
-def observe(record: Mapping[str, Any] | None) -> Mapping[str, str] | None:
+def observe(record: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
     """Count one ended choice; its error, if it has one.
 
     Scorer names come from the operator's configuration, so their number is bounded.
@@ -33,8 +36,10 @@ def observe(record: Mapping[str, Any] | None) -> Mapping[str, str] | None:
     SCORED_STEPS.inc(record["scored_steps"])
     SCORED_TOKENS.inc(record["scored_tokens"])
     KL.observe(max(record["kl"], 0.0))
-    error: Mapping[str, str] | None = record["error"]
+    error: Mapping[str, Any] | None = record["error"]
     REQUESTS.labels("fault" if error else "guided").inc()
     if error:
         FAULTS.labels(error["scorer"]).inc()
+        if error["overrun"]:
+            OVERRUNS.labels(error["scorer"]).inc()
     return error

@@ -16,7 +16,13 @@ from pydantic_settings import (
     YamlConfigSettingsSource,
 )
 
-from trimtab.config import CACHE_BYTES, GuidanceConfig, ScorerSpec, parse_scorer
+from trimtab.config import (
+    CACHE_BYTES,
+    SCORER_SECONDS,
+    GuidanceConfig,
+    ScorerSpec,
+    parse_scorer,
+)
 from trimtab_server.errors import StartError
 
 CONFIG_VARIABLE = "TRIMTAB_CONFIG"
@@ -126,6 +132,13 @@ class Settings(BaseSettings):
         le=86400,
         description="seconds that requests in flight may take after SIGTERM or SIGINT; what is "
         "open then ends with an error",
+    )
+    scorer_timeout: float = Field(
+        SCORER_SECONDS,
+        gt=0,
+        le=3600,
+        description="seconds that a scorer may take for a step; after three overruns within an "
+        "hour it is suspended",
     )
     cache_bytes: int = Field(
         CACHE_BYTES, gt=0, description="memory for the scorers' prefix caches together, in bytes"
@@ -245,6 +258,7 @@ class Settings(BaseSettings):
         section = {
             "scorers": {name: spec.model_dump() for name, spec in self.scorer.items()},
             "default_scorers": self.default_scorer or None,
+            "scorer_timeout": self.scorer_timeout,
             "cache_bytes": self.cache_bytes,
         }
         return GuidanceConfig.parse({"trimtab": section}).model_dump(exclude_none=True)

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 NOT_ASKED = "has not been asked yet"
+SUSPENDED = "is suspended: it took too long several times within an hour"
 
 
 @dataclass(eq=False)
@@ -56,7 +57,7 @@ def listed(
                 "id": told["name"],
                 "object": "scorer",
                 **{key: value for key, value in told.items() if key != "name"},
-                "healthy": complaint(told["name"]) is None,
+                "healthy": complaint(told["name"]) is None and not told["suspended"],
                 "default_weight": default.get(told["name"], 0.0),
             }
             for told in found

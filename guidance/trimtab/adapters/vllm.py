@@ -78,7 +78,8 @@ class GuidanceProcessor(V1LogitsProcessor, V2LogitsProcessor):
             device=self.device,
         )
         self.leads = ranks.leads()
-        self.guide = Guide(ranks.alone(self.build, config) if self.leads else {})
+        scorers = ranks.alone(self.build, config) if self.leads else {}
+        self.guide = Guide(scorers, config.scorer_timeout)
         networks = [s for s in config.scorers.values() if s.family not in ("function", "composite")]
         self.share = config.cache_bytes // max(len(networks), 1)  # prefix cache of a new scorer
         self.default_scorers = config.default_scorers
@@ -168,7 +169,8 @@ class GuidanceProcessor(V1LogitsProcessor, V2LogitsProcessor):
             self.guide.step(logits, rows)
         except Exception as error:
             # The last line of defence: no row of this step is guided any more.
-            logger.exception("guidance failed")
+            logger.error("guidance failed: %s", type(error).__name__)
+            logger.debug("guidance failed", exc_info=error)
             for _, row in rows:
                 row.fault = row.fault or Fault("", f"{type(error).__name__} in guidance")
 
@@ -188,6 +190,9 @@ class GuidanceProcessor(V1LogitsProcessor, V2LogitsProcessor):
             # Only a stock front end lets an unknown scorer come this far.
             logger.error("a request cannot be guided: %s", error)
             guidance, fault = GuidanceParams(), Fault("", error.message)
+        except Exception as error:
+            logger.error("a request cannot be guided: %s", type(error).__name__)
+            guidance, fault = GuidanceParams(), Fault("", f"{type(error).__name__} in guidance")
         stop_token = params.eos_token_id
         if stop_token is None:
             stop_token = min(params.all_stop_token_ids, default=None)

@@ -63,9 +63,8 @@ class GuidanceWorker:
     def trimtab_forget(self, keys: Sequence[int]) -> None:
         """Drop what the scorers keep for rows that nobody will ask for again."""
         processor = _leader(self.model_runner)
-        for scorer in processor.guide.versions.values() if processor is not None else ():
-            for key in keys:
-                scorer.forget(key)
+        if processor is not None:
+            processor.guide.forget(keys)
 
     def trimtab_bring(self, version: str, spec: Mapping[str, Any], root: str) -> None:
         """Begin to load a version ("name@2") of a scorer; trimtab_brought tells how it went."""
@@ -101,6 +100,7 @@ class GuidanceWorker:
         guide = processor.guide
         guide.faults.pop(name, None)
         guide.last_error.pop(name, None)
+        guide.asker.renew(name)
         if version is None:
             guide.scorers.pop(name, None)
         else:

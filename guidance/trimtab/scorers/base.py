@@ -49,6 +49,17 @@ class Scorer(ABC):
         May raise anything: the rows it fails for lose their guidance, the engine goes on.
         """
 
+    @property
+    def keeps_time(self) -> bool:
+        """Whether calls end by themselves, at the latest a forward after their deadline.
+
+        All others are made in a thread, which is left when a call takes too long (asking.py).
+        """
+        return False
+
+    def reset(self) -> None:  # noqa: B027
+        """Drop everything that is kept: a call was cut off in the middle."""
+
     def forget(self, key: int) -> None:  # noqa: B027  a scorer without a cache has nothing to do
         """Drop what is kept for a row that is gone."""
 
@@ -74,6 +85,15 @@ class NetworkScorer(Scorer):
         super().__init__(info)
         self.backbone = backbone
         self.reads = backbone.reads
+
+    @property
+    def keeps_time(self) -> bool:
+        """See Scorer.keeps_time; a template or a tokenizer of somebody's may take any time."""
+        return isinstance(self.backbone, Backbone)
+
+    def reset(self) -> None:
+        """Drop every prefix."""
+        self.backbone.reset()
 
     def forget(self, key: int) -> None:
         """Drop the row's prefix."""

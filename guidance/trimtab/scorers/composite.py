@@ -46,6 +46,11 @@ class CompositeScorer(Scorer):
         ]
         return torch.stack(scores).sum(0)
 
+    @property
+    def keeps_time(self) -> bool:
+        """See Scorer.keeps_time."""
+        return all(scorer.keeps_time for scorer, _ in self.parts.values())
+
     def forget(self, key: int) -> None:
         """Drop the row from every part."""
         for scorer, _ in self.parts.values():

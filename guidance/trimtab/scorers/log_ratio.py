@@ -38,6 +38,17 @@ class LogRatioScorer(Scorer):
             ratio -= self.untuned.table(keys, prefixes).log_softmax(-1)
         return self.info.alpha * gather_candidates(ratio, candidates)
 
+    @property
+    def keeps_time(self) -> bool:
+        """See Scorer.keeps_time."""
+        return self.tuned.keeps_time and (self.untuned is None or self.untuned.keeps_time)
+
+    def reset(self) -> None:
+        """Drop every prefix from both models."""
+        self.tuned.reset()
+        if self.untuned is not None:
+            self.untuned.reset()
+
     def forget(self, key: int) -> None:
         """Drop the row's prefix from both models."""
         self.tuned.forget(key)

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from trimtab import deadline
 from trimtab.cache import Ids, keep
 from trimtab.errors import ScorerLoadError
 from trimtab.reader import Prompt, Reader, Texts
@@ -137,6 +138,7 @@ class TextScorer(Scorer):
         return [(float(score), lost) for score, (_, lost) in zip(scores, inputs, strict=True)]
 
     def _run(self, inputs: Sequence[dict[str, list[int]]]) -> Tensor:
+        deadline.check()
         self._forwarded += sum(len(one["input_ids"]) for one in inputs)
         padded = self.tokenizer.pad(list(inputs), return_tensors="pt").to(self.model.device)
         with torch.inference_mode():

@@ -1,6 +1,7 @@
 """Whole sequences scored by the worker's own scorers, candidates of one prefix together."""
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -30,7 +31,7 @@ def score_sequences(
 
     Returns:
         {"values": [n], "scores": {name: [n]}, "tokens": how many went through the scorers'
-        networks, "error": None or {"scorer", "message"}}
+        networks, "error": None or {"scorer", "message", "overrun"}}
     """
     scorers = guide.scorers if scorers is None else scorers
     told = told or [Told()] * len(sequences)
@@ -50,7 +51,7 @@ def score_sequences(
     ]
     candidates = [np.array([sequences[i][-1] for i in members]) for members in groups.values()]
     order = torch.tensor([i for members in groups.values() for i in members])
-    before = _tokens_forwarded(scorers)
+    before = _tokens_forwarded(guide, scorers)
     values = torch.zeros(len(sequences), dtype=torch.float64)
     scores: dict[str, list[float]] = {}
     for name, weight in (params.scorers or {}).items():
@@ -58,15 +59,15 @@ def score_sequences(
         found[order] = guide.score_rows(name, rows, candidates).double()
         fault = next((row.fault for row in rows if row.fault is not None), None)
         if fault is not None:
-            error = {"scorer": fault.scorer, "message": fault.message}
-            return {"values": [], "scores": {}, "tokens": 0, "error": error}
+            return {"values": [], "scores": {}, "tokens": 0, "error": fault.told}
         info = scorers[name].info
         scores[name] = found.tolist()
         values += weight * ((found - info.mean) / info.deviation if params.normalize else found)
-    spent = _tokens_forwarded(scorers) - before
+    spent = max(_tokens_forwarded(guide, scorers) - before, 0)
     return {"values": values.tolist(), "scores": scores, "tokens": spent, "error": None}
 
 
-def _tokens_forwarded(scorers: Mapping[str, Scorer]) -> int:
-    own = (s for s in scorers.values() if not isinstance(s, CompositeScorer))
-    return sum(scorer.tokens_forwarded for scorer in own)
+def _tokens_forwarded(guide: Guide, scorers: Mapping[str, Scorer]) -> int:
+    own = {name: s for name, s in scorers.items() if not isinstance(s, CompositeScorer)}
+    counts = {name: partial(getattr, scorer, "tokens_forwarded") for name, scorer in own.items()}
+    return sum(guide.asker.tell(name, own[name], count, 0) for name, count in counts.items())

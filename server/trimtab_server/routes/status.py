@@ -6,10 +6,11 @@ from fastapi import APIRouter, Request
 
 from trimtab_server import canary, rpc
 from trimtab_server.errors import NotReady
-from trimtab_server.state import State, listed
+from trimtab_server.state import SUSPENDED, State, listed
 
 router = APIRouter()
 
+SUMS = ("faults", "overruns", "tokens_forwarded")
 ANSWER_SECONDS = 5.0
 """How long the engine may take to answer between two steps before it counts as stalled."""
 
@@ -34,6 +35,7 @@ async def ready(request: Request) -> dict[str, str]:
     if state.complaints.keys() >= set(state.scorers):  # the first canary has ended
         await canary.check(state, found)
     wrong = {name: state.complaint(name) for name in state.scorers}
+    wrong |= {one["name"]: SUSPENDED for one in found if one["suspended"]}
     if bad := [f"scorer '{name}' {what}" for name, what in wrong.items() if what is not None]:
         raise NotReady("not ready: " + "; ".join(bad) + ".")
     return {"status": "ready"}
@@ -53,6 +55,10 @@ async def ask(state: State) -> list[dict[str, Any]]:
     if len(engines) == 1:
         return engines[0]
     return [
-        {**of[0], **{key: sum(one[key] for one in of) for key in ("faults", "tokens_forwarded")}}
+        {
+            **of[0],
+            **{key: sum(one[key] for one in of) for key in SUMS},
+            "suspended": any(one["suspended"] for one in of),
+        }
         for of in zip(*engines, strict=True)
     ]

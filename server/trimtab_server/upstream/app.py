@@ -85,8 +85,9 @@ def build(settings: Settings, transport: httpx.AsyncBaseTransport | None = None)
 
 def _guide(settings: Settings, naming: Naming) -> Guide:
     known = naming.closed
+    config = GuidanceConfig.parse({"trimtab": settings.guidance()})
     scorers = load_scorers(
-        GuidanceConfig.parse({"trimtab": settings.guidance()}),
+        config,
         max_length=int(naming.length) if known else UNBOUNDED,
         vocab_size=naming.columns if known else 1,
         tokenizer=naming.decoder,
@@ -98,7 +99,7 @@ def _guide(settings: Settings, naming: Naming) -> Guide:
                 "tokenizer; give --tokenizer, or a scorer that reads text: family=text, a network "
                 "with a tokenizer of its own, or family=function with reads=text."
             )
-    return Guide(scorers)
+    return Guide(scorers, config.scorer_timeout)
 
 
 def serve(settings: Settings, listener: socket.socket, signals: Signals) -> None:

@@ -16,7 +16,7 @@ from trimtab.errors import TrimtabError
 from trimtab.params import GuidanceParams
 from trimtab.scorers.base import Scorer
 from trimtab_server.protocol import GenerateRequest
-from trimtab_server.state import NOT_ASKED
+from trimtab_server.state import NOT_ASKED, SUSPENDED
 from trimtab_server.upstream.steps import Decoder
 
 log = logging.getLogger(__name__)
@@ -45,6 +45,8 @@ class State:
 
     def complaint(self, name: str) -> str | None:
         """What is wrong with a scorer; None if nothing."""
+        if self.decoder.guide.asker.suspended(name):
+            return SUSPENDED
         return self.complaints.get(name, NOT_ASKED)
 
     @property

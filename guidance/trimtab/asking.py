@@ -1,0 +1,259 @@
+"""Calls into scorers, each within a budget of time; nothing of theirs escapes.
+
+Networks of ours run where they are asked: they end by themselves, and look at the clock between
+forwards (deadline.py). All else (functions, text in somebody's template, scorers of other authors)
+runs in a thread of its own. A call that overruns its budget there is left behind: its thread is
+told to end, and its scorer is not asked again before it has, because two threads must not touch
+the caches of one scorer. Three overruns within an hour suspend a scorer.
+
+What a scorer raises in that thread never looks like a signal to this process: SystemExit and
+KeyboardInterrupt are faults like any other. What cannot be held is code that ends the process
+(os._exit), and native code that keeps the interpreter's lock (a regular expression that backtracks
+without end).
+"""
+
+import ctypes
+import logging
+import math
+import queue
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext, suppress
+from threading import TIMEOUT_MAX, Thread
+from typing import Any, TypeVar
+from weakref import finalize
+
+import torch
+from torch import Tensor
+
+from trimtab import deadline
+from trimtab.deadline import OutOfTime
+from trimtab.errors import TrimtabError
+from trimtab.scorers.base import Scorer
+from trimtab.scorers.composite import CompositeScorer
+
+logger = logging.getLogger(__name__)
+
+STRIKES = 3
+STRIKE_SECONDS = 3600.0
+"""An overrun counts as a strike for so long."""
+FIRST = 3
+"""Budgets of a scorer's first answer, which compiles and warms up."""
+READ_TOKENS = 2048
+"""For so many tokens of prefixes that a scorer reads for the first time, it gets a budget more."""
+T = TypeVar("T")
+Outcome = tuple[Any, BaseException | None]
+
+
+class ScorerFailed(TrimtabError):
+    """A call into a scorer gave nothing. The message says how, and nothing of the input.
+
+    again: the scorer raised, and may well answer for other rows. overrun: it ran out of time.
+    """
+
+    def __init__(self, message: str, *, again: bool = False, overrun: bool = False) -> None:
+        super().__init__(message)
+        self.again, self.overrun = again, overrun
+
+
+class Asker:
+    """What asks the scorers of one guide. `seconds` is the budget of a call, often of a step."""
+
+    def __init__(self, seconds: float = math.inf) -> None:
+        self.seconds = seconds
+        self.overruns: Counter[str] = Counter()
+        self._strikes: dict[str, deque[float]] = {}
+        self._answered: set[str] = set()
+        self._left: dict[int, Thread] = {}  # by id of a scorer: where its last call was left
+        self._thread: _CallThread | None = None
+
+    def until(self, name: str, fresh: int) -> float:
+        """When what begins now must have ended; `fresh` tokens will be read for the first time."""
+        budgets = (1 if name in self._answered else FIRST) + fresh // READ_TOKENS
+        return time.monotonic() + budgets * self.seconds
+
+    def ask(self, name: str, scorer: Scorer, work: Callable[[], T], until: float) -> T:
+        """What `work` returns, which asks `scorer` for scores.
+
+        Raises:
+            ScorerFailed: it raised, overran, or is not asked: it is busy, or suspended.
+        """
+        answer = self._call(name, scorer, work, until)
+        self._answered.add(name)
+        return answer
+
+    def tell(self, name: str, scorer: Scorer, work: Callable[[], T], otherwise: T) -> T:
+        """What `work` returns, which asks `scorer` for anything else; `otherwise` if it fails."""
+        try:
+            return self._call(name, scorer, work, time.monotonic() + self.seconds)
+        except ScorerFailed as failure:
+            logger.debug("scorer %s %s", name, failure.message, exc_info=failure.__cause__)
+            return otherwise
+
+    def suspended(self, name: str) -> bool:
+        """Whether a scorer has overrun so often that it is not asked for now."""
+        strikes = self._strikes.get(name)
+        if strikes is None or len(strikes) < STRIKES:
+            return False
+        return time.monotonic() - strikes[0] < STRIKE_SECONDS
+
+    def renew(self, name: str) -> None:
+        """Forget how the scorer of this name fared: another has the name."""
+        self._strikes.pop(name, None)
+        self.overruns.pop(name, None)
+        self._answered.discard(name)
+
+    def _call(self, name: str, scorer: Scorer, work: Callable[[], T], until: float) -> T:
+        if self.suspended(name):
+            raise ScorerFailed("is suspended: it took too long several times")
+        parts = _parts(scorer)
+        if any(self._busy(part) for part in parts):
+            raise ScorerFailed("is still busy with what it took too long for")
+        # A call that was told to end may have left caches half written.
+        broken = [part for part in parts if self._left.pop(id(part), None) is not None]
+
+        def whole() -> T:
+            for part in broken:
+                part.reset()
+            return work()
+
+        run = _here if scorer.keeps_time else self._elsewhere
+        answer, error = run(whole, until, parts)
+        if isinstance(error, OutOfTime):
+            self._strike(name)
+            raise ScorerFailed("took longer than it may", overrun=True)
+        if error is not None:
+            raise ScorerFailed(f"{type(error).__name__} while scoring", again=True) from error
+        result: T = answer
+        return result
+
+    def _elsewhere(self, work: Callable[[], T], until: float, parts: Sequence[Scorer]) -> Outcome:
+        """The outcome of a call in the thread; if it takes too long, thread and call are left."""
+        thread = self._thread = self._thread or _CallThread()
+        try:
+            return thread.run(_carry(work, until), until - time.monotonic())
+        except BaseException as interruption:  # no answer yet, or a signal to this process
+            self._thread = None
+            self._left |= dict.fromkeys(map(id, parts), thread.thread)
+            thread.leave()
+            if isinstance(interruption, queue.Empty):
+                return None, OutOfTime("the time is over")
+            raise
+
+    def _busy(self, scorer: Scorer) -> bool:
+        thread = self._left.get(id(scorer))
+        if thread is None or not thread.is_alive():
+            return False
+        _end(thread)  # once more: a loop may catch what it is told
+        return True
+
+    def _strike(self, name: str) -> None:
+        self.overruns[name] += 1
+        strikes = self._strikes.setdefault(name, deque(maxlen=STRIKES))
+        strikes.append(time.monotonic())
+        logger.warning("scorer %s took longer than it may (%g s a call)", name, self.seconds)
+        if self.suspended(name):
+            logger.error("scorer %s is suspended: it took too long %d times", name, STRIKES)
+
+
+def checked(asked: Callable[[], Tensor], shape: Sequence[int]) -> Tensor:
+    """A scorer's answer as float32 on the host.
+
+    Raises:
+        TrimtabError: it is no tensor of real numbers, or not of this shape.
+    """
+    flat: Any = asked()
+    if not isinstance(flat, Tensor) or flat.layout != torch.strided or flat.is_complex():
+        raise TrimtabError("the scorer returned no plain tensor of real numbers")
+    if flat.shape != shape:
+        raise TrimtabError(f"the scorer returned shape {tuple(flat.shape)}, expected {shape}")
+    return flat.detach().float().cpu().as_subclass(Tensor)
+
+
+class _Ended(SystemExit):
+    """What a thread is told to end with; Python says nothing of a SystemExit in a thread."""
+
+
+class _CallThread:
+    """A thread that does one call after the other; it never keeps the process from exiting."""
+
+    def __init__(self) -> None:
+        self.calls: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self.thread = Thread(target=_serve, args=(self.calls,), name="scorers", daemon=True)
+        self.thread.start()
+        finalize(self, self.calls.put, None)
+
+    def run(self, work: Callable[[], Any], seconds: float) -> Outcome:
+        """The outcome of a call.
+
+        Raises:
+            queue.Empty: there is none yet.
+        """
+        outcome: queue.SimpleQueue[Outcome] = queue.SimpleQueue()
+        self.calls.put((work, outcome))
+        return outcome.get(timeout=None if seconds > TIMEOUT_MAX else max(seconds, 0))
+
+    def leave(self) -> None:
+        """Let the thread end, if it can, and do nothing more."""
+        self.calls.put(None)
+        _end(self.thread)
+
+
+def _serve(calls: "queue.SimpleQueue[Any]") -> None:
+    with suppress(_Ended):
+        while (call := calls.get()) is not None:
+            work, outcome = call
+            outcome.put(_outcome(work))
+            del call, work, outcome  # nothing of a call lives until the next one
+
+
+def _outcome(work: Callable[[], Any]) -> Outcome:
+    try:
+        return work(), None
+    except BaseException as error:
+        return None, error
+
+
+def _here(work: Callable[[], Any], until: float, _: Sequence[Scorer]) -> Outcome:
+    """The outcome of a call in this thread, whose signals pass."""
+    try:
+        with deadline.by(until):
+            answer = work()
+            deadline.check()
+            return answer, None
+    except Exception as error:
+        return None, error
+
+
+def _carry(work: Callable[[], T], until: float) -> Callable[[], T]:
+    """The same call for another thread, under what this thread has set for itself in torch."""
+    inference, gradients = torch.is_inference_mode_enabled(), torch.is_grad_enabled()
+    threads = torch.get_num_threads()
+    # A stream belongs to a device, which it sets as well.
+    stream = torch.cuda.current_stream() if torch.cuda.is_initialized() else None
+
+    def carried() -> T:
+        if torch.get_num_threads() != threads:
+            torch.set_num_threads(threads)
+        with (
+            nullcontext() if stream is None else torch.cuda.stream(stream),
+            torch.inference_mode(inference),
+            torch.set_grad_enabled(gradients),
+            deadline.by(until),
+        ):
+            return work()
+
+    return carried
+
+
+def _parts(scorer: Scorer) -> list[Scorer]:
+    """A scorer, and those that a call into it reaches."""
+    parts = scorer.parts.values() if isinstance(scorer, CompositeScorer) else ()
+    return [scorer, *(part for part, _ in parts)]
+
+
+def _end(thread: Thread) -> None:
+    """Raise _Ended in a thread, as soon as it runs Python again."""
+    set_exception = ctypes.pythonapi.PyThreadState_SetAsyncExc
+    set_exception(ctypes.c_ulong(thread.ident or 0), ctypes.py_object(_Ended))
