@@ -19,10 +19,13 @@ STOPPING = (signal.SIGINT, signal.SIGTERM)
 class Signals:
     """SIGINT and SIGTERM of this process, heeded by a thread of its own; to be used in a `with`.
 
-    A signal ends the process and its children at once, with status 128 + its number, until
-    `first` says what the next one does instead; those after it end the process at once again.
+    A signal ends the process and its children at once, with a line on stderr and status 128 + its
+    number, until `first` says what the next one does instead; those after it end it so again.
     The thread does not wait for the main one, which may be in a long call of a library.
     """
+
+    def __init__(self, farewell: str = "stopped.") -> None:
+        self.farewell = farewell
 
     def __enter__(self) -> "Signals":
         self._first: Callable[[], None] | None = None
@@ -57,7 +60,7 @@ class Signals:
                     continue
                 work, self._first = self._first, None
                 if work is None:
-                    os.write(2, b"trimtab: stopped.\n")
+                    os.write(2, f"\ntrimtab: {self.farewell}\n".encode())
                     leave(128 + number)
                 work()
 

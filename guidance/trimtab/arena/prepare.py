@@ -1,9 +1,7 @@
 """What must be there before methods meet: the base, its rollouts, and a scorer for each method."""
 
-import multiprocessing
-import os
 from collections.abc import Iterable
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import as_completed
 from pathlib import Path
 
 from tqdm import tqdm
@@ -13,6 +11,7 @@ from trimtab.arena.methods import COMPOSED, SUMS, part, rounds, trainings
 from trimtab.arena.refine import guided
 from trimtab.arena.scale import Scale
 from trimtab.arena.task import Task, load
+from trimtab.arena.workers import pool
 
 WORKERS = 2
 """Trainings at a time, one thread each: two small ones are quicker than one on both cores."""
@@ -65,11 +64,10 @@ def _train_all(task: Task, out: Path, scale: Scale, names: list[str]) -> None:
     first = {_kind(task, name): name for name in reversed(plain)}
     waves = [list(first.values()), [name for name in plain if name not in first.values()]]
     waves += [refined[n] for n in sorted(refined)]
-    spawn = multiprocessing.get_context("spawn")
     with tqdm(total=len(names), desc="training", unit="scorer") as progress:
         for wave in waves:
-            with ProcessPoolExecutor(WORKERS, spawn, _alone, (out / "training.log",)) as pool:
-                tasks = [pool.submit(train, task.spec, out, scale, name) for name in wave]
+            with pool(WORKERS, out / "training.log") as workers:
+                tasks = [workers.submit(train, task.spec, out, scale, name) for name in wave]
                 for done in as_completed(tasks):
                     done.result()
                     progress.update()
@@ -78,16 +76,6 @@ def _train_all(task: Task, out: Path, scale: Scale, names: list[str]) -> None:
 def _kind(task: Task, name: str) -> tuple[bool, str | None]:
     training = trainings(task.world.name)[name]
     return training.pairs, training.reward
-
-
-def _alone(log: Path) -> None:
-    """One thread, and its own bars and logs out of the way."""
-    import torch  # noqa: PLC0415
-
-    torch.set_num_threads(1)
-    file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    os.dup2(file, 1)
-    os.dup2(file, 2)
 
 
 def train(spec: str, out: Path, scale: Scale, name: str) -> None:

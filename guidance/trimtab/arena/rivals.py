@@ -3,8 +3,6 @@
 β of a rival is strength·4/width of its reward's support: rewards deviate by about a quarter of it.
 """
 
-import multiprocessing
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Literal
 
@@ -13,6 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from trimtab.arena.methods import METHODS, SUMS
 from trimtab.arena.task import Task, load
+from trimtab.arena.workers import pool
 from trimtab.draws import Completion
 from trimtab_models.demo import rollouts
 from trimtab_models.rows import Rollout
@@ -20,9 +19,8 @@ from trimtab_models.rows import Rollout
 
 def policy(task: Task, out: Path, method: str, strength: float) -> Path:
     """The directory of a tuned policy; trained, in a process of its own, if it is not there."""
-    spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(1, spawn) as pool:
-        return pool.submit(tune, task.spec, out, method, strength).result()
+    with pool(1) as workers:
+        return workers.submit(tune, task.spec, out, method, strength).result()
 
 
 def tune(spec: str, out: Path, name: str, strength: float) -> Path:
