@@ -65,6 +65,9 @@ class Backbone:
                 f"need {max_length + max_candidates + 1}. Raise cache_bytes or lower the "
                 "model's maximum length."
             )
+        self.last = self.model.get_input_embeddings().num_embeddings - 1
+        """What stands for an id beyond: of a base whose vocabulary is padded further than the
+        network's, which no text holds."""
         self.tokens_forwarded = 0
         _probe(self)
 
@@ -83,6 +86,9 @@ class Backbone:
         matter to networks that read text alone (cross.py).
         """
         try:
+            prefixes = [np.minimum(prefix, self.last) for prefix in prefixes]
+            if candidates is not None:
+                candidates = [np.minimum(group, self.last) for group in candidates]
             return self._hidden(keys, prefixes, candidates)
         except BaseException:
             # What was planned may not have been computed: nothing of it may be reused.

@@ -7,13 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from trimtab.attention import NAME as PREFIX_ATTENTION
 from trimtab.backbone import Backbone
 from trimtab.config import GuidanceConfig, ScorerSpec
 from trimtab.cross import CrossBackbone
-from trimtab.errors import ScorerLoadError
+from trimtab.errors import ScorerLoadError, TrimtabError
 from trimtab.params import MAX_K
 from trimtab.reader import Decoder, Reader, template
 from trimtab.retokenise import Retokeniser
@@ -27,7 +26,10 @@ from trimtab.scorers import (
     TextScorer,
     VocabularyScorer,
 )
+from trimtab_models import adapters, classify, pretrained
 from trimtab_models.checkpoint import Family, ScorerInfo, load, read_info
+from trimtab_models.files import Unusable
+from trimtab_models.manifest import BrokenCheckpoint
 
 TEXT_READS = ("text", "chat", "answer", "pair")
 CAUSAL_READS = ("text", "chat")
@@ -51,11 +53,12 @@ def load_scorers(
     Raises:
         ScorerLoadError: one cannot be loaded, or cannot be served exactly.
     """
+    base = _base(tokenizer) if isinstance(tokenizer, str) else tokenizer
     specs = {name: _complete(name, spec) for name, spec in config.scorers.items()}
     networks = [s for s in specs.values() if s.family not in ("function", "text", "composite")]
     pairs = sum(spec.reference is not None for spec in networks)
     loader = _Loader(
-        _tokenizer(tokenizer) if isinstance(tokenizer, str) else tokenizer,
+        base,
         max_length,
         vocab_size,
         config.cache_bytes // max(len(networks) + pairs, 1),
@@ -67,8 +70,15 @@ def load_scorers(
         try:
             scorers[name] = loader.scorer(spec, scorers)
         except Exception as error:
-            raise ScorerLoadError(f"scorer '{name}' cannot be loaded: {error}") from error
+            raise ScorerLoadError(f"scorer '{name}' cannot be loaded: {_why(error)}") from error
     return scorers
+
+
+def _why(error: Exception) -> str:
+    """What was wrong, in our words: of an error of another library, its name alone."""
+    if isinstance(error, TrimtabError | Unusable | BrokenCheckpoint | FileNotFoundError):
+        return str(error)
+    return f"what it is made of cannot be served ({type(error).__name__})."
 
 
 @dataclass(frozen=True)
@@ -114,8 +124,9 @@ class _Loader:
             raise ScorerLoadError(
                 "it has a histogram for each token of its vocabulary, which is not the base's"
             )
-        positions = model.config.get_text_config().max_position_embeddings
-        window = min(positions, 4 * self.max_length)  # a token of the base is seldom four of its
+        positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+        # A token of the base is seldom four of its own.
+        window = min(positions or classify.UNBOUNDED, 4 * self.max_length)
         render = self._render(spec, own, CAUSAL_READS)
         return info, CrossBackbone(
             self._backbone(model, window),
@@ -133,12 +144,17 @@ class _Loader:
             )
         model, info = self._load(path, family)
         rows = model.get_input_embeddings().num_embeddings
-        if rows < self.vocab_size:
+        if rows < self._tokens():
             raise ScorerLoadError(
-                f"it embeds {rows} tokens and the base has {self.vocab_size}; a {family} scorer "
+                f"it embeds {rows} tokens and the base has {self._tokens()}; a {family} scorer "
                 "must have been made for this base's tokenizer, or bring its own"
             )
         return info, self._backbone(model, self.max_length)
+
+    def _tokens(self) -> int:
+        """How many tokens of the base a text may hold: its vocabulary may be padded with more."""
+        known: dict[str, int] = getattr(self.tokenizer, "get_vocab", dict)()
+        return min(self.vocab_size, max(known.values()) + 1) if known else self.vocab_size
 
     def _load(self, path: str, family: Family) -> tuple[Any, ScorerInfo]:
         model, info = load(path, family=family, attn_implementation=PREFIX_ATTENTION)
@@ -165,6 +181,8 @@ class _Loader:
         if self.tokenizer is None:
             return None
         own = _tokenizer(path)
+        if own is None and adapters.is_adapter(path):
+            own = _tokenizer(adapters.base(path))
         if own is None:
             return None  # a network alone: made for the base
         base: dict[str, int] = getattr(self.tokenizer, "get_vocab", dict)()
@@ -182,29 +200,12 @@ class _Loader:
         return render if spec.reads in ("chat", None) else None
 
     def _text(self, spec: ScorerSpec) -> TextScorer:
-        own = AutoTokenizer.from_pretrained(spec.path)
-        render = self._render(spec, own, TEXT_READS)
-        model, report = AutoModelForSequenceClassification.from_pretrained(
-            spec.path,
-            dtype=torch.float32,
-            use_safetensors=True,
-            trust_remote_code=False,
-            output_loading_info=True,
-        )
-        if report["missing_keys"]:
-            raise ScorerLoadError(
-                f"it lacks the weights {sorted(report['missing_keys'])[:3]}: it is no classifier "
-                "of texts (*ForSequenceClassification)"
-            )
+        classifier = classify.load(spec.path, spec.label, dtype=torch.float32)
+        render = self._render(spec, classifier.tokenizer, TEXT_READS)
+        self._cast(classifier.model).to(self.device)
         reads: Any = spec.reads or ("chat" if render is not None else "text")
-        return TextScorer(
-            ScorerInfo(objective="text classifier"),
-            self._cast(model).to(self.device),
-            own,
-            Reader(self._reading(), render),
-            reads,
-            spec.label,
-        )
+        info = ScorerInfo(objective="text classifier")
+        return TextScorer(info, classifier, Reader(self._reading(), render), reads)
 
     def _log_ratio(self, spec: ScorerSpec) -> LogRatioScorer:
         tuned = VocabularyScorer(*self._native(spec.path, "log_ratio"))
@@ -221,7 +222,14 @@ class _Loader:
             raise ScorerLoadError("a function scorer's path must read module:function")
         if spec.reads not in (None, "ids", "text"):
             raise ScorerLoadError(f"reads is one of ids, text, not {spec.reads}")
-        function = getattr(importlib.import_module(module), attribute)
+        try:
+            function = getattr(importlib.import_module(module), attribute)
+        except Exception as error:
+            raise ScorerLoadError(
+                f"{spec.path} cannot be imported ({type(error).__name__})."
+            ) from error
+        if not callable(function):
+            raise ScorerLoadError(f"{spec.path} is not a function.")
         return FunctionScorer(function, self._reading() if spec.reads == "text" else None)
 
     def _reading(self) -> Any:
@@ -233,9 +241,16 @@ class _Loader:
 def _tokenizer(source: str) -> Any:
     """The tokenizer of a checkpoint; None where it has none, as a base served by ids alone."""
     try:
-        return AutoTokenizer.from_pretrained(source)
-    except (OSError, ValueError):
+        return pretrained.tokenizer(source)
+    except FileNotFoundError:
         return None
+
+
+def _base(source: str) -> Any:
+    try:
+        return _tokenizer(source)
+    except Unusable as error:
+        raise ScorerLoadError(f"the base's tokenizer cannot be used: {error}") from error
 
 
 def _complete(name: str, spec: ScorerSpec) -> ScorerSpec:
@@ -245,9 +260,7 @@ def _complete(name: str, spec: ScorerSpec) -> ScorerSpec:
     try:
         info = read_info(spec.path)
     except Exception as error:
-        neither = "is neither a checkpoint directory nor a hub name that can be reached."
-        reason = str(error) if Path(spec.path).is_dir() else f"{spec.path} {neither}"
-        raise ScorerLoadError(f"scorer '{name}' cannot be loaded: {reason}") from error
+        raise ScorerLoadError(f"scorer '{name}' cannot be loaded: {_why(error)}") from error
     family, reference = spec.family or info.family, spec.reference
     if family == "log_ratio" and reference is None and info.reference is not None:
         beside = Path(spec.path) / info.reference  # an absolute path stays what it is
@@ -261,5 +274,8 @@ def _composite(spec: ScorerSpec, scorers: Mapping[str, Scorer]) -> CompositeScor
         name, _, weight = part.strip().partition(":")
         if name not in scorers or isinstance(scorers[name], CompositeScorer):
             raise ScorerLoadError(f"its part '{name}' is not among the other scorers")
-        parts[name] = (scorers[name], float(weight or 1))
+        try:
+            parts[name] = (scorers[name], float(weight or 1))
+        except ValueError:
+            raise ScorerLoadError(f"the weight of its part '{name}' is not a number") from None
     return CompositeScorer(parts)

@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from trimtab_models import adapters, manifest, outputs
+from trimtab_models import adapters, kinds, manifest, outputs, pretrained
 from trimtab_models.card import card
-from trimtab_models.info import Family, Link, ScorerInfo
+from trimtab_models.files import Unusable, look
+from trimtab_models.info import Family, Link, ScorerInfo, parse
 from trimtab_models.networks import scalar_head, vocabulary_head
 
 __all__ = ["Family", "Link", "ScorerInfo", "load", "read_info", "save"]
@@ -66,11 +66,12 @@ def save(
 
 
 def read_info(source: str | Path) -> ScorerInfo:
-    """The ScorerInfo of a checkpoint directory or hub name; the defaults if it holds none."""
-    if adapters.is_adapter(source):
-        return adapters.read_info(source)
-    config = AutoConfig.from_pretrained(str(source))
-    return ScorerInfo.model_validate(getattr(config, "trimtab", {}))
+    """The ScorerInfo of a checkpoint directory or hub name; the defaults if it holds none.
+
+    Raises:
+        as `load`.
+    """
+    return stored(source) or ScorerInfo()
 
 
 def load(
@@ -88,35 +89,59 @@ def load(
     Raises:
         OSError: no such checkpoint, or no safetensors in it.
         BrokenCheckpoint: (a ValueError) a file is not what the manifest says.
-        ValueError: weights are missing from it, or do not fit its configuration.
+        Unusable: (a ValueError) it is of another kind than the family is made of, or weights are
+            missing from it, or do not fit its configuration.
     """
+    verify(source)
+    told = stored(source)
+    info = told or ScorerInfo()
+    if family is not None:
+        refuse_other(source, told, family)
+        info = info.model_copy(update={"family": family})
+    options["dtype"] = dtype
+    if adapters.is_adapter(source):
+        task = adapters.task(source)
+        kinds.check(source, info.family, adapters.KINDS[task], f"an adapter of task {task}")
+        return adapters.load(source, **options), info
+    config = pretrained.configuration(source)
+    kinds.check(source, info.family, kinds.kind(source, config), kinds.named(config))
+    if info.family in ("head", "distribution"):
+        bins = config.num_labels if info.family == "distribution" else 1
+        return scalar_head(source, bins=bins, fresh=False, **options), info
+    return vocabulary_head(source, **options), info
+
+
+def verify(source: str | Path) -> None:
+    """Look at a checkpoint's files, and compare them with its manifest if it has one.
+
+    Raises:
+        Unusable, BrokenCheckpoint: one of them is not what it must be.
+    """
+    look(source)
     if (Path(source) / manifest.NAME).is_file():
         manifest.verify(source)
-    info = read_info(source)
-    if family is not None:
-        info = info.model_copy(update={"family": family})
-    options |= {"dtype": dtype, "use_safetensors": True, "trust_remote_code": False}
-    try:
-        model, missing = _load(source, info.family, options)
-    except (RuntimeError, SafetensorError) as error:
-        raise ValueError(f"the weights of {source} do not fit or are damaged: {error}") from error
-    if missing:
-        raise ValueError(
-            f"the checkpoint lacks the weights {missing[:3]} of a "
-            f"'{info.family}' scorer; expected a network saved by trimtab_models.checkpoint.save "
-            "or by the matching transformers class."
-        )
-    return model, info
 
 
-def _load(
-    source: str | Path, family: Family, options: dict[str, Any]
-) -> tuple[PreTrainedModel, list[str]]:
-    """The network and the names of weights that it lacks."""
+def stored(source: str | Path) -> ScorerInfo | None:
+    """The ScorerInfo of a checkpoint; None if it holds none.
+
+    Raises:
+        as `load`.
+    """
     if adapters.is_adapter(source):
-        return adapters.load(source, **options)
-    if family == "distribution":
-        options["bins"] = AutoConfig.from_pretrained(str(source)).num_labels
-    build = scalar_head if family in ("head", "distribution") else vocabulary_head
-    model, report = build(source, output_loading_info=True, **options)
-    return model, sorted(map(str, [*report["missing_keys"], *report["mismatched_keys"]]))
+        return adapters.read_info(source)
+    fields = getattr(pretrained.configuration(source), "trimtab", None)
+    return None if fields is None else parse(fields, f"{source}: its {pretrained.CONFIG}")
+
+
+def refuse_other(source: str | Path, told: ScorerInfo | None, family: str) -> None:
+    """A scorer that says its family is not served as another.
+
+    Raises:
+        Unusable: it was to be.
+    """
+    if told is not None and "family" in told.model_fields_set and told.family != family:
+        raise Unusable(
+            f"{source} was made as a {told.family} scorer, and is not served as {family}; leave "
+            "family out."
+        )

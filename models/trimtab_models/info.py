@@ -1,8 +1,10 @@
 """What a checkpoint says of itself beyond its network: how its output becomes a score."""
 
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from trimtab_models.files import Unusable, listed
 
 Family = Literal["head", "distribution", "vocabulary", "log_ratio"]
 Link = Literal["identity", "sigmoid", "log_sigmoid"]
@@ -46,3 +48,18 @@ class ScorerInfo(BaseModel):
     prefix_auc: float | None = Field(
         None, description="how often the order on prefixes is the final order; see validation/"
     )
+
+
+def parse(fields: Any, where: str) -> ScorerInfo:
+    """What a file says of a scorer.
+
+    Raises:
+        Unusable: it does not fit; the message names the fields, and never their values.
+    """
+    try:
+        return ScorerInfo.model_validate(fields)
+    except ValidationError as error:
+        names = sorted({".".join(map(str, one["loc"])) or "all of it" for one in error.errors()})
+        raise Unusable(
+            f"{where}: what it says of the scorer does not fit: {listed(names)}."
+        ) from None

@@ -14,7 +14,6 @@ from typing import Any, Literal, TypeAlias
 import torch
 from torch import Tensor, nn
 from transformers import (
-    AutoConfig,
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
@@ -23,8 +22,14 @@ from transformers import (
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING
 
+from trimtab_models import kinds, pretrained
+from trimtab_models.files import Unusable
+
 Source: TypeAlias = str | Path | PretrainedConfig
 """A checkpoint directory, a hub name, or a configuration (which gives random weights)."""
+
+HEADS = ("score", "classifier")
+"""Names of a head in transformers' classifiers."""
 
 LIKELY = 0.5
 """Weight of a token's log-likelihood in the logits of its best return, see `next_histograms`."""
@@ -44,13 +49,14 @@ def build(head: Head, source: Source, *, bins: int = 1, **options: Any) -> Any:
     vocabulary         Q(prefix, ·), [..., vocab]; 0 at first
     vocabulary+value   Q's parts and V(prefix), [..., vocab + 1]; 0 at first; to be folded
     language           a language model as it is, [..., vocab]
+
+    Raises:
+        OSError: there is no such source, or no safetensors in it.
+        Unusable: (a ValueError) its weights are not those of such a network, or it looks ahead.
     """
-    if head == "distributions":
-        return _next_token_head(source, bins, **options)
-    if head in ("scalar", "distribution"):
-        return scalar_head(source, bins=bins if head == "distribution" else 1, **options)
-    model = vocabulary_head(source, **options)
-    if head == "language":
+    model = _begin(head, source, bins, **options)
+    _refuse_looking_ahead(source, model)
+    if not head.startswith("vocabulary"):
         return model
     old = model.get_output_embeddings()
     width = model.get_input_embeddings().num_embeddings + (head == "vocabulary+value")
@@ -59,11 +65,34 @@ def build(head: Head, source: Source, *, bins: int = 1, **options: Any) -> Any:
     return _set_output(model, new)
 
 
+def _begin(head: Head, source: Source, bins: int, **options: Any) -> Any:
+    if head == "distributions":
+        return _next_token_head(source, bins, **options)
+    if head in ("scalar", "distribution"):
+        return scalar_head(source, bins=bins if head == "distribution" else 1, **options)
+    return vocabulary_head(source, **options)
+
+
+def _refuse_looking_ahead(source: Source, model: Any) -> None:
+    """What a network makes of a prefix must not depend on what comes after it."""
+    if not all(parameter.numel() for parameter in model.parameters()):
+        return  # DeepSpeed holds the weights elsewhere
+    ids = torch.arange(8, device=model.device) % model.get_input_embeddings().num_embeddings
+    ids = torch.stack((ids, torch.cat((ids[:-1], ids[:1]))))  # they differ in the last token
+    try:
+        with torch.inference_mode():
+            first, second = split(model)[0](input_ids=ids).last_hidden_state[:, :-1]
+    except Exception as error:
+        raise Unusable(f"{source} does not read a text alone ({type(error).__name__}).") from error
+    if not torch.allclose(first, second, rtol=1e-3, atol=1e-3):
+        raise Unusable(f"{source} reads a text in both directions; expected a causal network.")
+
+
 def _next_token_head(source: Source, bins: int, **options: Any) -> Any:
     """A head for `next_histograms`; of a language model its log-likelihood is taken over."""
     config: Any = source
     if not isinstance(source, PretrainedConfig):
-        config = AutoConfig.from_pretrained(str(source))
+        config = pretrained.configuration(source)
     model = scalar_head(source, bins=config.vocab_size * (bins + 1), **options)
     if (getattr(config, "architectures", None) or [""])[0].endswith("ForCausalLM"):
         likely = vocabulary_head(source, **options).get_output_embeddings()
@@ -121,39 +150,47 @@ def _scalar_class(config: PretrainedConfig) -> Any:
     return AutoModelForSequenceClassification
 
 
-def _build(auto: Any, source: Source, **options: Any) -> Any:
-    if isinstance(source, PretrainedConfig):
-        dtype = options.pop("dtype", torch.float32)
-        return auto.from_config(source, **options).to(dtype).eval()
-    # from_pretrained gives models in evaluation mode already.
-    return auto.from_pretrained(str(source), **options)
+def _built(auto: Any, config: PretrainedConfig, **options: Any) -> Any:
+    dtype = options.pop("dtype", torch.float32)
+    return auto.from_config(config, trust_remote_code=False, **options).to(dtype).eval()
 
 
-def scalar_head(source: Source, *, bins: int = 1, **options: Any) -> Any:
+def scalar_head(source: Source, *, bins: int = 1, fresh: bool = True, **options: Any) -> Any:
     """A causal backbone with a linear head to one number: V(x) = w·h(x) + b for each prefix x.
 
     Or to `bins` numbers, the logits of a histogram.
 
-    A `source` that is a language model gives its backbone; the head is then new.
-    `options` (dtype, attn_implementation, ...) go to transformers.
+    A `source` that is a language model gives its backbone; the head is then new, unless it may not
+    be `fresh`. `options` (dtype, attn_implementation, ...) go to transformers.
+
+    Raises:
+        as pretrained.network.
     """
-    config = (
-        source
-        if isinstance(source, PretrainedConfig)
-        else AutoConfig.from_pretrained(str(source), num_labels=bins)
-    )
+    given = isinstance(source, PretrainedConfig)
+    config: Any = source if given else pretrained.configuration(source, num_labels=bins)
     config.num_labels = bins
     # transformers puts a dropout of 0.1 before such heads; noise in a value that others bootstrap
     # from, or that is exponentiated, is a bias.
     config.classifier_dropout = 0.0
-    if not isinstance(source, PretrainedConfig):
-        options["config"] = config
-    return _build(_scalar_class(config), source, **options)
+    auto = _scalar_class(config)
+    if isinstance(source, PretrainedConfig):
+        return _built(auto, config, **options)
+    has_head = kinds.kind(source, config) in ("sequence", "token")
+    new = HEADS if fresh and not has_head else ()
+    return pretrained.network(auto, source, config=config, new=new, **options)
 
 
 def vocabulary_head(source: Source, **options: Any) -> Any:
-    """A causal language model, read as one number for every next token: [..., vocab]."""
-    return _build(AutoModelForCausalLM, source, **options)
+    """A causal language model, read as one number for every next token: [..., vocab].
+
+    Raises:
+        as pretrained.network.
+    """
+    if isinstance(source, PretrainedConfig):
+        return _built(AutoModelForCausalLM, source, **options)
+    config = pretrained.configuration(source)
+    kinds.check(source, "vocabulary", kinds.kind(source, config), kinds.named(config))
+    return pretrained.network(AutoModelForCausalLM, source, config=config, **options)
 
 
 def split(model: PreTrainedModel) -> tuple[PreTrainedModel, nn.Module]:
@@ -162,7 +199,7 @@ def split(model: PreTrainedModel) -> tuple[PreTrainedModel, nn.Module]:
     head(backbone(input_ids=…, position_ids=…).last_hidden_state) is the network's output:
     [..., 1] for a scalar head, [..., vocab] for a vocabulary head.
     """
-    for name in ("score", "classifier"):
+    for name in HEADS:
         head = getattr(model, name, None)
         if isinstance(head, nn.Module):
             return model.base_model, head

@@ -8,8 +8,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoTokenizer
-
 from trimtab.config import parse_scorer
 from trimtab.draws import Drawing
 from trimtab.halves import Half, complete, halves
@@ -18,7 +16,7 @@ from trimtab.params import GuidanceParams
 from trimtab.prompts import Prompt, read
 from trimtab.quiet import quieten
 from trimtab.rollout import roll_out
-from trimtab_models import rewards
+from trimtab_models import pretrained, rewards
 from trimtab_models.demo import base
 from trimtab_server import demo
 from trimtab_server.errors import StartError
@@ -109,7 +107,6 @@ def _fractions(text: str) -> list[float]:
 
 def _tokenizer(model: str) -> Any:
     try:
-        return AutoTokenizer.from_pretrained(model)
+        return pretrained.tokenizer(model)
     except (OSError, ValueError) as error:
-        told = str(error).strip().splitlines()[0]
-        raise StartError(f"the base model {model} cannot be loaded: {told}") from None
+        raise StartError(f"the base model {model} cannot be loaded: {error}") from None

@@ -13,7 +13,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import torch
 from tqdm import tqdm
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM
 from transformers.utils.logging import disable_progress_bar
 
 from trimtab.arena import rivals
@@ -26,6 +26,7 @@ from trimtab.arena.task import Task
 from trimtab.draws import Completion
 from trimtab.params import GuidanceParams
 from trimtab.search import SearchParams
+from trimtab_models import pretrained
 from trimtab_models.checkpoint import read_info
 
 Spec: TypeAlias = str | Mapping[str, Any]
@@ -59,7 +60,7 @@ class Bench:
         prints = {name: fingerprint(_path(spec)) for name, spec in scorers.items()}
         self.prints = {"base": fingerprint(base), **prints}
         self.texts = task.world.prompts("test", scale.prompts, scale.seed)
-        self.tokenizer = AutoTokenizer.from_pretrained(base)
+        self.tokenizer = pretrained.tokenizer(base)
         self.prompts = [
             self.tokenizer(text, add_special_tokens=False).input_ids for text in self.texts
         ]
@@ -77,8 +78,10 @@ class Bench:
     def parameters(self) -> int:
         """Of the base."""
         with torch.device("meta"):  # vLLM repacks weights, so it cannot be asked
-            config = AutoConfig.from_pretrained(self.base)
-            return int(AutoModelForCausalLM.from_config(config).num_parameters())
+            config = pretrained.configuration(self.base)
+            return int(
+                AutoModelForCausalLM.from_config(config, trust_remote_code=False).num_parameters()
+            )
 
     def beta(self, method: Method, strength: float) -> float:
         """β of a method at a strength: over the deviation of its scorer's scores."""

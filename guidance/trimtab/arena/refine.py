@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from transformers import AutoTokenizer
 
 from trimtab.arena.frontier import sampled
 from trimtab.arena.methods import rounds, trainings
@@ -23,7 +22,7 @@ from trimtab.arena.scale import Scale
 from trimtab.arena.task import Task
 from trimtab.draws import Completion
 from trimtab.params import GuidanceParams
-from trimtab_models import data
+from trimtab_models import data, pretrained
 from trimtab_models.worlds import build
 
 KLS = (1.0, 2.5)
@@ -77,7 +76,7 @@ def _draw(
     sampler = importlib.import_module("trimtab.offline").Sampler(
         str(base), {"scorer": str(scorer)}, **task.engine
     )
-    tokenizer = AutoTokenizer.from_pretrained(base)
+    tokenizer = pretrained.tokenizer(base)
     texts = world.prompts("train", scale.rollout_prompts, scale.seed)
     prompts = [tokenizer(text, add_special_tokens=False).input_ids for text in texts]
     drawn = []

@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from trimtab.arena.methods import METHODS, SUMS
 from trimtab.arena.task import Task, load
 from trimtab.arena.workers import pool
 from trimtab.draws import Completion
+from trimtab_models import networks, pretrained
 from trimtab_models.demo import rollouts
 from trimtab_models.rows import Rollout
 
@@ -53,11 +53,8 @@ def sample(task: Task, path: Path, base: str, prompts: list[str], seed: int) -> 
     """An answer of a policy to each prompt at temperature 1, with its exact KL to the base."""
     from trimtab_models.rivals import divergence  # noqa: PLC0415
 
-    tokenizer = AutoTokenizer.from_pretrained(base)
-    tuned, frozen = (
-        AutoModelForCausalLM.from_pretrained(one, dtype=torch.float32).eval()
-        for one in (path, base)
-    )
+    tokenizer = pretrained.tokenizer(base)
+    tuned, frozen = (networks.build("language", one, dtype=torch.float32) for one in (path, base))
     records = rollouts.sample(tuned, tokenizer, prompts, seed, most_tokens=task.world.max_tokens)
     drawn = [Rollout(r["prompt_token_ids"], r["completion_token_ids"], 0.0) for r in records]
     kl = divergence(tuned, frozen, drawn, tokenizer.eos_token_id).tolist()

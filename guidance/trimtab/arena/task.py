@@ -17,12 +17,11 @@ from typing import Any
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
-from transformers import AutoTokenizer
 
 from trimtab.arena.methods import COMPOSED, METHODS, SUMS, TRAININGS
 from trimtab.errors import TrimtabError
 from trimtab.prompts import read
-from trimtab_models import rewards
+from trimtab_models import pretrained, rewards
 from trimtab_models.worlds import WORLDS, World
 
 ENGINE: Mapping[str, Any] = {
@@ -174,10 +173,9 @@ def own_world(
         TrimtabError, RewardError, OSError: what cannot be read or loaded.
     """
     try:
-        tokenizer = AutoTokenizer.from_pretrained(base)
+        tokenizer = pretrained.tokenizer(base)
     except (OSError, ValueError) as error:
-        told = str(error).strip().splitlines()[0]
-        raise TrimtabError(f"the base model {base} cannot be loaded: {told}") from None
+        raise TrimtabError(f"the base model {base} cannot be loaded: {error}") from None
     lines: dict[str, dict[str, Any]] = {}
     texts: dict[str, list[str]] = {}
     for split, path in prompts.items():

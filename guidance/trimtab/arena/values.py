@@ -15,12 +15,11 @@ from typing import Any
 import numpy as np
 import torch
 from scipy import stats
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from trimtab.arena.board import Board
 from trimtab.arena.methods import METHODS
 from trimtab.arena.stats import at_kl
-from trimtab_models import checkpoint, outputs
+from trimtab_models import checkpoint, networks, outputs, pretrained
 from trimtab_models.demo import rollouts
 from trimtab_models.rows import Rollout
 from trimtab_models.scoring import prefix_scores
@@ -56,7 +55,7 @@ def errors(
     }
     left = {name: spec for name, spec in asked.items() if name not in found}
     if left:
-        tokenizer = AutoTokenizer.from_pretrained(base)
+        tokenizer = pretrained.tokenizer(base)
         answers = _answers(world, base, tokenizer, prompts)
         for name, spec in left.items():
             model, info = checkpoint.load(spec)
@@ -68,7 +67,7 @@ def errors(
 
 
 def _answers(world: World, base: Path, tokenizer: Any, prompts: Sequence[str]) -> list[Rollout]:
-    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32).eval()
+    model = networks.build("language", base, dtype=torch.float32)
     drawn = rollouts.sample(
         model, tokenizer, [*prompts] * ANSWERS, seed=1, most_tokens=world.max_tokens
     )

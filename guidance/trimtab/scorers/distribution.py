@@ -65,7 +65,8 @@ class DistributionScorer(NetworkScorer):
         """As every network scorer.
 
         Raises:
-            ScorerLoadError: the checkpoint does not say which returns its bins stand for.
+            ScorerLoadError: the checkpoint does not say which returns its bins stand for, or has
+                fewer than two of them.
         """
         if info.support is None:
             raise ScorerLoadError(
@@ -76,6 +77,10 @@ class DistributionScorer(NetworkScorer):
         weight: Any = backbone.head.weight  # [bins, hidden], or [vocab · (bins + 1), hidden]
         self.vocab = backbone.model.get_input_embeddings().num_embeddings
         bins = len(weight) // self.vocab - 1 if info.ahead else len(weight)
+        if bins < 2 or (info.ahead and len(weight) % self.vocab):
+            raise ScorerLoadError(
+                f"its head has {len(weight)} outputs, which do not fit a histogram of returns"
+            )
         self.returns = torch.linspace(*info.support, bins)
         """What the bins stand for, [bins] float32 on the host."""
 

@@ -5,14 +5,18 @@ for each prefix, and differ only in what they were trained for, and in their lin
 """
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from trimtab.backbone import Backbone
 from trimtab.cache import Ids
+from trimtab.cross import CrossBackbone
+from trimtab.errors import ScorerLoadError
 from trimtab.reader import Prompt
 from trimtab.scorers.base import NetworkScorer
-from trimtab_models.checkpoint import Link
+from trimtab_models.checkpoint import Link, ScorerInfo
 
 LINKS: dict[Link, Callable[[Tensor], Tensor]] = {
     "identity": lambda x: x,
@@ -26,6 +30,20 @@ class HeadScorer(NetworkScorer):
     """One packed forward over the candidates of all rows."""
 
     family = "head"
+
+    def __init__(self, info: ScorerInfo, backbone: Backbone | CrossBackbone) -> None:
+        """As every network scorer.
+
+        Raises:
+            ScorerLoadError: its head has more than one output.
+        """
+        weight: Any = backbone.head.weight  # [outputs, hidden]
+        if len(weight) != 1:
+            raise ScorerLoadError(
+                f"its head has {len(weight)} outputs, which do not fit a head scorer's one; a "
+                "classifier with several labels is served as family=text,label=NAME"
+            )
+        super().__init__(info, backbone)
 
     def score(
         self,

@@ -33,10 +33,20 @@ class LogRatioScorer(Scorer):
         prompts: Sequence[Prompt] = (),
     ) -> Tensor:
         """See Scorer.score."""
-        ratio = self.tuned.table(keys, prefixes).log_softmax(-1)  # [rows, vocab]
+        ratio = self._log_p(self.tuned, keys, prefixes, candidates)
         if self.untuned is not None:
-            ratio -= self.untuned.table(keys, prefixes).log_softmax(-1)
-        return self.info.alpha * gather_candidates(ratio, candidates)
+            ratio = ratio - self._log_p(self.untuned, keys, prefixes, candidates)
+        return self.info.alpha * ratio
+
+    def _log_p(
+        self,
+        model: VocabularyScorer,
+        keys: Sequence[int],
+        prefixes: Sequence[Ids],
+        candidates: Sequence[Ids],
+    ) -> Tensor:
+        """log π(v | prefix), [Σ candidates]; the two vocabularies may be padded differently."""
+        return gather_candidates(model.table(keys, prefixes).log_softmax(-1), candidates)
 
     @property
     def keeps_time(self) -> bool:

@@ -1,6 +1,6 @@
 """text: a classifier that reads text, with a tokenizer of its own.
 
-    s(prefix + v) = logit of text(prefix + v), or log softmax(logits)[label] with several labels
+    s(prefix + v) = what trimtab_models.classify makes of text(prefix + v): a logit, or log p(label)
 
 Any `*ForSequenceClassification` of transformers, encoder or decoder: reward models, formality
 rankers. Every candidate's text goes through the whole network, which no cache shortens: this is the
@@ -14,14 +14,13 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from trimtab import deadline
 from trimtab.cache import Ids, keep
-from trimtab.errors import ScorerLoadError
 from trimtab.reader import Prompt, Reader, Texts
 from trimtab.scorers.base import Scorer
 from trimtab_models.checkpoint import ScorerInfo
+from trimtab_models.classify import Classifier
 
 Reads = Literal["text", "answer", "pair", "chat"]
 """What the classifier was trained on: prompt and answer as one text, the answer alone, a pair of
@@ -29,12 +28,6 @@ the two, or a conversation in its own chat template."""
 
 REMEMBERED = 1 << 16
 """Texts whose scores are kept, the latest used."""
-
-UNBOUNDED = 10**9
-"""Transformers writes windows beyond this where it knows none."""
-
-BATCH_TOKENS = 8192
-"""Most tokens of one forward, padding included."""
 
 
 class TextScorer(Scorer):
@@ -44,37 +37,22 @@ class TextScorer(Scorer):
     only once nothing of the prompt is left; `shortened` tells by how much.
 
     Args:
-        model: *ForSequenceClassification.
-        tokenizer: the classifier's own.
+        classifier: what scores the texts.
         reader: of the base's tokens.
         reads: what the classifier was trained on.
-        label: which of several labels' log-probability is the score, by name or number.
-
-    Raises:
-        ScorerLoadError: there are several labels and `label` names none of them.
     """
 
     family = "text"
 
     def __init__(
-        self,
-        info: ScorerInfo,
-        model: PreTrainedModel,
-        tokenizer: Any,
-        reader: Reader,
-        reads: Reads = "text",
-        label: str | None = None,
+        self, info: ScorerInfo, classifier: Classifier, reader: Reader, reads: Reads = "text"
     ) -> None:
         super().__init__(info)
-        self.model = model.requires_grad_(False).eval()
-        self.tokenizer = tokenizer
+        self.classifier = classifier
+        self.tokenizer = classifier.tokenizer
         self.reader = reader
         self.reads = reads
-        self.label = _label(model.config, label)
-        if tokenizer.pad_token_id is None:
-            tokenizer.pad_token = tokenizer.eos_token
-        model.config.pad_token_id = tokenizer.pad_token_id
-        self.window = _window(model, tokenizer)
+        self.window = classifier.window
         self._scores: OrderedDict[bytes, tuple[float, int]] = OrderedDict()
         self._shortened: OrderedDict[int, int] = OrderedDict()
         self._forwarded = 0
@@ -111,7 +89,7 @@ class TextScorer(Scorer):
     @property
     def parameters(self) -> int:
         """Parameters of the classifier."""
-        return self.model.num_parameters()
+        return self.classifier.model.num_parameters()
 
     @property
     def tokens_forwarded(self) -> int:
@@ -128,22 +106,9 @@ class TextScorer(Scorer):
     def _forward(self, texts: Sequence[tuple[str, str]]) -> list[tuple[float, int]]:
         """(score, tokens that did not fit) of each prompt and answer."""
         inputs = [self._tokens(prompt, answer) for prompt, answer in texts]
-        scores = torch.empty(len(texts))
-        order = sorted(range(len(texts)), key=lambda i: len(inputs[i][0]["input_ids"]))
-        while order:
-            # The longest first: it says how many fit beside it.
-            size = max(1, BATCH_TOKENS // len(inputs[order[-1]][0]["input_ids"]))
-            batch, order = order[-size:], order[:-size]
-            scores[batch] = self._run([inputs[i][0] for i in batch])
+        self._forwarded += sum(len(one["input_ids"]) for one, _ in inputs)
+        scores = self.classifier.score([one for one, _ in inputs], between=deadline.check)
         return [(float(score), lost) for score, (_, lost) in zip(scores, inputs, strict=True)]
-
-    def _run(self, inputs: Sequence[dict[str, list[int]]]) -> Tensor:
-        deadline.check()
-        self._forwarded += sum(len(one["input_ids"]) for one in inputs)
-        padded = self.tokenizer.pad(list(inputs), return_tensors="pt").to(self.model.device)
-        with torch.inference_mode():
-            logits = self.model(**padded).logits.float().cpu()  # [texts, labels]
-        return logits[:, 0] if self.label is None else logits.log_softmax(-1)[:, self.label]
 
     def _tokens(self, prompt: str, answer: str) -> tuple[dict[str, list[int]], int]:
         """The classifier's input for one text, and how many tokens did not fit."""
@@ -174,29 +139,3 @@ def _digest(prompt: str, answer: str) -> bytes:
     # A score is kept under the digest, not the text: texts are long, and candidates many.
     both = f"{len(prompt)}:{prompt}{answer}".encode("utf-8", "surrogatepass")
     return blake2b(both, digest_size=16).digest()
-
-
-def _label(config: Any, label: str | None) -> int | None:
-    """The number of the label whose log-probability is the score; None for a single logit."""
-    if config.num_labels == 1 and label is None:
-        return None
-    names = {str(name): number for number, name in config.id2label.items()}
-    numbers = {str(number): number for number in config.id2label}
-    found = {**numbers, **names}.get(label or "")
-    if found is None or config.num_labels == 1:
-        raise ScorerLoadError(
-            f"it has the labels {', '.join(list(names)[:8])}; name the one whose log-probability "
-            "is the score, as in label=NAME (none for a single label)"
-        )
-    return int(found)
-
-
-def _window(model: PreTrainedModel, tokenizer: Any) -> int:
-    """The most tokens that the classifier reads."""
-    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    for name, module in model.named_modules():
-        if positions and name.endswith("position_embeddings") and hasattr(module, "padding_idx"):
-            # RoBERTa counts positions from behind the padding's own.
-            positions -= 0 if module.padding_idx is None else int(module.padding_idx) + 1
-    known = [n for n in (positions, tokenizer.model_max_length) if n and 0 < n < UNBOUNDED]
-    return min(known, default=UNBOUNDED)

@@ -15,9 +15,12 @@ from trimtab.scorers.base import NetworkScorer
 
 
 def gather_candidates(table: Tensor, candidates: Sequence[Ids]) -> Tensor:
-    """Entries of each row's candidates: [rows, vocab, …] → [Σ candidates, …]."""
+    """Entries of each row's candidates: [rows, vocab, …] → [Σ candidates, …].
+
+    The last entry stands for ids beyond, as in Backbone.
+    """
     rows = np.repeat(np.arange(len(candidates)), [len(c) for c in candidates])
-    at = np.stack((rows, np.concatenate(candidates)))
+    at = np.stack((rows, np.minimum(np.concatenate(candidates), table.shape[1] - 1)))
     row, token = torch.from_numpy(at).to(table.device)
     return table[row, token]
 

@@ -13,9 +13,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM, set_seed
+from transformers import LlamaForCausalLM, set_seed
 
-from trimtab_models import checkpoint, data, objectives, outputs, training
+from trimtab_models import checkpoint, data, networks, objectives, outputs, pretrained, training
 from trimtab_models.demo import chat, corpus, language_model, oracles, rollouts, world
 from trimtab_models.networks import scalar_head
 from trimtab_models.report.validate import validate
@@ -84,16 +84,16 @@ def train_base(out: Path) -> None:
 
 def roll_out(base: Path, out: Path) -> None:
     """Rollouts of the base over the training prompts, as JSON Lines."""
-    tokenizer = AutoTokenizer.from_pretrained(base)
-    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    tokenizer = pretrained.tokenizer(base)
+    model = networks.build("language", base, dtype=torch.float32)
     prompts = rollouts.training_prompts(tokenizer, PROMPTS, SEED) * COMPLETIONS
     data.write(out, rollouts.sample(model, tokenizer, prompts, SEED))
 
 
 def measure(name: str, base: Path, model: Any, info: checkpoint.ScorerInfo) -> float:
     """A scorer's prefix-AUC on fresh rollouts of prompts that no training has seen."""
-    tokenizer = AutoTokenizer.from_pretrained(base)
-    network = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    tokenizer = pretrained.tokenizer(base)
+    network = networks.build("language", base, dtype=torch.float32)
     prompts = [chat(prompt) for prompt in world.prompts("test", HELD_OUT, SEED)] * 4
     records = rollouts.sample(network, tokenizer, prompts, SEED)
     held = data.rollouts(rollouts.label(records, oracles.rewards[name]), tokenizer)
@@ -122,7 +122,7 @@ def train_scorer(
         out: directory of the new checkpoint.
         objective: a name of `objectives.OBJECTIVES`; by default the demo's own for this scorer.
     """
-    tokenizer = AutoTokenizer.from_pretrained(base)
+    tokenizer = pretrained.tokenizer(base)
     pad_id = tokenizer.pad_token_id
     loss = objectives.OBJECTIVES[objective or OBJECTIVES[name]]()
     labelled = rollouts.label(data.read(records), oracles.rewards[name])

@@ -13,9 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from trimtab_models import checkpoint, demo, manifest, outputs, rewards
+from trimtab_models import checkpoint, demo, manifest, outputs, pretrained, rewards
 from trimtab_models.data import Record
 from trimtab_models.data.encoding import Encoder
 from trimtab_models.data.faults import convert
@@ -24,7 +23,7 @@ from trimtab_models.data.sources import rows as rows_of
 from trimtab_models.grounded.guidance import Judge, TokenRewards
 from trimtab_models.grounded.settings import GroundedConfig
 from trimtab_models.grounded.turns import Turns
-from trimtab_models.networks import scalar_head
+from trimtab_models.networks import build
 from trimtab_models.objectives.plackett_luce import PlackettLuce
 from trimtab_models.rows import Rollout
 from trimtab_models.training import claims, describe, saves
@@ -47,7 +46,7 @@ def run(config: GroundedConfig) -> Path:
     made_by = config.model_dump(mode="json", exclude={"out", "data"})
     base = str(demo.base()) if config.base == "demo" else config.base
     claims.check(config.out, made_by, data=config.data, base=base, scorer=config.scorer)
-    tokenizer = AutoTokenizer.from_pretrained(base)
+    tokenizer = pretrained.tokenizer(base)
     encoder = Encoder(tokenizer)
     supervised = config.objective == "grounded-mle"
     examples, records = _examples(config.data, encoder, supervised)
@@ -60,11 +59,11 @@ def run(config: GroundedConfig) -> Path:
         return config.out
     device = "cuda" if torch.cuda.is_available() else "cpu"
     torch.manual_seed(config.seed)
-    scorer = scalar_head(config.scorer or base, dtype=torch.float32)
+    scorer = build("scalar", config.scorer or base, dtype=torch.float32)
     pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else encoder.eos
     turns = Turns(
         config,
-        AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32).to(device),
+        build("language", base, dtype=torch.float32).to(device),
         TokenRewards(keep_layers(scorer, config.layers).to(device).eval(), objective, pad_id),
         examples,
         _judge(config.reward, tokenizer, records),

@@ -6,9 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from transformers import AutoTokenizer
 
-from trimtab_models import checkpoint, data
+from trimtab_models import checkpoint, data, pretrained
 from trimtab_models.report import summary, update, validate
 from trimtab_models.report.files import check
 
@@ -26,7 +25,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     try:
         check(options.checkpoint)
-        tokenizer = AutoTokenizer.from_pretrained(options.checkpoint)
+        tokenizer = pretrained.tokenizer(options.checkpoint)
         model, info = checkpoint.load(options.checkpoint)
         reference = None
         if info.reference is not None:

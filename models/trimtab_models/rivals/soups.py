@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from trimtab_models import networks, pretrained
 from trimtab_models.training import saves
 
 
@@ -31,10 +31,10 @@ def soup(paths: Sequence[str | Path], weights: Sequence[float], out: str | Path)
         return target
     if len(paths) != len(weights) or not math.isclose(sum(weights), 1, abs_tol=1e-6):
         raise ValueError(f"a soup needs a weight for each policy, 1 in sum, not {list(weights)}.")
-    model = AutoModelForCausalLM.from_pretrained(paths[0], dtype=torch.float32)
+    model = networks.build("language", paths[0], dtype=torch.float32)
     mean = {name: weights[0] * value for name, value in model.state_dict().items()}
     for path, weight in zip(paths[1:], weights[1:], strict=True):
-        other = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).state_dict()
+        other = networks.build("language", path, dtype=torch.float32).state_dict()
         if {k: v.shape for k, v in other.items()} != {k: v.shape for k, v in mean.items()}:
             raise ValueError(f"{path} and {paths[0]} are not models of one shape.")
         for name, value in other.items():
@@ -42,5 +42,5 @@ def soup(paths: Sequence[str | Path], weights: Sequence[float], out: str | Path)
     model.load_state_dict(mean)
     with saves.placing(target) as part:
         model.save_pretrained(part)
-        AutoTokenizer.from_pretrained(paths[0]).save_pretrained(part)
+        pretrained.tokenizer(paths[0]).save_pretrained(part)
     return target

@@ -5,9 +5,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from trimtab_models import data
+from trimtab_models import data, networks, pretrained
 from trimtab_models.training import saves
 from trimtab_models.worlds.build import PAIRS, SHARPNESS, build_base
 from trimtab_models.worlds.world import Reward, World
@@ -64,7 +63,7 @@ def train(
     if out.exists():
         return out
     base = build_base(world, folder)
-    tokenizer = AutoTokenizer.from_pretrained(base)
+    tokenizer = pretrained.tokenizer(base)
     work = saves.run_directory(out)
     fields = {**SHARED, **INTERVALS, **SETTINGS[method], **settings}
     marks = {"method": method, "rewards": dict(rewards)}
@@ -107,7 +106,7 @@ def train(
 
 
 def _load(base: Path) -> Any:
-    return AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    return networks.build("language", base, dtype=torch.float32)
 
 
 def _sum(world: World, weights: Mapping[str, float]) -> Reward:

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoTokenizer, TrainingArguments, set_seed
+from transformers import TrainingArguments, set_seed
 
-from trimtab_models import checkpoint, data, networks, outputs, report
+from trimtab_models import checkpoint, data, networks, outputs, pretrained, report
 from trimtab_models.checkpoint import ScorerInfo
 from trimtab_models.objectives import Objective
 from trimtab_models.objectives.base import completions
@@ -55,7 +55,8 @@ def run(config: TrainConfig) -> Path:
         scorer=config.scorer,
     )
     loss = None if config.objective == DPO else start.objective(config)
-    tokenizer = AutoTokenizer.from_pretrained(start.base_path(config))
+    tokenizer = pretrained.tokenizer(start.base_path(config))
+    start.refuse_small(config, tokenizer)
     items, held = _items(config, loss.data if loss else "pairs", tokenizer)
     made_by |= {"data": digest(items), "validation data": digest(held)}
     if claims.finished(config.out, made_by):

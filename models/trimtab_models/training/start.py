@@ -5,9 +5,8 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoConfig
 
-from trimtab_models import demo, networks
+from trimtab_models import demo, networks, pretrained
 from trimtab_models.checkpoint import read_info
 from trimtab_models.objectives import OBJECTIVES, Objective
 from trimtab_models.rows import Rollout
@@ -17,6 +16,22 @@ from trimtab_models.training.config import Lora, TrainConfig
 def base_path(config: TrainConfig) -> str:
     """Where the base language model lies."""
     return str(demo.base()) if config.base == "demo" else config.base
+
+
+def refuse_small(config: TrainConfig, tokenizer: Any) -> None:
+    """The network to begin with must have a row for each token of the base.
+
+    Raises:
+        ValueError: it has fewer.
+    """
+    if config.scorer is None:
+        return
+    rows = pretrained.configuration(config.scorer).get_text_config().vocab_size
+    if rows < len(tokenizer):
+        raise ValueError(
+            f"scorer: {config.scorer} has {rows} tokens and the base {len(tokenizer)}; begin with a "
+            "network of the base's tokenizer."
+        )
 
 
 def objective(config: TrainConfig) -> Objective:
@@ -44,7 +59,7 @@ def fitted(config: TrainConfig, items: Sequence[Any]) -> TrainConfig:
         return config
     info = read_info(config.scorer) if config.scorer else None
     if config.scorer and info and info.support:
-        told = AutoConfig.from_pretrained(config.scorer)
+        told = pretrained.configuration(config.scorer)
         bins = told.num_labels // told.vocab_size - 1 if info.ahead else told.num_labels
         found = {"support": list(info.support), "bins": bins}
     else:

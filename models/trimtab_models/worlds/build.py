@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from trimtab_models import data
+from trimtab_models import data, networks, pretrained
 from trimtab_models.demo.rollouts import sample
 from trimtab_models.objectives import OBJECTIVES
 from trimtab_models.training.config import TrainConfig
@@ -45,8 +44,8 @@ def roll_out(
     """
     if out.exists():
         return
-    tokenizer = AutoTokenizer.from_pretrained(base)
-    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    tokenizer = pretrained.tokenizer(base)
+    model = networks.build("language", base, dtype=torch.float32)
     texts = world.prompts("train", prompts, seed) * completions
     records = sample(model, tokenizer, texts, seed, most_tokens=world.max_tokens)
     data.write(out, (record | {"rewards": _rewards(world, record)} for record in records))

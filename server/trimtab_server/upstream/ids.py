@@ -7,9 +7,10 @@ The prompt goes as a list of ids, and with `return_tokens_as_token_ids` a token 
 from collections.abc import Sequence
 from typing import Any
 
-from transformers import AutoConfig, AutoTokenizer, GenerationConfig
+from transformers import GenerationConfig
 
 from trimtab.reader import Turns
+from trimtab_models import pretrained
 from trimtab_server.errors import InvalidRequest, StartError
 from trimtab_server.settings import Settings
 from trimtab_server.upstream.client import Unusable
@@ -31,7 +32,7 @@ class ById:
     def __init__(self, settings: Settings) -> None:
         source = str(settings.tokenizer)
         try:
-            self.tokenizer = AutoTokenizer.from_pretrained(source)
+            self.tokenizer = pretrained.tokenizer(source)
         except (OSError, ValueError) as error:
             raise StartError(f"the tokenizer {source} cannot be loaded: {error}") from None
         self.decoder = self.tokenizer
@@ -132,7 +133,7 @@ def _ends(source: str, tokenizer: Any) -> frozenset[int]:
 
 def _length(source: str, tokenizer: Any) -> int:
     try:
-        told = getattr(AutoConfig.from_pretrained(source), "max_position_embeddings", None)
+        told = getattr(pretrained.configuration(source), "max_position_embeddings", None)
     except (OSError, ValueError):  # a tokenizer alone has no configuration of a model
         told = None
     if told is None and tokenizer.model_max_length < 10**7:

@@ -1,0 +1,212 @@
+"""Sequence classifiers of transformers: one score for each encoded text, whatever its batch.
+
+    s(text) = logit                             one output
+            = log softmax(logits)[label]        several, of which one is true
+            = log sigmoid(logits)[label]        problem_type = multi_label_classification
+            = logits[label]                     problem_type = regression
+
+A text is worth what it is worth alone. In a batch, texts are filled up on the right, and decoders,
+which look for the last token that is not padding, are given a filler that no text holds. Where a
+network is still not the same in company (XLNet reads its last position, ConvBERT convolves over
+padding), which is tried once, only texts of one length go together.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AutoModelForSequenceClassification, PreTrainedModel
+
+from trimtab_models import adapters, kinds, pretrained
+from trimtab_models.checkpoint import refuse_other, stored, verify
+from trimtab_models.files import Unusable
+
+Inputs = Mapping[str, Sequence[int]]
+"""What a tokenizer makes of one text: input_ids, attention_mask, ..."""
+
+UNBOUNDED = 10**9
+"""Transformers writes windows beyond this where it knows none."""
+BATCH_TOKENS = 8192
+"""Most tokens of one forward, padding included."""
+TRIED = ("Is it?", "It is said to be very good, and then again it is not.")
+TOLERANCE = 1e-3
+
+
+class Classifier:
+    """A *ForSequenceClassification and its tokenizer.
+
+    Args:
+        model: the network, on its device.
+        tokenizer: its own.
+        label: which of several labels is scored, by name or else by number.
+
+    Raises:
+        Unusable: it has several labels and `label` names none of them, or one and `label` is
+            given; or it does not run.
+    """
+
+    def __init__(self, model: PreTrainedModel, tokenizer: Any, label: str | None = None) -> None:
+        self.model: Any = model.requires_grad_(False).eval()
+        self.tokenizer = tokenizer
+        self.window = window(model, tokenizer)
+        """The most tokens that it reads."""
+        self._read = _reading(model.config, label)
+        # These want as many end tokens in every text of a batch.
+        self._alone = bool(model.config.is_encoder_decoder)
+        self._mixed = self._try_mixed()
+
+    def score(
+        self,
+        inputs: Sequence[Inputs],
+        most: int | None = None,
+        between: Callable[[], None] = lambda: None,
+    ) -> Tensor:
+        """The score of each text, [texts] float32 on the host.
+
+        most: texts a forward; by their tokens if absent. between: called before each forward.
+        """
+        rows = [one if one["input_ids"] else self._nothing() for one in inputs]
+        scores = torch.empty(len(rows))
+        for chosen in self._batches([len(row["input_ids"]) for row in rows], most):
+            between()
+            scores[chosen] = self._read(self._forward([rows[i] for i in chosen]))
+        return scores
+
+    def _batches(self, lengths: Sequence[int], most: int | None) -> Iterator[list[int]]:
+        """Texts of like length together, the longest first: it says how many fit beside it."""
+        order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
+        while order:
+            longest = lengths[order[0]]
+            size = most or max(1, BATCH_TOKENS // longest)
+            batch = order[:size]
+            if not self._mixed:
+                batch = [i for i in batch if lengths[i] == longest]
+            if self._alone:
+                batch = batch[:1]
+            yield batch
+            order = order[len(batch) :]
+
+    def _forward(self, rows: Sequence[Inputs]) -> Tensor:
+        """Logits, [rows, labels] float32 on the host."""
+        pad = self._pad(rows)
+        if pad is None and len(rows) > 1:
+            return torch.cat([self._forward([row]) for row in rows])
+        width = max(len(row["input_ids"]) for row in rows)
+        rows = [{"attention_mask": [1] * len(row["input_ids"]), **row} for row in rows]
+        fill = dict.fromkeys(rows[0], 0) | {"input_ids": pad or 0}
+        batch = {
+            name: torch.tensor(
+                [[*row[name], *[fill[name]] * (width - len(row[name]))] for row in rows],
+                device=self.model.device,
+            )
+            for name in rows[0]
+        }
+        configs = (self.model.config, self.model.config.get_text_config())
+        own = [config.pad_token_id for config in configs]
+        try:
+            for config in configs:
+                config.pad_token_id = pad
+            with torch.inference_mode():
+                logits: Tensor = self.model(**batch).logits
+        finally:
+            for config, before in zip(configs, own, strict=True):
+                config.pad_token_id = before
+        return logits.float().cpu()
+
+    def _pad(self, rows: Sequence[Inputs]) -> int | None:
+        """What fills a row. Decoders find a row's end by it: with none of their own, they get a
+        token that no row holds, so that the end is the last token, as it is without padding.
+        None if the rows hold every token.
+        """
+        tokens = self.model.get_input_embeddings().num_embeddings
+        own = self.model.config.get_text_config().pad_token_id
+        if own is not None and 0 <= own < tokens:
+            return int(own)
+        used = {token for row in rows for token in row["input_ids"]}
+        return next((token for token in range(tokens) if token not in used), None)
+
+    def _nothing(self) -> Inputs:
+        """A text of no token, as one that a text may begin or end with."""
+        own = self.tokenizer
+        ids = (own.bos_token_id, own.cls_token_id, own.eos_token_id, own.pad_token_id, 0)
+        return {"input_ids": [next(token for token in ids if token is not None)]}
+
+    def _try_mixed(self) -> bool:
+        """Whether a text scores the same beside a longer one as it does alone.
+
+        Raises:
+            Unusable: it does not run.
+        """
+        try:
+            most = min(self.window, 64)
+            inputs = [self.tokenizer(text, truncation=True, max_length=most) for text in TRIED]
+            alone = torch.cat([self._forward([one]) for one in inputs])
+            together = alone if self._alone else self._forward(inputs)
+        except Exception as error:
+            raise Unusable(
+                f"this {self.model.config.model_type} network does not run on what its tokenizer "
+                f"makes of a text ({type(error).__name__})."
+            ) from error
+        return torch.allclose(alone, together, rtol=TOLERANCE, atol=TOLERANCE)
+
+
+def load(path: str | Path, label: str | None = None, **options: Any) -> Classifier:
+    """A classifier from a directory or hub name; `options` (dtype, ...) go to transformers.
+
+    Raises:
+        OSError: there is no such checkpoint, or it lacks a tokenizer or safetensors.
+        Unusable, BrokenCheckpoint: it is damaged, or not a classifier of texts; see Classifier.
+    """
+    verify(path)
+    refuse_other(path, stored(path), "text")
+    tokenizer = pretrained.tokenizer(path, truncation_side="left")
+    if adapters.is_adapter(path):
+        task = adapters.task(path)
+        kinds.check(path, "text", adapters.KINDS[task], f"an adapter of task {task}")
+        return Classifier(adapters.load(path, **options), tokenizer, label)
+    config = pretrained.configuration(path)
+    kinds.check(path, "text", kinds.kind(path, config), kinds.named(config))
+    model = pretrained.network(AutoModelForSequenceClassification, path, config=config, **options)
+    return Classifier(model, tokenizer, label)
+
+
+def window(model: PreTrainedModel, tokenizer: Any) -> int:
+    """The most tokens that a network reads."""
+    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    for name, module in model.named_modules():
+        if positions and name.endswith("position_embeddings") and hasattr(module, "padding_idx"):
+            # RoBERTa counts positions from behind the padding's own: of 514 it reads 512.
+            positions -= 0 if module.padding_idx is None else int(module.padding_idx) + 1
+    known = [n for n in (positions, tokenizer.model_max_length) if n and 0 < n < UNBOUNDED]
+    return min(known, default=UNBOUNDED)
+
+
+def _reading(config: Any, label: str | None) -> Callable[[Tensor], Tensor]:
+    """From logits, [texts, labels], to scores, [texts]."""
+    names = [str(config.id2label.get(i, i)) for i in range(config.num_labels)]
+    if len(names) == 1:
+        if label is not None:
+            raise Unusable(f"it has one label, {names[0]}: leave label= out.")
+        return lambda logits: logits[:, 0]
+    number = _number(names, label)
+    match config.problem_type:
+        case "regression":
+            return lambda logits: logits[:, number]
+        case "multi_label_classification":
+            return lambda logits: torch.nn.functional.logsigmoid(logits)[:, number]
+        case _:
+            return lambda logits: logits.log_softmax(-1)[:, number]
+
+
+def _number(names: Sequence[str], label: str | None) -> int:
+    if label is not None and names.count(label) == 1:
+        return names.index(label)
+    if label is not None and label not in names and label.isdecimal() and int(label) < len(names):
+        return int(label)
+    more = ", …" if len(names) > 8 else ""
+    raise Unusable(
+        f"it has {len(names)} labels, {', '.join(names[:8])}{more}: name one by label=NAME (or its "
+        "number), whose output is the score."
+    )

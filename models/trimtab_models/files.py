@@ -1,0 +1,123 @@
+"""A look at the files of a checkpoint before anything opens them.
+
+A FIFO or a device would block whoever opens it, and a configuration of hundreds of megabytes fills
+the memory, so only regular files of a sensible size are read. Names of a hub need no look here.
+"""
+
+import json
+import os
+import stat
+from collections.abc import Sequence
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any
+
+MIB = 2**20
+LARGEST = {
+    16 * MIB: (
+        *("*config.json", "*.index.json", "MANIFEST.json", "trimtab.json"),
+        *("special_tokens_map.json", "added_tokens.json", "chat_template*", "*.jinja"),
+    ),
+    64 * MIB: ("tokenizer*", "vocab*", "merges.txt", "*.model", "*.spm", "tekken.json"),
+}
+"""Most bytes of what is read whole; a name counts as the first pattern that it fits."""
+TEMPLATES = "additional_chat_templates"
+WEIGHTS = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
+
+
+class Unusable(ValueError):
+    """A checkpoint cannot be used as asked; the message is one line that names it."""
+
+
+def look(source: str | Path) -> None:
+    """Check the files that a loader would open, if `source` is a directory.
+
+    Raises:
+        Unusable: one of them is not a regular file, or far larger than any real one.
+    """
+    top = Path(source)
+    for folder in (top, top / TEMPLATES):
+        if folder.is_dir():
+            for entry in _entries(folder):
+                _look_at(entry)
+
+
+def _entries(folder: Path) -> list[os.DirEntry[str]]:
+    try:
+        with os.scandir(folder) as entries:
+            return list(entries)
+    except OSError as error:
+        raise Unusable(f"{folder} cannot be read ({error.strerror}).") from None
+
+
+def _look_at(entry: os.DirEntry[str]) -> None:
+    most = largest(entry.name)
+    if most is None and not entry.name.endswith(".safetensors"):
+        return
+    try:
+        status = entry.stat()
+    except OSError as error:
+        raise Unusable(f"{entry.path} cannot be read ({error.strerror}).") from None
+    if not stat.S_ISREG(status.st_mode) and not stat.S_ISDIR(status.st_mode):
+        raise Unusable(f"{entry.path} is a FIFO, a socket or a device; expected a regular file.")
+    if most is not None and status.st_size > most:
+        raise Unusable(
+            f"{entry.path} has {status.st_size // MIB} MiB; at most {most // MIB} are read."
+        )
+
+
+def largest(name: str) -> int | None:
+    """Most bytes of a file that is read whole, by its name; None for others."""
+    for most, patterns in LARGEST.items():
+        if any(fnmatch(name, pattern) for pattern in patterns):
+            return most
+    return None
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """The object in a JSON file.
+
+    Raises:
+        Unusable: it cannot be read, or holds something else.
+    """
+    try:
+        content = json.loads(file.read_bytes())
+    except OSError as error:
+        raise Unusable(f"{file} cannot be read ({error.strerror}).") from None
+    except (ValueError, RecursionError):
+        raise Unusable(f"{file} is damaged: not JSON.") from None
+    if not isinstance(content, dict):
+        raise Unusable(f"{file} holds no JSON object.")
+    return content
+
+
+def check_weights(directory: Path) -> None:
+    """See that a directory has its weights in safetensors, all of them in it.
+
+    Raises:
+        FileNotFoundError: it has none.
+        Unusable: its index is damaged, or names files that are elsewhere.
+    """
+    if (directory / WEIGHTS).is_file():
+        return
+    if (directory / INDEX).is_file():
+        shards = read_json(directory / INDEX).get("weight_map")
+        names = list(shards.values()) if isinstance(shards, dict) else [None]
+        if not all(_stands_in(directory, name) for name in names):
+            raise Unusable(f"{directory / INDEX} names files that are not there.")
+        return
+    pickles = sorted(file.name for pattern in PICKLES for file in directory.glob(pattern))
+    reason = f"; {listed(pickles)} may be pickled code and stays closed" if pickles else ""
+    raise FileNotFoundError(f"{directory} has no weights in safetensors{reason}.")
+
+
+def _stands_in(directory: Path, name: object) -> bool:
+    return isinstance(name, str) and Path(name).name == name and (directory / name).is_file()
+
+
+def listed(names: Sequence[str], most: int = 3) -> str:
+    """Some names in a sentence: the first few, and how many more."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
