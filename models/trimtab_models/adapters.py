@@ -149,7 +149,8 @@ def _refuse_kind(source: str | Path, peft: Any) -> None:
     told = _told(source)
     found = str(told.get("peft_type"))[:40]
     tuners = {str(kind.value): tuner for kind, tuner in peft.PEFT_TYPE_TO_TUNER_MAPPING.items()}
-    if not hasattr(tuners.get(found), "merge_and_unload"):
+    # X-LoRA would load further adapters, from wherever its configuration says.
+    if found == "XLORA" or not hasattr(tuners.get(found), "merge_and_unload"):
         raise Unusable(
             f"{source}: an adapter of kind {found} cannot be merged into its base; expected LoRA "
             "or one of its relatives."

@@ -18,6 +18,7 @@ from transformers.models.auto.tokenization_auto import tokenizer_class_from_name
 from transformers.utils import cached_file
 from transformers.utils import logging as transformers_logging
 
+from trimtab_models import kinds
 from trimtab_models.files import Unusable, check_weights, listed, look, read_json
 
 CONFIG = "config.json"
@@ -154,6 +155,7 @@ def network(
             f"({type(error).__name__})."
         ) from error
     _refuse_made_up(source, model, report, new)
+    _refuse_left_out(source, model, report["unexpected_keys"])
     return model
 
 
@@ -166,11 +168,7 @@ def _nowhere(source: str | Path) -> FileNotFoundError:
 def _refuse_made_up(
     source: str | Path, model: PreTrainedModel, report: Mapping[str, Any], new: Collection[str]
 ) -> None:
-    """Every weight of the network must come from the checkpoint, and all of the checkpoint count.
-
-    Heads for other tasks may be left over, as may a pooler; a weight inside the backbone or the
-    head may not, for then the configuration is not that of the weights.
-    """
+    """Every weight of the network must come from the checkpoint."""
 
     def made_up(names: Collection[str]) -> list[str]:
         return sorted(n for n in names if n not in new and n.partition(".")[0] not in new)
@@ -185,10 +183,19 @@ def _refuse_made_up(
             f"{source}: the weights {listed(wrong)} do not fit a {name} ({there} in the file, "
             f"{expected} expected)."
         )
-    if inside := sorted(key for key in report["unexpected_keys"] if _inside(model, key)):
+
+
+def _refuse_left_out(source: str | Path, model: PreTrainedModel, keys: Collection[str]) -> None:
+    """What a checkpoint holds must count, or else its configuration is that of another network.
+
+    Heads for other tasks may be left over, and a pooler, if the configuration says what the
+    checkpoint is; weights inside of the backbone or the head may not.
+    """
+    said = kinds.named(model.config) is not None
+    if lost := sorted(key for key in keys if _inside(model, key) or not said):
         raise Unusable(
-            f"{source} holds the weights {listed(inside)}, which a {name} as its {CONFIG} has it "
-            "would leave out."
+            f"{source} holds the weights {listed(lost)}, which a {type(model).__name__} as its "
+            f"{CONFIG} has it would leave out."
         )
 
 

@@ -29,8 +29,8 @@ def refuse_small(config: TrainConfig, tokenizer: Any) -> None:
     rows = pretrained.configuration(config.scorer).get_text_config().vocab_size
     if rows < len(tokenizer):
         raise ValueError(
-            f"scorer: {config.scorer} has {rows} tokens and the base {len(tokenizer)}; begin with a "
-            "network of the base's tokenizer."
+            f"scorer: {config.scorer} has {rows} tokens and the base {len(tokenizer)}; begin with "
+            "a network of the base's tokenizer."
         )
 
 
