@@ -1,5 +1,6 @@
 """The house rules that a machine can check."""
 
+import re
 import subprocess
 import sys
 import tomllib
@@ -65,6 +66,24 @@ def test_modules_stay_small():
         if (lines := len(path.read_text().splitlines())) > 400
     }
     assert not long
+
+
+WAYS_IN = {"pretrained.py", "adapters.py"}
+"""The modules of trimtab_models that transformers and PEFT load through."""
+
+
+def test_what_transformers_loads_has_one_way_in():
+    """Elsewhere nobody checks for code, questions and weights that are made up."""
+    loads = re.compile(r"\.from_pretrained\(|\bAuto(Config|Tokenizer)\b|\btorch\.load\(")
+    found = {
+        f"{path.name}: {line.strip()}"
+        for package in PACKAGES
+        for path in (ROOT / package).rglob("*.py")
+        for line in path.read_text().splitlines()
+        if loads.search(line) and path.name not in WAYS_IN
+    }
+    assert {line for line in found if "weights_only=True" not in line} == set()
+    assert loads.search((ROOT / "models/trimtab_models/pretrained.py").read_text())
 
 
 def test_extras_exclude_each_other():

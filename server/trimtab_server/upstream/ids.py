@@ -7,10 +7,9 @@ The prompt goes as a list of ids, and with `return_tokens_as_token_ids` a token 
 from collections.abc import Sequence
 from typing import Any
 
-from transformers import GenerationConfig
-
 from trimtab.reader import Turns
 from trimtab_models import pretrained
+from trimtab_models.files import read_json
 from trimtab_server.errors import InvalidRequest, StartError
 from trimtab_server.settings import Settings
 from trimtab_server.upstream.client import Unusable
@@ -33,11 +32,11 @@ class ById:
         source = str(settings.tokenizer)
         try:
             self.tokenizer = pretrained.tokenizer(source)
+            self.ends = _ends(source, self.tokenizer)
         except (OSError, ValueError) as error:
             raise StartError(f"the tokenizer {source} cannot be loaded: {error}") from None
         self.decoder = self.tokenizer
         self.columns = len(self.tokenizer)
-        self.ends = _ends(source, self.tokenizer)
         self.length = settings.upstream_length or _length(source, self.tokenizer)
         self.model, self.top = settings.upstream_model, settings.upstream_top
 
@@ -123,12 +122,10 @@ class ById:
 
 def _ends(source: str, tokenizer: Any) -> frozenset[int]:
     """The tokens that end an answer, as vLLM knows them."""
-    try:
-        told = GenerationConfig.from_pretrained(source).eos_token_id
-    except OSError:
-        told = None
+    file = pretrained.file(source, "generation_config.json")
+    told = None if file is None else read_json(file).get("eos_token_id")
     more = told if isinstance(told, list) else [told]
-    return frozenset(end for end in (tokenizer.eos_token_id, *more) if end is not None)
+    return frozenset(end for end in (tokenizer.eos_token_id, *more) if isinstance(end, int))
 
 
 def _length(source: str, tokenizer: Any) -> int:
