@@ -19,6 +19,7 @@ from vllm.entrypoints.launchers.utils.ssl import SSLCertRefresher
 from trimtab.adapters.ranks import told
 from trimtab.errors import TrimtabError
 from trimtab_server import canary, errors, rpc, serving
+from trimtab_server.admission import TURNS, Admission
 from trimtab_server.auth import ApiKeys
 from trimtab_server.browsers import let_browsers_in
 from trimtab_server.doubts import doubts
@@ -31,6 +32,7 @@ from trimtab_server.middleware import Guidance
 from trimtab_server.routes import generate, status
 from trimtab_server.routes import scorers as scorer_routes
 from trimtab_server.settings import Settings
+from trimtab_server.sizes import Bounds, Sizes
 from trimtab_server.state import State, Version
 
 log = logging.getLogger(__name__)
@@ -48,7 +50,7 @@ async def build(engine: Any, args: argparse.Namespace, settings: Settings) -> Fa
     """vLLM's application around `engine`, and ours over it.
 
     A request passes, outermost first:
-    CORS → API key → drain → size of the body → guidance → vLLM.
+    CORS → API key → drain → the body's size → its parts' → admission → guidance → vLLM.
 
     Raises:
         NotReady: the engine dies meanwhile.
@@ -70,11 +72,18 @@ async def build(engine: Any, args: argparse.Namespace, settings: Settings) -> Fa
     app.state.trimtab_loading = None
     if settings.admin_key is not None and settings.scorer_dir is not None:
         app.state.trimtab_loading = Loading(state, settings.scorer_dir)
-    return cover(app, args, settings, scorers)
+    places = TURNS * engine.vllm_config.scheduler_config.max_num_seqs
+    bounds = _bounds(engine, settings.max_body_bytes)
+    return cover(app, args, settings, scorers, bounds, settings.max_in_flight or places)
 
 
 def cover(
-    app: FastAPI, args: argparse.Namespace, settings: Settings, scorers: Mapping[str, Version]
+    app: FastAPI,
+    args: argparse.Namespace,
+    settings: Settings,
+    scorers: Mapping[str, Version],
+    bounds: Bounds,
+    most: int,
 ) -> FastAPI:
     """Our routes, middleware and error handler over vLLM's."""
     app.include_router(generate.router)
@@ -84,7 +93,9 @@ def cover(
     # vLLM has built its stack of middleware already; with ours, it is built anew when serving.
     app.middleware_stack = None
     app.add_middleware(Guidance, scorers=scorers, default=settings.default_scorer or None)
-    app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
+    app.add_middleware(Admission, most=most)
+    app.add_middleware(Sizes, bounds=bounds)
+    app.add_middleware(BodyLimit, max_bytes=bounds.body)
     app.state.in_flight = InFlight()
     app.add_middleware(Drain, in_flight=app.state.in_flight)
     app.add_middleware(ApiKeys, **settings.keys())
@@ -100,6 +111,13 @@ def cover(
         allow_headers=args.allowed_headers,
     )
     return app
+
+
+def _bounds(engine: Any, max_body_bytes: int) -> Bounds:
+    model, tokenizer = engine.model_config, engine.get_tokenizer()
+    longest = tokenizer.max_chars_per_token if tokenizer is not None else 1
+    media = model.is_multimodal_model or model.enable_prompt_embeds
+    return Bounds.of(model.max_model_len, longest, max_body_bytes, media)
 
 
 def _parts(settings: Settings, name: str) -> frozenset[str]:

@@ -133,3 +133,15 @@ def _conversations(messages: Any) -> int:
     """How many conversations they are, on the route that takes several at once."""
     several = isinstance(messages, list) and any(isinstance(entry, list) for entry in messages)
     return len(messages) if several else 1
+
+
+def answers(fields: Mapping[str, Any]) -> int:
+    """How many answers a request asks for; where its fields do not fit, at least one."""
+    prompt, search = fields.get("prompt"), fields.get("search")
+    several = isinstance(prompt, list) and not all(map(_integer, prompt))
+    prompts = min(len(prompt), MAX_PROMPTS) if isinstance(prompt, list) and several else 1
+    prompts *= min(_conversations(fields.get("messages")), MAX_PROMPTS)
+    counts = [fields.get("n")]
+    if isinstance(search, dict):
+        counts = [search.get(name) for name in ("n", "width", "particles")]
+    return max(prompts, 1) * max(1, *(c for c in counts if c is not None and _integer(c)))

@@ -60,6 +60,9 @@ def serve(
     host: Annotated[str | None, typer.Option(help="Address (127.0.0.1).")] = None,
     port: Annotated[int | None, typer.Option(help="Port (8000).")] = None,
     max_body_bytes: Annotated[int | None, typer.Option(help="Largest request body.")] = None,
+    max_in_flight: Annotated[
+        int | None, typer.Option(help="Most answers on their way at once.")
+    ] = None,
     drain_timeout: Annotated[
         float | None, typer.Option(help="Seconds for requests in flight after SIGTERM (30).")
     ] = None,
@@ -120,6 +123,7 @@ def serve(
         "host": host,
         "port": port,
         "max_body_bytes": max_body_bytes,
+        "max_in_flight": max_in_flight,
         "drain_timeout": drain_timeout,
         "scorer_timeout": scorer_timeout,
         "cache_bytes": cache_bytes,

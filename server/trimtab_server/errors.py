@@ -133,6 +133,8 @@ def headers(error: TrimtabError) -> dict[str, str]:
     """What the HTTP answer says beside the error."""
     if isinstance(error, Unauthorized):
         return {"WWW-Authenticate": "Bearer"}
+    if isinstance(error, Busy):
+        return {"Retry-After": "1"}
     return {"Retry-After": "5", "Connection": "close"} if isinstance(error, Stopping) else {}
 
 

@@ -21,6 +21,7 @@ from trimtab_server import strict_json
 from trimtab_server.caps import check_caps
 from trimtab_server.errors import response
 from trimtab_server.guided import Exchange, begin, using_versions
+from trimtab_server.items import check_items
 from trimtab_server.limits import replay
 from trimtab_server.state import Version
 
@@ -59,8 +60,10 @@ class Guidance:
         try:
             strict_json.check_declared(scope)
             body = (await receive()).get("body", b"")
-            fields = strict_json.loads(body)
+            fields = strict_json.parsed(scope, body)
             check_caps(fields)
+            if scope["path"].endswith("/v1/responses"):
+                check_items(fields)
             guidance = self._move(fields)
         except TrimtabError as error:
             await response(error)(scope, receive, send)

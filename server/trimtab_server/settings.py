@@ -125,7 +125,18 @@ class Settings(BaseSettings):
         "none if absent",
     )
     port: int = Field(8000, ge=0, le=65535, description="port to listen on; 0 takes a free one")
-    max_body_bytes: int = Field(8 * 2**20, gt=0, description="largest body of a request, in bytes")
+    max_body_bytes: int = Field(
+        8 * 2**20,
+        gt=0,
+        description="largest body of a request, in bytes; less where the context is short "
+        "([limits.md](limits.md))",
+    )
+    max_in_flight: int | None = Field(
+        None,
+        ge=1,
+        description="most answers that are on their way at once, beyond which requests get a 429; "
+        "twice vLLM's `--max-num-seqs`, or `--upstream-concurrency`, if absent",
+    )
     drain_timeout: float = Field(
         30,
         ge=0,

@@ -15,6 +15,8 @@ from trimtab_server.errors import InvalidRequest, UnsupportedMediaType
 
 MAX_DEPTH = 64
 MAX_DIGITS = 300
+PARSED = "trimtab.parsed"
+"""Where a request's scope holds its body, once it is parsed (sizes.py)."""
 
 
 def check_declared(scope: Scope) -> None:
@@ -23,16 +25,36 @@ def check_declared(scope: Scope) -> None:
     Raises:
         UnsupportedMediaType: its content type is another one.
     """
-    declared = dict(scope["headers"]).get(b"content-type", b"").decode("latin-1")
-    kind = declared.partition(";")[0].strip().lower()
+    kind = _declared(scope)
     if kind != "application/json" and not kind.endswith("+json"):
         raise UnsupportedMediaType("send the body as JSON, with Content-Type: application/json.")
+
+
+def may_be_json(scope: Scope) -> bool:
+    """Whether a route may read the body as JSON: it is declared so, or not at all."""
+    kind = _declared(scope)
+    return kind in ("", "application/json") or kind.endswith("+json")
+
+
+def _declared(scope: Scope) -> str:
+    declared = dict(scope["headers"]).get(b"content-type", b"").decode("latin-1")
+    return declared.partition(";")[0].strip().lower()
 
 
 async def fields(request: Request) -> dict[str, Any]:
     """The request's body (a dependency of routes, so that it is read before the handler)."""
     check_declared(request.scope)
-    return loads(await request.body())
+    return parsed(request.scope, await request.body())
+
+
+def parsed(scope: Scope, body: bytes) -> dict[str, Any]:
+    """The request's body, parsed already or now; the caller may change it.
+
+    Raises:
+        InvalidRequest: see loads.
+    """
+    known: dict[str, Any] | None = scope.get(PARSED)
+    return loads(body) if known is None else dict(known)
 
 
 def loads(body: bytes) -> dict[str, Any]:

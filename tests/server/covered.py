@@ -5,6 +5,7 @@ import warnings
 import httpx
 
 from trimtab_server.settings import Settings
+from trimtab_server.sizes import Bounds
 
 
 def application(flags=(), **settings):
@@ -17,7 +18,8 @@ def application(flags=(), **settings):
 
     chosen = Settings(model="m", scorer={"a": {"path": "x"}}, **settings)
     args = engine.parse(chosen, list(flags))
-    return app.cover(build_app(args, ("generate",)), args, chosen, {})
+    bounds = Bounds.of(512, 13, 2**23)
+    return app.cover(build_app(args, ("generate",)), args, chosen, {}, bounds, 128)
 
 
 def client(app):

@@ -1,7 +1,7 @@
 """The application of `trimtab serve --upstream`: our own routes over a decoder, without vLLM.
 
 A request passes, outermost first:
-CORS → API key → drain → size of the body → its route → the decode loop.
+CORS → API key → drain → the body's size → its parts' → admission → its route → the decode loop.
 """
 
 import asyncio
@@ -24,6 +24,7 @@ from trimtab.errors import TrimtabError
 from trimtab.guide import Guide
 from trimtab.loading import load_scorers
 from trimtab_server import errors, serving
+from trimtab_server.admission import TURNS, Admission
 from trimtab_server.auth import ApiKeys
 from trimtab_server.browsers import let_browsers_in
 from trimtab_server.doubts import doubts
@@ -32,6 +33,7 @@ from trimtab_server.ending import Signals
 from trimtab_server.errors import InvalidRequest, NotReady, StartError
 from trimtab_server.limits import BodyLimit
 from trimtab_server.settings import Settings
+from trimtab_server.sizes import Bounds, Sizes
 from trimtab_server.state import listed
 from trimtab_server.upstream import routes
 from trimtab_server.upstream.client import Client
@@ -43,6 +45,8 @@ from trimtab_server.upstream.texts import ByText
 
 UNBOUNDED = 2**20
 """Tokens of a prefix that nobody counts; a scorer's own window is what bounds it."""
+UNCOUNTED = 2**17
+"""Tokens that a prompt may have where nobody can count them, nor says how many there may be."""
 
 log = logging.getLogger(__name__)
 
@@ -75,12 +79,22 @@ def build(settings: Settings, transport: httpx.AsyncBaseTransport | None = None)
     app.add_exception_handler(TrimtabError, errors.handle)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(Exception, _internal)
-    app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
+    bounds = _bounds(settings, naming)
+    app.add_middleware(
+        Admission, most=settings.max_in_flight or TURNS * settings.upstream_concurrency
+    )
+    app.add_middleware(Sizes, bounds=bounds)
+    app.add_middleware(BodyLimit, max_bytes=bounds.body)
     app.state.in_flight = InFlight()
     app.add_middleware(Drain, in_flight=app.state.in_flight)
     app.add_middleware(ApiKeys, **settings.keys())
     let_browsers_in(app, settings.allowed_origins)
     return app
+
+
+def _bounds(settings: Settings, naming: Naming) -> Bounds:
+    known = int(naming.length) if naming.closed else settings.upstream_length or UNCOUNTED
+    return Bounds.of(known, naming.longest, settings.max_body_bytes)
 
 
 def _guide(settings: Settings, naming: Naming) -> Guide:

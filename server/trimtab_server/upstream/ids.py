@@ -37,6 +37,7 @@ class ById:
             raise StartError(f"the tokenizer {source} cannot be loaded: {error}") from None
         self.decoder = self.tokenizer
         self.columns = len(self.tokenizer)
+        self.longest = max(map(len, self.tokenizer.get_vocab()))
         self.length = settings.upstream_length or _length(source, self.tokenizer)
         self.model, self.top = settings.upstream_model, settings.upstream_top
 

@@ -71,6 +71,10 @@ class Naming(Protocol):
         """Most tokens of prompt and answer together."""
 
     @property
+    def longest(self) -> int:
+        """Characters that a token of a prompt may have."""
+
+    @property
     def columns(self) -> int:
         """Tokens that have a number."""
 

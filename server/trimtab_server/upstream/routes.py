@@ -3,7 +3,7 @@
 import asyncio
 import time
 import uuid
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Annotated, Any
@@ -27,19 +27,26 @@ Body = Annotated[dict[str, Any], Depends(strict_json.fields)]
 @router.post("/generate")
 async def generate(fields: Body, request: Request) -> Response:
     """Continue a prompt under guidance; β = 0 is the upstream's own distribution."""
-    return await _answer(request, asked.generate(fields, _state(request)), Telling)
+    return await _answer(request, await _read(asked.generate, fields, request), Telling)
 
 
 @router.post("/v1/completions")
 async def completions(fields: Body, request: Request) -> Response:
     """The same in OpenAI's shape."""
-    return await _answer(request, asked.completion(fields, _state(request)), Completion)
+    return await _answer(request, await _read(asked.completion, fields, request), Completion)
 
 
 @router.post("/v1/chat/completions")
 async def chat(fields: Body, request: Request) -> Response:
     """The same for a conversation."""
-    return await _answer(request, asked.chat(fields, _state(request)), Chat)
+    return await _answer(request, await _read(asked.chat, fields, request), Chat)
+
+
+async def _read(
+    read: Callable[[Mapping[str, Any], State], Asked], fields: Mapping[str, Any], request: Request
+) -> Asked:
+    """The request, read in a thread: templates and tokenizers take time with a prompt's length."""
+    return await asyncio.to_thread(read, fields, _state(request))
 
 
 def _state(request: Request) -> State:

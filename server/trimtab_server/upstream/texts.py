@@ -66,6 +66,7 @@ class ByText:
     """See Naming."""
 
     length = float("inf")
+    longest = 16  # more than any text has on the average
     closed = False
 
     def __init__(self, settings: Settings) -> None:

@@ -1,0 +1,146 @@
+"""The sizes of a body's parts, checked before anything reads them at a cost of its own.
+
+Everything behind this takes time with the length, and some of it (templates, validation errors, the
+patterns with which vLLM cleans its messages) more than linearly. So text is bounded by the model's
+context, names and keys by numbers that nobody needs to exceed, and lists by how many entries they
+have. One pass over the parsed body, which is handed on in the scope.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from trimtab.errors import TrimtabError
+from trimtab_server import strict_json
+from trimtab_server.caps import MAX_PROMPTS
+from trimtab_server.errors import InvalidRequest, response
+from trimtab_server.limits import replay
+
+SHORT = 1000
+"""Characters of a text that is no prompt: a name, an id, a stop string."""
+MAX_KEY = 256
+MAX_FIELDS = 256
+MAX_VALUES = 2**15
+MAX_ENTRIES = 2048
+ENTRIES = {"content": 256, "input": 1024, "tools": 512, "functions": 512}
+"""Entries of a list, where vLLM's validation tells much of each that does not fit."""
+VOCABULARY = 2**20
+"""Entries of a list of token ids that are no prompt."""
+PATH = 1000
+
+PROMPTS = {"prompt", "prompt_token_ids", "messages", "input", "system", "instructions", "suffix"}
+PROMPTS |= {"documents", "tokens", "token_ids"}
+SCHEMAS = {"tools", "functions", "response_format", "structured_outputs", "text", "chat_template"}
+SCHEMAS |= {"chat_template_kwargs", "output_config"}
+SCHEMA = 2**16
+"""Characters of a text in one of SCHEMAS."""
+NAMES = {"role", "name", "id", "type", "model", "tool_call_id", "call_id", "status", "url"}
+"""Keys whose texts are short wherever they stand."""
+MEDIA = {"url", "data", "file_data", "image_url", "audio_url", "video_url", "prompt_embeds"}
+"""Keys whose texts are images and the like, where the model takes any."""
+KNOWN = PROMPTS | SCHEMAS | NAMES | {"user", "stop", "metadata", "cache_salt", "request_id"}
+"""Fields that an error names: ours to say, whatever the client has sent."""
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """What the model's context leaves room for."""
+
+    tokens: int
+    text: int  # characters
+    body: int  # bytes
+    media: bool = False  # whether a request may hold images, sounds or embeddings
+
+    @staticmethod
+    def of(tokens: int, longest: int, max_body_bytes: int, media: bool = False) -> "Bounds":
+        """For a context of `tokens`, where no token has more than `longest` characters.
+
+        A prompt may consist of the longest tokens alone; beyond 2¹⁸ characters, at most 16 a token.
+        A body has room for MAX_PROMPTS full ones at 32 bytes a token, and 2¹⁸ bytes besides.
+        """
+        text = min(tokens * longest, max(2**18, tokens * 16))
+        body = max_body_bytes if media else min(max_body_bytes, 2**18 + MAX_PROMPTS * tokens * 32)
+        return Bounds(tokens, text, body, media)
+
+
+class Sizes:
+    """ASGI middleware: parses a JSON body strictly, checks its parts, and hands it on."""
+
+    def __init__(self, app: ASGIApp, bounds: Bounds) -> None:
+        self.app = app
+        self.bounds = bounds
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request, whose body comes as one message."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        try:
+            if len(scope["path"]) > PATH:
+                raise InvalidRequest(f"the path has more than {PATH} characters.")
+            if scope["method"] in ("POST", "PUT", "PATCH"):
+                body = (await receive()).get("body", b"")
+                if body and strict_json.may_be_json(scope):
+                    fields = strict_json.loads(body)
+                    check(fields, self.bounds)
+                    scope = {**scope, strict_json.PARSED: fields}
+                receive = replay(body, receive)
+        except TrimtabError as error:
+            await response(error)(scope, receive, send)
+        else:
+            await self.app(scope, receive, send)
+
+
+def check(fields: Mapping[str, Any], bounds: Bounds) -> None:
+    """Refuse a body with a part that is too large.
+
+    Raises:
+        InvalidRequest: naming the field, and its limit.
+    """
+    if len(fields) > MAX_FIELDS:
+        raise InvalidRequest(f"the body has more than {MAX_FIELDS} fields.")
+    if fields.get("truncate_prompt_tokens") is not None:  # then a prompt may be longer
+        bounds = Bounds(4 * bounds.tokens, 4 * bounds.text, bounds.body, bounds.media)
+    left = MAX_VALUES
+    values: list[tuple[str, str, Any]] = [(key, key, value) for key, value in fields.items()]
+    while values:
+        field, key, value = values.pop()
+        left -= 1
+        if isinstance(value, str):
+            _check_text(field, key, value, bounds)
+        elif isinstance(value, list) and all(type(entry) is int for entry in value):
+            most = bounds.tokens if field in PROMPTS else VOCABULARY
+            if len(value) > most:
+                raise _over(field, f"{most} token ids")
+        elif isinstance(value, list):
+            most = min(ENTRIES.get(key, MAX_ENTRIES), left)
+            if len(value) > most:
+                raise _over(field, f"{most} entries in a list")
+            values += [(field, key, entry) for entry in value]
+        elif isinstance(value, dict):
+            if len(value) > left:
+                raise _over(field, f"{MAX_VALUES} values")
+            if any(len(name) > MAX_KEY for name in value):
+                raise _over(field, f"{MAX_KEY} characters in a key")
+            values += [(field, name, entry) for name, entry in value.items()]
+        if left < 0:
+            raise InvalidRequest(f"the body has more than {MAX_VALUES} values.")
+
+
+def _check_text(field: str, key: str, text: str, bounds: Bounds) -> None:
+    if len(text) <= SHORT or (bounds.media and key in MEDIA):
+        return
+    if key in NAMES or field not in PROMPTS | SCHEMAS:
+        most = SHORT
+    else:
+        most = bounds.text if field in PROMPTS else min(bounds.text, SCHEMA)
+    if len(text) > most:
+        raise _over(field, f"{most} characters in a text")
+
+
+def _over(field: str, limit: str) -> InvalidRequest:
+    name = field if field in KNOWN else None
+    told = f"{name or 'a field'} has more than {limit}, this server's limit."
+    return InvalidRequest(told, param=name)
