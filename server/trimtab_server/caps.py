@@ -138,10 +138,11 @@ def _conversations(messages: Any) -> int:
 def answers(fields: Mapping[str, Any]) -> int:
     """How many answers a request asks for; where its fields do not fit, at least one."""
     prompt, search = fields.get("prompt"), fields.get("search")
-    several = isinstance(prompt, list) and not all(map(_integer, prompt))
-    prompts = min(len(prompt), MAX_PROMPTS) if isinstance(prompt, list) and several else 1
+    prompts = 1
+    if isinstance(prompt, list) and not all(map(_integer, prompt)):
+        prompts = min(len(prompt), MAX_PROMPTS)
     prompts *= min(_conversations(fields.get("messages")), MAX_PROMPTS)
     counts = [fields.get("n")]
     if isinstance(search, dict):
         counts = [search.get(name) for name in ("n", "width", "particles")]
-    return max(prompts, 1) * max(1, *(c for c in counts if c is not None and _integer(c)))
+    return prompts * max([1, *(count for count in counts if _integer(count))])

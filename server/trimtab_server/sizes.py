@@ -107,26 +107,25 @@ def check(fields: Mapping[str, Any], bounds: Bounds) -> None:
     values: list[tuple[str, str, Any]] = [(key, key, value) for key, value in fields.items()]
     while values:
         field, key, value = values.pop()
-        left -= 1
         if isinstance(value, str):
             _check_text(field, key, value, bounds)
         elif isinstance(value, list) and all(type(entry) is int for entry in value):
             most = bounds.tokens if field in PROMPTS else VOCABULARY
             if len(value) > most:
                 raise _over(field, f"{most} token ids")
-        elif isinstance(value, list):
-            most = min(ENTRIES.get(key, MAX_ENTRIES), left)
-            if len(value) > most:
+        elif isinstance(value, list | dict):
+            most = ENTRIES.get(key, MAX_ENTRIES)
+            if isinstance(value, list) and len(value) > most:
                 raise _over(field, f"{most} entries in a list")
-            values += [(field, key, entry) for entry in value]
-        elif isinstance(value, dict):
-            if len(value) > left:
-                raise _over(field, f"{MAX_VALUES} values")
-            if any(len(name) > MAX_KEY for name in value):
-                raise _over(field, f"{MAX_KEY} characters in a key")
-            values += [(field, name, entry) for name, entry in value.items()]
-        if left < 0:
-            raise InvalidRequest(f"the body has more than {MAX_VALUES} values.")
+            left -= len(value)
+            if left < 0:
+                raise InvalidRequest(f"the body has more than {MAX_VALUES} values.")
+            if isinstance(value, dict):
+                if any(len(name) > MAX_KEY for name in value):
+                    raise _over(field, f"{MAX_KEY} characters in a key")
+                values += [(field, name, entry) for name, entry in value.items()]
+            else:
+                values += [(field, key, entry) for entry in value]
 
 
 def _check_text(field: str, key: str, text: str, bounds: Bounds) -> None:
