@@ -142,7 +142,8 @@ def answers(fields: Mapping[str, Any]) -> int:
     if isinstance(prompt, list) and not all(map(_integer, prompt)):
         prompts = min(len(prompt), MAX_PROMPTS)
     prompts *= min(_conversations(fields.get("messages")), MAX_PROMPTS)
-    counts = [fields.get("n")]
+    counts: list[Any] = [fields.get("n")]
     if isinstance(search, dict):
         counts = [search.get(name) for name in ("n", "width", "particles")]
-    return prompts * max([1, *(count for count in counts if _integer(count))])
+    most: int = max([1, *filter(_integer, counts)])
+    return prompts * most
