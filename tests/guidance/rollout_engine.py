@@ -16,6 +16,7 @@ quieten()
 
 import torch  # noqa: E402
 from transformers import AutoModelForCausalLM  # noqa: E402
+from vllm.engine.arg_utils import EngineArgs  # noqa: E402
 
 from trimtab.draws import Drawing  # noqa: E402
 from trimtab.errors import ScorerFault, TrimtabError  # noqa: E402
@@ -57,6 +58,11 @@ def same(first, second):
 
 
 def main():
+    try:
+        EngineArgs()
+        say("default model", found=True)
+    except Exception as error:
+        say("default model", found=False, error=type(error).__name__)
     faulty = {"path": "rollout_faults:fails", "family": "function"}
     sampler = Sampler(
         str(demo.base()),

@@ -2,6 +2,7 @@
 
 import json
 import multiprocessing
+import os
 import random
 import signal
 import statistics
@@ -160,6 +161,54 @@ def test_other_settings_are_refused(tmp_path, sampler):
     assert foreign.read_text() == '{"mine": 1}\n'
 
 
+def test_files_of_others_stay(tmp_path):
+    path, meta = tmp_path / "o.jsonl", tmp_path / "o.jsonl.meta.json"
+    for text in ('{"mine": 1}', "mine", "[]"):
+        meta.write_text(text)
+        with pytest.raises(TrimtabError, match=r"meta\.json is not of this command"):
+            Journal(path, {"seed": 0})
+        assert meta.read_text() == text
+        assert not path.exists()
+    meta.write_text('{"seed": 7}')  # of a file that was removed since
+    with Journal(path, {"seed": 0}) as journal:
+        journal.append([{"index": 0}])
+    content = path.read_bytes()
+    for text in ("a letter", "[1", ""):
+        path.write_text(text)
+        if text:
+            with pytest.raises(TrimtabError, match=r"line 1: not a record"):
+                Journal(path, {"seed": 0})
+            assert path.read_text() == text
+    for damage in ("", "{", "[]", "null", '{"seed": 0, "seed": 0}', "[" * 100_000):
+        path.write_bytes(content)
+        meta.write_text(damage)
+        with pytest.raises(TrimtabError, match=r"no o\.jsonl\.meta\.json says how"):
+            Journal(path, {"seed": 0})
+        assert path.read_bytes() == content
+
+
+def test_a_record_without_its_place_is_refused(tmp_path):
+    path = tmp_path / "o.jsonl"
+    with Journal(path, {}) as journal:
+        journal.append([{"index": 0}])
+    with Journal(path, {}) as journal:
+        assert journal.records == [{"index": 0}]
+    for line in ('{"index": 0}', '{"index": 0, "sample": "0"}', "[" * 100_000, "null"):
+        path.write_text(f'{{"index": 0, "sample": 0}}\n{line}\n')
+        with pytest.raises(TrimtabError, match="line 2: not a record"):
+            Journal(path, {}, ("index", "sample"))
+
+
+def test_what_was_never_begun_leaves_nothing(tmp_path):
+    with Journal(tmp_path / "o.jsonl", {"seed": 0}):
+        assert len(list(tmp_path.iterdir())) == 2
+    assert not list(tmp_path.iterdir())
+    (tmp_path / "o.jsonl").touch()
+    with Journal(tmp_path / "o.jsonl", {"seed": 0}):
+        pass
+    assert (tmp_path / "o.jsonl").exists(), "an empty file of the user's own stays"
+
+
 def test_two_writers_are_one_too_many(tmp_path):
     with (
         Journal(tmp_path / "o.jsonl", {}),
@@ -304,6 +353,36 @@ def test_bad_input_is_one_line(command, arguments, told):
     assert len(said) == 1, done.output
     assert told in said[0]
     assert "Traceback" not in done.output
+
+
+@pytest.mark.parametrize(
+    ("out", "told"),
+    [
+        ("p.txt", "p.txt, line 1: not a record of this command"),
+        ("bare.jsonl", "bare.jsonl, line 1: not a record"),
+        (".", "is not a file"),
+        ("no/such/o.jsonl", "there is no directory"),
+        ("p.txt/o.jsonl", "there is no directory"),
+        ("/proc/o.jsonl", "nothing can be written into /proc"),
+        ("pipe", "pipe is not a file"),
+        ("link", "p.txt, line 1: not a record"),
+    ],
+)
+def test_what_is_in_the_way_is_named_before_anything_is_loaded(command, tmp_path, out, told):
+    os.mkfifo("pipe")
+    Path("link").symlink_to("p.txt")
+    before = {path: path.is_file() and path.read_bytes() for path in tmp_path.iterdir()}
+    done = command("./no-such-model", "--out", out, *PROMPTS, "--reward", "no.such:reward")
+    assert done.exit_code == 1
+    [line] = done.stderr.splitlines()
+    assert line.startswith("trimtab: ")
+    assert told in line
+    assert {path: path.is_file() and path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_what_goes_wrong_before_the_first_answer_leaves_no_file(command, tmp_path):
+    assert command("demo", "--out", "o.jsonl", *PROMPTS, "--reward", "nonsense").exit_code == 1
+    assert not list(tmp_path.glob("o.jsonl*"))
 
 
 def test_an_unknown_model(command):

@@ -27,7 +27,8 @@ app()
 
 def environment():
     path = os.pathsep.join(p for p in (str(HERE), os.environ.get("PYTHONPATH")) if p)
-    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
+    # Everything here is on this machine, so all of it works without the hub.
+    return {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": path}
 
 
 @pytest.fixture(scope="module")
@@ -59,6 +60,11 @@ def test_log_probabilities_are_the_bases(checks):
     assert checks["guidance"]["kl"][0] == 0.0
     assert checks["guidance"]["kl"][1] > 0.5, "guidance must have done something"
     assert checks["guidance"]["guided"] > checks["guidance"]["plain"] + 0.2
+
+
+def test_offline_the_hub_would_not_answer(checks):
+    """The control of `HF_HUB_OFFLINE`: what vLLM takes for a model without one is not here."""
+    assert checks["default model"]["found"] is False
 
 
 def test_completions_end_as_they_should(checks):

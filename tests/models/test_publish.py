@@ -183,13 +183,41 @@ def test_what_would_go_wrong_is_refused(made, tmp_path):
     assert not list(tmp_path.glob(".publish-*"))
 
 
+@pytest.mark.parametrize("damaged", [True, False], ids=["damaged", "whole"])
+def test_what_is_in_the_way_is_named_before_anything_is_read(made, tmp_path, damaged):
+    if damaged:
+        (made / "config.json").write_text("{}")
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "held").mkdir()
+    (tmp_path / "held" / "notes.txt").write_text("mine")
+    before = {path: path.is_file() and path.read_bytes() for path in tmp_path.rglob("*")}
+    for to, told in (
+        (tmp_path / "held", r"not empty.*\(notes\.txt\)"),
+        (tmp_path / "file", "not a directory"),
+        (tmp_path / "file" / "x", "nothing can be written into"),
+        ("/proc/public", "nothing can be written into /proc"),
+        (made / "public", "is in the checkpoint itself"),
+    ):
+        with pytest.raises(OSError, match=told):
+            publish(made, str(to))
+    assert {path: path.is_file() and path.read_bytes() for path in tmp_path.rglob("*")} == before
+
+
+def test_a_directory_may_be_an_empty_one_behind_a_link(made, tmp_path):
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to("real")
+    publish(made, str(tmp_path / "link"))
+    manifest.verify(tmp_path / "real")
+    assert (tmp_path / "link").is_symlink()
+
+
 class Hub(ThreadingHTTPServer):
     """The few answers of a hub that a publication asks for; it keeps what was committed."""
 
     def __init__(self):
         super().__init__(("127.0.0.1", 0), Answers)
         self.status, self.asked, self.files, self.repository = 200, [], {}, {}
-        self.private = False
+        self.private, self.held = False, []
 
 
 class Answers(BaseHTTPRequestHandler):
@@ -205,7 +233,8 @@ class Answers(BaseHTTPRequestHandler):
         self.wfile.write(data)
 
     def do_GET(self):
-        self.answer({"id": "org/scorer", "private": self.server.private})
+        siblings = [{"rfilename": name} for name in self.server.held]
+        self.answer({"id": "org/scorer", "private": self.server.private, "siblings": siblings})
 
     def do_POST(self):
         hub, data = self.server, self.rfile.read(int(self.headers.get("Content-Length", 0)))
@@ -298,6 +327,18 @@ def test_nothing_private_goes_into_a_public_repository(hub, trimtab, made):
     assert done.exit_code == 1
     assert "public" in done.stderr
     assert not hub.files
+
+
+def test_a_repository_of_other_files_is_left_alone(hub, trimtab, made):
+    hub.held = [".gitattributes", "README.md", "model.safetensors"]
+    done = trimtab(made, "--to", "org/scorer")
+    assert done.exit_code == 1
+    assert "org/scorer holds 'model.safetensors', which was not published here" in done.stderr
+    assert not hub.files
+    for held in ([".gitattributes", "README.md"], [*hub.held, manifest.NAME]):
+        hub.held, hub.files = held, {}
+        assert trimtab(made, "--to", "org/scorer").exit_code == 0
+        assert hub.files
 
 
 def test_a_hub_out_of_reach_is_told_in_a_line(hub, trimtab, made, monkeypatch):

@@ -214,6 +214,24 @@ def test_an_update_that_fails_leaves_the_checkpoint(
     assert [path.name for path in tmp_path.iterdir()] == ["scorer"]
 
 
+def test_what_is_not_the_checkpoints_stays(report: Report, tmp_path: Path) -> None:
+    scorer = tmp_path / "scorer"
+    shutil.copytree(demo.scorers()["sentiment"], scorer)
+    manifest.write_manifest(scorer)
+    (scorer / "notes.txt").write_text("mine")
+    for _ in range(2):
+        update(scorer, report)
+        assert (scorer / "notes.txt").read_text() == "mine"
+        assert manifest.foreign(scorer) == ["notes.txt"]
+    manifest.write_manifest(scorer, ["notes.txt", "report.md"])
+    before = {file.name: file.read_bytes() for file in scorer.iterdir()}
+    with pytest.raises(OSError, match=r"report\.md is not of an earlier report"):
+        update(scorer, report)
+    with pytest.raises(SystemExit, match=r"report\.md is not of an earlier report"):
+        main([str(scorer), "--rollouts", str(tmp_path / "nothing.jsonl")])
+    assert {file.name: file.read_bytes() for file in scorer.iterdir()} == before
+
+
 def test_the_command_line(
     records: list[Record],
     halves: list[Record],

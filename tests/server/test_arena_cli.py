@@ -23,7 +23,7 @@ def trimtab(*args, timeout=120):
         capture_output=True,
         text=True,
         timeout=timeout,
-        env=environment(),
+        env=environment(HF_HUB_OFFLINE="1"),
         check=False,
         cwd=ROOT,
     )

@@ -138,7 +138,7 @@ def base_samples(bench: Bench, path: Path) -> dict[str, Floats]:
 
 def _stored(path: Path) -> dict[str, Any]:
     try:
-        with np.load(path) as stored:
+        with open(path, "rb") as file, np.load(file) as stored:
             found = {name: stored[name] for name in stored.files}
         shapes = {values.shape for name, values in found.items() if name != "made"}
     except Exception:  # zip, zlib and NumPy each have their own
