@@ -106,10 +106,10 @@ def _wait(server: Server, path: str) -> None:
 
 @pytest.fixture(scope="session")
 def server() -> Iterator[Server]:
-    """The demo, beside its scorers three that fail once a text has FAILS_AT tokens (faulty.py),
+    """The demo, beside its scorers some that fail once a text has FAILS_AT tokens (faulty.py),
     and one that spells (scorecard/spelling.py)."""
-    faulty = ["raises", "nan", "infinite"]
-    command = ["trimtab_server.cli", "serve", "demo"]
+    faulty = ["raises", "nan", "infinite", "exits", "interrupts", "exhausts", "sleeps", "loops"]
+    command = ["trimtab_server.cli", "serve", "demo", "--scorer-timeout", "3"]
     for name in faulty:
         command += ["--scorer", f"{name}=faulty:{name},family=function"]
     command += ["--scorer", "spelling=scorecard.spelling:spelling,family=function"]

@@ -224,7 +224,9 @@ class _Loader:
             raise ScorerLoadError(f"reads is one of ids, text, not {spec.reads}")
         try:
             function = getattr(importlib.import_module(module), attribute)
-        except Exception as error:
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # a module may even exit
             raise ScorerLoadError(
                 f"{spec.path} cannot be imported ({type(error).__name__})."
             ) from error

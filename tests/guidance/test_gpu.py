@@ -1,5 +1,7 @@
 """The same numbers on a GPU. Skips itself where there is none."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -43,3 +45,29 @@ def test_a_step_equals_the_cpu(tail, family):
         )
         fused[device] = logits.cpu()
     torch.testing.assert_close(fused["cuda"], fused["cpu"], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("timeout", [30.0, math.inf])
+def test_the_thread_of_the_scorers_works_on_the_callers_stream(timeout):
+    """Or what it reads may not be there yet: the caller's work on the stream comes first."""
+    seen = []
+
+    class Elsewhere(HeadScorer):
+        keeps_time = False
+
+        def score(self, *given):
+            seen.append(torch.cuda.current_stream())
+            return super().score(*given)
+
+    base, rows = torch.randn(1, VOCAB), [(0, Row(GuidanceParams(), 1, prefix=np.arange(5)))]
+    fused = []
+    for kind in (HeadScorer, Elsewhere):
+        scorer = guide("cuda", kind).scorers["value"]
+        rows[0][1].params = GuidanceParams(scorers={"value": 1.0})
+        with torch.cuda.stream(torch.cuda.Stream()) as _, torch.inference_mode():
+            asked = torch.cuda.current_stream()
+            logits = base.to("cuda", non_blocking=True)
+            Guide({"value": scorer}, timeout).step(logits, rows)
+            fused.append(logits.cpu())
+    assert seen == [asked]
+    assert torch.equal(*fused)

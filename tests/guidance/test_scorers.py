@@ -297,3 +297,14 @@ def test_scorer_arguments_that_do_not_read(text):
 def test_scorer_arguments():
     assert parse_scorer("kind=./x") == ("kind", {"path": "./x"})
     assert parse_scorer("g=x,family=log_ratio,alpha=0.5,reference=y")[1]["alpha"] == 0.5
+
+
+@pytest.mark.parametrize("raised", ["SystemExit(1)", "GeneratorExit"])
+def test_a_module_that_exits_when_it_is_imported_does_not_load(tmp_path, monkeypatch, raised):
+    name = f"exits_{len(raised)}"
+    (tmp_path / f"{name}.py").write_text(f"raise {raised}\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    scorers = {"bad": {"path": f"{name}:f", "family": "function"}}
+    config = GuidanceConfig.parse({"trimtab": {"scorers": scorers}})
+    with pytest.raises(ScorerLoadError, match=r"cannot be imported \(\w*Exit\)"):
+        load_scorers(config, max_length=8, vocab_size=9)

@@ -2,6 +2,7 @@
 
 import concurrent.futures
 import json
+import time
 
 import pytest
 from httpx_sse import connect_sse
@@ -26,7 +27,7 @@ def is_fault(error, scorer):
     return True
 
 
-@pytest.mark.parametrize("scorer", FAULTY)
+@pytest.mark.parametrize("scorer", [*FAULTY, "exits", "interrupts", "exhausts"])
 def test_bystanders_stay_token_equal(server, scorer):
     alone = [server.generate(**fields)["choices"][0]["token_ids"] for fields in BYSTANDERS]
     engine = server.engine().pid
@@ -39,6 +40,41 @@ def test_bystanders_stay_token_equal(server, scorer):
         assert is_fault(future.result().json()["error"], scorer)
     assert [f.result()["choices"][0]["token_ids"] for f in near] == alone
     assert server.engine().pid == engine
+
+
+@pytest.mark.parametrize("scorer", ["sleeps", "loops"])
+def test_who_takes_too_long_is_left(server, scorer):
+    """One request; its neighbours wait for no more than the budget, and keep their tokens."""
+    alone = [server.generate(**fields)["choices"][0]["token_ids"] for fields in BYSTANDERS]
+    engine = server.engine().pid
+    slow = {"messages": CHAT, "scorers": {scorer: 1}, "on_error": "unguided", **LONG}
+    with concurrent.futures.ThreadPoolExecutor(9) as pool:
+        bad = pool.submit(server.generate, **slow)
+        near = [pool.submit(server.generate, **fields) for fields in BYSTANDERS]
+    (choice,) = bad.result()["choices"]
+    error = choice["guidance"]["error"]
+    assert error == {"scorer": scorer, "message": "took longer than it may", "overrun": True}
+    assert choice["finish_reason"] == "length"
+    assert [f.result()["choices"][0]["token_ids"] for f in near] == alone
+    assert server.engine().pid == engine
+    limit = time.monotonic() + 60
+    while server.http.get("/ready").status_code != 200 and time.monotonic() < limit:
+        time.sleep(0.5)  # the call that was left has not ended yet
+    assert server.http.get("/ready").status_code == 200
+    scorers = {s["id"]: s for s in server.http.get("/v1/scorers").json()["data"]}
+    assert scorers[scorer]["overruns"] == 1
+    assert not scorers[scorer]["suspended"]
+    counted = f'trimtab_scorer_overruns_total{{scorer="{scorer}"}} 1.0'
+    assert counted in server.http.get("/metrics").text.splitlines()
+
+
+def test_nothing_of_a_scorers_exception_is_logged(server):
+    bad = {"messages": CHAT, "scorers": {"raises": 1}, **LONG}
+    assert server.http.post("/generate", json=bad).status_code == 500
+    log = server.log.read_text()
+    assert "scorer raises failed: RuntimeError while scoring" in log
+    assert "planted" not in log
+    assert "Traceback" not in log
 
 
 @pytest.mark.parametrize("scorer", FAULTY)

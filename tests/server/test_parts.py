@@ -10,6 +10,7 @@ import pytest
 from trimtab.errors import InvalidGuidance
 from trimtab.reader import Told
 from trimtab_server.auth import ApiKeys
+from trimtab_server.errors import NotReady
 from trimtab_server.limits import BodyLimit
 from trimtab_server.state import State, Version
 
@@ -22,6 +23,7 @@ with warnings.catch_warnings():
     from trimtab_server import app, canary, prompts
     from trimtab_server.guided import EXCHANGE
     from trimtab_server.middleware import Guidance
+    from trimtab_server.routes import status
 
 
 async def never(scope, receive, send):
@@ -177,3 +179,38 @@ def test_what_is_told_of_a_prompt_is_checked_at_the_front(given):
     known = Told(4, [{"role": "user", "content": "ü"}])
     assert told(carried(known)) == known
     GuidanceProcessor.validate_params(SamplingParams(extra_args={**extra, **carried(known)}))
+
+
+async def test_a_suspended_scorer_takes_the_server_out_of_service(monkeypatch):
+    """And is sent no canary, which would wait for nothing."""
+    found = [{"name": "slow", "faults": 3, "suspended": True}]
+    state = State(None, None, "m", {"slow": Version("slow", 1, "function")}, None)
+    state.complaints["slow"], state.faults["slow"] = None, 0
+    request = SimpleNamespace(app=SimpleNamespace(state=SimpleNamespace(trimtab=state)))
+
+    async def ask(_):
+        return found
+
+    async def well(*_):
+        return None
+
+    monkeypatch.setattr(status, "ask", ask)
+    monkeypatch.setattr(canary, "complaint", well)
+    with pytest.raises(NotReady, match="scorer 'slow' is suspended"):
+        await status.ready(request)
+    assert state.faults["slow"] == 0
+    found[0]["suspended"] = False  # an hour later, it is asked again
+    assert await status.ready(request) == {"status": "ready"}
+    assert state.faults["slow"] == 3
+
+
+def test_a_request_that_cannot_be_taken_in_is_a_fault_of_its_own(monkeypatch):
+    def exhausted(_):
+        raise MemoryError
+
+    processor = GuidanceProcessor.__new__(GuidanceProcessor)
+    processor.leads, processor.default_scorers = True, None
+    processor.guide = SimpleNamespace(at=lambda _: {"a": SimpleNamespace(family="head")})
+    monkeypatch.setattr("trimtab.adapters.vllm.told", exhausted)
+    row = processor._row(SamplingParams(extra_args={"trimtab_beta": 1.0}), 3)
+    assert row.fault.message == "MemoryError in guidance"

@@ -177,3 +177,12 @@ def test_every_setting_is_described_and_documented():
     for name, field in settings.Settings.model_fields.items():
         assert field.description, name
     assert settings.table() in DOCS.read_text()
+
+
+def test_the_scorers_budget_reaches_the_worker():
+    given = {"model": "m", "scorer": ["kind=./k"]}
+    assert settings.load(given).guidance()["scorer_timeout"] == 10
+    assert settings.load({**given, "scorer_timeout": 2.5}).guidance()["scorer_timeout"] == 2.5
+    for bad in (0, -1, "nan", "inf", "soon"):
+        with pytest.raises(StartError, match="scorer_timeout"):
+            settings.load({**given, "scorer_timeout": bad})

@@ -363,6 +363,64 @@ async def test_retry_after_is_honoured_and_bounded(here, monkeypatch):
     assert waits[2] < 1
 
 
+SLOW = {
+    "scorer": [
+        *SCORERS,
+        "exits=upstream_fake:exits_late,family=function,reads=text",
+        "sleeps=upstream_fake:sleeps_late,family=function,reads=text",
+        "loops=upstream_fake:loops_late,family=function,reads=text",
+    ],
+    "scorer_timeout": 0.5,
+}
+
+
+@pytest.mark.parametrize("scorer", ["exits", "sleeps", "loops"])
+async def test_whatever_a_scorer_does_the_server_goes_on(scorer):
+    """The event loop goes on meanwhile, and the neighbour gets what it gets alone."""
+    here = Here(Fake(), **SLOW)
+    fields = {"prompt": 3 * TEXT, "temperature": 0, "max_tokens": 8}
+    alone = await here.generate(**fields)
+    await here.generate(prompt="Hi", max_tokens=1, scorers={scorer: 1.0})  # a first answer
+    bad = asyncio.create_task(here.generate(**fields, scorers={scorer: 1.0}, on_error="unguided"))
+    near = asyncio.create_task(here.generate(**fields))
+    beats = 0
+    while not (bad.done() and near.done()):
+        await asyncio.sleep(0.01)
+        beats += 1
+    (choice,) = bad.result()["choices"]
+    assert choice["guidance"]["error"]["scorer"] == scorer
+    assert choice["guidance"]["error"]["overrun"] == (scorer != "exits")
+    assert near.result()["choices"] == alone["choices"]
+    if scorer == "sleeps":  # asleep, it holds nothing; a loop shares the interpreter until it ends
+        assert beats > 10
+    failed = await here.post(**fields, scorers={scorer: 1.0})
+    assert failed.status_code == 500
+    assert failed.json()["error"]["type"] == "scorer_error"
+
+
+async def test_three_overruns_take_the_server_out_of_service():
+    here = Here(Fake(), **SLOW)
+    await here.app.state.upstream.sing()
+    assert (await here.http.get("/ready")).status_code == 200
+    for n in range(3):
+        asked = {"prompt": 3 * TEXT, "scorers": {"loops": 1.0}, "max_tokens": 2}
+        assert (await here.post(**asked)).status_code == 500
+        for thread in here.app.state.upstream.decoder.guide.asker._left.values():
+            thread.join(60)
+        found = (await here.http.get("/v1/scorers")).json()["data"]
+        scorers = {one["id"]: one for one in found}
+        assert scorers["loops"]["overruns"] == n + 1
+    assert scorers["loops"]["suspended"]
+    assert not scorers["loops"]["healthy"]
+    assert scorers["good"]["healthy"]
+    answer = await here.http.get("/ready")
+    assert answer.status_code == 503
+    assert "'loops' is suspended" in answer.json()["error"]["message"]
+    assert (await here.generate(max_tokens=2))["choices"]  # others go on
+    asked = {"prompt": "Hi", "scorers": {"loops": 1.0}, "max_tokens": 1}
+    assert (await here.post(**asked)).status_code == 500  # at once, although it would not loop
+
+
 async def test_a_scorer_that_fails_ends_its_request(here):
     asked = {"prompt": 3 * TEXT, "scorers": {"late": 1.0}, "temperature": 0, "max_tokens": 40}
     answer = await here.post(**asked)

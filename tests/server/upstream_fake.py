@@ -7,6 +7,7 @@ pieces, as byte-level tokenizers make them.
 import json
 import math
 import random
+import time
 
 import httpx
 
@@ -20,6 +21,7 @@ TOKENS = [
 ]
 END = len(TOKENS) - 1
 KEY = "upstream-secret-key"
+SLEEP_SECONDS = 60.0
 
 
 def table(context):
@@ -147,6 +149,23 @@ def likes_emoji(text):
 def fails_late(text):
     if len(text) > 20:
         raise RuntimeError("planted, with a secret")
+    return 0.0
+
+
+def exits_late(text):
+    if len(text) > 20:
+        raise SystemExit(7)
+    return 0.0
+
+
+def sleeps_late(text):
+    time.sleep(SLEEP_SECONDS if len(text) > 20 else 0)
+    return 0.0
+
+
+def loops_late(text):
+    while len(text) > 20:
+        pass
     return 0.0
 
 

@@ -19,7 +19,6 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.exceptions import HTTPException
 
 from trimtab.config import GuidanceConfig
-from trimtab.described import describe
 from trimtab.errors import TrimtabError
 from trimtab.guide import Guide
 from trimtab.loading import load_scorers
@@ -132,7 +131,7 @@ async def _run(app: FastAPI, settings: Settings, listener: socket.socket, signal
 
 async def _begin(state: State, address: str) -> None:
     await state.sing()
-    for doubt in doubts(describe(state.decoder.guide)):
+    for doubt in doubts(await state.decoder.described()):
         log.warning("%s", doubt)
     told = "ready" if state.well else "NOT READY"
     typer.echo(f"{told}: {state.model} at {address}, steered by {', '.join(state.scorers)}")
@@ -166,7 +165,7 @@ async def _models(request: Request) -> dict[str, Any]:
 async def _scorers(request: Request) -> dict[str, Any]:
     state: State = request.app.state.upstream
     default = state.default or dict.fromkeys(state.scorers, 1.0)
-    return listed(describe(state.decoder.guide), state.complaint, default)
+    return listed(await state.decoder.described(), state.complaint, default)
 
 
 async def _http_error(_: Request, error: Exception) -> JSONResponse:

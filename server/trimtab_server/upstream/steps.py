@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from trimtab.described import describe
 from trimtab.guide import Guide
 from trimtab.params import GuidanceParams
 from trimtab.reader import Told
@@ -107,6 +108,10 @@ class Decoder:
             await asyncio.gather(*tasks, return_exceptions=True)
             for prompt in prompts:
                 self._later(self.naming.release, prompt)
+
+    async def described(self) -> list[dict[str, Any]]:
+        """What is served, and how it fares."""
+        return await self._guided(describe, self.guide)
 
     async def close(self) -> None:
         """Let go of the upstream and of the thread."""
