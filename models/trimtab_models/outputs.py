@@ -50,7 +50,7 @@ def made(folder: Path, by: Mapping[str, Any]) -> bool:
         InTheWay: it is a file, or holds something of anybody else, or of other work.
         Damaged: its mark cannot be read.
     """
-    if not folder.is_dir() or not (folder / MARK).exists():
+    if not (folder / MARK).is_file():
         vacant(folder)
         return False
     if changed := changes(read(folder / MARK, dict[str, Any]), {**by}, partly=True):
@@ -192,6 +192,8 @@ def read(path: Path, kind: type[T], cure: str = "put back a copy, or remove it")
         Damaged: it is not JSON, a key comes twice, or it is not of the kind; `cure`: what to do.
         OSError: it cannot be read.
     """
+    if path.exists() and not path.is_file():  # a pipe would never end
+        raise Damaged(f"{path} is damaged: it is not a file; {cure}.")
     try:
         content = json.loads(path.read_bytes(), object_pairs_hook=_once)
         return TypeAdapter(kind).validate_python(content)

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import re
 import shutil
 from collections.abc import Callable
 from contextlib import suppress
@@ -11,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors import SafetensorError
 from transformers import AutoTokenizer
 
 from trimtab_models import checkpoint, data, demo, manifest, outputs
@@ -20,7 +22,10 @@ from trimtab_models.grounded import job
 from trimtab_models.grounded.settings import GroundedConfig
 from trimtab_models.networks import scalar_head
 from trimtab_models.training.__main__ import main
+from trimtab_models.training.saves import SafeTrainer
 from trimtab_models.worlds import __main__ as worlds
+
+pytestmark = pytest.mark.scorecard(letter="T")
 
 BY = {"command": "test", "size": 1}
 
@@ -251,6 +256,31 @@ def test_a_finished_training_stays_as_it_is(
     assert "config.json has 2 bytes" in capsys.readouterr().err
 
 
+def test_a_disk_that_is_full_at_the_end_costs_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _rows(tmp_path)
+    (tmp_path / "base").symlink_to(demo.base())
+    small = ["layers=1", "trainer.disable_tqdm=true"]
+    assert _train(tmp_path, tmp_path / "whole", *small) == 0
+
+    def full(*_: Any, **__: Any) -> None:
+        raise SafetensorError("I/O error: No space left on device (os error 28)")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("trimtab_models.checkpoint.card", full)
+        assert _train(tmp_path, tmp_path / "out", *small) == 1
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert re.fullmatch(r"trimtab: .*out could not be written: .*No space.* same command .*", line)
+    assert {path.name for path in tmp_path.iterdir() if "out" in path.name} == {
+        *("rollouts.jsonl", "out.run")
+    }
+    monkeypatch.setattr(SafeTrainer, "train", None)  # nothing is trained again
+    assert _train(tmp_path, tmp_path / "out", *small) == 0
+    weights = [tmp_path / name / "model.safetensors" for name in ("out", "whole")]
+    assert weights[0].read_bytes() == weights[1].read_bytes()
+
+
 def test_a_finished_grounded_training_stays_as_it_is(tmp_path: Path) -> None:
     data.write(tmp_path / "x.jsonl", [{"prompt": demo.chat("Hi"), "completion": "Good."}] * 4)
     fields: dict[str, Any] = {"base": "demo", "data": str(tmp_path / "x.jsonl"), "layers": 1}
@@ -285,15 +315,12 @@ def test_a_checkpoint_takes_no_place_of_other_files(tmp_path: Path) -> None:
     assert tree(tmp_path) == before
 
 
-def test_worlds_and_demos_take_directories_of_their_own(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_worlds_and_demos_take_directories_of_their_own(tmp_path: Path) -> None:
     (tmp_path / "base").mkdir()
     (tmp_path / "base" / "notes.txt").write_text("mine")
     before = tree(tmp_path)
-    with pytest.raises(SystemExit):
+    with pytest.raises(SystemExit, match=r"trimtab: .* not empty"):
         worlds.main(["sums", "--out", str(tmp_path)])
-    assert "not empty" in capsys.readouterr().err
     for build in (demo_build.build, lambda out: foreign.build("pythia", out)):
         with pytest.raises(outputs.InTheWay, match="not empty"):
             build(tmp_path)

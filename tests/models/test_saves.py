@@ -18,6 +18,8 @@ from trimtab_models.objectives import OBJECTIVES
 from trimtab_models.rows import Rollout
 from trimtab_models.training import saves
 
+pytestmark = pytest.mark.scorecard(letter="T")
+
 
 @pytest.fixture(autouse=True)
 def _one_thread() -> None:
@@ -273,7 +275,15 @@ def test_what_a_run_did_not_make_stays(stopped: Path, tmp_path: Path) -> None:
     assert _same(_train(stopped), _train(tmp_path / "whole"))
     saves.clear(stopped)
     assert {path.name for path in stopped.iterdir()} == {*others, "log.jsonl"}
-    (stopped / "log.jsonl").write_text("a diary\n")
-    with pytest.raises(OSError, match="not the log of a training"):
-        _train(stopped)
-    assert (stopped / "log.jsonl").read_text() == "a diary\n"
+    for text in ("a diary\n", '{"day": 1}\n', "\xff", " "):
+        (stopped / "log.jsonl").write_text(text, encoding="latin-1")
+        with pytest.raises(OSError, match="not the log of a training"):
+            _train(stopped)
+        assert (stopped / "log.jsonl").read_text(encoding="latin-1") == text
+
+
+@pytest.mark.parametrize("text", ["", '{"st', '{"step": 6, "loss": 0.1}\n{"step": 12, "lo'])
+def test_a_log_that_was_cut_short_is_written_anew(stopped: Path, tmp_path: Path, text: str) -> None:
+    (stopped / "log.jsonl").write_text(text)
+    _train(stopped), _train(tmp_path / "whole")
+    assert (stopped / "log.jsonl").read_bytes() == (tmp_path / "whole/log.jsonl").read_bytes()

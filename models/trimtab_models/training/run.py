@@ -16,7 +16,7 @@ from trimtab_models.objectives.base import completions
 from trimtab_models.rows import Rollout
 from trimtab_models.training import claims, start
 from trimtab_models.training.config import DPO, TrainConfig, nearest
-from trimtab_models.training.saves import SafeTrainer, clear, digest, run_directory
+from trimtab_models.training.saves import SafeTrainer, clear, digest, run_directory, saving
 from trimtab_models.training.trainer import describe, deviations, train
 
 log = logging.getLogger(__name__)
@@ -76,14 +76,15 @@ def run(config: TrainConfig) -> Path:
             if found:
                 report.write(work, found)
 
-        checkpoint.save(
-            model,
-            tokenizer,
-            report.mark(info, found) if found else info,
-            config.out,
-            text=_card(config, items, held),
-            extras=extras,
-        )
+        with saving(str(config.out)):
+            checkpoint.save(
+                model,
+                tokenizer,
+                report.mark(info, found) if found else info,
+                config.out,
+                text=_card(config, items, held),
+                extras=extras,
+            )
         clear(run_directory(config.out))
     trainer.accelerator.wait_for_everyone()
     return config.out

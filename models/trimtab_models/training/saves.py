@@ -37,6 +37,7 @@ LOG = "log.jsonl"
 FINGERPRINT = "fingerprint.json"
 """What a run was started with, as plain JSON values."""
 _STATE = "trainer_state.json"
+_LONGEST = 2**16  # bytes of a line of the log
 _NUMBERED = re.compile(r"checkpoint-\d+")
 _LEFT = re.compile(rf"\.{_NUMBERED.pattern}\.(part|old)")
 _CLOCK = ("_runtime", "_per_second", "_time", "num_tokens")
@@ -105,12 +106,19 @@ def check_log(run: Path) -> None:
     log = run / LOG
     if not os.path.lexists(log):
         return
-    try:
-        lines = [json.loads(line) for line in log.read_bytes().splitlines()]
-    except (OSError, ValueError, RecursionError):
-        lines = [None]
-    if not all(isinstance(line, dict) and "step" in line for line in lines):
+    if not log.is_file() or not _ours(log):
         raise outputs.InTheWay(f"{log} is not the log of a training, which goes there; move it.")
+
+
+def _ours(log: Path) -> bool:
+    with open(log, "rb") as file:
+        line = file.readline(_LONGEST)
+    if not line.endswith(b"\n"):  # a kill may have cut it short
+        return line[:1] in (b"", b"{")
+    try:
+        return "step" in dict(json.loads(line))
+    except (ValueError, TypeError, RecursionError):
+        return False
 
 
 def newest(run: Path) -> Path | None:

@@ -4,6 +4,7 @@ python -m trimtab_models.worlds NAME --out DIR
 """
 
 import argparse
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -22,14 +23,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, required=True, help="the world's directory")
     given = parser.parse_args(arguments)
     world = WORLDS[given.name]
+    more, each = world.practice
     try:
         folder = outputs.claim(given.out, {"world": world.name})
+        base = build.build_base(world, folder)
+        out = folder / "rollouts.jsonl"
+        count = int(COMPLETIONS * each)
+        build.roll_out(world, base, out, prompts=PROMPTS * more, completions=count)
     except (OSError, ValueError) as error:
-        parser.error(str(error))
-    base = build.build_base(world, folder)
-    out = folder / "rollouts.jsonl"
-    more, each = world.practice
-    build.roll_out(world, base, out, prompts=PROMPTS * more, completions=int(COMPLETIONS * each))
+        sys.exit(f"trimtab: {error}")
 
 
 if __name__ == "__main__":
