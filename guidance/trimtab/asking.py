@@ -17,9 +17,10 @@ import logging
 import math
 import queue
 import time
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext, suppress
+from dataclasses import dataclass, field
 from threading import TIMEOUT_MAX, Thread
 from typing import Any, TypeVar
 from weakref import finalize
@@ -57,20 +58,49 @@ class ScorerFailed(TrimtabError):
         self.again, self.overrun = again, overrun
 
 
+@dataclass
+class Fared:
+    """How a scorer fared."""
+
+    answered: bool = False
+    overruns: int = 0
+    strikes: deque[float] = field(default_factory=lambda: deque(maxlen=STRIKES))
+    left: Thread | None = None  # where its last call was left
+
+    @property
+    def suspended(self) -> bool:
+        """Whether it has overrun so often that it is not asked for now."""
+        full = len(self.strikes) == STRIKES
+        return full and time.monotonic() - self.strikes[0] < STRIKE_SECONDS
+
+    @property
+    def busy(self) -> bool:
+        """Whether a call that was left has still not ended."""
+        if self.left is None or not self.left.is_alive():
+            return False
+        _end(self.left)  # once more: a loop may catch what it is told
+        return True
+
+
 class Asker:
     """What asks the scorers of one guide. `seconds` is the budget of a call, often of a step."""
 
     def __init__(self, seconds: float = math.inf) -> None:
         self.seconds = seconds
-        self.overruns: Counter[str] = Counter()
-        self._strikes: dict[str, deque[float]] = {}
-        self._answered: set[str] = set()
-        self._left: dict[int, Thread] = {}  # by id of a scorer: where its last call was left
+        self._fared: dict[int, Fared] = {}  # by id: a scorer need not be hashable
         self._thread: _CallThread | None = None
 
-    def until(self, name: str, fresh: int) -> float:
+    def fared(self, scorer: Scorer) -> Fared:
+        """How a scorer fared until now. Another version of it is another scorer."""
+        fared = self._fared.get(id(scorer))
+        if fared is None:
+            fared = self._fared[id(scorer)] = Fared()
+            finalize(scorer, self._fared.pop, id(scorer), None)
+        return fared
+
+    def until(self, scorer: Scorer, fresh: int) -> float:
         """When what begins now must have ended; `fresh` tokens will be read for the first time."""
-        budgets = (1 if name in self._answered else FIRST) + fresh // READ_TOKENS
+        budgets = (1 if self.fared(scorer).answered else FIRST) + fresh // READ_TOKENS
         return time.monotonic() + budgets * self.seconds
 
     def ask(self, name: str, scorer: Scorer, work: Callable[[], T], until: float) -> T:
@@ -80,7 +110,7 @@ class Asker:
             ScorerFailed: it raised, overran, or is not asked: it is busy, or suspended.
         """
         answer = self._call(name, scorer, work, until)
-        self._answered.add(name)
+        self.fared(scorer).answered = True
         return answer
 
     def tell(self, name: str, scorer: Scorer, work: Callable[[], T], otherwise: T) -> T:
@@ -91,27 +121,17 @@ class Asker:
             logger.debug("scorer %s %s", name, failure.message, exc_info=failure.__cause__)
             return otherwise
 
-    def suspended(self, name: str) -> bool:
-        """Whether a scorer has overrun so often that it is not asked for now."""
-        strikes = self._strikes.get(name)
-        if strikes is None or len(strikes) < STRIKES:
-            return False
-        return time.monotonic() - strikes[0] < STRIKE_SECONDS
-
-    def renew(self, name: str) -> None:
-        """Forget how the scorer of this name fared: another has the name."""
-        self._strikes.pop(name, None)
-        self.overruns.pop(name, None)
-        self._answered.discard(name)
-
     def _call(self, name: str, scorer: Scorer, work: Callable[[], T], until: float) -> T:
-        if self.suspended(name):
+        if self.fared(scorer).suspended:
             raise ScorerFailed("is suspended: it took too long several times")
         parts = _parts(scorer)
-        if any(self._busy(part) for part in parts):
+        fared = [self.fared(part) for part in parts]
+        if any(of.busy for of in fared):
             raise ScorerFailed("is still busy with what it took too long for")
         # A call that was told to end may have left caches half written.
-        broken = [part for part in parts if self._left.pop(id(part), None) is not None]
+        broken = [part for part, of in zip(parts, fared, strict=True) if of.left is not None]
+        for of in fared:
+            of.left = None
 
         def whole() -> T:
             for part in broken:
@@ -121,7 +141,7 @@ class Asker:
         run = _here if scorer.keeps_time else self._elsewhere
         answer, error = run(whole, until, parts)
         if isinstance(error, OutOfTime):
-            self._strike(name)
+            self._strike(name, self.fared(scorer))
             raise ScorerFailed("took longer than it may", overrun=True)
         if error is not None:
             raise ScorerFailed(f"{type(error).__name__} while scoring", again=True) from error
@@ -135,25 +155,18 @@ class Asker:
             return thread.run(_carry(work, until), until - time.monotonic())
         except BaseException as interruption:  # no answer yet, or a signal to this process
             self._thread = None
-            self._left |= dict.fromkeys(map(id, parts), thread.thread)
+            for part in parts:
+                self.fared(part).left = thread.thread
             thread.leave()
             if isinstance(interruption, queue.Empty):
                 return None, OutOfTime("the time is over")
             raise
 
-    def _busy(self, scorer: Scorer) -> bool:
-        thread = self._left.get(id(scorer))
-        if thread is None or not thread.is_alive():
-            return False
-        _end(thread)  # once more: a loop may catch what it is told
-        return True
-
-    def _strike(self, name: str) -> None:
-        self.overruns[name] += 1
-        strikes = self._strikes.setdefault(name, deque(maxlen=STRIKES))
-        strikes.append(time.monotonic())
+    def _strike(self, name: str, fared: Fared) -> None:
+        fared.overruns += 1
+        fared.strikes.append(time.monotonic())
         logger.warning("scorer %s took longer than it may (%g s a call)", name, self.seconds)
-        if self.suspended(name):
+        if fared.suspended:
             logger.error("scorer %s is suspended: it took too long %d times", name, STRIKES)
 
 

@@ -18,8 +18,8 @@ def describe(guide: Guide) -> list[dict[str, Any]]:
             **scorer.info.model_dump(include=TOLD),
             **_counts(guide, name, scorer),
             "faults": guide.faults[name],
-            "overruns": guide.asker.overruns[name],
-            "suspended": guide.asker.suspended(name),
+            "overruns": guide.asker.fared(scorer).overruns,
+            "suspended": guide.asker.fared(scorer).suspended,
             "last_error": guide.last_error.get(name),
         }
         for name, scorer in guide.scorers.items()

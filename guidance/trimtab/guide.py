@@ -202,12 +202,13 @@ class Guide:
     ) -> Tensor:
         """A scorer's answer, [Σ candidates, *shape] on the host; rows it fails for are marked."""
         sizes = [len(group) for group in groups]
+        scorer = self._scorer(rows[0], name)
         if until is None:
             fresh = sum(len(row.prefix) for row in rows if name not in row.read)
-            until = self.asker.until(name, fresh)
+            until = self.asker.until(scorer, fresh)
         asked = partial(checked, read(rows, groups), (sum(sizes), *shape))
         try:
-            flat = self.asker.ask(name, self._scorer(rows[0], name), asked, until)
+            flat = self.asker.ask(name, scorer, asked, until)
         except ScorerFailed as failure:
             if failure.again and len(rows) > 1:  # find out whose fault it is, in what time is left
                 alone = zip(rows, groups, strict=True)

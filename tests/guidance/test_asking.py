@@ -26,8 +26,8 @@ from trimtab.search.scoring import score_sequences
 from trimtab_models.checkpoint import ScorerInfo
 from trimtab_models.networks import scalar_head
 
-SECONDS = 0.2
-SOON = 20 * SECONDS
+SECONDS = 0.5
+SOON = 40 * SECONDS
 """A generous bound on what one overrun takes, first answers and a busy machine included."""
 LONG = 60.0
 HOSTILE = 13
@@ -138,6 +138,17 @@ def guide(bad, **more):
     return Guide({"plain": FunctionScorer(plain), "bad": bad, **more}, SECONDS)
 
 
+def fared(steered):
+    return steered.asker.fared(steered.scorers["bad"])
+
+
+def wait_for_the_end(steered):
+    limit = time.monotonic() + LONG
+    while fared(steered).busy and time.monotonic() < limit:
+        time.sleep(0.01)
+    assert not fared(steered).busy, "the call that was left must not go on"
+
+
 def check_a_step(bad, on_error):
     """A hostile row between two good ones: they get what they would get without it."""
     steered = guide(bad)
@@ -169,7 +180,7 @@ def test_whatever_is_raised_stays_with_its_row(error, on_error, caplog):
         steered, row = check_a_step(Misbehaves(raising(error)), on_error)
     assert row.fault.message == f"{type(error).__name__} while scoring"
     assert not row.fault.overrun
-    assert steered.asker.overruns["bad"] == 0
+    assert fared(steered).overruns == 0
     [line] = [r.getMessage() for r in caplog.records]
     assert line == f"scorer bad failed: {type(error).__name__} while scoring"
     assert caplog.records[0].exc_info is None  # a traceback holds what it was asked
@@ -180,6 +191,13 @@ def test_the_traceback_is_told_at_debug(caplog):
         check_a_step(Misbehaves(raising(RuntimeError("planted"))), "fail")
     told = [r for r in caplog.records if r.levelno == logging.DEBUG and r.exc_info]
     assert "planted" in str(told[0].exc_info[1])
+
+
+def test_it_would_escape_from_where_the_engine_is(monkeypatch):
+    """The control: without its thread, a scorer ends the process."""
+    monkeypatch.setattr(Misbehaves, "keeps_time", True)
+    with pytest.raises(SystemExit):
+        check_a_step(Misbehaves(raising(SystemExit(3))), "fail")
 
 
 @pytest.mark.parametrize("wrong", WRONG)
@@ -211,7 +229,7 @@ def test_who_takes_too_long_is_left(slow, on_error, caplog):
     with caplog.at_level(logging.WARNING):
         steered, row = check_a_step(bad, on_error)
     assert row.fault.overrun
-    assert steered.asker.overruns["bad"] == 1
+    assert fared(steered).overruns == 1
     assert [r.getMessage() for r in caplog.records] == [
         f"scorer bad took longer than it may ({SECONDS} s a call)"
     ]
@@ -221,21 +239,19 @@ def test_who_takes_too_long_is_left(slow, on_error, caplog):
         assert again.fault.message == "is still busy with what it took too long for"
         assert not again.fault.overrun
         assert bad.asked == asked
-        assert steered.asker.overruns["bad"] == 1
+        assert fared(steered).overruns == 1
 
 
 def test_a_loop_is_ended_and_its_scorer_asked_again_after_a_reset():
     bad, resets = Misbehaves(looping), []
     bad.reset = lambda: resets.append(1)
     steered, _ = check_a_step(bad, "unguided")
-    [thread] = set(steered.asker._left.values())
-    thread.join(SOON)
-    assert not thread.is_alive(), "the loop must not go on"
+    wait_for_the_end(steered)
     row = made(1, scorers={"bad": 1.0})
     steered.step(logits(1), [(0, row)])
     assert row.fault is None
     assert resets == [1]
-    assert not steered.asker._left
+    assert fared(steered).left is None
 
 
 def test_an_overrun_is_not_repeated_row_by_row():
@@ -246,7 +262,7 @@ def test_an_overrun_is_not_repeated_row_by_row():
     steered.step(logits(5), list(enumerate(rows)))
     assert bad.asked == 2
     assert all(row.fault is not None for row in rows)
-    assert steered.asker.overruns["bad"] == 1
+    assert fared(steered).overruns == 1
 
 
 def test_slow_failures_share_one_budget():
@@ -272,11 +288,10 @@ def test_three_overruns_suspend(monkeypatch):
     steered = guide(bad)
     steered.step(logits(1), [(0, made(1, scorers={"bad": 1.0}))])
     for n in range(1, 4):
-        assert not steered.asker.suspended("bad")
+        assert not fared(steered).suspended
         steered.step(logits(1), [(0, made(HOSTILE, scorers={"bad": 1.0}))])
-        assert steered.asker.overruns["bad"] == n
-        for thread in steered.asker._left.values():
-            thread.join(SOON)
+        assert fared(steered).overruns == n
+        wait_for_the_end(steered)
     asked, row = bad.asked, made(1, scorers={"bad": 1.0})
     steered.step(logits(1), [(0, row)])
     assert row.fault.message == "is suspended: it took too long several times"
@@ -289,8 +304,12 @@ def test_three_overruns_suspend(monkeypatch):
     steered.step(logits(1), [(0, again)])
     assert again.fault is None
     monkeypatch.undo()
-    steered.asker.renew("bad")  # another scorer has the name
-    assert not steered.asker.suspended("bad")
+    assert fared(steered).suspended
+    better = FunctionScorer(plain)  # another version, which a canary asks while this one is there
+    row = made(HOSTILE, scorers={"bad": 1.0})
+    row.scorers = {"bad": better}
+    steered.step(logits(1), [(0, row)])
+    assert row.fault is None
 
 
 @pytest.mark.parametrize("what", [lambda: time.sleep(LONG), raising(SystemExit(1))])
@@ -339,7 +358,7 @@ def test_a_first_answer_and_a_long_prefix_may_take_longer(monkeypatch):
     assert first.fault.overrun, "it is warm: the control"
     monkeypatch.setattr(asking, "READ_TOKENS", 8)
     steered = Guide({"slow": slow}, SECONDS)
-    steered.asker._answered.add("slow")
+    steered.asker.fared(slow).answered = True
     long = made(1, scorers={"slow": 1.0})
     long.prefix = np.arange(32)
     steered.step(logits(1), [(0, long)])

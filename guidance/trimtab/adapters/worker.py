@@ -100,7 +100,6 @@ class GuidanceWorker:
         guide = processor.guide
         guide.faults.pop(name, None)
         guide.last_error.pop(name, None)
-        guide.asker.renew(name)
         if version is None:
             guide.scorers.pop(name, None)
         else:

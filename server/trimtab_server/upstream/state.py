@@ -45,7 +45,7 @@ class State:
 
     def complaint(self, name: str) -> str | None:
         """What is wrong with a scorer; None if nothing."""
-        if self.decoder.guide.asker.suspended(name):
+        if self.decoder.guide.asker.fared(self.scorers[name]).suspended:
             return SUSPENDED
         return self.complaints.get(name, NOT_ASKED)
 
