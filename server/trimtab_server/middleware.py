@@ -158,7 +158,7 @@ class _Answer:
         self.exchange = exchange
         self.choices = choices
         self.start: Message = {}
-        self.buffer = b""
+        self.buffer = bytearray()
         self.write: Callable[[Message], Any] = self._json
 
     async def send(self, message: Message) -> None:
@@ -178,26 +178,32 @@ class _Answer:
             return
         if self.exchange.fault is not None:
             self.start["status"] = self.exchange.fault.status
-            self.buffer = json.dumps(self.exchange.fault.body()).encode()
+            self.buffer[:] = json.dumps(self.exchange.fault.body()).encode()
         elif self.start["status"] == 200:
             answer = json.loads(self.buffer)
             if isinstance(answer, dict):  # null, where the client has left
                 self._attach(answer, final=True)
-                self.buffer = json.dumps(answer, ensure_ascii=False).encode()
+                self.buffer[:] = json.dumps(answer, ensure_ascii=False).encode()
         self.start["headers"] = _with_length(self.start["headers"], len(self.buffer))
         await self.forward(self.start)
-        await self.forward({"type": "http.response.body", "body": self.buffer})
+        await self.forward({"type": "http.response.body", "body": bytes(self.buffer)})
 
     async def _events(self, message: Message) -> None:
-        *events, self.buffer = (self.buffer + message.get("body", b"")).split(b"\n\n")
+        searched = max(len(self.buffer) - 1, 0)
+        self.buffer += message.get("body", b"")
+        end = self.buffer.rfind(b"\n\n", searched) + 2
+        whole, self.buffer = (
+            (self.buffer[:end], self.buffer[end:]) if end > 1 else (b"", self.buffer)
+        )
+        events = bytes(whole).split(b"\n\n")[:-1]
         body = b"".join(self._event(event) + b"\n\n" for event in events)
         more = message.get("more_body", False)
         if not more:
-            body += self.buffer
+            body += bytes(self.buffer)
         await self.forward({"type": "http.response.body", "body": body, "more_body": more})
 
     def _event(self, event: bytes) -> bytes:
-        head, found, data = event.rpartition(b"data: ")
+        head, found, data = event.partition(b"data: ")  # the first: text may hold it too
         if not found or not data.startswith(b"{"):
             return event
         chunk = json.loads(data)

@@ -1,11 +1,20 @@
 """vLLM's application with ours over it, as it is served, but without an engine."""
 
+import importlib
 import warnings
+from types import ModuleType
 
 import httpx
 
 from trimtab_server.settings import Settings
 from trimtab_server.sizes import Bounds
+
+
+def quietly(name: str) -> ModuleType:
+    """A module that imports vLLM: torch deprecates what that makes it import."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return importlib.import_module(name)
 
 
 def application(flags=(), **settings):
