@@ -26,6 +26,7 @@ from trimtab_models.data.fields import ANSWER, PROMPT
 from trimtab_models.demo import rollouts as demo_rollouts
 from trimtab_models.grounded import job, turns
 from trimtab_models.grounded.guidance import rank
+from trimtab_models.grounded.settings import GroundedConfig
 from trimtab_models.objectives.base import completions
 from trimtab_models.objectives.fudge import Fudge
 from trimtab_models.report.validate import _flat, _half
@@ -393,7 +394,7 @@ def _judged(folder: Path, before: Fields) -> Fields:
 
 def _reported_half(before: Fields) -> Fields:
     half = {**before, "prefix_token_ids": before["completion_token_ids"], "fraction": 0.5}
-    item, part = _half({**half, "returns": [1], "mean": 1.0, "standard_error": 1.0}, 1)
+    item, part = _half({**half, "returns": [1], "mean": 1.0, "standard_error": 1.0}, 1, 1024)
     assert item.label == 1.0
     return {
         "prompt_token_ids": item.prompt,
@@ -404,7 +405,11 @@ def _reported_half(before: Fields) -> Fields:
 
 def _example(folder: Path, before: Fields) -> Fields:
     encoder = data.encoding.Encoder(TOKENIZER)
-    ((item,), _) = job._examples(str(folder / "rollouts.jsonl"), encoder, True)
+    config = GroundedConfig(
+        objective="grounded-mle",
+        **{"base": "demo", "reward": "", "data": str(folder / "rollouts.jsonl"), "out": folder},
+    )
+    ((item,), _) = job._examples(config, encoder)
     assert item == Rollout(item.prompt, item.completion, 0.0)
     return {"prompt_token_ids": item.prompt, "completion_token_ids": item.completion}
 
@@ -465,7 +470,7 @@ RECORDS: dict[str, Case] = {
     "worlds.build:_training_data": Case(_in_files(_trained_on), {**EVERY, "reward": MADE}),
     "rivals.train:_pairs": Case(_in_files(_of_rival), {**EVERY, "reward": MADE}),
     "arena.refine:guided": Case(_in_files(_refined), EVERY),
-    "halves:_labelled": Case(_labelled, EVERY),
+    "halves:_labelled": Case(lambda before: _labelled(before, 1024), EVERY),
     "halves:_measured": Case(_in_files(_measured), {**PROMPTS_KEPT, **SAID, "reward": KEPT}),
     "halves:complete.answer": Case(
         _in_files(_judged),
@@ -516,7 +521,7 @@ MAKERS = {
     "arena.values:foretold": "a result",
     "offline:Sampler._add": "a request of vLLM",
     "grounded.job:_judge.judge": "see grounded.job:_judge",
-    "prompts:_record": "see rollout:roll_out.record",
+    "prompts:_prompt": "see rollout:roll_out.record",
     "data.fields:of_prompt": "see data.derive:_begun",
 }
 """Functions that handle no known rollout, and why their fields need no decision."""

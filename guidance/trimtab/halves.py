@@ -4,9 +4,11 @@ Rollouts are cut at fractions of their tokens, and the base completes every piec
 of the m returns estimates V(prefix) without bias; its standard error says how well.
 """
 
+import logging
 import math
 import random
 import statistics
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,56 +17,75 @@ from typing import TYPE_CHECKING
 from trimtab.draws import Completion, Drawing
 from trimtab.errors import TrimtabError
 from trimtab.journal import Journal
+from trimtab.prompts import check_lengths
 from trimtab.rollout import Drawn, Group, Record, answer_of, run
 from trimtab_models import rewards
-from trimtab_models.data import formats, sources
-from trimtab_models.data.faults import Fault, convert
+from trimtab_models.data import encoding, formats, sources
+from trimtab_models.data.faults import Fault, convert, noting
 from trimtab_models.data.fields import of_prompt
 
 if TYPE_CHECKING:  # it imports vLLM, which takes seconds
     from trimtab.offline import Sampler
 
 
+log = logging.getLogger(__name__)
+
+
 @dataclass(frozen=True)
 class Half:
-    """A source rollout, and how much of its completion is kept."""
+    """A source rollout, how much of its completion is kept, and where it stands."""
 
     source: Record
     fraction: float
     kept: int
+    place: str = "a rollout"
 
 
 def halves(
-    path: str | Path, fractions: Sequence[float], limit: int | None, seed: int
+    path: str | Path,
+    fractions: Sequence[float],
+    limit: int | None,
+    seed: int,
+    vocabulary: int = sys.maxsize,
 ) -> list[Half]:
     """The rollouts of a file, cut at the fractions; at most `limit` rollouts, drawn by the seed.
 
-    Completions of a single token cannot be cut and are left out.
+    Completions of a single token cannot be cut; they are left out, and counted in the log. Token
+    ids are below `vocabulary`.
 
     Raises:
         BrokenRows: (a ValueError) lines that are no labelled rollouts, each by its number.
         TrimtabError: nothing is left.
         OSError: the file cannot be read.
     """
-    rollouts = convert(sources.rows(path), _labelled, "reading")
-    rows = [row for row in rollouts if len(row["completion_token_ids"]) > 1]
+    places: list[str] = []
+    rollouts = convert(
+        noting(sources.rows(path), places), lambda record: _labelled(record, vocabulary), "reading"
+    )
+    rows = [
+        (record, place)
+        for record, place in zip(rollouts, places, strict=True)
+        if len(record["completion_token_ids"]) > 1
+    ]
+    if short := len(rollouts) - len(rows):
+        log.warning("%d of %d rollouts are left out: of one token.", short, len(rollouts))
     if not rows:
         raise TrimtabError(f"{path} holds no completion of two tokens or more.")
     if limit is not None and limit < len(rows):
         chosen = random.Random(seed).sample(range(len(rows)), limit)
         rows = [rows[i] for i in sorted(chosen)]
     return [
-        Half(row, f, max(1, math.floor(f * len(row["completion_token_ids"]))))
-        for row in rows
+        Half(row, f, max(1, math.floor(f * len(row["completion_token_ids"]))), place)
+        for row, place in rows
         for f in fractions
     ]
 
 
-def _labelled(record: Record) -> Record:
+def _labelled(record: Record, vocabulary: int) -> Record:
     """A rollout with token ids, its reward under "reward"."""
-    for name in ("prompt_token_ids", "completion_token_ids"):
-        if not (isinstance(ids := record.get(name), list) and ids):
-            raise Fault(f"not a rollout as it was sampled: there are no {name!r}")
+    for name in ("prompt", "completion"):
+        if not encoding.given(record, name, vocabulary):
+            raise Fault(f"not a rollout as it was sampled: there are no '{name}_token_ids'")
     return {**record, "reward": formats.reward(record)}
 
 
@@ -80,6 +101,8 @@ def complete(
     Raises:
         as `roll_out`.
     """
+    sizes = [(half.place, len(half.source["prompt_token_ids"])) for half in cuts]
+    check_lengths(sizes, drawing.max_tokens, sampler.max_length)
     there = {record["index"] for record in journal.records}
     groups = [
         Group(

@@ -3,27 +3,38 @@
 .txt     one prompt a line, blank lines skipped: a user's message, rendered by the chat template
          of the model's tokenizer; as it stands if there is no template, or with `raw`
 .jsonl   "prompt": messages, rendered by the template, or text, which stands as it is (so TRL
-         has it); further fields are kept; "prompt_token_ids" beside it are used unchanged
+         has it); further fields are kept, but for those of other answers (`data.fields.ANSWER`);
+         "prompt_token_ids" beside it are used unchanged
 """
 
-import json
-from dataclasses import dataclass, field
+import logging
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from trimtab.errors import TrimtabError
-from trimtab_models.data.fields import of_prompt
+from trimtab_models.data import chats, encoding
+from trimtab_models.data.faults import BrokenRows, Fault, Record, Row, convert, kind, noting
+from trimtab_models.data.faults import field as field_of
+from trimtab_models.data.fields import ANSWER, of_prompt
+from trimtab_models.data.lines import json_lines, lines
 
+log = logging.getLogger(__name__)
 OURS = ("prompt", "prompt_token_ids")
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """A prompt as text or messages, as the model reads it, and what else its line said."""
+    """A prompt as text or messages, as the model reads it, what else its line said, and where it
+    stands ("file, line 3").
+    """
 
     content: str | list[dict[str, Any]]
     token_ids: list[int]
     fields: dict[str, Any] = field(default_factory=dict)
+    place: str = "a prompt"
 
 
 def read(path: str | Path, tokenizer: Any, *, raw: bool = False) -> list[Prompt]:
@@ -33,53 +44,88 @@ def read(path: str | Path, tokenizer: Any, *, raw: bool = False) -> list[Prompt]
         TrimtabError: a line is not a prompt, or there is none; the message names the line.
         OSError: the file cannot be read.
     """
-    lines = Path(path).read_text(encoding="utf-8").split("\n")
     text = Path(path).suffix not in (".jsonl", ".json")
-    prompts = []
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
-            if text:
-                chat = not raw and tokenizer.chat_template is not None
-                content = [{"role": "user", "content": line.strip()}] if chat else line
-                prompts.append(Prompt(content, _ids(content, tokenizer)))
-            else:
-                prompts.append(_record(line, tokenizer))
-        except Exception as error:  # a template may raise anything
-            raise TrimtabError(f"{path}, line {number}: {error}") from None
+    chat = not raw and tokenizer.chat_template is not None
+    rows = _texts(path, chat) if text else json_lines(path)
+    vocabulary = encoding.vocabulary(tokenizer)
+    places: list[str] = []
+    others: Counter[str] = Counter()
+
+    def prompt(record: Record) -> Prompt:
+        others.update(name for name in ANSWER if name in record and name != "label")
+        return _prompt(record, tokenizer, vocabulary)
+
+    try:
+        prompts = convert(noting(rows, places), prompt, "prompts")
+    except BrokenRows as error:
+        raise TrimtabError(str(error)) from None
     if not prompts:
         raise TrimtabError(f"{path} holds no prompt.")
-    return prompts
+    for name, count in others.items():
+        log.warning("%s: %r of %d prompts is of other answers, and left out.", path, name, count)
+    return [replace(one, place=place) for one, place in zip(prompts, places, strict=True)]
 
 
-def _record(line: str, tokenizer: Any) -> Prompt:
-    try:
-        record = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"not JSON ({error.msg}).") from None
-    content = record.get("prompt") if isinstance(record, dict) else None
-    messages = isinstance(content, list) and all(
-        isinstance(turn, dict) and {"role", "content"} <= set(turn) for turn in content
-    )
-    if not content or not (messages or isinstance(content, str)):
-        raise ValueError('expected a JSON object with a "prompt", text or messages.')
-    given = record.get("prompt_token_ids")
-    ids = _ids(content, tokenizer) if given is None else list(given)
-    fields = {name: value for name, value in of_prompt(record).items() if name not in OURS}
-    if "label" in record:
-        fields["label"] = record["label"]
+def check_lengths(sizes: Sequence[tuple[str, int]], max_tokens: int, most: int) -> None:
+    """Refuse prompts that leave no room for `max_tokens` in the `most` that a model reads.
+
+    Args:
+        sizes: of each prompt, where it stands and how many tokens it has.
+        max_tokens: of an answer.
+        most: tokens of both.
+
+    Raises:
+        TrimtabError: some are too long; names the first and counts them.
+    """
+    long = [(place, tokens) for place, tokens in sizes if tokens + max_tokens > most]
+    if long:
+        place, tokens = long[0]
+        raise TrimtabError(
+            f"{len(long)} of {len(sizes)} prompts are too long: {place}, has {tokens} tokens, "
+            f"which with {max_tokens} to draw are more than the {most} that the model reads; "
+            "shorten or take out such prompts, or draw fewer tokens."
+        )
+
+
+def _texts(path: str | Path, chat: bool) -> Iterator[Row]:
+    for place, line in lines(path):
+        if line is None:
+            yield Row(place, {}, "not UTF-8")
+        else:
+            yield Row(place, {"prompt": _said(line.strip()) if chat else line})
+
+
+def _said(text: str) -> list[dict[str, Any]]:
+    return [{"role": "user", "content": text}]
+
+
+def _prompt(row: Record, tokenizer: Any, vocabulary: int) -> Prompt:
+    content = field_of(row, "prompt")
+    if not isinstance(content, str | list):
+        raise Fault(f"'prompt' is {kind(content)}; expected text or a list of messages")
+    if not content:
+        raise Fault("'prompt' is empty")
+    if isinstance(content, list):
+        chats.messages(row, "prompt")  # also where its ids are given
+    ids = encoding.given(row, "prompt", vocabulary)
+    if ids is None:
+        ids = _ids(row, content, tokenizer)
+    if not ids:
+        raise Fault("the prompt has no tokens")
+    fields = {name: value for name, value in of_prompt(row).items() if name not in OURS}
+    if "label" in row:
+        fields["label"] = row["label"]
     return Prompt(content, ids, fields)
 
 
-def _ids(content: str | list[dict[str, Any]], tokenizer: Any) -> list[int]:
-    if isinstance(content, str):
-        begun = tokenizer.bos_token is not None and content.startswith(tokenizer.bos_token)
-        ids = tokenizer(content, add_special_tokens=not begun).input_ids
+def _ids(row: Record, content: str | list[Any], tokenizer: Any) -> list[int]:
+    if isinstance(content, list):
+        text, special = chats.opening(tokenizer, row), False
     else:
-        ids = tokenizer.apply_chat_template(
-            content, add_generation_prompt=True, tokenize=True, return_dict=False
-        )
-    if not ids:
-        raise ValueError("the prompt has no tokens.")
-    return list(ids)
+        begun = tokenizer.bos_token is not None and content.startswith(tokenizer.bos_token)
+        text, special = content, not begun
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise Fault("'prompt' holds half a surrogate pair, which is no character") from None
+    return list(tokenizer(text, add_special_tokens=special).input_ids)

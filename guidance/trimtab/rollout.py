@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from trimtab.draws import Completion, Drawing, Request, sample_seed
 from trimtab.journal import Journal
-from trimtab.prompts import Prompt
+from trimtab.prompts import Prompt, check_lengths
 from trimtab_models import rewards
 
 if TYPE_CHECKING:  # it imports vLLM, which takes seconds
@@ -47,8 +47,11 @@ def roll_out(
     """n completions of each prompt, labelled; one record each.
 
     Raises:
+        TrimtabError: a prompt is too long. Nothing was drawn.
         RewardError, ScorerFault, InvalidGuidance: as they come; what is written stays.
     """
+    sizes = [(prompt.place, len(prompt.token_ids)) for prompt in prompts]
+    check_lengths(sizes, drawing.max_tokens, sampler.max_length)
     there = {(record["index"], record["sample"]) for record in journal.records}
     groups = [
         Group(i, prompt.token_ids, [j])
@@ -98,9 +101,14 @@ def roll_out(
 
 
 def answer_of(sampler: "Sampler", prompt: Any, ids: Sequence[int]) -> Any:
-    """A completion of the prompt's own kind, without special tokens: text, or a message."""
+    """A completion of the prompt's own kind, without special tokens: text, or a message.
+
+    It is text too where the prompt ends with an assistant's turn, which it goes on with.
+    """
     text = sampler.tokenizer.decode(ids, skip_special_tokens=True)
-    return text if isinstance(prompt, str) else [{"role": "assistant", "content": text}]
+    if isinstance(prompt, str) or prompt[-1]["role"] == "assistant":
+        return text
+    return [{"role": "assistant", "content": text}]
 
 
 def run(

@@ -40,6 +40,13 @@ Head = Literal[
 """What an objective trains; see `build`."""
 
 
+def longest(config: PretrainedConfig) -> int | None:
+    """The most tokens that a network was made to read; None if its configuration leaves it open."""
+    text = config.get_text_config()
+    stretched = "factor" in (getattr(text, "rope_parameters", None) or {})
+    return None if stretched else getattr(text, "max_position_embeddings", None)
+
+
 def build(head: Head, source: Source, *, bins: int = 1, **options: Any) -> Any:
     """A new scorer network on a backbone, ready to be trained.
 

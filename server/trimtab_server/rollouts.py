@@ -17,6 +17,7 @@ from trimtab.prompts import Prompt, read
 from trimtab.quiet import quieten
 from trimtab.rollout import roll_out
 from trimtab_models import pretrained, rewards
+from trimtab_models.data.encoding import vocabulary
 from trimtab_models.demo import base
 from trimtab_server import demo
 from trimtab_server.errors import StartError
@@ -77,7 +78,8 @@ def _fill(
     texts: list[Prompt] = []
     if options["complete"] is not None:
         fractions = _fractions(options["at"])
-        cuts = halves(options["complete"], fractions, options["limit"], drawing.seed)
+        known = vocabulary(_tokenizer(model))
+        cuts = halves(options["complete"], fractions, options["limit"], drawing.seed, known)
         if (longest := max(half.kept for half in cuts)) >= drawing.max_tokens:
             raise StartError(f"a half has {longest} tokens; --max-tokens counts whole answers.")
     quieten()

@@ -19,6 +19,8 @@ TEXTS = [f"Prompt {i}." for i in range(10)]
 
 
 class MadeUp:
+    max_length = 512
+
     def __init__(self, *_, pause=0.0, **__):
         self.tokenizer = AutoTokenizer.from_pretrained(demo.base())
         self.pause, self.drawn = pause, 0

@@ -10,6 +10,10 @@ from transformers import AutoTokenizer
 
 from trimtab_models import data, demo
 from trimtab_models.data import Record
+from trimtab_models.grounded import job
+from trimtab_models.grounded.settings import GroundedConfig
+from trimtab_models.training import run, start
+from trimtab_models.training.config import TrainConfig
 
 TOKENIZER = AutoTokenizer.from_pretrained(demo.base())
 GOOD = b'{"prompt": "How?", "completion": "Fine.", "reward": 1}'
@@ -140,3 +144,28 @@ def test_further_columns_are_left_alone(tmp_path: Path) -> None:
         data.load(tmp_path / f"{name}.jsonl", "pairs", TOKENIZER) for name in ("plain", "more")
     )
     assert plain == wide
+
+
+def test_rows_that_the_network_cannot_read_are_named(tmp_path: Path) -> None:
+    """The demo's base has 512 positions; cut rows are no fault."""
+    path = tmp_path / "rows.jsonl"
+    short = {"prompt": "How?", "completion_token_ids": [5, 6], "reward": 1.0}
+    data.write(path, [short, {**short, "prompt_token_ids": [5] * 511}])
+    config = TrainConfig(base="demo", data=str(path), out=tmp_path / "out")
+    assert start.reads(config) == 512
+    told = r"1 of 2 rows .*rows\.jsonl, line 2: prompt and completion have 513 tokens, .* reads 512"
+    for limit in (None, 513):
+        with pytest.raises(data.BrokenRows, match=told):
+            run._items(config.model_copy(update={"max_length": limit}), "rollouts", TOKENIZER)
+    items, _ = run._items(config.model_copy(update={"max_length": 512}), "rollouts", TOKENIZER)
+    assert [len(item.prompt) for item in items] == [len(TOKENIZER("How?").input_ids), 510]
+
+
+def test_prompts_that_leave_no_room_to_generate_are_named(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    data.write(path, [{"prompt": "a", "prompt_token_ids": [5] * n} for n in (384, 385)])
+    config = GroundedConfig(
+        objective="grounded-reinforce", base="demo", data=str(path), reward="", out=tmp_path
+    )
+    with pytest.raises(data.BrokenRows, match=r"rows\.jsonl, line 2: prompt and answer come to"):
+        job._examples(config, data.encoding.Encoder(TOKENIZER))

@@ -9,7 +9,9 @@ methods: [base, pargs, distribution]            all, if absent
 engine: {dtype: bfloat16}                       vLLM's options
 """
 
+import logging
 import random
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -20,9 +22,12 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from trimtab.arena.methods import COMPOSED, METHODS, SUMS, TRAININGS
 from trimtab.errors import TrimtabError
-from trimtab.prompts import read
-from trimtab_models import pretrained, rewards
+from trimtab.prompts import Prompt, check_lengths, read
+from trimtab_models import networks, pretrained, rewards
+from trimtab_models.data.fields import shared
 from trimtab_models.worlds import WORLDS, World
+
+log = logging.getLogger(__name__)
 
 ENGINE: Mapping[str, Any] = {
     "dtype": "float32",
@@ -174,17 +179,20 @@ def own_world(
     """
     try:
         tokenizer = pretrained.tokenizer(base)
+        longest = networks.longest(pretrained.configuration(base))
     except (OSError, ValueError) as error:
         raise TrimtabError(f"the base model {base} cannot be loaded: {error}") from None
-    lines: dict[str, dict[str, Any]] = {}
+    lines: dict[str, list[dict[str, Any]]] = defaultdict(list)
     texts: dict[str, list[str]] = {}
     for split, path in prompts.items():
         found = read(path, tokenizer)
+        if longest is not None:
+            check_lengths([(p.place, len(p.token_ids)) for p in found], max_tokens, longest)
         texts[split] = [tokenizer.decode(prompt.token_ids) for prompt in found]
-        lines |= {
-            text: {**prompt.fields, "prompt": prompt.content}
-            for text, prompt in zip(texts[split], found, strict=True)
-        }
+        for text, prompt in zip(texts[split], found, strict=True):
+            lines[text].append({**prompt.fields, "prompt": prompt.content})
+        _tell(path, tokenizer, found, texts[split])
+    fields_of = {text: shared(records) for text, records in lines.items()}
 
     def choose(split: str, n: int, seed: int) -> list[str]:
         chosen = list(dict.fromkeys(texts[split]))
@@ -193,7 +201,7 @@ def own_world(
 
     return World(
         name=name,
-        rewards={reward: _reward(spec, lines) for reward, spec in specs.items()},
+        rewards={reward: _reward(spec, fields_of) for reward, spec in specs.items()},
         prompts=choose,
         max_tokens=max_tokens,
         base=Path(base),
@@ -201,8 +209,25 @@ def own_world(
     )
 
 
+def _tell(path: Path, tokenizer: Any, found: Sequence[Prompt], texts: Sequence[str]) -> None:
+    """Log how many prompts are not judged, or not as they were given."""
+    if doubled := len(texts) - len(set(texts)):
+        log.warning("%s: %d of %d prompts are left out: others again.", path, doubled, len(texts))
+    again = tokenizer(list(texts), add_special_tokens=False).input_ids
+    unlike = sum(ids != prompt.token_ids for ids, prompt in zip(again, found, strict=True))
+    if unlike:
+        log.warning(
+            "%s: %d of %d prompts have token ids that their text does not; the text is read.",
+            path,
+            unlike,
+            len(texts),
+        )
+
+
 def _reward(spec: str, fields: Mapping[str, Mapping[str, Any]]) -> Callable[[str, str], float]:
-    """A reward by its specification, as a function of texts; a prompt's line comes with it."""
+    """A reward by its specification, as a function of texts; what all lines of its prompt say
+    comes with it.
+    """
     reward = rewards.load(spec)
 
     def one(prompt: str, completion: str) -> float:

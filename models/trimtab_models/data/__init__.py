@@ -40,7 +40,13 @@ __all__ = [
 ]
 
 
-def load(source: str | Path, kind: str, tokenizer: Any, max_length: int | None = None) -> list[Any]:
+def load(
+    source: str | Path,
+    kind: str,
+    tokenizer: Any,
+    max_length: int | None = None,
+    reads: int | None = None,
+) -> list[Any]:
     """What an objective trains on, from where it lies.
 
     Args:
@@ -49,6 +55,8 @@ def load(source: str | Path, kind: str, tokenizer: Any, max_length: int | None =
         tokenizer: of the scorer; it has an EOS, and a chat template if there are chats.
         max_length: the most tokens of prompt + completion; by default there is no limit. What is
             longer is cut as `shorten` says, which logs what it did.
+        reads: the most tokens that the networks read. Longer rows are faults, unless max_length
+            cuts them.
 
     Returns:
         One `Rollout`, `Pair` or `Ranked` a row, in the source's order.
@@ -59,7 +67,9 @@ def load(source: str | Path, kind: str, tokenizer: Any, max_length: int | None =
     """
     if kind not in FORMATS:
         raise ValueError(f"there is no kind of data {kind!r}; there are {', '.join(FORMATS)}.")
-    loaded = items(rows(source), FORMATS[kind], Encoder(tokenizer))
+    cut_to_fit = max_length is not None and reads is not None and max_length <= reads
+    most = None if cut_to_fit else reads
+    loaded = items(rows(source), FORMATS[kind], Encoder(tokenizer), most)
     if not loaded:
         raise ValueError(f"{source} holds no rows to train on.")
     return loaded if max_length is None else shorten(loaded, max_length)

@@ -42,6 +42,13 @@ def numbered(records: Iterable[Record]) -> Iterable[Row]:
     return (Row(f"record {i}", record) for i, record in enumerate(records))
 
 
+def noting(rows: Iterable[Row], places: list[str]) -> Iterable[Row]:
+    """The same rows, the place of each put into a list as it passes."""
+    for row in rows:
+        places.append(row.place)
+        yield row
+
+
 def convert(rows: Iterable[Row], reader: Callable[[Record], Item], what: str) -> list[Item]:
     """Every row through a reader, but for those that it leaves out.
 

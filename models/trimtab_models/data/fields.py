@@ -5,6 +5,8 @@ what it names, and nothing by accident: the reward, the strength or the token id
 not those of another.
 """
 
+from collections.abc import Sequence
+
 from trimtab_models.data.faults import Record
 
 PROMPT = ("prompt", "prompt_token_ids", "tools", "chat_template_kwargs")
@@ -33,9 +35,14 @@ ANSWER = (
 
 def of_prompt(*records: Record) -> Record:
     """What records of one prompt have in common, without the fields of single answers."""
+    return {name: value for name, value in shared(records).items() if name not in ANSWER}
+
+
+def shared(records: Sequence[Record]) -> Record:
+    """The fields that are in all of some records, and the same in all."""
     first, *others = records
     return {
         name: value
         for name, value in first.items()
-        if name not in ANSWER and all(name in one and one[name] == value for one in others)
+        if all(name in one and one[name] == value for one in others)
     }

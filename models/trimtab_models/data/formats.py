@@ -25,6 +25,7 @@ from trimtab_models.data.faults import (
     numbered,
     word,
 )
+from trimtab_models.data.lengths import length
 from trimtab_models.rows import Pair, Ranked, Rollout
 
 SCORES = (("score_chosen", "score_rejected"), ("chosen_score", "rejected_score"))
@@ -58,7 +59,7 @@ def strength(record: Record) -> float:
         Fault: it is no finite number.
     """
     value = record.get("strength", 0.0)
-    if not _finite(value):
+    if not finite(value):
         raise Fault("'strength' is not a finite number")
     return float(value)
 
@@ -75,12 +76,12 @@ def log_ratios(record: Record, completion: list[int]) -> tuple[float, ...]:
     tokens = len(record.get("completion_token_ids", completion))
     if not isinstance(value, list) or len(value) not in (0, tokens):
         raise Fault(f"'log_ratios' is not a list of {tokens} numbers, one for each token")
-    if not all(map(_finite, value)):
+    if not all(map(finite, value)):
         raise Fault("'log_ratios' holds what is no finite number")
     return tuple(map(float, value[: len(completion)]))
 
 
-def _finite(value: object) -> bool:
+def finite(value: object) -> bool:
     """Whether it is a number that float32 holds."""
     return isinstance(value, int | float) and type(value) is not bool and abs(value) <= FLOAT32
 
@@ -98,7 +99,7 @@ def _in_order(*scores: Any) -> None:
         Left: two of them are equal.
         Fault: they are in another order, or not all finite numbers.
     """
-    if not all(map(_finite, scores)):
+    if not all(map(finite, scores)):
         raise Fault("the scores of the completions are not all finite numbers")
     if any(a < b for a, b in pairwise(scores)):
         raise Fault("the scores of the completions rise; the best completion comes first")
@@ -204,13 +205,22 @@ FORMATS: dict[str, Callable[[Record, Encoder], Any]] = {
 
 
 def items(
-    rows: Iterable[Row], reader: Callable[[Record, Encoder], Item], encoder: Encoder
+    rows: Iterable[Row],
+    reader: Callable[[Record, Encoder], Item],
+    encoder: Encoder,
+    reads: int | None = None,
 ) -> list[Item]:
-    """Every row as token ids; raises `BrokenRows`."""
+    """Every row as token ids, of at most `reads`; raises `BrokenRows`."""
 
     def read(record: Record) -> Item:
         # A column that only other rows fill is null in `datasets`: as good as not there.
-        return reader({k: v for k, v in record.items() if v is not None}, encoder)
+        item = reader({k: v for k, v in record.items() if v is not None}, encoder)
+        if reads is not None and (tokens := length(item)) > reads:
+            raise Fault(
+                f"prompt and completion have {tokens} tokens, and the network reads {reads}; set "
+                f"max_length to {reads} or less to have such rows cut"
+            )
+        return item
 
     return convert(rows, read, "tokenising")
 

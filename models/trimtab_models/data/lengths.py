@@ -9,7 +9,7 @@ and so does the strength it was guided with; the log-ratios of the cut tokens be
 import logging
 from collections import Counter
 from collections.abc import Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from trimtab_models.rows import Pair, Ranked, Rollout
 
@@ -56,6 +56,11 @@ def shorten(items: Sequence[Item], max_length: int) -> list[Item]:
     if items and not kept:
         raise ValueError(f"nothing is left at max_length {max_length}; choose a larger one.")
     return kept
+
+
+def length(item: Any) -> int:
+    """The tokens of an item's prompt and its longest completion."""
+    return len(item.prompt) + max(map(len, _sides(item)))
 
 
 def _sides(item: Rollout | Pair | Ranked) -> list[list[int]]:

@@ -17,7 +17,7 @@ import torch
 from trimtab_models import checkpoint, demo, manifest, outputs, pretrained, rewards
 from trimtab_models.data import Record
 from trimtab_models.data.encoding import Encoder
-from trimtab_models.data.faults import convert
+from trimtab_models.data.faults import Fault, convert
 from trimtab_models.data.fields import of_prompt
 from trimtab_models.data.sources import rows as rows_of
 from trimtab_models.grounded.guidance import Judge, TokenRewards
@@ -26,8 +26,7 @@ from trimtab_models.grounded.turns import Turns
 from trimtab_models.networks import build
 from trimtab_models.objectives.plackett_luce import PlackettLuce
 from trimtab_models.rows import Rollout
-from trimtab_models.training import claims, describe, saves
-from trimtab_models.training.start import keep_layers
+from trimtab_models.training import claims, describe, saves, start
 
 REWARDS = "token-rewards"
 """Beside the language model: the network of token rewards, a scorer like any other."""
@@ -48,8 +47,7 @@ def run(config: GroundedConfig) -> Path:
     claims.check(config.out, made_by, data=config.data, base=base, scorer=config.scorer)
     tokenizer = pretrained.tokenizer(base)
     encoder = Encoder(tokenizer)
-    supervised = config.objective == "grounded-mle"
-    examples, records = _examples(config.data, encoder, supervised)
+    examples, records = _examples(config, encoder)
     try:
         objective = PlackettLuce(**config.options)
     except TypeError as error:
@@ -64,7 +62,7 @@ def run(config: GroundedConfig) -> Path:
     turns = Turns(
         config,
         build("language", base, dtype=torch.float32).to(device),
-        TokenRewards(keep_layers(scorer, config.layers).to(device).eval(), objective, pad_id),
+        TokenRewards(start.keep_layers(scorer, config.layers).to(device).eval(), objective, pad_id),
         examples,
         _judge(config.reward, tokenizer, records),
         eos=encoder.eos,
@@ -82,20 +80,25 @@ def run(config: GroundedConfig) -> Path:
     return config.out
 
 
-def _examples(
-    source: str, encoder: Encoder, supervised: bool
-) -> tuple[list[Rollout], list[Record]]:
+def _examples(config: GroundedConfig, encoder: Encoder) -> tuple[list[Rollout], list[Record]]:
     records: list[Record] = []
+    supervised, reads = config.objective == "grounded-mle", start.reads(config)
 
     def read(record: Record) -> Rollout:
         prompt = encoder.prompt(record)
         completion = encoder.completion(record, "completion") if supervised else [encoder.eos]
+        tokens = len(prompt) + max(len(completion), config.max_new_tokens)
+        if reads is not None and tokens > reads:
+            raise Fault(
+                f"prompt and answer come to {tokens} tokens (max_new_tokens: "
+                f"{config.max_new_tokens}), and the network reads {reads}"
+            )
         records.append(record)
         return Rollout(prompt, completion, 0.0)
 
-    examples = convert(rows_of(source), read, "reading")
+    examples = convert(rows_of(config.data), read, "reading")
     if not examples:
-        raise ValueError(f"{source} holds no rows.")
+        raise ValueError(f"{config.data} holds no rows.")
     return examples, records
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from trimtab_models import checkpoint, data, pretrained
+from trimtab_models import checkpoint, data, networks, pretrained
 from trimtab_models.report import summary, update, validate
 from trimtab_models.report.files import check
 
@@ -36,7 +36,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         report = validate(
             model.to(device),
             info,
-            data.load(options.rollouts, "rollouts", tokenizer),
+            data.load(
+                options.rollouts, "rollouts", tokenizer, reads=networks.longest(model.config)
+            ),
             data.read(options.completions) if options.completions else None,
             tokenizer.pad_token_id or 0,
             reference=None if reference is None else reference.to(device),

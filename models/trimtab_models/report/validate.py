@@ -4,6 +4,9 @@ import random
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
+from trimtab_models.data.encoding import given
+from trimtab_models.data.faults import Fault
+from trimtab_models.data.formats import finite
 from trimtab_models.info import ScorerInfo
 from trimtab_models.objectives.base import completions as sides_of
 from trimtab_models.rows import Pair, Ranked, Rollout
@@ -111,7 +114,8 @@ def validate(
     )
     if not completions:
         return found
-    halves = [_half(record, number) for number, record in enumerate(completions, 1)]
+    vocabulary = model.get_input_embeddings().num_embeddings
+    halves = [_half(record, number, vocabulary) for number, record in enumerate(completions, 1)]
     ends = [
         float(s[-1])
         for s in prefix_scores(model, info, [half for half, _ in halves], pad_id, **options)
@@ -145,7 +149,7 @@ def _flat(items: Sequence[Rollout | Pair | Ranked]) -> tuple[list[Rollout], list
     return rollouts, groups
 
 
-def _half(record: Mapping[str, Any], number: int) -> tuple[Rollout, Continued]:
+def _half(record: Mapping[str, Any], number: int, vocabulary: int) -> tuple[Rollout, Continued]:
     """A half-completed answer as something to score, and as something that was continued."""
     needed = ("prompt_token_ids", "prefix_token_ids", "fraction", "returns", "mean")
     absent = [field for field in (*needed, "standard_error", "reward") if field not in record]
@@ -154,8 +158,18 @@ def _half(record: Mapping[str, Any], number: int) -> tuple[Rollout, Continued]:
             f"half-completed answer {number} lacks {absent}; expected the records that "
             "`trimtab rollout` writes when it completes prefixes."
         )
-    prompt = list(record["prompt_token_ids"])
+    returns = record["returns"] if isinstance(record["returns"], list) else [None]
+    numbers = [record[name] for name in ("fraction", "mean", "standard_error", "reward")]
+    try:
+        prompt, prefix = (given(dict(record), name, vocabulary) for name in ("prompt", "prefix"))
+    except Fault as fault:
+        raise ValueError(f"half-completed answer {number}: {fault}.") from None
+    if not (prompt and prefix and all(map(finite, [*numbers, *returns]))):
+        raise ValueError(
+            f"half-completed answer {number} has no tokens, or something other than a finite "
+            "number for its fraction, reward, returns, their mean or its standard error."
+        )
     return (
-        Rollout(prompt, list(record["prefix_token_ids"]), float(record["mean"])),
+        Rollout(prompt, prefix, float(record["mean"])),
         Continued(tuple(prompt), record["fraction"], record["reward"], record["returns"]),
     )

@@ -9,9 +9,12 @@ and returns one finite float for each.
 """
 
 import inspect
-import math
 from collections.abc import Callable, Sequence
+from numbers import Real
+from typing import Any
 
+from trimtab_models.data.faults import kind, word
+from trimtab_models.data.formats import FLOAT32
 from trimtab_models.rewards.base import Record, RewardError
 from trimtab_models.rewards.classifier import ClassifierReward
 from trimtab_models.rewards.function import FunctionReward
@@ -52,15 +55,24 @@ def load(spec: str) -> Reward:
 
 
 def label(reward: Reward, records: Sequence[Record]) -> list[float]:
-    """The records' rewards, checked: as many as records, all finite.
+    """The records' rewards, checked: as many as records, numbers, and finite in float32.
 
     Raises:
         RewardError: they are not, or the reward itself failed.
     """
-    rewards = reward(records)
+    rewards: Any = reward(records)
+    if isinstance(rewards, str | bytes | dict) or not hasattr(rewards, "__len__"):
+        raise RewardError(f"the reward gave {kind(rewards)}; expected a list of numbers.")
     if len(rewards) != len(records):
         raise RewardError(f"the reward gave {len(rewards)} numbers for {len(records)} completions.")
-    for value in rewards:
-        if not math.isfinite(value):
-            raise RewardError(f"the reward gave {value}; expected a finite number.")
-    return rewards
+    return [_number(value) for value in rewards]
+
+
+def _number(value: Any) -> float:
+    if getattr(value, "ndim", None) == 0:  # of torch or numpy
+        value = value.item()
+    if not isinstance(value, Real):
+        raise RewardError(f"the reward gave {kind(value)}; expected a number.")
+    if not abs(value) <= FLOAT32:  # type: ignore[operator]  # so is NaN
+        raise RewardError(f"the reward gave {word(value, 20)}; expected a finite number.")
+    return float(value)

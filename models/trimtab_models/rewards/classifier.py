@@ -6,7 +6,9 @@ from typing import Literal
 import torch
 
 from trimtab_models import classify
-from trimtab_models.rewards.base import Record, RewardError, texts
+from trimtab_models.data.chats import render
+from trimtab_models.data.faults import Fault
+from trimtab_models.rewards.base import Record, RewardError, spoken, texts
 
 
 class ClassifierReward:
@@ -59,12 +61,23 @@ class ClassifierReward:
         most = self.classifier.window
         if self.form == "pair":
             return dict(self.tokenizer(*texts(record), truncation=True, max_length=most))
-        prompt, completion = record["prompt"], record["completion"]
-        if isinstance(prompt, str):
-            prompt = [{"role": "user", "content": prompt}]
-        if isinstance(completion, str):
-            completion = [{"role": "assistant", "content": completion}]
-        chat = self.tokenizer.apply_chat_template([*prompt, *completion], tokenize=False)
+        try:
+            chat = render(self.tokenizer, {}, _chat(record))
+        except Fault as fault:
+            raise RewardError(f"the classifier: {fault}.") from None
         return dict(
             self.tokenizer(chat, add_special_tokens=False, truncation=True, max_length=most)
         )
+
+
+def _chat(record: Record) -> list[dict[str, str]]:
+    """The whole conversation; a completion may go on with the assistant's last turn."""
+    prompt, completion = record["prompt"], record["completion"]
+    turns = [("user", prompt)] if isinstance(prompt, str) else spoken(record, "prompt")
+    if not isinstance(completion, str):
+        turns += spoken(record, "completion")
+    elif turns[-1][0] == "assistant":
+        turns[-1] = ("assistant", turns[-1][1] + completion)
+    else:
+        turns.append(("assistant", completion))
+    return [{"role": role, "content": content} for role, content in turns]

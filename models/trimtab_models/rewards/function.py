@@ -40,10 +40,11 @@ class FunctionReward:
         return [self._one(record) for record in records]
 
     def _one(self, record: Record) -> float:
-        more = (record,) if self.reads_record else ()
+        arguments = (*texts(record), *((record,) if self.reads_record else ()))
         try:
-            return float(self.function(*texts(record), *more))
+            value: float = self.function(*arguments)
         except Exception as error:
             raise RewardError(
                 f"the reward {self.spec} raised {type(error).__name__}: {error}"
             ) from error
+        return value

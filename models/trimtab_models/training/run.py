@@ -91,9 +91,10 @@ def run(config: TrainConfig) -> Path:
 
 
 def _items(config: TrainConfig, kind: str, tokenizer: Any) -> tuple[list[Any], list[Any]]:
-    items = data.load(config.data, kind, tokenizer, config.max_length)
+    limits = config.max_length, start.reads(config)
+    items = data.load(config.data, kind, tokenizer, *limits)
     if isinstance(config.validation, str):
-        return items, data.load(config.validation, kind, tokenizer, config.max_length)
+        return items, data.load(config.validation, kind, tokenizer, *limits)
     if config.validation is not None:
         return data.split(items, config.validation, config.seed)
     return items, []

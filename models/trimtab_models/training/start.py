@@ -8,12 +8,13 @@ from torch import nn
 
 from trimtab_models import demo, networks, pretrained
 from trimtab_models.checkpoint import read_info
+from trimtab_models.grounded.settings import GroundedConfig
 from trimtab_models.objectives import OBJECTIVES, Objective
 from trimtab_models.rows import Rollout
 from trimtab_models.training.config import Lora, TrainConfig
 
 
-def base_path(config: TrainConfig) -> str:
+def base_path(config: TrainConfig | GroundedConfig) -> str:
     """Where the base language model lies."""
     return str(demo.base()) if config.base == "demo" else config.base
 
@@ -32,6 +33,13 @@ def refuse_small(config: TrainConfig, tokenizer: Any) -> None:
             f"scorer: {config.scorer} has {rows} tokens and the base {len(tokenizer)}; begin with "
             "a network of the base's tokenizer."
         )
+
+
+def reads(config: TrainConfig | GroundedConfig) -> int | None:
+    """The most tokens that the base and the network to begin with read; None if none says it."""
+    paths = {base_path(config), config.scorer or base_path(config)}
+    told = [networks.longest(pretrained.configuration(path)) for path in paths]
+    return min((n for n in told if n is not None), default=None)
 
 
 def objective(config: TrainConfig) -> Objective:
