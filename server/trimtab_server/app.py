@@ -11,6 +11,7 @@ from typing import Any
 
 import typer
 from fastapi import FastAPI
+from fastapi.exceptions import RequestValidationError
 from starlette.middleware.cors import CORSMiddleware
 from vllm.entrypoints.launchers.api_server.app_state import init_app_state
 from vllm.entrypoints.launchers.app import build_app
@@ -18,7 +19,7 @@ from vllm.entrypoints.launchers.utils.ssl import SSLCertRefresher
 
 from trimtab.adapters.ranks import told
 from trimtab.errors import TrimtabError
-from trimtab_server import canary, errors, rpc, serving
+from trimtab_server import canary, errors, refusals, rpc, serving
 from trimtab_server.admission import TURNS, Admission
 from trimtab_server.auth import ApiKeys
 from trimtab_server.browsers import let_browsers_in
@@ -90,8 +91,10 @@ def cover(
     app.include_router(status.router)
     app.include_router(scorer_routes.router)
     app.add_exception_handler(TrimtabError, errors.handle)
+    app.add_exception_handler(RequestValidationError, refusals.handle_invalid)
     # vLLM has built its stack of middleware already; with ours, it is built anew when serving.
     app.middleware_stack = None
+    app.add_middleware(refusals.Plain)
     app.add_middleware(Guidance, scorers=scorers, default=settings.default_scorer or None)
     app.add_middleware(Admission, most=most)
     app.add_middleware(Sizes, bounds=bounds)
@@ -99,6 +102,7 @@ def cover(
     app.state.in_flight = InFlight()
     app.add_middleware(Drain, in_flight=app.state.in_flight)
     app.add_middleware(ApiKeys, **settings.keys())
+    app.add_middleware(refusals.Failures)
     # vLLM's, which lets browsers in, moves to the outside: it answers before a key is looked for,
     # and browsers may read our refusals.
     layers: list[Any] = app.user_middleware

@@ -28,6 +28,8 @@ from trimtab.errors import ScorerFault, TrimtabError
 
 SHOWN = 3
 """Most validation errors that one answer reports."""
+TOLD = "trimtab_told"
+"""Entry of a request's scope: its refusal is ours, and needs no rewriting (refusals.py)."""
 
 
 class InvalidRequest(TrimtabError):
@@ -143,9 +145,10 @@ def response(error: TrimtabError) -> JSONResponse:
     return JSONResponse(error.body(), error.status, headers(error))
 
 
-async def handle(_: Request, error: Exception) -> JSONResponse:
+async def handle(request: Request, error: Exception) -> JSONResponse:
     """Exception handler for every TrimtabError that leaves a route."""
     assert isinstance(error, TrimtabError)
+    request.scope[TOLD] = True
     return response(error)
 
 

@@ -23,6 +23,7 @@ from trimtab.search import Commit, Draw, Drawn, Problem, Result, Score, Scored, 
 from trimtab_server import rpc
 from trimtab_server.guided import EXCHANGE, Exchange
 from trimtab_server.protocol import GenerateRequest
+from trimtab_server.wording import plain
 
 numbers = count()
 background: set[asyncio.Task[Any]] = set()
@@ -119,7 +120,7 @@ class Driver:
             async for output in self.engine.generate(prompt, params, name):
                 last = output
         except GenerationError as error:
-            raise exchange.fault or TrimtabError(str(error)) from None
+            raise exchange.fault or TrimtabError(plain(str(error))) from None
         record = exchange.record(0, 0) if ask.guided else None
         return drawn(last, top, record, len(self.guidance.scorers or ()))
 

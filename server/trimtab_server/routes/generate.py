@@ -23,6 +23,7 @@ from trimtab_server.protocol import GenerateRequest, parse
 from trimtab_server.search import Driver
 from trimtab_server.searched import Telling
 from trimtab_server.state import State
+from trimtab_server.wording import plain
 
 router = APIRouter()
 
@@ -89,7 +90,7 @@ def _refused(error: Exception, exchange: Exchange) -> Exception:
     if exchange.fault is not None:
         return exchange.fault
     if isinstance(error, ValueError | VLLMClientError) and not isinstance(error, TrimtabError):
-        return InvalidRequest(str(error.args[0])[:500])  # without the value that vLLM appends
+        return InvalidRequest(plain(str(error.args[0])))
     return error  # told by its own handler, such as vLLM's for a dead engine
 
 
@@ -105,7 +106,7 @@ async def _events(first: Any, outputs: Any, answer: "Answer") -> AsyncIterator[s
                 break
             output = await anext(outputs)
     except GenerationError as error:
-        fault = answer.exchange.fault or TrimtabError(str(error))
+        fault = answer.exchange.fault or TrimtabError(plain(str(error)))
         yield event(fault.body())
     except VLLMError:
         yield event(TrimtabError("the engine stopped while it was generating.").body())

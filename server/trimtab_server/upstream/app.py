@@ -31,6 +31,7 @@ from trimtab_server.drain import Drain, InFlight
 from trimtab_server.ending import Signals
 from trimtab_server.errors import InvalidRequest, NotReady, StartError
 from trimtab_server.limits import BodyLimit
+from trimtab_server.refusals import Failures
 from trimtab_server.settings import Settings
 from trimtab_server.sizes import Bounds, Sizes
 from trimtab_server.state import listed
@@ -77,7 +78,6 @@ def build(settings: Settings, transport: httpx.AsyncBaseTransport | None = None)
     app.get("/v1/scorers")(_scorers)
     app.add_exception_handler(TrimtabError, errors.handle)
     app.add_exception_handler(HTTPException, _http_error)
-    app.add_exception_handler(Exception, _internal)
     bounds = _bounds(settings, naming)
     app.add_middleware(
         Admission, most=settings.max_in_flight or TURNS * settings.upstream_concurrency
@@ -87,6 +87,7 @@ def build(settings: Settings, transport: httpx.AsyncBaseTransport | None = None)
     app.state.in_flight = InFlight()
     app.add_middleware(Drain, in_flight=app.state.in_flight)
     app.add_middleware(ApiKeys, **settings.keys())
+    app.add_middleware(Failures)
     let_browsers_in(app, settings.allowed_origins)
     return app
 
@@ -172,7 +173,3 @@ async def _http_error(_: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)
     body = InvalidRequest(f"{error.detail}.".lower()).body()
     return JSONResponse(body, error.status_code, error.headers)
-
-
-async def _internal(_: Request, __: Exception) -> JSONResponse:
-    return errors.response(TrimtabError("the server failed; its log says why."))

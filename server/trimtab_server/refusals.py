@@ -1,0 +1,174 @@
+"""What a client is told of an error, whoever made it: our shape, bounded, and nothing of its input.
+
+Failures stands outermost: what nobody has caught becomes a 500, and a line in the log.
+Plain stands around vLLM: its errors, whole or as an event of a stream, in plain words (wording.py).
+"""
+
+import json
+import logging
+from collections.abc import Mapping
+from http import HTTPStatus
+from typing import Any
+
+from fastapi.exceptions import RequestValidationError
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from trimtab.errors import TrimtabError
+from trimtab_server import shapes
+from trimtab_server.allowed import route_path
+from trimtab_server.errors import SHOWN, TOLD, InvalidRequest, handle, response
+from trimtab_server.wording import field, plain
+
+log = logging.getLogger(__name__)
+
+FAILED = "the server failed while it answered this request; its log says where."
+TYPES = {
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    429: "rate_limit_error",
+    503: "service_unavailable_error",
+}
+"""Error types that are not a client's mistake (4xx) or ours (5xx) alone."""
+SPOKEN = {501, 503}
+"""What vLLM may give its reasons for, of all that is not a client's mistake."""
+OURS = "/generate"
+"""The route whose streams hold our own errors."""
+
+
+class Failures:
+    """ASGI middleware: an exception that leaves the application becomes an answer."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request."""
+        begun = False
+
+        async def note(message: Message) -> None:
+            nonlocal begun
+            begun = True
+            await send(message)
+
+        try:
+            await self.app(scope, receive, note)
+        except ClientDisconnect:
+            return  # nobody reads an answer
+        except Exception as error:
+            if scope["type"] != "http":
+                raise
+            log.error("a request failed", exc_info=error)
+            if not begun:
+                await response(TrimtabError(FAILED))(scope, receive, send)
+
+
+class Plain:
+    """ASGI middleware: rewrites the errors of vLLM's routes."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request."""
+        answer = _Answer(scope, send)
+        await self.app(scope, receive, answer.send if scope["type"] == "http" else send)
+
+
+async def handle_invalid(request: Request, error: Exception) -> JSONResponse:
+    """Exception handler for bodies that do not fit a route of vLLM's."""
+    assert isinstance(error, RequestValidationError)
+    shown, names = [], []
+    for detail in error.errors()[:SHOWN]:
+        if not isinstance(detail, Mapping):  # vLLM's own, such as for a media type
+            shown.append(plain(str(detail)))
+            continue
+        place = detail.get("loc", ())[1:2]
+        name = field(str(place[0])) if place else None
+        names.append(name)
+        message = plain(str(detail.get("msg", "")))
+        shown.append(f"{name}: {message}" if name else message)
+    told = "; ".join(dict.fromkeys(shown)).rstrip(".")
+    refused = InvalidRequest(f"Invalid request: {told}.", param=next(iter(names), None))
+    return await handle(request, refused)
+
+
+class _Answer:
+    """One answer of vLLM's application on its way out."""
+
+    def __init__(self, scope: Scope, send: Send) -> None:
+        self.scope = scope
+        self.path = route_path(scope)
+        self.forward = send
+        self.start: Message | None = None  # of an error whose body is still coming
+        self.body = b""
+        self.streams = False
+
+    async def send(self, message: Message) -> None:
+        """Pass a message on, or what it becomes."""
+        if message["type"] == "http.response.start":
+            kind = dict(message["headers"]).get(b"content-type", b"")
+            self.streams = kind.startswith(b"text/event-stream") and self.path != OURS
+            if message["status"] >= 400 and not self.scope.get(TOLD):
+                self.start = message
+                return
+        elif self.start is not None:
+            await self._whole(self.start, message)
+            return
+        elif self.streams and b'"error":' in message.get("body", b""):
+            # vLLM sends each event as one message; in a text, this would be escaped.
+            events = message["body"].split(b"\n\n")
+            message = {**message, "body": b"\n\n".join(self._event(event) for event in events)}
+        await self.forward(message)
+
+    async def _whole(self, start: Message, message: Message) -> None:
+        self.body += message.get("body", b"")
+        if message.get("more_body", False):
+            return
+        told = json.dumps(self._refusal(start["status"], _read(self.body))).encode()
+        dropped = (b"content-length", b"content-type")
+        headers = [pair for pair in start["headers"] if pair[0].lower() not in dropped]
+        headers.append((b"content-type", b"application/json"))
+        headers.append((b"content-length", str(len(told)).encode()))
+        await self.forward({**start, "headers": headers})
+        await self.forward({"type": "http.response.body", "body": told})
+
+    def _refusal(self, status: int, error: Mapping[str, Any]) -> dict[str, Any]:
+        if status >= 500 and status not in SPOKEN:
+            shown = FAILED
+        else:
+            message = plain(str(error.get("message") or error.get("detail") or ""))
+            shown = message or f"{HTTPStatus(status).phrase.lower()}."
+        param = error.get("param")
+        refusal = TrimtabError(shown, param=field(param) if isinstance(param, str) else None)
+        told = shapes.body(self.path, refusal)
+        kind = "invalid_request_error" if status < 500 else "internal_error"
+        told["error"]["type"] = TYPES.get(status, kind)
+        return told
+
+    def _event(self, event: bytes) -> bytes:
+        head, found, data = event.partition(b"data: ")
+        try:
+            told = json.loads(data)
+        except ValueError:
+            return event
+        holder = told.get("response") if isinstance(told.get("response"), dict) else told
+        error = holder.get("error")
+        if not isinstance(error, dict):
+            return event
+        code = error.get("code")
+        status = code if isinstance(code, int) and code in list(HTTPStatus) else 500
+        holder["error"] = self._refusal(status, error)["error"]
+        return head + found + json.dumps(told, ensure_ascii=False).encode()
+
+
+def _read(body: bytes) -> Mapping[str, Any]:
+    """The error in the body of an answer, in whatever shape it has."""
+    try:
+        told = json.loads(body)
+    except ValueError:
+        return {}
+    error = told.get("error", told) if isinstance(told, dict) else {}
+    return error if isinstance(error, dict) else {"message": error}
