@@ -10,6 +10,8 @@ import re
 from starlette.routing import Match, compile_path
 from starlette.types import Scope
 
+METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+"""Methods that may reach an application: its metrics have a series for each."""
 OPEN = frozenset({"/health"})
 """What needs no key at all."""
 

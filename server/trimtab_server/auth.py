@@ -11,8 +11,8 @@ from collections.abc import Iterable
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from trimtab.errors import TrimtabError
-from trimtab_server.allowed import OPEN, admin_alone
-from trimtab_server.errors import Forbidden, Unauthorized, response
+from trimtab_server.allowed import METHODS, OPEN, admin_alone
+from trimtab_server.errors import Forbidden, Unauthorized, UnknownMethod, response
 
 
 def digest(key: bytes) -> bytes:
@@ -46,23 +46,23 @@ class ApiKeys:
 
     def _refusal(self, scope: Scope) -> TrimtabError | None:
         """Why a request may not pass; None if it may."""
+        if scope["type"] == "http" and scope["method"] not in METHODS:
+            return UnknownMethod("this method is none that a route of this server has.")
         if scope["path"] in OPEN:
             return None
         holder = self._holder(scope)
-        no_key = Unauthorized(
-            "a valid API key is needed; send the header 'Authorization: Bearer KEY'.",
-            code="invalid_api_key",
-        )
-        if holder is None and self.guarded:
-            return no_key
-        if holder == "admin" or not admin_alone(scope):
+        known = holder is not None or not self.guarded
+        if known and (holder == "admin" or not admin_alone(scope)):
             return None
+        if holder is None and (self.guarded or self.has_admin):
+            return Unauthorized(
+                "a valid API key is needed; send the header 'Authorization: Bearer KEY'.",
+                code="invalid_api_key",
+            )
         if not self.has_admin:
             return Forbidden(
                 "this route is for operators alone; to use it, start the server with --admin-key."
             )
-        if holder is None:
-            return no_key
         return Forbidden("this route needs the admin key; the key that was sent is a user's.")
 
     def _holder(self, scope: Scope) -> str | None:

@@ -5,6 +5,7 @@ TrimtabError
 ├── Unauthorized          401  authentication_error
 ├── Forbidden             403  permission_error
 ├── UnknownModel          404  not_found_error
+├── UnknownMethod         405  invalid_request_error
 ├── SlowRequest           408  timeout_error
 ├── ScorerInUse           409  conflict_error
 ├── BodyTooLarge          413  request_too_large
@@ -65,6 +66,13 @@ class UnknownModel(TrimtabError):
 
     status = 404
     type = "not_found_error"
+
+
+class UnknownMethod(TrimtabError):
+    """The request's method is one that no route has."""
+
+    status = 405
+    type = "invalid_request_error"
 
 
 class SlowRequest(TrimtabError):

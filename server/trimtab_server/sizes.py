@@ -16,6 +16,7 @@ from trimtab.errors import TrimtabError
 from trimtab_server import strict_json
 from trimtab_server.caps import MAX_PROMPTS
 from trimtab_server.errors import InvalidRequest, response
+from trimtab_server.ids import check_ids
 from trimtab_server.limits import replay
 
 SHORT = 1000
@@ -80,11 +81,13 @@ class Sizes:
         try:
             if len(scope["path"]) > PATH:
                 raise InvalidRequest(f"the path has more than {PATH} characters.")
+            check_ids(scope, {})
             if scope["method"] in ("POST", "PUT", "PATCH"):
                 body = (await receive()).get("body", b"")
                 if body and strict_json.may_be_json(scope):
                     fields = strict_json.loads(body)
                     check(fields, self.bounds)
+                    check_ids(scope, fields)
                     scope = {**scope, strict_json.PARSED: fields}
                 receive = replay(body, receive)
         except TrimtabError as error:

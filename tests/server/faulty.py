@@ -10,7 +10,7 @@ SLEEP_SECONDS = 8.0
 
 def raises(ids: list[int]) -> float:
     if len(ids) >= FAILS_AT:
-        raise RuntimeError("planted, with a secret: /etc/passwd")
+        raise RuntimeError(f"planted, with a secret: /etc/passwd, {ids}")
     return 0.0
 
 

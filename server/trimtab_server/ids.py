@@ -1,0 +1,28 @@
+"""Request ids of clients: they come back in headers and may stand in logs, so they are plain."""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from starlette.types import Scope
+
+from trimtab_server.errors import InvalidRequest
+
+PLAIN = re.compile(r"[!-~]{1,128}")
+
+
+def check_ids(scope: Scope, fields: Mapping[str, Any]) -> None:
+    """Refuse an id that is long, empty, or more than visible ASCII.
+
+    Raises:
+        InvalidRequest: naming where it stands.
+    """
+    headers = [value for name, value in scope["headers"] if name == b"x-request-id"]
+    found = [("X-Request-Id", value.decode("latin-1")) for value in headers]
+    found.append(("request_id", fields.get("request_id")))
+    for name, value in found:
+        if isinstance(value, str) and not PLAIN.fullmatch(value):
+            raise InvalidRequest(
+                f"{name} must be 1 to 128 visible ASCII characters, without spaces.",
+                param=name if name in fields else None,
+            )
