@@ -46,6 +46,21 @@ class Discreet(logging.Filter):
         return True
 
 
+class Once(logging.Filter):
+    """Lets a message pass once, for what a request can cause at will; metrics count the rest."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.told: set[str] = set()
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Whether it is the first."""
+        message = record.getMessage()
+        known = message in self.told
+        self.told.add(message)
+        return not known
+
+
 def _place(error: BaseException | None) -> str:
     """Where an exception came from, and of what class it is, without its text."""
     lines = [] if error is None else traceback.format_tb(error.__traceback__)

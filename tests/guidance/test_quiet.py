@@ -104,6 +104,8 @@ def fails():
 if __name__ == "__main__":
     quieten(LEVEL)
     logging.getLogger("uvicorn.error").error("here %s", SECRET)
+    for _ in range(5):  # a request that fails at will must not fill the log
+        logging.getLogger("trimtab.guide").error("scorer %s failed", "mood")
     logging.getLogger("httpx").info("https://user:%s@host", SECRET)
     thread = threading.Thread(target=fails)
     thread.start()
@@ -128,6 +130,7 @@ def test_every_process_and_thread_is_quiet(tmp_path, level):
     )
     told = done.stdout + done.stderr
     assert told.count(SECRET) == (4 if level == "debug" else 0), told
+    assert told.count("scorer mood failed") == (5 if level == "debug" else 1)
     assert "here " in told
     assert "spawned " in told
     assert "ValueError" in told

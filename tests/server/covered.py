@@ -27,7 +27,7 @@ def application(flags=(), **settings):
 
     chosen = Settings(model="m", scorer={"a": {"path": "x"}}, **settings)
     args = engine.parse(chosen, list(flags))
-    bounds = Bounds.of(512, 13, 2**23)
+    bounds = Bounds.of(512, 13, chosen.max_body_bytes)
     return app.cover(build_app(args, ("generate",)), args, chosen, {}, bounds, 128)
 
 
