@@ -19,12 +19,15 @@ KEPT = 1024
 """Rendered prompts that are kept, the latest used."""
 
 UNFINISHED = "\ufffd"
+REASON = 200
+"""Most characters of a template's reason."""
 LEAD = 4
 """Tokens of the prompt that an answer is decoded behind: some tokenizers drop the space that a text
 begins with, and a character that the prompt began may have four bytes."""
 
-Turns: TypeAlias = Sequence[Mapping[str, str]]
-"""A conversation: each turn has a `role` and a `content`."""
+Turns: TypeAlias = Sequence[Mapping[str, Any]]
+"""A conversation: each turn has a `role` and a `content`, both text; an assistant's may have
+`tool_calls`, as transformers' chat templates take them."""
 
 
 @dataclass(frozen=True)
@@ -78,6 +81,12 @@ def template(tokenizer: Any) -> Render | None:
     return render
 
 
+def reason(error: Exception) -> str:
+    """Why a chat template refused: what it raised, in one short line; templates raise anything."""
+    line = next(iter(str(error).splitlines()), "").strip()
+    return line[:REASON].rstrip(".") or type(error).__name__
+
+
 class Reader:
     """The text of rows.
 
@@ -111,6 +120,15 @@ class Reader:
             ]
             found.append(Texts(self._prompt(key, before, prompt.turns), answers))
         return found
+
+    def refusal(self, turns: Turns) -> str | None:
+        """Why the scorer's chat template refuses a conversation; None if it does not."""
+        try:
+            if self.render is not None:
+                self.render(turns)
+        except Exception as error:
+            return reason(error)
+        return None
 
     def forget(self, key: int) -> None:
         """Drop a row's rendered prompt."""

@@ -142,7 +142,8 @@ def answers(fields: Mapping[str, Any]) -> int:
     if isinstance(prompt, list) and not all(map(_integer, prompt)):
         prompts = min(len(prompt), MAX_PROMPTS)
     prompts *= min(_conversations(fields.get("messages")), MAX_PROMPTS)
-    counts: list[Any] = [fields.get("n")]
+    sampling = fields.get("sampling_params")  # of /inference/v1/generate
+    counts: list[Any] = [(sampling if isinstance(sampling, dict) else fields).get("n")]
     if isinstance(search, dict):
         counts = [search.get(name) for name in ("n", "width", "particles")]
     most: int = max([1, *filter(_integer, counts)])

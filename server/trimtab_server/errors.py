@@ -169,6 +169,15 @@ def scorer_failed(error: Mapping[str, str]) -> ScorerFault:
     )
 
 
+def unreadable(scorer: str, reason: str) -> InvalidRequest:
+    """What a request gets whose conversation a scorer's chat template refuses."""
+    return InvalidRequest(
+        f"scorer '{scorer}' cannot read this conversation: its chat template refuses it "
+        f"({reason}). Change the messages, or leave the scorer out.",
+        param="messages",
+    )
+
+
 def invalid(error: ValidationError, fields: Iterable[str]) -> InvalidRequest:
     """Explain a validation error: at most SHOWN fields, never their values."""
     details = error.errors(include_url=False, include_context=False, include_input=False)

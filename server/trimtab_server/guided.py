@@ -23,11 +23,11 @@ from vllm.sampling_params import RequestOutputKind
 
 from trimtab.adapters.ranks import told
 from trimtab.adapters.search import carried
-from trimtab.errors import TrimtabError
-from trimtab.params import RECORD_KEY, VERSIONS_KEY, GuidanceParams
+from trimtab.errors import InvalidGuidance, TrimtabError
+from trimtab.params import PREFIX, RECORD_KEY, VERSIONS_KEY, GuidanceParams
 from trimtab.reader import Told, Turns
 from trimtab_server import metrics, rpc
-from trimtab_server.errors import scorer_failed
+from trimtab_server.errors import scorer_failed, unreadable
 from trimtab_server.state import Version
 
 Record = dict[str, Any]
@@ -43,14 +43,20 @@ class Exchange:
     """Why it fails: a scorer did, or the worker does not answer."""
     versions: Sequence[Version] = ()
     """Those of its scorers that it began with; the present ones where none is named."""
-    told: Told = field(default_factory=Told)
-    """What scorers that read text should know of its prompt."""
+    told: Sequence[Told] = ()
+    """What scorers that read text should know of the prompts, by engine call."""
 
     @property
     def carried(self) -> dict[str, str]:
-        """Versions and prompt as a request's extra arguments carry them to the worker."""
+        """Versions and the next call's prompt, as extra arguments carry them to the worker."""
         keys = ",".join(version.key for version in self.versions)
-        return carried(self.told) | ({VERSIONS_KEY: keys} if keys else {})
+        prompt = self.told[len(self.calls)] if len(self.calls) < len(self.told) else Told()
+        return carried(prompt) | ({VERSIONS_KEY: keys} if keys else {})
+
+    @property
+    def reading(self) -> list[Version]:
+        """The versions that read conversations."""
+        return [version for version in self.versions if version.reads == "chat"]
 
     def record(self, call: int, choice: int) -> Record | None:
         """The record of one choice; None if the worker kept none."""
@@ -73,18 +79,31 @@ def using_versions() -> Iterator[None]:
             version.users -= 1
 
 
-def begin(
-    scorers: Mapping[str, Version], guidance: GuidanceParams, turns: Turns | None
-) -> Exchange:
+def begin(scorers: Mapping[str, Version], guidance: GuidanceParams) -> Exchange:
     """Open the exchange of a request whose scorers were just found among `scorers`."""
     exchange = Exchange(versions=[scorers[name] for name in guidance.scorers or {}])
-    if any(version.reads == "chat" for version in exchange.versions):
-        exchange.told = Told(turns=turns)
     for version in exchange.versions:
         version.users += 1
     IN_USE.get().extend(exchange.versions)
     EXCHANGE.set(exchange)
     return exchange
+
+
+async def converse(engine: Any, exchange: Exchange, conversations: Sequence[Turns | None]) -> None:
+    """Let scorers that read conversations have those of a request's engine calls, in order.
+
+    Raises:
+        InvalidRequest: a scorer's chat template refuses one of them.
+        NotReady, TrimtabError: see rpc.call.
+    """
+    known = [turns for turns in conversations if turns is not None]
+    if not exchange.reading or not known:
+        return
+    exchange.told = [Told(turns=turns) for turns in conversations]
+    keys = [version.key for version in exchange.reading]
+    refusal = told(await rpc.call(engine, "trimtab_refusal", keys, known))
+    if refusal:
+        raise unreadable(*refusal)
 
 
 def follow_engine(engine: Any) -> None:
@@ -95,13 +114,16 @@ def follow_engine(engine: Any) -> None:
     def follow(
         prompt: Any, sampling_params: Any, request_id: str, **options: Any
     ) -> AsyncGenerator[Any, None]:
-        exchange = EXCHANGE.get()
-        guidance = GuidanceParams.from_xargs(getattr(sampling_params, "extra_args", None))
+        exchange, extra = EXCHANGE.get(), getattr(sampling_params, "extra_args", None) or {}
+        guidance = GuidanceParams.from_xargs(extra)
+        if exchange is None and any(key.startswith(PREFIX) for key in extra):
+            raise InvalidGuidance(f"this route is not guided; leave {PREFIX}* keys out.")
         if exchange is None or guidance is None:
             return generate(prompt, sampling_params, request_id, **options)
+        arguments = exchange.carried  # before the call is one of the exchange
         call = _Call(engine, exchange, guidance, background)
         params = copy.copy(sampling_params)
-        params.extra_args = {**params.extra_args, RECORD_KEY: call.key, **exchange.carried}
+        params.extra_args = {**extra, RECORD_KEY: call.key, **arguments}
         outputs = generate(prompt, params, request_id, **options)
         return call.follow(outputs, params.output_kind == RequestOutputKind.DELTA)
 

@@ -93,7 +93,7 @@ class Loading:
             spec = asked.spec(self.root)
             version = Version(asked.name, next(self.numbers), None)
             try:
-                version.family = await self._bring(version, spec)
+                version.family, version.reads = await self._bring(version, spec)
                 wrong = await canary.complaint(self.state, asked.name, version, CANARY_SECONDS)
                 if wrong is not None:
                     raise ScorerRefused(f"scorer '{asked.name}' is not loaded: it {wrong}.")
@@ -142,7 +142,7 @@ class Loading:
                     f"scorer '{name}' is a part of composite '{other.name}'; unload that first."
                 )
 
-    async def _bring(self, version: Version, spec: ScorerSpec) -> str:
+    async def _bring(self, version: Version, spec: ScorerSpec) -> tuple[str, str]:
         await self._call("trimtab_bring", version.key, spec.model_dump(), str(self.root))
         while True:
             found = await self._call("trimtab_brought", version.key)  # one answer an engine
@@ -152,8 +152,7 @@ class Loading:
         for error in (answer["error"] for answer in found):
             if error is not None:
                 raise ERRORS[error["type"]](error["message"])
-        family: str = found[0]["family"]
-        return family
+        return found[0]["family"], found[0]["reads"]
 
     def _retire(self, version: Version) -> None:
         """Drop a version when the last request that began with it has ended."""

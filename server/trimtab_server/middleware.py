@@ -1,12 +1,14 @@
 """The `guidance` object on vLLM's own routes.
 
-1. A body's `guidance` is parsed, its scorers filled in, and moved into `vllm_xargs` (flat form);
-   flat `trimtab_*` keys that a client sends itself go through the same parser.
+1. A body's `guidance` is parsed, its scorers filled in, and moved to where vLLM takes further
+   arguments (flat form); flat `trimtab_*` keys that a client sends itself go through the same
+   parser.
 2. The request then goes to vLLM's route, with an open Exchange.
 3. The answer gets each choice's record back as `guidance`, in JSON or in the server-sent event
    that ends the choice; a scorer's fault becomes the answer's error.
 
-A request that asks for no guidance passes untouched: it is the base model.
+A request that asks for no guidance passes untouched: it is the base model. Routes that are not
+guided (guidable.py) refuse a body that asks for it.
 """
 
 import json
@@ -20,20 +22,15 @@ from trimtab.params import CARRIED, PREFIX, GuidanceParams
 from trimtab_server import strict_json
 from trimtab_server.caps import check_caps
 from trimtab_server.errors import response
-from trimtab_server.guided import Exchange, begin, using_versions
+from trimtab_server.guidable import GUIDED, Route, conversations, misplaced, refuse_unguidable
+from trimtab_server.guided import Exchange, begin, converse, using_versions
 from trimtab_server.items import check_items
 from trimtab_server.limits import replay
 from trimtab_server.state import Version
 
-ROUTES = frozenset(
-    {
-        "/v1/chat/completions",
-        "/v1/completions",
-        "/v1/responses",
-        "/v1/messages",
-        "/invocations",
-    }
-)
+OWN = frozenset({"/generate", "/v1/scorers"})
+"""Our own routes read their bodies themselves."""
+FORMS = (b"multipart/form-data", b"application/x-www-form-urlencoded")
 FINAL_EVENTS = frozenset({"response.completed", "response.incomplete", "message_delta"})
 """Events of the routes without choices (responses, messages) that carry the records."""
 
@@ -51,39 +48,54 @@ class Guidance:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
         with using_versions():
-            if _takes_guidance(scope):
-                await self._serve(scope, receive, send)
-            else:
+            path = _path(scope) if scope["type"] == "http" else ""
+            if not path or path in OWN or scope["method"] in ("GET", "HEAD", "OPTIONS"):
                 await self.app(scope, receive, send)
-
-    async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
-        try:
-            strict_json.check_declared(scope)
+                return
             body = (await receive()).get("body", b"")
-            fields = strict_json.parsed(scope, body)
-            check_caps(fields)
-            if scope["path"].endswith("/v1/responses"):
-                check_items(fields)
-            guidance = self._move(fields)
-        except TrimtabError as error:
-            await response(error)(scope, receive, send)
-            return
-        if guidance is None:
+            try:
+                if path in GUIDED and scope["method"] == "POST":
+                    scope, body, send = await self._read(scope, GUIDED[path], body, send)
+                else:
+                    _refuse_guidance(scope, body)
+            except TrimtabError as error:
+                await response(error)(scope, receive, send)
+                return
             await self.app(scope, replay(body, receive), send)
-            return
-        body = json.dumps(fields).encode()
-        exchange = begin(self.scorers, guidance, _turns(fields))
-        choices = fields.get("n")
-        answer = _Answer(send, exchange, choices if isinstance(choices, int) else 1)
-        headers = _with_length(scope["headers"], len(body))
-        await self.app({**scope, "headers": headers}, replay(body, receive), answer.send)
 
-    def _move(self, fields: dict[str, Any]) -> GuidanceParams | None:
-        """Move `guidance` into `vllm_xargs`; None if the request asks for none."""
-        xargs = fields.get("vllm_xargs")
+    async def _read(
+        self, scope: Scope, route: Route, body: bytes, send: Send
+    ) -> tuple[Scope, bytes, Send]:
+        """The request as vLLM's route takes it, and where its answer goes."""
+        strict_json.check_declared(scope)
+        fields = strict_json.parsed(scope, body)
+        sampling = route.sampling(fields)
+        check_caps(fields)
+        check_caps(sampling)
+        if route.items:
+            check_items(fields)
+        guidance = self._move(fields, route)
+        if guidance is None:
+            return scope, body, send
+        body = json.dumps(fields).encode()
+        exchange = begin(self.scorers, guidance)
+        if exchange.reading:
+            state = scope["app"].state
+            await converse(state.trimtab.engine, exchange, conversations(route, fields, state))
+        headers = _with_length(scope["headers"], len(body))
+        answer = _Answer(send, exchange, sampling.get("n") or 1)
+        return {**scope, "headers": headers}, body, answer.send
+
+    def _move(self, fields: dict[str, Any], route: Route) -> GuidanceParams | None:
+        """Move `guidance` to the flat keys; None if the request asks for none."""
+        if misplaced(fields, route):
+            place = route.flat if route.within is None else f"{route.within}.{route.flat}"
+            raise InvalidGuidance(f"{PREFIX}* keys belong in {place} here, or send guidance.")
+        sampling = route.sampling(fields)
+        extra = sampling.get(route.flat)
         flat = {
             key: value
-            for key, value in (xargs.items() if isinstance(xargs, dict) else ())
+            for key, value in (extra.items() if isinstance(extra, dict) else ())
             if key.startswith(PREFIX)
         }
         for key in CARRIED:
@@ -92,57 +104,47 @@ class Guidance:
         asked = fields.pop("guidance", None)
         if asked is not None and flat:
             raise InvalidGuidance(
-                f"guidance came both as an object and as {PREFIX}* keys of vllm_xargs; "
+                f"guidance came both as an object and as {PREFIX}* keys of {route.flat}; "
                 "send one of the two.",
                 param="guidance",
             )
         params = GuidanceParams.from_xargs(flat) if asked is None else GuidanceParams.parse(asked)
         if params is None:
             return None
-        _refuse_unguidable(fields)
+        refuse_unguidable({**sampling, **fields})
         params = params.resolve(self.scorers, self.default)
-        if asked is not None and xargs is not None and not isinstance(xargs, dict):
-            raise InvalidGuidance("vllm_xargs must be an object.", param="vllm_xargs")
-        fields["vllm_xargs"] = {**(xargs or {}), **params.to_xargs()}
+        if extra is not None and not isinstance(extra, dict):
+            raise InvalidGuidance(f"{route.flat} must be an object.", param=route.flat)
+        route.put(fields, {**(extra or {}), **params.to_xargs()})
         return params
 
 
-def _turns(fields: Mapping[str, Any]) -> list[dict[str, str]] | None:
-    """A request's messages as text alone; None if it has none. vLLM's route checks them."""
-    turns = []
-    messages = fields.get("messages")
-    for message in messages if isinstance(messages, list) else ():
-        content = message.get("content") if isinstance(message, dict) else None
-        if isinstance(content, list):
-            content = "".join(str(part.get("text", "")) for part in content if "text" in part)
-        turns.append({"role": str(message.get("role", "user")), "content": str(content or "")})
-    return turns or None
+def _path(scope: Scope) -> str:
+    """The path that is routed: without the root path, if that is where it begins."""
+    path, root = str(scope["path"]), str(scope.get("root_path", ""))
+    return path.removeprefix(root) if path.startswith(f"{root}/") else path
 
 
-def _takes_guidance(scope: Scope) -> bool:
-    if scope["type"] != "http" or scope["method"] != "POST":
-        return False
-    return scope["path"].removeprefix(scope.get("root_path", "")) in ROUTES
+def _refuse_guidance(scope: Scope, body: bytes) -> None:
+    """Refuse a body that asks for guidance on a route that is not guided.
 
-
-def _refuse_unguidable(fields: Mapping[str, Any]) -> None:
-    for name in ("use_beam_search", "prompt_embeds"):
-        if fields.get(name):
-            raise InvalidGuidance(
-                f"guidance cannot steer a request with {name}; leave one of the two out.",
-                param=name,
-            )
-    for name in ("messages", "input"):
-        messages = fields.get(name)
-        for message in messages if isinstance(messages, list) else ():
-            content = message.get("content") if isinstance(message, dict) else None
-            for part in content if isinstance(content, list) else ():
-                kind = str(part.get("type", "")) if isinstance(part, dict) else ""
-                if any(word in kind for word in ("image", "audio", "video", "file", "document")):
-                    raise InvalidGuidance(
-                        "guidance steers text alone; leave out guidance, or the images and sounds.",
-                        param=name,
-                    )
+    Raises:
+        InvalidGuidance: it does.
+        InvalidRequest: it is declared as JSON, and is not.
+    """
+    declared = dict(scope["headers"]).get(b"content-type", b"")
+    if declared.startswith(FORMS):
+        asks = b'name="guidance"' in body or PREFIX.encode() in body
+    elif body and strict_json.may_be_json(scope):
+        asks = misplaced(strict_json.parsed(scope, body), None)
+    else:
+        asks = False
+    if asks:
+        raise InvalidGuidance(
+            f"guidance does not go with this route; leave it out, or use {', '.join(GUIDED)} or "
+            "/generate.",
+            param="guidance",
+        )
 
 
 def _with_length(headers: Iterable[tuple[bytes, bytes]], size: int) -> list[tuple[bytes, bytes]]:

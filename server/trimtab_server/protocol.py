@@ -79,7 +79,7 @@ class GenerateRequest(BaseModel):
             self.seed = None
         return self
 
-    def turns(self) -> list[dict[str, str]] | None:
+    def turns(self) -> list[dict[str, Any]] | None:
         """The conversation, if it is one."""
         return None if self.messages is None else [turn.model_dump() for turn in self.messages]
 
@@ -95,14 +95,14 @@ def parse(
 ) -> tuple[GenerateRequest, GuidanceParams, SearchParams | None]:
     """Split a body into the request, its guidance and its search, and check them.
 
-    Null means the default of a field that is not guidance's, as on the OpenAI routes.
+    Null means the default of a field of the request, as on the OpenAI routes.
 
     Raises:
         InvalidRequest: a field that is not guidance's is unknown, missing or out of range.
         InvalidGuidance: a guidance field is, or one of the search.
     """
     guidance = GuidanceParams.parse({k: v for k, v in fields.items() if k in FIELDS})
-    search = None if fields.get("search") is None else SearchParams.parse(fields["search"])
+    search = SearchParams.parse(fields["search"]) if "search" in fields else None
     rest = {k: v for k, v in fields.items() if k not in (*FIELDS, "search") and v is not None}
     try:
         asked = GenerateRequest.model_validate(rest)

@@ -58,7 +58,7 @@ class Driver:
             stop_tokens(engine) | frozenset(asked.stop_token_ids or ()),
             guidance,
             random.getrandbits(56) if asked.seed is None else asked.seed,
-            turns=begun.told.turns,
+            turns=begun.told[0].turns if begun.told else None,
         )
         self.search = start(search, problem)
         self.number = next(numbers)
@@ -104,7 +104,7 @@ class Driver:
         return [task.result() for task in tasks]
 
     async def _draw(self, ask: Draw) -> Drawn:
-        exchange = Exchange(versions=self.versions, told=ask.told)
+        exchange = Exchange(versions=self.versions, told=[ask.told])
         EXCHANGE.set(exchange)  # in this task's own context
         top = min(ask.top, self.engine.model_config.get_vocab_size())
         params = SamplingParams(

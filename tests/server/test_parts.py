@@ -20,7 +20,7 @@ with warnings.catch_warnings():
 
     from trimtab.adapters.search import carried, told
     from trimtab.adapters.vllm import GuidanceProcessor
-    from trimtab_server import app, canary, prompts
+    from trimtab_server import app, canary, prompts, rpc
     from trimtab_server.guided import EXCHANGE
     from trimtab_server.middleware import Guidance
     from trimtab_server.routes import status
@@ -138,7 +138,7 @@ async def test_a_scorer_with_a_low_prefix_auc_is_warned_of(caplog, monkeypatch, 
 
 
 @pytest.mark.parametrize("reads", ["chat", "text", "tokens"])
-async def test_a_conversation_goes_to_scorers_that_read_it(reads):
+async def test_a_conversation_goes_to_scorers_that_read_it(monkeypatch, reads):
     """Through the middleware, and from there in extra arguments, as the worker reads them."""
     found = {}
 
@@ -163,6 +163,12 @@ async def test_a_conversation_goes_to_scorers_that_read_it(reads):
     served = {"s": Version("s", 3, "text", reads)}
     scope = {"type": "http", "path": "/v1/chat/completions"}
     scope["headers"] = [(b"content-type", b"application/json")]
+    scope["app"] = SimpleNamespace(state=SimpleNamespace(trimtab=SimpleNamespace(engine=None)))
+
+    async def call(engine, method, *arguments):
+        return [[]]  # every template reads it
+
+    monkeypatch.setattr(rpc, "call", call)
     await answer(Guidance(route, served, None), scope, receive)
     turns = [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "A b"}]
     assert told(found) == Told(turns=turns if reads == "chat" else None)

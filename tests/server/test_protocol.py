@@ -13,15 +13,15 @@ def test_null_means_the_default(name):
     assert parse({"prompt": "x", name: None})[0] == DEFAULTS
 
 
-def test_null_is_no_search_and_no_prompt():
-    assert parse({"prompt": "x", "search": None})[2] is None
+def test_null_is_no_prompt():
     with pytest.raises(TrimtabError, match="exactly one of prompt"):
         parse({"prompt": None})
 
 
-def test_a_guidance_field_is_never_null():
-    with pytest.raises(TrimtabError, match="beta"):
-        parse({"prompt": "x", "beta": None})
+def test_guidance_and_search_are_never_null():
+    for name in ("beta", "search"):
+        with pytest.raises(TrimtabError, match=name):
+            parse({"prompt": "x", name: None})
 
 
 def test_seed_minus_one_is_another_each_time():

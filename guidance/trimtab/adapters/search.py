@@ -11,6 +11,8 @@ from trimtab.reader import Told
 from trimtab.search.core import Drawn, Score, Scored
 from trimtab.search.params import MAX_SEQUENCES
 
+TURN = {"role", "content", "tool_calls"}
+"""What a turn of a conversation may have."""
 FIRST_ROW = 1 << 40
 """Row keys of sequences that searches score: far above those of the rows being decoded."""
 
@@ -29,7 +31,7 @@ def told(extra: Mapping[str, Any]) -> Told:
     try:
         length, turns = json.loads(extra.get(PROMPT_KEY, "[null, null]"))
         well = (length is None or (type(length) is int and length >= 0)) and (
-            turns is None or all(set(turn) == {"role", "content"} for turn in turns)
+            turns is None or all({"role", "content"} <= set(turn) <= TURN for turn in turns)
         )
     except (TypeError, ValueError, RecursionError):
         well = False

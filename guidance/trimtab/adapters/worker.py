@@ -60,6 +60,24 @@ class GuidanceWorker:
         prompts = [Told(*fields) for fields in told]
         return score_sequences(processor.guide, params, sequences, keys, prompts, scorers)
 
+    def trimtab_refusal(
+        self, versions: Sequence[str], conversations: Sequence[Turns]
+    ) -> list[str] | None:
+        """[name, reason] of a version ("name@2") that cannot read a conversation; [] if all can."""
+        processor = _leader(self.model_runner)
+        if processor is None:
+            return None
+        for version in versions:
+            name = version.partition("@")[0]
+            scorer = processor.guide.at(version).get(name)
+            if scorer is None:
+                continue
+            for turns in conversations:
+                reason = scorer.refusal(turns)
+                if reason is not None:
+                    return [name, reason]
+        return []
+
     def trimtab_forget(self, keys: Sequence[int]) -> None:
         """Drop what the scorers keep for rows that nobody will ask for again."""
         processor = _leader(self.model_runner)
@@ -73,7 +91,7 @@ class GuidanceWorker:
             processor.bring(version, ScorerSpec.model_validate(spec), Path(root))
 
     def trimtab_brought(self, version: str) -> dict[str, Any] | None:
-        """Whether it is there: {"ready", "error": None or {"type", "message"}, "family"}.
+        """Whether it is there: {"ready", "error": None or {"type", "message"}, "family", "reads"}.
 
         From then on requests may name it, and it is kept until it is dropped.
         """
@@ -82,15 +100,16 @@ class GuidanceWorker:
             return None
         brought = processor.incoming[version]
         if not brought.done():
-            return {"ready": False, "error": None, "family": None}
+            return {"ready": False, "error": None, "family": None, "reads": None}
         error = brought.exception()
         if error is None:
             scorer = processor.guide.versions[version] = brought.result()
-            return {"ready": True, "error": None, "family": scorer.family}
+            kind = {"family": scorer.family, "reads": scorer.reads}
+            return {"ready": True, "error": None, **kind}
         told = {"type": "ScorerRefused", "message": f"it is not loaded ({type(error).__name__})."}
         if isinstance(error, NoRoom | ScorerRefused):
             told = {"type": type(error).__name__, "message": error.message}
-        return {"ready": True, "error": told, "family": None}
+        return {"ready": True, "error": told, "family": None, "reads": None}
 
     def trimtab_serve(self, name: str, version: str | None) -> None:
         """Let a name mean a version from now on, or nothing any more."""

@@ -11,7 +11,7 @@ from torch import Tensor
 from trimtab.backbone import Backbone
 from trimtab.cache import Ids
 from trimtab.cross import CrossBackbone
-from trimtab.reader import Prompt
+from trimtab.reader import Prompt, Turns
 from trimtab_models.checkpoint import ScorerInfo
 
 
@@ -63,6 +63,10 @@ class Scorer(ABC):
     def forget(self, key: int) -> None:  # noqa: B027  a scorer without a cache has nothing to do
         """Drop what is kept for a row that is gone."""
 
+    def refusal(self, turns: Turns) -> str | None:
+        """Why the scorer cannot read a conversation; None if it can, or reads none."""
+        return None
+
     def shortened(self, key: int) -> int:
         """By how many tokens, at most, a row's last texts were too long for the scorer's window."""
         return 0
@@ -98,6 +102,12 @@ class NetworkScorer(Scorer):
     def forget(self, key: int) -> None:
         """Drop the row's prefix."""
         self.backbone.forget(key)
+
+    def refusal(self, turns: Turns) -> str | None:
+        """See Scorer.refusal."""
+        if isinstance(self.backbone, CrossBackbone):
+            return self.backbone.reader.refusal(turns)
+        return None
 
     def shortened(self, key: int) -> int:
         """See Scorer.shortened."""

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from trimtab.cache import Ids
-from trimtab.reader import Prompt
+from trimtab.reader import Prompt, Turns
 from trimtab.scorers.base import Scorer
 from trimtab_models.checkpoint import ScorerInfo
 
@@ -50,6 +50,11 @@ class CompositeScorer(Scorer):
     def keeps_time(self) -> bool:
         """See Scorer.keeps_time."""
         return all(scorer.keeps_time for scorer, _ in self.parts.values())
+
+    def refusal(self, turns: Turns) -> str | None:
+        """Why the first part that cannot read a conversation cannot."""
+        refusals = (scorer.refusal(turns) for scorer, _ in self.parts.values())
+        return next((reason for reason in refusals if reason is not None), None)
 
     def forget(self, key: int) -> None:
         """Drop the row from every part."""

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from trimtab import deadline
 from trimtab.cache import Ids, keep
-from trimtab.reader import Prompt, Reader, Texts
+from trimtab.reader import Prompt, Reader, Texts, Turns
 from trimtab.scorers.base import Scorer
 from trimtab_models.checkpoint import ScorerInfo
 from trimtab_models.classify import Classifier
@@ -76,6 +76,10 @@ class TextScorer(Scorer):
             keep(self._scores, digest, scored, REMEMBERED)
         self._note(keys, texts, found)
         return torch.tensor([score for score, _ in found])
+
+    def refusal(self, turns: Turns) -> str | None:
+        """See Scorer.refusal."""
+        return self.reader.refusal(turns)
 
     def shortened(self, key: int) -> int:
         """See Scorer.shortened."""

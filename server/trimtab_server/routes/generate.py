@@ -18,11 +18,12 @@ from trimtab.search import Result, SearchParams
 from trimtab_server import prompts, strict_json
 from trimtab_server.errors import InvalidRequest
 from trimtab_server.events import DONE, event
-from trimtab_server.guided import Exchange, begin
+from trimtab_server.guided import Exchange, begin, converse
 from trimtab_server.protocol import GenerateRequest, parse
 from trimtab_server.search import Driver
 from trimtab_server.searched import Telling
 from trimtab_server.state import State
+from trimtab_server.turns import turns
 from trimtab_server.wording import plain
 
 router = APIRouter()
@@ -37,10 +38,11 @@ async def generate(
     asked, guidance, search = parse(fields)
     state: State = raw_request.app.state.trimtab
     guidance = guidance.resolve(state.scorers, state.default)
-    exchange = begin(state.scorers, guidance, asked.turns())
+    exchange = begin(state.scorers, guidance)
     kind = RequestOutputKind.DELTA if asked.stream else RequestOutputKind.FINAL_ONLY
     try:
         prompt = await _prompt(asked, state.renderer)
+        await converse(state.engine, exchange, [turns(asked.turns())])
         if search is not None:
             return await _search(state, asked, guidance, search, prompt, exchange)
         params = SamplingParams(

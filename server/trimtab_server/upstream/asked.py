@@ -57,7 +57,7 @@ class Asked:
 
 def generate(fields: Mapping[str, Any], state: State) -> Asked:
     """The body of POST /generate."""
-    if fields.get("search") is not None:
+    if "search" in fields:
         raise InvalidRequest("an upstream cannot be searched; leave search out.", param="search")
     request, params, _ = parse_generate(fields)
     naming = state.decoder.naming

@@ -7,7 +7,7 @@ The prompt goes as a list of ids, and with `return_tokens_as_token_ids` a token 
 from collections.abc import Sequence
 from typing import Any
 
-from trimtab.reader import Turns
+from trimtab.reader import Turns, reason
 from trimtab_models import pretrained
 from trimtab_models.files import read_json
 from trimtab_server.errors import InvalidRequest, StartError
@@ -64,15 +64,18 @@ class ById:
     def _templated(self, turns: Turns) -> str:
         if self.tokenizer.chat_template is None:
             raise InvalidRequest("the tokenizer has no chat template; send a prompt instead.")
+        if "developer" not in str(self.tokenizer.chat_template):  # as vLLM does
+            turns = [{**t, "role": t["role"].replace("developer", "system")} for t in turns]
         try:
             return str(
                 self.tokenizer.apply_chat_template(
                     list(turns), tokenize=False, add_generation_prompt=True
                 )
             )
-        except Exception as error:  # templates raise what they like
-            told = f"the chat template refuses these messages ({type(error).__name__})."
-            raise InvalidRequest(told, param="messages") from None
+        except Exception as error:
+            raise InvalidRequest(
+                f"the chat template refuses these messages ({reason(error)}).", param="messages"
+            ) from None
 
     def release(self, prompt: Prompt) -> None:
         """See Naming.release."""

@@ -21,9 +21,10 @@ from trimtab.params import GuidanceParams
 from trimtab.reader import Told
 from trimtab.rows import Row
 from trimtab_server import metrics
-from trimtab_server.errors import UpstreamFailed, UpstreamTimeout, scorer_failed
+from trimtab_server.errors import UpstreamFailed, UpstreamTimeout, scorer_failed, unreadable
 from trimtab_server.protocol import GenerateRequest
 from trimtab_server.settings import Settings
+from trimtab_server.turns import turns
 from trimtab_server.upstream.client import Client
 from trimtab_server.upstream.naming import NONE, Fit, Naming, Position, Prompt
 from trimtab_server.upstream.sampling import Sampler, spread
@@ -78,6 +79,7 @@ class Decoder:
         Raises:
             UpstreamFailed, UpstreamTimeout: see Client.ask; or the deadline has passed.
             ScorerFault: a scorer failed, and `on_error` is `fail`.
+            InvalidRequest: a scorer's chat template refuses a conversation.
         """
         pieces: asyncio.Queue[Piece | Exception] = asyncio.Queue()
 
@@ -93,8 +95,11 @@ class Decoder:
             except Exception as error:
                 pieces.put_nowait(error)
 
-        tasks = [asyncio.create_task(work(index)) for index in range(len(prompts) * asked.n)]
+        tasks: list[asyncio.Task[None]] = []
         try:
+            if params is not None:
+                await self._guided(self._check, prompts, params)
+            tasks += [asyncio.create_task(work(index)) for index in range(len(prompts) * asked.n)]
             left = len(tasks)
             while left:
                 piece = await pieces.get()
@@ -112,6 +117,15 @@ class Decoder:
     async def described(self) -> list[dict[str, Any]]:
         """What is served, and how it fares."""
         return await self._guided(describe, self.guide)
+
+    def _check(self, prompts: Sequence[Prompt], params: GuidanceParams) -> None:
+        """Let the scorers' chat templates render the conversations before anything is asked."""
+        conversations = [turns(prompt.turns) for prompt in prompts]
+        for name in params.scorers or ():
+            for conversation in filter(None, conversations):
+                reason = self.guide.scorers[name].refusal(conversation)
+                if reason is not None:
+                    raise unreadable(name, reason)
 
     async def close(self) -> None:
         """Let go of the upstream and of the thread."""
@@ -131,7 +145,7 @@ class Decoder:
             params or GuidanceParams(beta=0.0),
             len(prompt.ids),
             record_key=key,
-            told=Told(turns=prompt.turns),
+            told=Told(turns=turns(prompt.turns)),
             prefix=np.array(prompt.ids, dtype=np.int64),
         )
         stops = [asked.stop] if isinstance(asked.stop, str) else asked.stop or []

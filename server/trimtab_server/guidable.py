@@ -1,0 +1,167 @@
+"""vLLM's routes that are guided: what their requests hold, and the conversations in them.
+
+Every other route refuses guidance. What a scorer reads is what the route makes of its request for
+the base's chat template, by vLLM's own conversion, in one form (turns.py).
+"""
+
+import copy
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from vllm.entrypoints.anthropic.protocol import AnthropicMessagesRequest
+from vllm.entrypoints.anthropic.serving import AnthropicServingMessages
+from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
+from vllm.entrypoints.openai.responses.protocol import ResponsesRequest
+from vllm.entrypoints.openai.responses.utils import construct_input_messages
+
+from trimtab.errors import InvalidGuidance
+from trimtab.params import PREFIX
+from trimtab_server.turns import Turn, turns
+
+Fields = dict[str, Any]
+Conversations = list[list[Turn] | None]
+
+XARGS = "vllm_xargs"
+MEDIA = ("image", "audio", "video", "file", "document")
+UNGUIDED = ("use_beam_search", "prompt_embeds", "background", "features", "content_parts")
+"""Fields of requests whose answers guidance cannot steer, or cannot come back to."""
+
+
+@dataclass(frozen=True)
+class Route:
+    """What the requests of one route hold."""
+
+    conversations: Callable[[Fields, Any], Conversations]
+    """Those of its engine calls, in order, of a body and the application's state."""
+    within: str | None = None
+    """The field that holds the sampling parameters; the body itself does if None."""
+    flat: str = XARGS
+    """The field of the sampling parameters that holds `trimtab_*` keys."""
+    items: bool = False
+    """Whether the entries of `input` are looked at one by one (items.py)."""
+
+    def sampling(self, fields: Fields) -> Fields:
+        """A body's sampling parameters; the route itself refuses what is no object."""
+        given = fields if self.within is None else fields.get(self.within)
+        return given if isinstance(given, dict) else {}
+
+    def put(self, fields: Fields, flat: Mapping[str, Any]) -> None:
+        """Give a body its flat keys."""
+        if self.within is None:
+            fields[self.flat] = flat
+        else:
+            fields[self.within] = {**self.sampling(fields), self.flat: flat}
+
+
+def _none(_: Fields, __: Any) -> Conversations:
+    return []
+
+
+def _chat(fields: Fields, _: Any) -> Conversations:
+    return [turns(fields.get("messages"))]
+
+
+def _batch(fields: Fields, _: Any) -> Conversations:
+    several = fields.get("messages")
+    return [turns(messages) for messages in several] if isinstance(several, list) else []
+
+
+def _invoked(fields: Fields, state: Any) -> Conversations:
+    """Either a chat or a completion, whichever reads it first."""
+    ChatCompletionRequest.model_validate(copy.deepcopy(fields))
+    return _chat(fields, state)
+
+
+def _anthropic(fields: Fields, _: Any) -> Conversations:
+    request = AnthropicMessagesRequest.model_validate(copy.deepcopy(fields))
+    return [turns(AnthropicServingMessages.to_chat_completion_request(request).messages)]
+
+
+def _responses(fields: Fields, state: Any) -> Conversations:
+    request = ResponsesRequest.model_validate(copy.deepcopy(fields))
+    before, output = None, None
+    if request.previous_response_id is not None:
+        serving = state.openai_serving_responses
+        previous = serving.response_store.get(request.previous_response_id)
+        if previous is not None:
+            before, output = serving.msg_store.get(previous.id), previous.output
+    return [
+        turns(
+            construct_input_messages(
+                request_instructions=request.instructions,
+                request_input=request.input,
+                prev_msg=before,
+                prev_response_output=output,
+            )
+        )
+    ]
+
+
+GUIDED: Mapping[str, Route] = {
+    "/v1/chat/completions": Route(_chat),
+    "/v1/chat/completions/batch": Route(_batch),
+    "/v1/completions": Route(_none),
+    "/v1/responses": Route(_responses, items=True),
+    "/v1/messages": Route(_anthropic),
+    "/invocations": Route(_invoked),
+    "/inference/v1/generate": Route(_none, within="sampling_params", flat="extra_args"),
+}
+
+
+def conversations(route: Route, fields: Fields, state: Any) -> Conversations:
+    """The conversations of a request; none if the route cannot read it, which it then says."""
+    try:
+        return route.conversations(fields, state)
+    except Exception:  # what vLLM's conversion raises here, it raises there again
+        return []
+
+
+def misplaced(fields: Fields, route: Route | None) -> bool:
+    """Whether a body asks for guidance where nothing reads it; route: None if it is not guided."""
+    read = None if route is None else route.sampling(fields).get(route.flat)
+    sampling = fields.get("sampling_params")
+    places = [fields, sampling] if isinstance(sampling, dict) else [fields]
+    flat = [place.get(name) for place in places for name in (XARGS, "extra_args")]
+    unread = [keys for keys in flat if isinstance(keys, dict) and keys is not read]
+    if any(key.startswith(PREFIX) for keys in (*places, *unread) for key in keys):
+        return True
+    return route is None and fields.get("guidance") is not None
+
+
+def refuse_unguidable(fields: Fields) -> None:
+    """Refuse guidance of what it cannot steer.
+
+    Raises:
+        InvalidGuidance: naming the field.
+    """
+    for name in UNGUIDED:
+        if fields.get(name):
+            raise InvalidGuidance(
+                f"guidance cannot steer a request with {name}; leave one of the two out.",
+                param=name,
+            )
+    transfer = fields.get("kv_transfer_params")
+    if isinstance(transfer, dict) and transfer.get("prompt_token_ids"):
+        raise InvalidGuidance(
+            "guidance cannot steer a request whose messages are not what is read; leave out "
+            "prompt_token_ids.",
+            param="kv_transfer_params",
+        )
+    for name in ("messages", "input"):
+        if _has_media(fields.get(name)):
+            raise InvalidGuidance(
+                "guidance steers text alone; leave out guidance, or the images and sounds.",
+                param=name,
+            )
+
+
+def _has_media(value: Any) -> bool:
+    """Whether messages, a list of these, or their parts hold more than text."""
+    if isinstance(value, list):
+        return any(map(_has_media, value))
+    if not isinstance(value, dict):
+        return False
+    kind = " ".join(map(str, (value.get("type", ""), *value)))  # vLLM also knows parts by their key
+    media = "role" not in value and any(word in kind for word in MEDIA)
+    return media or any(_has_media(value.get(name)) for name in ("content", "output"))

@@ -1,0 +1,60 @@
+"""A conversation as scorers read it: the same, whatever route it came by."""
+
+from typing import Any
+
+from trimtab_server import strict_json
+from trimtab_server.errors import InvalidRequest
+
+Turn = dict[str, Any]
+
+
+def turns(messages: Any) -> list[Turn] | None:
+    """OpenAI's messages, each as a role and a text; None if they are not messages.
+
+    Parts of text are joined, and a developer is the system. An assistant's tool calls stay beside
+    its text, with their arguments as an object. Whatever is not text is left out, so that routes
+    refuse it first.
+    """
+    if not isinstance(messages, list) or not messages:
+        return None
+    if not all(isinstance(m, dict) and isinstance(m.get("role"), str) for m in messages):
+        return None
+    return [_turn(message) for message in messages]
+
+
+def _turn(message: dict[str, Any]) -> Turn:
+    role = message["role"]
+    # vLLM puts the parts of a tool's result on lines of their own, from Anthropic's route as well.
+    text = _text(message.get("content"), "\n" if role == "tool" else "")
+    turn: Turn = {"role": "system" if role == "developer" else role, "content": text}
+    calls = message.get("tool_calls")
+    if role == "assistant" and isinstance(calls, list) and calls:
+        turn["tool_calls"] = [_call(call) for call in calls]
+    return turn
+
+
+def _text(content: Any, between: str) -> str:
+    if isinstance(content, list):
+        return between.join(filter(None, map(_part, content)))
+    return content if isinstance(content, str) else ""
+
+
+def _part(part: Any) -> str:
+    text = part.get("text", part.get("refusal")) if isinstance(part, dict) else part
+    return text if isinstance(text, str) else ""
+
+
+def _call(call: Any) -> dict[str, Any]:
+    function = call.get("function") if isinstance(call, dict) else None
+    function = function if isinstance(function, dict) else {}
+    arguments = function.get("arguments")
+    if isinstance(arguments, str):
+        try:
+            arguments = strict_json.loads(arguments.encode())
+        except InvalidRequest:  # vLLM takes what is no object for an empty one, too
+            arguments = {}
+    given = arguments if isinstance(arguments, dict) else {}
+    return {
+        "type": "function",
+        "function": {"name": str(function.get("name", "")), "arguments": given},
+    }
