@@ -165,7 +165,10 @@ class Asker:
     def _strike(self, name: str, fared: Fared) -> None:
         fared.overruns += 1
         fared.strikes.append(time.monotonic())
-        logger.warning("scorer %s took longer than it may (%g s a call)", name, self.seconds)
+        logger.warning(
+            "scorer %s took longer than it may (%g s a call), overrun %d",
+            *(name, self.seconds, fared.overruns),
+        )
         if fared.suspended:
             logger.error("scorer %s is suspended: it took too long %d times", name, STRIKES)
 

@@ -231,7 +231,7 @@ def test_who_takes_too_long_is_left(slow, on_error, caplog):
     assert row.fault.overrun
     assert fared(steered).overruns == 1
     assert [r.getMessage() for r in caplog.records] == [
-        f"scorer bad took longer than it may ({SECONDS} s a call)"
+        f"scorer bad took longer than it may ({SECONDS} s a call), overrun 1"
     ]
     if slow == "sleeps":  # not asked while its last call may touch what it keeps
         asked, again = bad.asked, made(1, scorers={"bad": 1.0})
