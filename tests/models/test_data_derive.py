@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from trimtab_models import data
 from trimtab_models.data import Record
 from trimtab_models.objectives.distribution import importance
+from trimtab_models.objectives.td_lambda import TdLambda
 from trimtab_models.rows import Pair, Ranked, Rollout, pad
 
 
@@ -227,6 +228,13 @@ def test_a_cut_answer_is_weighed_as_the_whole_one() -> None:
     assert importance(log_p[None, :3], tilt, pad([cut], 0)).equal(whole[:, :3])
     forgotten = importance(log_p[None, :3], tilt, pad([cut._replace(rest=0.0)], 0))
     assert not forgotten.allclose(whole[:, :3]), "the control"
+
+
+def test_a_cut_guided_answer_does_not_pass_for_the_bases() -> None:
+    guided = Rollout([1, 2, 3], [4, 5, 6, 7, 8], 0.5, 2.0)
+    for items in ([guided], data.shorten([guided], 5)):
+        with pytest.raises(ValueError, match="drawn with guidance"):
+            TdLambda().collate(items, 0)
 
 
 def test_rollouts_of_unlike_prompts_are_not_compared() -> None:
