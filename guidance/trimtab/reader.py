@@ -6,6 +6,7 @@ A candidate may end inside a character. What is there of it would decode to U+FF
 that, so it is held back: such a candidate is worth what the text before the character is.
 """
 
+import re
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ KEPT = 1024
 """Rendered prompts that are kept, the latest used."""
 
 UNFINISHED = "\ufffd"
+_WORD = re.compile(r"\w+")
 REASON = 200
 """Most characters of a template's reason."""
 LEAD = 4
@@ -73,18 +75,27 @@ def template(tokenizer: Any) -> Render | None:
         return None
 
     def render(turns: Turns) -> str:
-        text: str = tokenizer.apply_chat_template(
-            list(turns), tokenize=False, add_generation_prompt=True
-        )
+        try:
+            text: str = tokenizer.apply_chat_template(
+                list(turns), tokenize=False, add_generation_prompt=True
+            )
+        except Exception as error:
+            raise ValueError(reason(error, tokenizer.chat_template)) from None
         return text
 
     return render
 
 
-def reason(error: Exception) -> str:
-    """Why a chat template refused: what it raised, in one short line; templates raise anything."""
-    line = next(iter(str(error).splitlines()), "").strip()
-    return line[:REASON].rstrip(".") or type(error).__name__
+def reason(error: Exception, source: Any) -> str:
+    """Why a chat template refused: what it raised, in one short line.
+
+    Templates raise anything; words that are not their own may be the conversation's, and are cut.
+    """
+    known = set(_WORD.findall(str(source).lower()))
+    line = next(iter(str(error).splitlines()), "")[:REASON].strip().rstrip(".")
+    if not known & set(_WORD.findall(line.lower())):
+        return type(error).__name__
+    return _WORD.sub(lambda word: word[0] if word[0].lower() in known else "…", line)
 
 
 class Reader:
@@ -127,7 +138,7 @@ class Reader:
             if self.render is not None:
                 self.render(turns)
         except Exception as error:
-            return reason(error)
+            return str(error)
         return None
 
     def forget(self, key: int) -> None:

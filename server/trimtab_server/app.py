@@ -35,6 +35,7 @@ from trimtab_server.routes import scorers as scorer_routes
 from trimtab_server.settings import Settings
 from trimtab_server.sizes import Bounds, Sizes
 from trimtab_server.state import State, Version
+from trimtab_server.wording import learn
 
 log = logging.getLogger(__name__)
 
@@ -67,8 +68,11 @@ async def build(engine: Any, args: argparse.Namespace, settings: Settings) -> Fa
         )
         for found in told(await rpc.call(engine, "trimtab_scorers"))
     }
+    online = app.state.online_renderer
+    own = getattr(online.renderer.tokenizer, "chat_template", None)
+    learn(str(online.chat_template or own))
     name = (args.served_model_name or [args.model])[0]
-    state = State(engine, app.state.online_renderer, name, scorers, default)
+    state = State(engine, online, name, scorers, default)
     app.state.trimtab = state
     app.state.trimtab_loading = None
     if settings.admin_key is not None and settings.scorer_dir is not None:

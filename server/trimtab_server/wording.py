@@ -11,7 +11,7 @@ from pathlib import Path
 LONGEST = 1000
 """Most characters of a message."""
 
-WORDS = frozenset(Path(__file__).with_name("words.txt").read_text().split())
+WORDS = set(Path(__file__).with_name("words.txt").read_text().split())
 """The words of vLLM's messages about requests, and of pydantic's."""
 _TOKEN = re.compile(
     r"(?P<number>(?<![^\W\d_])\d{1,20}(?:\.\d{1,20})?(?:e[-+]?\d{1,3})?(?!\w))"
@@ -27,6 +27,11 @@ def plain(message: str) -> str:
     kept = (_kept(found) for found in _TOKEN.finditer(message[: 2 * LONGEST]))
     text = " ".join(_GAPS.sub("…", "".join(kept)).split())
     return text if len(text) <= LONGEST else text[: LONGEST - 1] + "…"
+
+
+def learn(text: str) -> None:
+    """Count the words of a text that is the server's own as known: its chat template's reasons."""
+    WORDS.update(match.group().lower() for match in _TOKEN.finditer(text) if match["word"])
 
 
 def field(name: str) -> str | None:

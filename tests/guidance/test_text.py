@@ -13,7 +13,7 @@ from trimtab.errors import ScorerLoadError
 from trimtab.guide import Guide
 from trimtab.loading import load_scorers
 from trimtab.params import GuidanceParams
-from trimtab.reader import Prompt
+from trimtab.reader import Prompt, Reader, reason, template
 from trimtab.rows import Row, Told
 from trimtab.scorers import TextScorer
 from trimtab.testing import check_scorer
@@ -198,3 +198,30 @@ def test_a_language_model_is_no_classifier(base):
 
     with pytest.raises(ScorerLoadError, match="no classifier"):
         load(base, s={"path": str(demo.base())})
+
+
+def test_a_templates_reason_is_one_short_line_of_its_own_words():
+    source = "{{ raise_exception('roles must alternate, not ' ~ messages[0].role) }}"
+    for raised, told in (
+        ("roles must alternate, not zebra\nmore", "roles must alternate, not …"),
+        ("roles must alternate.", "roles must alternate"),
+        ("zebra crossing", "ValueError"),
+        ("", "ValueError"),
+        ("not " * 1000, ("not " * 50).strip()),
+    ):
+        assert reason(ValueError(raised), source) == told
+
+
+def test_what_a_chat_template_refuses_is_known_before_it_is_scored():
+    class Tokenizer:
+        chat_template = "{{ raise_exception('no system turn') }}"
+
+        def apply_chat_template(self, turns, **options):
+            if turns[0]["role"] == "system":
+                raise RuntimeError(f"no system turn: {turns[0]['content']}")
+            return "x"
+
+    reader = Reader(None, template(Tokenizer()))
+    assert reader.refusal([{"role": "system", "content": "secret"}]) == "no system turn: …"
+    assert reader.refusal([{"role": "user", "content": "secret"}]) is None
+    assert Reader(None).refusal([{"role": "system", "content": "secret"}]) is None

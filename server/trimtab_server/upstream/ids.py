@@ -74,7 +74,9 @@ class ById:
             )
         except Exception as error:
             raise InvalidRequest(
-                f"the chat template refuses these messages ({reason(error)}).", param="messages"
+                f"the chat template refuses these messages "
+                f"({reason(error, self.tokenizer.chat_template)}).",
+                param="messages",
             ) from None
 
     def release(self, prompt: Prompt) -> None:
