@@ -15,6 +15,7 @@ from vllm.v1.engine.async_llm import AsyncLLM
 from trimtab import orphans
 from trimtab.adapters import unfit
 from trimtab.adapters.engine import PROCESSOR, WORKER, chunked_prefill, logprobs_limit
+from trimtab_server import memory
 from trimtab_server.ending import unsignalled
 from trimtab_server.errors import StartError
 from trimtab_server.http import HEAD_BYTES
@@ -88,6 +89,7 @@ def start(args: argparse.Namespace) -> Any:
         # vLLM has just asked for "spawn", with a device in mind. Here a fork is safe, and the
         # engine's processes need not import everything again (10 s).
         os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = "fork"
+        memory.bound()
     try:
         with orphans.owned(), unsignalled():
             return AsyncLLM.from_vllm_config(config, disable_log_stats=args.disable_log_stats)

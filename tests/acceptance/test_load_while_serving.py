@@ -14,6 +14,8 @@ from safetensors.torch import load_file, save_file
 from trimtab_models import demo
 from trimtab_models.manifest import write_manifest
 
+pytestmark = pytest.mark.scorecard(letter="F")
+
 ADMIN = "an-admin-key-for-tests"
 REQUESTS, EVERY = 200, 20
 GREEDY = {"temperature": 0, "max_tokens": 100, "ignore_eos": True, "beta": 4}

@@ -26,6 +26,8 @@ from trimtab.search.scoring import score_sequences
 from trimtab_models.checkpoint import ScorerInfo
 from trimtab_models.networks import scalar_head
 
+pytestmark = pytest.mark.scorecard(letter="F")
+
 SECONDS = 0.5
 SOON = 40 * SECONDS
 """A generous bound on what one overrun takes, first answers and a busy machine included."""

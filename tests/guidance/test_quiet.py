@@ -8,6 +8,8 @@ import pytest
 
 from trimtab.quiet import Discreet
 
+pytestmark = pytest.mark.scorecard(letter="S")
+
 SECRET = "zebra-crossing"
 
 

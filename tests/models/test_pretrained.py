@@ -40,6 +40,8 @@ from trimtab_models.rewards import RewardError
 from trimtab_models.training import start
 from trimtab_models.training.config import TrainConfig
 
+pytestmark = pytest.mark.scorecard(letter="S")
+
 SIZES = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
 HEADS = {"num_attention_heads": 4, "max_position_embeddings": 64}
 

@@ -29,8 +29,9 @@ FLAGS = (
     *("--max-num-batched-tokens", "128"),
     *("--max-num-seqs", "16"),
     "--enable-chunked-prefill",
+    *("--cache-bytes", str(16 * 2**20)),
 )
-"""Little memory, so that requests are preempted, and prompts that come in chunks."""
+"""Little memory: requests are preempted, prompts come in chunks, and caches are full soon."""
 
 OPENINGS = ("The room was", "I bought a kettle and", "This cable", "We stayed", "The staff")
 LONG = " ".join(["The room was small but the staff were kind and the food was good."] * 12)

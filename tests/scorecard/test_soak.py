@@ -20,7 +20,7 @@ from trimtab_models.manifest import write_manifest
 
 pytestmark = [pytest.mark.engine, pytest.mark.scorecard(letter="R")]
 
-REQUESTS = 10_000 if full() else 400
+REQUESTS = 10_000 if full() else 300
 PREEMPTIONS = 50 if full() else 5
 BYTES_A_REQUEST = 1024
 SEED = 13

@@ -9,6 +9,8 @@ from covered import application, client
 from trimtab_server.auth import ApiKeys
 from trimtab_server.settings import Settings
 
+pytestmark = pytest.mark.scorecard(letter="S")
+
 SWITCHES = ("VLLM_SERVER_DEV_MODE", "VLLM_ALLOW_RUNTIME_LORA_UPDATING")
 FLAGS = ["--enable-scale-out", "--enable-tokenizer-info-endpoint", "--enable-fault-tolerance"]
 FLAGS += ["--profiler-config", '{"profiler": "torch", "torch_profiler_dir": "/tmp/profile"}']

@@ -9,6 +9,8 @@ from conftest import KEY
 
 from trimtab_server import auth
 
+pytestmark = pytest.mark.scorecard(letter="S")
+
 MOUNTS = ["/metrics", "/metrics/", "/docs", "/openapi.json", "/nowhere", "/"]
 WRONG = [
     {},

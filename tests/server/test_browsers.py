@@ -5,6 +5,8 @@ import pytest
 from covered import application, client
 from trimtab_server.settings import Settings
 
+pytestmark = pytest.mark.scorecard(letter="S")
+
 PAGE = "https://page.example"
 KEY = {"Authorization": "Bearer key"}
 ASKS = {"Origin": PAGE, "Access-Control-Request-Method": "POST"}

@@ -9,6 +9,8 @@ from trimtab_server.errors import InvalidRequest
 from trimtab_server.protocol import GenerateRequest
 from trimtab_server.upstream import asked
 
+pytestmark = pytest.mark.scorecard(letter="B")
+
 ODD = ["100", "1", 200.0, 1.0, True, False, [1], {}, "x"]
 LISTS = {
     "stop": [5, True, [1], ["a", 1], ["a", None], {}, ["a"] * 5],

@@ -12,6 +12,8 @@ from starlette.responses import PlainTextResponse
 
 from trimtab_server import http
 
+pytestmark = pytest.mark.scorecard(letter="S")
+
 GOOD = b"GET / HTTP/1.1\r\nHost: here\r\n\r\n"
 SECONDS = 0.5
 

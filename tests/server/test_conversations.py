@@ -10,6 +10,8 @@ from trimtab.reader import Told, template
 from trimtab_server.state import Version
 from trimtab_server.turns import turns
 
+pytestmark = pytest.mark.scorecard(letter="B")
+
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # what vLLM's import brings about is not ours to mend
     from vllm.entrypoints.openai.responses.protocol import ResponsesResponse

@@ -12,6 +12,8 @@ from starlette.responses import StreamingResponse
 from trimtab_server import serving
 from trimtab_server.drain import Drain, InFlight
 
+pytestmark = pytest.mark.scorecard(letter="F")
+
 STREAM = {"type": "http.response.start", "status": 200}
 STREAM["headers"] = [(b"content-type", b"text/event-stream")]
 BLOCK = b"data: {}\n\n" + b":" + b"x" * 2**16 + b"\n\n"

@@ -10,6 +10,8 @@ import psutil
 import pytest
 from conftest import environment
 
+pytestmark = pytest.mark.scorecard(letter="F")
+
 HEAD = """
 import ctypes, os, signal, subprocess, sys, time
 from trimtab_server.ending import Signals, leave_within, unsignalled

@@ -9,6 +9,8 @@ import yaml
 from trimtab.errors import TrimtabError
 from trimtab_server.settings import Settings
 
+pytestmark = pytest.mark.scorecard(letter="S")
+
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # what vLLM's import brings about is not ours to mend
     from vllm.utils.argparse_utils import FlexibleArgumentParser

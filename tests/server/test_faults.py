@@ -9,6 +9,8 @@ from httpx_sse import connect_sse
 
 from faulty import FAILS_AT
 
+pytestmark = pytest.mark.scorecard(letter="F")
+
 CHAT = [{"role": "user", "content": "Write a review of a hotel."}]
 LONG = {"temperature": 0, "max_tokens": 64, "ignore_eos": True}
 FAULTY = ["raises", "nan", "infinite"]

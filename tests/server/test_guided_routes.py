@@ -2,6 +2,8 @@
 
 import pytest
 
+pytestmark = pytest.mark.scorecard(letter="B")
+
 SENTIMENT = {"scorers": {"sentiment": 1}, "beta": 3}
 HOTEL = [{"role": "user", "content": "Write a review of a hotel."}]
 KETTLE = [{"role": "user", "content": "Write a review of a kettle."}]

@@ -7,6 +7,8 @@ import pytest
 import covered
 from trimtab_server.errors import InvalidRequest
 
+pytestmark = pytest.mark.scorecard(letter="B")
+
 items = covered.quietly("trimtab_server.items")
 GOOD = [
     {"role": "user", "content": "hi"},

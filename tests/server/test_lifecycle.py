@@ -4,7 +4,10 @@ import time
 
 import httpx
 import psutil
+import pytest
 from conftest import start
+
+pytestmark = pytest.mark.scorecard(letter="F")
 
 LONG = {"prompt": "The room was", "max_tokens": 480, "ignore_eos": True, "beta": 2}
 

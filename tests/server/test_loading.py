@@ -17,6 +17,8 @@ from safetensors.torch import load_file, save_file
 from trimtab_models import demo
 from trimtab_models.manifest import write_manifest
 
+pytestmark = pytest.mark.scorecard(letter="F")
+
 ADMIN = "an-admin-key-for-tests"
 GREEDY = {"temperature": 0, "max_tokens": 48, "ignore_eos": True, "beta": 4}
 

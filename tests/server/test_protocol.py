@@ -5,6 +5,8 @@ import pytest
 from trimtab.errors import TrimtabError
 from trimtab_server.protocol import GenerateRequest, parse
 
+pytestmark = pytest.mark.scorecard(letter="B")
+
 DEFAULTS = GenerateRequest(prompt="x")
 
 

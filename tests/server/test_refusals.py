@@ -13,6 +13,8 @@ from covered import application, client
 from trimtab_server.refusals import FAILED, Failures, Plain
 from trimtab_server.wording import LONGEST, plain
 
+pytestmark = pytest.mark.scorecard(letter="B")
+
 MARK = "zebra-crossing"
 KEY = {"Authorization": "Bearer key"}
 JSON = {"Content-Type": "application/json"}

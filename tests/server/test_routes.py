@@ -10,6 +10,8 @@ from trimtab.errors import InvalidGuidance
 from trimtab_server.settings import Settings
 from trimtab_server.state import Version
 
+pytestmark = pytest.mark.scorecard(letter="S")
+
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # what vLLM's import brings about is not ours to mend
     from vllm import SamplingParams

@@ -11,6 +11,8 @@ from trimtab.errors import TrimtabError
 from trimtab.params import GuidanceParams
 from trimtab_server.errors import NotReady
 
+pytestmark = pytest.mark.scorecard(letter="F")
+
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # what vLLM's import brings about is not ours
     from vllm.exceptions import GenerationError

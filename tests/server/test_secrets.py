@@ -11,6 +11,8 @@ from conftest import KEY
 
 from faulty import FAILS_AT
 
+pytestmark = pytest.mark.scorecard(letter="S")
+
 MARK = "zebracrossing"
 CHAT = [{"role": "user", "content": f"Write of a {MARK} hotel."}]
 LONG = {"temperature": 0, "max_tokens": FAILS_AT + 8, "ignore_eos": True}

@@ -11,6 +11,8 @@ from trimtab.errors import TrimtabError
 from trimtab_server import settings
 from trimtab_server.errors import StartError
 
+pytestmark = pytest.mark.scorecard(letter="S")
+
 DOCS = Path(__file__).parents[2] / "docs" / "settings.md"
 
 

@@ -13,6 +13,8 @@ from trimtab_server.errors import InvalidRequest
 from trimtab_server.limits import BodyLimit
 from trimtab_server.sizes import SHORT, Bounds, Sizes, check
 
+pytestmark = pytest.mark.scorecard(letter="B")
+
 BOUNDS = Bounds.of(tokens=512, longest=16, max_body_bytes=2**23)
 CHAT = [{"role": "user", "content": "hi"}]
 HOSTILE = "/a" * 4096

@@ -8,7 +8,7 @@ import pytest
 from covered import quietly
 from growth import LINEAR, exponent
 
-pytestmark = pytest.mark.engine
+pytestmark = [pytest.mark.engine, pytest.mark.scorecard(letter="B")]
 SECONDS = 0.25
 PATTERNS = ["/a", " ", '\n File "a', "[{é"]
 CHAT = [{"role": "user", "content": "hi"}]

@@ -2,6 +2,8 @@
 
 import pytest
 
+pytestmark = pytest.mark.scorecard(letter="S")
+
 
 def test_scorers(server):
     data = server.http.get("/v1/scorers").json()["data"]

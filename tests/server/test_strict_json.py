@@ -10,6 +10,8 @@ from growth import LINEAR, exponent
 from trimtab_server import strict_json
 from trimtab_server.errors import InvalidRequest
 
+pytestmark = pytest.mark.scorecard(letter="B")
+
 KB = 2**10
 HOSTILE = {
     "unterminated string of escaped quotes": lambda n: b'{"prompt": "' + b'\\"' * (n // 2),

@@ -14,6 +14,8 @@ from trimtab_server.upstream.client import ANSWER_BYTES, Unusable
 from trimtab_server.upstream.naming import read_completion
 from upstream_fake import Fake
 
+pytestmark = pytest.mark.scorecard(letter="F")
+
 __all__ = ["no_waiting"]  # a fixture
 MB = 2**20
 
