@@ -29,6 +29,8 @@ MAX_BUDGET = 1000.0
 MAX_FLOOR = 1e6
 MAX_K = 256
 MAX_SCORERS = 8
+MAX_NAMED = 16
+"""Most scorers that an error lists."""
 MAX_WEIGHT = 1000.0
 PREFIX = "trimtab_"
 RECORD_KEY = "trimtab_record"
@@ -192,7 +194,7 @@ class GuidanceParams(BaseModel):
             chosen = {} if floors else dict(default) if default else dict.fromkeys(names, 1.0)
         chosen = {**chosen, **floors}
         if not set(chosen) <= set(names):
-            known = ", ".join(sorted(names)[:MAX_SCORERS]) or "none"
+            known = ", ".join(sorted(names)[:MAX_NAMED]) or "none"
             raise UnknownScorer(
                 f"no scorer of that name is served here; this server has: {known}. "
                 "GET /v1/scorers lists them.",

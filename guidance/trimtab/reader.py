@@ -29,7 +29,8 @@ begins with, and a character that the prompt began may have four bytes."""
 
 Turns: TypeAlias = Sequence[Mapping[str, Any]]
 """A conversation: each turn has a `role` and a `content`, both text; an assistant's may have
-`tool_calls`, as transformers' chat templates take them."""
+`tool_calls`, as transformers' chat templates take them. The last is `open` where the answer goes on
+from it."""
 
 
 @dataclass(frozen=True)
@@ -75,9 +76,13 @@ def template(tokenizer: Any) -> Render | None:
         return None
 
     def render(turns: Turns) -> str:
+        goes_on = bool(turns[-1].get("open"))
         try:
             text: str = tokenizer.apply_chat_template(
-                list(turns), tokenize=False, add_generation_prompt=True
+                [{name: turn[name] for name in turn if name != "open"} for turn in turns],
+                tokenize=False,
+                add_generation_prompt=not goes_on,
+                continue_final_message=goes_on,
             )
         except Exception as error:
             raise ValueError(reason(error, tokenizer.chat_template)) from None

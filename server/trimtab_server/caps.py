@@ -47,7 +47,14 @@ NUMBERS = (
     "repetition_penalty",
     "length_penalty",
 )
-SWITCHES = ("stream", "echo", "ignore_eos", "use_beam_search", "background")
+SWITCHES = (
+    "stream",
+    "echo",
+    "ignore_eos",
+    "use_beam_search",
+    "background",
+    "continue_final_message",
+)
 TEXTS = {"stop": MAX_STOP, "stop_sequences": MAX_STOP, "bad_words": MAX_BIASES}
 IDS = {"stop_token_ids": MAX_STOP_IDS, "allowed_token_ids": None, "logprob_token_ids": None}
 

@@ -13,7 +13,10 @@ from vllm.entrypoints.anthropic.protocol import AnthropicMessagesRequest
 from vllm.entrypoints.anthropic.serving import AnthropicServingMessages
 from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
 from vllm.entrypoints.openai.responses.protocol import ResponsesRequest
-from vllm.entrypoints.openai.responses.utils import construct_input_messages
+from vllm.entrypoints.openai.responses.utils import (
+    construct_input_messages,
+    should_continue_final_message,
+)
 
 from trimtab.errors import InvalidGuidance
 from trimtab.params import PREFIX
@@ -59,12 +62,18 @@ def _none(_: Fields, __: Any) -> Conversations:
 
 
 def _chat(fields: Fields, _: Any) -> Conversations:
-    return [turns(fields.get("messages"))]
+    return [turns(fields.get("messages"), _goes_on(fields))]
 
 
 def _batch(fields: Fields, _: Any) -> Conversations:
     several = fields.get("messages")
-    return [turns(messages) for messages in several] if isinstance(several, list) else []
+    if not isinstance(several, list):
+        return []
+    return [turns(messages, _goes_on(fields)) for messages in several]
+
+
+def _goes_on(fields: Fields) -> bool:
+    return fields.get("continue_final_message") is True
 
 
 def _invoked(fields: Fields, state: Any) -> Conversations:
@@ -93,7 +102,8 @@ def _responses(fields: Fields, state: Any) -> Conversations:
                 request_input=request.input,
                 prev_msg=before,
                 prev_response_output=output,
-            )
+            ),
+            should_continue_final_message(request.input),
         )
     ]
 

@@ -8,8 +8,10 @@ from trimtab_server.errors import InvalidRequest
 Turn = dict[str, Any]
 
 
-def turns(messages: Any) -> list[Turn] | None:
+def turns(messages: Any, goes_on: bool = False) -> list[Turn] | None:
     """OpenAI's messages, each as a role and a text; None if they are not messages.
+
+    goes_on: whether the answer continues the last of them.
 
     Parts of text are joined, and a developer is the system. An assistant's tool calls stay beside
     its text, with their arguments as an object. Whatever is not text is left out, so that routes
@@ -19,7 +21,8 @@ def turns(messages: Any) -> list[Turn] | None:
         return None
     if not all(isinstance(m, dict) and isinstance(m.get("role"), str) for m in messages):
         return None
-    return [_turn(message) for message in messages]
+    *before, last = [_turn(message) for message in messages]
+    return [*before, {**last, "open": True} if goes_on else last]
 
 
 def _turn(message: dict[str, Any]) -> Turn:

@@ -17,6 +17,7 @@ from trimtab.reader import Prompt, Reader, reason, template
 from trimtab.rows import Row, Told
 from trimtab.scorers import TextScorer
 from trimtab.testing import check_scorer
+from trimtab_models import demo
 from trimtab_models.demo import foreign
 
 KINDS = ("deberta", "roberta")
@@ -225,3 +226,16 @@ def test_what_a_chat_template_refuses_is_known_before_it_is_scored():
     assert reader.refusal([{"role": "system", "content": "secret"}]) == "no system turn: …"
     assert reader.refusal([{"role": "user", "content": "secret"}]) is None
     assert Reader(None).refusal([{"role": "system", "content": "secret"}]) is None
+
+
+def test_a_turn_that_is_open_is_gone_on_from():
+    tokenizer = AutoTokenizer.from_pretrained(demo.base())
+    tokenizer.chat_template = (
+        "{% for m in messages %}<{{ m.role }}>{{ m.content }}</>{% endfor %}"
+        "{% if add_generation_prompt %}<assistant>{% endif %}"
+    )
+    render = template(tokenizer)
+    turns = [{"role": "user", "content": "Hi."}, {"role": "assistant", "content": "Well,"}]
+    assert render(turns) == "<user>Hi.</><assistant>Well,</><assistant>"
+    turns[1]["open"] = True
+    assert render(turns) == "<user>Hi.</><assistant>Well,"

@@ -142,6 +142,20 @@ def test_the_same_on_all_routes(case):
     assert read("/v1/responses", {**base, **responses}) == [expected]
 
 
+def test_an_answer_may_go_on_from_the_last_turn():
+    begun = {"role": "assistant", "content": "Well, "}
+    expected = [[user("Hi."), {**begun, "open": True}]]
+    chat = {"messages": [user("Hi."), begun], "continue_final_message": True}
+    chat |= {"add_generation_prompt": False}
+    assert read("/v1/chat/completions", chat) == read("/invocations", chat) == expected
+    batch = {**chat, "messages": [chat["messages"]] * 2}
+    assert read("/v1/chat/completions/batch", batch) == expected * 2
+    items = {"input": [user("Hi."), {"type": "message", "status": "incomplete", **begun}]}
+    assert read("/v1/responses", items) == expected
+    chat["continue_final_message"] = False
+    assert read("/v1/chat/completions", chat) == [[user("Hi."), begun]]
+
+
 def test_a_completion_is_no_conversation():
     fields = {"model": "m", "prompt": "x", "messages": [user("not read there")]}
     assert read("/v1/completions", fields) == []

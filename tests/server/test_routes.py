@@ -16,8 +16,10 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # what vLLM's import brings about is not ours to mend
     from vllm import SamplingParams
     from vllm.entrypoints.launchers.app import build_app
+    from vllm.entrypoints.launchers.run_batch import BatchRequestInput
     from vllm.tasks import GENERATION_TASKS
 
+    from trimtab.adapters.vllm import GuidanceProcessor
     from trimtab_server import demo, engine
     from trimtab_server.guidable import GUIDED
     from trimtab_server.guided import EXCHANGE, Exchange, follow_engine
@@ -301,3 +303,19 @@ def test_the_engine_refuses_guidance_that_no_route_announced():
     token = EXCHANGE.set(Exchange())  # the control
     assert stock.generate("x", SamplingParams(extra_args={"other": 1}), "id") == "generated"
     EXCHANGE.reset(token)
+
+
+def test_vllms_run_batch_takes_flat_keys_and_nothing_else():
+    """No code of ours reads its file: this documents what reaches the processor."""
+    body = {"model": "m", "messages": [{"role": "user", "content": "x"}], "guidance": {"beta": 3}}
+    line = {"custom_id": "1", "method": "POST", "url": "/v1/chat/completions"}
+
+    def extra(**more):
+        asked = BatchRequestInput.model_validate({**line, "body": {**body, **more}})
+        return asked.body.to_sampling_params(5, {}).extra_args
+
+    assert not extra()
+    assert extra(vllm_xargs={"trimtab_beta": 3}) == {"trimtab_beta": 3}
+    params = SamplingParams(extra_args=extra(vllm_xargs={"trimtab_beta": "strong"}))
+    with pytest.raises(InvalidGuidance):
+        GuidanceProcessor.validate_params(params)

@@ -625,3 +625,28 @@ async def test_text_mode_takes_scorers_with_tokenizers_of_their_own(
         assert pieces(here, choice["token_ids"]) == ids
         changed += (await here.generate(**asked, **bare))["choices"][0]["text"] != choice["text"]
     assert changed
+
+
+@pytest.mark.parametrize("way", ["chat", "completions"])
+async def test_odd_messages_are_refused_with_and_without_guidance(way):
+    here = chat_here() if way == "chat" else Here(Fake())
+    for messages in ([1], ["x"], [None], [[]], [{}], None, {}, 5, "x"):
+        for guidance in ({}, {"guidance": GUIDED}):
+            answer = await here.post("/v1/chat/completions", messages=messages, **guidance)
+            assert answer.status_code == 400, messages
+        assert (await here.post(messages=messages)).status_code == 400
+    for content in (
+        ["text"],
+        [1],
+        [None],
+        5,
+        None,
+        {"type": "text"},
+        [{"type": "text", "text": 5}],
+        [{"type": "text"}],
+    ):
+        for guidance in ({}, {"guidance": GUIDED}):
+            turns = [{"role": "user", "content": content}]
+            answer = await here.post("/v1/chat/completions", messages=turns, **guidance)
+            assert answer.status_code == 400, content
+    assert not here.fake.calls

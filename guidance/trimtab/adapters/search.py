@@ -11,7 +11,7 @@ from trimtab.reader import Told
 from trimtab.search.core import Drawn, Score, Scored
 from trimtab.search.params import MAX_SEQUENCES
 
-TURN = {"role", "content", "tool_calls"}
+TURN = {"role", "content", "tool_calls", "open"}
 """What a turn of a conversation may have."""
 FIRST_ROW = 1 << 40
 """Row keys of sequences that searches score: far above those of the rows being decoded."""

@@ -153,7 +153,10 @@ def _turn(message: Any) -> Any:
     parts = message["content"]
     if not all(isinstance(p, dict) and p.get("type") == "text" for p in parts):
         raise InvalidGuidance("guidance steers text alone; leave out all else.", param="messages")
-    return {**message, "content": "".join(str(part.get("text", "")) for part in parts)}
+    texts = [part.get("text") for part in parts]
+    if not all(isinstance(text, str) for text in texts):
+        raise InvalidRequest("a part of type text must have a text.", param="messages")
+    return {**message, "content": "".join(texts)}
 
 
 def _refuse(name: str, asked: bool) -> None:
