@@ -4,6 +4,8 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from trimtab_server.again import Again
+
 NOT_ASKED = "has not been asked yet"
 SUSPENDED = "is suspended: it took too long several times within an hour"
 
@@ -38,6 +40,8 @@ class State:
     """What each scorer's last canary request found wrong; None if nothing."""
     faults: dict[str, int] = field(default_factory=dict)
     """How often each scorer had failed when its last canary request was made."""
+    again: Again = field(default_factory=Again)
+    """The canary requests that somebody who asks for /ready waits for."""
 
     def complaint(self, name: str) -> str | None:
         """What is wrong with a scorer; None if nothing."""

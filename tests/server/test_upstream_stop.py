@@ -1,5 +1,6 @@
 """`trimtab serve --upstream` as a process: how it drains, and how it is made to end."""
 
+import asyncio
 import concurrent.futures
 import json
 import signal
@@ -11,6 +12,8 @@ import httpx
 import psutil
 import pytest
 from conftest import KEY, start
+
+from trimtab_server import again
 
 DRAIN = 2.0
 SLACK = 1.5
@@ -112,3 +115,20 @@ def test_a_second_signal_ends_it_at_once(server):
     thread.join(10)
     assert not psutil.wait_procs(children, timeout=5)[1]
     assert "Traceback" not in server.log.read_text()
+
+
+async def test_a_check_is_made_once_and_waited_for_briefly(monkeypatch):
+    monkeypatch.setattr(again, "SECONDS", 0.1)
+    made, go, check = [], asyncio.Event(), again.Again()
+
+    async def work():
+        made.append(1)
+        await go.wait()
+
+    assert await asyncio.gather(check.done(work), check.done(work)) == [False, False]
+    assert not await check.done(work)
+    go.set()
+    assert await check.done(work)
+    assert len(made) == 1
+    assert await check.done(work)
+    assert len(made) == 2

@@ -32,8 +32,9 @@ async def ready(request: Request) -> dict[str, str]:
     """200 once every scorer has been seen to change logits, and while engine and scorers do."""
     state: State = request.app.state.trimtab
     found = await ask(state)
-    if state.complaints.keys() >= set(state.scorers):  # the first canary has ended
-        await canary.check(state, found)
+    begun = state.complaints.keys() >= set(state.scorers)  # the first canary has ended
+    if begun and not await state.again.done(lambda: canary.check(state, found)):
+        raise NotReady("not ready: scorers that have failed are being asked again.")
     wrong = {name: state.complaint(name) for name in state.scorers}
     wrong |= {one["name"]: SUSPENDED for one in found if one["suspended"]}
     if bad := [f"scorer '{name}' {what}" for name, what in wrong.items() if what is not None]:

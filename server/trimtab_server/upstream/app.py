@@ -48,6 +48,9 @@ UNBOUNDED = 2**20
 UNCOUNTED = 2**17
 """Tokens that a prompt may have where nobody can count them, nor says how many there may be."""
 
+ANSWER_SECONDS = 5.0
+"""What the scorers' thread may take to tell how they fare."""
+
 log = logging.getLogger(__name__)
 
 
@@ -144,8 +147,8 @@ async def _health() -> dict[str, str]:
 
 async def _ready(request: Request) -> dict[str, str]:
     state: State = request.app.state.upstream
-    if state.sung and not state.well:
-        await state.sing()
+    if state.sung and not state.well and not await state.again.done(state.sing):
+        raise NotReady("not ready: scorers and upstream are being asked again.")
     if not state.well:
         wrong = {name: state.complaint(name) for name in state.scorers}
         told = [f"scorer '{name}' {what}" for name, what in wrong.items() if what is not None]
@@ -166,7 +169,11 @@ async def _models(request: Request) -> dict[str, Any]:
 async def _scorers(request: Request) -> dict[str, Any]:
     state: State = request.app.state.upstream
     default = state.default or dict.fromkeys(state.scorers, 1.0)
-    return listed(await state.decoder.described(), state.complaint, default)
+    try:
+        found = await asyncio.wait_for(state.decoder.described(), ANSWER_SECONDS)
+    except TimeoutError:
+        raise NotReady("the scorers do not answer: one of them takes long.") from None
+    return listed(found, state.complaint, default)
 
 
 async def _http_error(_: Request, error: Exception) -> JSONResponse:

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from trimtab.errors import TrimtabError
 from trimtab.params import GuidanceParams
 from trimtab.scorers.base import Scorer
+from trimtab_server.again import Again
 from trimtab_server.protocol import GenerateRequest
 from trimtab_server.state import NOT_ASKED, SUSPENDED
 from trimtab_server.upstream.steps import Decoder
@@ -37,6 +38,8 @@ class State:
     """What each scorer's last canary found wrong; None if nothing."""
     sung: float = 0.0
     singing: asyncio.Lock = field(default_factory=asyncio.Lock)
+    again: Again = field(default_factory=Again)
+    """The canary that somebody who asks for /ready waits for."""
 
     @property
     def scorers(self) -> Mapping[str, Scorer]:
