@@ -7,6 +7,7 @@ here, so that what the caps count is what vLLM counts.
 from collections.abc import Mapping
 from typing import Any
 
+from trimtab.search.params import MAX_SEQUENCES
 from trimtab_server.errors import InvalidRequest
 
 MAX_CHOICES = 8
@@ -153,5 +154,5 @@ def answers(fields: Mapping[str, Any]) -> int:
     counts: list[Any] = [(sampling if isinstance(sampling, dict) else fields).get("n")]
     if isinstance(search, dict):
         counts = [search.get(name) for name in ("n", "width", "particles")]
-    most: int = max([1, *filter(_integer, counts)])
+    most: int = max([1, *(c for c in counts if _integer(c) and c <= MAX_SEQUENCES)])
     return prompts * most

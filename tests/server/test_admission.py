@@ -33,6 +33,7 @@ def busy():
         ({"search": {"method": "best_of_n", "n": 16}}, 16),
         ({"search": {"particles": 5}, "n": 2}, 5),
         ({"prompt": [], "n": 0}, 1),
+        ({"prompt": "x", "n": 10**9}, 1),  # which is refused, and shall not stand in the way
         ({"prompt": {}, "n": "9", "search": "x"}, 1),
         ({"prompt": ["x"] * 10**5, "n": True}, 16),
     ],
