@@ -7,6 +7,7 @@ import socket
 import statistics
 import threading
 import time
+from collections import Counter
 
 import pytest
 import uvicorn
@@ -18,13 +19,14 @@ from scorecard import flood
 pytestmark = [pytest.mark.engine, pytest.mark.scorecard(letter="B")]
 
 SECONDS = 60.0 if os.environ.get("SCORECARD") == "full" else 5.0
+ROUNDS = 4
 RATE = 100.0
 STREAM = {
     "prompt": "The room was",
     "scorers": {"sentiment": 1.0},
     "beta": 2.0,
     "temperature": 0,
-    "max_tokens": 400,
+    "max_tokens": 100,
     "ignore_eos": True,
     "stream": True,
 }
@@ -57,30 +59,41 @@ async def stream(port: int, key: str, seconds: float) -> tuple[list[float], list
 
 
 async def measure(port: int, key: str, seconds: float):
-    """A stream alone, then beside the flood: its gaps and tokens; answers by status; their rate."""
+    """Gaps of streams alone and beside the flood, in turns; all their tokens; the flood's answers
+    by status, and their rate.
+    """
     made = flood.bodies(500, seed=13)
     await stream(port, key, 0.1)  # warm
-    alone = await stream(port, key, seconds)
-    stop, began = asyncio.Event(), time.monotonic()
-    flooding = asyncio.create_task(flood.send(port, key, made, RATE, stop))
-    await asyncio.sleep(0.5)
-    beside = await stream(port, key, seconds)
-    took = time.monotonic() - began
-    stop.set()
-    statuses = await flooding
-    return alone, beside, statuses, statuses.total() / took
+    alone: list[float] = []
+    beside: list[float] = []
+    tokens: list[list[int]] = []
+    statuses: Counter[int] = Counter()
+    flooded = 0.0
+    for _ in range(ROUNDS):
+        gaps, texts = await stream(port, key, seconds / ROUNDS)
+        alone += gaps
+        tokens += texts
+        stop, began = asyncio.Event(), time.monotonic()
+        flooding = asyncio.create_task(flood.send(port, key, made, RATE, stop))
+        gaps, texts = await stream(port, key, seconds / ROUNDS)
+        beside += gaps
+        tokens += texts
+        flooded += time.monotonic() - began
+        stop.set()
+        statuses += await flooding
+    return alone, beside, tokens, statuses, statuses.total() / flooded
 
 
 def test_a_stream_keeps_its_pace(server):
     """Its mean time between tokens at most doubles, its tokens stay, and nothing is a 5xx."""
     port = server.http.base_url.port
-    (alone, texts), (beside, others), statuses, rate = asyncio.run(measure(port, KEY, SECONDS))
+    alone, beside, texts, statuses, rate = asyncio.run(measure(port, KEY, SECONDS))
     ratio = statistics.mean(beside) / statistics.mean(alone)
     print(f"\nalone: {_told(alone)}\nbeside: {_told(beside)}")
     print(f"ratio {ratio:.2f}; {rate:.0f} bodies a second, answered {dict(statuses)}")
     assert all(400 <= status < 500 or status == 200 for status in statuses), statuses
     assert rate > 0.9 * RATE
-    assert {tuple(text) for text in texts + others} == {tuple(texts[0])}
+    assert {tuple(text) for text in texts} == {tuple(texts[0])}
     assert ratio < 2
 
 
@@ -110,7 +123,7 @@ def test_a_reader_that_blocks_would_be_noticed():
         thread.start()
         try:
             port = listener.getsockname()[1]
-            (alone, _), (beside, _), _, rate = asyncio.run(measure(port, KEY, 1.0))
+            alone, beside, _, _, rate = asyncio.run(measure(port, KEY, 1.0))
         finally:
             server.should_exit = server.force_exit = True
             thread.join()
