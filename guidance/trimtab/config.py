@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from trimtab import reasons
 from trimtab.errors import ScorerLoadError
 from trimtab.params import NAME
 
@@ -84,7 +85,9 @@ class GuidanceConfig(BaseModel):
         try:
             return cls.model_validate(section)
         except ValidationError as error:
-            raise ScorerLoadError(f"the trimtab configuration is invalid: {error}") from None
+            raise ScorerLoadError(
+                f"the trimtab configuration is invalid: {reasons.fields(error)}."
+            ) from None
 
 
 def parse_scorer(text: str) -> tuple[str, dict[str, Any]]:
@@ -105,4 +108,4 @@ def parse_scorer(text: str) -> tuple[str, dict[str, Any]]:
     try:
         return name, ScorerSpec.model_validate(fields).model_dump(exclude_none=True)
     except ValidationError as error:
-        raise ScorerLoadError(f"--scorer {name} is invalid: {error}") from None
+        raise ScorerLoadError(f"--scorer {name} is invalid: {reasons.fields(error)}.") from None

@@ -6,24 +6,28 @@ is wrong with it is told in a sentence that names no path, and changes nothing.
 
 import json
 import math
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
 
 import psutil
 import torch
-from safetensors import SafetensorError
 
 from trimtab.config import GuidanceConfig, ScorerSpec
-from trimtab.errors import NoRoom, ScorerRefused, TrimtabError
+from trimtab.errors import NoRoom, ScorerRefused
+from trimtab.reasons import why
 from trimtab.scorers import Scorer
 from trimtab_models import manifest
 from trimtab_models.checkpoint import read_info
+from trimtab_models.files import MIB, look, read_json
 
 FAMILIES = ("head", "distribution", "vocabulary", "log_ratio")
 """What may come: networks. Functions are code, and composites are made of what is there."""
-MAX_HEADER = 100_000_000
-"""Longest header of a safetensors file, as the format has it."""
+MAX_HEADER = 16 * MIB
+"""Longest header of a safetensors file that is read: a megabyte is a thousand tensors and more."""
+MOST_FILES = 1000
+"""Most files and directories of a checkpoint."""
 SPARE = 0.1
 """Share of the free memory that is left free."""
 
@@ -47,6 +51,7 @@ def bring(
         NoRoom: it does not fit into what memory is free.
     """
     try:
+        look_through(Path(spec.path), root)
         spec = _with_reference(spec, root)
         directories = [Path(path) for path in (spec.path, spec.reference) if path is not None]
         for directory in directories:
@@ -64,13 +69,39 @@ def bring(
 
 def reason(error: BaseException, root: Path) -> str:
     """What was wrong, in one sentence without any path."""
-    if not isinstance(error, TrimtabError | ValueError | OSError | SafetensorError):
-        return f"its files cannot be read as a scorer ({type(error).__name__})."
-    text = next(iter(str(error).splitlines()), "").split(": You set")[0]  # advice of transformers
-    text = text.replace(f"{root}/", "").split(" is not loaded: ")[-1]
+    text = why(error).replace(f"{root}/", "").split(" is not loaded: ")[-1]
     text = re.sub(r"^scorer '[^']*' cannot be loaded: ", "", text)
     text = re.sub(r"(?<![\w.])/[^\s:,;'\"]+", "…", text)[:300].strip()
     return text if text.endswith(".") else f"{text}."
+
+
+def look_through(directory: Path, root: Path) -> None:
+    """Look at everything in a directory before anything of it is opened.
+
+    Raises:
+        ScorerRefused: it holds a link, or what is neither file nor directory, or too many of them.
+        Unusable: a file is far too large, see files.look.
+    """
+    if directory.is_symlink() or not directory.resolve().is_relative_to(root):
+        raise ScorerRefused("it holds a symbolic link; copy the files.")
+    left, count = [directory], 0
+    while left:
+        with os.scandir(left.pop()) as entries:
+            for entry in entries:
+                count += 1
+                if count > MOST_FILES:
+                    raise ScorerRefused(
+                        f"it holds more than {MOST_FILES} files; expected a checkpoint alone."
+                    )
+                if entry.is_symlink():
+                    raise ScorerRefused("it holds a symbolic link; copy the files.")
+                if entry.is_dir():
+                    left.append(Path(entry.path))
+                elif not entry.is_file():
+                    raise ScorerRefused(
+                        f"{entry.name} is a FIFO, a socket or a device; expected a regular file."
+                    )
+    look(directory)
 
 
 def free_bytes(device: torch.device) -> int:
@@ -84,9 +115,8 @@ def free_bytes(device: torch.device) -> int:
 def _check_room(needed: int, device: torch.device) -> None:
     free = int(free_bytes(device) * (1 - SPARE))
     if needed > free:
-        mib = 2**20
         raise NoRoom(
-            f"weights and prefix cache take {needed // mib + 1} MiB and {free // mib} MiB are "
+            f"weights and prefix cache take {needed // MIB + 1} MiB and {free // MIB} MiB are "
             "free; unload a scorer first, or start the server with a smaller cache_bytes or "
             "gpu_memory_utilization."
         )
@@ -115,10 +145,8 @@ def _with_reference(spec: ScorerSpec, root: Path) -> ScorerSpec:
 
 
 def _check_files(directory: Path, root: Path) -> None:
-    """Refuse links out of the root, files without a digest, and what is no safetensors."""
-    for file in (directory, *directory.rglob("*")):
-        if file.is_symlink() or not file.resolve().is_relative_to(root):
-            raise ScorerRefused("it holds a symbolic link; copy the files.")
+    """Refuse files without a digest, and what is not safetensors."""
+    look_through(directory, root)
     if not (directory / manifest.NAME).is_file():
         raise ScorerRefused(f"it has no {manifest.NAME}; trimtab publish writes one.")
     named = manifest.read(directory)
@@ -130,8 +158,9 @@ def _check_files(directory: Path, root: Path) -> None:
         if file.name not in named:
             raise ScorerRefused(f"{manifest.NAME} does not name {file.name}.")
     for index in indices:
-        shards = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
-        if not set(shards) <= {file.name for file in weights}:
+        shards = read_json(index).get("weight_map")
+        names = list(shards.values()) if isinstance(shards, dict) else [None]
+        if not all(name in {file.name for file in weights} for name in names):
             raise ScorerRefused(f"{index.name} names files that are not there.")
 
 

@@ -12,9 +12,10 @@ from trimtab.attention import NAME as PREFIX_ATTENTION
 from trimtab.backbone import Backbone
 from trimtab.config import GuidanceConfig, ScorerSpec
 from trimtab.cross import CrossBackbone
-from trimtab.errors import ScorerLoadError, TrimtabError
+from trimtab.errors import ScorerLoadError
 from trimtab.params import MAX_K
 from trimtab.reader import Decoder, Reader, template
+from trimtab.reasons import why
 from trimtab.retokenise import Retokeniser
 from trimtab.scorers import (
     CompositeScorer,
@@ -29,7 +30,6 @@ from trimtab.scorers import (
 from trimtab_models import adapters, classify, pretrained
 from trimtab_models.checkpoint import Family, ScorerInfo, load, read_info
 from trimtab_models.files import Unusable
-from trimtab_models.manifest import BrokenCheckpoint
 
 TEXT_READS = ("text", "chat", "answer", "pair")
 CAUSAL_READS = ("text", "chat")
@@ -70,15 +70,8 @@ def load_scorers(
         try:
             scorers[name] = loader.scorer(spec, scorers)
         except Exception as error:
-            raise ScorerLoadError(f"scorer '{name}' cannot be loaded: {_why(error)}") from error
+            raise ScorerLoadError(f"scorer '{name}' cannot be loaded: {why(error)}") from error
     return scorers
-
-
-def _why(error: Exception) -> str:
-    """What was wrong, in our words: of an error of another library, its name alone."""
-    if isinstance(error, TrimtabError | Unusable | BrokenCheckpoint | FileNotFoundError):
-        return str(error)
-    return f"what it is made of cannot be served ({type(error).__name__})."
 
 
 @dataclass(frozen=True)
@@ -262,7 +255,7 @@ def _complete(name: str, spec: ScorerSpec) -> ScorerSpec:
     try:
         info = read_info(spec.path)
     except Exception as error:
-        raise ScorerLoadError(f"scorer '{name}' cannot be loaded: {_why(error)}") from error
+        raise ScorerLoadError(f"scorer '{name}' cannot be loaded: {why(error)}") from error
     family, reference = spec.family or info.family, spec.reference
     if family == "log_ratio" and reference is None and info.reference is not None:
         beside = Path(spec.path) / info.reference  # an absolute path stays what it is

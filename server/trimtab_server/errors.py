@@ -16,6 +16,7 @@ TrimtabError
 ├── UpstreamFailed        502  upstream_error
 ├── NotReady              503  service_unavailable_error
 │   └── Stopping          503  service_unavailable_error (with Retry-After)
+├── SlowLoad              504  timeout_error
 └── UpstreamTimeout       504  upstream_error
 """
 
@@ -119,6 +120,13 @@ class UpstreamFailed(TrimtabError):
 
     status = 502
     type = "upstream_error"
+
+
+class SlowLoad(TrimtabError):
+    """A scorer was not read in time; what was served before is still there."""
+
+    status = 504
+    type = "timeout_error"
 
 
 class UpstreamTimeout(TrimtabError):

@@ -20,10 +20,12 @@ from trimtab.config import ScorerSpec
 from trimtab.errors import NoRoom, ScorerRefused, TrimtabError, UnknownScorer
 from trimtab.params import NAME, Number
 from trimtab_server import canary, rpc
-from trimtab_server.errors import ScorerInUse, invalid
+from trimtab_server.errors import ScorerInUse, SlowLoad, invalid
 from trimtab_server.state import State, Version
 
 POLL_SECONDS = 0.05
+LOAD_SECONDS = 300.0
+"""A checkpoint must be read by then. One that hangs (on a disk that is gone) is left to itself."""
 CANARY_SECONDS = 300.0
 """A canary that comes while others are served may have to wait its turn."""
 ERRORS = {"NoRoom": NoRoom, "ScorerRefused": ScorerRefused}
@@ -77,6 +79,7 @@ class Loading:
     def __init__(self, state: State, root: Path) -> None:
         self.state = state
         self.root = root
+        self.bringing = asyncio.Lock()  # one at a time is read: two may not fit side by side
         self.lock = asyncio.Lock()
         self.numbers = count(2)
         self.retiring: set[asyncio.Task[None]] = set()
@@ -86,29 +89,33 @@ class Loading:
 
         Raises:
             ScorerRefused, NoRoom: it does not load, or does not steer.
+            SlowLoad: it took too long.
             ScorerInUse: a composite rests on what has the name.
         """
-        async with self.lock:
+        async with self.bringing:
             self._check_parts(asked.name)
-            spec = asked.spec(self.root)
             version = Version(asked.name, next(self.numbers), None)
             try:
-                version.family, version.reads = await self._bring(version, spec)
+                version.family, version.reads = await self._bring(version, asked)
                 wrong = await canary.complaint(self.state, asked.name, version, CANARY_SECONDS)
                 if wrong is not None:
                     raise ScorerRefused(f"scorer '{asked.name}' is not loaded: it {wrong}.")
-                await self._call("trimtab_serve", asked.name, version.key)
+                async with self.lock:
+                    await self._serve(version)
             except BaseException:
                 with suppress(TrimtabError):
                     await self._call("trimtab_drop", version.key)
                 raise
-            before = self.state.scorers.get(asked.name)
-            self.state.scorers[asked.name] = version
-            self.state.complaints[asked.name] = None
-            self.state.faults[asked.name] = 0
-            if before is not None:
-                self._retire(before)
             return version
+
+    async def _serve(self, version: Version) -> None:
+        await self._call("trimtab_serve", version.name, version.key)
+        before = self.state.scorers.get(version.name)
+        self.state.scorers[version.name] = version
+        self.state.complaints[version.name] = None
+        self.state.faults[version.name] = 0
+        if before is not None:
+            self._retire(before)
 
     async def unload(self, name: str) -> None:
         """Serve a scorer no more.
@@ -142,13 +149,22 @@ class Loading:
                     f"scorer '{name}' is a part of composite '{other.name}'; unload that first."
                 )
 
-    async def _bring(self, version: Version, spec: ScorerSpec) -> tuple[str, str]:
-        await self._call("trimtab_bring", version.key, spec.model_dump(), str(self.root))
-        while True:
-            found = await self._call("trimtab_brought", version.key)  # one answer an engine
-            if all(answer["ready"] for answer in found):
-                break
-            await asyncio.sleep(POLL_SECONDS)
+    async def _bring(self, version: Version, asked: LoadRequest) -> tuple[str, str]:
+        try:
+            async with asyncio.timeout(LOAD_SECONDS):
+                # Even to look for a directory may take for ever, where its disk is gone.
+                spec = await asyncio.to_thread(asked.spec, self.root)
+                await self._call("trimtab_bring", version.key, spec.model_dump(), str(self.root))
+                while True:
+                    found = await self._call("trimtab_brought", version.key)  # one an engine
+                    if all(answer["ready"] for answer in found):
+                        break
+                    await asyncio.sleep(POLL_SECONDS)
+        except TimeoutError:
+            raise SlowLoad(
+                f"scorer '{version.name}' is not loaded: its files were not read within "
+                f"{LOAD_SECONDS:g} seconds; see to the disk of the scorer_dir."
+            ) from None
         for error in (answer["error"] for answer in found):
             if error is not None:
                 raise ERRORS[error["type"]](error["message"])

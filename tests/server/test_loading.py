@@ -2,6 +2,7 @@
 
 import concurrent.futures
 import json
+import os
 import pickle
 import shutil
 import time
@@ -55,6 +56,32 @@ class Planted:
 def flip(data):
     middle = len(data) * 3 // 4
     return data[:middle] + bytes([data[middle] ^ 4]) + data[middle + 1 :]
+
+
+def unsafe(root, good):
+    """Directories that must be looked at before anything of them is opened."""
+    shutil.copytree(demo.base(), root / "language")
+    write_manifest(root / "language")
+    for name in ("config.json", "tokenizer.json", "model.safetensors", "notes"):
+        shutil.copytree(good, root / f"fifo-{name.partition('.')[0]}")
+        fifo = root / f"fifo-{name.partition('.')[0]}" / name
+        fifo.unlink(missing_ok=True)
+        os.mkfifo(fifo)
+    for name in ("config.json", "MANIFEST.json", "tokenizer.json"):
+        huge = shutil.copytree(good, root / f"huge-{name.partition('.')[0].lower()}")
+        with (huge / name).open("ab") as file:
+            file.truncate(300 * 2**20)
+    shutil.copytree(good, root / "crowded")
+    for i in range(2000):
+        (root / "crowded" / f"{i}.txt").touch()
+    shutil.copytree(good, root / "looped")
+    (root / "looped" / "again").symlink_to(root / "looped")
+    code = shutil.copytree(good, root / "code")
+    (code / "mine.py").write_text(f"open({str(root / 'canary')!r}, 'w')")
+    told = json.loads((code / "tokenizer_config.json").read_text())
+    told |= {"tokenizer_class": "Mine", "auto_map": {"AutoTokenizer": [None, "mine.Mine"]}}
+    (code / "tokenizer_config.json").write_text(json.dumps(told))
+    write_manifest(code)
 
 
 @pytest.fixture(scope="module")
@@ -113,6 +140,7 @@ def shelf(tmp_path_factory):
     (root / "linked" / "model.safetensors").symlink_to(good / "model.safetensors")
     shutil.copytree(good, root / "adapter")
     (root / "adapter" / "adapter_config.json").write_text('{"base_model_name_or_path": "gpt2"}')
+    unsafe(root, good)
     return root
 
 
@@ -218,6 +246,17 @@ BROKEN = {
     "linked": "symbolic link",
     "adapter": "adapter",
     "absent": "no directory",
+    "language": "is a language model",
+    "fifo-config": "FIFO",
+    "fifo-tokenizer": "FIFO",
+    "fifo-model": "FIFO",
+    "fifo-notes": "FIFO",
+    "huge-config": "300 MiB",
+    "huge-manifest": "300 MiB",
+    "huge-tokenizer": "300 MiB",
+    "crowded": "more than 1000 files",
+    "looped": "symbolic link",
+    "code": "never run",
 }
 
 
@@ -237,6 +276,14 @@ def test_what_is_broken_is_refused(server, admin, shelf, mood, path, why):
     assert served(server)["mood"]["version"] == mood["version"]
     assert tokens(server, scorers={"mood": 1}) == before
     assert server.engine().pid == engine
+
+
+def test_a_scorer_is_loaded_as_what_it_says(server, admin):
+    for family in ("vocabulary", "log_ratio", "distribution"):
+        body = {"name": "mood", "path": "sentiment", "family": family}
+        answer = admin.post("/v1/scorers", json=body)
+        assert answer.status_code == 422
+        assert "was made as a head scorer" in answer.json()["error"]["message"]
 
 
 def test_the_planted_pickle_would_be_noticed(shelf, tmp_path):
