@@ -27,7 +27,7 @@ from trimtab.scorers import (
     TextScorer,
     VocabularyScorer,
 )
-from trimtab_models import adapters, classify, pretrained
+from trimtab_models import adapters, checkpoint, classify, pretrained
 from trimtab_models.checkpoint import Family, ScorerInfo, load, read_info
 from trimtab_models.files import Unusable
 
@@ -72,6 +72,28 @@ def load_scorers(
         except Exception as error:
             raise ScorerLoadError(f"scorer '{name}' cannot be loaded: {why(error)}") from error
     return scorers
+
+
+def vet(config: GuidanceConfig) -> None:
+    """Refuse what is wrong with scorers' checkpoints before an engine starts for them.
+
+    Raises:
+        ScorerLoadError: one of them cannot be loaded.
+    """
+    for name, given in config.scorers.items():
+        spec = _complete(name, given)
+        try:
+            match spec.family:
+                case "function" | "composite" | None:
+                    pass
+                case "text":
+                    classify.vet(spec.path, spec.label)
+                case family:
+                    for path in filter(None, (spec.path, spec.reference)):
+                        _tokenizer(path)
+                        checkpoint.vet(path, family)
+        except Exception as error:
+            raise ScorerLoadError(f"scorer '{name}' cannot be loaded: {why(error)}") from error
 
 
 @dataclass(frozen=True)

@@ -35,7 +35,9 @@ from trimtab.adapters.search import (
 from trimtab.config import GuidanceConfig
 from trimtab.draws import Completion, Request, log_ratios, sample_seed
 from trimtab.errors import InvalidGuidance, ScorerFault, TrimtabError
+from trimtab.loading import vet
 from trimtab.params import RECORD_KEY, GuidanceParams
+from trimtab.reasons import brief, heard
 from trimtab.search import Draw, Drawn, Problem, Result, Score, Scored, SearchParams, drive, start
 
 SCORER_SECONDS = 600.0
@@ -82,14 +84,16 @@ class Sampler:
             unfit.check_options(options)
             section = {"scorers": self.scorers, "scorer_timeout": SCORER_SECONDS}
             config = GuidanceConfig.parse({"trimtab": section})
+            vet(config)
             options["logits_processors"] = [PROCESSOR]
             options["worker_extension_cls"] = WORKER
             options["additional_config"] = {"trimtab": config.model_dump(exclude_none=True)}
-        try:
-            with orphans.owned():
+        with orphans.owned(), heard() as reason:
+            try:
                 self.llm = LLM(model, **options)
-        except (OSError, ValueError) as error:
-            raise TrimtabError(f"the engine cannot start with {model}: {error}") from error
+            except (OSError, ValueError, RuntimeError) as error:
+                other = f"the engine cannot start with {model}: {brief(error)}"
+                raise TrimtabError(reason() or other) from error
         self.engine = self.llm.llm_engine
         self.tokenizer: Any = self.llm.get_tokenizer()
         self.max_length: int = self.llm.model_config.max_model_len

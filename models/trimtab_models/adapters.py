@@ -89,7 +89,13 @@ def base(source: str | Path) -> str:
 
 
 def load(source: str | Path, **options: Any) -> PreTrainedModel:
-    """The base network with the adapter merged, and nothing made up.
+    """The base network with the adapter merged; as `adapted`."""
+    merged: PreTrainedModel = adapted(source, **options).merge_and_unload()
+    return merged.eval()
+
+
+def adapted(source: str | Path, **options: Any) -> Any:
+    """The base network with the adapter beside it, a PeftModel, and nothing made up.
 
     Args:
         source: a directory or hub name.
@@ -124,20 +130,19 @@ def load(source: str | Path, **options: Any) -> PreTrainedModel:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what is missing is refused below
-            adapted = peft.PeftModel.from_pretrained(network, str(source), torch_device="cpu")
-            learned = peft.get_peft_model_state_dict(adapted, save_embedding_layers=False)
+            model = peft.PeftModel.from_pretrained(network, str(source), torch_device="cpu")
+            learned = peft.get_peft_model_state_dict(model, save_embedding_layers=False)
     except Exception as error:
         raise Unusable(
             f"{source}: its weights do not fit the base network {where} ({type(error).__name__})."
         ) from error
     if missing := sorted(set(learned) - set(shapes)):
         raise Unusable(f"{source} lacks the weights {listed(missing)} of its adapter.")
-    if unknown := sorted(set(shapes) - set(learned) - set(adapted.state_dict())):
+    if unknown := sorted(set(shapes) - set(learned) - set(model.state_dict())):
         raise Unusable(
             f"{source} holds the weights {listed(unknown)}, which {where} has no use of."
         )
-    merged: PreTrainedModel = adapted.merge_and_unload()
-    return merged.eval()
+    return model
 
 
 def _told(source: str | Path) -> dict[str, Any]:

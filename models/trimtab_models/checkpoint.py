@@ -71,7 +71,7 @@ def read_info(source: str | Path) -> ScorerInfo:
     Raises:
         as `load`.
     """
-    return stored(source) or ScorerInfo()
+    return _stored(source) or ScorerInfo()
 
 
 def load(
@@ -93,22 +93,36 @@ def load(
             missing from it, or do not fit its configuration.
     """
     verify(source)
-    told = stored(source)
-    info = told or ScorerInfo()
+    info = described(source, family)
     if family is not None:
-        refuse_other(source, told, family)
         info = info.model_copy(update={"family": family})
-    options["dtype"] = dtype
     if adapters.is_adapter(source):
-        task = adapters.task(source)
-        kinds.check(source, info.family, adapters.KINDS[task], f"an adapter of task {task}")
-        return adapters.load(source, **options), info
-    config = pretrained.configuration(source)
-    kinds.check(source, info.family, kinds.kind(source, config), kinds.named(config))
-    if info.family in ("head", "distribution"):
-        bins = config.num_labels if info.family == "distribution" else 1
-        return scalar_head(source, bins=bins, fresh=False, **options), info
-    return vocabulary_head(source, **options), info
+        return adapters.load(source, dtype=dtype, **options), info
+    return _whole(source, info.family, dtype=dtype, **options), info
+
+
+def vet(source: str | Path, family: Family) -> None:
+    """Refuse what `load` would, but for damage that a manifest shows; the weights stay on disk.
+
+    Raises:
+        as `load`.
+    """
+    described(source, family)
+    if adapters.is_adapter(source):
+        adapters.adapted(source, dtype="auto")
+    else:
+        _whole(source, family, dtype="auto")  # as they are in the file, so they are mapped alone
+
+
+def _whole(source: str | Path, family: Family, **options: Any) -> PreTrainedModel:
+    model: PreTrainedModel
+    if family in ("head", "distribution"):
+        labels = pretrained.configuration(source).num_labels
+        bins = labels if family == "distribution" else 1
+        model = scalar_head(source, bins=bins, fresh=False, **options)
+    else:
+        model = vocabulary_head(source, **options)
+    return model
 
 
 def verify(source: str | Path) -> None:
@@ -122,26 +136,31 @@ def verify(source: str | Path) -> None:
         manifest.verify(source)
 
 
-def stored(source: str | Path) -> ScorerInfo | None:
-    """The ScorerInfo of a checkpoint; None if it holds none.
+def described(source: str | Path, family: str | None = None) -> ScorerInfo:
+    """What a checkpoint says of itself, if it is of a kind that a family, or its own, is made of.
 
     Raises:
         as `load`.
     """
+    told = _stored(source)
+    says = told.family if told is not None and "family" in told.model_fields_set else None
+    if family is not None and says not in (None, family):
+        raise Unusable(
+            f"{source} was made as a {says} scorer, and is not served as {family}; leave family "
+            "out."
+        )
+    served = family or says or "head"
+    if adapters.is_adapter(source):
+        task = adapters.task(source)
+        kinds.check(source, served, adapters.KINDS[task], f"an adapter of task {task}")
+    else:
+        config = pretrained.configuration(source)
+        kinds.check(source, served, kinds.kind(source, config), kinds.named(config))
+    return told or ScorerInfo()
+
+
+def _stored(source: str | Path) -> ScorerInfo | None:
     if adapters.is_adapter(source):
         return adapters.read_info(source)
     fields = getattr(pretrained.configuration(source), "trimtab", None)
     return None if fields is None else parse(fields, f"{source}: its {pretrained.CONFIG}")
-
-
-def refuse_other(source: str | Path, told: ScorerInfo | None, family: str) -> None:
-    """A scorer that says its family is not served as another.
-
-    Raises:
-        Unusable: it was to be.
-    """
-    if told is not None and "family" in told.model_fields_set and told.family != family:
-        raise Unusable(
-            f"{source} was made as a {told.family} scorer, and is not served as {family}; leave "
-            "family out."
-        )

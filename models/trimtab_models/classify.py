@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
-from trimtab_models import adapters, kinds, pretrained
-from trimtab_models.checkpoint import refuse_other, stored, verify
+from trimtab_models import adapters, pretrained
+from trimtab_models.checkpoint import described, verify
 from trimtab_models.files import Unusable
 
 Inputs = Mapping[str, Sequence[int]]
@@ -160,16 +160,27 @@ def load(path: str | Path, label: str | None = None, **options: Any) -> Classifi
         Unusable, BrokenCheckpoint: it is damaged, or not a classifier of texts; see Classifier.
     """
     verify(path)
-    refuse_other(path, stored(path), "text")
+    described(path, "text")
     tokenizer = pretrained.tokenizer(path, truncation_side="left")
     if adapters.is_adapter(path):
-        task = adapters.task(path)
-        kinds.check(path, "text", adapters.KINDS[task], f"an adapter of task {task}")
         return Classifier(adapters.load(path, **options), tokenizer, label)
-    config = pretrained.configuration(path)
-    kinds.check(path, "text", kinds.kind(path, config), kinds.named(config))
-    model = pretrained.network(AutoModelForSequenceClassification, path, config=config, **options)
+    model = pretrained.network(AutoModelForSequenceClassification, path, **options)
     return Classifier(model, tokenizer, label)
+
+
+def vet(path: str | Path, label: str | None = None) -> None:
+    """Refuse what `load` would, but for damage that a manifest shows; the weights stay on disk.
+
+    Raises:
+        as `load`.
+    """
+    described(path, "text")
+    pretrained.tokenizer(path)
+    if adapters.is_adapter(path):
+        _reading(adapters.adapted(path, dtype="auto").config, label)
+    else:
+        network = pretrained.network(AutoModelForSequenceClassification, path, dtype="auto")
+        _reading(network.config, label)
 
 
 def window(model: PreTrainedModel, tokenizer: Any) -> int:

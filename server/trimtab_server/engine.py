@@ -15,6 +15,7 @@ from vllm.v1.engine.async_llm import AsyncLLM
 from trimtab import orphans
 from trimtab.adapters import unfit
 from trimtab.adapters.engine import PROCESSOR, WORKER, chunked_prefill, logprobs_limit
+from trimtab.reasons import brief, heard
 from trimtab_server import memory
 from trimtab_server.ending import unsignalled
 from trimtab_server.errors import StartError
@@ -83,15 +84,15 @@ def start(args: argparse.Namespace) -> Any:
     try:
         config = AsyncEngineArgs.from_cli_args(args).create_engine_config()
     except (OSError, ValueError) as error:
-        raise StartError(f"vLLM refuses to begin: {error}") from None
+        raise StartError(f"vLLM refuses to begin: {brief(error)}") from None
     unfit.check_config(config)
     if current_platform.is_cpu():
         # vLLM has just asked for "spawn", with a device in mind. Here a fork is safe, and the
         # engine's processes need not import everything again (10 s).
         os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = "fork"
         memory.bound()
-    try:
-        with orphans.owned(), unsignalled():
+    with orphans.owned(), unsignalled(), heard() as reason:
+        try:
             return AsyncLLM.from_vllm_config(config, disable_log_stats=args.disable_log_stats)
-    except RuntimeError as error:
-        raise StartError(f"the engine did not start ({error}).") from None
+        except RuntimeError as error:
+            raise StartError(reason() or f"the engine did not start ({brief(error)}).") from None

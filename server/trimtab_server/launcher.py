@@ -14,6 +14,7 @@ import os
 import socket
 from collections.abc import Sequence
 
+from trimtab.config import GuidanceConfig
 from trimtab.quiet import quieten
 from trimtab_server import demo
 from trimtab_server.ending import Signals, leave
@@ -46,7 +47,9 @@ def serve(settings: Settings, flags: Sequence[str]) -> None:
             if not settings.scorer:
                 raise StartError("give at least one scorer: --scorer NAME=PATH.")
             settings = settings.ready_to_load()
-            settings.guidance()  # is it sound? Told before vLLM is imported
+            # Are they sound? Told before vLLM is imported, and tracebacks of its processes.
+            loading = importlib.import_module("trimtab.loading")
+            loading.vet(GuidanceConfig.model_validate(settings.guidance()))
             asyncio.run(_run(settings, flags, defaults, listener, signals))
     leave(0)
 

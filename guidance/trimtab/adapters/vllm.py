@@ -22,11 +22,12 @@ import torch
 from torch import Tensor
 from vllm.config import VllmConfig
 from vllm.sampling_params import SamplingParams
+from vllm.tokenizers import cached_tokenizer_from_config
 from vllm.v1.sample.logits_processor import LogitsProcessor as V1LogitsProcessor
 from vllm.v1.sample.logits_processor import MoveDirectionality
 from vllm.v1.worker.gpu.sample.logits_processor import LogitsProcessor as V2LogitsProcessor
 
-from trimtab import orphans
+from trimtab import orphans, reasons
 from trimtab.adapters import ranks, unfit
 from trimtab.adapters.search import told
 from trimtab.cache import Ids
@@ -41,6 +42,11 @@ from trimtab.rows import Fault, Row
 from trimtab.scorers import Scorer
 
 logger = logging.getLogger(__name__)
+
+
+def _tokenizer(model: Any) -> Any:
+    """The base's tokenizer, or where it lies; code of a base is for vLLM alone to run, if asked."""
+    return cached_tokenizer_from_config(model) if model.trust_remote_code else model.tokenizer
 
 
 class GuidanceProcessor(V1LogitsProcessor, V2LogitsProcessor):
@@ -73,12 +79,16 @@ class GuidanceProcessor(V1LogitsProcessor, V2LogitsProcessor):
             load_scorers,
             max_length=model.max_model_len,
             vocab_size=model.get_vocab_size(),
-            tokenizer=model.tokenizer,
+            tokenizer=_tokenizer(model),
             dtype=self.dtype,
             device=self.device,
         )
         self.leads = ranks.leads()
-        scorers = ranks.alone(self.build, config) if self.leads else {}
+        try:
+            scorers = ranks.alone(self.build, config) if self.leads else {}
+        except TrimtabError as error:
+            reasons.tell(error)
+            raise
         self.guide = Guide(scorers, config.scorer_timeout)
         networks = [s for s in config.scorers.values() if s.family not in ("function", "composite")]
         self.share = config.cache_bytes // max(len(networks), 1)  # prefix cache of a new scorer
