@@ -5,55 +5,73 @@ import asyncio
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from trimtab.errors import TrimtabError
-from trimtab_server.errors import BodyTooLarge, SlowRequest, response
+from trimtab_server import metrics
+from trimtab_server.errors import BodyTooLarge, Busy, SlowRequest, response
 
 BODY_SECONDS = 30.0
+HELD_BYTES = 2**28
+"""What the bodies of all requests may take together."""
 
 
 class BodyLimit:
-    """ASGI middleware: reads a body whole before any route sees it, or answers 413 or 408."""
+    """ASGI middleware: reads a body whole before any route sees it, or answers 413, 408 or 429."""
 
     def __init__(self, app: ASGIApp, max_bytes: int, seconds: float = BODY_SECONDS) -> None:
         self.app = app
         self.max_bytes = max_bytes
         self.seconds = seconds
+        self.held = 0  # bytes of all bodies whose requests have not ended
+        self.most = max(HELD_BYTES, max_bytes)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
+        body, size = bytearray(), 0
         try:
-            declared = dict(scope["headers"]).get(b"content-length", b"0")
-            if not declared.isdigit() or int(declared[:20]) > self.max_bytes:
-                raise self._too_large()
-            async with asyncio.timeout(self.seconds):
-                body = await self._read(receive)
-        except TimeoutError:
-            error: TrimtabError = SlowRequest(
-                f"the request's body did not arrive within {self.seconds:g} seconds."
-            )
-        except TrimtabError as refused:
-            error = refused
-        else:
-            if body is not None:
-                await self.app(scope, replay(body, receive), send)
-            return
-        await response(error)(scope, receive, send)
+            try:
+                whole = await self._read(scope, receive, body)
+            except TrimtabError as refused:
+                await response(refused)(scope, receive, send)
+                return
+            size, content = len(body), bytes(body)
+            body.clear()
+            if whole:
+                await self.app(scope, replay(content, receive), send)
+        finally:
+            self.held -= size or len(body)
 
-    async def _read(self, receive: Receive) -> bytes | None:
-        chunks: list[bytes] = []
-        size = 0
-        while True:
-            message = await receive()
-            if message["type"] == "http.disconnect":
-                return None
-            chunks.append(message.get("body", b""))
-            size += len(chunks[-1])
-            if size > self.max_bytes:
-                raise self._too_large()
-            if not message.get("more_body", False):
-                return b"".join(chunks)
+    async def _read(self, scope: Scope, receive: Receive, body: bytearray) -> bool:
+        """Fill `body`; False if the client leaves meanwhile.
+
+        Raises:
+            BodyTooLarge, SlowRequest: it is larger than may be, or does not arrive in time.
+            Busy: all bodies together take as much as they may.
+        """
+        declared = dict(scope["headers"]).get(b"content-length", b"0")
+        if not declared.isdigit() or int(declared[:20]) > self.max_bytes:
+            raise self._too_large()
+        try:
+            async with asyncio.timeout(self.seconds):
+                while True:
+                    message = await receive()
+                    if message["type"] == "http.disconnect":
+                        return False
+                    chunk = message.get("body", b"")
+                    if len(body) + len(chunk) > self.max_bytes:
+                        raise self._too_large()
+                    if self.held + len(chunk) > self.most:
+                        metrics.REFUSED.labels("bodies").inc()
+                        raise Busy("the server holds as many bodies as it can; send it later.")
+                    body += chunk
+                    self.held += len(chunk)
+                    if not message.get("more_body", False):
+                        return True
+        except TimeoutError:
+            raise SlowRequest(
+                f"the request's body did not arrive within {self.seconds:g} seconds."
+            ) from None
 
     def _too_large(self) -> BodyTooLarge:
         return BodyTooLarge(f"the request's body is larger than {self.max_bytes} bytes.")

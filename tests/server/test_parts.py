@@ -9,6 +9,7 @@ import pytest
 
 from trimtab.errors import InvalidGuidance
 from trimtab.reader import Told
+from trimtab_server import limits
 from trimtab_server.auth import ApiKeys
 from trimtab_server.errors import NotReady
 from trimtab_server.limits import BodyLimit
@@ -68,6 +69,45 @@ async def test_a_client_that_leaves_before_its_body_is_dropped():
         return {"type": "http.disconnect"}
 
     assert await answer(BodyLimit(never, max_bytes=10), {"type": "http"}, receive) == []
+
+
+async def test_bodies_take_no_more_than_so_much_together(monkeypatch):
+    """Slow ones hold what has come of them; once they are gone, there is room again."""
+    monkeypatch.setattr(limits, "HELD_BYTES", 25)
+    go_on = asyncio.Event()
+
+    async def slow():
+        await go_on.wait()
+        return {"type": "http.disconnect"}
+
+    def sending(*then):
+        pieces = [{"type": "http.request", "body": b"1234567890", "more_body": True}]
+
+        async def receive():
+            return pieces.pop() if pieces else await then[0]()
+
+        return receive
+
+    async def whole():
+        return {"type": "http.request", "body": b"", "more_body": False}
+
+    served = []
+
+    async def serves(scope, receive, send):
+        served.append((await receive())["body"])
+
+    app = BodyLimit(serves, max_bytes=10)
+    held = [asyncio.create_task(answer(app, {"type": "http"}, sending(slow))) for _ in range(2)]
+    await asyncio.sleep(0)
+    (start, _) = await answer(app, {"type": "http"}, sending(whole))
+    assert start["status"] == 429
+    held[0].cancel()
+    go_on.set()
+    assert await asyncio.gather(*held, return_exceptions=True) != []
+    assert app.held == 0
+    assert await answer(app, {"type": "http"}, sending(whole)) == []
+    assert served == [b"1234567890"]
+    assert app.held == 0
 
 
 async def test_websockets_need_a_key():
