@@ -59,7 +59,7 @@ async def test_sampled_answers_have_the_engines_distribution(server):
     guided = {"scorers": {"sentiment": 1.0}, "beta": 2.0}
     prompt = undecided(server, demo.prompts("test", 1, seed=11)[0], **guided)
     body = {"prompt_token_ids": prompt, "n": EACH, "max_tokens": 2, "ignore_eos": True, **guided}
-    async with over(server) as client:
+    async with over(server, max_in_flight=1024) as client:
         theirs = await counted(lambda s: asyncio.to_thread(server.generate, seed=s, **body), N)
         ours = await counted(lambda s: ask(client, seed=s, **body), N)
         control = await counted(lambda s: ask(client, seed=s, **body | {"beta": 1.0}), CONTROLS)
