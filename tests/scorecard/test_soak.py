@@ -6,14 +6,13 @@ import shutil
 import time
 from pathlib import Path
 
-import numpy as np
 import psutil
 import pytest
 from conftest import KEY, start
 from safetensors.torch import load_file, save_file
-from scipy import stats
 
 from scorecard import full
+from scorecard.slope import growth
 from scorecard.soak import ADMIN, CANCELLED, FLAGS, Soak
 from trimtab_models import demo
 from trimtab_models.manifest import write_manifest
@@ -117,13 +116,6 @@ def test_nothing_is_left_running(server, report, before):
             return
         time.sleep(0.5)
     pytest.fail(f"{busy} requests, processes {grown}, before {before}")
-
-
-def growth(points):
-    """Bytes a request over the second half, and the upper 95 % bound of it."""
-    requests, size = np.array(points[len(points) // 2 :]).T
-    fit = stats.linregress(requests, size)
-    return fit.slope, fit.slope + 1.645 * fit.stderr
 
 
 @pytest.mark.skipif(not full(), reason="too short to tell; SCORECARD=full")
