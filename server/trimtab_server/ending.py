@@ -90,8 +90,10 @@ def unsignalled() -> Iterator[None]:
 
 def leave(status: int) -> NoReturn:
     """End the process now, whatever its threads do, and its children with it."""
-    end_children()
-    os._exit(status)
+    try:
+        end_children()
+    finally:
+        os._exit(status)
 
 
 def leave_within(seconds: float, status: int) -> None:

@@ -14,6 +14,8 @@ import os
 import socket
 from collections.abc import Sequence
 
+import typer
+
 from trimtab.config import GuidanceConfig
 from trimtab.quiet import quieten
 from trimtab_server import demo
@@ -23,11 +25,12 @@ from trimtab_server.settings import Settings
 
 
 def serve(settings: Settings, flags: Sequence[str]) -> None:
-    """Serve until stopped; then the process ends, without Python's slow farewell.
+    """Serve until stopped; then the process ends, with 0, or 1 if the engine died.
 
     Raises:
-        StartError: it cannot start as asked, or the engine died while serving.
+        StartError: it cannot start as asked.
     """
+    well = True
     listener = listen(settings.host, settings.port)
     quieten(settings.log_level)
     with listener, Signals() as signals:
@@ -50,8 +53,10 @@ def serve(settings: Settings, flags: Sequence[str]) -> None:
             # Are they sound? Told before vLLM is imported, and tracebacks of its processes.
             loading = importlib.import_module("trimtab.loading")
             loading.vet(GuidanceConfig.model_validate(settings.guidance()))
-            asyncio.run(_run(settings, flags, defaults, listener, signals))
-    leave(0)
+            well = asyncio.run(_run(settings, flags, defaults, listener, signals))
+    if not well:
+        typer.echo("trimtab: the engine died; the server stops with it.", err=True)
+    leave(0 if well else 1)  # Python's own farewell takes seconds, and is not needed
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -81,7 +86,7 @@ async def _run(
     defaults: Sequence[str],
     listener: socket.socket,
     signals: Signals,
-) -> None:
+) -> bool:
     # Imported this late because vLLM's import takes seconds, and reads the environment.
     application = importlib.import_module("trimtab_server.app")
     engines = importlib.import_module("trimtab_server.engine")
@@ -89,8 +94,7 @@ async def _run(
     engine = engines.start(args)
     try:
         app = await application.build(engine, args, settings)
-        well = await application.serve(app, args, settings, listener, signals)
+        well: bool = await application.serve(app, args, settings, listener, signals)
+        return well
     finally:
         engine.shutdown(timeout=0)
-    if not well:
-        raise StartError("the engine died; the server stops with it.")

@@ -22,7 +22,7 @@ from trimtab_server.http import HEAD_BYTES, Protocol
 
 TICK = 0.1
 LAST_SECONDS = 2.0
-DEAD_SECONDS = 2.0
+DEAD_SECONDS = 1.0
 """How long routes may take to tell their clients themselves that the engine has died."""
 STALL_SECONDS = 30.0
 """A client must read STALL_BYTES of what waits for it in this time."""

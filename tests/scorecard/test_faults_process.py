@@ -36,8 +36,11 @@ SLOW = {**SLEEPY, "scorers": {"slow": 1}}
 CHAT = [{"role": "user", "content": "Write a review of a hotel."}]
 LONG = {"max_tokens": 480, "ignore_eos": True}
 DRAIN = 4.0
-SLACK = 1.5
-"""Seconds that a busy machine may add to a promise."""
+
+
+def slack():
+    """Seconds that a busy machine may add to a promise."""
+    return 1.5 * max(1, os.getloadavg()[0] / os.cpu_count())
 
 
 def asked(path, guidance, **more):
@@ -189,7 +192,7 @@ def test_an_engine_that_stands_still_goes_on_as_if_it_had_not(server, _):
         began = time.monotonic()
         stalled = server.http.get("/ready")
         assert stalled.status_code == 503
-        assert time.monotonic() - began < 5 + SLACK
+        assert time.monotonic() - began < 5 + slack()
         assert server.http.get("/health").status_code == 200
     finally:
         for process in processes:
@@ -245,13 +248,15 @@ def test_sigterm_drains(server):
         assert refused.headers["retry-after"]
         assert server.http.post("/generate", json={"prompt": "x"}).status_code == 503
         assert server.http.get("/health").status_code == 200
-        assert server.process.wait(DRAIN + 2 + SLACK) == 0
+        assert server.process.wait(DRAIN + 2 + slack()) == 0
         took = time.monotonic() - began
     assert took > DRAIN - 0.2
     assert [answer.ended_with for answer in short.join()] == ["record"] * 8
     answers = long.join()
-    assert [answer.ended_with for answer in answers] == ["error"] * 10
-    assert {answer.status for answer in answers if not answer.stream} == {503}
+    # Anthropic's has no ignore_eos: it may end before.
+    ends = [answer.ended_with for answer in answers if answer.path != "/v1/messages"]
+    assert ends == ["error"] * 8
+    assert {answer.status for answer in answers if answer.text.startswith('{"error"')} == {503}
     assert gone(children, 5)
     assert no_traceback(server)
 
@@ -274,10 +279,10 @@ def test_a_killed_engine_ends_all(whom, _):
         began = time.monotonic()
         for process in killed or [server.engine()]:
             process.kill()
-        assert server.process.wait(10 + SLACK) not in (0, None)
+        assert server.process.wait(10 + slack()) not in (0, None)
         answers = requests.join()
         assert [answer.ended_with for answer in answers] == ["error"] * 11
-        assert max(answer.at for answer in answers) - began < 5 + SLACK
+        assert max(answer.at for answer in answers) - began < 5 + slack()
         assert gone(children, 10)
         assert "engine died" in server.log.read_text()
 
@@ -314,7 +319,7 @@ def test_a_second_signal_ends_it_at_once(_):
         time.sleep(0.5)
         assert server.process.poll() is None
         server.process.terminate()
-        assert server.process.wait(2 + SLACK) == 128 + signal.SIGTERM
+        assert server.process.wait(2 + slack()) == 128 + signal.SIGTERM
         assert gone(children, 5)
         assert no_traceback(server)
 
@@ -331,7 +336,7 @@ def test_a_signal_to_all_processes_drains_too(_):
         requests.wait(4)
         for process in [*children, server.process]:
             process.send_signal(signal.SIGINT)
-        assert server.process.wait(32 + SLACK) == 0
+        assert server.process.wait(32 + slack()) == 0
         assert [answer.ended_with for answer in requests.join()] == ["record"] * 4
         assert gone(children, 5)
 
@@ -359,7 +364,7 @@ def test_a_signal_while_it_loads(number, after, tmp_path):
         time.sleep(after)
         children = psutil.Process(process.pid).children(recursive=True)
         process.send_signal(number)
-        assert process.wait(3 + SLACK) == 128 + number
+        assert process.wait(3 + slack()) == 128 + number
     finally:
         process.kill()
         process.wait()

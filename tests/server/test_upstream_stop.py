@@ -3,6 +3,7 @@
 import asyncio
 import concurrent.futures
 import json
+import os
 import signal
 import threading
 import time
@@ -16,12 +17,16 @@ from conftest import KEY, start
 from trimtab_server import again
 
 DRAIN = 2.0
-SLACK = 1.5
 GUIDED = {"scorers": {"good": 1.0}, "beta": 1.0}
 ROUTES = {
     "/generate": {"prompt": "Say it:", **GUIDED},
     "/v1/completions": {"model": "m", "prompt": "Say it:", "guidance": GUIDED},
 }
+
+
+def slack():
+    """Seconds that a busy machine may add to a promise."""
+    return 1.5 * max(1, os.getloadavg()[0] / os.cpu_count())
 
 
 class Slow(BaseHTTPRequestHandler):
@@ -88,7 +93,7 @@ def test_it_drains_and_then_ends_what_is_open(server):
             refused = http.get("/ready")
         assert refused.status_code == 503
         assert refused.headers["connection"] == "close"
-        assert server.process.wait(DRAIN + 2 + SLACK) == 0
+        assert server.process.wait(DRAIN + 2 + slack()) == 0
         assert time.monotonic() - began > DRAIN - 0.2
     assert all('"kl"' in future.result() for future in short)
     assert all("the server is stopping" in future.result() for future in long)
@@ -111,7 +116,7 @@ def test_a_second_signal_ends_it_at_once(server):
     time.sleep(0.5)
     assert server.process.poll() is None
     server.process.send_signal(signal.SIGINT)
-    assert server.process.wait(SLACK) == 128 + signal.SIGINT
+    assert server.process.wait(slack()) == 128 + signal.SIGINT
     thread.join(10)
     assert not psutil.wait_procs(children, timeout=5)[1]
     assert "Traceback" not in server.log.read_text()
