@@ -31,9 +31,8 @@ def serve(settings: Settings, flags: Sequence[str]) -> None:
         StartError: it cannot start as asked.
     """
     well = True
-    listener = listen(settings.host, settings.port)
-    quieten(settings.log_level)
-    with listener, Signals() as signals:
+    with Signals() as signals, listen(settings.host, settings.port) as listener:
+        quieten(settings.log_level)
         if settings.upstream is not None:
             if flags or settings.vllm:
                 raise StartError(
