@@ -36,10 +36,11 @@ class ClassifierReward:
     ) -> None:
         try:
             self.batch_size, self.device = int(batch_size), torch.device(device)
-        except (ValueError, RuntimeError):
+            torch.empty(1, device=self.device)
+        except (ValueError, RuntimeError, AssertionError, NotImplementedError):
             raise RewardError(
                 f"classifier: batch_size={batch_size} must be a whole number, and device={device} "
-                "one of torch's, such as cuda:1."
+                "a device that torch has here, such as cpu or cuda:1."
             ) from None
         try:
             self.classifier = classify.load(path, label)
