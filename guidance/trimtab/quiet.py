@@ -22,6 +22,7 @@ CONFIG = Path(__file__).with_name("logging.json")
 OURS = ("trimtab", "trimtab_models", "trimtab_server")
 """Loggers whose messages hold nothing of a request by our own care."""
 PLACEHOLDER = re.compile(r"%(\(\w+\))?[-#0 +]*[\d*]*(\.[\d*]+)?[a-zA-Z]")
+PLACES = 6
 BEFORE_REQUESTS = "failed to start"
 """In vLLM's messages about its start, whose exceptions say what to do."""
 
@@ -62,9 +63,10 @@ class Once(logging.Filter):
 
 
 def _place(error: BaseException | None) -> str:
-    """Where an exception came from, and of what class it is, without its text."""
-    lines = [] if error is None else traceback.format_tb(error.__traceback__)
-    return "".join(["Traceback (most recent call last):\n", *lines, type(error).__name__])
+    """The class of an exception and the innermost places that it came through, on one line."""
+    frames = [] if error is None else traceback.extract_tb(error.__traceback__)
+    places = [f"{Path(f.filename).name}:{f.lineno} in {f.name}" for f in frames[-PLACES:]]
+    return " ← ".join([type(error).__name__, *reversed(places)])
 
 
 def quieten(level: str = "warning") -> None:

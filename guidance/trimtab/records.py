@@ -12,7 +12,7 @@ from trimtab.rows import Row, Step
 MAX_RECORDS = 4096
 MAX_BYTES = 512 * 2**20
 """Of all records together, by estimate."""
-STEP_BYTES = 400
+STEP_BYTES = 300
 """A step without a trace: the objects that make it, and its place in its row."""
 NUMBER_BYTES = 32
 """A number in a list, with the list's reference to it."""

@@ -251,6 +251,7 @@ def test_rollouts_of_unlike_prompts_are_not_compared() -> None:
 
 
 def test_ties_are_counted_once(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.WARNING, "trimtab_models")
     records = _records({"a": [0.0, 1.0, 1.0, 1.0], "b": [2.0, 2.0]})
     data.preferences(records, 9, 0)
     assert caplog.messages == [

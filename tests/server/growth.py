@@ -1,5 +1,6 @@
 """How a function's time grows with the length of what it is given."""
 
+import gc
 import math
 import time
 from collections.abc import Callable
@@ -12,7 +13,7 @@ TICK = 2e-4
 
 def exponent(work: Callable[[int], None], small: int, factor: int = 16) -> float:
     """The e of time ~ lengthᵉ, from `small` to `factor` times that; the least of several tries."""
-    return min(_exponent(work, small, factor) for _ in range(3))
+    return min(_exponent(work, small, factor) for _ in range(5))
 
 
 def _exponent(work: Callable[[int], None], small: int, factor: int) -> float:
@@ -21,6 +22,11 @@ def _exponent(work: Callable[[int], None], small: int, factor: int) -> float:
 
 
 def _seconds(work: Callable[[int], None], size: int) -> float:
-    began = time.perf_counter()
-    work(size)
-    return time.perf_counter() - began
+    gc.collect()
+    gc.disable()  # its passes are over all objects of the test process
+    try:
+        began = time.perf_counter()
+        work(size)
+        return time.perf_counter() - began
+    finally:
+        gc.enable()

@@ -102,6 +102,7 @@ def test_yaml_reaches_vllm_as_its_own_does(tmp_path):
         "additional_config",
         "max_logprobs",
         "enable_request_id_headers",
+        "h11_max_incomplete_event_size",
         "api_key",
     }
     assert {n: v for n, v in ours.items() if n not in set_by_us} == {
