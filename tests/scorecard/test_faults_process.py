@@ -269,7 +269,7 @@ def test_a_killed_engine_ends_all(whom, _):
         requests = Requests(server)
         for path in ("/generate", "/v1/completions", "/v1/chat/completions", *TYPED):
             for stream in (True, False):
-                requests.send(path, asked(path, {"beta": 1}, stream=stream, **LONG))
+                requests.send(path, asked(path, SLOW, stream=stream, **LONG))
         # Its record is asked for now: the scorer has not looked at it before.
         fetching = {"scorers": {"slumber": 1}, "beta": 0}
         requests.wait(3)
@@ -280,8 +280,10 @@ def test_a_killed_engine_ends_all(whom, _):
         for process in killed or [server.engine()]:
             process.kill()
         assert server.process.wait(10 + slack()) not in (0, None)
-        answers = requests.join()
-        assert [answer.ended_with for answer in answers] == ["error"] * 11
+        # Anthropic's has no ignore_eos: it may end before.
+        answers = [a for a in requests.join() if a.path != "/v1/messages" or a.at > began]
+        assert len(answers) >= 9
+        assert {answer.ended_with for answer in answers} == {"error"}
         assert max(answer.at for answer in answers) - began < 5 + slack()
         assert gone(children, 10)
         assert "engine died" in server.log.read_text()
