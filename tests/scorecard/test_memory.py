@@ -61,7 +61,10 @@ async def run(server, requests: int, seed: int = 7) -> dict[str, list[tuple[int,
     rng, numbers = random.Random(seed), iter(range(requests))
     points: dict[str, list[tuple[int, int]]] = {}
     headers = {"Authorization": f"Bearer {KEY}"}
-    async with httpx.AsyncClient(base_url=server.url, headers=headers, timeout=60) as http:
+    soon = httpx.Limits(keepalive_expiry=1)  # a client that is starved meets a closed connection
+    async with httpx.AsyncClient(
+        base_url=server.url, headers=headers, timeout=60, limits=soon
+    ) as http:
 
         async def client():
             for number in numbers:
