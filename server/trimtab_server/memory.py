@@ -8,7 +8,8 @@ import ctypes
 import os
 
 KERNELS = 128
-"""Kernels that oneDNN keeps, one a shape. Its own 1,024 take over 100 MB."""
+"""Kernels that oneDNN, and PyTorch's cache of its own before it, keep: one a shape. The 1,024 that
+they would keep take over 100 MB."""
 ARENA_MAX, MMAP_THRESHOLD = -8, -3
 """glibc's numbers of two of its malloc's parameters (malloc.h)."""
 BLOCK_BYTES = 256 * 2**10
@@ -20,7 +21,8 @@ def bound() -> None:
 
     Does nothing that the environment has settled already, nor where the C library is another one.
     """
-    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", str(KERNELS))
+    for variable in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):
+        os.environ.setdefault(variable, str(KERNELS))
     library = ctypes.CDLL(None)
     if hasattr(library, "gnu_get_libc_version"):
         if "MALLOC_MMAP_THRESHOLD_" not in os.environ:
