@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import os
 import socket
 import statistics
 import threading
@@ -14,11 +13,11 @@ import uvicorn
 from conftest import KEY
 from starlette.responses import PlainTextResponse, StreamingResponse
 
-from scorecard import flood
+from scorecard import flood, full
 
 pytestmark = [pytest.mark.engine, pytest.mark.scorecard(letter="B")]
 
-SECONDS = 60.0 if os.environ.get("SCORECARD") == "full" else 5.0
+SECONDS = 60.0 if full() else 5.0
 ROUNDS = 4
 RATE = 100.0
 STREAM = {
@@ -85,16 +84,20 @@ async def measure(port: int, key: str, seconds: float):
 
 
 def test_a_stream_keeps_its_pace(server):
-    """Its mean time between tokens at most doubles, its tokens stay, and nothing is a 5xx."""
+    """Its mean time between tokens at most doubles, its tokens stay, and nothing is a 5xx.
+
+    Times are asserted in the long form alone, which has the machine for itself.
+    """
     port = server.http.base_url.port
     alone, beside, texts, statuses, rate = asyncio.run(measure(port, KEY, SECONDS))
     ratio = statistics.mean(beside) / statistics.mean(alone)
     print(f"\nalone: {_told(alone)}\nbeside: {_told(beside)}")
     print(f"ratio {ratio:.2f}; {rate:.0f} bodies a second, answered {dict(statuses)}")
     assert all(400 <= status < 500 or status == 200 for status in statuses), statuses
-    assert rate > 0.9 * RATE
     assert {tuple(text) for text in texts} == {tuple(texts[0])}
-    assert ratio < 2
+    if full():
+        assert rate > 0.9 * RATE
+        assert ratio < 2
 
 
 async def blocks(scope, receive, send):
