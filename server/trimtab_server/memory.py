@@ -7,7 +7,7 @@ shape, and what the C library keeps of freed blocks, would grow for hours.
 import ctypes
 import os
 
-KERNELS = 128
+KERNELS = 64
 """Kernels that oneDNN, and PyTorch's cache of its own before it, keep: one a shape. The 1,024 that
 they would keep take over 100 MB."""
 ARENA_MAX, MMAP_THRESHOLD = -8, -3
