@@ -9,6 +9,7 @@ import typer
 
 from trimtab.errors import TrimtabError
 from trimtab_server.commands.arena import arena
+from trimtab_server.commands.batch import batch
 from trimtab_server.commands.publish import publish
 from trimtab_server.commands.rollout import rollout
 from trimtab_server.commands.sweep import sweep
@@ -26,6 +27,7 @@ PASS_ON = {"allow_extra_args": True, "ignore_unknown_options": True}
 app.command(context_settings=PASS_ON)(rollout)
 app.command()(train)
 app.command()(publish)
+app.command()(batch)
 app.command()(arena)
 app.command(context_settings=PASS_ON)(sweep)
 

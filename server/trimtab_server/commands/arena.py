@@ -30,7 +30,7 @@ def arena(
     What is missing is made: the world's base, its rollouts, a scorer for each method. Stopped in
     any way, the same command goes on where it was.
     """
-    from trimtab.quiet import quieten  # noqa: PLC0415
+    from trimtab.quiet import quieten
 
     quieten()
     # Imported here, for torch and transformers take seconds.

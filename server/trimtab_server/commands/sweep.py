@@ -33,7 +33,7 @@ def sweep(
 
     Flags not listed here go to vLLM's engine. Stopped in any way, the same command goes on.
     """
-    from trimtab.quiet import quieten  # noqa: PLC0415
+    from trimtab.quiet import quieten
 
     quieten()
     # Imported here, for torch and transformers take seconds.

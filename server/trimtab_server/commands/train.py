@@ -24,7 +24,7 @@ def train(
     On several GPUs: accelerate launch -m trimtab_models.training OBJECTIVE --config FILE.
     """
     # torch and transformers take seconds to import; other commands must not wait for them.
-    from trimtab_models.training.__main__ import command  # noqa: PLC0415
+    from trimtab_models.training.__main__ import command
 
     if status := command(objective, config, set_ or []):
         raise typer.Exit(status)

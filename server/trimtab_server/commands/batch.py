@@ -1,0 +1,35 @@
+"""`trimtab batch`: a file of requests, sent to a running server."""
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from trimtab_server.commands.resumable import resumable
+
+
+def batch(
+    requests: Annotated[
+        Path, typer.Argument(help="JSON Lines in OpenAI's batch format: custom_id, url, body.")
+    ],
+    out: Annotated[Path, typer.Option(help="JSON Lines of answers; resumed if begun.")],
+    url: Annotated[str, typer.Option(help="Address of the server.")] = "http://127.0.0.1:8000",
+    api_key: Annotated[
+        str | None, typer.Option(help="Key (or TRIMTAB_API_KEY).", metavar="KEY")
+    ] = None,
+    concurrency: Annotated[
+        int, typer.Option(help="Requests in flight at once.", min=1, max=1024)
+    ] = 16,
+) -> None:
+    """Send every request of a file to a running server, and write the answers to a file.
+
+    Bodies are those of the server's routes, guidance among them. Stopped in any way, the same
+    command goes on where it was.
+    """
+    from trimtab_server import batch as work
+
+    with resumable():
+        key = api_key or os.environ.get("TRIMTAB_API_KEY")
+        answers, errors = work.run(requests, out, url, key, concurrency)
+        typer.echo(f"{answers} answers in {out}, {errors} of them errors.")
