@@ -12,11 +12,10 @@ from vllm.platforms import current_platform
 from vllm.utils.argparse_utils import FlexibleArgumentParser
 from vllm.v1.engine.async_llm import AsyncLLM
 
-from trimtab import orphans
+from trimtab import memory, orphans
 from trimtab.adapters import unfit
 from trimtab.adapters.engine import PROCESSOR, WORKER, chunked_prefill, logprobs_limit
 from trimtab.reasons import brief, heard
-from trimtab_server import memory
 from trimtab_server.ending import unsignalled
 from trimtab_server.errors import StartError
 from trimtab_server.http import HEAD_BYTES

@@ -13,6 +13,8 @@ def growth(points: Sequence[tuple[int, int]]) -> tuple[float, float]:
     points: (requests answered, bytes resident).
     """
     requests, size = np.array(points[len(points) // 2 :]).T
+    if np.ptp(size) == 0:  # a fit has no error then
+        return 0.0, 0.0
     fit = stats.linregress(requests, size)
     return fit.slope, fit.slope + 1.645 * fit.stderr
 

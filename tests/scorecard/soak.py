@@ -81,16 +81,16 @@ class Report:
 class Soak:
     """Drives one server."""
 
-    def __init__(self, server: Server, requests: int, seed: int) -> None:
+    def __init__(self, server: Server, requests: int, seed: int, warm_up: int = 0) -> None:
         self.server = server
         self.port = httpx.URL(server.url).port
-        self.requests = requests
+        self.warm_up = warm_up  # further requests at first, when nothing is weighed
         self.random = random.Random(seed)
         self.questions = questions()
         self.report = Report()
         self.checkpoints: dict[int, str] = {}
         """Which checkpoint each version of `mood` is."""
-        self.numbers = iter(range(requests))
+        self.numbers = iter(range(warm_up + requests))
         self.done = 0
         self.changed = asyncio.Event()
 
@@ -145,7 +145,7 @@ class Soak:
             for kind in self.judge(question, fields, answer):
                 self.report.answers[kind] += 1
             self.done += 1
-            if self.done % 20 == 0:
+            if self.done % 20 == 0 and self.done > self.warm_up:
                 self.weigh()
 
     def judge(self, question: Question, fields: dict, answer: Answer) -> Iterator[str]:

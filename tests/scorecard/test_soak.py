@@ -20,6 +20,8 @@ from trimtab_models.manifest import write_manifest
 pytestmark = [pytest.mark.engine, pytest.mark.scorecard(letter="R")]
 
 REQUESTS = 10_000 if full() else 300
+WARM_UP = 6_000 if full() else 0
+"""Until caches are full, and the C library has seen most sizes of blocks."""
 PREEMPTIONS = 50 if full() else 5
 BYTES_A_REQUEST = 1024
 SEED = 13
@@ -53,7 +55,7 @@ def before(server):
 @pytest.fixture(scope="module")
 def report(server, before):
     assert before
-    return asyncio.run(Soak(server, REQUESTS, SEED).run())
+    return asyncio.run(Soak(server, REQUESTS, SEED, WARM_UP).run())
 
 
 def held(server):

@@ -21,7 +21,9 @@ def written(path, *lines):
 
 
 def results(path):
-    return {one["custom_id"]: one["response"] for one in map(json.loads, path.read_text().splitlines())}
+    return {
+        one["custom_id"]: one["response"] for one in map(json.loads, path.read_text().splitlines())
+    }
 
 
 @pytest.mark.engine

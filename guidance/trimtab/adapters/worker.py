@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from trimtab import memory
 from trimtab.adapters.vllm import GuidanceProcessor
 from trimtab.config import ScorerSpec
 from trimtab.described import describe
@@ -131,6 +132,8 @@ class GuidanceWorker:
         if processor is not None:
             processor.incoming.pop(version, None)
             processor.guide.versions.pop(version, None)
+            # Otherwise each scorer that came and went leaves some of its memory behind.
+            memory.give_back()
 
 
 def _processor(runner: Any) -> GuidanceProcessor:
