@@ -26,7 +26,7 @@ import httpx
 import numpy as np
 from scipy import stats
 
-from trimtab_models.worlds import WORLDS
+from trimtab_lab.worlds import WORLDS
 
 RESULTS = Path(__file__).parent / "results"
 TOP, BLOCK, STRENGTH, BUDGET, SEED = 20, 8, 8.0, 1.0, 0

@@ -26,9 +26,9 @@ import numpy as np
 from scipy import stats
 from tqdm import tqdm
 
-from trimtab.offline import Sampler, engine_options
+from trimtab.adapters.vllm.offline import Sampler, engine_options
 from trimtab.params import GuidanceParams
-from trimtab_models.worlds import WORLDS
+from trimtab_lab.worlds import WORLDS
 from trimtab_server.demo import ENGINE
 
 RESULTS = Path(__file__).parent / "results"

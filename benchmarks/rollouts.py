@@ -28,11 +28,11 @@ os.environ.update(VLLM_CPU_KVCACHE_SPACE="1", VLLM_LOGGING_LEVEL="ERROR", VLLM_N
 
 from vllm import SamplingParams
 
-from trimtab.draws import Drawing
-from trimtab.journal import Journal
-from trimtab.offline import Sampler, engine_options
-from trimtab.prompts import Prompt
-from trimtab.rollout import roll_out
+from trimtab.adapters.vllm.offline import Sampler, engine_options
+from trimtab.sampling import Drawing
+from trimtab_lab.rollouts.journal import Journal
+from trimtab_lab.rollouts.prompts import Prompt
+from trimtab_lab.rollouts.run import roll_out
 from trimtab_models import demo, rewards
 from trimtab_server.demo import ENGINE
 

@@ -14,13 +14,14 @@ from hypothesis import strategies as st
 from transformations import CUT, DROPPED, KEPT, MADE, Case, Fields, all_found, check, found
 from transformers import AutoTokenizer
 
-from trimtab.arena import refine, task
-from trimtab.draws import Completion, Drawing
-from trimtab.halves import _labelled, complete, halves
-from trimtab.journal import Journal
 from trimtab.params import GuidanceParams
-from trimtab.prompts import read
-from trimtab.rollout import roll_out
+from trimtab.sampling import Completion, Drawing
+from trimtab_lab.arena import refine, task
+from trimtab_lab.rollouts.journal import Journal
+from trimtab_lab.rollouts.prefixes import _labelled, complete, halves
+from trimtab_lab.rollouts.prompts import read
+from trimtab_lab.rollouts.run import roll_out
+from trimtab_lab.worlds import build
 from trimtab_models import data, demo
 from trimtab_models.data.fields import ANSWER, PROMPT
 from trimtab_models.demo import rollouts as demo_rollouts
@@ -32,9 +33,8 @@ from trimtab_models.objectives.fudge import Fudge
 from trimtab_models.report.validate import _flat, _half
 from trimtab_models.rows import Pair, Ranked, Rollout, pad
 from trimtab_models.training import dpo
-from trimtab_models.worlds import build
 
-rivals = importlib.import_module("trimtab_models.rivals.train")  # its package has a function so
+rivals = importlib.import_module("trimtab_lab.rivals.train")  # its package has a function so
 ROOT = Path(__file__).parents[1]
 TOKENIZER = AutoTokenizer.from_pretrained(demo.base())
 EOS: int = TOKENIZER.eos_token_id
@@ -470,22 +470,24 @@ RECORDS: dict[str, Case] = {
     "worlds.build:_training_data": Case(_in_files(_trained_on), {**EVERY, "reward": MADE}),
     "rivals.train:_pairs": Case(_in_files(_of_rival), {**EVERY, "reward": MADE}),
     "arena.refine:guided": Case(_in_files(_refined), EVERY),
-    "halves:_labelled": Case(lambda before: _labelled(before, 1024), EVERY),
-    "halves:_measured": Case(_in_files(_measured), {**PROMPTS_KEPT, **SAID, "reward": KEPT}),
-    "halves:complete.answer": Case(
+    "rollouts.prefixes:_labelled": Case(lambda before: _labelled(before, 1024), EVERY),
+    "rollouts.prefixes:_measured": Case(
+        _in_files(_measured), {**PROMPTS_KEPT, **SAID, "reward": KEPT}
+    ),
+    "rollouts.prefixes:complete.answer": Case(
         _in_files(_judged),
         {**PROMPTS_KEPT, **SAID, "completion": MADE, "completion_token_ids": MADE},
     ),
     "report.validate:_half": Case(_reported_half, {**READ, "reward": KEPT}),
-    "rollout:roll_out.record": Case(
+    "rollouts.run:roll_out.record": Case(
         _in_files(_rolled_out(None, guided=False)),
         {**PROMPTS_KEPT, **SAID, **dict.fromkeys(DRAWN, MADE)},
     ),
-    "rollout:roll_out.finish": Case(
+    "rollouts.run:roll_out.finish": Case(
         _in_files(_rolled_out(lambda records: [5000.0] * len(records), guided=False)),
         {**PROMPTS_KEPT, **SAID, **dict.fromkeys(DRAWN, MADE), "reward": MADE, "label": KEPT},
     ),
-    "rollout:roll_out.guided": Case(
+    "rollouts.run:roll_out.guided": Case(
         _in_files(_rolled_out(None, guided=True)),
         {
             **PROMPTS_KEPT,
@@ -519,9 +521,9 @@ MAKERS = {
     "arena.report:stored": "a result",
     "arena.sweep:_figures": "a result",
     "arena.values:foretold": "a result",
-    "offline:Sampler._add": "a request of vLLM",
+    "adapters.vllm.offline:Sampler._add": "a request of vLLM",
     "grounded.job:_judge.judge": "see grounded.job:_judge",
-    "prompts:_prompt": "see rollout:roll_out.record",
+    "rollouts.prompts:_prompt": "see rollouts.run:roll_out.record",
     "data.fields:of_prompt": "see data.derive:_begun",
 }
 """Functions that handle no known rollout, and why their fields need no decision."""
@@ -554,7 +556,11 @@ def test_every_transformation_is_here() -> None:
     known = {name.partition(",")[0] for name in (*ITEMS, *RECORDS)} | set(MAKERS)
     there = set(all_found(ROOT))
     assert there <= known, f"say what these do to each field: {sorted(there - known)}"
-    gone = known - there - {"data.derive:split", "data.fields:of_prompt", "halves:_labelled"}
+    gone = (
+        known
+        - there
+        - {"data.derive:split", "data.fields:of_prompt", "rollouts.prefixes:_labelled"}
+    )
     assert not gone, f"these are no more: {sorted(gone)}"
 
 

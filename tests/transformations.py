@@ -75,8 +75,8 @@ def _walk(node: ast.AST, inside: tuple[str, ...]) -> Iterator[str]:
 
 
 def all_found(root: Path) -> Iterator[str]:
-    """The same of both packages: "data.lengths:_with"."""
-    for package in ("models/trimtab_models", "guidance/trimtab"):
+    """The same of three packages: "data.lengths:_with"."""
+    for package in ("models/trimtab_models", "guidance/trimtab", "lab/trimtab_lab"):
         for path in sorted((root / package).rglob("*.py")):
             module = ".".join(path.relative_to(root / package).with_suffix("").parts)
             for name in found(path.read_text(encoding="utf-8")):

@@ -9,7 +9,6 @@ With an upstream there is no engine, and vLLM need not be installed: see upstrea
 """
 
 import asyncio
-import importlib
 import os
 import socket
 from collections.abc import Sequence
@@ -17,7 +16,7 @@ from collections.abc import Sequence
 import typer
 
 from trimtab.config import GuidanceConfig
-from trimtab.quiet import quieten
+from trimtab.logs import quieten
 from trimtab_server import demo
 from trimtab_server.ending import Signals, leave
 from trimtab_server.errors import StartError
@@ -39,8 +38,9 @@ def serve(settings: Settings, flags: Sequence[str]) -> None:
                     "flags that trimtab does not know go to vLLM, which an upstream does without; "
                     "leave them out, and MODEL too."
                 )
-            application = importlib.import_module("trimtab_server.upstream.app")
-            application.serve(settings, listener, signals)
+            from trimtab_server.upstream import app as upstream
+
+            upstream.serve(settings, listener, signals)
         else:
             defaults: Sequence[str] = ()
             if settings.model == demo.NAME:
@@ -50,8 +50,9 @@ def serve(settings: Settings, flags: Sequence[str]) -> None:
                 raise StartError("give at least one scorer: --scorer NAME=PATH.")
             settings = settings.ready_to_load()
             # Are they sound? Told before vLLM is imported, and tracebacks of its processes.
-            loading = importlib.import_module("trimtab.loading")
-            loading.vet(GuidanceConfig.model_validate(settings.guidance()))
+            from trimtab.loading import vet
+
+            vet(GuidanceConfig.model_validate(settings.guidance()))
             well = asyncio.run(_run(settings, flags, defaults, listener, signals))
     if not well:
         typer.echo("trimtab: the engine died; the server stops with it.", err=True)
@@ -87,13 +88,13 @@ async def _run(
     signals: Signals,
 ) -> bool:
     # Imported this late because vLLM's import takes seconds, and reads the environment.
-    application = importlib.import_module("trimtab_server.app")
-    engines = importlib.import_module("trimtab_server.engine")
+    from trimtab_server.vllm import app as application
+    from trimtab_server.vllm import engine as engines
+
     args = engines.parse(settings, flags, defaults)
     engine = engines.start(args)
     try:
         app = await application.build(engine, args, settings)
-        well: bool = await application.serve(app, args, settings, listener, signals)
-        return well
+        return await application.serve(app, args, settings, listener, signals)
     finally:
         engine.shutdown(timeout=0)

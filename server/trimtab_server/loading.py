@@ -19,9 +19,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from trimtab.config import ScorerSpec
 from trimtab.errors import NoRoom, ScorerRefused, TrimtabError, UnknownScorer
 from trimtab.params import NAME, Number
-from trimtab_server import canary, rpc
 from trimtab_server.errors import ScorerInUse, SlowLoad, invalid
 from trimtab_server.state import State, Version
+from trimtab_server.vllm import canary, rpc
 
 POLL_SECONDS = 0.05
 LOAD_SECONDS = 300.0

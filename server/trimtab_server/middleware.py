@@ -22,11 +22,11 @@ from trimtab.params import CARRIED, PREFIX, GuidanceParams
 from trimtab_server import strict_json
 from trimtab_server.caps import check_caps
 from trimtab_server.errors import response
-from trimtab_server.guidable import GUIDED, Route, conversations, misplaced, refuse_unguidable
-from trimtab_server.guided import Exchange, begin, converse, using_versions
-from trimtab_server.items import check_items
 from trimtab_server.limits import replay
 from trimtab_server.state import Version
+from trimtab_server.vllm.guidable import GUIDED, Route, conversations, misplaced, refuse_unguidable
+from trimtab_server.vllm.items import check_items
+from trimtab_server.vllm.records import Exchange, begin, converse, using_versions
 
 OWN = frozenset({"/generate", "/v1/scorers"})
 """Our own routes read their bodies themselves."""

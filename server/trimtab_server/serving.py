@@ -42,7 +42,7 @@ class Server(uvicorn.Server):
 
 def configure(app: ASGIApp, **options: Any) -> uvicorn.Config:
     """uvicorn's configuration for an application; options: its own."""
-    # Without a configuration of its own, its records go where ours do (trimtab.quiet).
+    # Without a configuration of its own, its records go where ours do (trimtab.logs).
     options = {"h11_max_incomplete_event_size": HEAD_BYTES, "log_config": None, **options}
     config = uvicorn.Config(app, access_log=False, http=Protocol, **options)
     config.load()

@@ -8,12 +8,12 @@ import os
 import sys
 from pathlib import Path
 
-from trimtab.quiet import quieten
+from trimtab.logs import quieten
 
 os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
 quieten()
 
-from trimtab.offline import Sampler, engine_options  # noqa: E402
+from trimtab.adapters.vllm.offline import Sampler, engine_options  # noqa: E402
 from trimtab.params import GuidanceParams  # noqa: E402
 from trimtab_models import demo  # noqa: E402
 from trimtab_server.demo import ENGINE  # noqa: E402

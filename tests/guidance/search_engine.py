@@ -3,13 +3,13 @@
 import json
 import os
 
-from trimtab.quiet import quieten
+from trimtab.logs import quieten
 
 os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
 quieten()
 
+from trimtab.adapters.vllm.offline import Sampler, engine_options  # noqa: E402
 from trimtab.errors import TrimtabError  # noqa: E402
-from trimtab.offline import Sampler, engine_options  # noqa: E402
 from trimtab.params import GuidanceParams  # noqa: E402
 from trimtab.search import Beam, BestOfN, Blockwise, Mcts, SearchParams, Smc  # noqa: E402
 from trimtab_models import demo  # noqa: E402
@@ -37,7 +37,7 @@ def refusal(call, *given, **named):
 
 
 def main():
-    faulty = {"path": "rollout_faults:fails", "family": "function"}
+    faulty = {"path": "faulty_scorers:fails", "family": "function"}
     sampler = Sampler(
         str(demo.base()),
         {**{name: str(path) for name, path in demo.scorers().items()}, "faulty": faulty},
@@ -132,8 +132,8 @@ def leftover(sampler):
     """How many rows of searches the scorers' pools still hold."""
 
     def count(worker):
-        from trimtab.adapters.search import FIRST_ROW
-        from trimtab.adapters.worker import _processor
+        from trimtab.adapters.vllm.search import FIRST_ROW
+        from trimtab.adapters.vllm.worker import _processor
 
         scorers = _processor(worker.model_runner).guide.scorers.values()
         pools = [s.backbone.pool for s in scorers if hasattr(s, "backbone")]

@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 from scipy.optimize import brentq
 
 from trimtab import control
-from trimtab.arena.exact import mean_reward, optimum
 from trimtab.candidates import select
 from trimtab.errors import InvalidGuidance, UnknownScorer
 from trimtab.guide import Guide
@@ -20,8 +19,9 @@ from trimtab.rows import Row
 from trimtab.scorers import FunctionScorer
 from trimtab.scorers.base import Scorer
 from trimtab.scorers.distribution import soft_value
+from trimtab_lab.arena.exact import mean_reward, optimum
+from trimtab_lab.worlds.tiny import PROMPTS, Tiny, ended
 from trimtab_models.checkpoint import ScorerInfo
-from trimtab_models.worlds.tiny import PROMPTS, Tiny, ended
 
 
 class Histograms(Scorer):

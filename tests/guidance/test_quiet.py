@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from trimtab.quiet import Discreet
+from trimtab.logs import Discreet
 
 pytestmark = pytest.mark.scorecard(letter="S")
 
@@ -89,7 +89,7 @@ def test_why_an_engine_did_not_start_is_told(logged):
 
 SCRIPT = """
 import logging, multiprocessing, sys, threading
-from trimtab.quiet import quieten
+from trimtab.logs import quieten
 
 LEVEL, SECRET = sys.argv[1:]
 

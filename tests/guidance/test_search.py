@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from tiny_engine import TinyEngine
-from trimtab.draws import sample_seed
 from trimtab.params import GuidanceParams
+from trimtab.sampling import sample_seed
 from trimtab.search import (
     Beam,
     BestOfN,
@@ -25,7 +25,7 @@ from trimtab.search import (
     drive,
     start,
 )
-from trimtab_models.worlds.tiny import EOS, LENGTH, PROMPTS, VOCABULARY, Tiny, ended, reward
+from trimtab_lab.worlds.tiny import EOS, LENGTH, PROMPTS, VOCABULARY, Tiny, ended, reward
 
 SMC = import_module("trimtab.search.smc")
 BETA = 2.0

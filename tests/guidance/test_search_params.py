@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from trimtab.adapters.search import scored
+from trimtab.adapters.vllm.search import scored
 from trimtab.errors import InvalidGuidance, ScorerFault
 from trimtab.guide import Guide
 from trimtab.params import GuidanceParams

@@ -4,7 +4,7 @@ import math
 import random
 
 from trimtab.search import Drawn, Problem, Scored, drive, start
-from trimtab_models.worlds.tiny import EOS, LENGTH, VOCABULARY, ended
+from trimtab_lab.worlds.tiny import EOS, LENGTH, VOCABULARY, ended
 
 
 class TinyEngine:

@@ -6,10 +6,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from trimtab_lab.worlds.tiny import PROMPTS, VOCABULARY, Tiny, config
 from trimtab_models import networks
 from trimtab_models.objectives import Objective
 from trimtab_models.rows import Rows
-from trimtab_models.worlds.tiny import PROMPTS, VOCABULARY, Tiny, config
 
 
 def fit(world: Tiny, objective: Objective, *, rate: float = 0.1, **options: Any) -> Tensor:

@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoModelForTokenClassification, LlamaForCausalLM
 
+from trimtab_lab.worlds.tiny import EOS, Tiny, config
 from trimtab_models import checkpoint, data, demo, networks
 from trimtab_models.generation import generate
 from trimtab_models.grounded import job
@@ -19,7 +20,6 @@ from trimtab_models.grounded.turns import Turns
 from trimtab_models.objectives.plackett_luce import PlackettLuce
 from trimtab_models.rows import Rollout, pad
 from trimtab_models.training.saves import SaveFailed
-from trimtab_models.worlds.tiny import EOS, Tiny, config
 
 SENTIMENT = "trimtab_models.demo.oracles:sentiment"
 

@@ -15,6 +15,7 @@ import torch
 from safetensors import SafetensorError
 from transformers import AutoTokenizer
 
+from trimtab_lab.worlds import __main__ as worlds
 from trimtab_models import checkpoint, data, demo, manifest, outputs
 from trimtab_models.demo import build as demo_build
 from trimtab_models.demo import foreign
@@ -23,7 +24,6 @@ from trimtab_models.grounded.settings import GroundedConfig
 from trimtab_models.networks import scalar_head
 from trimtab_models.training.__main__ import main
 from trimtab_models.training.saves import SafeTrainer
-from trimtab_models.worlds import __main__ as worlds
 
 pytestmark = pytest.mark.scorecard(letter="T")
 

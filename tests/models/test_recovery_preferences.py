@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 
 from recovery import centred, distance, fit, outputs, train
+from trimtab_lab.worlds.limits import bradley_terry
+from trimtab_lab.worlds.tiny import PROMPTS, Prefix, Tiny, ended
 from trimtab_models.objectives.bradley_terry import BradleyTerry, FullBradleyTerry
 from trimtab_models.objectives.farma import Farma
 from trimtab_models.objectives.genarm import GenArm
 from trimtab_models.objectives.plackett_luce import PlackettLuce
-from trimtab_models.worlds.limits import bradley_terry
-from trimtab_models.worlds.tiny import PROMPTS, Prefix, Tiny, ended
 
 SHARPNESS = 2.0
 TOLERANCE = 0.1

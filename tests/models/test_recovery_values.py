@@ -19,12 +19,12 @@ import torch
 from torch import Tensor
 
 from recovery import distance, fit, outputs, train
-from trimtab.arena.exact import optimum
+from trimtab_lab.arena.exact import optimum
+from trimtab_lab.worlds.tiny import EOS, PROMPTS, VOCABULARY, Prefix, Tiny, ended
 from trimtab_models import networks
 from trimtab_models.objectives import OBJECTIVES
 from trimtab_models.objectives.distribution import Distribution, two_hot
 from trimtab_models.objectives.ilql import Ilql
-from trimtab_models.worlds.tiny import EOS, PROMPTS, VOCABULARY, Prefix, Tiny, ended
 
 TOLERANCE = 0.02
 NETWORK_TOLERANCE = 0.2

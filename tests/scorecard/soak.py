@@ -29,7 +29,7 @@ FLAGS = (
     *("--max-num-batched-tokens", "128"),
     *("--max-num-seqs", "16"),
     "--enable-chunked-prefill",
-    *("--cache-bytes", str(16 * 2**20)),
+    *("--cache-bytes", str(4 * 2**20)),
 )
 """Little memory: requests are preempted, prompts come in chunks, and caches are full soon."""
 

@@ -23,7 +23,7 @@ def application(flags=(), **settings):
         warnings.simplefilter("ignore")
         from vllm.entrypoints.launchers.app import build_app
 
-        from trimtab_server import app, engine
+        from trimtab_server.vllm import app, engine
 
     chosen = Settings(model="m", scorer={"a": {"path": "x"}}, **settings)
     args = engine.parse(chosen, list(flags))

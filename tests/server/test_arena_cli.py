@@ -9,7 +9,7 @@ import pytest
 import yaml
 from conftest import environment
 
-from trimtab.arena.task import Config
+from trimtab_lab.arena.task import Config
 from trimtab_models import demo
 
 ROOT = Path(__file__).parents[2]

@@ -9,7 +9,7 @@ from conftest import KEY, free_port
 from test_cli import trimtab
 from trimtab.errors import TrimtabError
 from trimtab_models.data.faults import BrokenRows
-from trimtab_server import batch
+from trimtab_server.commands import batch_job as batch
 
 CHAT = {"messages": [{"role": "user", "content": "Describe a cafe."}], "max_tokens": 4}
 LINE = {"custom_id": "1", "url": "/v1/chat/completions", "body": CHAT}

@@ -16,11 +16,11 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # what vLLM's import brings about is not ours to mend
     from vllm.entrypoints.openai.responses.protocol import ResponsesResponse
 
-    from trimtab.adapters.search import carried, told
-    from trimtab_server import rpc
-    from trimtab_server.guidable import GUIDED, conversations
-    from trimtab_server.guided import EXCHANGE
+    from trimtab.adapters.vllm.search import carried, told
     from trimtab_server.middleware import Guidance
+    from trimtab_server.vllm import rpc
+    from trimtab_server.vllm.guidable import GUIDED, conversations
+    from trimtab_server.vllm.records import EXCHANGE
 
 PARTS = [{"type": "text", "text": "A "}, {"type": "text", "text": "b."}]
 INPUTS = [{"type": "input_text", "text": "A "}, {"type": "input_text", "text": "b."}]

@@ -15,10 +15,9 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # what vLLM's import brings about is not ours to mend
     from vllm.utils.argparse_utils import FlexibleArgumentParser
 
-    from trimtab.adapters import unfit
-    from trimtab.adapters.vllm import GuidanceProcessor
-    from trimtab.offline import Sampler
-    from trimtab_server import engine
+    from trimtab.adapters.vllm import GuidanceProcessor, unsupported
+    from trimtab.adapters.vllm.offline import Sampler
+    from trimtab_server.vllm import engine
 
 UNFIT = {
     "--speculative-config": ['{"method": "ngram", "num_speculative_tokens": 2}'],
@@ -58,7 +57,7 @@ def test_flags_whose_rows_are_not_requests_are_refused(flag):
     with pytest.raises(TrimtabError, match=f"Leave {flag} out") as refused:
         read({}, flag, *UNFIT[flag])
     assert "\n" not in str(refused.value)
-    assert set(unfit.FLAGS.values()) == set(UNFIT)
+    assert set(unsupported.FLAGS.values()) == set(UNFIT)
 
 
 def test_the_same_in_yaml_and_offline():
@@ -85,8 +84,8 @@ def test_a_stock_engine_is_refused_by_the_processor():
 
 
 def test_a_fit_engine_passes():
-    unfit.check_config(fit())
-    unfit.check_options({**dict.fromkeys(unfit.FLAGS), "dtype": "float32"})
+    unsupported.check_config(fit())
+    unsupported.check_options({**dict.fromkeys(unsupported.FLAGS), "dtype": "float32"})
 
 
 def test_yaml_reaches_vllm_as_its_own_does(tmp_path):

@@ -53,8 +53,8 @@ def test_search_finds_better_answers_than_drawing(server, search):
 
 
 def test_best_of_n_is_the_best_of_n_requests(server):
-    """Its draws are the draws of n requests with the seeds of `trimtab.draws.sample_seed`."""
-    from trimtab.draws import sample_seed
+    """Its draws are the draws of n requests with the seeds of `trimtab.sampling.sample_seed`."""
+    from trimtab.sampling import sample_seed
 
     found = server.generate(**ASKED, search={"method": "best_of_n", "n": 5})
     drawn = [

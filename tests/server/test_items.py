@@ -9,7 +9,7 @@ from trimtab_server.errors import InvalidRequest
 
 pytestmark = pytest.mark.scorecard(letter="B")
 
-items = covered.quietly("trimtab_server.items")
+items = covered.quietly("trimtab_server.vllm.items")
 GOOD = [
     {"role": "user", "content": "hi"},
     {"type": "message", "role": "user", "content": [{"type": "input_text", "text": "x"}]},

@@ -19,12 +19,12 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # what vLLM's import brings about is not ours to mend
     from vllm import SamplingParams
 
-    from trimtab.adapters.search import carried, told
     from trimtab.adapters.vllm import GuidanceProcessor
-    from trimtab_server import app, canary, prompts, rpc
-    from trimtab_server.guided import EXCHANGE
+    from trimtab.adapters.vllm.search import carried, told
     from trimtab_server.middleware import Guidance
     from trimtab_server.routes import status
+    from trimtab_server.vllm import app, canary, prompts, rpc
+    from trimtab_server.vllm.records import EXCHANGE
 
 
 async def never(scope, receive, send):
@@ -257,6 +257,6 @@ def test_a_request_that_cannot_be_taken_in_is_a_fault_of_its_own(monkeypatch):
     processor = GuidanceProcessor.__new__(GuidanceProcessor)
     processor.leads, processor.default_scorers = True, None
     processor.guide = SimpleNamespace(at=lambda _: {"a": SimpleNamespace(family="head")})
-    monkeypatch.setattr("trimtab.adapters.vllm.told", exhausted)
+    monkeypatch.setattr("trimtab.adapters.vllm.processor.told", exhausted)
     row = processor._row(SamplingParams(extra_args={"trimtab_beta": 1.0}), 3)
     assert row.fault.message == "MemoryError in guidance"

@@ -157,7 +157,7 @@ async def test_what_nobody_catches(caplog):
     assert answer.status_code == 500
     assert answer.json()["error"]["message"] == FAILED
     assert [record.getMessage() for record in caplog.records] == ["a request failed"]
-    assert caplog.records[0].exc_info is not None  # trimtab.quiet leaves its text out
+    assert caplog.records[0].exc_info is not None  # trimtab.logs leaves its text out
 
     async def left(scope, receive, send):
         raise ClientDisconnect

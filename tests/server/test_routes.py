@@ -20,10 +20,11 @@ with warnings.catch_warnings():
     from vllm.tasks import GENERATION_TASKS
 
     from trimtab.adapters.vllm import GuidanceProcessor
-    from trimtab_server import demo, engine
-    from trimtab_server.guidable import GUIDED
-    from trimtab_server.guided import EXCHANGE, Exchange, follow_engine
+    from trimtab_server import demo
     from trimtab_server.middleware import OWN, Guidance
+    from trimtab_server.vllm import engine
+    from trimtab_server.vllm.guidable import GUIDED
+    from trimtab_server.vllm.records import EXCHANGE, Exchange, follow_engine
 
 REFUSE = {
     # These generate, or score what was generated, and are not guided.

@@ -19,7 +19,8 @@ with warnings.catch_warnings():
     from vllm.sampling_params import RequestOutputKind, SamplingParams
     from vllm.v1.engine.exceptions import EngineDeadError
 
-    from trimtab_server import guided, rpc
+    from trimtab_server.vllm import records as guided
+    from trimtab_server.vllm import rpc
 
 
 class Engine:

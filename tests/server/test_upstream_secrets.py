@@ -6,7 +6,7 @@ import httpx
 import pytest
 
 from test_upstream import GUIDED, Here
-from trimtab.quiet import Discreet
+from trimtab.logs import Discreet
 from trimtab_server.refusals import FAILED
 from upstream_fake import KEY, Fake
 

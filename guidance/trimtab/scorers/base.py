@@ -6,6 +6,8 @@ A scorer answers one question: what is each candidate continuation of each row's
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
+import numpy as np
+import torch
 from torch import Tensor
 
 from trimtab.backbone import Backbone
@@ -122,3 +124,14 @@ class NetworkScorer(Scorer):
     def tokens_forwarded(self) -> int:
         """Prefix tokens and candidates that went through the backbone."""
         return self.backbone.tokens_forwarded
+
+
+def gather_candidates(table: Tensor, candidates: Sequence[Ids]) -> Tensor:
+    """Entries of each row's candidates: [rows, vocab, …] → [Σ candidates, …].
+
+    The last entry stands for ids beyond, as in Backbone.
+    """
+    rows = np.repeat(np.arange(len(candidates)), [len(c) for c in candidates])
+    at = np.stack((rows, np.minimum(np.concatenate(candidates), table.shape[1] - 1)))
+    row, token = torch.from_numpy(at).to(table.device)
+    return table[row, token]

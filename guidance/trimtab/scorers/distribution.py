@@ -21,8 +21,7 @@ from trimtab.cache import Ids
 from trimtab.cross import CrossBackbone
 from trimtab.errors import ScorerLoadError
 from trimtab.reader import Prompt
-from trimtab.scorers.base import NetworkScorer
-from trimtab.scorers.vocabulary import gather_candidates
+from trimtab.scorers.base import NetworkScorer, gather_candidates
 from trimtab_models.checkpoint import ScorerInfo
 from trimtab_models.networks import next_histograms
 

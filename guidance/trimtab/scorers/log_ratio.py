@@ -10,8 +10,8 @@ from torch import Tensor
 
 from trimtab.cache import Ids
 from trimtab.reader import Prompt
-from trimtab.scorers.base import Scorer
-from trimtab.scorers.vocabulary import VocabularyScorer, gather_candidates
+from trimtab.scorers.base import Scorer, gather_candidates
+from trimtab.scorers.vocabulary import VocabularyScorer
 
 
 class LogRatioScorer(Scorer):

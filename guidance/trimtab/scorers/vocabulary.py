@@ -5,24 +5,11 @@ CD-Q, FaRMA, dueling and ILQL heads are served so: one query a row and step, wha
 
 from collections.abc import Sequence
 
-import numpy as np
-import torch
 from torch import Tensor
 
 from trimtab.cache import Ids
 from trimtab.reader import Prompt
-from trimtab.scorers.base import NetworkScorer
-
-
-def gather_candidates(table: Tensor, candidates: Sequence[Ids]) -> Tensor:
-    """Entries of each row's candidates: [rows, vocab, …] → [Σ candidates, …].
-
-    The last entry stands for ids beyond, as in Backbone.
-    """
-    rows = np.repeat(np.arange(len(candidates)), [len(c) for c in candidates])
-    at = np.stack((rows, np.minimum(np.concatenate(candidates), table.shape[1] - 1)))
-    row, token = torch.from_numpy(at).to(table.device)
-    return table[row, token]
+from trimtab.scorers.base import NetworkScorer, gather_candidates
 
 
 class VocabularyScorer(NetworkScorer):

@@ -14,9 +14,9 @@ from dataclasses import dataclass, field, replace
 from itertools import count
 from typing import Any, Literal
 
-from trimtab.draws import sample_seed
 from trimtab.params import GuidanceParams
 from trimtab.reader import Told, Turns
+from trimtab.sampling import sample_seed
 
 Ids = tuple[int, ...]
 

@@ -61,7 +61,7 @@ def _parquet(path: Path) -> Iterator[Row]:
 
 def _datasets() -> Any:
     try:
-        import datasets  # noqa: PLC0415 - takes seconds, which JSON Lines need not wait for
+        import datasets
     except ImportError as error:
         raise ValueError(
             "parquet files and data sets are read by `datasets`: pip install 'trimtab[train]'."

@@ -154,7 +154,7 @@ def _train(
     shared |= _further(config.trainer, shared)
     shared["fingerprint"]["options"] = config.options
     if loss is None:
-        from trimtab_models.training import dpo  # noqa: PLC0415  TRL takes seconds to import
+        from trimtab_models.training import dpo
 
         model = start.language_model(config)
         lora = start.lora_config(model, config)

@@ -99,7 +99,7 @@ def network(config: TrainConfig, loss: Objective) -> Any:
             f"lora.merge: {config.objective} is folded into a plain head at the end, which an "
             "adapter cannot hold; set it to true."
         )
-    import peft  # noqa: PLC0415  a second to import, and not needed without LoRA
+    import peft
 
     return peft.get_peft_model(model, lora_config(model, config))
 
@@ -135,7 +135,7 @@ def lora_config(model: Any, config: TrainConfig) -> Any:
         raise ValueError(
             "lora.merge: an adapter is of a whole network; with `layers` set it to true."
         )
-    import peft  # noqa: PLC0415  as above
+    import peft
 
     head = _new_head(model)
     return peft.LoraConfig(

@@ -1,6 +1,5 @@
 """`trimtab arena`: every decoding method of the literature, against the exact optimum."""
 
-import importlib
 import shlex
 import sys
 from pathlib import Path
@@ -30,15 +29,16 @@ def arena(
     What is missing is made: the world's base, its rollouts, a scorer for each method. Stopped in
     any way, the same command goes on where it was.
     """
-    from trimtab.quiet import quieten
+    from trimtab.logs import quieten
 
     quieten()
     # Imported here, for torch and transformers take seconds.
-    held = importlib.import_module("trimtab.arena.arena")
-    scales = importlib.import_module("trimtab.arena.scale")
-    tasks = importlib.import_module("trimtab.arena.task")
-    outputs = importlib.import_module("trimtab_models.outputs")
-    tiny = importlib.import_module("trimtab.arena.tiny")
+    from trimtab_lab.arena import arena as held
+    from trimtab_lab.arena import scale as scales
+    from trimtab_lab.arena import task as tasks
+    from trimtab_lab.arena import tiny
+    from trimtab_models import outputs
+
     with resumable():
         command = shlex.join(["trimtab", *sys.argv[1:]])
         if world == tiny.NAME:

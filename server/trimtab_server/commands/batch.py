@@ -27,7 +27,7 @@ def batch(
     Bodies are those of the server's routes, guidance among them. Stopped in any way, the same
     command goes on where it was.
     """
-    from trimtab_server import batch as work
+    from trimtab_server.commands import batch_job as work
 
     with resumable():
         key = api_key or os.environ.get("TRIMTAB_API_KEY")

@@ -1,6 +1,5 @@
 """`trimtab publish`: a checkpoint becomes a repository, here or on the hub."""
 
-import importlib
 from pathlib import Path
 from typing import Annotated
 
@@ -39,7 +38,8 @@ def publish(
     The hub's address and token are those of the Hugging Face tools (`hf auth login`, HF_TOKEN).
     """
     # Imported this late because it imports torch.
-    publishing = importlib.import_module("trimtab_models.publish")
+    from trimtab_models import publish as publishing
+
     try:
         where = publishing.publish(
             checkpoint, to, private=private, base_model=base_model, reference=reference

@@ -1,6 +1,5 @@
 """`trimtab rollout`: sample the frozen base, label what it says, and write JSON Lines."""
 
-import importlib
 from pathlib import Path
 from typing import Annotated
 
@@ -60,6 +59,7 @@ def rollout(
     returns of its n completions, to validate values.
     """
     # Imported here, for torch and transformers take seconds.
-    rollouts = importlib.import_module("trimtab_server.rollouts")
+    from trimtab_server.commands import rollout_job
+
     with resumable():
-        rollouts.run(context.params, context.args)
+        rollout_job.run(context.params, context.args)

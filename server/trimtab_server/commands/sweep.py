@@ -1,6 +1,5 @@
 """`trimtab sweep`: which β and k to use, with one's own base, scorers, prompts and reward."""
 
-import importlib
 import os
 import shlex
 import sys
@@ -33,28 +32,32 @@ def sweep(
 
     Flags not listed here go to vLLM's engine. Stopped in any way, the same command goes on.
     """
-    from trimtab.quiet import quieten
+    from trimtab.logs import quieten
 
     quieten()
     # Imported here, for torch and transformers take seconds.
-    sweeps = importlib.import_module("trimtab.arena.sweep")
-    tasks = importlib.import_module("trimtab.arena.task")
-    scales = importlib.import_module("trimtab.arena.scale")
-    parse = importlib.import_module("trimtab.config").parse_scorer
-    outputs = importlib.import_module("trimtab_models.outputs")
-    demo = importlib.import_module("trimtab_server.demo")
+    from trimtab.config import parse_scorer
+    from trimtab_lab.arena import scale as scales
+    from trimtab_lab.arena import sweep as sweeps
+    from trimtab_lab.arena import task as tasks
+    from trimtab_models import outputs
+    from trimtab_models.demo import base
+    from trimtab_server import demo
+
     with resumable():
         outputs.check(outputs.place(out), sweeps.MADE_BY)
         flags = context.args
         if model == demo.NAME:
             os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
-            model, flags = str(demo.demo.base()), [*demo.ENGINE, *flags]
-        scorers = dict(parse(text) for text in scorer)
+            model, flags = str(base()), [*demo.ENGINE, *flags]
+        scorers = dict(parse_scorer(text) for text in scorer)
         fields = {"gold": sweeps.REWARD, "supports": {}, "bins": {}}
         world = tasks.own_world(
             "sweep", model, {"test": prompts}, {sweeps.REWARD: reward}, max_tokens, **fields
         )
-        engine = importlib.import_module("trimtab.offline").engine_options(flags)
+        from trimtab.adapters.vllm.offline import engine_options
+
+        engine = engine_options(flags)
         task = tasks.Task("sweep", world, engine=engine)
         scale = scales.Scale(0, 0, 0, sys.maxsize, 0, n, (), sweeps.LADDER, seed=seed)
         command = shlex.join(["trimtab", *sys.argv[1:]])

@@ -4,9 +4,9 @@ from typing import Any
 
 from fastapi import APIRouter, Request
 
-from trimtab_server import canary, rpc
 from trimtab_server.errors import NotReady
 from trimtab_server.state import SUSPENDED, State, listed
+from trimtab_server.vllm import canary, rpc
 
 router = APIRouter()
 

@@ -1,0 +1,259 @@
+"""One logits processor for both of vLLM's model runners.
+
+    vllm serve MODEL --logits-processors trimtab.adapters.vllm:GuidanceProcessor \\
+        --worker-extension-cls trimtab.adapters.worker.GuidanceWorker \\
+        --additional-config '{"trimtab": {"scorers": {"kindness": {"path": "..."}}}}'
+
+The V1 runner (CPU) tells of rows by events and gives their tokens as lists; Model Runner V2
+(GPU) reorders rows each step and keeps their tokens on the device. Both become `Row`s here.
+Nothing leaves `apply`, `update_state` or `add_request` as an exception: that would end the
+engine for everyone.
+"""
+
+import logging
+from concurrent.futures import Future
+from functools import partial
+from pathlib import Path
+from threading import Thread
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from vllm.config import VllmConfig
+from vllm.sampling_params import SamplingParams
+from vllm.tokenizers import cached_tokenizer_from_config
+from vllm.v1.sample.logits_processor import LogitsProcessor as V1LogitsProcessor
+from vllm.v1.sample.logits_processor import MoveDirectionality
+from vllm.v1.worker.gpu.sample.logits_processor import LogitsProcessor as V2LogitsProcessor
+
+from trimtab import orphans, reasons
+from trimtab.adapters.vllm import ranks, unsupported
+from trimtab.adapters.vllm.search import told
+from trimtab.cache import Ids
+from trimtab.config import GuidanceConfig, ScorerSpec
+from trimtab.errors import InvalidGuidance, TrimtabError
+from trimtab.guide import Guide
+from trimtab.incoming import bring
+from trimtab.loading import load_scorers
+from trimtab.params import CARRIED, RECORD_KEY, VERSIONS_KEY, GuidanceParams
+from trimtab.reader import Told
+from trimtab.rows import Fault, Row
+from trimtab.scorers import Scorer
+
+logger = logging.getLogger(__name__)
+
+
+def _tokenizer(model: Any) -> Any:
+    """The base's tokenizer, or where it lies; code of a base is for vLLM alone to run, if asked."""
+    return cached_tokenizer_from_config(model) if model.trust_remote_code else model.tokenizer
+
+
+class GuidanceProcessor(V1LogitsProcessor, V2LogitsProcessor):
+    """Steers the rows of requests whose `extra_args` carry `trimtab_*` keys."""
+
+    @classmethod
+    def validate_params(cls, sampling_params: SamplingParams) -> None:
+        """Refuse malformed guidance in the front end, where it becomes a 400."""
+        extra = sampling_params.extra_args or {}
+        GuidanceParams.from_xargs(extra)
+        for key in CARRIED:
+            if not isinstance(extra.get(key, ""), str):
+                raise InvalidGuidance(f"{key} is set by the server; leave it out.")
+        told(extra)
+
+    def __init__(self, vllm_config: VllmConfig, a: Any, b: Any = None) -> None:
+        """V1 passes (config, device, pin_memory), V2 (config, request states).
+
+        Raises:
+            TrimtabError: the engine's rows are not requests, or a scorer does not load.
+        """
+        unsupported.check_config(vllm_config)
+        orphans.watch()
+        self.states: Any = a if b is None else None
+        model = vllm_config.model_config
+        config = GuidanceConfig.parse(vllm_config.additional_config)
+        self.device = torch.device(a.device if b is None else a)
+        self.dtype = torch.float32 if self.device.type == "cpu" else model.dtype
+        self.build = partial(
+            load_scorers,
+            max_length=model.max_model_len,
+            vocab_size=model.get_vocab_size(),
+            tokenizer=_tokenizer(model),
+            dtype=self.dtype,
+            device=self.device,
+        )
+        self.leads = ranks.leads()
+        try:
+            scorers = ranks.alone(self.build, config) if self.leads else {}
+        except TrimtabError as error:
+            reasons.tell(error)
+            raise
+        self.guide = Guide(scorers, config.scorer_timeout)
+        networks = [s for s in config.scorers.values() if s.family not in ("function", "composite")]
+        self.share = config.cache_bytes // max(len(networks), 1)  # prefix cache of a new scorer
+        self.default_scorers = config.default_scorers
+        self.incoming: dict[str, Future[Scorer]] = {}  # by version, "name@2"
+        self.rows: dict[int, Row] = {}  # V1: by batch index; V2: by request slot
+        self.prompts: dict[int, Ids] = {}  # V1: by row key
+        self.outputs: dict[int, list[int]] = {}  # V1: by row key; vLLM's own live lists
+        self.runner: Any = None  # V1: bound by the worker extension
+
+    def is_argmax_invariant(self) -> bool:
+        """False: guidance may change which token is most likely."""
+        return False
+
+    def update_state(self, batch_update: Any) -> None:
+        """V1: rows removed, then added, then moved. An add or a move may overwrite a row."""
+        if batch_update is None:
+            return
+        for index in batch_update.removed:
+            self._remove(index)
+        for index, params, prompt, output in batch_update.added:
+            self._remove(index)
+            row = self._row(params, len(prompt or ()))
+            if row is not None:
+                if prompt is None:
+                    row.fault = Fault("", "guidance needs a prompt of tokens, not embeddings")
+                self.rows[index] = row
+                self.prompts[row.key] = np.array(prompt or (), dtype=np.int64)
+                self.outputs[row.key] = output
+        for source, target, direction in batch_update.moved:
+            moving, other = self.rows.pop(source, None), self.rows.pop(target, None)
+            if moving is not None:
+                self.rows[target] = moving
+            if other is not None and direction == MoveDirectionality.SWAP:
+                self.rows[source] = other
+            elif other is not None:
+                self._forget(other)
+
+    def add_request(self, req_idx: int, sampling_params: SamplingParams) -> bool:
+        """V2: a request enters slot `req_idx`, whose former occupant is gone."""
+        self._remove(req_idx)
+        row = self._row(sampling_params, 0)
+        if row is not None:
+            self.rows[req_idx] = row
+        return row is not None
+
+    def apply(self, logits: Tensor, ctx: Any = None) -> Tensor:
+        """Guide this step's rows, in place."""
+        if not self.rows:
+            return logits
+        if not ranks.several():
+            self._guide(logits, ctx)
+            return logits
+        if self.leads:
+            ranks.alone(self._guide, logits, ctx)
+        slots = range(len(logits)) if ctx is None else ctx.idx_mapping_np.tolist()
+        ranks.share(logits, [b for b, slot in enumerate(slots) if slot in self.rows])
+        return logits
+
+    def bring(self, version: str, spec: ScorerSpec, root: Path) -> None:
+        """Begin to load a scorer in a thread, so that the steps go on meanwhile."""
+        brought: Future[Scorer] = Future()
+        self.incoming[version] = brought
+        name = version.partition("@")[0]
+
+        def work() -> None:
+            try:
+                brought.set_result(
+                    bring(
+                        name,
+                        spec,
+                        root,
+                        self.build,
+                        cache_bytes=self.share,
+                        dtype=self.dtype,
+                        device=self.device,
+                    )
+                )
+            except BaseException as error:
+                brought.set_exception(error)
+
+        Thread(target=work, name=f"bring {version}", daemon=True).start()
+
+    def _guide(self, logits: Tensor, ctx: Any) -> None:
+        rows: list[tuple[int, Row]] = []
+        try:
+            rows = self._v1_rows(len(logits)) if ctx is None else self._v2_rows(ctx)
+            self.guide.step(logits, rows)
+        except Exception as error:
+            # The last line of defence: no row of this step is guided any more.
+            logger.error("guidance failed: %s", type(error).__name__)
+            logger.debug("guidance failed", exc_info=error)
+            for _, row in rows:
+                row.fault = row.fault or Fault("", f"{type(error).__name__} in guidance")
+
+    def _row(self, params: SamplingParams, prompt_length: int) -> Row | None:
+        """The row of a new request, or None if it asks for no guidance."""
+        extra = params.extra_args or {}
+        fault, scorers, prompt = None, self.guide.at(extra.get(VERSIONS_KEY, "")), Told()
+        try:
+            guidance = GuidanceParams.from_xargs(extra)
+            if guidance is None:
+                return None
+            if not self.leads:
+                return Row(guidance, prompt_length)
+            guidance = guidance.resolve(scorers, self.default_scorers)
+            prompt = told(extra)
+        except TrimtabError as error:
+            # Only a stock front end lets an unknown scorer come this far.
+            logger.error("a request cannot be guided: %s", error)
+            guidance, fault = GuidanceParams(), Fault("", error.message)
+        except Exception as error:
+            logger.error("a request cannot be guided: %s", type(error).__name__)
+            guidance, fault = GuidanceParams(), Fault("", f"{type(error).__name__} in guidance")
+        stop_token = params.eos_token_id
+        if stop_token is None:
+            stop_token = min(params.all_stop_token_ids, default=None)
+        return Row(
+            guidance,
+            prompt_length,
+            None if params.ignore_eos else stop_token,
+            record_key=extra.get(RECORD_KEY),
+            told=prompt,
+            scorers={name: scorers[name] for name in guidance.scorers or {}},
+            fault=fault,
+        )
+
+    def _remove(self, index: int) -> None:
+        row = self.rows.pop(index, None)
+        if row is not None:
+            self._forget(row)
+
+    def _forget(self, row: Row) -> None:
+        # The scorers' pools keep the prefix, for others to share, until it is evicted.
+        self.prompts.pop(row.key, None)
+        self.outputs.pop(row.key, None)
+
+    def _v1_rows(self, batch: int) -> list[tuple[int, Row]]:
+        """Rows whose prompt is loaded, with their present prefixes."""
+        loading = None if self.runner is None else self.runner.discard_request_mask.np
+        rows = []
+        for index, row in sorted(self.rows.items()):
+            if index >= batch or (loading is not None and loading[index]):
+                continue
+            output = np.array(self.outputs[row.key], dtype=np.int64)
+            self._enter(row, np.concatenate((self.prompts[row.key], output)))
+            rows.append((index, row))
+        return rows
+
+    def _v2_rows(self, ctx: Any) -> list[tuple[int, Row]]:
+        """The same, from the device: row b holds slot's tokens up to `seq_lens[b]`."""
+        states, rows = self.states, []
+        for b, slot in enumerate(ctx.idx_mapping_np.tolist()):
+            row, length = self.rows.get(slot), int(ctx.seq_lens_upper_bound_np[b])
+            if row is None or length < states.prefill_len.np[slot]:
+                continue
+            row.prompt_length = int(states.prompt_len.np[slot])
+            tokens = states.all_token_ids.gpu[slot, :length].cpu().numpy()
+            self._enter(row, tokens.astype(np.int64))
+            rows.append((b, row))
+        return rows
+
+    def _enter(self, row: Row, prefix: Ids) -> None:
+        row.prefix = prefix
+        if row.fault is None and (len(prefix) == 0 or prefix.min() < 0):
+            # Placeholders of asynchronous scheduling must never be scored.
+            row.fault = Fault("", "the engine showed tokens that are not known yet")
+            logger.error("a prefix holds placeholder tokens; the row is not guided")

@@ -1,0 +1,155 @@
+"""What the front end may ask of a worker, between steps, through `collective_rpc`."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from trimtab import memory
+from trimtab.adapters.vllm.processor import GuidanceProcessor
+from trimtab.config import ScorerSpec
+from trimtab.described import describe
+from trimtab.errors import NoRoom, ScorerRefused
+from trimtab.params import VERSIONS_KEY, GuidanceParams
+from trimtab.reader import Told, Turns
+from trimtab.search.scoring import score_sequences
+
+
+class GuidanceWorker:
+    """Worker extension: `--worker-extension-cls trimtab.adapters.worker.GuidanceWorker`.
+
+    Of an engine's ranks the one that has the scorers answers; the others say None.
+    """
+
+    model_runner: Any
+
+    def trimtab_scorers(self) -> list[dict[str, Any]] | None:
+        """What is served, and how it fares."""
+        processor = _leader(self.model_runner)
+        return None if processor is None else describe(processor.guide)
+
+    def trimtab_record(
+        self,
+        key: str,
+        prompt: Sequence[int],
+        outputs: Sequence[Sequence[int]],
+        done: bool,
+        final: bool = True,
+    ) -> list[dict[str, Any] | None] | None:
+        """Records of finished sequences, see Guide.report."""
+        processor = _leader(self.model_runner)
+        if processor is None:
+            return None
+        return processor.guide.report(key, prompt, outputs, done, final)
+
+    def trimtab_score(
+        self,
+        xargs: Mapping[str, Any],
+        sequences: Sequence[Sequence[int]],
+        keys: Sequence[int],
+        told: Sequence[tuple[int | None, Turns | None]],
+    ) -> dict[str, Any] | None:
+        """What whole sequences are worth, see score_sequences.
+
+        xargs: GuidanceParams, flat. told: fields of a trimtab.reader.Told for each sequence.
+        """
+        processor = _leader(self.model_runner)
+        if processor is None:
+            return None
+        params = GuidanceParams.from_xargs(xargs) or GuidanceParams()
+        scorers = processor.guide.at(xargs.get(VERSIONS_KEY, ""))
+        params = params.resolve(scorers)
+        prompts = [Told(*fields) for fields in told]
+        return score_sequences(processor.guide, params, sequences, keys, prompts, scorers)
+
+    def trimtab_refusal(
+        self, versions: Sequence[str], conversations: Sequence[Turns]
+    ) -> list[str] | None:
+        """[name, reason] of a version ("name@2") that cannot read a conversation; [] if all can."""
+        processor = _leader(self.model_runner)
+        if processor is None:
+            return None
+        for version in versions:
+            name = version.partition("@")[0]
+            scorer = processor.guide.at(version).get(name)
+            if scorer is None:
+                continue
+            for turns in conversations:
+                reason = scorer.refusal(turns)
+                if reason is not None:
+                    return [name, reason]
+        return []
+
+    def trimtab_forget(self, keys: Sequence[int]) -> None:
+        """Drop what the scorers keep for rows that nobody will ask for again."""
+        processor = _leader(self.model_runner)
+        if processor is not None:
+            processor.guide.forget(keys)
+
+    def trimtab_bring(self, version: str, spec: Mapping[str, Any], root: str) -> None:
+        """Begin to load a version ("name@2") of a scorer; trimtab_brought tells how it went."""
+        processor = _leader(self.model_runner)
+        if processor is not None:
+            processor.bring(version, ScorerSpec.model_validate(spec), Path(root))
+
+    def trimtab_brought(self, version: str) -> dict[str, Any] | None:
+        """Whether it is there: {"ready", "error": None or {"type", "message"}, "family", "reads"}.
+
+        From then on requests may name it, and it is kept until it is dropped.
+        """
+        processor = _leader(self.model_runner)
+        if processor is None:
+            return None
+        brought = processor.incoming[version]
+        if not brought.done():
+            return {"ready": False, "error": None, "family": None, "reads": None}
+        error = brought.exception()
+        if error is None:
+            scorer = processor.guide.versions[version] = brought.result()
+            kind = {"family": scorer.family, "reads": scorer.reads}
+            return {"ready": True, "error": None, **kind}
+        told = {"type": "ScorerRefused", "message": f"it is not loaded ({type(error).__name__})."}
+        if isinstance(error, NoRoom | ScorerRefused):
+            told = {"type": type(error).__name__, "message": error.message}
+        return {"ready": True, "error": told, "family": None, "reads": None}
+
+    def trimtab_serve(self, name: str, version: str | None) -> None:
+        """Let a name mean a version from now on, or nothing any more."""
+        processor = _leader(self.model_runner)
+        if processor is None:
+            return
+        guide = processor.guide
+        guide.faults.pop(name, None)
+        guide.last_error.pop(name, None)
+        if version is None:
+            guide.scorers.pop(name, None)
+        else:
+            guide.scorers[name] = guide.versions[version]
+            processor.incoming.pop(version, None)
+
+    def trimtab_drop(self, version: str) -> None:
+        """Forget a version; rows that still have it keep it until they end."""
+        processor = _leader(self.model_runner)
+        if processor is not None:
+            processor.incoming.pop(version, None)
+            processor.guide.versions.pop(version, None)
+            # Otherwise each scorer that came and went leaves some of its memory behind.
+            memory.give_back()
+
+
+def _processor(runner: Any) -> GuidanceProcessor:
+    if hasattr(runner, "input_batch"):  # V1
+        processors = runner.input_batch.logitsprocs.all
+    else:
+        processors = runner.sampler.logits_processors
+    processor: GuidanceProcessor = next(p for p in processors if isinstance(p, GuidanceProcessor))
+    if processor.states is None:
+        processor.runner = runner
+    return processor
+
+
+def _leader(runner: Any) -> GuidanceProcessor | None:
+    """The processor of this rank, if this is the rank that has the scorers."""
+    if not hasattr(runner, "input_batch") and runner.sampler is None:
+        return None  # V2, at an early stage of pipeline parallelism
+    processor = _processor(runner)
+    return processor if processor.leads else None

@@ -1,0 +1,270 @@
+"""The bench: an engine with a task's base and scorers, on which settings of methods are run."""
+
+import math
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from functools import cached_property
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+from tqdm import tqdm
+from transformers import AutoModelForCausalLM
+from transformers.utils.logging import disable_progress_bar
+
+from trimtab.params import GuidanceParams
+from trimtab.sampling import Completion
+from trimtab.search import SearchParams
+from trimtab_lab.arena import rivals
+from trimtab_lab.arena.frontier import Floats
+from trimtab_lab.arena.measures import diversity, flops, words
+from trimtab_lab.arena.methods import NOTHING, Method
+from trimtab_lab.arena.runs import Run, fingerprint
+from trimtab_lab.arena.scale import Scale
+from trimtab_lab.arena.task import Task
+from trimtab_models import pretrained
+from trimtab_models.checkpoint import read_info
+
+Spec: TypeAlias = str | Mapping[str, Any]
+Answers: TypeAlias = tuple[list[list[Completion]], dict[str, Any]]
+"""[prompts][answers], and facts about them."""
+CHUNK = 8  # prompts drawn together for the frontier
+
+
+def nothing(ids: Sequence[int]) -> float:
+    """A scorer that likes everything alike."""
+    return 0.0
+
+
+class Bench:
+    """An engine and the test prompts.
+
+    Args:
+        task: what is judged.
+        base: directory or hub name of the base model.
+        scorers: name → path, or the fields of a trimtab.config.ScorerSpec.
+        scale: how much.
+        out: the arena's directory, where tuned rivals lie.
+    """
+
+    def __init__(
+        self, task: Task, base: str, scorers: Mapping[str, Spec], scale: Scale, out: Path
+    ) -> None:
+        self.task, self.base, self.scorers, self.scale = task, base, dict(scorers), scale
+        self.out = out
+        self.deviations = {name: self._deviation(spec) for name, spec in scorers.items()}
+        prints = {name: fingerprint(_path(spec)) for name, spec in scorers.items()}
+        self.prints = {"base": fingerprint(base), **prints}
+        self.texts = task.world.prompts("test", scale.prompts, scale.seed)
+        self.tokenizer = pretrained.tokenizer(base)
+        self.prompts = [
+            self.tokenizer(text, add_special_tokens=False).input_ids for text in self.texts
+        ]
+
+    @cached_property
+    def sampler(self) -> Any:
+        """The engine; it starts when something is to be drawn."""
+        os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
+        disable_progress_bar()  # the bars are ours
+        from trimtab.adapters.vllm import offline
+
+        zero = {"path": f"{__name__}:nothing", "family": "function"}
+        return offline.Sampler(self.base, {**self.scorers, NOTHING: zero}, **self.task.engine)
+
+    @cached_property
+    def parameters(self) -> int:
+        """Of the base."""
+        with torch.device("meta"):  # vLLM repacks weights, so it cannot be asked
+            config = pretrained.configuration(self.base)
+            return int(
+                AutoModelForCausalLM.from_config(config, trust_remote_code=False).num_parameters()
+            )
+
+    def beta(self, method: Method, strength: float) -> float:
+        """β of a method at a strength: over the deviation of its scorer's scores."""
+        return strength / self.deviations[method.scorer] if method.scorer else 1.0
+
+    def guidance(self, method: Method, strength: float) -> GuidanceParams | None:
+        """What a request asks for at a strength; None is the base model."""
+        if method.group == "base" or method.rival:
+            return None
+        return GuidanceParams(
+            scorers={method.scorer or NOTHING: 1.0},
+            beta=self.beta(method, strength),
+            k=method.k,
+            mass=method.mass,
+            tail=method.tail,
+        )
+
+    def settings(self, method: Method, strength: float) -> dict[str, Any]:
+        """All that decides a run's result."""
+        guidance = self.guidance(method, strength)
+        return {
+            "world": self.task.world.name,
+            "prompts": len(self.prompts),
+            "answers": self.answers(method),
+            "seed": self.scale.seed,
+            "max_tokens": self.task.world.max_tokens,
+            "temperature": method.temperature,
+            "guidance": guidance and guidance.model_dump(exclude_none=True),
+            "search": dict(method.search) if method.search else None,
+            "rival": method.rival,
+            "base": self.prints["base"],
+            "scorer": self.prints[method.scorer] if method.scorer else None,
+        }
+
+    def answers(self, method: Method) -> int:
+        """To each prompt: one where nothing is left to chance, or where one costs much."""
+        if method.temperature == 0 or method.search:
+            return 1
+        return self.scale.answers * method.times
+
+    def run(self, method: Method, strength: float) -> Run:
+        """One setting, all prompts."""
+        draw = self._drawing(method, strength)
+        before, began = self._forwarded(), time.monotonic()
+        groups, facts = draw()
+        seconds = time.monotonic() - began
+        count = sum(map(len, groups))
+        forwarded = self._forwarded()
+        scorers = [(size, (forwarded[name][1] - before[name][1]) / count)
+                   for name, (size, _) in forwarded.items()]  # fmt: skip
+        drawn = facts.pop("drawn_tokens", None) or np.mean(
+            [len(one.token_ids) for group in groups for one in group]
+        )
+        read = sum(map(len, self.prompts)) / count  # each prompt once for all its answers
+        texts = [[self._text(one.token_ids) for one in group] for group in groups]
+        return Run(
+            method=method.name,
+            strength=strength,
+            settings=self.settings(method, strength),
+            rewards=self.label(texts),
+            kl=[[self._kl(one, method) for one in group] for group in groups],
+            tokens=[[len(one.token_ids) for one in group] for group in groups],
+            words=[[words(text) for text in group] for group in texts],
+            diversity=float(np.mean([diversity(group) for group in texts])),
+            flops=flops(self.parameters, read + float(drawn), scorers),
+            drawn_tokens=float(drawn),
+            scorer_tokens=sum(tokens for _, tokens in scorers),
+            seconds=seconds,
+            texts=[group[0] for group in texts],
+            facts=facts,
+        )
+
+    def base_samples(self) -> dict[str, Floats]:
+        """Answers of the base, for the frontier: every reward and "tokens", [prompts, samples]."""
+        found: dict[str, list[list[float]]] = {}
+        for start in tqdm(range(0, len(self.prompts), CHUNK), desc="base", unit="chunk"):
+            some = self.prompts[start : start + CHUNK]
+            groups = self.sampler.sample(
+                some,
+                self.scale.base_samples,
+                seed=self.scale.seed + 1 + start,
+                temperature=1.0,
+                max_tokens=self.task.world.max_tokens,
+            )
+            texts = [[self._text(one.token_ids) for one in group] for group in groups]
+            labelled = self.label(texts, start)
+            labelled["tokens"] = [[len(one.token_ids) for one in group] for group in groups]
+            for name, rows in labelled.items():
+                found.setdefault(name, []).extend(rows)
+        return {name: np.array(rows, dtype=float) for name, rows in found.items()}
+
+    def label(self, texts: Sequence[Sequence[str]], start: int = 0) -> dict[str, list[list[float]]]:
+        """Every reward of answers to the prompts from `start` on: [prompts][answers]."""
+        return {
+            name: [
+                [reward(prompt, text) for text in group]
+                for prompt, group in zip(self.texts[start:], texts, strict=False)
+            ]
+            for name, reward in self.task.world.rewards.items()
+        }
+
+    def _drawing(self, method: Method, strength: float) -> Callable[[], Answers]:
+        """What draws a setting's answers; what it needs, a tuned policy, is there by then."""
+        if method.rival:
+            path = rivals.policy(self.task, self.out, method.name, strength)
+            return lambda: self._tuned(method, path)
+        draw = self._search if method.search else self._sample
+        return lambda: draw(method, strength)
+
+    def _sample(self, method: Method, strength: float) -> Answers:
+        groups = self.sampler.sample(
+            self.prompts,
+            self.answers(method),
+            seed=self.scale.seed,
+            temperature=method.temperature,
+            max_tokens=self.task.world.max_tokens,
+            params=self.guidance(method, strength),
+        )
+        return groups, {}
+
+    def _search(self, method: Method, strength: float) -> Answers:
+        results = self.sampler.search(
+            self.prompts,
+            SearchParams.parse(dict(method.search or {})),
+            seed=self.scale.seed,
+            temperature=method.temperature,
+            max_tokens=self.task.world.max_tokens,
+            params=self.guidance(method, strength),
+        )
+        groups = [
+            [Completion(one.token_ids, [], one.kl + _bound(method, len(one.token_ids)))]
+            for one in results
+        ]
+        drawn = float(np.mean([one.usage.drawn_tokens for one in results]))
+        usage = [asdict(one.usage) for one in results]
+        mean = {key: float(np.mean([one[key] for one in usage])) for key in usage[0]}
+        return groups, {"drawn_tokens": drawn, "usage": mean}
+
+    def _tuned(self, method: Method, path: Path) -> Answers:
+        n = self.answers(method)
+        drawn = rivals.sample(self.task, path, self.base, self.texts * n, self.scale.seed)
+        groups = [drawn[i :: len(self.texts)] for i in range(len(self.texts))]
+        return groups, {"policy": fingerprint(path)}
+
+    def _kl(self, answer: Completion, method: Method) -> float:
+        """Nats; at temperature 0 there is one answer, so KL = −log π0 of it."""
+        return -sum(answer.logprobs) if method.temperature == 0 else answer.kl
+
+    def _text(self, ids: Sequence[int]) -> str:
+        return str(self.tokenizer.decode(ids, skip_special_tokens=True))
+
+    def _deviation(self, spec: Spec) -> float:
+        """Of a scorer's scores; of a sum, as if its parts had nothing to do with each other."""
+        fields = {"path": spec} if isinstance(spec, str) else spec
+        match fields.get("family"):
+            case "function":
+                return 1.0
+            case "composite":
+                parts = [part.split(":") for part in fields["path"].split("+")]
+                return math.hypot(
+                    *(float(w) * self._deviation(self.scorers[name]) for name, w in parts)
+                )
+        return read_info(fields["path"]).deviation
+
+    def _forwarded(self) -> dict[str, tuple[int, int]]:
+        """Parameters and tokens forwarded so far, by scorer; a sum's are those of its parts."""
+        [told, *_] = self.sampler.engine.collective_rpc("trimtab_scorers")
+        return {
+            one["name"]: (one["parameters"], one["tokens_forwarded"])
+            for one in told
+            if one["family"] != "composite"
+        }
+
+
+def _path(spec: Spec) -> str:
+    return spec if isinstance(spec, str) else str(spec["path"])
+
+
+def _bound(method: Method, tokens: int) -> float:
+    """What choosing the best of n adds to KL(π ‖ π0) at most; NaN of searches without a bound."""
+    search = method.search or {}
+    n = search.get("n")
+    if n is None:
+        return float("nan")
+    choices = math.ceil(tokens / search["block"]) if "block" in search else 1
+    return choices * (math.log(n) - (n - 1) / n)

@@ -1,0 +1,165 @@
+"""The board: of every method its settings, and the one that stands for it at the comparison KL."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from trimtab_lab.arena.frontier import Efficiency, Floats, best_of, sampled
+from trimtab_lab.arena.methods import METHODS
+from trimtab_lab.arena.runs import Run
+from trimtab_lab.arena.stats import at_kl, estimate, wins
+from trimtab_models.validation import Estimate
+
+EXACT_BEST_OF = (2, 4, 8, 16, 32, 64, 128)
+ORACLE = "best-of-{} by the reward itself"
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of the leaderboard."""
+
+    method: str
+    source: str
+    strength: float
+    reward: Estimate
+    kl: float | None
+    bound: bool
+    """Whether that KL is an upper bound."""
+    efficiency: Efficiency | None
+    at_kl: Estimate | None
+    efficiency_at_kl: Efficiency | None
+    win: float
+    tie: float
+    flops: float
+    """Per answer, over the base's."""
+    tokens: float
+    seconds: float
+    diversity: float | None
+
+
+class Board:
+    """Runs of all methods on one gold reward, and the frontier they are held against.
+
+    Args:
+        gold: the reward that judges.
+        base: samples of the base, [prompts, samples] of every reward.
+        runs: of every method, that of the base among them.
+        kl: where methods are compared; less, if the frontier cannot be believed there.
+    """
+
+    def __init__(self, gold: str, base: Mapping[str, Floats], runs: Sequence[Run], kl: float):
+        self.gold, self.runs = gold, runs
+        self.base_samples = base[gold]
+        self.base_tokens = float(base["tokens"].mean())
+        self.frontier = sampled(self.base_samples)
+        self.kl = min(kl, self.frontier.limit)
+        self.methods: dict[str, list[Run]] = {}
+        for run in sorted(runs, key=lambda run: run.strength):
+            self.methods.setdefault(run.method, []).append(run)
+        [self.base] = self.methods["base"]
+
+    @property
+    def base_reward(self) -> Floats:
+        """The base's mean reward, [prompts], from its many samples."""
+        return np.asarray(self.base_samples.mean(1))
+
+    @property
+    def base_estimate(self) -> Estimate:
+        """Its mean over prompts."""
+        return estimate(self.base_reward)
+
+    @cached_property
+    def rows(self) -> list[Row]:
+        """A line a method, the most reward at equal KL first; those without a KL by reward."""
+        listed = [
+            self._row(name, runs)
+            for name, runs in self.methods.items()
+            if name in METHODS  # heat maps are drawn, not listed
+        ]
+        sizes = [n for n in EXACT_BEST_OF if n <= self.base_samples.shape[1] // 2]
+        listed += [self._oracle(n) for n in sizes if n in (16, 128) or n == sizes[-1]]
+        return sorted(listed, key=lambda row: -(row.at_kl or row.reward).mean)
+
+    def curve(self) -> dict[str, Any]:
+        """The frontier as numbers."""
+        kl = np.linspace(0, min(self.frontier.limit * 1.25, float(self.frontier.kl[-1].mean())), 60)
+        start = self.base_estimate.mean
+        return {
+            "kl": kl,
+            "reward": start + self.frontier.gain(kl),
+            "limit": self.frontier.limit,
+            "best_of": self.oracle(),
+        }
+
+    def oracle(self) -> list[dict[str, float]]:
+        """Best-of-N by the reward itself, exactly from the base's samples."""
+        found = []
+        for n in EXACT_BEST_OF:
+            if n <= self.base_samples.shape[1]:
+                rewards, kl = best_of(self.base_samples, n)
+                found.append({"n": n, "kl": kl, "reward": float(rewards.mean())})
+        return found
+
+    def efficiency(self, run: Run) -> Efficiency | None:
+        """A run's share of the optimum's gain at its KL."""
+        return self.frontier.efficiency(run.reward(self.gold), run.spent)
+
+    def nearest(self, runs: Sequence[Run]) -> Run:
+        """The setting nearest to the comparison KL, by √KL; the best one where KL is unknown."""
+        known = [run for run in runs if np.isfinite(run.spent).all()]
+        if not known:
+            return max(runs, key=lambda run: float(run.reward(self.gold).mean()))
+        return min(known, key=lambda run: abs(np.sqrt(run.spent.mean()) - np.sqrt(self.kl)))
+
+    def _row(self, name: str, runs: Sequence[Run]) -> Row:
+        run, method = self.nearest(runs), METHODS[name]
+        zero = np.zeros_like(self.base_reward)
+        points = [(self.base_reward, zero), *((r.reward(self.gold), r.spent) for r in runs)]
+        # At temperature 0, and for one setting, nothing can be read between settings.
+        between = method.temperature > 0 and len(runs) > 1 and np.isfinite(run.spent).all()
+        at = at_kl(points, self.kl) if between else None
+        ours, theirs = np.asarray(run.rewards[self.gold]), np.asarray(self.base.rewards[self.gold])
+        n = min(ours.shape[1], theirs.shape[1])
+        answers = sum(map(len, run.tokens))
+        kl = float(run.spent.mean())
+        return Row(
+            method=name,
+            source=method.source,
+            strength=run.strength,
+            reward=estimate(run.reward(self.gold)),
+            kl=kl if np.isfinite(kl) else None,
+            bound=method.search is not None,
+            efficiency=self.efficiency(run),
+            at_kl=None if at is None else estimate(at),
+            efficiency_at_kl=None
+            if at is None
+            else self.frontier.efficiency(at, np.full_like(at, self.kl)),
+            **wins(ours[:, :n], theirs[:, :n]),
+            flops=run.flops / self.base.flops,
+            tokens=float(np.mean(run.tokens)),
+            seconds=run.seconds / answers,
+            diversity=run.diversity if np.isfinite(run.diversity) else None,
+        )
+
+    def _oracle(self, n: int) -> Row:
+        rewards, kl = best_of(self.base_samples, n)
+        theirs = np.asarray(self.base.rewards[self.gold])
+        return Row(
+            method=ORACLE.format(n),
+            source="not a method: it knows the reward",
+            strength=0.0,
+            reward=estimate(rewards),
+            kl=kl,
+            bound=True,
+            efficiency=self.frontier.efficiency(rewards, np.full_like(rewards, kl)),
+            at_kl=None,
+            efficiency_at_kl=None,
+            **wins(np.broadcast_to(rewards[:, None], theirs.shape), theirs),
+            flops=float(n),
+            tokens=self.base_tokens,
+            seconds=n * self.base.seconds / sum(map(len, self.base.tokens)),
+            diversity=None,
+        )

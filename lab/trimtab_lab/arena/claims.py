@@ -1,0 +1,130 @@
+"""What the papers claim of their methods, as data, and what is found of it here."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from trimtab_lab.arena.board import Board
+from trimtab_lab.arena.frontier import Floats
+from trimtab_lab.arena.runs import Run
+from trimtab_lab.arena.stats import at_kl, holm, paired
+
+LEVEL = 0.05
+
+
+@dataclass(frozen=True)
+class Claim:
+    """What is said of two methods, and where they are compared."""
+
+    better: str
+    worse: str
+    source: str
+    compared: Literal["equal KL", "best settings", "best and last setting"] = "equal KL"
+    relation: Literal[">", "≈"] = ">"
+    factor: float = 1.0
+    """That the better one is at least so many times the other."""
+    world: str | None = None
+    """The only world it is about."""
+
+
+_TABLE_1 = "PARGS, Table 1"
+CLAIMS = (
+    *(
+        Claim("pargs", worse, _TABLE_1, compared)
+        for compared in ("best settings", "equal KL")
+        for worse in ("args", "cd-fudge", "rad", "top-k 10")
+    ),
+    Claim("pargs", "pargs", "PARGS, Table 13: falls again at large β", "best and last setting"),
+    Claim("pargs", "rl", _TABLE_1, "best settings", "≈"),
+    Claim("pargs", "dpo", _TABLE_1, "best settings"),
+    Claim("vas", "vas-cut", "VAS, ablation of the tail"),
+    Claim("vas", "vas-td0", "VAS, ablation of λ"),
+    Claim("vas", "args", "VAS, Table 1"),
+    Claim("vas", "fudge", "VAS, Table 1"),
+    Claim("vas", "base", "VAS, tool use", "best settings", factor=1.6, world="tools"),
+    Claim("distribution", "base", "VAS, tool use", "best settings", factor=1.6, world="tools"),
+    Claim("q-distribution", "base", "VAS, tool use", "best settings", factor=1.6, world="tools"),
+    Claim("vas", "base", "VAS: adds to an example", "best settings", world="tools-shown"),
+    Claim("distribution", "base", "VAS: adds to an example", "best settings", world="tools-shown"),
+    Claim(
+        "q-distribution", "base", "VAS: adds to an example", "best settings", world="tools-shown"
+    ),
+    Claim("distribution-small", "base", "VAS: small scorers still help", "best settings"),
+    Claim("vas", "best-of-128", "VAS, Table 2", "best settings", "≈"),
+    Claim("cd-fudge", "cd-q", "Controlled Decoding, Fig. 2"),
+    Claim("blockwise", "cd-fudge", "Controlled Decoding, Fig. 2", "best settings"),
+    Claim("composition", "rewarded-soup", "VAS, composition"),
+    Claim("composition", "summed-rl", "VAS, composition"),
+    Claim("value-mass", "vas-cut", "ours: mass against k"),
+    Claim("distribution", "vas", "ours"),
+    Claim("distribution-base", "value-mass", "ours: distribution against mean"),
+    Claim("distribution", "distribution-base", "ours: refined on guided answers"),
+    Claim("q-distribution-base", "distribution-base", "ours: read before the token"),
+    Claim("q-distribution", "q-distribution-base", "ours: refined on guided answers"),
+    Claim("q-distribution-twice", "q-distribution", "ours: refined again"),
+    Claim("q-distribution", "best-of-128", "ours", "best settings"),
+    Claim("distribution", "soft-value", "ours: one head for every β"),
+    Claim("distribution", "best-of-128", "ours", "best settings"),
+    Claim("distribution-lean", "distribution-small", "ours: refined on guided answers"),
+    Claim("distribution-lean", "best-of-128", "ours", "best settings"),
+)
+
+
+def test(boards: Sequence[Board], world: str) -> list[dict[str, Any]]:
+    """Every claim whose methods were run: the paired difference, Holm's p over all of them.
+
+    Args:
+        boards: of each target; a claim is about methods of one of them.
+        world: its name.
+    """
+    found = []
+    for board in boards:
+        for claim in CLAIMS:
+            sides = _sides(board, claim) if claim.world in (None, world) else None
+            if sides is not None:
+                better, worse = sides
+                found.append({**asdict(claim), **paired(better, claim.factor * worse).as_dict()})
+    for row, p in zip(found, holm([row["p"] for row in found]), strict=True):
+        row |= {"p_holm": p, "verdict": _verdict(row, p)}
+    return found
+
+
+def _verdict(row: Mapping[str, Any], p: float) -> str:
+    if row["relation"] == "≈":
+        return "no difference found" if row["low"] <= 0 <= row["high"] else "they differ"
+    if p < LEVEL:
+        return "reproduced"
+    return "reversed" if row["high"] < 0 else "not significant"
+
+
+def _sides(board: Board, claim: Claim) -> tuple[Floats, Floats] | None:
+    """What each side stands for: [prompts] rewards."""
+    runs = [board.methods.get(name, []) for name in (claim.better, claim.worse)]
+    if not all(runs):
+        return None
+    if claim.compared == "equal KL":
+        return _equal_kl(board, runs)
+    best = [
+        max((run.reward(board.gold) for run in side), key=lambda rewards: float(rewards.mean()))
+        for side in runs
+    ]
+    if claim.compared == "best and last setting":
+        return best[0], runs[1][-1].reward(board.gold)
+    return best[0], best[1]
+
+
+def _equal_kl(board: Board, runs: Sequence[Sequence[Run]]) -> tuple[Floats, Floats] | None:
+    """Both sides at the board's KL; where one has a single setting, at that setting's own."""
+    if not all(np.isfinite(run.spent).all() for side in runs for run in side):
+        return None
+    own = [float(side[0].spent.mean()) for side in runs if len(side) == 1]
+    if len(own) == len(runs):
+        return None
+    kl = own[0] if own else board.kl
+    zero = (board.base_reward, np.zeros_like(board.base_reward))
+    ends = [
+        at_kl([zero, *((run.reward(board.gold), run.spent) for run in side)], kl) for side in runs
+    ]
+    return None if ends[0] is None or ends[1] is None else (ends[0], ends[1])

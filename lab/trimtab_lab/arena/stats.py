@@ -1,0 +1,93 @@
+"""Statistics of results that share their prompts: everything is per prompt, hence paired."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from scipy import stats
+
+from trimtab_lab.arena.frontier import Floats
+from trimtab_models.validation import Estimate
+
+RESAMPLES = 2000
+
+
+def estimate(values: Floats) -> Estimate:
+    """Mean ± s.e. over prompts, [prompts]."""
+    n = len(values)
+    error = float(values.std(ddof=1) / np.sqrt(n)) if n > 1 else None
+    return Estimate(mean=float(values.mean()), standard_error=error, n=n)
+
+
+@dataclass(frozen=True)
+class Paired:
+    """A difference on the same prompts: mean, 95 % bootstrap interval, Wilcoxon's p (one-sided)."""
+
+    difference: float
+    low: float
+    high: float
+    p: float
+    n: int
+
+    def as_dict(self) -> dict[str, Any]:
+        """Its fields."""
+        return asdict(self)
+
+
+def paired(better: Floats, worse: Floats, seed: int = 0) -> Paired:
+    """How much `better` is above `worse`, [prompts] each, and the test that it is.
+
+    p is Wilcoxon's signed-rank test's, that the differences are centred at 0 or below.
+    """
+    d = better - worse
+    mean = float(d.mean())
+    if np.ptp(d) == 0:  # nothing varies: no rank, no resample
+        return Paired(mean, mean, mean, 1.0 if mean <= 0 else 0.5 ** len(d), len(d))
+    interval = stats.bootstrap(
+        (d,), np.mean, n_resamples=RESAMPLES, method="percentile", rng=np.random.default_rng(seed)
+    ).confidence_interval
+    # Means of several answers tie exactly only where nothing differs; these pairs say nothing.
+    p = stats.wilcoxon(d, alternative="greater", method="asymptotic", zero_method="wilcox").pvalue
+    return Paired(mean, float(interval.low), float(interval.high), float(p), len(d))
+
+
+def holm(p: Sequence[float]) -> list[float]:
+    """Holm's step-down: p-values of a family of tests, made to hold for all of them at once.
+
+    p'_(i) = max_{j ≤ i} min(1, (m − j + 1)·p_(j))
+    """
+    order = np.argsort(p)
+    factors = np.arange(len(p), 0, -1)
+    stepped = np.maximum.accumulate(np.minimum(1.0, factors * np.asarray(p)[order]))
+    adjusted = np.empty(len(p))
+    adjusted[order] = stepped
+    return [float(value) for value in adjusted]
+
+
+def at_kl(points: Sequence[tuple[Floats, Floats]], kl: float) -> Floats | None:
+    """Each prompt's reward where a method's mean KL is `kl`, read between its settings: [prompts].
+
+    Linear in √KL, in which the frontier is nearly straight at its beginning. A method whose
+    settings all stay below `kl` is taken at the last: it may spend less. None if all are above.
+
+    Args:
+        points: (rewards, kl) of each setting, [prompts] each, the base among them if KL 0 counts.
+        kl: nats.
+    """
+    roots = np.sqrt([spent.mean() for _, spent in points])
+    order = np.argsort(roots, kind="stable")
+    if not points or roots[order[0]] > np.sqrt(kl):
+        return None
+    rewards = np.array([points[i][0] for i in order])  # [settings, prompts]
+    right = int(np.searchsorted(roots[order], np.sqrt(kl), side="right"))
+    if right == len(order):
+        return np.asarray(rewards[-1])
+    low, high = roots[order][right - 1 : right + 1]
+    t = (np.sqrt(kl) - low) / (high - low)
+    return np.asarray((1 - t) * rewards[right - 1] + t * rewards[right])
+
+
+def wins(ours: Floats, theirs: Floats) -> dict[str, float]:
+    """Shares of wins and ties of answers compared one by one: [prompts, answers] each."""
+    return {"win": float((ours > theirs).mean()), "tie": float((ours == theirs).mean())}

@@ -1,0 +1,237 @@
+"""What an arena is held on: a world of ours by name, or a YAML file about one's own model.
+
+name: support                  base: ./base or a hub name
+prompts: {train: a.jsonl, test: b.jsonl}        files as of `trimtab rollout`
+rewards: {helpful: module:function}             specifications as of `trimtab rollout --reward`
+gold: helpful                  supports: {helpful: [0, 1]}     bins: 25      max_tokens: 256
+scorers: {distribution: ./mine}                 trained already; others are trained here
+methods: [base, pargs, distribution]            all, if absent
+engine: {dtype: bfloat16}                       vLLM's options
+"""
+
+import logging
+import random
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from trimtab.errors import TrimtabError
+from trimtab_lab.arena.methods import COMPOSED, METHODS, SUMS, TRAININGS
+from trimtab_lab.rollouts.prompts import Prompt, check_lengths, read
+from trimtab_lab.worlds import WORLDS, World
+from trimtab_models import networks, pretrained, rewards
+from trimtab_models.data.fields import shared
+
+log = logging.getLogger(__name__)
+
+ENGINE: Mapping[str, Any] = {
+    "dtype": "float32",
+    "enforce_eager": True,
+    "max_num_seqs": 128,
+    "use_tqdm_on_load": False,
+}
+
+
+@dataclass(frozen=True)
+class Task:
+    """A world, and how it is run."""
+
+    spec: str
+    """The world's name, or the path of the file."""
+    world: World
+    scorers: Mapping[str, str] = field(default_factory=dict)
+    """Scorers that are there already: name of a training → path."""
+    methods: Sequence[str] | None = None
+    engine: Mapping[str, Any] = field(default_factory=lambda: ENGINE)
+    judge: str | None = None
+    """Specification of a judge that compares answers with the base's."""
+
+
+class Config(BaseModel):
+    """The YAML file; paths are relative to where the command is given."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")
+    base: str
+    prompts: dict[str, Path]
+    rewards: dict[str, str] = Field(min_length=1)
+    gold: str
+    supports: dict[str, tuple[float, float]] = Field(description="of each reward that is trained")
+    bins: int = Field(25, ge=2)
+    max_tokens: int = Field(128, ge=1)
+    scorers: dict[str, str] = {}
+    methods: list[str] | None = None
+    engine: dict[str, Any] = {}
+    judge: str | None = Field(None, pattern="^judge:")
+
+    @model_validator(mode="after")
+    def _check(self) -> "Config":
+        if self.gold not in self.rewards:
+            raise ValueError(f"gold must be one of the rewards: {', '.join(self.rewards)}")
+        if self.gold not in self.supports:
+            raise ValueError(f"supports must tell the lowest and highest value of {self.gold}")
+        if set(self.prompts) != {"train", "test"}:
+            raise ValueError("prompts must name two files, train and test")
+        if self.name in WORLDS:
+            raise ValueError(f"{self.name} is a world of ours; choose another name")
+        for kind, given, known in (
+            ("method", self.methods or (), METHODS),
+            ("scorer", self.scorers, TRAININGS),
+        ):
+            if unknown := sorted(set(given) - set(known)):
+                raise ValueError(
+                    f"no such {kind}: {', '.join(unknown)}; there are {', '.join(known)}"
+                )
+        return self
+
+
+def load(spec: str) -> Task:
+    """A task by a world's name or from a file.
+
+    Raises:
+        TrimtabError: there is no such world, or the file is wrong; the message says how.
+    """
+    if spec in WORLDS:
+        return Task(spec, _with_sum(WORLDS[spec]))
+    return _own(spec, _config(spec))
+
+
+def name(spec: str) -> str:
+    """The name of a task's world; nothing is loaded for it.
+
+    Raises:
+        as `load`.
+    """
+    return spec if spec in WORLDS else _config(spec).name
+
+
+def _config(spec: str) -> Config:
+    path = Path(spec)
+    if path.suffix not in (".yaml", ".yml"):
+        raise TrimtabError(
+            f"there is no world {spec!r}; the worlds are {', '.join(WORLDS)}. For your own model "
+            "give a file.yaml."
+        )
+    try:
+        return Config.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
+    except (OSError, yaml.YAMLError) as error:
+        raise TrimtabError(f"{path}: {' '.join(str(error).split())}") from None
+    except ValidationError as error:
+        faults = error.errors(include_url=False, include_context=False, include_input=False)
+        told = "; ".join(f"{'.'.join(map(str, f['loc'])) or 'it'}: {f['msg']}" for f in faults)
+        raise TrimtabError(f"{path}: {told}.") from None
+
+
+def _with_sum(world: World) -> World:
+    """The world with the reward that composed methods are after, R = Σ_i w_i·R_i."""
+    if world.name not in SUMS:
+        return world
+    parts = {world.rewards[name]: weight for name, weight in SUMS[world.name].items()}
+
+    def composed(prompt: str, completion: str) -> float:
+        return sum(weight * part(prompt, completion) for part, weight in parts.items())
+
+    return replace(world, rewards={**world.rewards, COMPOSED: composed})
+
+
+def _own(spec: str, config: Config) -> Task:
+    world = own_world(
+        config.name,
+        config.base,
+        config.prompts,
+        config.rewards,
+        config.max_tokens,
+        gold=config.gold,
+        supports=config.supports,
+        bins=dict.fromkeys(config.rewards, config.bins),
+    )
+    return Task(
+        spec, world, config.scorers, config.methods, {**ENGINE, **config.engine}, config.judge
+    )
+
+
+def own_world(
+    name: str,
+    base: str,
+    prompts: Mapping[str, Path],
+    specs: Mapping[str, str],
+    max_tokens: int,
+    **fields: Any,
+) -> World:
+    """A world of somebody's own.
+
+    Args:
+        name: of the world.
+        base: directory or hub name.
+        prompts: files of each split.
+        specs: of each reward, as of `trimtab rollout --reward`.
+        max_tokens: most tokens of an answer.
+        fields: gold, supports and bins of a World.
+
+    Raises:
+        TrimtabError, RewardError, OSError: what cannot be read or loaded.
+    """
+    try:
+        tokenizer = pretrained.tokenizer(base)
+        longest = networks.longest(pretrained.configuration(base))
+    except (OSError, ValueError) as error:
+        raise TrimtabError(f"the base model {base} cannot be loaded: {error}") from None
+    lines: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    texts: dict[str, list[str]] = {}
+    for split, path in prompts.items():
+        found = read(path, tokenizer)
+        if longest is not None:
+            check_lengths([(p.place, len(p.token_ids)) for p in found], max_tokens, longest)
+        texts[split] = [tokenizer.decode(prompt.token_ids) for prompt in found]
+        for text, prompt in zip(texts[split], found, strict=True):
+            lines[text].append({**prompt.fields, "prompt": prompt.content})
+        _tell(path, tokenizer, found, texts[split])
+    fields_of = {text: shared(records) for text, records in lines.items()}
+
+    def choose(split: str, n: int, seed: int) -> list[str]:
+        chosen = list(dict.fromkeys(texts[split]))
+        random.Random(seed).shuffle(chosen)
+        return chosen[:n]
+
+    return World(
+        name=name,
+        rewards={reward: _reward(spec, fields_of) for reward, spec in specs.items()},
+        prompts=choose,
+        max_tokens=max_tokens,
+        base=Path(base),
+        **fields,
+    )
+
+
+def _tell(path: Path, tokenizer: Any, found: Sequence[Prompt], texts: Sequence[str]) -> None:
+    """Log how many prompts are not judged, or not as they were given."""
+    if doubled := len(texts) - len(set(texts)):
+        log.warning("%s: %d of %d prompts are left out: others again.", path, doubled, len(texts))
+    again = tokenizer(list(texts), add_special_tokens=False).input_ids
+    unlike = sum(ids != prompt.token_ids for ids, prompt in zip(again, found, strict=True))
+    if unlike:
+        log.warning(
+            "%s: %d of %d prompts have token ids that their text does not; the text is read.",
+            path,
+            unlike,
+            len(texts),
+        )
+
+
+def _reward(spec: str, fields: Mapping[str, Mapping[str, Any]]) -> Callable[[str, str], float]:
+    """A reward by its specification, as a function of texts; what all lines of its prompt say
+    comes with it.
+    """
+    reward = rewards.load(spec)
+
+    def one(prompt: str, completion: str) -> float:
+        [value] = rewards.label(reward, [{**fields[prompt], "completion": completion}])
+        return value
+
+    return one

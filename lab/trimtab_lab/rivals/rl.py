@@ -1,0 +1,83 @@
+"""On-policy RL of the language model itself: RLOO, TRL's trainer on exact rewards, with our saves.
+
+Each step draws n completions of each of some prompts from the policy at temperature 1. With
+R' = R − (1/β)·log(π/π0)(y | x) of a whole completion, and b the mean R' of the other n − 1,
+
+    ∇L = − mean (R' − b)·∇log π(y | x),
+
+an unbiased gradient of E[R] − (1/β)·KL(π ‖ π0), whose maximum is π0·exp(βR)/Z: what guidance at
+this β aims at. Source: Ahmadian et al., "Back to Basics: Revisiting REINFORCE-Style Optimization
+for Learning from Human Feedback in LLMs", section 2.2 and the RLOO estimator of section 3.
+"""
+
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset
+from trl.trainer.rloo_config import RLOOConfig
+
+from trimtab_lab.worlds.world import Reward
+from trimtab_models.training.saves import SafeTrainer
+from trimtab_models.training.trainer import marks, settings
+
+with warnings.catch_warnings():
+    # TRL imports vLLM if it can, and warns of one it does not know; none is used here.
+    warnings.simplefilter("ignore")
+    from trl.trainer.rloo_trainer import RLOOTrainer
+
+
+class SafeRLOOTrainer(SafeTrainer, RLOOTrainer):
+    """TRL's trainer with our saves."""
+
+
+def fit(
+    model: Any,
+    tokenizer: Any,
+    prompts: Sequence[str],
+    reward: Reward,
+    work: str | Path,
+    *,
+    beta: float,
+    max_tokens: int,
+    fingerprint: Mapping[str, Any] | None = None,
+    **fields: Any,
+) -> SafeRLOOTrainer:
+    """Tune a language model in place; resumes and raises as `trainer.fit`.
+
+    Args:
+        model: a language model loaded from where it lies, for TRL loads π0 from there.
+        tokenizer: of the model.
+        prompts: as the model reads them.
+        reward: (prompt, completion without special tokens) → R.
+        work: the run directory.
+        beta: β of the objective, above 0.
+        max_tokens: most tokens of a completion.
+        fingerprint: as `trainer.fit`.
+        fields: of TRL's RLOOConfig (max_steps, num_generations, learning_rate, ...).
+    """
+
+    def rewards(prompts: list[str], completions: list[str], **_: Any) -> list[float]:
+        return [reward(x, y) for x, y in zip(prompts, completions, strict=True)]
+
+    given = settings(work, validate=False, early_stopping=None, **fields)
+    trainer = SafeRLOOTrainer(
+        model=model,
+        reward_funcs=rewards,
+        args=RLOOConfig(
+            **{"bf16": False, "gradient_checkpointing": False, **given},
+            beta=1 / beta,
+            temperature=1.0,
+            max_completion_length=max_tokens,
+        ),
+        train_dataset=Dataset.from_dict({"prompt": list(prompts)}),
+        processing_class=tokenizer,
+    )
+    trainer.fingerprint = (
+        marks(given, prompts, ())
+        | {"beta": beta, "max_tokens": max_tokens}
+        | dict(fingerprint or {})
+    )
+    trainer.fit()
+    return trainer

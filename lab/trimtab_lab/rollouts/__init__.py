@@ -1,0 +1,1 @@
+"""Rollouts: answers sampled from the base, with their rewards, as JSON Lines."""

@@ -1,0 +1,14 @@
+"""Worlds of the arena: small tasks with exact rewards, on which every figure can be checked."""
+
+from trimtab_lab.worlds.digest import DIGEST
+from trimtab_lab.worlds.reviews import REVIEWS
+from trimtab_lab.worlds.sums import SUMS
+from trimtab_lab.worlds.tools import TOOLS, TOOLS_SHOWN
+from trimtab_lab.worlds.world import World
+
+__all__ = ["WORLDS", "World"]
+
+WORLDS: dict[str, World] = {
+    world.name: world for world in (REVIEWS, DIGEST, TOOLS, TOOLS_SHOWN, SUMS)
+}
+"""By the name of `trimtab arena NAME`."""

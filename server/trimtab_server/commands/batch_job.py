@@ -1,0 +1,144 @@
+"""`trimtab batch`: a file of requests, in OpenAI's batch format, sent to a running server.
+
+Each line of the file is one request: {"custom_id", "method": "POST", "url", "body"}. Each line of
+the result is {"index", "custom_id", "response": {"status_code", "request_id", "body"}}, written as
+soon as its answer is there, so in any order; `index` counts the requests from 0.
+"""
+
+import asyncio
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import httpx
+from pydantic import BaseModel, ConfigDict, StringConstraints, ValidationError
+from tqdm import tqdm
+
+from trimtab_lab.rollouts.journal import Journal
+from trimtab_models.data.faults import Fault, convert, word
+from trimtab_models.data.lines import json_lines
+from trimtab_server.client import TIMEOUT, Refused, ServerUnreachable
+
+TRY_LATER = frozenset({429, 503})
+TRIES = 8
+LONGEST_WAIT = 30.0  # seconds
+RESUME = "The same command goes on from here."
+
+
+class Request(BaseModel):
+    """One line of the file."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    custom_id: Annotated[str, StringConstraints(min_length=1, max_length=512)]
+    method: Literal["POST"] = "POST"
+    url: Annotated[str, StringConstraints(pattern=r"^(/[A-Za-z0-9_.-]+)+$", max_length=200)]
+    body: dict[str, Any]
+
+
+def read(path: Path) -> list[Request]:
+    """The requests of a file.
+
+    Raises:
+        BrokenRows: lines that are no requests, or two with one custom_id; named by file and line.
+        OSError: the file cannot be read.
+    """
+    known: set[str] = set()
+
+    def request(record: dict[str, Any]) -> Request:
+        try:
+            found = Request.model_validate(record)
+        except ValidationError as error:
+            first = error.errors(include_url=False, include_input=False)[0]
+            field = ".".join(str(part) for part in first["loc"])
+            raise Fault(f"{word(field, 30)!r}: {first['msg']}") from None
+        if found.body.get("stream"):
+            raise Fault("'stream' is true; the answers of a batch are whole")
+        if found.custom_id in known:
+            raise Fault(f"custom_id {word(found.custom_id)!r} stands twice")
+        known.add(found.custom_id)
+        return found
+
+    return convert(json_lines(path), request, "requests")
+
+
+def run(source: Path, out: Path, url: str, key: str | None, concurrency: int) -> tuple[int, int]:
+    """Send the requests that `out` has no answer to; returns how many it has, and its errors.
+
+    A request that the server has no room for is sent again. Every other answer is a result, an
+    error too.
+
+    Raises:
+        ServerUnreachable: nothing answers at `url`.
+        Refused: the server has no room for a request after many tries.
+        TrimtabError: `out` belongs to another file of requests, or to somebody else.
+        BrokenRows, OSError: see `read`.
+    """
+    requests = read(source)
+    settings = {"requests_sha256": hashlib.sha256(source.read_bytes()).hexdigest()}
+    with Journal(out, settings) as journal:
+        done = {record["index"] for record in journal.records}
+        left = [index for index in range(len(requests)) if index not in done]
+        results: list[Mapping[str, Any]] = list(journal.records)
+        bar = tqdm(total=len(requests), initial=len(done), desc="requests", unit="request")
+
+        def keep(result: Mapping[str, Any]) -> None:
+            journal.append([result])
+            results.append(result)
+            bar.update()
+
+        with bar:
+            asyncio.run(_send(requests, left, url, key, concurrency, keep))
+    errors = sum(result["response"]["status_code"] != 200 for result in results)
+    return len(results), errors
+
+
+async def _send(
+    requests: Sequence[Request],
+    left: Sequence[int],
+    url: str,
+    key: str | None,
+    concurrency: int,
+    keep: Callable[[Mapping[str, Any]], None],
+) -> None:
+    headers = {"Authorization": f"Bearer {key}"} if key else {}
+    indices = iter(left)
+    try:
+        async with httpx.AsyncClient(base_url=url, headers=headers, timeout=TIMEOUT) as http:
+
+            async def sender() -> None:
+                for index in indices:
+                    keep(_result(index, requests[index], await _post(http, requests[index])))
+
+            await asyncio.gather(*(sender() for _ in range(concurrency)))
+    except (httpx.HTTPError, httpx.InvalidURL) as error:
+        raise ServerUnreachable(
+            f"no server answers at {url} ({type(error).__name__}); start one, or say where it is "
+            f"with --url. {RESUME}"
+        ) from None
+
+
+async def _post(http: httpx.AsyncClient, request: Request) -> httpx.Response:
+    """The server's answer, once it has room."""
+    for number in range(TRIES):
+        answer = await http.post(request.url, json=request.body)
+        if answer.status_code not in TRY_LATER:
+            return answer
+        after = answer.headers.get("retry-after", "")
+        wait = float(after) if after.isdecimal() else 2.0**number
+        await asyncio.sleep(min(wait, LONGEST_WAIT))
+    raise Refused(f"the server has had no room for a request in {TRIES} tries. {RESUME}")
+
+
+def _result(index: int, request: Request, answer: httpx.Response) -> dict[str, Any]:
+    try:
+        body = answer.json()
+    except ValueError:
+        body = {"error": {"message": "the answer is not JSON; is it a Trimtab server?"}}
+    response = {
+        "status_code": answer.status_code,
+        "request_id": answer.headers.get("x-request-id"),
+        "body": body,
+    }
+    return {"index": index, "custom_id": request.custom_id, "response": response}

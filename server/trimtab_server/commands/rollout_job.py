@@ -1,0 +1,115 @@
+"""The work of `trimtab rollout`, from its options to the finished file."""
+
+import hashlib
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from trimtab.config import parse_scorer
+from trimtab.logs import quieten
+from trimtab.params import GuidanceParams
+from trimtab.sampling import Drawing
+from trimtab_lab.rollouts.journal import Journal
+from trimtab_lab.rollouts.prefixes import Half, complete, halves
+from trimtab_lab.rollouts.prompts import Prompt, read
+from trimtab_lab.rollouts.run import roll_out
+from trimtab_models import pretrained, rewards
+from trimtab_models.data.encoding import vocabulary
+from trimtab_models.demo import base
+from trimtab_server import demo
+from trimtab_server.errors import StartError
+
+GUIDANCE = ("beta", "k", "mass", "tail")
+
+
+def run(options: Mapping[str, Any], flags: Sequence[str]) -> None:
+    """Do what the command's options ask. What is quickly seen to be wrong is told first.
+
+    Raises:
+        TrimtabError, ValueError, OSError: each with a message for the user.
+    """
+    if (options["prompts"] is None) == (options["complete"] is None):
+        raise StartError("give one of --prompts FILE and --complete FILE.")
+    scorers = dict(parse_scorer(text) for text in options["scorer"] or ())
+    asked = {name: options[name] for name in GUIDANCE if options[name] is not None}
+    if asked and not scorers:
+        flags_given = ", ".join(f"--{name}" for name in asked)
+        needs = "needs" if len(asked) == 1 else "need"
+        raise StartError(f"{flags_given} {needs} a scorer: --scorer NAME=PATH.")
+    names = ("n", "temperature", "top_p", "max_tokens", "seed")
+    params = GuidanceParams.parse(asked) if scorers else None
+    drawing = Drawing(**{name: options[name] for name in names}, params=params)
+    cutting = options["complete"] is not None
+    if cutting and (options["reward"] is None or drawing.n < 2):
+        raise StartError("--complete needs a --reward, and --n of 2 or more.")
+    model = options["model"]
+    if model == demo.NAME:
+        os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
+        model, flags = str(base()), [*demo.ENGINE, *flags]
+    source = Path(options["complete"] or options["prompts"])
+    kept = ("model", "at", "limit", "reward", "raw")
+    settings = {
+        "source_sha256": hashlib.sha256(source.read_bytes()).hexdigest(),
+        "complete": cutting,
+        **{name: options[name] for name in kept},
+        **asdict(drawing),
+        "params": params and params.model_dump(),
+        "scorers": scorers,
+        "flags": list(flags),
+    }
+    keys = ("index",) if cutting else ("index", "sample")
+    with Journal(options["out"], settings, keys) as file:
+        _fill(file, model, flags, drawing, options, scorers)
+
+
+def _fill(
+    file: Journal,
+    model: str,
+    flags: Sequence[str],
+    drawing: Drawing,
+    options: Mapping[str, Any],
+    scorers: Mapping[str, Any],
+) -> None:
+    """Draw what the file lacks."""
+    cuts: list[Half] = []
+    texts: list[Prompt] = []
+    if options["complete"] is not None:
+        fractions = _fractions(options["at"])
+        known = vocabulary(_tokenizer(model))
+        cuts = halves(options["complete"], fractions, options["limit"], drawing.seed, known)
+        if (longest := max(half.kept for half in cuts)) >= drawing.max_tokens:
+            raise StartError(f"a half has {longest} tokens; --max-tokens counts whole answers.")
+    quieten()
+    if options["prompts"] is not None:
+        texts = read(options["prompts"], _tokenizer(model), raw=options["raw"])
+    reward = rewards.load(options["reward"]) if options["reward"] else None
+    if len(file.records) == (len(cuts) or len(texts) * drawing.n):
+        return
+    # vLLM's import takes seconds, and reads what quieten() has set.
+    from trimtab.adapters.vllm import offline
+
+    sampler = offline.Sampler(model, scorers, **offline.engine_options(flags))
+    if cuts:
+        assert reward is not None
+        complete(sampler, cuts, drawing, reward, file)
+    else:
+        roll_out(sampler, texts, drawing, reward, file)
+
+
+def _fractions(text: str) -> list[float]:
+    try:
+        fractions = [float(part) for part in text.split(",")]
+    except ValueError:
+        fractions = []
+    if not fractions or not all(0 < fraction < 1 for fraction in fractions):
+        raise StartError("--at must read like 0.25,0.5,0.75: fractions between 0 and 1.")
+    return fractions
+
+
+def _tokenizer(model: str) -> Any:
+    try:
+        return pretrained.tokenizer(model)
+    except (OSError, ValueError) as error:
+        raise StartError(f"the base model {model} cannot be loaded: {error}") from None

@@ -1,0 +1,1 @@
+"""The server over vLLM: everything of this package that imports vLLM is here."""

@@ -1,0 +1,97 @@
+"""vLLM's engine, started with Trimtab's processor in it."""
+
+import argparse
+import os
+from collections.abc import Mapping, Sequence
+from tempfile import NamedTemporaryFile
+from typing import Any
+
+import yaml
+from vllm.engine.arg_utils import AsyncEngineArgs
+from vllm.platforms import current_platform
+from vllm.utils.argparse_utils import FlexibleArgumentParser
+from vllm.v1.engine.async_llm import AsyncLLM
+
+from trimtab import memory, orphans
+from trimtab.adapters.vllm import unsupported
+from trimtab.adapters.vllm.options import PROCESSOR, WORKER, chunked_prefill, logprobs_limit
+from trimtab.reasons import brief, heard
+from trimtab_server.ending import unsignalled
+from trimtab_server.errors import StartError
+from trimtab_server.http import HEAD_BYTES
+from trimtab_server.settings import Settings
+
+try:  # vLLM 0.33 moved it
+    from vllm.entrypoints.common.cli_args import make_arg_parser, validate_parsed_serve_args
+except ImportError:
+    from vllm.entrypoints.launchers.cli_args import make_arg_parser, validate_parsed_serve_args
+
+
+def parse(
+    settings: Settings, flags: Sequence[str], defaults: Sequence[str] = ()
+) -> argparse.Namespace:
+    """vLLM's arguments: `defaults`, over these the `vllm` setting, over that `flags`.
+
+    Raises:
+        StartError: a flag is one that Trimtab sets itself, or would open what it guards.
+        TrimtabError: guidance does not go with a flag.
+    """
+    parser = make_arg_parser(FlexibleArgumentParser(prog="trimtab serve MODEL"))
+    parser.set_defaults(h11_max_incomplete_event_size=HEAD_BYTES)
+    given = [*defaults, *_flags(parser, settings.vllm), *flags]
+    args = parser.parse_args(["--model", settings.model, *given])
+    unsupported.check_options(vars(args))
+    if args.worker_extension_cls:
+        raise StartError("--worker-extension-cls is set by trimtab itself; leave it out.")
+    if args.api_key or os.environ.get("VLLM_API_KEY"):
+        # vLLM's own keys would guard a part of the routes, and not ours.
+        raise StartError(
+            "vLLM's api-key and VLLM_API_KEY are not read here; set --api-key or TRIMTAB_API_KEY."
+        )
+    if settings.allowed_origins:
+        args.allowed_origins = settings.allowed_origins
+    args.logits_processors = [*(args.logits_processors or []), PROCESSOR]
+    args.worker_extension_cls = WORKER
+    args.additional_config = {**_mapping(args.additional_config), "trimtab": settings.guidance()}
+    args.max_logprobs = logprobs_limit(args.max_logprobs)
+    args.enable_request_id_headers = True
+    validate_parsed_serve_args(args)
+    return args
+
+
+def _flags(parser: FlexibleArgumentParser, given: Mapping[str, Any]) -> list[str]:
+    """The `vllm` setting as flags: vLLM reads it as a YAML file of its own."""
+    with NamedTemporaryFile("w", suffix=".yaml", encoding="utf-8") as file:
+        yaml.safe_dump({name.replace("_", "-"): value for name, value in given.items()}, file)
+        file.flush()
+        return list(parser.load_config_file(file.name))
+
+
+def _mapping(value: Any) -> dict[str, Any]:
+    return dict(value) if isinstance(value, Mapping) else {}
+
+
+def start(args: argparse.Namespace) -> Any:
+    """The running engine.
+
+    Raises:
+        StartError: the flags or the model do not fit, or its process did not start; that
+            has then told why on its standard error.
+        TrimtabError: guidance cannot serve such an engine.
+    """
+    args.enable_chunked_prefill = chunked_prefill(args.enable_chunked_prefill)
+    try:
+        config = AsyncEngineArgs.from_cli_args(args).create_engine_config()
+    except (OSError, ValueError) as error:
+        raise StartError(f"vLLM refuses to begin: {brief(error)}") from None
+    unsupported.check_config(config)
+    if current_platform.is_cpu():
+        # vLLM has just asked for "spawn", with a device in mind. Here a fork is safe, and the
+        # engine's processes need not import everything again (10 s).
+        os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = "fork"
+        memory.bound()
+    with orphans.owned(), unsignalled(), heard() as reason:
+        try:
+            return AsyncLLM.from_vllm_config(config, disable_log_stats=args.disable_log_stats)
+        except RuntimeError as error:
+            raise StartError(reason() or f"the engine did not start ({brief(error)}).") from None

@@ -1,0 +1,136 @@
+"""Searches on the served engine: the asynchronous driver.
+
+A turn's draws go to `engine.generate` side by side, each with a record of its own if it is guided;
+a turn's scores go to the worker in one call between two steps. A client that goes away cancels
+the driver, and that aborts every draw.
+"""
+
+import asyncio
+import random
+from collections.abc import AsyncGenerator
+from contextlib import suppress
+from itertools import count
+from typing import Any
+
+from vllm.exceptions import GenerationError
+from vllm.sampling_params import RequestOutputKind, SamplingParams
+
+from trimtab.adapters.vllm.ranks import told
+from trimtab.adapters.vllm.search import drawn, row_key, score_arguments, scored, stop_tokens
+from trimtab.errors import TrimtabError
+from trimtab.params import GuidanceParams
+from trimtab.search import Commit, Draw, Drawn, Problem, Result, Score, Scored, SearchParams, start
+from trimtab_server.protocol import GenerateRequest
+from trimtab_server.vllm import rpc
+from trimtab_server.vllm.records import EXCHANGE, Exchange
+from trimtab_server.wording import plain
+
+numbers = count()
+background: set[asyncio.Task[Any]] = set()
+
+
+class Driver:
+    """One request's search on the engine."""
+
+    def __init__(
+        self,
+        engine: Any,
+        asked: GenerateRequest,
+        guidance: GuidanceParams,
+        search: SearchParams,
+        prompt: list[int],
+        begun: Exchange,
+    ) -> None:
+        self.engine = engine
+        self.versions = begun.versions
+        self.guidance = guidance
+        self.sampling = {
+            **asked.model_dump(include={"temperature", "top_p", "top_k", "min_p"}),
+            "stop_token_ids": asked.stop_token_ids,
+            "detokenize": False,
+            "flat_logprobs": True,
+            "output_kind": RequestOutputKind.FINAL_ONLY,
+        }
+        room = engine.model_config.max_model_len - len(prompt)
+        problem = Problem(
+            tuple(prompt),
+            min(asked.max_tokens, room),
+            stop_tokens(engine) | frozenset(asked.stop_token_ids or ()),
+            guidance,
+            random.getrandbits(56) if asked.seed is None else asked.seed,
+            turns=begun.told[0].turns if begun.told else None,
+        )
+        self.search = start(search, problem)
+        self.number = next(numbers)
+        self.draws = count()
+        self.rows: set[int] = set()
+
+    async def run(self) -> AsyncGenerator[Commit | Result, None]:
+        """What the search commits to, as it goes, and its result.
+
+        Raises:
+            TrimtabError: a scorer failed.
+            VLLMError, ValueError: the engine refuses a draw, or has died.
+        """
+        answers: list[Any] | None = None
+        try:
+            while True:
+                try:
+                    turn = self.search.send(answers)
+                except StopIteration as end:
+                    yield end.value
+                    return
+                if isinstance(turn, Commit):
+                    answers = None
+                    yield turn
+                else:
+                    answers = await self._answer(turn)
+        finally:
+            # Nobody may be left to await this here.
+            task = asyncio.ensure_future(self._forget())
+            background.add(task)
+            task.add_done_callback(background.discard)
+
+    async def _answer(self, turn: list[Draw] | list[Score]) -> list[Any]:
+        scores = [ask for ask in turn if isinstance(ask, Score)]
+        if scores:
+            return await self._score(scores)
+        try:
+            async with asyncio.TaskGroup() as group:
+                draws = [ask for ask in turn if isinstance(ask, Draw)]
+                tasks = [group.create_task(self._draw(ask)) for ask in draws]
+        except ExceptionGroup as failed:  # one is told; the others were cancelled, or say the same
+            raise failed.exceptions[0] from None
+        return [task.result() for task in tasks]
+
+    async def _draw(self, ask: Draw) -> Drawn:
+        exchange = Exchange(versions=self.versions, told=[ask.told])
+        EXCHANGE.set(exchange)  # in this task's own context
+        top = min(ask.top, self.engine.model_config.get_vocab_size())
+        params = SamplingParams(
+            **self.sampling,
+            max_tokens=ask.max_tokens,
+            seed=ask.seed,
+            logprobs=top or None,
+            extra_args=self.guidance.to_xargs() if ask.guided else None,
+        )
+        name = f"search-{self.number}-{next(self.draws)}"
+        prompt = {"prompt_token_ids": list(ask.prefix)}
+        try:
+            async for output in self.engine.generate(prompt, params, name):
+                last = output
+        except GenerationError as error:
+            raise exchange.fault or TrimtabError(plain(str(error))) from None
+        record = exchange.record(0, 0) if ask.guided else None
+        return drawn(last, top, record, len(self.guidance.scorers or ()))
+
+    async def _score(self, asks: list[Score]) -> list[Scored]:
+        keys = [row_key(self.number, ask) for ask in asks]
+        self.rows.update(keys)
+        xargs, *rest = score_arguments(self.guidance, asks, keys)
+        arguments = ({**xargs, **Exchange(versions=self.versions).carried}, *rest)
+        return scored(told(await rpc.call(self.engine, "trimtab_score", *arguments)))
+
+    async def _forget(self) -> None:
+        with suppress(TrimtabError):  # a dead engine has nothing left to forget
+            await rpc.call(self.engine, "trimtab_forget", list(self.rows))

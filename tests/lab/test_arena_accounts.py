@@ -1,0 +1,57 @@
+"""What a run is charged with: time and computation of its answers, and of nothing else."""
+
+import time
+from types import SimpleNamespace
+
+import pytest
+from transformers import AutoModelForCausalLM
+
+from trimtab.sampling import Completion
+from trimtab_lab.arena import bench as benches
+from trimtab_lab.arena.bench import Bench
+from trimtab_lab.arena.methods import METHODS
+from trimtab_lab.arena.scale import Scale
+from trimtab_lab.arena.task import Task
+from trimtab_lab.worlds import WORLDS
+from trimtab_models import demo
+
+PROMPTS, ANSWERS, DRAWN, SECONDS = 3, 2, 5, 0.5
+SCORER, FORWARDED = 1000, 60
+
+
+@pytest.fixture
+def bench(tmp_path, monkeypatch):
+    """The demo's base, and a policy that takes long to tune; scorers forward 60 tokens a run."""
+    scale = Scale(0, 0, 0, PROMPTS, 0, ANSWERS, (), ())
+    made = Bench(Task("reviews", WORLDS["reviews"]), str(demo.base()), {}, scale, tmp_path)
+    told = {"name": "s", "family": "head", "parameters": SCORER, "tokens_forwarded": 0}
+
+    def ask(method):
+        return [[dict(told)]]
+
+    def tune(task, out, method, strength):
+        time.sleep(SECONDS)
+        return tmp_path
+
+    def sample(task, path, base, prompts, seed):
+        told["tokens_forwarded"] += FORWARDED
+        return [Completion([5] * DRAWN, []) for _ in prompts]
+
+    made.sampler = SimpleNamespace(engine=SimpleNamespace(collective_rpc=ask))
+    monkeypatch.setattr(benches.rivals, "policy", tune)
+    monkeypatch.setattr(benches.rivals, "sample", sample)
+    return made
+
+
+def test_a_rival_is_tuned_before_the_clock_starts(bench):
+    assert bench.run(METHODS["rl"], 2.0).seconds < SECONDS
+
+
+def test_prompts_count_once_for_all_their_answers(bench):
+    run = bench.run(METHODS["rl"], 2.0)
+    size = AutoModelForCausalLM.from_pretrained(demo.base()).num_parameters()
+    read = sum(map(len, bench.prompts))
+    assert read > PROMPTS
+    spent = 2 * (size * (read + PROMPTS * ANSWERS * DRAWN) + SCORER * FORWARDED)
+    assert run.flops * PROMPTS * ANSWERS == pytest.approx(spent)
+    assert run.drawn_tokens == DRAWN

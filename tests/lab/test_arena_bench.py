@@ -1,0 +1,95 @@
+"""What the bench measures of a real engine's answers."""
+
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from trimtab_lab.worlds import WORLDS
+from trimtab_models import demo
+
+pytest.importorskip("vllm")
+pytestmark = pytest.mark.engine
+HERE = Path(__file__).parent
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    done = subprocess.run(
+        [sys.executable, HERE / "arena_engine.py", tmp_path_factory.mktemp("bench")],
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    lines = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    return {line["method"]: line for line in lines}
+
+
+def mean(run, name):
+    return np.mean(run[name])
+
+
+def test_the_base_spends_nothing(runs):
+    base = runs["base"]
+    assert np.all(np.array(base["kl"]) == 0)
+    assert np.shape(base["kl"]) == (12, 2)
+    size = AutoModelForCausalLM.from_pretrained(demo.base()).num_parameters()
+    tokenizer = AutoTokenizer.from_pretrained(demo.base())
+    prompts = WORLDS["reviews"].prompts("test", 12, 0)
+    read = sum(map(len, tokenizer(prompts, add_special_tokens=False).input_ids)) / (12 * 2)
+    assert base["flops"] == pytest.approx(2 * size * (read + mean(base, "tokens")))
+    assert base["scorer_tokens"] == 0
+
+
+def test_rewards_are_those_of_the_texts(runs):
+    for name in ("base", "pargs", "best-of-4"):
+        first = [row[0] for row in runs[name]["rewards"]["sentiment"]]
+        wanted = [demo.rewards["sentiment"]("", text) for text in runs[name]["texts"]]
+        np.testing.assert_allclose(first, wanted)
+
+
+def test_top_k_needs_no_scorer_but_moves_the_distribution(runs):
+    run = runs["top-k 10"]
+    assert mean(run, "kl") > 0.1
+    assert run["scorer_tokens"] == 0
+
+
+def test_guidance_is_paid_by_the_candidate(runs):
+    run, base = runs["pargs"], runs["base"]
+    assert np.mean(run["rewards"]["sentiment"]) > np.mean(base["rewards"]["sentiment"]) + 0.3
+    assert 0.3 < mean(run, "kl") < 8
+    # k = 10 candidates a token, and prompts and chosen tokens besides.
+    assert 9 * run["drawn_tokens"] < run["scorer_tokens"] < 14 * run["drawn_tokens"]
+
+
+def test_a_greedy_answer_costs_its_log_probability(runs):
+    run = runs["pargs-greedy"]
+    assert np.shape(run["kl"]) == (12, 1)
+    assert np.min(run["kl"]) > 1
+    assert math.isnan(run["diversity"])
+
+
+def test_best_of_n_pays_for_all_it_drew(runs):
+    run = runs["best-of-4"]
+    np.testing.assert_allclose(run["kl"], math.log(4) - 3 / 4, rtol=1e-4)
+    assert run["drawn_tokens"] == run["facts"]["usage"]["drawn_tokens"]
+    assert 2.5 < run["drawn_tokens"] / mean(run, "tokens") < 8
+    assert run["flops"] > 3 * runs["base"]["flops"]
+
+
+def test_base_samples_are_the_bases(runs):
+    found = runs["samples"]
+    assert all(shape == [12, 20] for shape in found["shapes"].values())
+    assert set(found["shapes"]) == {"consistency", "sentiment", "formality", "brevity", "tokens"}
+    assert found["means"]["sentiment"] == pytest.approx(
+        np.mean(runs["base"]["rewards"]["sentiment"]), abs=0.5
+    )

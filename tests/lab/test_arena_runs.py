@@ -1,0 +1,272 @@
+"""The arena taken up again, and what its report says, on methods whose worth is known."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from arena_fakes import PROMPTS, SHARES, TASK, FakeBench, methods
+from trimtab.errors import TrimtabError
+from trimtab_lab.arena import arena, claims, report, values
+from trimtab_lab.arena.board import Board
+from trimtab_lab.arena.methods import METHODS, QUICK, SUMS, TRAININGS, heat_map, trainings
+from trimtab_lab.arena.runs import fingerprint, read, save
+from trimtab_lab.arena.task import load
+
+NAMES = ("base", "pargs", "args", "vas")
+
+
+def test_a_method_climbs_until_its_kl_has_passed_its_stop(tmp_path):
+    bench = FakeBench()
+    arena.climb(bench, methods("base", "vas"), tmp_path)
+    # KL is strength²/2, and vas stops past 5 nats.
+    assert bench.ran == [("base", 0.0), ("vas", 1.0), ("vas", 2.0), ("vas", 4.0)]
+
+
+def test_stopped_and_taken_up_again(tmp_path):
+    first, second = FakeBench(), FakeBench()
+    first.die_at = 3
+    with pytest.raises(KeyboardInterrupt):
+        arena.climb(first, methods(*NAMES), tmp_path)
+    assert len(read(tmp_path)) == 3
+    runs = arena.climb(second, methods(*NAMES), tmp_path)
+    whole = FakeBench()
+    arena.climb(whole, methods(*NAMES), tmp_path / "whole")
+    assert first.ran + second.ran == whole.ran
+    assert [(run.method, run.strength) for run in runs] == whole.ran
+    nothing = FakeBench()
+    arena.climb(nothing, methods(*NAMES), tmp_path)
+    assert nothing.ran == []
+
+
+def test_other_settings_are_refused_by_name(tmp_path):
+    bench = FakeBench()
+    arena.climb(bench, methods("base", "vas"), tmp_path)
+    changed = FakeBench()
+    changed.settings = lambda method, strength: {**bench.settings(method, strength), "k": 7}
+    with pytest.raises(TrimtabError, match=r"base_@_0\.json .*\(k\).*--out"):
+        arena.climb(changed, methods("base"), tmp_path)
+
+
+def test_a_run_is_the_same_when_read_again(tmp_path):
+    bench = FakeBench()
+    run = bench.run(METHODS["pargs-greedy"], 2.0)
+    save(tmp_path, run)
+    [again] = read(tmp_path)
+    np.testing.assert_allclose(again.reward("gold"), run.reward("gold"), atol=1e-5)
+    np.testing.assert_allclose(again.spent, run.spent)
+    assert np.isnan(again.diversity)
+    assert [path.name for path in tmp_path.iterdir()] == ["pargs-greedy_@_2.json"]
+
+
+def test_base_samples_are_kept_and_checked(tmp_path):
+    bench, path = FakeBench(), tmp_path / "base-samples.npz"
+    drawn = arena.base_samples(bench, path)
+    bench.base_samples = None  # not called again
+    np.testing.assert_array_equal(arena.base_samples(bench, path)["gold"], drawn["gold"])
+    bench.prints = {"base": "another"}
+    with pytest.raises(TrimtabError, match="other settings"):
+        arena.base_samples(bench, path)
+
+
+@pytest.fixture(scope="module")
+def held(tmp_path_factory):
+    """A whole arena of made-up methods: its directory and results."""
+    out, bench = tmp_path_factory.mktemp("arena"), FakeBench()
+    base = arena.base_samples(bench, out / "base-samples.npz")
+    arena.climb(bench, [*methods(*NAMES), *heat_map(METHODS["pargs"])], out / "runs")
+    report.write(TASK, bench.texts, base, out, "trimtab arena made-up", {})
+    return out, json.loads((out / "results.json").read_text())
+
+
+def test_efficiencies_are_what_the_methods_were_given(held):
+    _, results = held
+    [board] = results["boards"]
+    rows = {row["method"]: row for row in board["leaderboard"]}
+    for name in NAMES[1:]:
+        found = rows[name]["efficiency"]
+        assert found["share"] == pytest.approx(SHARES[name], abs=0.12)
+        assert found["low"] < SHARES[name] + 0.05
+        assert found["high"] > SHARES[name] - 0.05
+        assert rows[name]["flops"] == 5
+        assert rows[name]["efficiency_at_kl"]["share"] == pytest.approx(SHARES[name], abs=0.12)
+        assert rows[name]["efficiency_at_kl"]["kl"] == board["compared_at_kl"]
+    listed = [row["method"] for row in board["leaderboard"] if row["method"] in NAMES]
+    assert listed == ["vas", "pargs", "args", "base"]
+    assert rows["base"]["efficiency"] is None
+    assert rows["base"]["tie"] == 1
+
+
+def test_claims_are_tested_on_all_prompts(held):
+    _, results = held
+    found = {(c["better"], c["worse"], c["compared"]): c for c in results["claims"]}
+    claim = found["pargs", "args", "equal KL"]
+    assert claim["verdict"] == "reproduced"
+    assert claim["n"] == PROMPTS
+    assert claim["p_holm"] >= claim["p"]
+    # Reward still rises at the largest β of these made-up methods: the paper's fall is not there.
+    assert found["pargs", "pargs", "best and last setting"]["verdict"] == "not significant"
+    assert not any("fudge" in pair for pair in found), "what was not run is not claimed"
+
+
+def test_a_method_of_one_setting_is_met_at_its_own_kl():
+    bench = FakeBench()
+    base, first, second = [
+        bench.run(METHODS[name], strength)
+        for name, strength in (("base", 0.0), ("pargs", 1.0), ("pargs", 2.0))
+    ]
+    samples = bench.base_samples()
+
+    def differences(*runs):
+        found = claims.test([Board("gold", samples, [base, *runs], 2.0)], "made-up")
+        return [claim["difference"] for claim in found if claim["compared"] == "equal KL"]
+
+    once = replace(first, method="top-k 10", strength=0.0)
+    assert differences(first, second, once) == [0]
+    worse = replace(once, rewards={"gold": np.asarray(once.rewards["gold"]) - 0.5})
+    assert differences(first, second, worse) == [pytest.approx(0.5)]
+    assert differences(second, once) == [], "two points have no KL in common"
+
+
+def test_results_hold_every_prompt(held):
+    out, results = held
+    assert len(results["runs"]) == len(list((out / "runs").iterdir()))
+    assert all(len(run["rewards"]["gold"]) == PROMPTS for run in results["runs"])
+    assert results["about"]["command"] == "trimtab arena made-up"
+    assert results["about"]["packages"]["numpy"] == np.__version__
+
+
+def test_the_leaderboard_and_the_plots_are_there(held):
+    out, _ = held
+    text = (out / "leaderboard.md").read_text()
+    tables = [line for line in text.splitlines() if line.startswith("|")]
+    assert "| vas | " in text
+    assert "nan" not in text
+    rows = tables[: tables.index(next(line for line in tables if "claim" in line))]
+    assert len({line.count("|") for line in rows}) == 1, "a table's rows are of one width"
+    names = {path.name for path in out.glob("*.png")}
+    assert names == {"frontier.png", "strengths.png", "cost.png", "heat-map.png"}
+
+
+def test_equal_kl_is_no_more_than_the_frontier_can_tell():
+    bench = FakeBench()
+    runs = [bench.run(METHODS["base"], 0.0), bench.run(METHODS["vas"], 2.0)]
+    few = {"gold": np.random.default_rng(0).normal(size=(PROMPTS, 30)), "tokens": np.ones(1)}
+    board = Board("gold", few, runs, 2.0)
+    assert board.kl == board.frontier.limit < 2.0
+
+
+def test_the_dial_tells_whether_words_fall():
+    bench = FakeBench()
+    dial = METHODS["dial"]
+    runs = [bench.run(dial, strength) for strength in (4.0, -4.0, 1.0)]
+    turned = report.trend(runs)
+    text = "\n".join(report._dial(runs, turned))
+    assert "which fall at every turn" in text
+    assert turned["p"] < 1e-6
+    backwards = [replace(run, strength=-run.strength) for run in runs]
+    assert report.trend(backwards)["p"] > 0.99
+    assert report.trend(runs[:2]) is None
+    assert "| words | 9.0 | 7.8 | 7.0 |" in text
+
+
+def test_better_values_foretell_better_answers_if_they_do():
+    """Of methods whose order by error is that by reward, and of one whose order is reversed."""
+    bench = FakeBench()
+    names = ("vas", "vas-td0", "cd-fudge", "distribution-base", "distribution")
+    runs = [bench.run(METHODS["base"], 0.0)]
+    for share, name in zip((0.1, 0.3, 0.5, 0.7, 0.9), names, strict=True):
+        for strength in (1.0, 2.0, 4.0):
+            run = bench.run(METHODS[name], strength)
+            gold = np.full(np.shape(run.kl), share * strength)
+            runs.append(replace(run, rewards={"gold": gold}))
+    board = Board("gold", bench.base_samples(), runs, 1.0)
+    mse = {METHODS[name].scorer: 1.0 - i / 10 for i, name in enumerate(names)}
+    found = values.foretold(board, mse)
+    assert found["rho"] == pytest.approx(-1)
+    assert found["p"] == pytest.approx(1 / 120)
+    away = values.foretold(board, {name: -error for name, error in mse.items()})
+    assert away["rho"] == pytest.approx(1)
+    assert away["p"] == pytest.approx(1)
+    assert values.foretold(board, {"td-lambda": 1.0}) is None
+
+
+def test_methods_agree_with_what_trains_and_decodes():
+    for method in METHODS.values():
+        known = {**TRAININGS, **trainings("reviews"), "composed": None}
+        assert method.scorer is None or method.scorer in known
+        assert method.search is None or method.group == "search"
+    assert {claim.better for claim in claims.CLAIMS} | {c.worse for c in claims.CLAIMS} <= {
+        *METHODS
+    }
+    assert set(QUICK) <= set(METHODS)
+    for world, weights in SUMS.items():
+        assert sum(weights.values()) == pytest.approx(1)
+        assert set(weights) <= set(load(world).world.rewards)
+
+
+def test_a_sum_is_a_reward_of_its_world():
+    world = load("reviews").world
+    text = "the great food was lovely , i recommend it"
+    parts = [world.rewards[name]("", text) for name in SUMS["reviews"]]
+    assert world.rewards["composed"]("", text) == pytest.approx(sum(parts) / 2)
+
+
+def test_fingerprints_follow_the_weights(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    first = fingerprint(tmp_path)
+    (tmp_path / "model.safetensors").write_bytes(b"1")
+    assert fingerprint(tmp_path) not in (first, str(tmp_path))
+    assert fingerprint("org/name") == "org/name"
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("gold: other", "gold must be one of"),
+        ("prompts: {test: a}", "train and test"),
+        ("methods: [vaas]", "no such method: vaas"),
+        ("supports: {}", "supports must tell"),
+        ("bins: many", "bins"),
+        ("name: digest", "digest is a world of ours"),
+        ("scorers: {td-lamda: x}", "no such scorer: td-lamda.*td-lambda"),
+    ],
+)
+def test_a_wrong_file_is_told(tmp_path, text, told):
+    right = {
+        "name": "mine",
+        "base": "x",
+        "prompts": {"train": "a.txt", "test": "b.txt"},
+        "rewards": {"gold": "m:f"},
+        "gold": "gold",
+        "supports": {"gold": [0, 1]},
+    }
+    key, _, _ = text.partition(":")
+    lines = [f"{k}: {json.dumps(v)}" for k, v in right.items() if k != key]
+    path = tmp_path / "c.yaml"
+    path.write_text("\n".join([*lines, text]))
+    with pytest.raises(TrimtabError, match=told):
+        load(str(path))
+
+
+def test_an_unknown_world_or_method_is_told():
+    with pytest.raises(TrimtabError, match="reviews"):
+        load("nowhere")
+    with pytest.raises(TrimtabError, match=r"no such method: x.*pargs"):
+        arena.chosen(TASK, FakeBench().scale, ["x"])
+
+
+@pytest.mark.parametrize("name", ["composition", "dial", "summed-rl", "rewarded-soup"])
+def test_a_method_whose_reward_the_world_lacks_is_told(name):
+    scale = FakeBench().scale
+    asked = rf"made-up is no world for {name} .for reviews, digest"
+    with pytest.raises(TrimtabError, match=asked):
+        arena.chosen(TASK, scale, [name, "vas"])
+    with pytest.raises(TrimtabError, match=asked):
+        arena.chosen(replace(TASK, methods=[name]), scale, [])
+    reviews = load("reviews")
+    assert METHODS[name] in arena.chosen(reviews, scale, [name])
+    everything = replace(scale, methods=tuple(METHODS))
+    assert METHODS[name] in arena.chosen(reviews, everything, [])
+    assert METHODS[name] not in arena.chosen(TASK, everything, [])

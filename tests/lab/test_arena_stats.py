@@ -1,0 +1,73 @@
+"""Statistics and measures of the arena."""
+
+import numpy as np
+import pytest
+from scipy import stats as reference
+
+from trimtab_lab.arena import stats
+from trimtab_lab.arena.measures import diversity, flops
+
+
+def test_paired_finds_a_difference_and_not_its_absence():
+    draw = np.random.default_rng(0)
+    worse = draw.normal(size=64)
+    better = worse + 0.3 + 0.2 * draw.normal(size=64)
+    found = stats.paired(better, worse)
+    assert found.difference == pytest.approx(np.mean(better - worse))
+    assert found.low < found.difference < found.high
+    assert found.p < 1e-6
+    assert stats.paired(worse, better).p > 0.99
+    # The interval is about two standard errors to each side.
+    error = np.std(better - worse, ddof=1) / 8
+    assert found.high - found.low == pytest.approx(3.92 * error, rel=0.15)
+
+
+def test_paired_without_any_difference():
+    same = np.ones(10)
+    assert stats.paired(same, same).p == 1
+    assert stats.paired(same + 1, same).p < 0.01
+
+
+def test_holm_against_its_definition():
+    found = stats.holm([0.04, 0.001, 0.03, 0.5])
+    assert found == pytest.approx([0.09, 0.004, 0.09, 0.5])
+    assert stats.holm([]) == []
+
+
+def test_holm_keeps_the_family_wise_error():
+    draw = np.random.default_rng(1)
+    wrong = np.mean([min(stats.holm(draw.uniform(size=10).tolist())) < 0.05 for _ in range(2000)])
+    assert wrong == pytest.approx(0.05, abs=0.02)
+
+
+def test_at_kl_reads_between_settings():
+    flat = np.ones(4)
+    points = [(0 * flat, 0 * flat), (2 * flat, 1 * flat), (3 * flat, 4 * flat)]
+    np.testing.assert_allclose(stats.at_kl(points, 0.25), 1.0)  # half-way in √KL
+    np.testing.assert_allclose(stats.at_kl(points, 2.25), 2.5)
+    np.testing.assert_allclose(stats.at_kl(points, 9.0), 3.0)  # it may spend less
+    assert stats.at_kl(points[1:], 0.5) is None
+
+
+def test_estimate():
+    values = np.random.default_rng(2).normal(size=50)
+    found = stats.estimate(values)
+    assert found.standard_error == pytest.approx(reference.sem(values))
+    assert found.n == 50
+
+
+def test_wins():
+    ours, theirs = np.array([[1.0, 0.0], [2.0, 1.0]]), np.array([[0.0, 0.0], [3.0, 0.0]])
+    assert stats.wins(ours, theirs) == {"win": 0.5, "tie": 0.25}
+
+
+def test_diversity():
+    assert diversity(["a b c", "a b c"]) == 0
+    assert diversity(["a b c", "d e f"]) == 1
+    assert diversity(["a b c d", "a x c d"]) == pytest.approx(1 - 0.75)  # LCS of 3 of 4
+    assert np.isnan(diversity(["alone"]))
+
+
+def test_flops_are_those_of_the_papers():
+    """VAS: T·m for the base, T·k·n for a scorer that reads k candidates a step; 2 a parameter."""
+    assert flops(100, 10, [(7, 10 * 5)]) == 2 * (10 * 100 + 10 * 5 * 7)
