@@ -26,10 +26,13 @@ class ScorerSpec(BaseModel):
         description="checkpoint directory or hub name; module:function for family=function; "
         "NAME:WEIGHT+NAME:WEIGHT for family=composite",
     )
-    family: (
-        Literal["head", "distribution", "vocabulary", "log_ratio", "text", "function", "composite"]
-        | None
-    ) = Field(None, description="as stored in the checkpoint if absent")
+    family: str | None = Field(
+        None,
+        max_length=300,
+        pattern=r"^([a-z_]+|[A-Za-z_][A-Za-z0-9_.]*:[A-Za-z_][A-Za-z0-9_]*)$",
+        description="head, distribution, vocabulary, log_ratio, text, function, composite, or "
+        "package.module:Class of a family of your own; as stored in the checkpoint if absent",
+    )
     reference: str | None = Field(
         None,
         description="log_ratio: the untuned model of a tuned/untuned pair; as stored if absent",

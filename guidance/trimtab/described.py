@@ -14,6 +14,7 @@ def describe(guide: Guide) -> list[dict[str, Any]]:
         {
             "name": name,
             "family": scorer.family,
+            "distributional": scorer.distributional,
             "reads": scorer.reads,
             **scorer.info.model_dump(include=TOLD),
             **_counts(guide, name, scorer),

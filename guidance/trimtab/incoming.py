@@ -14,6 +14,7 @@ from pathlib import Path
 import psutil
 import torch
 
+from trimtab import scorers as families
 from trimtab.config import GuidanceConfig, ScorerSpec
 from trimtab.errors import NoRoom, ScorerRefused
 from trimtab.reasons import why
@@ -22,7 +23,7 @@ from trimtab_models import manifest
 from trimtab_models.checkpoint import read_info
 from trimtab_models.files import MIB, look, read_json
 
-FAMILIES = ("head", "distribution", "vocabulary", "log_ratio")
+FAMILIES = tuple(name for name, family in families.FAMILIES.items() if family.hot)
 """What may come: networks. Functions are code, and composites are made of what is there."""
 MAX_HEADER = 16 * MIB
 """Longest header of a safetensors file that is read: a megabyte is a thousand tensors and more."""
@@ -134,7 +135,7 @@ def _with_reference(spec: ScorerSpec, root: Path) -> ScorerSpec:
     if family not in FAMILIES:
         raise ScorerRefused(f"family must be one of {', '.join(FAMILIES)}.")
     reference = spec.reference
-    if family == "log_ratio" and reference is None and info.reference is not None:
+    if reference is None and info.reference is not None:
         beside = (directory / info.reference).resolve()
         if beside.parent != root or not beside.is_dir():
             raise ScorerRefused(

@@ -64,6 +64,10 @@ class Served(Protocol):
     def family(self) -> str | None:
         """Its family, see trimtab.scorers."""
 
+    @property
+    def distributional(self) -> bool:
+        """Whether it has histograms of returns."""
+
 
 class GuidanceParams(BaseModel):
     """How one request is steered: π(v) ∝ π0(v)·exp(β·Σ_i w_i·s_i(prefix + v)) on the candidates."""
@@ -203,12 +207,12 @@ class GuidanceParams(BaseModel):
             )
         if isinstance(available, Mapping):
             for name, weight in chosen.items():
-                family = available[name].family
-                if weight != 0 and self.sets(name) and family != "distribution":
+                scorer = available[name]
+                if weight != 0 and self.sets(name) and not scorer.distributional:
                     field = "kl_budget" if self.kl_budget is not None else "floors"
                     raise InvalidGuidance(
                         f"{field} needs scorers that know how returns are distributed, of family "
-                        f"'distribution'; scorer '{name}' is of family '{family}'. Name "
+                        f"'distribution'; scorer '{name}' is of family '{scorer.family}'. Name "
                         "others, or set beta instead. GET /v1/scorers lists families.",
                         param=field,
                     )

@@ -12,12 +12,13 @@ import asyncio
 from contextlib import suppress
 from itertools import count
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from trimtab.config import ScorerSpec
 from trimtab.errors import NoRoom, ScorerRefused, TrimtabError, UnknownScorer
+from trimtab.incoming import FAMILIES
 from trimtab.params import NAME, Number
 from trimtab_server.errors import ScorerInUse, SlowLoad, invalid
 from trimtab_server.state import State, Version
@@ -33,6 +34,12 @@ ERRORS = {"NoRoom": NoRoom, "ScorerRefused": ScorerRefused}
 Name = Field(pattern=rf"^{NAME.pattern}$")
 
 
+def _hot(family: str) -> str:
+    if family not in FAMILIES:
+        raise ValueError(f"expected one of {', '.join(FAMILIES)}")
+    return family
+
+
 class LoadRequest(BaseModel):
     """The body of POST /v1/scorers: a ScorerSpec whose paths are names below the scorer_dir."""
 
@@ -40,7 +47,7 @@ class LoadRequest(BaseModel):
 
     name: str = Name
     path: str = Name
-    family: Literal["head", "distribution", "vocabulary", "log_ratio"] | None = None
+    family: Annotated[str, AfterValidator(_hot)] | None = None
     reference: str | None = Field(None, pattern=rf"^{NAME.pattern}$")
     alpha: Number | None = None
 
@@ -96,7 +103,9 @@ class Loading:
             self._check_parts(asked.name)
             version = Version(asked.name, next(self.numbers), None)
             try:
-                version.family, version.reads = await self._bring(version, asked)
+                kind = await self._bring(version, asked)
+                version.family, version.reads = kind["family"], kind["reads"]
+                version.distributional = kind["distributional"]
                 wrong = await canary.complaint(self.state, asked.name, version, CANARY_SECONDS)
                 if wrong is not None:
                     raise ScorerRefused(f"scorer '{asked.name}' is not loaded: it {wrong}.")
@@ -149,7 +158,7 @@ class Loading:
                     f"scorer '{name}' is a part of composite '{other.name}'; unload that first."
                 )
 
-    async def _bring(self, version: Version, asked: LoadRequest) -> tuple[str, str]:
+    async def _bring(self, version: Version, asked: LoadRequest) -> dict[str, Any]:
         try:
             async with asyncio.timeout(LOAD_SECONDS):
                 # Even to look for a directory may take for ever, where its disk is gone.
@@ -168,7 +177,8 @@ class Loading:
         for error in (answer["error"] for answer in found):
             if error is not None:
                 raise ERRORS[error["type"]](error["message"])
-        return found[0]["family"], found[0]["reads"]
+        kind: dict[str, Any] = found[0]
+        return kind
 
     def _retire(self, version: Version) -> None:
         """Drop a version when the last request that began with it has ended."""

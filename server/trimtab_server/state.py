@@ -19,6 +19,7 @@ class Version:
     family: str | None
     reads: str = "tokens"
     parts: frozenset[str] = frozenset()  # scorers that a composite is made of
+    distributional: bool = False  # whether it has histograms of returns
     users: int = 0  # HTTP requests that began with it and have not ended
 
     @property

@@ -1,21 +1,60 @@
-"""Scorer families behind one interface, and how a configuration becomes scorers."""
+"""Scorer families behind one interface. What a family is stands on its class."""
 
-from trimtab.scorers.base import Scorer
+from trimtab.errors import ScorerLoadError
+from trimtab.scorers.base import NetworkScorer, Scorer
 from trimtab.scorers.composite import CompositeScorer
 from trimtab.scorers.distribution import DistributionScorer
 from trimtab.scorers.function import FunctionScorer
 from trimtab.scorers.head import HeadScorer
+from trimtab.scorers.loader import Loader, imported
 from trimtab.scorers.log_ratio import LogRatioScorer
 from trimtab.scorers.text import TextScorer
 from trimtab.scorers.vocabulary import VocabularyScorer
 
 __all__ = [
+    "FAMILIES",
     "CompositeScorer",
     "DistributionScorer",
     "FunctionScorer",
     "HeadScorer",
+    "Loader",
     "LogRatioScorer",
+    "NetworkScorer",
     "Scorer",
     "TextScorer",
     "VocabularyScorer",
+    "family_class",
 ]
+
+FAMILIES: dict[str, type[Scorer]] = {
+    family.family: family
+    for family in (
+        HeadScorer,
+        DistributionScorer,
+        VocabularyScorer,
+        LogRatioScorer,
+        TextScorer,
+        FunctionScorer,
+        CompositeScorer,
+    )
+}
+"""Every family, by its name."""
+
+
+def family_class(name: str) -> type[Scorer]:
+    """The class of a family, by its name or, of somebody's own, by "package.module:Class".
+
+    Raises:
+        ScorerLoadError: there is none.
+    """
+    if ":" not in name:
+        if name not in FAMILIES:
+            raise ScorerLoadError(
+                f"there is no family '{name[:64]}'; the families are {', '.join(FAMILIES)}, and "
+                "one of your own reads package.module:Class"
+            )
+        return FAMILIES[name]
+    found = imported(name)
+    if not (isinstance(found, type) and issubclass(found, Scorer)):
+        raise ScorerLoadError(f"{name} is not a subclass of trimtab.scorers.Scorer")
+    return found

@@ -5,6 +5,7 @@ A scorer answers one question: what is each candidate continuation of each row's
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from typing import ClassVar, Self
 
 import numpy as np
 import torch
@@ -12,9 +13,13 @@ from torch import Tensor
 
 from trimtab.backbone import Backbone
 from trimtab.cache import Ids
+from trimtab.config import ScorerSpec
 from trimtab.cross import CrossBackbone
+from trimtab.errors import ScorerLoadError
 from trimtab.reader import Prompt, Turns
-from trimtab_models.checkpoint import ScorerInfo
+from trimtab.scorers.loader import Loader, tokenizer
+from trimtab_models import checkpoint
+from trimtab_models.checkpoint import Family, ScorerInfo
 
 
 class Scorer(ABC):
@@ -24,12 +29,43 @@ class Scorer(ABC):
     between steps only makes it faster. `trimtab.testing.check_scorer` tests just that.
     """
 
-    family: str
+    family: ClassVar[str]
+    """Its name: of `--scorer NAME=PATH,family=...`, and in GET /v1/scorers."""
+    checkpointed: ClassVar[bool] = False
+    """Whether its path is a checkpoint of ours, which says what it is (ScorerInfo)."""
+    composes: ClassVar[bool] = False
+    """Whether it is made of other scorers, so that those are loaded before it."""
+    hot: ClassVar[bool] = False
+    """Whether it may be loaded while the server runs: data alone, never code."""
+    distributional: ClassVar[bool] = False
+    """Whether it has `histograms` of returns, which kl_budget and floors need."""
     reads: str = "tokens"
     """What it is given: the base's tokens, or text, and in which form; see ScorerSpec.reads."""
 
     def __init__(self, info: ScorerInfo) -> None:
         self.info = info
+
+    @classmethod
+    def pools(cls, spec: ScorerSpec) -> int:
+        """How many prefix pools it takes, of the memory that all scorers share."""
+        return 0
+
+    @classmethod  # noqa: B027  most families have nothing to look at
+    def vet(cls, spec: ScorerSpec) -> None:
+        """Refuse what `load` would, before an engine starts; quick, and without an engine's memory.
+
+        Raises:
+            ScorerLoadError, OSError, ValueError: it cannot be loaded.
+        """
+
+    @classmethod
+    def load(cls, spec: ScorerSpec, loader: Loader) -> Self:
+        """Load one, as a specification says.
+
+        Raises:
+            ScorerLoadError, OSError, ValueError: it cannot be loaded, or not served exactly.
+        """
+        raise ScorerLoadError(f"a {cls.family} scorer cannot be loaded from a path")
 
     @abstractmethod
     def score(
@@ -87,10 +123,31 @@ class Scorer(ABC):
 class NetworkScorer(Scorer):
     """A scorer that is one network behind one prefix pool."""
 
+    network: ClassVar[Family] = "head"
+    """The kind of checkpoint that it is made of."""
+    checkpointed = True
+    hot = True
+
     def __init__(self, info: ScorerInfo, backbone: Backbone | CrossBackbone) -> None:
         super().__init__(info)
         self.backbone = backbone
         self.reads = backbone.reads
+
+    @classmethod
+    def pools(cls, spec: ScorerSpec) -> int:
+        """One."""
+        return 1
+
+    @classmethod
+    def vet(cls, spec: ScorerSpec) -> None:
+        """See Scorer.vet."""
+        tokenizer(spec.path)
+        checkpoint.vet(spec.path, cls.network)
+
+    @classmethod
+    def load(cls, spec: ScorerSpec, loader: Loader) -> Self:
+        """See Scorer.load."""
+        return cls(*loader.network(spec, cls.network))
 
     @property
     def keeps_time(self) -> bool:

@@ -5,13 +5,17 @@ asked for its score at c·w_i, which only a `distribution` part depends on.
 """
 
 from collections.abc import Mapping, Sequence
+from typing import Self
 
 import torch
 from torch import Tensor
 
 from trimtab.cache import Ids
+from trimtab.config import ScorerSpec
+from trimtab.errors import ScorerLoadError
 from trimtab.reader import Prompt, Turns
 from trimtab.scorers.base import Scorer
+from trimtab.scorers.loader import Loader
 from trimtab_models.checkpoint import ScorerInfo
 
 
@@ -19,6 +23,7 @@ class CompositeScorer(Scorer):
     """A fixed, signed sum of scorers. Each part keeps its own cache, also when used alone."""
 
     family = "composite"
+    composes = True
 
     def __init__(self, parts: Mapping[str, tuple[Scorer, float]]) -> None:
         super().__init__(
@@ -30,6 +35,20 @@ class CompositeScorer(Scorer):
         self.parts = dict(parts)
         parts_read = {scorer.reads for scorer, _ in parts.values()}
         self.reads = next((kind for kind in ("chat", "tokens") if kind in parts_read), "text")
+
+    @classmethod
+    def load(cls, spec: ScorerSpec, loader: Loader) -> Self:
+        """See Scorer.load; the path reads NAME:WEIGHT+NAME:WEIGHT."""
+        parts: dict[str, tuple[Scorer, float]] = {}
+        for part in spec.path.split("+"):
+            name, _, weight = part.strip().partition(":")
+            if name not in loader.loaded or loader.loaded[name].composes:
+                raise ScorerLoadError(f"its part '{name}' is not among the other scorers")
+            try:
+                parts[name] = (loader.loaded[name], float(weight or 1))
+            except ValueError:
+                raise ScorerLoadError(f"the weight of its part '{name}' is not a number") from None
+        return cls(parts)
 
     def score(
         self,

@@ -59,6 +59,8 @@ class DistributionScorer(NetworkScorer):
     """One packed forward over the candidates of all rows; each row at its own strength."""
 
     family = "distribution"
+    network = "distribution"
+    distributional = True
 
     def __init__(self, info: ScorerInfo, backbone: Backbone | CrossBackbone) -> None:
         """As every network scorer.

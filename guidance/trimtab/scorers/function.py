@@ -1,14 +1,18 @@
 """function: a Python function of the token ids, or of the text, of prefix + candidate."""
 
 from collections.abc import Callable, Sequence
+from typing import Self
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from trimtab.cache import Ids
+from trimtab.config import ScorerSpec
+from trimtab.errors import ScorerLoadError
 from trimtab.reader import Decoder, Prompt
 from trimtab.scorers.base import Scorer
+from trimtab.scorers.loader import Loader, imported
 from trimtab_models.checkpoint import ScorerInfo
 
 
@@ -31,6 +35,18 @@ class FunctionScorer(Scorer):
         self.function = function
         self.tokenizer = tokenizer
         self.reads = "tokens" if tokenizer is None else "text"
+
+    @classmethod
+    def load(cls, spec: ScorerSpec, loader: Loader) -> Self:
+        """See Scorer.load."""
+        if ":" not in spec.path:
+            raise ScorerLoadError("a function scorer's path must read module:function")
+        if spec.reads not in (None, "ids", "text"):
+            raise ScorerLoadError(f"reads is one of ids, text, not {spec.reads}")
+        function = imported(spec.path)
+        if not callable(function):
+            raise ScorerLoadError(f"{spec.path} is not a function.")
+        return cls(function, loader.decoder() if spec.reads == "text" else None)
 
     def score(
         self,

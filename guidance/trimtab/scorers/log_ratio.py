@@ -5,24 +5,53 @@ arXiv 2410.08193); with one it is DPO's implicit reward or proxy-tuning (arXiv 2
 """
 
 from collections.abc import Sequence
+from typing import Self
 
 from torch import Tensor
 
 from trimtab.cache import Ids
+from trimtab.config import ScorerSpec
 from trimtab.reader import Prompt
 from trimtab.scorers.base import Scorer, gather_candidates
+from trimtab.scorers.loader import Loader, tokenizer
 from trimtab.scorers.vocabulary import VocabularyScorer
+from trimtab_models import checkpoint
 
 
 class LogRatioScorer(Scorer):
     """Log-probabilities of one language model, or their difference between two."""
 
     family = "log_ratio"
+    checkpointed = True
+    hot = True
 
     def __init__(self, tuned: VocabularyScorer, untuned: VocabularyScorer | None = None) -> None:
         super().__init__(tuned.info)
         self.tuned = tuned
         self.untuned = untuned
+
+    @classmethod
+    def pools(cls, spec: ScorerSpec) -> int:
+        """One for each model."""
+        return 1 if spec.reference is None else 2
+
+    @classmethod
+    def vet(cls, spec: ScorerSpec) -> None:
+        """See Scorer.vet."""
+        for path in filter(None, (spec.path, spec.reference)):
+            tokenizer(path)
+            checkpoint.vet(path, "log_ratio")
+
+    @classmethod
+    def load(cls, spec: ScorerSpec, loader: Loader) -> Self:
+        """See Scorer.load."""
+        tuned = VocabularyScorer(*loader.native(spec.path, "log_ratio"))
+        if spec.alpha is not None:
+            tuned.info = tuned.info.model_copy(update={"alpha": spec.alpha})
+        untuned = None
+        if spec.reference is not None:
+            untuned = VocabularyScorer(*loader.native(spec.reference, "log_ratio"))
+        return cls(tuned, untuned)
 
     def score(
         self,

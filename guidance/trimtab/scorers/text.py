@@ -10,15 +10,18 @@ slow family. What was scored once is remembered.
 from collections import OrderedDict
 from collections.abc import Sequence
 from hashlib import blake2b
-from typing import Any, Literal
+from typing import Any, Literal, Self, get_args
 
 import torch
 from torch import Tensor
 
 from trimtab import deadline
 from trimtab.cache import Ids, keep
+from trimtab.config import ScorerSpec
 from trimtab.reader import Prompt, Reader, Texts, Turns
 from trimtab.scorers.base import Scorer
+from trimtab.scorers.loader import Loader
+from trimtab_models import classify
 from trimtab_models.checkpoint import ScorerInfo
 from trimtab_models.classify import Classifier
 
@@ -56,6 +59,21 @@ class TextScorer(Scorer):
         self._scores: OrderedDict[bytes, tuple[float, int]] = OrderedDict()
         self._shortened: OrderedDict[int, int] = OrderedDict()
         self._forwarded = 0
+
+    @classmethod
+    def vet(cls, spec: ScorerSpec) -> None:
+        """See Scorer.vet."""
+        classify.vet(spec.path, spec.label)
+
+    @classmethod
+    def load(cls, spec: ScorerSpec, loader: Loader) -> Self:
+        """See Scorer.load."""
+        classifier = classify.load(spec.path, spec.label, dtype=torch.float32)
+        render = loader.render(spec, classifier.tokenizer, get_args(Reads))
+        loader.cast(classifier.model).to(loader.device)
+        reads: Any = spec.reads or ("chat" if render is not None else "text")
+        info = ScorerInfo(objective="text classifier")
+        return cls(info, classifier, Reader(loader.decoder(), render), reads)
 
     def score(
         self,

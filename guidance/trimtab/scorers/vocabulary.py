@@ -4,18 +4,27 @@ CD-Q, FaRMA, dueling and ILQL heads are served so: one query a row and step, wha
 """
 
 from collections.abc import Sequence
+from typing import Self
 
 from torch import Tensor
 
 from trimtab.cache import Ids
+from trimtab.config import ScorerSpec
 from trimtab.reader import Prompt
 from trimtab.scorers.base import NetworkScorer, gather_candidates
+from trimtab.scorers.loader import Loader
 
 
 class VocabularyScorer(NetworkScorer):
     """s(prefix + v) = Q(prefix)[v], the output of a vocabulary head."""
 
     family = "vocabulary"
+    network = "vocabulary"
+
+    @classmethod
+    def load(cls, spec: ScorerSpec, loader: Loader) -> Self:
+        """See Scorer.load."""
+        return cls(*loader.native(spec.path, cls.network))
 
     def table(self, keys: Sequence[int], prefixes: Sequence[Ids]) -> Tensor:
         """The head's output for every next token, [rows, vocab] float32."""

@@ -65,7 +65,12 @@ async def build(engine: Any, args: argparse.Namespace, settings: Settings) -> Fa
     default = settings.default_scorer or None
     scorers = {
         found["name"]: Version(
-            found["name"], 1, found["family"], found["reads"], _parts(settings, found["name"])
+            found["name"],
+            1,
+            found["family"],
+            found["reads"],
+            _parts(settings, found["name"]),
+            found["distributional"],
         )
         for found in told(await rpc.call(engine, "trimtab_scorers"))
     }

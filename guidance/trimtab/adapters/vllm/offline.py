@@ -97,11 +97,11 @@ class Sampler:
         self.engine = self.llm.llm_engine
         self.tokenizer: Any = self.llm.get_tokenizer()
         self.max_length: int = self.llm.model_config.max_model_len
-        self.families: dict[str, str] = {}
+        self.distributional: dict[str, bool] = {}
         if self.scorers:
             # This also shows the processor its runner.
             found = told(self.engine.collective_rpc("trimtab_scorers"))
-            self.families = {one["name"]: one["family"] for one in found}
+            self.distributional = {one["name"]: one["distributional"] for one in found}
         self._runs = 0
         # What is loaded by now stays; the collector need not walk through it at every turn.
         gc.freeze()
@@ -113,9 +113,9 @@ class Sampler:
         """
         if params is None or params.kl_budget is not None or params.floors is not None:
             return None
-        resolved = params.resolve(self.families)
+        resolved = params.resolve(list(self.distributional))
         used = {name: w for name, w in (resolved.scorers or {}).items() if w != 0}
-        if [self.families[name] for name in used] != ["distribution"] or params.normalize:
+        if [self.distributional[name] for name in used] != [True] or params.normalize:
             return None
         return params.beta * next(iter(used.values()))
 

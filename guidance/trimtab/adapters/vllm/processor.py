@@ -35,7 +35,7 @@ from trimtab.config import GuidanceConfig, ScorerSpec
 from trimtab.errors import InvalidGuidance, TrimtabError
 from trimtab.guide import Guide
 from trimtab.incoming import bring
-from trimtab.loading import load_scorers
+from trimtab.loading import load_scorers, pool_bytes
 from trimtab.params import CARRIED, RECORD_KEY, VERSIONS_KEY, GuidanceParams
 from trimtab.reader import Told
 from trimtab.rows import Fault, Row
@@ -90,8 +90,7 @@ class GuidanceProcessor(V1LogitsProcessor, V2LogitsProcessor):
             reasons.tell(error)
             raise
         self.guide = Guide(scorers, config.scorer_timeout)
-        networks = [s for s in config.scorers.values() if s.family not in ("function", "composite")]
-        self.share = config.cache_bytes // max(len(networks), 1)  # prefix cache of a new scorer
+        self.share = pool_bytes(config) if self.leads else 0  # prefix cache of a new scorer
         self.default_scorers = config.default_scorers
         self.incoming: dict[str, Future[Scorer]] = {}  # by version, "name@2"
         self.rows: dict[int, Row] = {}  # V1: by batch index; V2: by request slot

@@ -92,7 +92,7 @@ class GuidanceWorker:
             processor.bring(version, ScorerSpec.model_validate(spec), Path(root))
 
     def trimtab_brought(self, version: str) -> dict[str, Any] | None:
-        """Whether it is there: {"ready", "error": None or {"type", "message"}, "family", "reads"}.
+        """Whether it is there: {"ready", "error": None or {"type", "message"}}, and what it is.
 
         From then on requests may name it, and it is kept until it is dropped.
         """
@@ -101,16 +101,20 @@ class GuidanceWorker:
             return None
         brought = processor.incoming[version]
         if not brought.done():
-            return {"ready": False, "error": None, "family": None, "reads": None}
+            return {"ready": False, "error": None}
         error = brought.exception()
         if error is None:
             scorer = processor.guide.versions[version] = brought.result()
-            kind = {"family": scorer.family, "reads": scorer.reads}
+            kind = {
+                "family": scorer.family,
+                "distributional": scorer.distributional,
+                "reads": scorer.reads,
+            }
             return {"ready": True, "error": None, **kind}
         told = {"type": "ScorerRefused", "message": f"it is not loaded ({type(error).__name__})."}
         if isinstance(error, NoRoom | ScorerRefused):
             told = {"type": type(error).__name__, "message": error.message}
-        return {"ready": True, "error": told, "family": None, "reads": None}
+        return {"ready": True, "error": told}
 
     def trimtab_serve(self, name: str, version: str | None) -> None:
         """Let a name mean a version from now on, or nothing any more."""

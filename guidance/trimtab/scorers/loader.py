@@ -1,0 +1,171 @@
+"""What families need to load a scorer: the base's tokenizer, memory, and how networks are read."""
+
+import importlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from trimtab.attention import NAME as PREFIX_ATTENTION
+from trimtab.backbone import Backbone
+from trimtab.config import ScorerSpec
+from trimtab.cross import CrossBackbone
+from trimtab.errors import ScorerLoadError
+from trimtab.params import MAX_K
+from trimtab.reader import Decoder, Reader, template
+from trimtab.retokenise import Retokeniser
+from trimtab_models import adapters, checkpoint, classify, pretrained
+from trimtab_models.checkpoint import Family, ScorerInfo
+
+if TYPE_CHECKING:
+    from trimtab.scorers.base import Scorer
+
+CAUSAL_READS = ("text", "chat")
+
+
+@dataclass(frozen=True)
+class Loader:
+    """What every scorer of one engine is loaded for.
+
+    tokenizer: the base's; None if networks are taken to share it. max_length: longest prefix, in
+    tokens. vocab_size: of the base. pool_bytes: of each prefix pool. loaded: the scorers so far.
+    """
+
+    tokenizer: Decoder | None
+    max_length: int
+    vocab_size: int
+    pool_bytes: int
+    dtype: torch.dtype
+    device: torch.device | str
+    loaded: Mapping[str, "Scorer"] = field(default_factory=dict)
+
+    def network(
+        self, spec: ScorerSpec, family: Family
+    ) -> tuple[ScorerInfo, Backbone | CrossBackbone]:
+        """A network that scores candidates, whether its tokenizer is the base's or not.
+
+        Raises:
+            ScorerLoadError: it cannot be served exactly.
+            OSError, ValueError: it cannot be read, see trimtab_models.checkpoint.load.
+        """
+        own = self._own_tokenizer(spec.path)
+        if own is None:
+            return self.native(spec.path, family)
+        model, info = self._load(spec.path, family)
+        if info.ahead:
+            raise ScorerLoadError(
+                "it has a histogram for each token of its vocabulary, which is not the base's"
+            )
+        positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+        # A token of the base is seldom four of its own.
+        window = min(positions or classify.UNBOUNDED, 4 * self.max_length)
+        render = self.render(spec, own, CAUSAL_READS)
+        return info, CrossBackbone(
+            self._backbone(model, window),
+            Reader(self.decoder(), render),
+            Retokeniser(own, rendered=render is not None),
+            window,
+        )
+
+    def native(self, path: str, family: Family) -> tuple[ScorerInfo, Backbone]:
+        """A network with the base's tokenizer; raises as `network`."""
+        if self._own_tokenizer(path) is not None:
+            raise ScorerLoadError(
+                f"its tokenizer is not the base's, which a {family} scorer must share; families "
+                "head, distribution and text may have their own"
+            )
+        model, info = self._load(path, family)
+        rows = model.get_input_embeddings().num_embeddings
+        if rows < self._tokens():
+            raise ScorerLoadError(
+                f"it embeds {rows} tokens and the base has {self._tokens()}; a {family} scorer "
+                "must have been made for this base's tokenizer, or bring its own"
+            )
+        return info, self._backbone(model, self.max_length)
+
+    def cast(self, model: Any) -> Any:
+        """A network in the engine's precision."""
+        # transformers makes what it loads the process's default dtype for a while, which steps
+        # that go on meanwhile must not see: so all is loaded in single precision.
+        for parameter in model.parameters():
+            parameter.data = parameter.data.to(self.dtype)
+        return model
+
+    def render(
+        self, spec: ScorerSpec, own: Any, known: tuple[str, ...]
+    ) -> Callable[[Any], str] | None:
+        """How a scorer wants prompts written, None for as they are.
+
+        Raises:
+            ScorerLoadError: it cannot read as the specification says.
+        """
+        if spec.reads is not None and spec.reads not in known:
+            raise ScorerLoadError(f"reads is one of {', '.join(known)}, not {spec.reads}")
+        render = template(own)
+        if spec.reads == "chat" and render is None:
+            raise ScorerLoadError("its tokenizer has no chat template, which reads=chat needs")
+        return render if spec.reads in ("chat", None) else None
+
+    def decoder(self) -> Decoder:
+        """The base's tokenizer, for scorers that read text.
+
+        Raises:
+            ScorerLoadError: there is none.
+        """
+        if self.tokenizer is None:
+            raise ScorerLoadError("a scorer that reads text needs the base's tokenizer")
+        return self.tokenizer
+
+    def _tokens(self) -> int:
+        """How many tokens of the base a text may hold: its vocabulary may be padded with more."""
+        known: dict[str, int] = getattr(self.tokenizer, "get_vocab", dict)()
+        return min(self.vocab_size, max(known.values()) + 1) if known else self.vocab_size
+
+    def _load(self, path: str, family: Family) -> tuple[Any, ScorerInfo]:
+        model, info = checkpoint.load(path, family=family, attn_implementation=PREFIX_ATTENTION)
+        return self.cast(model), info
+
+    def _backbone(self, model: Any, max_length: int) -> Backbone:
+        return Backbone(
+            model,
+            max_length=max_length,
+            pool_bytes=self.pool_bytes,
+            max_candidates=MAX_K,
+            device=self.device,
+        )
+
+    def _own_tokenizer(self, path: str) -> Any:
+        """The tokenizer of a checkpoint if it has one that differs from the base's, else None."""
+        if self.tokenizer is None:
+            return None
+        own = tokenizer(path)
+        if own is None and adapters.is_adapter(path):
+            own = tokenizer(adapters.base(path))
+        if own is None:
+            return None  # a network alone: made for the base
+        base: dict[str, int] = getattr(self.tokenizer, "get_vocab", dict)()
+        return None if base and base.items() <= own.get_vocab().items() else own
+
+
+def tokenizer(source: str) -> Any:
+    """The tokenizer of a checkpoint; None where it has none, as a base served by ids alone."""
+    try:
+        return pretrained.tokenizer(source)
+    except FileNotFoundError:
+        return None
+
+
+def imported(path: str) -> Any:
+    """What "package.module:name" names, of this process's own code.
+
+    Raises:
+        ScorerLoadError: it cannot be imported.
+    """
+    module, _, attribute = path.partition(":")
+    try:
+        return getattr(importlib.import_module(module), attribute)
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # a module may even exit
+        raise ScorerLoadError(f"{path} cannot be imported ({type(error).__name__}).") from error
