@@ -25,9 +25,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from trimtab_models import data, demo, training
 from trimtab_models.demo import oracles, rollouts, world
-from trimtab_models.grounded import job
-from trimtab_models.grounded.settings import GroundedConfig
 from trimtab_models.rows import Rollout, pad
+from trimtab_models.training.grounded import job
+from trimtab_models.training.grounded.settings import GroundedConfig
 
 RESULTS = Path(__file__).parent / "results"
 PROMPTS, REVIEWS, SEED = 200, 4000, 7

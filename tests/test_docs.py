@@ -15,9 +15,9 @@ import yaml
 from conftest import environment, free_port
 
 from trimtab.params import FIELDS, GuidanceParams
-from trimtab_models.grounded.settings import GroundedConfig
 from trimtab_models.objectives import OBJECTIVES
 from trimtab_models.training.config import TrainConfig
+from trimtab_models.training.grounded.settings import GroundedConfig
 from trimtab_models.training.trainer import FAMILIES
 
 ROOT = Path(__file__).parents[1]

@@ -25,14 +25,14 @@ from trimtab_lab.worlds import build
 from trimtab_models import data, demo
 from trimtab_models.data.fields import ANSWER, PROMPT
 from trimtab_models.demo import rollouts as demo_rollouts
-from trimtab_models.grounded import job, turns
-from trimtab_models.grounded.guidance import rank
-from trimtab_models.grounded.settings import GroundedConfig
 from trimtab_models.objectives.base import completions
 from trimtab_models.objectives.fudge import Fudge
 from trimtab_models.report.validate import _flat, _half
 from trimtab_models.rows import Pair, Ranked, Rollout, pad
 from trimtab_models.training import dpo
+from trimtab_models.training.grounded import job, turns
+from trimtab_models.training.grounded.guidance import rank
+from trimtab_models.training.grounded.settings import GroundedConfig
 
 rivals = importlib.import_module("trimtab_lab.rivals.train")  # its package has a function so
 ROOT = Path(__file__).parents[1]

@@ -10,9 +10,7 @@ its own rows out, never the step.
 
 import logging
 import math
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -21,34 +19,26 @@ import torch
 from torch import Tensor
 
 from trimtab import control
-from trimtab.asking import Asker, ScorerFailed, checked
-from trimtab.cache import Ids
 from trimtab.candidates import Candidates, select
 from trimtab.fusion import divergence, fuse_
 from trimtab.records import Records
+from trimtab.registry import Registry
 from trimtab.rows import Fault, Plan, Row, Scored, Step, cohorts, members_of
 from trimtab.scorers.base import Scorer
 from trimtab.scorers.distribution import soft_value
+from trimtab.scoring.calls import ScorerFailed, checked
+from trimtab.scoring.pool import Ids
 
 logger = logging.getLogger(__name__)
 
 
 class Guide:
-    """Scorers by name, and what they do to logits."""
+    """What scorers do to logits, step by step."""
 
     def __init__(self, scorers: Mapping[str, Scorer], timeout: float = math.inf) -> None:
-        """timeout: seconds that a scorer may take for a step, see Asker."""
-        self.scorers = dict(scorers)
-        self.asker = Asker(timeout)
-        self.versions = {f"{name}@1": scorer for name, scorer in scorers.items()}
-        self.faults: Counter[str] = Counter()
-        self.last_error: dict[str, str] = {}
-        self.records = Records()
-
-    def at(self, versions: str) -> dict[str, Scorer]:
-        """The scorers by name: as they are now, or in a version that is asked for ("a@2,b@1")."""
-        keys = [key for key in versions.split(",") if key in self.versions]
-        return {**self.scorers, **{key.partition("@")[0]: self.versions[key] for key in keys}}
+        """timeout: seconds that a scorer may take for a step, see ScorerCalls."""
+        self.registry = Registry(scorers, timeout)
+        self.records = Records(self.registry, self.score_rows)
 
     def step(self, logits: Tensor, rows: Sequence[tuple[int, Row]]) -> None:
         """Guide one decode step, in place.
@@ -163,7 +153,7 @@ class Guide:
         self, name: str, rows: Sequence[Row], groups: Sequence[Ids], members: Sequence[int]
     ) -> control.Outlook:
         """What a scorer expects after each candidate of some rows."""
-        scorer: Any = self._scorer(rows[members[0]], name)  # a DistributionScorer
+        scorer: Any = self.registry.scorer_of(rows[members[0]], name)  # a DistributionScorer
 
         def read(some: Sequence[Row], asked: Sequence[Ids]) -> Callable[[], Tensor]:
             keys, prefixes = [row.key for row in some], [row.prefix for row in some]
@@ -186,7 +176,7 @@ class Guide:
             strengths = [self._strength(row, name) for row in some]
             keys, prefixes = [row.key for row in some], [row.prefix for row in some]
             prompts = [row.prompt for row in some]
-            score = self._scorer(some[0], name).score
+            score = self.registry.scorer_of(some[0], name).score
             return partial(score, keys, prefixes, asked, strengths, prompts)
 
         return self._ask(name, rows, groups, read, ())
@@ -202,13 +192,13 @@ class Guide:
     ) -> Tensor:
         """A scorer's answer, [Σ candidates, *shape] on the host; rows it fails for are marked."""
         sizes = [len(group) for group in groups]
-        scorer = self._scorer(rows[0], name)
+        scorer = self.registry.scorer_of(rows[0], name)
         if until is None:
             fresh = sum(len(row.prefix) for row in rows if name not in row.read)
-            until = self.asker.until(scorer, fresh)
+            until = self.registry.calls.until(scorer, fresh)
         asked = partial(checked, read(rows, groups), (sum(sizes), *shape))
         try:
-            flat = self.asker.ask(name, scorer, asked, until)
+            flat = self.registry.calls.score(name, scorer, asked, until)
         except ScorerFailed as failure:
             if failure.again and len(rows) > 1:  # find out whose fault it is, in what time is left
                 alone = zip(rows, groups, strict=True)
@@ -231,14 +221,14 @@ class Guide:
             flat = flat.nan_to_num(0.0, 0.0, 0.0)
         return flat
 
-    def _scorer(self, row: Row, name: str) -> Scorer:
-        """The version of a scorer that a row began with."""
-        return row.scorers.get(name) or self.scorers[name]
-
     def _weight(self, row: Row, name: str) -> float:
         """What β multiplies: w, over the scorer's deviation if its scores are normalised."""
         weight = (row.params.scorers or {})[name]
-        return weight / self._scorer(row, name).info.deviation if row.params.normalize else weight
+        return (
+            weight / self.registry.scorer_of(row, name).info.deviation
+            if row.params.normalize
+            else weight
+        )
 
     def _strength(self, row: Row, name: str) -> float:
         """What multiplies a scorer's scores: β times its weight, or what its floor asks for."""
@@ -258,7 +248,7 @@ class Guide:
             for r, row in enumerate(rows):
                 if counts[r] > 1 and name in row.weights:
                     scale[r] = self._strength(row, name)
-                    mean = self._scorer(row, name).info.mean
+                    mean = self.registry.scorer_of(row, name).info.mean
                     shift[r] = mean if row.params.normalize else 0.0
             used = torch.where(scale[:, None] != 0, values.nan_to_num(), 0.0)
             bonus[:, : values.shape[1]] += scale[:, None] * (used - shift[:, None])
@@ -273,93 +263,7 @@ class Guide:
     def fail(self, row: Row, scorer: str, message: str, *, overrun: bool = False) -> None:
         """Take a row out of guidance, for good."""
         row.fault = Fault(scorer, message, overrun)
-        self.faults[scorer] += 1
-        self.last_error[scorer] = message
-        if scorer in row.scorers or scorer in self.scorers:
-            self._forget(scorer, self._scorer(row, scorer), [row.key])
-
-    def forget(self, keys: Sequence[int]) -> None:
-        """Let every scorer drop what it keeps for rows that nobody will ask for again."""
-        for version, scorer in self.versions.items():
-            self._forget(version.partition("@")[0], scorer, keys)
-
-    def _forget(self, name: str, scorer: Scorer, keys: Sequence[int]) -> None:
-        def work() -> None:
-            for key in keys:
-                scorer.forget(key)
-
-        self.asker.tell(name, scorer, work, None)
-
-    def report(
-        self,
-        record_key: str,
-        prompt: Sequence[int],
-        outputs: Sequence[Sequence[int]],
-        done: bool,
-        final: bool = True,
-    ) -> list[dict[str, Any] | None]:
-        """The records of finished sequences, found by their tokens; None where there is none.
-
-        A record is a pure function of its tokens, so two equal sequences share theirs.
-        final: whether it is to have the scores of whole sequences, often a forward each.
-        """
-        rows = self.records.pop(record_key) if done else self.records.of(record_key)
-        sequences = [np.array([*prompt, *output], dtype=np.int64) for output in outputs]
-        found = [next((r for r in rows if r.follows(s)), None) for s in sequences]
-        return [
-            self._report(row, s, len(prompt), final) if row else None
-            for row, s in zip(found, sequences, strict=True)
-        ]
-
-    def _report(self, row: Row, sequence: Ids, prompt_length: int, final: bool) -> dict[str, Any]:
-        steps = {p: s for p, s in row.steps.items() if prompt_length <= p < len(sequence)}
-        plans = [s.plan for _, s in sorted(steps.items()) if s.plan is not None and s.plan.told]
-        last = replace(row, plan=plans[-1] if plans else None)
-        scored = final and len(sequence) > prompt_length
-        scores = self._final_scores(last, sequence) if scored else {}
-        report: dict[str, Any] = {
-            "kl": sum(step.kl for step in steps.values()),
-            "scores": scores,
-            "steps": len(steps),
-            "scored_steps": sum(step.scored > 0 for step in steps.values()),
-            "scored_tokens": sum(step.scored for step in steps.values()),
-            "error": None,
-        }
-        if last.fault is not None:
-            report["error"] = last.fault.told
-        report |= _strengths(plans)
-        lost = {name: self._shortened(row, name) for name in row.weights}
-        if any(lost.values()):
-            report["shortened"] = {name: tokens for name, tokens in lost.items() if tokens}
-        if row.params.trace:
-            trace = [
-                {"position": p - prompt_length, "token": int(sequence[p]), **(step.trace or {})}
-                for p, step in sorted(steps.items())
-            ]
-            report["trace"] = None if row.untraced else trace
-        return report
-
-    def _shortened(self, row: Row, name: str) -> int:
-        scorer = self._scorer(row, name)
-        return self.asker.tell(name, scorer, partial(scorer.shortened, row.key), 0)
-
-    def _final_scores(self, row: Row, sequence: Ids) -> dict[str, float]:
-        """What each scorer thinks of the whole sequence."""
-        scores = {}
-        for name in row.params.scorers or {}:
-            known = row.scored.of(name, sequence) if row.scored else None
-            if known is not None:
-                scores[name] = known
-                continue
-            if row.fault is not None and row.fault.scorer == name:
-                continue  # it would fail again
-            last = replace(row, prefix=sequence[:-1], fault=None)
-            score = float(self.score_rows(name, [last], [sequence[-1:]])[0])
-            if last.fault is None:
-                scores[name] = score
-            elif row.fault is None:
-                row.fault = last.fault
-        return scores
+        self.registry.note_fault(row, scorer, message)
 
 
 def _end(logits: Tensor, row: Row) -> None:
@@ -378,16 +282,3 @@ def _places(members: Sequence[int], groups: Sequence[Ids]) -> tuple[Ids, Ids]:
 
 def _unscored(groups: Sequence[Ids]) -> Tensor:
     return torch.full((len(groups), max(map(len, groups))), torch.nan)
-
-
-def _strengths(plans: Sequence[Plan]) -> dict[str, Any]:
-    """Mean and last of the strengths that were set anew at each scored step."""
-    told: dict[str, Any] = {}
-    if betas := [plan.beta for plan in plans if plan.beta is not None]:
-        told["beta"] = {"mean": sum(betas) / len(betas), "last": betas[-1]}
-    if duals := [plan.duals for plan in plans if plan.duals]:
-        told["duals"] = {
-            name: {"mean": sum(d[name] for d in duals) / len(duals), "last": duals[-1][name]}
-            for name in duals[-1]
-        }
-    return told

@@ -6,11 +6,11 @@ import torch
 
 from trimtab.config import GuidanceConfig, ScorerSpec
 from trimtab.errors import ScorerLoadError
-from trimtab.reader import Decoder
 from trimtab.reasons import why
 from trimtab.scorers import Scorer, family_class
 from trimtab.scorers.loader import Loader
 from trimtab.scorers.loader import tokenizer as read_tokenizer
+from trimtab.scoring.text import Decoder
 from trimtab_models.checkpoint import read_info
 from trimtab_models.files import Unusable
 

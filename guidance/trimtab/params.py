@@ -38,7 +38,7 @@ RECORD_KEY = "trimtab_record"
 VERSIONS_KEY = "trimtab_versions"
 """Carrier key of the versions that a request began with, "a@2,b@1"; set by the front end alone."""
 PROMPT_KEY = "trimtab_prompt"
-"""Carrier key of what scorers that read text should know of a prompt, see trimtab.reader.Prompt:
+"""Carrier key of what scorers that read text should know of a prompt, trimtab.scoring.text.Prompt:
 its length, where that is not the whole of what the engine is asked to continue, and the
 conversation that it was made of, in JSON; set by the front end alone."""
 CARRIED = (RECORD_KEY, VERSIONS_KEY, PROMPT_KEY)

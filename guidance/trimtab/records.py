@@ -4,10 +4,19 @@ What is over the bound goes, the oldest first: traces, which are large, before w
 """
 
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
+from typing import Any, TypeAlias
 
-from trimtab.rows import Row, Step
+import numpy as np
+from torch import Tensor
+
+from trimtab.registry import Registry
+from trimtab.rows import Plan, Row, Step
+from trimtab.scoring.pool import Ids
+
+ScoreRows: TypeAlias = Callable[[str, Sequence[Row], Sequence[Ids]], Tensor]
 
 MAX_RECORDS = 4096
 MAX_BYTES = 512 * 2**20
@@ -29,7 +38,10 @@ def size(step: Step) -> int:
 class Records:
     """The rows of each request that will be asked for, by record key."""
 
-    def __init__(self) -> None:
+    def __init__(self, registry: Registry, score_rows: ScoreRows) -> None:
+        """score_rows: Guide.score_rows, for the scores of whole sequences."""
+        self.registry = registry
+        self.score_rows = score_rows
         self.rows: OrderedDict[str, list[Row]] = OrderedDict()
         self.bytes: dict[str, int] = {}
         self.total = 0
@@ -104,3 +116,87 @@ class Records:
             left += STEP_BYTES * (1 + len(row.steps))
         self.total += left - self.bytes[key]
         self.bytes[key] = left
+
+    def report(
+        self,
+        record_key: str,
+        prompt: Sequence[int],
+        outputs: Sequence[Sequence[int]],
+        done: bool,
+        final: bool = True,
+    ) -> list[dict[str, Any] | None]:
+        """The records of finished sequences, found by their tokens; None where there is none.
+
+        A record is a pure function of its tokens, so two equal sequences share theirs.
+        final: whether it is to have the scores of whole sequences, often a forward each.
+        """
+        rows = self.pop(record_key) if done else self.of(record_key)
+        sequences = [np.array([*prompt, *output], dtype=np.int64) for output in outputs]
+        found = [next((r for r in rows if r.follows(s)), None) for s in sequences]
+        return [
+            self._report(row, s, len(prompt), final) if row else None
+            for row, s in zip(found, sequences, strict=True)
+        ]
+
+    def _report(self, row: Row, sequence: Ids, prompt_length: int, final: bool) -> dict[str, Any]:
+        steps = {p: s for p, s in row.steps.items() if prompt_length <= p < len(sequence)}
+        plans = [s.plan for _, s in sorted(steps.items()) if s.plan is not None and s.plan.told]
+        last = replace(row, plan=plans[-1] if plans else None)
+        scored = final and len(sequence) > prompt_length
+        scores = self._final_scores(last, sequence) if scored else {}
+        report: dict[str, Any] = {
+            "kl": sum(step.kl for step in steps.values()),
+            "scores": scores,
+            "steps": len(steps),
+            "scored_steps": sum(step.scored > 0 for step in steps.values()),
+            "scored_tokens": sum(step.scored for step in steps.values()),
+            "error": None,
+        }
+        if last.fault is not None:
+            report["error"] = last.fault.told
+        report |= _strengths(plans)
+        lost = {name: self._shortened(row, name) for name in row.weights}
+        if any(lost.values()):
+            report["shortened"] = {name: tokens for name, tokens in lost.items() if tokens}
+        if row.params.trace:
+            trace = [
+                {"position": p - prompt_length, "token": int(sequence[p]), **(step.trace or {})}
+                for p, step in sorted(steps.items())
+            ]
+            report["trace"] = None if row.untraced else trace
+        return report
+
+    def _shortened(self, row: Row, name: str) -> int:
+        scorer = self.registry.scorer_of(row, name)
+        return self.registry.calls.run(name, scorer, partial(scorer.shortened, row.key), 0)
+
+    def _final_scores(self, row: Row, sequence: Ids) -> dict[str, float]:
+        """What each scorer thinks of the whole sequence."""
+        scores = {}
+        for name in row.params.scorers or {}:
+            known = row.scored.of(name, sequence) if row.scored else None
+            if known is not None:
+                scores[name] = known
+                continue
+            if row.fault is not None and row.fault.scorer == name:
+                continue  # it would fail again
+            last = replace(row, prefix=sequence[:-1], fault=None)
+            score = float(self.score_rows(name, [last], [sequence[-1:]])[0])
+            if last.fault is None:
+                scores[name] = score
+            elif row.fault is None:
+                row.fault = last.fault
+        return scores
+
+
+def _strengths(plans: Sequence[Plan]) -> dict[str, Any]:
+    """Mean and last of the strengths that were set anew at each scored step."""
+    told: dict[str, Any] = {}
+    if betas := [plan.beta for plan in plans if plan.beta is not None]:
+        told["beta"] = {"mean": sum(betas) / len(betas), "last": betas[-1]}
+    if duals := [plan.duals for plan in plans if plan.duals]:
+        told["duals"] = {
+            name: {"mean": sum(d[name] for d in duals) / len(duals), "last": duals[-1][name]}
+            for name in duals[-1]
+        }
+    return told

@@ -8,10 +8,10 @@ from typing import Any
 
 from torch import Tensor
 
-from trimtab.cache import NO_IDS, Ids, common_prefix
 from trimtab.params import GuidanceParams
-from trimtab.reader import Prompt, Told
 from trimtab.scorers.base import Scorer
+from trimtab.scoring.pool import NO_IDS, Ids, common_prefix
+from trimtab.scoring.text import Prompt, Told
 
 ROUNDING = 1e-4
 """Nats that single precision may be wrong by."""

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from trimtab.params import GuidanceParams
-from trimtab.reader import Told
+from trimtab.scoring.text import Told
 
 
 @dataclass(frozen=True)

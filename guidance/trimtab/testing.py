@@ -7,8 +7,8 @@ def test_my_scorer():
 import numpy as np
 import torch
 
-from trimtab.cache import Ids
 from trimtab.scorers.base import Scorer
+from trimtab.scoring.pool import Ids
 
 
 def check_scorer(

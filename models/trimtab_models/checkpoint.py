@@ -1,6 +1,6 @@
 """Scorer checkpoints: a directory that transformers loads by itself.
 
-model.safetensors   the network (see networks.py), or an adapter of one (adapters.py)
+model.safetensors   the network (see networks.py), or an adapter of one (peft.py)
 config.json         transformers' own, with one more key, "trimtab": a ScorerInfo
 tokenizer*.json     the tokenizer of the base model that the scorer reads
 README.md           the model card
@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from trimtab_models import adapters, kinds, manifest, outputs, pretrained
+from trimtab_models import kinds, manifest, outputs, peft, pretrained
 from trimtab_models.card import card
 from trimtab_models.files import Unusable, look
 from trimtab_models.info import Family, Link, ScorerInfo, parse
@@ -54,7 +54,7 @@ def save(
             model.config.trimtab = info.model_dump()
             model.save_pretrained(work)
         else:
-            adapters.save(model, info, work)
+            peft.save(model, info, work)
         if tokenizer is not None:
             tokenizer.save_pretrained(work)
         if extras is not None:
@@ -96,8 +96,8 @@ def load(
     info = described(source, family)
     if family is not None:
         info = info.model_copy(update={"family": family})
-    if adapters.is_adapter(source):
-        return adapters.load(source, dtype=dtype, **options), info
+    if peft.is_adapter(source):
+        return peft.load(source, dtype=dtype, **options), info
     return _whole(source, info.family, dtype=dtype, **options), info
 
 
@@ -108,8 +108,8 @@ def vet(source: str | Path, family: Family) -> None:
         as `load`.
     """
     described(source, family)
-    if adapters.is_adapter(source):
-        adapters.adapted(source, dtype="auto")
+    if peft.is_adapter(source):
+        peft.adapted(source, dtype="auto")
     else:
         _whole(source, family, dtype="auto")  # as they are in the file, so they are mapped alone
 
@@ -150,9 +150,9 @@ def described(source: str | Path, family: str | None = None) -> ScorerInfo:
             "out."
         )
     served = family or says or "head"
-    if adapters.is_adapter(source):
-        task = adapters.task(source)
-        kinds.check(source, served, adapters.KINDS[task], f"an adapter of task {task}")
+    if peft.is_adapter(source):
+        task = peft.task(source)
+        kinds.check(source, served, peft.KINDS[task], f"an adapter of task {task}")
     else:
         config = pretrained.configuration(source)
         kinds.check(source, served, kinds.kind(source, config), kinds.named(config))
@@ -160,7 +160,7 @@ def described(source: str | Path, family: str | None = None) -> ScorerInfo:
 
 
 def _stored(source: str | Path) -> ScorerInfo | None:
-    if adapters.is_adapter(source):
-        return adapters.read_info(source)
+    if peft.is_adapter(source):
+        return peft.read_info(source)
     fields = getattr(pretrained.configuration(source), "trimtab", None)
     return None if fields is None else parse(fields, f"{source}: its {pretrained.CONFIG}")

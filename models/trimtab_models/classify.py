@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
-from trimtab_models import adapters, pretrained
+from trimtab_models import peft, pretrained
 from trimtab_models.checkpoint import described, verify
 from trimtab_models.files import Unusable
 
@@ -162,8 +162,8 @@ def load(path: str | Path, label: str | None = None, **options: Any) -> Classifi
     verify(path)
     described(path, "text")
     tokenizer = pretrained.tokenizer(path, truncation_side="left")
-    if adapters.is_adapter(path):
-        return Classifier(adapters.load(path, **options), tokenizer, label)
+    if peft.is_adapter(path):
+        return Classifier(peft.load(path, **options), tokenizer, label)
     model = pretrained.network(AutoModelForSequenceClassification, path, **options)
     return Classifier(model, tokenizer, label)
 
@@ -176,8 +176,8 @@ def vet(path: str | Path, label: str | None = None) -> None:
     """
     described(path, "text")
     pretrained.tokenizer(path)
-    if adapters.is_adapter(path):
-        _reading(adapters.adapted(path, dtype="auto").config, label)
+    if peft.is_adapter(path):
+        _reading(peft.adapted(path, dtype="auto").config, label)
     else:
         network = pretrained.network(AutoModelForSequenceClassification, path, dtype="auto")
         _reading(network.config, label)

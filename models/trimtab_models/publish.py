@@ -17,11 +17,11 @@ from huggingface_hub.errors import (  # type: ignore[attr-defined]  # HTTPError,
     OfflineModeIsEnabled,
 )
 
-from trimtab_models import adapters, card, checkpoint, manifest, outputs
+from trimtab_models import card, checkpoint, manifest, outputs, peft
 
 FILES = (
     *("*.safetensors", "*.safetensors.index.json", "config.json", "generation_config.json"),
-    *("adapter_config.json", adapters.INFO),
+    *("adapter_config.json", peft.INFO),
     *("tokenizer*", "special_tokens_map.json", "added_tokens.json", "chat_template*"),
     *("vocab.*", "merges.txt", "LICENSE*", "report.md", "report.json", "report-*.png"),
 )
@@ -137,7 +137,7 @@ def _scrub(
     before = json.dumps(content)
     for key in ("_name_or_path", "name_or_path"):
         content.pop(key, None)
-    if file.name == adapters.INFO:
+    if file.name == peft.INFO:
         content = dict(info)
     elif file.name == "config.json":
         content["trimtab"] = dict(info)

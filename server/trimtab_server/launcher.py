@@ -18,9 +18,9 @@ import typer
 from trimtab.config import GuidanceConfig
 from trimtab.logs import quieten
 from trimtab_server import demo
-from trimtab_server.ending import Signals, leave
 from trimtab_server.errors import StartError
 from trimtab_server.settings import Settings
+from trimtab_server.shutdown import Signals, leave
 
 
 def serve(settings: Settings, flags: Sequence[str]) -> None:

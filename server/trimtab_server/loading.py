@@ -18,11 +18,11 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from trimtab.config import ScorerSpec
 from trimtab.errors import NoRoom, ScorerRefused, TrimtabError, UnknownScorer
-from trimtab.incoming import FAMILIES
+from trimtab.hot_loading import FAMILIES
 from trimtab.params import NAME, Number
 from trimtab_server.errors import ScorerInUse, SlowLoad, invalid
 from trimtab_server.state import State, Version
-from trimtab_server.vllm import canary, rpc
+from trimtab_server.vllm import readiness, rpc
 
 POLL_SECONDS = 0.05
 LOAD_SECONDS = 300.0
@@ -86,7 +86,7 @@ class Loading:
     def __init__(self, state: State, root: Path) -> None:
         self.state = state
         self.root = root
-        self.bringing = asyncio.Lock()  # one at a time is read: two may not fit side by side
+        self.loading = asyncio.Lock()  # one at a time is read: two may not fit side by side
         self.lock = asyncio.Lock()
         self.numbers = count(2)
         self.retiring: set[asyncio.Task[None]] = set()
@@ -99,14 +99,14 @@ class Loading:
             SlowLoad: it took too long.
             ScorerInUse: a composite rests on what has the name.
         """
-        async with self.bringing:
+        async with self.loading:
             self._check_parts(asked.name)
             version = Version(asked.name, next(self.numbers), None)
             try:
-                kind = await self._bring(version, asked)
+                kind = await self._load(version, asked)
                 version.family, version.reads = kind["family"], kind["reads"]
                 version.distributional = kind["distributional"]
-                wrong = await canary.complaint(self.state, asked.name, version, CANARY_SECONDS)
+                wrong = await readiness.complaint(self.state, asked.name, version, CANARY_SECONDS)
                 if wrong is not None:
                     raise ScorerRefused(f"scorer '{asked.name}' is not loaded: it {wrong}.")
                 async with self.lock:
@@ -158,14 +158,14 @@ class Loading:
                     f"scorer '{name}' is a part of composite '{other.name}'; unload that first."
                 )
 
-    async def _bring(self, version: Version, asked: LoadRequest) -> dict[str, Any]:
+    async def _load(self, version: Version, asked: LoadRequest) -> dict[str, Any]:
         try:
             async with asyncio.timeout(LOAD_SECONDS):
                 # Even to look for a directory may take for ever, where its disk is gone.
                 spec = await asyncio.to_thread(asked.spec, self.root)
-                await self._call("trimtab_bring", version.key, spec.model_dump(), str(self.root))
+                await self._call("trimtab_load", version.key, spec.model_dump(), str(self.root))
                 while True:
-                    found = await self._call("trimtab_brought", version.key)  # one an engine
+                    found = await self._call("trimtab_load_status", version.key)  # one an engine
                     if all(answer["ready"] for answer in found):
                         break
                     await asyncio.sleep(POLL_SECONDS)

@@ -24,7 +24,13 @@ from trimtab_server.caps import check_caps
 from trimtab_server.errors import response
 from trimtab_server.limits import replay
 from trimtab_server.state import Version
-from trimtab_server.vllm.guidable import GUIDED, Route, conversations, misplaced, refuse_unguidable
+from trimtab_server.vllm.guided_routes import (
+    GUIDED,
+    Route,
+    conversations,
+    misplaced,
+    refuse_unguidable,
+)
 from trimtab_server.vllm.items import check_items
 from trimtab_server.vllm.records import Exchange, begin, converse, using_versions
 

@@ -16,9 +16,9 @@ import uvicorn
 from starlette.types import ASGIApp
 
 from trimtab_server.drain import InFlight
-from trimtab_server.ending import Signals, leave_within
 from trimtab_server.errors import Stopping
 from trimtab_server.http import HEAD_BYTES, Protocol
+from trimtab_server.shutdown import Signals, leave_within
 
 TICK = 0.1
 LAST_SECONDS = 2.0

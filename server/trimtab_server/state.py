@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from trimtab_server.again import Again
+from trimtab_server.recheck import Again
 
 NOT_ASKED = "has not been asked yet"
 SUSPENDED = "is suspended: it took too long several times within an hour"

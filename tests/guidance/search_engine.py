@@ -135,7 +135,7 @@ def leftover(sampler):
         from trimtab.adapters.vllm.search import FIRST_ROW
         from trimtab.adapters.vllm.worker import _processor
 
-        scorers = _processor(worker.model_runner).guide.scorers.values()
+        scorers = _processor(worker.model_runner).guide.registry.scorers.values()
         pools = [s.backbone.pool for s in scorers if hasattr(s, "backbone")]
         return sum(key >= FIRST_ROW for pool in pools for key in pool.entries)
 

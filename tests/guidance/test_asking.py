@@ -14,14 +14,14 @@ import pytest
 import torch
 
 from networks import LENGTH, configs
-from trimtab import asking, deadline
-from trimtab.backbone import Backbone
-from trimtab.described import describe
+from trimtab.description import describe
 from trimtab.guide import Guide
 from trimtab.params import GuidanceParams
 from trimtab.rows import Row
 from trimtab.scorers import CompositeScorer, FunctionScorer, HeadScorer
 from trimtab.scorers.base import Scorer
+from trimtab.scoring import calls, deadline
+from trimtab.scoring.backbone import Backbone
 from trimtab.search.scoring import score_sequences
 from trimtab_models.checkpoint import ScorerInfo
 from trimtab_models.networks import scalar_head
@@ -140,15 +140,15 @@ def guide(bad, **more):
     return Guide({"plain": FunctionScorer(plain), "bad": bad, **more}, SECONDS)
 
 
-def fared(steered):
-    return steered.asker.fared(steered.scorers["bad"])
+def status(steered):
+    return steered.registry.calls.status(steered.registry.scorers["bad"])
 
 
 def wait_for_the_end(steered):
     limit = time.monotonic() + LONG
-    while fared(steered).busy and time.monotonic() < limit:
+    while status(steered).busy and time.monotonic() < limit:
         time.sleep(0.01)
-    assert not fared(steered).busy, "the call that was left must not go on"
+    assert not status(steered).busy, "the call that was left must not go on"
 
 
 def check_a_step(bad, on_error):
@@ -182,7 +182,7 @@ def test_whatever_is_raised_stays_with_its_row(error, on_error, caplog):
         steered, row = check_a_step(Misbehaves(raising(error)), on_error)
     assert row.fault.message == f"{type(error).__name__} while scoring"
     assert not row.fault.overrun
-    assert fared(steered).overruns == 0
+    assert status(steered).overruns == 0
     [line] = [r.getMessage() for r in caplog.records]
     assert line == f"scorer bad failed: {type(error).__name__} while scoring"
     assert caplog.records[0].exc_info is None  # a traceback holds what it was asked
@@ -231,7 +231,7 @@ def test_who_takes_too_long_is_left(slow, on_error, caplog):
     with caplog.at_level(logging.WARNING):
         steered, row = check_a_step(bad, on_error)
     assert row.fault.overrun
-    assert fared(steered).overruns == 1
+    assert status(steered).overruns == 1
     assert [r.getMessage() for r in caplog.records] == [
         f"scorer bad took longer than it may ({SECONDS} s a call), overrun 1"
     ]
@@ -241,7 +241,7 @@ def test_who_takes_too_long_is_left(slow, on_error, caplog):
         assert again.fault.message == "is still busy with what it took too long for"
         assert not again.fault.overrun
         assert bad.asked == asked
-        assert fared(steered).overruns == 1
+        assert status(steered).overruns == 1
 
 
 def test_a_loop_is_ended_and_its_scorer_asked_again_after_a_reset():
@@ -253,7 +253,7 @@ def test_a_loop_is_ended_and_its_scorer_asked_again_after_a_reset():
     steered.step(logits(1), [(0, row)])
     assert row.fault is None
     assert resets == [1]
-    assert fared(steered).left is None
+    assert status(steered).left is None
 
 
 def test_an_overrun_is_not_repeated_row_by_row():
@@ -264,7 +264,7 @@ def test_an_overrun_is_not_repeated_row_by_row():
     steered.step(logits(5), list(enumerate(rows)))
     assert bad.asked == 2
     assert all(row.fault is not None for row in rows)
-    assert fared(steered).overruns == 1
+    assert status(steered).overruns == 1
 
 
 def test_slow_failures_share_one_budget():
@@ -290,9 +290,9 @@ def test_three_overruns_suspend(monkeypatch):
     steered = guide(bad)
     steered.step(logits(1), [(0, made(1, scorers={"bad": 1.0}))])
     for n in range(1, 4):
-        assert not fared(steered).suspended
+        assert not status(steered).suspended
         steered.step(logits(1), [(0, made(HOSTILE, scorers={"bad": 1.0}))])
-        assert fared(steered).overruns == n
+        assert status(steered).overruns == n
         wait_for_the_end(steered)
     asked, row = bad.asked, made(1, scorers={"bad": 1.0})
     steered.step(logits(1), [(0, row)])
@@ -301,12 +301,12 @@ def test_three_overruns_suspend(monkeypatch):
     told = {one["name"]: one for one in describe(steered)}
     assert (told["bad"]["overruns"], told["bad"]["suspended"]) == (3, True)
     assert (told["plain"]["overruns"], told["plain"]["suspended"]) == (0, False)
-    monkeypatch.setattr(asking, "STRIKE_SECONDS", 0.0)  # an hour later
+    monkeypatch.setattr(calls, "STRIKE_SECONDS", 0.0)  # an hour later
     again = made(1, scorers={"bad": 1.0})
     steered.step(logits(1), [(0, again)])
     assert again.fault is None
     monkeypatch.undo()
-    assert fared(steered).suspended
+    assert status(steered).suspended
     better = FunctionScorer(plain)  # another version, which a canary asks while this one is there
     row = made(HOSTILE, scorers={"bad": 1.0})
     row.scorers = {"bad": better}
@@ -324,8 +324,8 @@ def test_other_calls_are_held_too(what, asked):
     steered.step(logits(1), [(0, row)])
     armed.set()
     began = time.monotonic()
-    steered.forget([row.key])
-    [report] = steered.report("key", [1, 2], [[3]], done=True, final=False)
+    steered.registry.forget([row.key])
+    [report] = steered.records.report("key", [1, 2], [[3]], done=True, final=False)
     assert report["error"] is None
     assert {one["name"] for one in describe(steered)} == {"plain", "bad"}
     params = GuidanceParams(scorers={"bad": 1.0})
@@ -344,7 +344,7 @@ def test_final_scores_and_searches_are_held():
     row = made(HOSTILE, scorers={"bad": 1.0}, k=1)  # single candidates are not scored before
     row.record_key = "key"
     steered.step(logits(1), [(0, row)])
-    [report] = steered.report("key", [HOSTILE, 2], [[3]], done=True)
+    [report] = steered.records.report("key", [HOSTILE, 2], [[3]], done=True)
     assert report["error"] == {"scorer": "bad", "message": "took longer than it may"} | {
         "overrun": True
     }
@@ -358,9 +358,9 @@ def test_a_first_answer_and_a_long_prefix_may_take_longer(monkeypatch):
     assert first.fault is None, "it warms up"
     steered.step(logits(1), [(0, first)])
     assert first.fault.overrun, "it is warm: the control"
-    monkeypatch.setattr(asking, "READ_TOKENS", 8)
+    monkeypatch.setattr(calls, "READ_TOKENS", 8)
     steered = Guide({"slow": slow}, SECONDS)
-    steered.asker.fared(slow).answered = True
+    steered.registry.calls.status(slow).answered = True
     long = made(1, scorers={"slow": 1.0})
     long.prefix = np.arange(32)
     steered.step(logits(1), [(0, long)])
@@ -397,8 +397,8 @@ def test_networks_run_where_they_are_asked_and_look_at_the_clock(monkeypatch):
     expected, fused = logits(2), logits(2)
     steered.step(expected, list(enumerate(rows)))
     assert set(threads) == {threading.current_thread()}
-    assert steered.asker._thread is None
-    monkeypatch.setattr(asking, "FIRST", 0)
+    assert steered.registry.calls._thread is None
+    monkeypatch.setattr(calls, "FIRST", 0)
     hasty = Guide({"net": scorer}, 1e-9)
     rows = [made(t, scorers={"net": 1.0}, on_error="unguided") for t in (1, 2)]
     hasty.step(fused, list(enumerate(rows)))
@@ -459,6 +459,15 @@ def test_a_pool_is_whole_after_a_reset():
     torch.testing.assert_close(again, expected)
 
 
+@pytest.fixture
+def interruptible():
+    """Ctrl-C raises; a shell's background job is started with the signal ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_signals_to_this_process_pass():
     """Ctrl-C while a scorer is asked is no fault of the scorer's."""
     steered = Guide({"slow": FunctionScorer(lambda ids: time.sleep(LONG) or 0.0)})
@@ -468,7 +477,7 @@ def test_signals_to_this_process_pass():
     timer.start()
     with pytest.raises(KeyboardInterrupt):
         steered.step(logits(1), [(0, made(1, scorers={"slow": 1.0}))])
-    assert steered.faults["slow"] == 0
+    assert steered.registry.faults["slow"] == 0
 
 
 def test_a_thread_that_was_left_does_not_keep_the_process():

@@ -6,10 +6,10 @@ import torch
 from transformers import BloomConfig, Gemma2Config, LlamaConfig
 
 from networks import LENGTH, VOCAB, configs
-from trimtab import backbone as backbone_module
-from trimtab.attention import NAME
-from trimtab.backbone import Backbone
 from trimtab.errors import ScorerLoadError
+from trimtab.scoring import backbone as backbone_module
+from trimtab.scoring.attention import NAME
+from trimtab.scoring.backbone import Backbone
 from trimtab_models.networks import scalar_head, vocabulary_head
 
 
@@ -100,7 +100,7 @@ def test_a_stale_cache_would_be_seen(monkeypatch):
     first, second = rng.integers(VOCAB, size=(2, 20))
     candidates = [np.arange(5)]
     backbone.hidden([0], [first], candidates)
-    monkeypatch.setattr("trimtab.cache.common_prefix", lambda a, b: min(len(a), len(b)))
+    monkeypatch.setattr("trimtab.scoring.pool.common_prefix", lambda a, b: min(len(a), len(b)))
     actual = backbone.hidden([0], [second], candidates)
     assert (actual - reference(backbone, [second], candidates)).abs().max() > 1e-2
 

@@ -28,6 +28,7 @@ class Histograms(Scorer):
     """The tiny world's exact return distributions; with `noise`, wrong ones that disagree."""
 
     family = "distribution"
+    distributional = True
 
     def __init__(self, tiny, noise=0.0, sign=1.0, broken=False):
         super().__init__(ScorerInfo(deviation=0.5))
@@ -348,7 +349,7 @@ def walk(guide, tiny, row, tokens):
 
 def budgeted(guide, x, **fields):
     fields = {"kl_budget": 0.5, "k": 4, "mass": 1.0} | fields
-    params = GuidanceParams.parse(fields).resolve(guide.scorers)
+    params = GuidanceParams.parse(fields).resolve(guide.registry.scorers)
     return Row(params, len(x), prefix=np.array(x), record_key="kept")
 
 
@@ -356,19 +357,19 @@ def test_records_tell_beta_and_duals(tiny):
     guide, x, y = Guide({"r": Histograms(tiny)}), PROMPTS[0], (1, 2, 3, 2)
     row = budgeted(guide, x, trace=True)
     walk(guide, tiny, row, y)
-    [record] = guide.report("kept", x, [y], done=True)
+    [record] = guide.records.report("kept", x, [y], done=True)
     betas = [step["beta"] for step in record["trace"]]
     assert len(betas) == 4
     assert record["beta"] == {"mean": pytest.approx(sum(betas) / 4), "last": betas[-1]}
     row = budgeted(guide, x, kl_budget=None, floors={"r": 0.9}, trace=True)
     walk(guide, tiny, row, y)
-    [record] = guide.report("kept", x, [y], done=True)
+    [record] = guide.records.report("kept", x, [y], done=True)
     duals = [step["duals"]["r"] for step in record["trace"]]
     assert record["duals"]["r"] == {"mean": pytest.approx(sum(duals) / 4), "last": duals[-1]}
     assert "beta" not in record
     plain = budgeted(guide, x, kl_budget=None)
     walk(guide, tiny, plain, y)
-    [record] = guide.report("kept", x, [y], done=True)
+    [record] = guide.records.report("kept", x, [y], done=True)
     assert not {"beta", "duals"} & set(record)
 
 

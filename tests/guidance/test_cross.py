@@ -9,15 +9,15 @@ from transformers import AutoModelForTokenClassification, LlamaConfig
 
 import tokenizers_made
 from networks import configs
-from trimtab.attention import NAME as PREFIX_ATTENTION
-from trimtab.backbone import Backbone
 from trimtab.config import GuidanceConfig
-from trimtab.cross import CrossBackbone
 from trimtab.errors import ScorerLoadError
 from trimtab.loading import load_scorers
-from trimtab.reader import Prompt, Reader
-from trimtab.retokenise import Retokeniser
 from trimtab.scorers import HeadScorer
+from trimtab.scoring.attention import NAME as PREFIX_ATTENTION
+from trimtab.scoring.backbone import Backbone
+from trimtab.scoring.cross import CrossBackbone
+from trimtab.scoring.retokenise import Retokeniser
+from trimtab.scoring.text import Prompt, Reader
 from trimtab.testing import check_scorer
 from trimtab_models.checkpoint import ScorerInfo, save
 
@@ -89,7 +89,7 @@ def test_windows_read_what_the_whole_text_would(name, base, tokenizers):
 def test_a_window_that_ends_anywhere_else_is_found_out(tokenizers, monkeypatch):
     """The control: with seams at any character, some text falls into other tokens."""
     tokens = Retokeniser(tokenizers["byte level"])
-    monkeypatch.setattr("trimtab.retokenise._last_seam", lambda text, start: len(text) - 1)
+    monkeypatch.setattr("trimtab.scoring.retokenise._last_seam", lambda text, start: len(text) - 1)
     assert any(
         not np.array_equal(tokens.sequences(0, [text])[0], tokens.reference(text))
         for text in ["the", "the phone", "the phone is", "the phone is very"]

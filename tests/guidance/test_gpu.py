@@ -7,11 +7,11 @@ import pytest
 import torch
 
 from networks import LENGTH, VOCAB, configs
-from trimtab.backbone import Backbone
 from trimtab.guide import Guide
 from trimtab.params import GuidanceParams
 from trimtab.rows import Row
 from trimtab.scorers import DistributionScorer, HeadScorer
+from trimtab.scoring.backbone import Backbone
 from trimtab_models.checkpoint import ScorerInfo
 from trimtab_models.networks import scalar_head
 

@@ -148,7 +148,7 @@ def test_each_row_is_scored_at_its_own_strength(normalize):
             chosen = base[r].topk(5).indices
             expected = base[r][chosen] + c * (c + chosen % 2 - mean)
             torch.testing.assert_close(fused[r][chosen], expected)
-        [record] = guide.report(str(r), [4], [[7]], done=True)
+        [record] = guide.records.report(str(r), [4], [[7]], done=True)
         assert record["scores"]["own"] == pytest.approx(c + 1)
 
 
@@ -174,7 +174,7 @@ def test_a_fault_stays_with_its_row(how, on_error):
     assert torch.equal(fused[2], alone[2])
     assert not torch.equal(fused[0], base[0])
     assert [row.fault is not None for row in rows] == [False, True, False]
-    assert guide.faults["bad"] == 1
+    assert guide.registry.faults["bad"] == 1
     assert "secret" not in rows[1].fault.message
     if on_error == "unguided":
         assert torch.equal(fused[1], base[1])
@@ -184,7 +184,7 @@ def test_a_fault_stays_with_its_row(how, on_error):
     rows[1].prefix = np.array([1, 2])
     again = base.clone()
     guide.step(again, [(1, rows[1])])
-    assert guide.faults["bad"] == 1
+    assert guide.registry.faults["bad"] == 1
 
 
 def test_a_grammar_that_forbids_the_stop_token_wins():
@@ -232,7 +232,7 @@ def test_final_scores_are_those_of_the_whole_sequence():
         row = make([4, 5], mass=0.5)
         answer = generate(guide, row, "key", steps)
         asked = row.scored.of("plain", np.array([4, 5, *answer]))
-        [report] = guide.report("key", [4, 5], [answer], done=True)
+        [report] = guide.records.report("key", [4, 5], [answer], done=True)
         assert report["scores"]["plain"] == pytest.approx(plain([4, 5, *answer]))
         assert asked is None or asked == pytest.approx(report["scores"]["plain"])
 
@@ -242,7 +242,7 @@ def test_records_are_found_by_their_tokens():
     rows = [make([4, 5], trace=True) for _ in range(2)]
     answers = [generate(guide, row, "key", 5, seed=100 * r) for r, row in enumerate(rows)]
     assert answers[0] != answers[1]
-    second, first = guide.report("key", [4, 5], answers[::-1], done=False)
+    second, first = guide.records.report("key", [4, 5], answers[::-1], done=False)
     for row, report, answer in zip(rows, (first, second), answers, strict=True):
         assert report["kl"] == pytest.approx(sum(s.kl for s in row.steps.values()))
         assert report["steps"] == 5
@@ -252,8 +252,8 @@ def test_records_are_found_by_their_tokens():
             chosen = step["candidates"].index(step["token"])
             assert step["guided_logprobs"][chosen] == max(step["guided_logprobs"])
             assert sum(np.exp(step["guided_logprobs"])) == pytest.approx(1, abs=1e-5)
-    assert guide.report("key", [4, 5], [[1, 1, 1]], done=True) == [None]
-    assert guide.report("key", [4, 5], answers, done=True) == [None, None]
+    assert guide.records.report("key", [4, 5], [[1, 1, 1]], done=True) == [None]
+    assert guide.records.report("key", [4, 5], answers, done=True) == [None, None]
     assert not guide.records
 
 
@@ -266,8 +266,8 @@ def test_a_preempted_row_finds_its_record():
     resumed.prefix = np.array([4, 5, *half])
     rest = generate(guide, resumed, "halves", 3, seed=3)
     assert [*half, *rest] == answer
-    [whole] = guide.report("whole", [4, 5], [answer], done=True)
-    [halves] = guide.report("halves", [4, 5], [answer], done=True)
+    [whole] = guide.records.report("whole", [4, 5], [answer], done=True)
+    [halves] = guide.records.report("halves", [4, 5], [answer], done=True)
     assert halves == whole
     assert halves["steps"] == 6
 

@@ -11,7 +11,7 @@ import tokenizers_made
 from trimtab.config import GuidanceConfig
 from trimtab.errors import ScorerLoadError
 from trimtab.loading import load_scorers
-from trimtab.reader import Prompt
+from trimtab.scoring.text import Prompt
 
 FAMILIES = ("head", "distribution", "vocabulary", "log_ratio", "text")
 SERVED = {

@@ -13,9 +13,9 @@ from trimtab.errors import ScorerLoadError
 from trimtab.guide import Guide
 from trimtab.loading import load_scorers
 from trimtab.params import GuidanceParams
-from trimtab.reader import Prompt, Reader, reason, template
 from trimtab.rows import Row, Told
 from trimtab.scorers import TextScorer
+from trimtab.scoring.text import Prompt, Reader, reason, template
 from trimtab.testing import check_scorer
 from trimtab_models import demo
 from trimtab_models.demo import foreign
@@ -167,7 +167,7 @@ def test_what_is_shortened_is_on_record(base, checkpoints):
     prompt = np.array(base("good " * 400, add_special_tokens=False)["input_ids"])
     row = Row(params, len(prompt), record_key="r", prefix=prompt, told=Told(turns=TURNS))
     guide.step(torch.randn(1, len(base)), [(0, row)])
-    [record] = guide.report("r", prompt.tolist(), [[5]], True)
+    [record] = guide.records.report("r", prompt.tolist(), [[5]], True)
     assert record["shortened"]["s"] > 100
     assert record["error"] is None
 

@@ -18,10 +18,10 @@ from transformers import (
     OPTConfig,
 )
 
-from trimtab.backbone import Backbone
 from trimtab.config import GuidanceConfig
 from trimtab.loading import load_scorers
 from trimtab.scorers import DistributionScorer, HeadScorer, VocabularyScorer
+from trimtab.scoring.backbone import Backbone
 from trimtab_models import manifest
 from trimtab_models.checkpoint import ScorerInfo, load, read_info, save
 from trimtab_models.networks import scalar_head
@@ -74,7 +74,7 @@ def served(model):
 
 
 def loaded(path, **options):
-    from trimtab.attention import NAME as PREFIX_ATTENTION
+    from trimtab.scoring.attention import NAME as PREFIX_ATTENTION
 
     return load(path, attn_implementation=PREFIX_ATTENTION, **options)
 

@@ -10,10 +10,10 @@ from transformers import AutoTokenizer
 
 from trimtab_models import data, demo
 from trimtab_models.data import Record
-from trimtab_models.grounded import job
-from trimtab_models.grounded.settings import GroundedConfig
 from trimtab_models.training import run, start
 from trimtab_models.training.config import TrainConfig
+from trimtab_models.training.grounded import job
+from trimtab_models.training.grounded.settings import GroundedConfig
 
 TOKENIZER = AutoTokenizer.from_pretrained(demo.base())
 GOOD = b'{"prompt": "How?", "completion": "Fine.", "reward": 1}'

@@ -12,13 +12,13 @@ from transformers import AutoModelForCausalLM, AutoModelForTokenClassification, 
 from trimtab_lab.worlds.tiny import EOS, Tiny, config
 from trimtab_models import checkpoint, data, demo, networks
 from trimtab_models.generation import generate
-from trimtab_models.grounded import job
-from trimtab_models.grounded.guidance import TokenRewards, rank
-from trimtab_models.grounded.losses import reinforce, weighted_mle
-from trimtab_models.grounded.settings import NAMES, GroundedConfig
-from trimtab_models.grounded.turns import Turns
 from trimtab_models.objectives.plackett_luce import PlackettLuce
 from trimtab_models.rows import Rollout, pad
+from trimtab_models.training.grounded import job
+from trimtab_models.training.grounded.guidance import TokenRewards, rank
+from trimtab_models.training.grounded.losses import reinforce, weighted_mle
+from trimtab_models.training.grounded.settings import NAMES, GroundedConfig
+from trimtab_models.training.grounded.turns import Turns
 from trimtab_models.training.saves import SaveFailed
 
 SENTIMENT = "trimtab_models.demo.oracles:sentiment"
@@ -220,7 +220,7 @@ def test_changed_settings_or_data_are_refused(
 ) -> None:
     config = _demo(records, tmp_path / "out")
     with monkeypatch.context() as patch:
-        patch.setattr("trimtab_models.grounded.job._write", lambda *_: 1 / 0)
+        patch.setattr("trimtab_models.training.grounded.job._write", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             job.run(config)
     with pytest.raises(ValueError, match="alpha"):

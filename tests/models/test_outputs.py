@@ -19,10 +19,10 @@ from trimtab_lab.worlds import __main__ as worlds
 from trimtab_models import checkpoint, data, demo, manifest, outputs
 from trimtab_models.demo import build as demo_build
 from trimtab_models.demo import foreign
-from trimtab_models.grounded import job
-from trimtab_models.grounded.settings import GroundedConfig
 from trimtab_models.networks import scalar_head
 from trimtab_models.training.__main__ import main
+from trimtab_models.training.grounded import job
+from trimtab_models.training.grounded.settings import GroundedConfig
 from trimtab_models.training.saves import SafeTrainer
 
 pytestmark = pytest.mark.scorecard(letter="T")

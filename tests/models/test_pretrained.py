@@ -25,16 +25,7 @@ from transformers import (
 from trimtab.config import GuidanceConfig
 from trimtab.errors import ScorerLoadError
 from trimtab.loading import load_scorers
-from trimtab_models import (
-    adapters,
-    checkpoint,
-    classify,
-    demo,
-    files,
-    networks,
-    pretrained,
-    rewards,
-)
+from trimtab_models import checkpoint, classify, demo, files, networks, peft, pretrained, rewards
 from trimtab_models.files import Unusable
 from trimtab_models.rewards import RewardError
 from trimtab_models.training import start
@@ -361,9 +352,9 @@ def lora(path, **fields):
 
 
 def rewritten(path, change):
-    tensors = load_file(path / adapters.WEIGHTS)
+    tensors = load_file(path / peft.WEIGHTS)
     change(tensors)
-    save_file(tensors, path / adapters.WEIGHTS, {"format": "pt"})
+    save_file(tensors, path / peft.WEIGHTS, {"format": "pt"})
 
 
 @pytest.mark.parametrize(

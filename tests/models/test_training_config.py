@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 from accelerate.commands.config.config_args import load_config_from_file
 
-from trimtab_models.grounded.settings import GroundedConfig
 from trimtab_models.training import config, start
+from trimtab_models.training.grounded.settings import GroundedConfig
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 NEEDED = ["base=demo", "data=d.jsonl", "out=o"]

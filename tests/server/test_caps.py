@@ -7,7 +7,7 @@ from trimtab.errors import TrimtabError
 from trimtab_server.caps import COUNTS, INTEGERS, NUMBERS, SWITCHES, check_caps
 from trimtab_server.errors import InvalidRequest
 from trimtab_server.protocol import GenerateRequest
-from trimtab_server.upstream import asked
+from trimtab_server.upstream import requests
 
 pytestmark = pytest.mark.scorecard(letter="B")
 
@@ -91,18 +91,18 @@ def test_the_control_pydantic_takes_them():
             GenerateRequest.model_validate({"prompt": "x", "n": value})
 
 
-@pytest.mark.parametrize("read", [asked.completion, asked.chat])
+@pytest.mark.parametrize("read", [requests.completion, requests.chat])
 def test_the_upstream_server_reads_them_the_same(read):
     body = (
         {"prompt": "x"}
-        if read is asked.completion
+        if read is requests.completion
         else {"messages": [{"role": "user", "content": "x"}]}
     )
     for name in ("n", "max_tokens", "best_of", "seed"):
         for value in ODD:
             with pytest.raises(TrimtabError, match=f"^{name} must be an integer"):
                 read({**body, name: value}, None)
-    for name, neutral in asked.NEUTRAL.items():
+    for name, neutral in requests.NEUTRAL.items():
         if isinstance(neutral, int | float) and name != "logprobs":
             with pytest.raises(TrimtabError, match=f"^{name} "):
                 read({**body, name: str(neutral)}, None)

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from trimtab.reader import Told, template
+from trimtab.scoring.text import Told, template
 from trimtab_server.state import Version
 from trimtab_server.turns import turns
 
@@ -19,7 +19,7 @@ with warnings.catch_warnings():
     from trimtab.adapters.vllm.search import carried, told
     from trimtab_server.middleware import Guidance
     from trimtab_server.vllm import rpc
-    from trimtab_server.vllm.guidable import GUIDED, conversations
+    from trimtab_server.vllm.guided_routes import GUIDED, conversations
     from trimtab_server.vllm.records import EXCHANGE
 
 PARTS = [{"type": "text", "text": "A "}, {"type": "text", "text": "b."}]

@@ -14,7 +14,7 @@ pytestmark = pytest.mark.scorecard(letter="F")
 
 HEAD = """
 import ctypes, os, signal, subprocess, sys, time
-from trimtab_server.ending import Signals, leave_within, unsignalled
+from trimtab_server.shutdown import Signals, leave_within, unsignalled
 def child():
     return subprocess.Popen([sys.executable, "-c", "import time; time.sleep(300)"])
 """
@@ -141,7 +141,7 @@ with resumable():
 
 def test_signals_are_as_before_afterwards():
     before = {n: signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)}
-    from trimtab_server.ending import Signals
+    from trimtab_server.shutdown import Signals
 
     with Signals():
         assert signal.getsignal(signal.SIGINT) != before[signal.SIGINT]

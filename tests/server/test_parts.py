@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 
 from trimtab.errors import InvalidGuidance
-from trimtab.reader import Told
+from trimtab.scoring.text import Told
 from trimtab_server import limits
 from trimtab_server.auth import ApiKeys
 from trimtab_server.errors import NotReady
@@ -23,7 +23,7 @@ with warnings.catch_warnings():
     from trimtab.adapters.vllm.search import carried, told
     from trimtab_server.middleware import Guidance
     from trimtab_server.routes import status
-    from trimtab_server.vllm import app, canary, prompts, rpc
+    from trimtab_server.vllm import app, prompts, readiness, rpc
     from trimtab_server.vllm.records import EXCHANGE
 
 
@@ -141,14 +141,14 @@ async def test_the_canary_complains_when_guidance_does_nothing(monkeypatch, reco
     monkeypatch.setattr(prompts, "text", text)
     state = State(SimpleNamespace(generate=generate), None, "demo", ["a"], None)
     assert state.complaint("a") is not None
-    await canary.sing(state)
+    await readiness.sing(state)
     told = state.complaint("a")
     assert told == complaint if complaint is None else complaint in told
 
 
 async def test_the_canary_survives_a_broken_engine():
     state = State(None, None, "demo", ["a"], None)
-    await canary.sing(state)
+    await readiness.sing(state)
     assert "failed its canary request" in state.complaint("a")
 
 
@@ -163,7 +163,7 @@ async def test_a_scorer_with_a_low_prefix_auc_is_warned_of(caplog, monkeypatch, 
     async def sing(state):
         state.complaints = dict.fromkeys(state.scorers)
 
-    monkeypatch.setattr(canary, "sing", sing)
+    monkeypatch.setattr(readiness, "sing", sing)
     core = SimpleNamespace(call_utility_all_async=call_utility_all_async)
     engine = SimpleNamespace(engine_core=core, errored=False)
     state = State(engine, None, "m", list(aucs), None)
@@ -241,7 +241,7 @@ async def test_a_suspended_scorer_takes_the_server_out_of_service(monkeypatch):
         return None
 
     monkeypatch.setattr(status, "ask", ask)
-    monkeypatch.setattr(canary, "complaint", well)
+    monkeypatch.setattr(readiness, "complaint", well)
     with pytest.raises(NotReady, match="scorer 'slow' is suspended"):
         await status.ready(request)
     assert state.faults["slow"] == 0

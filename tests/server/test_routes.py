@@ -23,7 +23,7 @@ with warnings.catch_warnings():
     from trimtab_server import demo
     from trimtab_server.middleware import OWN, Guidance
     from trimtab_server.vllm import engine
-    from trimtab_server.vllm.guidable import GUIDED
+    from trimtab_server.vllm.guided_routes import GUIDED
     from trimtab_server.vllm.records import EXCHANGE, Exchange, follow_engine
 
 REFUSE = {

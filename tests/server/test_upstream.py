@@ -407,7 +407,10 @@ async def test_three_overruns_take_the_server_out_of_service():
         asked = {"prompt": 3 * TEXT, "scorers": {"loops": 1.0}, "max_tokens": 2}
         assert (await here.post(**asked)).status_code == 500
         guide = here.app.state.upstream.decoder.guide
-        fared, limit = guide.asker.fared(guide.scorers["loops"]), time.monotonic() + 60
+        fared, limit = (
+            guide.registry.calls.status(guide.registry.scorers["loops"]),
+            time.monotonic() + 60,
+        )
         while fared.busy and time.monotonic() < limit:
             await asyncio.sleep(0.01)
         found = (await here.http.get("/v1/scorers")).json()["data"]

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from trimtab.candidates import select
 from trimtab_server.protocol import GenerateRequest
 from trimtab_server.upstream.client import Unusable
+from trimtab_server.upstream.holdback import Shown
 from trimtab_server.upstream.naming import Position, read_chat, read_completion
 from trimtab_server.upstream.sampling import FILLERS, Sampler, spread
-from trimtab_server.upstream.shown import Shown
 from trimtab_server.upstream.texts import Pieces
 
 

@@ -14,7 +14,7 @@ import psutil
 import pytest
 from conftest import KEY, start
 
-from trimtab_server import again
+from trimtab_server import recheck
 
 DRAIN = 2.0
 GUIDED = {"scorers": {"good": 1.0}, "beta": 1.0}
@@ -123,8 +123,8 @@ def test_a_second_signal_ends_it_at_once(server):
 
 
 async def test_a_check_is_made_once_and_waited_for_briefly(monkeypatch):
-    monkeypatch.setattr(again, "SECONDS", 0.1)
-    made, go, check = [], asyncio.Event(), again.Again()
+    monkeypatch.setattr(recheck, "SECONDS", 0.1)
+    made, go, check = [], asyncio.Event(), recheck.Again()
 
     async def work():
         made.append(1)

@@ -29,7 +29,7 @@ class TransformersGuidance(LogitsProcessor):
         attention_mask: Tensor | None = None,
     ) -> None:
         self.guide = guide
-        self.params = params.resolve(guide.scorers)
+        self.params = params.resolve(guide.registry.scorers)
         self.padding = None if attention_mask is None else (attention_mask == 0).sum(-1).tolist()
         self.rows: list[Row] = []
 

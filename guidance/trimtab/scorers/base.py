@@ -11,13 +11,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from trimtab.backbone import Backbone
-from trimtab.cache import Ids
 from trimtab.config import ScorerSpec
-from trimtab.cross import CrossBackbone
 from trimtab.errors import ScorerLoadError
-from trimtab.reader import Prompt, Turns
 from trimtab.scorers.loader import Loader, tokenizer
+from trimtab.scoring.backbone import Backbone
+from trimtab.scoring.cross import CrossBackbone
+from trimtab.scoring.pool import Ids
+from trimtab.scoring.text import Prompt, Turns
 from trimtab_models import checkpoint
 from trimtab_models.checkpoint import Family, ScorerInfo
 

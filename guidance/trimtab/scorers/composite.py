@@ -10,12 +10,12 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from trimtab.cache import Ids
 from trimtab.config import ScorerSpec
 from trimtab.errors import ScorerLoadError
-from trimtab.reader import Prompt, Turns
 from trimtab.scorers.base import Scorer
 from trimtab.scorers.loader import Loader
+from trimtab.scoring.pool import Ids
+from trimtab.scoring.text import Prompt, Turns
 from trimtab_models.checkpoint import ScorerInfo
 
 

@@ -7,12 +7,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from trimtab.cache import Ids
 from trimtab.config import ScorerSpec
 from trimtab.errors import ScorerLoadError
-from trimtab.reader import Decoder, Prompt
 from trimtab.scorers.base import Scorer
 from trimtab.scorers.loader import Loader, imported
+from trimtab.scoring.pool import Ids
+from trimtab.scoring.text import Decoder, Prompt
 from trimtab_models.checkpoint import ScorerInfo
 
 

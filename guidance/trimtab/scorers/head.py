@@ -10,12 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from trimtab.backbone import Backbone
-from trimtab.cache import Ids
-from trimtab.cross import CrossBackbone
 from trimtab.errors import ScorerLoadError
-from trimtab.reader import Prompt
 from trimtab.scorers.base import NetworkScorer
+from trimtab.scoring.backbone import Backbone
+from trimtab.scoring.cross import CrossBackbone
+from trimtab.scoring.pool import Ids
+from trimtab.scoring.text import Prompt
 from trimtab_models.checkpoint import Link, ScorerInfo
 
 LINKS: dict[Link, Callable[[Tensor], Tensor]] = {

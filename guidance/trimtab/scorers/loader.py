@@ -7,15 +7,15 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from trimtab.attention import NAME as PREFIX_ATTENTION
-from trimtab.backbone import Backbone
 from trimtab.config import ScorerSpec
-from trimtab.cross import CrossBackbone
 from trimtab.errors import ScorerLoadError
 from trimtab.params import MAX_K
-from trimtab.reader import Decoder, Reader, template
-from trimtab.retokenise import Retokeniser
-from trimtab_models import adapters, checkpoint, classify, pretrained
+from trimtab.scoring.attention import NAME as PREFIX_ATTENTION
+from trimtab.scoring.backbone import Backbone
+from trimtab.scoring.cross import CrossBackbone
+from trimtab.scoring.retokenise import Retokeniser
+from trimtab.scoring.text import Decoder, Reader, template
+from trimtab_models import checkpoint, classify, peft, pretrained
 from trimtab_models.checkpoint import Family, ScorerInfo
 
 if TYPE_CHECKING:
@@ -140,8 +140,8 @@ class Loader:
         if self.tokenizer is None:
             return None
         own = tokenizer(path)
-        if own is None and adapters.is_adapter(path):
-            own = tokenizer(adapters.base(path))
+        if own is None and peft.is_adapter(path):
+            own = tokenizer(peft.base(path))
         if own is None:
             return None  # a network alone: made for the base
         base: dict[str, int] = getattr(self.tokenizer, "get_vocab", dict)()

@@ -9,12 +9,12 @@ from typing import Self
 
 from torch import Tensor
 
-from trimtab.cache import Ids
 from trimtab.config import ScorerSpec
-from trimtab.reader import Prompt
 from trimtab.scorers.base import Scorer, gather_candidates
 from trimtab.scorers.loader import Loader, tokenizer
 from trimtab.scorers.vocabulary import VocabularyScorer
+from trimtab.scoring.pool import Ids
+from trimtab.scoring.text import Prompt
 from trimtab_models import checkpoint
 
 

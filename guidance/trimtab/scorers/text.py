@@ -15,12 +15,12 @@ from typing import Any, Literal, Self, get_args
 import torch
 from torch import Tensor
 
-from trimtab import deadline
-from trimtab.cache import Ids, keep
 from trimtab.config import ScorerSpec
-from trimtab.reader import Prompt, Reader, Texts, Turns
 from trimtab.scorers.base import Scorer
 from trimtab.scorers.loader import Loader
+from trimtab.scoring import deadline
+from trimtab.scoring.pool import Ids, keep
+from trimtab.scoring.text import Prompt, Reader, Texts, Turns
 from trimtab_models import classify
 from trimtab_models.checkpoint import ScorerInfo
 from trimtab_models.classify import Classifier

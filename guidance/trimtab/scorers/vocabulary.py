@@ -8,11 +8,11 @@ from typing import Self
 
 from torch import Tensor
 
-from trimtab.cache import Ids
 from trimtab.config import ScorerSpec
-from trimtab.reader import Prompt
 from trimtab.scorers.base import NetworkScorer, gather_candidates
 from trimtab.scorers.loader import Loader
+from trimtab.scoring.pool import Ids
+from trimtab.scoring.text import Prompt
 
 
 class VocabularyScorer(NetworkScorer):

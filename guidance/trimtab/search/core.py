@@ -15,8 +15,8 @@ from itertools import count
 from typing import Any, Literal
 
 from trimtab.params import GuidanceParams
-from trimtab.reader import Told, Turns
 from trimtab.sampling import sample_seed
+from trimtab.scoring.text import Told, Turns
 
 Ids = tuple[int, ...]
 

@@ -9,9 +9,9 @@ import torch
 
 from trimtab.guide import Guide
 from trimtab.params import GuidanceParams
-from trimtab.reader import Told
 from trimtab.rows import Row
 from trimtab.scorers import CompositeScorer, Scorer
+from trimtab.scoring.text import Told
 
 
 def score_sequences(
@@ -33,7 +33,7 @@ def score_sequences(
         {"values": [n], "scores": {name: [n]}, "tokens": how many went through the scorers'
         networks, "error": None or {"scorer", "message", "overrun"}}
     """
-    scorers = guide.scorers if scorers is None else scorers
+    scorers = guide.registry.scorers if scorers is None else scorers
     told = told or [Told()] * len(sequences)
     groups: dict[tuple[int, ...], list[int]] = {}  # prompt's length, prefix → numbers of sequences
     for i, sequence in enumerate(sequences):
@@ -70,4 +70,6 @@ def score_sequences(
 def _tokens_forwarded(guide: Guide, scorers: Mapping[str, Scorer]) -> int:
     own = {name: s for name, s in scorers.items() if not isinstance(s, CompositeScorer)}
     counts = {name: partial(getattr, scorer, "tokens_forwarded") for name, scorer in own.items()}
-    return sum(guide.asker.tell(name, own[name], count, 0) for name, count in counts.items())
+    return sum(
+        guide.registry.calls.run(name, own[name], count, 0) for name, count in counts.items()
+    )

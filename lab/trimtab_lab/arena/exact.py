@@ -15,12 +15,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from trimtab.cache import Ids
 from trimtab.guide import Guide
 from trimtab.params import GuidanceParams
-from trimtab.reader import Prompt
 from trimtab.rows import Row
 from trimtab.scorers.base import Scorer
+from trimtab.scoring.pool import Ids
+from trimtab.scoring.text import Prompt
 from trimtab_lab.worlds.tiny import PROMPTS, Prefix, State, Tiny, ended
 from trimtab_models.checkpoint import ScorerInfo
 
@@ -72,7 +72,7 @@ def decode(
         KL(π ‖ π0) in nats, by completions, float64 [].
     """
     guide = Guide({"table": TableScorer(tiny, score)})
-    params = params.resolve(guide.scorers)
+    params = params.resolve(guide.registry.scorers)
     states = [state for state in tiny.states if not ended(state[1])]
     logits = tiny.at(tiny.log_pi0).float()  # [all states, vocab]
     number = {state: i for i, state in enumerate(tiny.states)}

@@ -5,7 +5,7 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from trimtab_models import adapters, card, checkpoint, manifest, outputs
+from trimtab_models import card, checkpoint, manifest, outputs, peft
 from trimtab_models.info import ScorerInfo
 from trimtab_models.report import plots, text
 from trimtab_models.report.validate import Report
@@ -71,9 +71,9 @@ def update(directory: str | Path, report: Report) -> None:
 
 def _store(directory: Path, info: ScorerInfo) -> None:
     """Write what a checkpoint says of itself, where checkpoint.read_info looks for it."""
-    if adapters.is_adapter(directory):
+    if peft.is_adapter(directory):
         said = info.model_dump()
-        file = directory / adapters.INFO
+        file = directory / peft.INFO
     else:
         file = directory / "config.json"
         said = json.loads(file.read_text(encoding="utf-8")) | {"trimtab": info.model_dump()}

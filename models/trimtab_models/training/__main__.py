@@ -8,10 +8,10 @@ from pathlib import Path
 
 from torch import distributed
 
-from trimtab_models.grounded import job
-from trimtab_models.grounded.settings import GroundedConfig
 from trimtab_models.training import config
 from trimtab_models.training.config import TrainConfig
+from trimtab_models.training.grounded import job
+from trimtab_models.training.grounded.settings import GroundedConfig
 from trimtab_models.training.run import run
 from trimtab_models.training.saves import run_directory
 

@@ -9,9 +9,9 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
-from trimtab_models.grounded.settings import NAMES as GROUNDED
-from trimtab_models.grounded.settings import GroundedConfig
 from trimtab_models.objectives import OBJECTIVES
+from trimtab_models.training.grounded.settings import NAMES as GROUNDED
+from trimtab_models.training.grounded.settings import GroundedConfig
 
 DPO = "dpo"
 NAMES = (*OBJECTIVES, DPO, *GROUNDED)

@@ -8,10 +8,10 @@ from torch import nn
 
 from trimtab_models import demo, networks, pretrained
 from trimtab_models.checkpoint import read_info
-from trimtab_models.grounded.settings import GroundedConfig
 from trimtab_models.objectives import OBJECTIVES, Objective
 from trimtab_models.rows import Rollout
 from trimtab_models.training.config import Lora, TrainConfig
+from trimtab_models.training.grounded.settings import GroundedConfig
 
 
 def base_path(config: TrainConfig | GroundedConfig) -> str:

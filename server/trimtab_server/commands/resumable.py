@@ -6,7 +6,7 @@ from contextlib import contextmanager
 import typer
 
 from trimtab.errors import TrimtabError
-from trimtab_server.ending import Signals
+from trimtab_server.shutdown import Signals
 
 
 @contextmanager

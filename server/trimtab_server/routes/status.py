@@ -6,7 +6,7 @@ from fastapi import APIRouter, Request
 
 from trimtab_server.errors import NotReady
 from trimtab_server.state import SUSPENDED, State, listed
-from trimtab_server.vllm import canary, rpc
+from trimtab_server.vllm import readiness, rpc
 
 router = APIRouter()
 
@@ -33,7 +33,7 @@ async def ready(request: Request) -> dict[str, str]:
     state: State = request.app.state.trimtab
     found = await ask(state)
     begun = state.complaints.keys() >= set(state.scorers)  # the first canary has ended
-    if begun and not await state.again.done(lambda: canary.check(state, found)):
+    if begun and not await state.again.done(lambda: readiness.check(state, found)):
         raise NotReady("not ready: scorers that have failed are being asked again.")
     wrong = {name: state.complaint(name) for name in state.scorers}
     wrong |= {one["name"]: SUSPENDED for one in found if one["suspended"]}

@@ -26,13 +26,13 @@ from trimtab_server import errors, serving
 from trimtab_server.admission import TURNS, Admission
 from trimtab_server.auth import ApiKeys
 from trimtab_server.browsers import let_browsers_in
-from trimtab_server.doubts import doubts
 from trimtab_server.drain import Drain, InFlight
-from trimtab_server.ending import Signals
 from trimtab_server.errors import InvalidRequest, NotReady, StartError
 from trimtab_server.limits import BodyLimit
 from trimtab_server.refusals import Failures
+from trimtab_server.scorer_warnings import doubts
 from trimtab_server.settings import Settings
+from trimtab_server.shutdown import Signals
 from trimtab_server.sizes import Bounds, Sizes
 from trimtab_server.state import listed
 from trimtab_server.upstream import routes

@@ -7,7 +7,7 @@ The prompt goes as a list of ids, and with `return_tokens_as_token_ids` a token 
 from collections.abc import Sequence
 from typing import Any
 
-from trimtab.reader import Turns, reason
+from trimtab.scoring.text import Turns, reason
 from trimtab_models import pretrained
 from trimtab_models.files import read_json
 from trimtab_server.errors import InvalidRequest, StartError

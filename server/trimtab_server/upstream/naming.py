@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, Protocol
 
-from trimtab.reader import Decoder, Turns
+from trimtab.scoring.text import Decoder, Turns
 from trimtab_server.upstream.client import Unusable
 
 NONE = -1

@@ -15,8 +15,8 @@ from trimtab.errors import TrimtabError
 from trimtab_server import strict_json
 from trimtab_server.errors import NotReady
 from trimtab_server.events import DONE, event
-from trimtab_server.upstream import asked
-from trimtab_server.upstream.asked import Asked
+from trimtab_server.upstream import requests
+from trimtab_server.upstream.requests import Asked
 from trimtab_server.upstream.state import State
 from trimtab_server.upstream.steps import Piece
 
@@ -27,19 +27,19 @@ Body = Annotated[dict[str, Any], Depends(strict_json.fields)]
 @router.post("/generate")
 async def generate(fields: Body, request: Request) -> Response:
     """Continue a prompt under guidance; β = 0 is the upstream's own distribution."""
-    return await _answer(request, await _read(asked.generate, fields, request), Telling)
+    return await _answer(request, await _read(requests.generate, fields, request), Telling)
 
 
 @router.post("/v1/completions")
 async def completions(fields: Body, request: Request) -> Response:
     """The same in OpenAI's shape."""
-    return await _answer(request, await _read(asked.completion, fields, request), Completion)
+    return await _answer(request, await _read(requests.completion, fields, request), Completion)
 
 
 @router.post("/v1/chat/completions")
 async def chat(fields: Body, request: Request) -> Response:
     """The same for a conversation."""
-    return await _answer(request, await _read(asked.chat, fields, request), Chat)
+    return await _answer(request, await _read(requests.chat, fields, request), Chat)
 
 
 async def _read(

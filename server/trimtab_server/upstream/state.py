@@ -15,8 +15,8 @@ from dataclasses import dataclass, field
 from trimtab.errors import TrimtabError
 from trimtab.params import GuidanceParams
 from trimtab.scorers.base import Scorer
-from trimtab_server.again import Again
 from trimtab_server.protocol import GenerateRequest
+from trimtab_server.recheck import Again
 from trimtab_server.state import NOT_ASKED, SUSPENDED
 from trimtab_server.upstream.steps import Decoder
 
@@ -44,11 +44,11 @@ class State:
     @property
     def scorers(self) -> Mapping[str, Scorer]:
         """Those that are served."""
-        return self.decoder.guide.scorers
+        return self.decoder.guide.registry.scorers
 
     def complaint(self, name: str) -> str | None:
         """What is wrong with a scorer; None if nothing."""
-        if self.decoder.guide.asker.fared(self.scorers[name]).suspended:
+        if self.decoder.guide.registry.calls.status(self.scorers[name]).suspended:
             return SUSPENDED
         return self.complaints.get(name, NOT_ASKED)
 

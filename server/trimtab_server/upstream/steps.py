@@ -15,20 +15,20 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from trimtab.described import describe
+from trimtab.description import describe
 from trimtab.guide import Guide
 from trimtab.params import GuidanceParams
-from trimtab.reader import Told
 from trimtab.rows import Row
+from trimtab.scoring.text import Told
 from trimtab_server import metrics
 from trimtab_server.errors import UpstreamFailed, UpstreamTimeout, scorer_failed, unreadable
 from trimtab_server.protocol import GenerateRequest
 from trimtab_server.settings import Settings
 from trimtab_server.turns import turns
 from trimtab_server.upstream.client import Client
+from trimtab_server.upstream.holdback import Shown
 from trimtab_server.upstream.naming import NONE, Fit, Naming, Position, Prompt
 from trimtab_server.upstream.sampling import Sampler, spread
-from trimtab_server.upstream.shown import Shown
 
 CHARACTER = 4
 """Tokens that one character may take: it has at most as many bytes."""
@@ -123,7 +123,7 @@ class Decoder:
         conversations = [turns(prompt.turns) for prompt in prompts]
         for name in params.scorers or ():
             for conversation in filter(None, conversations):
-                reason = self.guide.scorers[name].refusal(conversation)
+                reason = self.guide.registry.scorers[name].refusal(conversation)
                 if reason is not None:
                     raise unreadable(name, reason)
 
@@ -274,7 +274,7 @@ class Decoder:
         if choice.params is None:
             return None
         asked = str(choice.row.record_key), choice.prompt.ids, [choice.output], True
-        [record] = await self._guided(self.guide.report, *asked)
+        [record] = await self._guided(self.guide.records.report, *asked)
         error = metrics.observe(record)
         if record is None:
             return None

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from itertools import count
 from typing import Any
 
-from trimtab.reader import Decoder, Turns
+from trimtab.scoring.text import Decoder, Turns
 from trimtab_server.errors import InvalidRequest
 from trimtab_server.settings import Settings
 from trimtab_server.upstream.naming import (

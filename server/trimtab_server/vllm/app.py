@@ -23,18 +23,18 @@ from trimtab_server import errors, refusals, serving
 from trimtab_server.admission import TURNS, Admission
 from trimtab_server.auth import ApiKeys
 from trimtab_server.browsers import let_browsers_in
-from trimtab_server.doubts import doubts
 from trimtab_server.drain import Drain, InFlight
-from trimtab_server.ending import Signals
 from trimtab_server.limits import BodyLimit
 from trimtab_server.loading import Loading
 from trimtab_server.middleware import Guidance
 from trimtab_server.routes import scorers as scorer_routes
 from trimtab_server.routes import status
+from trimtab_server.scorer_warnings import doubts
 from trimtab_server.settings import Settings
+from trimtab_server.shutdown import Signals
 from trimtab_server.sizes import Bounds, Sizes
 from trimtab_server.state import State, Version
-from trimtab_server.vllm import canary, generate, rpc
+from trimtab_server.vllm import generate, readiness, rpc
 from trimtab_server.vllm.records import follow_engine
 from trimtab_server.wording import learn
 
@@ -178,7 +178,7 @@ async def serve(
 
 
 async def _begin(state: State, address: str) -> None:
-    await canary.sing(state)
+    await readiness.sing(state)
     with suppress(errors.NotReady):  # /ready will tell
         for doubt in doubts(await status.ask(state)):
             log.warning("%s", doubt)

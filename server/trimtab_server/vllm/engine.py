@@ -16,10 +16,10 @@ from trimtab import memory, orphans
 from trimtab.adapters.vllm import unsupported
 from trimtab.adapters.vllm.options import PROCESSOR, WORKER, chunked_prefill, logprobs_limit
 from trimtab.reasons import brief, heard
-from trimtab_server.ending import unsignalled
 from trimtab_server.errors import StartError
 from trimtab_server.http import HEAD_BYTES
 from trimtab_server.settings import Settings
+from trimtab_server.shutdown import unsignalled
 
 try:  # vLLM 0.33 moved it
     from vllm.entrypoints.common.cli_args import make_arg_parser, validate_parsed_serve_args

@@ -24,7 +24,7 @@ from trimtab_server.turns import turns
 from trimtab_server.vllm import prompts
 from trimtab_server.vllm.records import Exchange, begin, converse
 from trimtab_server.vllm.search import Driver
-from trimtab_server.vllm.searched import Telling
+from trimtab_server.vllm.search_answers import Telling
 from trimtab_server.wording import plain
 
 router = APIRouter()

@@ -25,7 +25,7 @@ from trimtab.adapters.vllm.ranks import told
 from trimtab.adapters.vllm.search import carried
 from trimtab.errors import InvalidGuidance, TrimtabError
 from trimtab.params import PREFIX, RECORD_KEY, VERSIONS_KEY, GuidanceParams
-from trimtab.reader import Told, Turns
+from trimtab.scoring.text import Told, Turns
 from trimtab_server import metrics
 from trimtab_server.errors import scorer_failed, unreadable
 from trimtab_server.state import Version

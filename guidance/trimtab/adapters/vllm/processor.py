@@ -27,19 +27,18 @@ from vllm.v1.sample.logits_processor import LogitsProcessor as V1LogitsProcessor
 from vllm.v1.sample.logits_processor import MoveDirectionality
 from vllm.v1.worker.gpu.sample.logits_processor import LogitsProcessor as V2LogitsProcessor
 
-from trimtab import orphans, reasons
+from trimtab import hot_loading, orphans, reasons
 from trimtab.adapters.vllm import ranks, unsupported
 from trimtab.adapters.vllm.search import told
-from trimtab.cache import Ids
 from trimtab.config import GuidanceConfig, ScorerSpec
 from trimtab.errors import InvalidGuidance, TrimtabError
 from trimtab.guide import Guide
-from trimtab.incoming import bring
 from trimtab.loading import load_scorers, pool_bytes
 from trimtab.params import CARRIED, RECORD_KEY, VERSIONS_KEY, GuidanceParams
-from trimtab.reader import Told
 from trimtab.rows import Fault, Row
 from trimtab.scorers import Scorer
+from trimtab.scoring.pool import Ids
+from trimtab.scoring.text import Told
 
 logger = logging.getLogger(__name__)
 
@@ -92,7 +91,7 @@ class GuidanceProcessor(V1LogitsProcessor, V2LogitsProcessor):
         self.guide = Guide(scorers, config.scorer_timeout)
         self.share = pool_bytes(config) if self.leads else 0  # prefix cache of a new scorer
         self.default_scorers = config.default_scorers
-        self.incoming: dict[str, Future[Scorer]] = {}  # by version, "name@2"
+        self.loads: dict[str, Future[Scorer]] = {}  # by version, "name@2"
         self.rows: dict[int, Row] = {}  # V1: by batch index; V2: by request slot
         self.prompts: dict[int, Ids] = {}  # V1: by row key
         self.outputs: dict[int, list[int]] = {}  # V1: by row key; vLLM's own live lists
@@ -147,16 +146,16 @@ class GuidanceProcessor(V1LogitsProcessor, V2LogitsProcessor):
         ranks.share(logits, [b for b, slot in enumerate(slots) if slot in self.rows])
         return logits
 
-    def bring(self, version: str, spec: ScorerSpec, root: Path) -> None:
+    def load(self, version: str, spec: ScorerSpec, root: Path) -> None:
         """Begin to load a scorer in a thread, so that the steps go on meanwhile."""
-        brought: Future[Scorer] = Future()
-        self.incoming[version] = brought
+        loaded: Future[Scorer] = Future()
+        self.loads[version] = loaded
         name = version.partition("@")[0]
 
         def work() -> None:
             try:
-                brought.set_result(
-                    bring(
+                loaded.set_result(
+                    hot_loading.load(
                         name,
                         spec,
                         root,
@@ -167,9 +166,9 @@ class GuidanceProcessor(V1LogitsProcessor, V2LogitsProcessor):
                     )
                 )
             except BaseException as error:
-                brought.set_exception(error)
+                loaded.set_exception(error)
 
-        Thread(target=work, name=f"bring {version}", daemon=True).start()
+        Thread(target=work, name=f"load {version}", daemon=True).start()
 
     def _guide(self, logits: Tensor, ctx: Any) -> None:
         rows: list[tuple[int, Row]] = []
@@ -186,7 +185,7 @@ class GuidanceProcessor(V1LogitsProcessor, V2LogitsProcessor):
     def _row(self, params: SamplingParams, prompt_length: int) -> Row | None:
         """The row of a new request, or None if it asks for no guidance."""
         extra = params.extra_args or {}
-        fault, scorers, prompt = None, self.guide.at(extra.get(VERSIONS_KEY, "")), Told()
+        fault, scorers, prompt = None, self.guide.registry.at(extra.get(VERSIONS_KEY, "")), Told()
         try:
             guidance = GuidanceParams.from_xargs(extra)
             if guidance is None:

@@ -7,7 +7,7 @@ from typing import Any
 
 from trimtab.errors import InvalidGuidance, ScorerFault
 from trimtab.params import PROMPT_KEY, GuidanceParams
-from trimtab.reader import Told
+from trimtab.scoring.text import Told
 from trimtab.search.core import Drawn, Score, Scored
 from trimtab.search.params import MAX_SEQUENCES
 

@@ -7,10 +7,10 @@ from typing import Any
 from trimtab import memory
 from trimtab.adapters.vllm.processor import GuidanceProcessor
 from trimtab.config import ScorerSpec
-from trimtab.described import describe
+from trimtab.description import describe
 from trimtab.errors import NoRoom, ScorerRefused
 from trimtab.params import VERSIONS_KEY, GuidanceParams
-from trimtab.reader import Told, Turns
+from trimtab.scoring.text import Told, Turns
 from trimtab.search.scoring import score_sequences
 
 
@@ -39,7 +39,7 @@ class GuidanceWorker:
         processor = _leader(self.model_runner)
         if processor is None:
             return None
-        return processor.guide.report(key, prompt, outputs, done, final)
+        return processor.guide.records.report(key, prompt, outputs, done, final)
 
     def trimtab_score(
         self,
@@ -50,13 +50,13 @@ class GuidanceWorker:
     ) -> dict[str, Any] | None:
         """What whole sequences are worth, see score_sequences.
 
-        xargs: GuidanceParams, flat. told: fields of a trimtab.reader.Told for each sequence.
+        xargs: GuidanceParams, flat. told: fields of a trimtab.scoring.text.Told for each sequence.
         """
         processor = _leader(self.model_runner)
         if processor is None:
             return None
         params = GuidanceParams.from_xargs(xargs) or GuidanceParams()
-        scorers = processor.guide.at(xargs.get(VERSIONS_KEY, ""))
+        scorers = processor.guide.registry.at(xargs.get(VERSIONS_KEY, ""))
         params = params.resolve(scorers)
         prompts = [Told(*fields) for fields in told]
         return score_sequences(processor.guide, params, sequences, keys, prompts, scorers)
@@ -70,7 +70,7 @@ class GuidanceWorker:
             return None
         for version in versions:
             name = version.partition("@")[0]
-            scorer = processor.guide.at(version).get(name)
+            scorer = processor.guide.registry.at(version).get(name)
             if scorer is None:
                 continue
             for turns in conversations:
@@ -83,28 +83,28 @@ class GuidanceWorker:
         """Drop what the scorers keep for rows that nobody will ask for again."""
         processor = _leader(self.model_runner)
         if processor is not None:
-            processor.guide.forget(keys)
+            processor.guide.registry.forget(keys)
 
-    def trimtab_bring(self, version: str, spec: Mapping[str, Any], root: str) -> None:
-        """Begin to load a version ("name@2") of a scorer; trimtab_brought tells how it went."""
+    def trimtab_load(self, version: str, spec: Mapping[str, Any], root: str) -> None:
+        """Begin to load a version ("name@2") of a scorer; trimtab_load_status has the outcome."""
         processor = _leader(self.model_runner)
         if processor is not None:
-            processor.bring(version, ScorerSpec.model_validate(spec), Path(root))
+            processor.load(version, ScorerSpec.model_validate(spec), Path(root))
 
-    def trimtab_brought(self, version: str) -> dict[str, Any] | None:
-        """Whether it is there: {"ready", "error": None or {"type", "message"}}, and what it is.
+    def trimtab_load_status(self, version: str) -> dict[str, Any] | None:
+        """The load status of a version: {"ready", "error": None or {"type", "message"}, its kind}.
 
         From then on requests may name it, and it is kept until it is dropped.
         """
         processor = _leader(self.model_runner)
         if processor is None:
             return None
-        brought = processor.incoming[version]
-        if not brought.done():
+        load = processor.loads[version]
+        if not load.done():
             return {"ready": False, "error": None}
-        error = brought.exception()
+        error = load.exception()
         if error is None:
-            scorer = processor.guide.versions[version] = brought.result()
+            scorer = processor.guide.registry.versions[version] = load.result()
             kind = {
                 "family": scorer.family,
                 "distributional": scorer.distributional,
@@ -121,21 +121,16 @@ class GuidanceWorker:
         processor = _leader(self.model_runner)
         if processor is None:
             return
-        guide = processor.guide
-        guide.faults.pop(name, None)
-        guide.last_error.pop(name, None)
-        if version is None:
-            guide.scorers.pop(name, None)
-        else:
-            guide.scorers[name] = guide.versions[version]
-            processor.incoming.pop(version, None)
+        processor.guide.registry.serve(name, version)
+        if version is not None:
+            processor.loads.pop(version, None)
 
     def trimtab_drop(self, version: str) -> None:
         """Forget a version; rows that still have it keep it until they end."""
         processor = _leader(self.model_runner)
         if processor is not None:
-            processor.incoming.pop(version, None)
-            processor.guide.versions.pop(version, None)
+            processor.loads.pop(version, None)
+            processor.guide.registry.versions.pop(version, None)
             # Otherwise each scorer that came and went leaves some of its memory behind.
             memory.give_back()
 

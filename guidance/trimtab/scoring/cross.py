@@ -17,11 +17,11 @@ import numpy as np
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from trimtab.backbone import Backbone
-from trimtab.cache import Ids, common_prefix, keep
 from trimtab.errors import TrimtabError
-from trimtab.reader import Prompt, Reader
-from trimtab.retokenise import KEPT, Retokeniser
+from trimtab.scoring.backbone import Backbone
+from trimtab.scoring.pool import Ids, common_prefix, keep
+from trimtab.scoring.retokenise import KEPT, Retokeniser
+from trimtab.scoring.text import Prompt, Reader
 
 
 class CrossBackbone:

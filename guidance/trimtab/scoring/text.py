@@ -14,7 +14,7 @@ from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 
-from trimtab.cache import NO_IDS, Ids, keep
+from trimtab.scoring.pool import NO_IDS, Ids, keep
 
 KEPT = 1024
 """Rendered prompts that are kept, the latest used."""

@@ -26,7 +26,7 @@ from typing import Any
 
 import numpy as np
 
-from trimtab.cache import NO_IDS, Ids, keep
+from trimtab.scoring.pool import NO_IDS, Ids, keep
 
 SEAM = re.compile(r"(?<=\S) (?=[A-Za-z0-9])")
 KEPT = 1024

@@ -9,10 +9,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from trimtab_models.generation import generate
-from trimtab_models.grounded.guidance import Judge, TokenRewards, rank
-from trimtab_models.grounded.losses import reinforce, weighted_mle
-from trimtab_models.grounded.settings import GroundedConfig
 from trimtab_models.rows import Rollout, Rows, pad
+from trimtab_models.training.grounded.guidance import Judge, TokenRewards, rank
+from trimtab_models.training.grounded.losses import reinforce, weighted_mle
+from trimtab_models.training.grounded.settings import GroundedConfig
 
 State = dict[str, Any]
 

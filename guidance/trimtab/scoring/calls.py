@@ -3,7 +3,7 @@
 Networks of ours run where they are asked: they end by themselves, and look at the clock between
 forwards (deadline.py). All else (functions, text in somebody's template, scorers of other authors)
 runs in a thread of its own. A call that overruns its budget there is left behind: its thread is
-told to end, and its scorer is not asked again before it has, because two threads must not touch
+asked to end, and its scorer is not called again before it has, because two threads must not touch
 the caches of one scorer. Three overruns within an hour suspend a scorer.
 
 What a scorer raises in that thread never looks like a signal to this process: SystemExit and
@@ -28,11 +28,11 @@ from weakref import finalize
 import torch
 from torch import Tensor
 
-from trimtab import deadline
-from trimtab.deadline import OutOfTime
 from trimtab.errors import TrimtabError
 from trimtab.scorers.base import Scorer
 from trimtab.scorers.composite import CompositeScorer
+from trimtab.scoring import deadline
+from trimtab.scoring.deadline import OutOfTime
 
 logger = logging.getLogger(__name__)
 
@@ -59,8 +59,8 @@ class ScorerFailed(TrimtabError):
 
 
 @dataclass
-class Fared:
-    """How a scorer fared."""
+class CallStatus:
+    """How the calls into a scorer went."""
 
     answered: bool = False
     overruns: int = 0
@@ -69,7 +69,7 @@ class Fared:
 
     @property
     def suspended(self) -> bool:
-        """Whether it has overrun so often that it is not asked for now."""
+        """Whether it has overrun so often that it is not called for now."""
         full = len(self.strikes) == STRIKES
         return full and time.monotonic() - self.strikes[0] < STRIKE_SECONDS
 
@@ -78,42 +78,42 @@ class Fared:
         """Whether a call that was left has still not ended."""
         if self.left is None or not self.left.is_alive():
             return False
-        _end(self.left)  # once more: a loop may catch what it is told
+        _end(self.left)  # once more: a loop may catch the exception
         return True
 
 
-class Asker:
-    """What asks the scorers of one guide. `seconds` is the budget of a call, often of a step."""
+class ScorerCalls:
+    """Calls the scorers of one guide. `seconds` is the budget of a call, often of a step."""
 
     def __init__(self, seconds: float = math.inf) -> None:
         self.seconds = seconds
-        self._fared: dict[int, Fared] = {}  # by id: a scorer need not be hashable
+        self._status: dict[int, CallStatus] = {}  # by id: a scorer need not be hashable
         self._thread: _CallThread | None = None
 
-    def fared(self, scorer: Scorer) -> Fared:
-        """How a scorer fared until now. Another version of it is another scorer."""
-        fared = self._fared.get(id(scorer))
-        if fared is None:
-            fared = self._fared[id(scorer)] = Fared()
-            finalize(scorer, self._fared.pop, id(scorer), None)
-        return fared
+    def status(self, scorer: Scorer) -> CallStatus:
+        """How calls into a scorer went until now. Another version of it is another scorer."""
+        status = self._status.get(id(scorer))
+        if status is None:
+            status = self._status[id(scorer)] = CallStatus()
+            finalize(scorer, self._status.pop, id(scorer), None)
+        return status
 
     def until(self, scorer: Scorer, fresh: int) -> float:
         """When what begins now must have ended; `fresh` tokens will be read for the first time."""
-        budgets = (1 if self.fared(scorer).answered else FIRST) + fresh // READ_TOKENS
+        budgets = (1 if self.status(scorer).answered else FIRST) + fresh // READ_TOKENS
         return time.monotonic() + budgets * self.seconds
 
-    def ask(self, name: str, scorer: Scorer, work: Callable[[], T], until: float) -> T:
+    def score(self, name: str, scorer: Scorer, work: Callable[[], T], until: float) -> T:
         """What `work` returns, which asks `scorer` for scores.
 
         Raises:
             ScorerFailed: it raised, overran, or is not asked: it is busy, or suspended.
         """
         answer = self._call(name, scorer, work, until)
-        self.fared(scorer).answered = True
+        self.status(scorer).answered = True
         return answer
 
-    def tell(self, name: str, scorer: Scorer, work: Callable[[], T], otherwise: T) -> T:
+    def run(self, name: str, scorer: Scorer, work: Callable[[], T], otherwise: T) -> T:
         """What `work` returns, which asks `scorer` for anything else; `otherwise` if it fails."""
         try:
             return self._call(name, scorer, work, time.monotonic() + self.seconds)
@@ -122,15 +122,15 @@ class Asker:
             return otherwise
 
     def _call(self, name: str, scorer: Scorer, work: Callable[[], T], until: float) -> T:
-        if self.fared(scorer).suspended:
+        if self.status(scorer).suspended:
             raise ScorerFailed("is suspended: it took too long several times")
         parts = _parts(scorer)
-        fared = [self.fared(part) for part in parts]
-        if any(of.busy for of in fared):
+        status = [self.status(part) for part in parts]
+        if any(of.busy for of in status):
             raise ScorerFailed("is still busy with what it took too long for")
-        # A call that was told to end may have left caches half written.
-        broken = [part for part, of in zip(parts, fared, strict=True) if of.left is not None]
-        for of in fared:
+        # A call that was cut off may have left caches half written.
+        broken = [part for part, of in zip(parts, status, strict=True) if of.left is not None]
+        for of in status:
             of.left = None
 
         def whole() -> T:
@@ -141,7 +141,7 @@ class Asker:
         run = _here if scorer.keeps_time else self._elsewhere
         answer, error = run(whole, until, parts)
         if isinstance(error, OutOfTime):
-            self._strike(name, self.fared(scorer))
+            self._strike(name, self.status(scorer))
             raise ScorerFailed("took longer than it may", overrun=True)
         if error is not None:
             raise ScorerFailed(f"{type(error).__name__} while scoring", again=True) from error
@@ -156,20 +156,20 @@ class Asker:
         except BaseException as interruption:  # no answer yet, or a signal to this process
             self._thread = None
             for part in parts:
-                self.fared(part).left = thread.thread
+                self.status(part).left = thread.thread
             thread.leave()
             if isinstance(interruption, queue.Empty):
                 return None, OutOfTime("the time is over")
             raise
 
-    def _strike(self, name: str, fared: Fared) -> None:
-        fared.overruns += 1
-        fared.strikes.append(time.monotonic())
+    def _strike(self, name: str, status: CallStatus) -> None:
+        status.overruns += 1
+        status.strikes.append(time.monotonic())
         logger.warning(
             "scorer %s took longer than it may (%g s a call), overrun %d",
-            *(name, self.seconds, fared.overruns),
+            *(name, self.seconds, status.overruns),
         )
-        if fared.suspended:
+        if status.suspended:
             logger.error("scorer %s is suspended: it took too long %d times", name, STRIKES)
 
 
@@ -188,7 +188,7 @@ def checked(asked: Callable[[], Tensor], shape: Sequence[int]) -> Tensor:
 
 
 class _Ended(SystemExit):
-    """What a thread is told to end with; Python says nothing of a SystemExit in a thread."""
+    """Raised in a thread to end it; Python says nothing of a SystemExit in a thread."""
 
 
 class _CallThread:

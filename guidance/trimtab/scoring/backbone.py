@@ -12,12 +12,12 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from trimtab import deadline
-from trimtab.attention import NAME as PREFIX_ATTENTION
-from trimtab.attention import Block, Plan
-from trimtab.cache import NO_IDS, Ids, PoolFull, PrefixPool
 from trimtab.errors import ScorerLoadError
-from trimtab.reader import Prompt
+from trimtab.scoring import deadline
+from trimtab.scoring.attention import NAME as PREFIX_ATTENTION
+from trimtab.scoring.attention import Block, Plan
+from trimtab.scoring.pool import NO_IDS, Ids, PoolFull, PrefixPool
+from trimtab.scoring.text import Prompt
 from trimtab_models.networks import split
 
 _next_fork = count(-1, -1).__next__

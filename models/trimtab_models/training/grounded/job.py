@@ -20,13 +20,13 @@ from trimtab_models.data.encoding import Encoder
 from trimtab_models.data.faults import Fault, convert
 from trimtab_models.data.fields import of_prompt
 from trimtab_models.data.sources import rows as rows_of
-from trimtab_models.grounded.guidance import Judge, TokenRewards
-from trimtab_models.grounded.settings import GroundedConfig
-from trimtab_models.grounded.turns import Turns
 from trimtab_models.networks import build
 from trimtab_models.objectives.plackett_luce import PlackettLuce
 from trimtab_models.rows import Rollout
 from trimtab_models.training import claims, describe, saves, start
+from trimtab_models.training.grounded.guidance import Judge, TokenRewards
+from trimtab_models.training.grounded.settings import GroundedConfig
+from trimtab_models.training.grounded.turns import Turns
 
 REWARDS = "token-rewards"
 """Beside the language model: the network of token rewards, a scorer like any other."""

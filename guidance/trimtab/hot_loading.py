@@ -1,4 +1,4 @@
-"""A scorer that comes while others serve: vetted, weighed and built, beside the steps.
+"""Hot loading: a scorer is checked, sized and built while others serve.
 
 It comes from a directory below one root, in safetensors, with a manifest that it keeps to. Whatever
 is wrong with it is told in a sentence that names no path, and changes nothing.
@@ -33,7 +33,7 @@ SPARE = 0.1
 """Share of the free memory that is left free."""
 
 
-def bring(
+def load(
     name: str,
     spec: ScorerSpec,
     root: Path,

@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AttentionInterface
 
-from trimtab.cache import Ids, PrefixPool
+from trimtab.scoring.pool import Ids, PrefixPool
 
 NAME = "trimtab_prefix"
 

@@ -18,12 +18,12 @@ def describe(guide: Guide) -> list[dict[str, Any]]:
             "reads": scorer.reads,
             **scorer.info.model_dump(include=TOLD),
             **_counts(guide, name, scorer),
-            "faults": guide.faults[name],
-            "overruns": guide.asker.fared(scorer).overruns,
-            "suspended": guide.asker.fared(scorer).suspended,
-            "last_error": guide.last_error.get(name),
+            "faults": guide.registry.faults[name],
+            "overruns": guide.registry.calls.status(scorer).overruns,
+            "suspended": guide.registry.calls.status(scorer).suspended,
+            "last_error": guide.registry.last_error.get(name),
         }
-        for name, scorer in guide.scorers.items()
+        for name, scorer in guide.registry.scorers.items()
     ]
 
 
@@ -33,4 +33,4 @@ def _counts(guide: Guide, name: str, scorer: Scorer) -> dict[str, int]:
     def ask() -> dict[str, int]:
         return {"parameters": scorer.parameters, "tokens_forwarded": scorer.tokens_forwarded}
 
-    return guide.asker.tell(name, scorer, ask, {"parameters": 0, "tokens_forwarded": 0})
+    return guide.registry.calls.run(name, scorer, ask, {"parameters": 0, "tokens_forwarded": 0})

@@ -1,0 +1,1 @@
+"""How scorers score: networks behind prefix pools, text, and calls within a budget of time."""
