@@ -31,7 +31,7 @@ from vllm import SamplingParams
 from trimtab.adapters.vllm.offline import Sampler, engine_options
 from trimtab.sampling import Drawing
 from trimtab_lab.rollouts.journal import Journal
-from trimtab_lab.rollouts.prompts import Prompt
+from trimtab_lab.rollouts.prompts import RolloutPrompt
 from trimtab_lab.rollouts.run import roll_out
 from trimtab_models import demo, rewards
 from trimtab_server.demo import ENGINE
@@ -41,7 +41,7 @@ PROMPTS, N, TEMPERATURE, MAX_TOKENS = 64, 8, 0.7, 96
 REWARD = "trimtab_models.demo.oracles:sentiment"
 
 
-def generate(sampler: Sampler, prompts: list[Prompt], **more) -> float:
+def generate(sampler: Sampler, prompts: list[RolloutPrompt], **more) -> float:
     """Tokens per second of LLM.generate alone."""
     params = SamplingParams(n=N, temperature=TEMPERATURE, max_tokens=MAX_TOKENS, **more)
     began = time.perf_counter()
@@ -51,7 +51,7 @@ def generate(sampler: Sampler, prompts: list[Prompt], **more) -> float:
     return sum(len(one.token_ids) for output in outputs for one in output.outputs) / seconds
 
 
-def rollouts(sampler: Sampler, prompts: list[Prompt], seed: int, folder: Path) -> float:
+def rollouts(sampler: Sampler, prompts: list[RolloutPrompt], seed: int, folder: Path) -> float:
     """Tokens per second of labelled rollouts, file and all."""
     reward = rewards.load(REWARD)
     path = folder / f"{seed}.jsonl"
@@ -99,7 +99,7 @@ def main() -> None:
         sampler = Sampler(str(base), **engine_options(ENGINE))
     count = PROMPTS // 4 if arguments.large else PROMPTS
     prompts = [
-        Prompt(text, sampler.tokenizer(demo.chat(text)).input_ids)
+        RolloutPrompt(text, sampler.tokenizer(demo.chat(text)).input_ids)
         for text in demo.prompts("train", count, seed=0)
     ]
     pairs = []

@@ -39,7 +39,7 @@ from torch import Tensor
 from trimtab.candidates import Candidates
 from trimtab.fusion import divergence
 from trimtab.params import MAX_BETA
-from trimtab.rows import Plan, Row
+from trimtab.rows import Row, StepPlan
 
 BAND = 3.0
 """How far the expected KL of an answer may come to stand from its budget, as a share of it.
@@ -81,7 +81,7 @@ def follow(
 
     candidates: float64, on the host.
     """
-    plans = [row.plan or Plan() for row in rows]
+    plans = [row.plan or StepPlan() for row in rows]
     left = torch.tensor([plan.left for plan in plans], dtype=torch.float64)
     before = torch.tensor([plan.before for plan in plans], dtype=torch.float64)
     seen = {r for outlook in outlooks.values() for r in outlook.row.tolist()}

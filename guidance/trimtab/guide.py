@@ -23,7 +23,7 @@ from trimtab.candidates import Candidates, select
 from trimtab.fusion import divergence, fuse_
 from trimtab.records import Records
 from trimtab.registry import Registry
-from trimtab.rows import Fault, Plan, Row, Scored, Step, cohorts, members_of
+from trimtab.rows import Row, RowFault, Step, StepPlan, StepScores, cohorts, members_of
 from trimtab.scorers.base import Scorer
 from trimtab.scorers.distribution import soft_value
 from trimtab.scoring.calls import ScorerFailed, checked
@@ -94,7 +94,7 @@ class Guide:
                 continue
             chosen = tokens[r, :n].tolist()
             given = {s: v[r, :n].tolist() for s, v in scores.items() if v[r, 0].isfinite()}
-            row.scored = Scored(len(row.prefix), chosen, given)
+            row.scored = StepScores(len(row.prefix), chosen, given)
             if plan is not None and (n == 1 or r not in kept):
                 plan.after = dict.fromkeys(chosen, plan.left - spent[r])
             if row.params.trace and not row.untraced:
@@ -232,7 +232,7 @@ class Guide:
 
     def _strength(self, row: Row, name: str) -> float:
         """What multiplies a scorer's scores: β times its weight, or what its floor asks for."""
-        plan = row.plan or Plan()
+        plan = row.plan or StepPlan()
         if name in plan.duals:
             return plan.duals[name]
         return (row.params.beta if plan.beta is None else plan.beta) * self._weight(row, name)
@@ -262,7 +262,7 @@ class Guide:
 
     def fail(self, row: Row, scorer: str, message: str, *, overrun: bool = False) -> None:
         """Take a row out of guidance, for good."""
-        row.fault = Fault(scorer, message, overrun)
+        row.fault = RowFault(scorer, message, overrun)
         self.registry.note_fault(row, scorer, message)
 
 

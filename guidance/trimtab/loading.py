@@ -10,7 +10,7 @@ from trimtab.reasons import why
 from trimtab.scorers import Scorer, family_class
 from trimtab.scorers.loader import Loader
 from trimtab.scorers.loader import tokenizer as read_tokenizer
-from trimtab.scoring.text import Decoder
+from trimtab.scoring.text import Detokenizer
 from trimtab_models.checkpoint import read_info
 from trimtab_models.files import Unusable
 
@@ -20,7 +20,7 @@ def load_scorers(
     *,
     max_length: int,
     vocab_size: int,
-    tokenizer: str | Decoder | None = None,
+    tokenizer: str | Detokenizer | None = None,
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
 ) -> dict[str, Scorer]:
@@ -78,9 +78,9 @@ def _class(spec: ScorerSpec) -> type[Scorer]:
     return family_class(spec.family or "head")
 
 
-def _base(source: str) -> Decoder | None:
+def _base(source: str) -> Detokenizer | None:
     try:
-        found: Decoder | None = read_tokenizer(source)
+        found: Detokenizer | None = read_tokenizer(source)
     except Unusable as error:
         raise ScorerLoadError(f"the base's tokenizer cannot be used: {error}") from error
     return found

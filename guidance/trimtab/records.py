@@ -13,7 +13,7 @@ import numpy as np
 from torch import Tensor
 
 from trimtab.registry import Registry
-from trimtab.rows import Plan, Row, Step
+from trimtab.rows import Row, Step, StepPlan
 from trimtab.scoring.pool import Ids
 
 ScoreRows: TypeAlias = Callable[[str, Sequence[Row], Sequence[Ids]], Tensor]
@@ -189,7 +189,7 @@ class Records:
         return scores
 
 
-def _strengths(plans: Sequence[Plan]) -> dict[str, Any]:
+def _strengths(plans: Sequence[StepPlan]) -> dict[str, Any]:
     """Mean and last of the strengths that were set anew at each scored step."""
     told: dict[str, Any] = {}
     if betas := [plan.beta for plan in plans if plan.beta is not None]:

@@ -11,7 +11,7 @@ from torch import Tensor
 from trimtab.params import GuidanceParams
 from trimtab.scorers.base import Scorer
 from trimtab.scoring.pool import NO_IDS, Ids, common_prefix
-from trimtab.scoring.text import Prompt, Told
+from trimtab.scoring.text import Prompt, PromptContext
 
 ROUNDING = 1e-4
 """Nats that single precision may be wrong by."""
@@ -21,7 +21,7 @@ next_key = count().__next__
 
 
 @dataclass(frozen=True)
-class Fault:
+class RowFault:
     """Why a row lost its guidance."""
 
     scorer: str
@@ -35,7 +35,7 @@ class Fault:
 
 
 @dataclass
-class Plan:
+class StepPlan:
     """Where strengths are set anew at every step: those of one step, and what they will cost."""
 
     spent: float = 0.0  # nats, before this step
@@ -64,11 +64,11 @@ class Step:
     kl: float  # nats
     scored: int  # candidates that went through the scorers; 0 where there was but one
     trace: dict[str, Any] | None = None
-    plan: Plan | None = None
+    plan: StepPlan | None = None
 
 
 @dataclass(frozen=True)
-class Scored:
+class StepScores:
     """The scores of a row's last step; the token that ends the row is often among them."""
 
     position: int
@@ -91,16 +91,16 @@ class Row:
     prompt_length: int
     stop_token: int | None = None  # what ends it, if its scorer fails
     record_key: str | None = None  # under which the front end will ask for its record
-    told: Told = field(default_factory=Told)
+    told: PromptContext = field(default_factory=PromptContext)
     scorers: Mapping[str, Scorer] = field(default_factory=dict)
     """The versions that it began with; where none is named, the guide's present one."""
     prefix: Ids = field(default_factory=lambda: NO_IDS)  # prompt and completion so far
     key: int = field(default_factory=next_key)
-    fault: Fault | None = None
+    fault: RowFault | None = None
     read: set[str] = field(default_factory=set)  # scorers that have read its prefix
     steps: dict[int, Step] = field(default_factory=dict)  # by position, so replays overwrite
-    scored: Scored | None = None
-    plan: Plan | None = None  # of this step, under a kl_budget or floors
+    scored: StepScores | None = None
+    plan: StepPlan | None = None  # of this step, under a kl_budget or floors
     untraced: bool = False  # its trace went, for want of memory
 
     @property
@@ -114,26 +114,26 @@ class Row:
         """Scorers that take part in the row's fusion."""
         return {name: w for name, w in (self.params.scorers or {}).items() if w != 0}
 
-    def next_plan(self, band: float) -> Plan | None:
+    def next_plan(self, band: float) -> StepPlan | None:
         """A plan for this step, without its strengths yet; None if β is what the request says.
 
         What the last step's plan left holds, unless spent and left nats together would then stand
         more than `band` away from the budget. A row without the record of its past has none left.
         """
         if self.params.kl_budget is None:
-            return Plan() if self.params.floors else None
+            return StepPlan() if self.params.floors else None
         budget, at = self.params.kl_budget, len(self.prefix)
         most = (1 + band) * budget
         if at <= self.prompt_length:
-            return Plan(0.0, budget, most)
+            return StepPlan(0.0, budget, most)
         last = self.steps.get(at - 1)
         if last is None or last.plan is None:
-            return Plan(most, 0.0, most)
+            return StepPlan(most, 0.0, most)
         before = last.plan.before if last.plan.beta is None else last.plan.beta
         spent = last.plan.spent + last.kl
         left = last.plan.after.get(int(self.prefix[-1]), budget - spent)
         left = min(max(left, (1 - band) * budget - spent), most - spent)
-        return Plan(spent, left, most, before)
+        return StepPlan(spent, left, most, before)
 
     def follows(self, sequence: Ids) -> bool:
         """Whether this row can have produced `sequence`, prompt included.

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from trimtab.params import GuidanceParams
-from trimtab.scoring.text import Told
+from trimtab.scoring.text import PromptContext
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Request:
     prompt_token_ids: Sequence[int]
     seed: int
     max_tokens: int
-    told: Told = field(default_factory=Told)
+    told: PromptContext = field(default_factory=PromptContext)
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import pytest
 from trimtab import records
 from trimtab.params import GuidanceParams
 from trimtab.records import Records, size
-from trimtab.rows import Fault, Row, Step
+from trimtab.rows import Row, RowFault, Step
 
 
 def row(key, **params):
@@ -48,7 +48,7 @@ def test_the_estimate_is_honest(k):
 def test_traces_go_first_and_the_oldest_of_them(monkeypatch):
     monkeypatch.setattr(records, "MAX_BYTES", 3 * 50 * size(step(32)))
     kept, rows = Records(), [row(str(i), trace=i != 1) for i in range(6)]
-    rows[1].fault = Fault("a", "failed")
+    rows[1].fault = RowFault("a", "failed")
     for one in rows:
         grow(kept, one, 50, 32 if one.params.trace else 0)
         assert kept.total <= records.MAX_BYTES

@@ -3,7 +3,7 @@
 import math
 import random
 
-from trimtab.search import Drawn, Problem, Scored, drive, start
+from trimtab.search import Drawn, Problem, ScoredSequence, drive, start
 from trimtab_lab.worlds.tiny import EOS, LENGTH, VOCABULARY, ended
 
 
@@ -62,7 +62,7 @@ class TinyEngine:
             self.told.append(prefix)
             self.scored += len(prefix)
             value = self.value(prefix)
-            answers.append(Scored(value, {"exact": value}, len(prefix)))
+            answers.append(ScoredSequence(value, {"exact": value}, len(prefix)))
         return answers
 
     def completion(self, sequence):

@@ -10,12 +10,12 @@ from transformers import AutoTokenizer
 
 from trimtab.sampling import Completion, Drawing
 from trimtab_lab.rollouts.journal import Journal
-from trimtab_lab.rollouts.prompts import Prompt
+from trimtab_lab.rollouts.prompts import RolloutPrompt
 from trimtab_lab.rollouts.run import roll_out
 from trimtab_models import demo
 
 DRAWING = Drawing(n=40, max_tokens=12)
-TEXTS = [f"Prompt {i}." for i in range(10)]
+TEXTS = [f"RolloutPrompt {i}." for i in range(10)]
 
 
 class MadeUp:
@@ -42,7 +42,7 @@ class MadeUp:
 
 
 def prompts(sampler):
-    return [Prompt(text, sampler.tokenizer(text).input_ids) for text in TEXTS]
+    return [RolloutPrompt(text, sampler.tokenizer(text).input_ids) for text in TEXTS]
 
 
 def count_words(records):

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from trimtab.scoring.text import Told, template
+from trimtab.scoring.text import PromptContext, template
 from trimtab_server.state import Version
 from trimtab_server.turns import turns
 
@@ -192,7 +192,7 @@ def test_odd_messages_are_left_to_the_route(messages):
             result += read(path, fields)
     for conversation in result:
         assert conversation is None or conversation
-        assert told(carried(Told(turns=conversation))) == Told(turns=conversation)
+        assert told(carried(PromptContext(turns=conversation))) == PromptContext(turns=conversation)
 
 
 def test_a_template_gets_tool_calls_as_transformers_has_them():

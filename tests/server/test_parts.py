@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 
 from trimtab.errors import InvalidGuidance
-from trimtab.scoring.text import Told
+from trimtab.scoring.text import PromptContext
 from trimtab_server import limits
 from trimtab_server.auth import ApiKeys
 from trimtab_server.errors import NotReady
@@ -211,7 +211,7 @@ async def test_a_conversation_goes_to_scorers_that_read_it(monkeypatch, reads):
     monkeypatch.setattr(rpc, "call", call)
     await answer(Guidance(route, served, None), scope, receive)
     turns = [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "A b"}]
-    assert told(found) == Told(turns=turns if reads == "chat" else None)
+    assert told(found) == PromptContext(turns=turns if reads == "chat" else None)
     assert found["trimtab_versions"] == "s@3"
 
 
@@ -222,7 +222,7 @@ def test_what_is_told_of_a_prompt_is_checked_at_the_front(given):
     extra = {"trimtab_beta": 1.0, "trimtab_prompt": given}
     with pytest.raises(InvalidGuidance, match="set by the server"):
         GuidanceProcessor.validate_params(SamplingParams(extra_args=extra))
-    known = Told(4, [{"role": "user", "content": "ü"}])
+    known = PromptContext(4, [{"role": "user", "content": "ü"}])
     assert told(carried(known)) == known
     GuidanceProcessor.validate_params(SamplingParams(extra_args={**extra, **carried(known)}))
 

@@ -12,7 +12,7 @@ from trimtab_server.protocol import GenerateRequest
 from trimtab_server.upstream.client import Unusable
 from trimtab_server.upstream.holdback import Shown
 from trimtab_server.upstream.naming import Position, read_chat, read_completion
-from trimtab_server.upstream.sampling import FILLERS, Sampler, spread
+from trimtab_server.upstream.sampling import FILLERS, TokenSampler, spread
 from trimtab_server.upstream.texts import Pieces
 
 
@@ -61,15 +61,15 @@ def test_an_unknown_vocabulary_is_as_large_as_it_must_be():
 )
 def test_sampling(fields, expected):
     asked = GenerateRequest(prompt="x", seed=1, **fields)
-    sampler = Sampler(asked, 0)
+    sampler = TokenSampler(asked, 0)
     logits = torch.tensor([0.6, 0.3, 0.1]).log()
     drawn = torch.tensor([sampler.draw([0, 1, 2], logits) for _ in range(2000)])
     shares = torch.bincount(drawn, minlength=3) / 2000
     assert torch.allclose(shares, torch.tensor(expected) / sum(expected), atol=0.05)
-    again = Sampler(asked, 0)
+    again = TokenSampler(asked, 0)
     assert [again.draw([0, 1, 2], logits) for _ in range(50)] == drawn[:50].tolist()
     if not sampler.greedy:
-        other = Sampler(asked, 1)
+        other = TokenSampler(asked, 1)
         assert [other.draw([0, 1, 2], logits) for _ in range(50)] != drawn[:50].tolist()
 
 

@@ -12,7 +12,7 @@ from trimtab.errors import ScorerLoadError
 from trimtab.scorers.base import Scorer
 from trimtab.scorers.loader import Loader, imported
 from trimtab.scoring.pool import Ids
-from trimtab.scoring.text import Decoder, Prompt
+from trimtab.scoring.text import Detokenizer, Prompt
 from trimtab_models.checkpoint import ScorerInfo
 
 
@@ -28,7 +28,7 @@ class FunctionScorer(Scorer):
     def __init__(
         self,
         function: Callable[..., float],
-        tokenizer: Decoder | None = None,
+        tokenizer: Detokenizer | None = None,
         info: ScorerInfo | None = None,
     ) -> None:
         super().__init__(info or ScorerInfo(objective="function"))

@@ -14,7 +14,7 @@ from trimtab.scoring.attention import NAME as PREFIX_ATTENTION
 from trimtab.scoring.backbone import Backbone
 from trimtab.scoring.cross import CrossBackbone
 from trimtab.scoring.retokenise import Retokeniser
-from trimtab.scoring.text import Decoder, Reader, template
+from trimtab.scoring.text import Detokenizer, Reader, template
 from trimtab_models import checkpoint, classify, peft, pretrained
 from trimtab_models.checkpoint import Family, ScorerInfo
 
@@ -32,7 +32,7 @@ class Loader:
     tokens. vocab_size: of the base. pool_bytes: of each prefix pool. loaded: the scorers so far.
     """
 
-    tokenizer: Decoder | None
+    tokenizer: Detokenizer | None
     max_length: int
     vocab_size: int
     pool_bytes: int
@@ -107,7 +107,7 @@ class Loader:
             raise ScorerLoadError("its tokenizer has no chat template, which reads=chat needs")
         return render if spec.reads in ("chat", None) else None
 
-    def decoder(self) -> Decoder:
+    def decoder(self) -> Detokenizer:
         """The base's tokenizer, for scorers that read text.
 
         Raises:

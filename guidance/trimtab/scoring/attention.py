@@ -37,7 +37,7 @@ class Block:
 
 
 @dataclass
-class Group:
+class AttentionGroup:
     """Rows of like size, attended in one call. Queries and keys are padded within it only."""
 
     query_index: Tensor  # [rows·Q] into the packed tokens
@@ -65,16 +65,16 @@ class Group:
 
 
 @dataclass
-class Plan:
+class AttentionPlan:
     """Where each packed token's K/V goes, and what each may see. Made once a step."""
 
     pool: PrefixPool
     new_slots: Tensor  # [tokens]
-    groups: list[Group]
+    groups: list[AttentionGroup]
     scatter: Tensor | None  # [tokens] packed token → its place among the groups' queries
 
     @classmethod
-    def build(cls, pool: PrefixPool, blocks: list[Block], new_slots: Ids) -> "Plan":
+    def build(cls, pool: PrefixPool, blocks: list[Block], new_slots: Ids) -> "AttentionPlan":
         """Group the blocks by size, so that padding stays small where lengths differ much."""
         device = pool.k.device
         first = np.cumsum([0] + [block.queries for block in blocks])
@@ -99,7 +99,7 @@ class Plan:
                 places[first[i] : first[i] + n] = offset + r * q_max + np.arange(n)
             offset += len(members) * q_max
             groups.append(
-                Group(
+                AttentionGroup(
                     torch.from_numpy(query_index.ravel()).to(device),
                     torch.from_numpy(kv_index.ravel()).to(device),
                     torch.from_numpy(own).to(device),
@@ -120,7 +120,7 @@ def prefix_attention(
     attention_mask: Tensor | None,
     *,
     scaling: float,
-    trimtab_plan: Plan,
+    trimtab_plan: AttentionPlan,
     sliding_window: int | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:

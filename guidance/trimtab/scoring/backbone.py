@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 from trimtab.errors import ScorerLoadError
 from trimtab.scoring import deadline
 from trimtab.scoring.attention import NAME as PREFIX_ATTENTION
-from trimtab.scoring.attention import Block, Plan
+from trimtab.scoring.attention import AttentionPlan, Block
 from trimtab.scoring.pool import NO_IDS, Ids, PoolFull, PrefixPool
 from trimtab.scoring.text import Prompt
 from trimtab_models.networks import split
@@ -201,7 +201,7 @@ class Backbone:
         if not wave.blocks:
             return torch.empty(0, self.network.config.get_text_config().hidden_size)
         device = self.pool.k.device
-        plan = Plan.build(self.pool, wave.blocks, np.concatenate(wave.slots))
+        plan = AttentionPlan.build(self.pool, wave.blocks, np.concatenate(wave.slots))
         ids = torch.from_numpy(np.concatenate(wave.ids)).to(device)
         positions = torch.from_numpy(np.concatenate(wave.positions)).to(device)
         self.tokens_forwarded += len(ids)

@@ -44,7 +44,7 @@ class Prompt:
 
 
 @dataclass(frozen=True)
-class Told:
+class PromptContext:
     """What the engine does not know of a prompt."""
 
     length: int | None = None  # where the prompt ends, if the engine continues a part of the answer
@@ -55,7 +55,7 @@ Render: TypeAlias = Callable[[Turns], str]
 """A conversation → the text in which the scorer's own model expects its next answer."""
 
 
-class Decoder(Protocol):
+class Detokenizer(Protocol):
     """The base's tokenizer, as far as it is needed here."""
 
     def decode(self, token_ids: Any, /, *, skip_special_tokens: bool = False) -> Any:
@@ -112,7 +112,7 @@ class Reader:
             of one counts as a single turn of the user. Without, a prompt is its own text.
     """
 
-    def __init__(self, decoder: Decoder, render: Render | None = None) -> None:
+    def __init__(self, decoder: Detokenizer, render: Render | None = None) -> None:
         self.decoder = decoder
         self.render = render
         self._prompts: OrderedDict[int, tuple[Ids, Turns | None, str]] = OrderedDict()

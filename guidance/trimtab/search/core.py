@@ -2,7 +2,7 @@
 
 A search is a generator. It yields turns and is sent their answers:
 
-    [Draw | Score, …]   →   [Drawn | Scored, …] in the same order, all of them at once
+    [Draw | Score, …]   →   [Drawn | ScoredSequence, …] in the same order, all of them at once
     Commit              →   None: these tokens are final, and may be shown
 
 and it returns a Result. A driver runs the asks of a turn as one batch, of many searches together
@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 from trimtab.params import GuidanceParams
 from trimtab.sampling import sample_seed
-from trimtab.scoring.text import Told, Turns
+from trimtab.scoring.text import PromptContext, Turns
 
 Ids = tuple[int, ...]
 
@@ -30,7 +30,7 @@ class Draw:
     seed: int
     top: int = 0  # how many of the first step's most likely tokens to tell
     guided: bool = False  # by the request's scorers, token by token
-    told: Told = field(default_factory=Told)  # of the prompt
+    told: PromptContext = field(default_factory=PromptContext)  # of the prompt
 
 
 @dataclass(frozen=True)
@@ -51,11 +51,11 @@ class Score:
 
     sequence: Ids  # prompt included, at least two tokens
     row: int
-    told: Told = field(default_factory=Told)  # of the prompt
+    told: PromptContext = field(default_factory=PromptContext)  # of the prompt
 
 
 @dataclass(frozen=True)
-class Scored:
+class ScoredSequence:
     """What a sequence is worth: value = Σ_i w_i·s_i, at strength β where a scorer depends on it."""
 
     value: float
@@ -96,9 +96,9 @@ class Problem:
         return Draw(prefix, left, seed, guided=guided, told=self.told)
 
     @property
-    def told(self) -> Told:
+    def told(self) -> PromptContext:
         """What scorers that read text should know of the prompt."""
-        return Told(len(self.prompt), self.turns)
+        return PromptContext(len(self.prompt), self.turns)
 
     @property
     def guided(self) -> bool:
@@ -134,7 +134,7 @@ class Usage:
     read_tokens: int = 0  # prompt and prefix tokens that the base read, for lack of their K/V
     scorer_tokens: int = 0  # through the scorers' networks
 
-    def add(self, answer: Drawn | Scored) -> None:
+    def add(self, answer: Drawn | ScoredSequence) -> None:
         """Count an answer."""
         self.scorer_tokens += answer.scorer_tokens
         if isinstance(answer, Drawn):
@@ -181,7 +181,7 @@ def counted(problem: Problem, method: Method) -> Search:
 
 def scored(
     problem: Problem, paths: Sequence[Path]
-) -> Generator[list[Score], list[Scored], list[Path]]:
+) -> Generator[list[Score], list[ScoredSequence], list[Path]]:
     """The same paths with their values; equal ones are scored once."""
     distinct = list(dict.fromkeys(path.token_ids for path in paths))
     asks = enumerate(distinct)

@@ -11,7 +11,7 @@ from trimtab.guide import Guide
 from trimtab.params import GuidanceParams
 from trimtab.rows import Row
 from trimtab.scorers import CompositeScorer, Scorer
-from trimtab.scoring.text import Told
+from trimtab.scoring.text import PromptContext
 
 
 def score_sequences(
@@ -19,7 +19,7 @@ def score_sequences(
     params: GuidanceParams,
     sequences: Sequence[Sequence[int]],
     keys: Sequence[int],
-    told: Sequence[Told] = (),
+    told: Sequence[PromptContext] = (),
     scorers: Mapping[str, Scorer] | None = None,
 ) -> dict[str, Any]:
     """Σ_i w_i·s_i of each sequence, and each s_i; (s_i − mean)/deviation if `normalize`.
@@ -34,7 +34,7 @@ def score_sequences(
         networks, "error": None or {"scorer", "message", "overrun"}}
     """
     scorers = guide.registry.scorers if scorers is None else scorers
-    told = told or [Told()] * len(sequences)
+    told = told or [PromptContext()] * len(sequences)
     groups: dict[tuple[int, ...], list[int]] = {}  # prompt's length, prefix → numbers of sequences
     for i, sequence in enumerate(sequences):
         groups.setdefault((told[i].length or 0, *sequence[:-1]), []).append(i)

@@ -3,13 +3,13 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from trimtab.search.core import Commit, Draw, Drawn, Result, Score, Scored, Search
+from trimtab.search.core import Commit, Draw, Drawn, Result, Score, ScoredSequence, Search
 
 
 def drive(
     searches: Sequence[Search],
     draw: Callable[[list[Draw]], Sequence[Drawn]],
-    score: Callable[[list[tuple[int, Score]]], Sequence[Scored]],
+    score: Callable[[list[tuple[int, Score]]], Sequence[ScoredSequence]],
 ) -> list[Result]:
     """Run searches to their ends, in step: a turn's draws are one call, and so are its scores.
 

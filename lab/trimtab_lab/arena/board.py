@@ -18,7 +18,7 @@ ORACLE = "best-of-{} by the reward itself"
 
 
 @dataclass(frozen=True)
-class Row:
+class BoardRow:
     """A line of the leaderboard."""
 
     method: str
@@ -72,7 +72,7 @@ class Board:
         return estimate(self.base_reward)
 
     @cached_property
-    def rows(self) -> list[Row]:
+    def rows(self) -> list[BoardRow]:
         """A line a method, the most reward at equal KL first; those without a KL by reward."""
         listed = [
             self._row(name, runs)
@@ -114,7 +114,7 @@ class Board:
             return max(runs, key=lambda run: float(run.reward(self.gold).mean()))
         return min(known, key=lambda run: abs(np.sqrt(run.spent.mean()) - np.sqrt(self.kl)))
 
-    def _row(self, name: str, runs: Sequence[Run]) -> Row:
+    def _row(self, name: str, runs: Sequence[Run]) -> BoardRow:
         run, method = self.nearest(runs), METHODS[name]
         zero = np.zeros_like(self.base_reward)
         points = [(self.base_reward, zero), *((r.reward(self.gold), r.spent) for r in runs)]
@@ -125,7 +125,7 @@ class Board:
         n = min(ours.shape[1], theirs.shape[1])
         answers = sum(map(len, run.tokens))
         kl = float(run.spent.mean())
-        return Row(
+        return BoardRow(
             method=name,
             source=method.source,
             strength=run.strength,
@@ -144,10 +144,10 @@ class Board:
             diversity=run.diversity if np.isfinite(run.diversity) else None,
         )
 
-    def _oracle(self, n: int) -> Row:
+    def _oracle(self, n: int) -> BoardRow:
         rewards, kl = best_of(self.base_samples, n)
         theirs = np.asarray(self.base.rewards[self.gold])
-        return Row(
+        return BoardRow(
             method=ORACLE.format(n),
             source="not a method: it knows the reward",
             strength=0.0,

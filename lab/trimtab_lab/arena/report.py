@@ -14,7 +14,7 @@ import numpy as np
 from scipy.stats import page_trend_test
 
 from trimtab_lab.arena import claims, plots, values
-from trimtab_lab.arena.board import Board, Row
+from trimtab_lab.arena.board import Board, BoardRow
 from trimtab_lab.arena.frontier import Floats
 from trimtab_lab.arena.judge import Verdict, verdicts
 from trimtab_lab.arena.methods import COMPOSED, DIAL, METHODS
@@ -250,7 +250,7 @@ def _made_by(facts: Mapping[str, Any]) -> str:
     return f"`{facts['command']}` on {facts['cores']} cores ({facts['machine']}); {packages}."
 
 
-def _line(row: Row) -> str:
+def _line(row: BoardRow) -> str:
     at = "" if row.at_kl is None else str(row.at_kl)
     kl = "" if row.kl is None else f"{'≤ ' if row.bound else ''}{row.kl:.2f}"
     share = "" if row.efficiency is None else str(row.efficiency)

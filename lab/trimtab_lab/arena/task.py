@@ -22,7 +22,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from trimtab.errors import TrimtabError
 from trimtab_lab.arena.methods import COMPOSED, METHODS, SUMS, TRAININGS
-from trimtab_lab.rollouts.prompts import Prompt, check_lengths, read
+from trimtab_lab.rollouts.prompts import RolloutPrompt, check_lengths, read
 from trimtab_lab.worlds import WORLDS, World
 from trimtab_models import networks, pretrained, rewards
 from trimtab_models.data.fields import shared
@@ -209,7 +209,7 @@ def own_world(
     )
 
 
-def _tell(path: Path, tokenizer: Any, found: Sequence[Prompt], texts: Sequence[str]) -> None:
+def _tell(path: Path, tokenizer: Any, found: Sequence[RolloutPrompt], texts: Sequence[str]) -> None:
     """Log how many prompts are not judged, or not as they were given."""
     if doubled := len(texts) - len(set(texts)):
         log.warning("%s: %d of %d prompts are left out: others again.", path, doubled, len(texts))

@@ -18,7 +18,7 @@ from trimtab.errors import TrimtabError
 from trimtab.sampling import Completion, Drawing
 from trimtab_lab.rollouts.journal import Journal
 from trimtab_lab.rollouts.prompts import check_lengths
-from trimtab_lab.rollouts.run import Drawn, Group, Record, answer_of, run
+from trimtab_lab.rollouts.run import Drawn, PromptGroup, Record, answer_of, run
 from trimtab_models import rewards
 from trimtab_models.data import encoding, formats, sources
 from trimtab_models.data.faults import Fault, convert, noting
@@ -105,7 +105,7 @@ def complete(
     check_lengths(sizes, drawing.max_tokens, sampler.max_length)
     there = {record["index"] for record in journal.records}
     groups = [
-        Group(
+        PromptGroup(
             i,
             [*half.source["prompt_token_ids"], *half.source["completion_token_ids"][: half.kept]],
             range(drawing.n),
@@ -115,7 +115,7 @@ def complete(
         if i not in there
     ]
 
-    def answer(group: Group, one: Completion) -> Record:
+    def answer(group: PromptGroup, one: Completion) -> Record:
         source = cuts[group.index].source
         ids = [*source["completion_token_ids"][: group.done], *one.token_ids]
         return {

@@ -16,7 +16,7 @@ from typing import Any
 
 from trimtab.errors import TrimtabError
 from trimtab_models.data import chats, encoding
-from trimtab_models.data.faults import BrokenRows, Fault, Record, Row, convert, kind, noting
+from trimtab_models.data.faults import BrokenRows, DataRow, Fault, Record, convert, kind, noting
 from trimtab_models.data.faults import field as field_of
 from trimtab_models.data.fields import ANSWER, of_prompt
 from trimtab_models.data.lines import json_lines, lines
@@ -26,7 +26,7 @@ OURS = ("prompt", "prompt_token_ids")
 
 
 @dataclass(frozen=True)
-class Prompt:
+class RolloutPrompt:
     """A prompt as text or messages, as the model reads it, what else its line said, and where it
     stands ("file, line 3").
     """
@@ -37,7 +37,7 @@ class Prompt:
     place: str = "a prompt"
 
 
-def read(path: str | Path, tokenizer: Any, *, raw: bool = False) -> list[Prompt]:
+def read(path: str | Path, tokenizer: Any, *, raw: bool = False) -> list[RolloutPrompt]:
     """The prompts of a file, in its order.
 
     Raises:
@@ -51,7 +51,7 @@ def read(path: str | Path, tokenizer: Any, *, raw: bool = False) -> list[Prompt]
     places: list[str] = []
     others: Counter[str] = Counter()
 
-    def prompt(record: Record) -> Prompt:
+    def prompt(record: Record) -> RolloutPrompt:
         others.update(name for name in ANSWER if name in record and name != "label")
         return _prompt(record, tokenizer, vocabulary)
 
@@ -87,19 +87,19 @@ def check_lengths(sizes: Sequence[tuple[str, int]], max_tokens: int, most: int) 
         )
 
 
-def _texts(path: str | Path, chat: bool) -> Iterator[Row]:
+def _texts(path: str | Path, chat: bool) -> Iterator[DataRow]:
     for place, line in lines(path):
         if line is None:
-            yield Row(place, {}, "not UTF-8")
+            yield DataRow(place, {}, "not UTF-8")
         else:
-            yield Row(place, {"prompt": _said(line.strip()) if chat else line})
+            yield DataRow(place, {"prompt": _said(line.strip()) if chat else line})
 
 
 def _said(text: str) -> list[dict[str, Any]]:
     return [{"role": "user", "content": text}]
 
 
-def _prompt(row: Record, tokenizer: Any, vocabulary: int) -> Prompt:
+def _prompt(row: Record, tokenizer: Any, vocabulary: int) -> RolloutPrompt:
     content = field_of(row, "prompt")
     if not isinstance(content, str | list):
         raise Fault(f"'prompt' is {kind(content)}; expected text or a list of messages")
@@ -115,7 +115,7 @@ def _prompt(row: Record, tokenizer: Any, vocabulary: int) -> Prompt:
     fields = {name: value for name, value in of_prompt(row).items() if name not in OURS}
     if "label" in row:
         fields["label"] = row["label"]
-    return Prompt(content, ids, fields)
+    return RolloutPrompt(content, ids, fields)
 
 
 def _ids(row: Record, content: str | list[Any], tokenizer: Any) -> list[int]:

@@ -15,20 +15,20 @@ from tqdm import tqdm
 
 from trimtab.sampling import Completion, Drawing, Request, sample_seed
 from trimtab_lab.rollouts.journal import Journal
-from trimtab_lab.rollouts.prompts import Prompt, check_lengths
+from trimtab_lab.rollouts.prompts import RolloutPrompt, check_lengths
 from trimtab_models import rewards
 
 if TYPE_CHECKING:  # it imports vLLM, which takes seconds
     from trimtab.adapters.vllm.offline import Sampler
 
 Record = dict[str, Any]
-Drawn = list[tuple["Group", list[Completion]]]
+Drawn = list[tuple["PromptGroup", list[Completion]]]
 BATCH = 64
 """Answers that are labelled and written at a time, about."""
 
 
 @dataclass(frozen=True)
-class Group:
+class PromptGroup:
     """Samples to draw from one prefix, of which `done` tokens are the answer's own already."""
 
     index: int
@@ -39,7 +39,7 @@ class Group:
 
 def roll_out(
     sampler: "Sampler",
-    prompts: Sequence[Prompt],
+    prompts: Sequence[RolloutPrompt],
     drawing: Drawing,
     reward: rewards.Reward | None,
     journal: Journal,
@@ -54,7 +54,7 @@ def roll_out(
     check_lengths(sizes, drawing.max_tokens, sampler.max_length)
     there = {(record["index"], record["sample"]) for record in journal.records}
     groups = [
-        Group(i, prompt.token_ids, [j])
+        PromptGroup(i, prompt.token_ids, [j])
         for i, prompt in enumerate(prompts)
         for j in range(drawing.n)
         if (i, j) not in there
@@ -74,7 +74,7 @@ def roll_out(
         ratios = [round(ratio, 6) for ratio in one.log_ratios]
         return {**kl, "strength": strength, "log_ratios": ratios}
 
-    def record(group: Group, one: Completion) -> Record:
+    def record(group: PromptGroup, one: Completion) -> Record:
         prompt = prompts[group.index]
         # A "label" is the prompt's own, for the reward to read; alone it would be the answer's.
         unread = () if reward else ("label",)
@@ -113,7 +113,7 @@ def answer_of(sampler: "Sampler", prompt: Any, ids: Sequence[int]) -> Any:
 
 def run(
     sampler: "Sampler",
-    groups: Sequence[Group],
+    groups: Sequence[PromptGroup],
     drawing: Drawing,
     finish: Callable[[Drawn], list[Record]],
     journal: Journal,
@@ -141,8 +141,8 @@ def run(
 
 
 def _drawn(
-    sampler: "Sampler", groups: Sequence[Group], drawing: Drawing, tick: Callable[[], Any]
-) -> Iterator[tuple[Group, list[Completion]]]:
+    sampler: "Sampler", groups: Sequence[PromptGroup], drawing: Drawing, tick: Callable[[], Any]
+) -> Iterator[tuple[PromptGroup, list[Completion]]]:
     """Groups with their completions, each as soon as it has them all."""
     have: dict[int, dict[int, Completion]] = {}  # by place in `groups`, by sample
 

@@ -29,7 +29,7 @@ class BrokenRows(ValueError):
     """Rows that cannot be used, and where they are."""
 
 
-class Row(NamedTuple):
+class DataRow(NamedTuple):
     """A record, where it came from ("file, line 3"), and what kept it from being read, if so."""
 
     place: str
@@ -37,19 +37,19 @@ class Row(NamedTuple):
     fault: str = ""
 
 
-def numbered(records: Iterable[Record]) -> Iterable[Row]:
+def numbered(records: Iterable[Record]) -> Iterable[DataRow]:
     """Rows of records in memory: "record 0" and so on."""
-    return (Row(f"record {i}", record) for i, record in enumerate(records))
+    return (DataRow(f"record {i}", record) for i, record in enumerate(records))
 
 
-def noting(rows: Iterable[Row], places: list[str]) -> Iterable[Row]:
+def noting(rows: Iterable[DataRow], places: list[str]) -> Iterable[DataRow]:
     """The same rows, the place of each put into a list as it passes."""
     for row in rows:
         places.append(row.place)
         yield row
 
 
-def convert(rows: Iterable[Row], reader: Callable[[Record], Item], what: str) -> list[Item]:
+def convert(rows: Iterable[DataRow], reader: Callable[[Record], Item], what: str) -> list[Item]:
     """Every row through a reader, but for those that it leaves out.
 
     Args:

@@ -14,11 +14,11 @@ import torch
 from trimtab_models.data.chats import messages
 from trimtab_models.data.encoding import Encoder, cut
 from trimtab_models.data.faults import (
+    DataRow,
     Fault,
     Item,
     Left,
     Record,
-    Row,
     convert,
     field,
     kind,
@@ -205,7 +205,7 @@ FORMATS: dict[str, Callable[[Record, Encoder], Any]] = {
 
 
 def items(
-    rows: Iterable[Row],
+    rows: Iterable[DataRow],
     reader: Callable[[Record, Encoder], Item],
     encoder: Encoder,
     reads: int | None = None,

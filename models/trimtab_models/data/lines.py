@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from trimtab_models.data.faults import Fault, Record, Row, word
+from trimtab_models.data.faults import DataRow, Fault, Record, word
 
 BROKEN = "not JSON that can be read"
 ARRAY = "a JSON array; expected JSON Lines, one object a line (jq -c '.[]' FILE makes them)"
@@ -37,16 +37,16 @@ def lines(path: str | Path) -> Iterator[tuple[str, str | None]]:
                     yield f"{path}, line {number}", text
 
 
-def json_lines(path: str | Path) -> Iterator[Row]:
+def json_lines(path: str | Path) -> Iterator[DataRow]:
     """The rows of a JSON Lines file, those that cannot be read among them; raises OSError."""
     for number, (place, text) in enumerate(lines(path)):
         if number == 0 and text is not None and text.lstrip().startswith("["):
-            yield Row(place, {}, ARRAY)
+            yield DataRow(place, {}, ARRAY)
             return
         try:
-            yield Row(place, _record(text))
+            yield DataRow(place, _record(text))
         except Fault as fault:
-            yield Row(place, {}, str(fault))
+            yield DataRow(place, {}, str(fault))
 
 
 def _record(text: str | None) -> Record:

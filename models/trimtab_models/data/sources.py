@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from trimtab_models import outputs
-from trimtab_models.data.faults import Record, Row, convert, word
+from trimtab_models.data.faults import DataRow, Record, convert, word
 from trimtab_models.data.lines import json_lines
 
 _NAME = re.compile(r"(?P<name>[^:]+)(?::(?P<config>[\w.+-]+)(?=:))?(?::(?P<split>.+))?")
@@ -40,7 +40,7 @@ def write(path: str | Path, records: Iterable[Mapping[str, Any]]) -> None:
         file.writelines(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
 
 
-def rows(source: str | Path) -> Iterator[Row]:
+def rows(source: str | Path) -> Iterator[DataRow]:
     """The rows of a source, in its order, those that cannot be read among them."""
     path = Path(source)
     if path.is_dir():
@@ -51,11 +51,11 @@ def rows(source: str | Path) -> Iterator[Row]:
         yield from _named(str(source))
 
 
-def _file(path: Path) -> Iterator[Row]:
+def _file(path: Path) -> Iterator[DataRow]:
     return _parquet(path) if path.suffix == ".parquet" else json_lines(path)
 
 
-def _parquet(path: Path) -> Iterator[Row]:
+def _parquet(path: Path) -> Iterator[DataRow]:
     return _data_set(path, _datasets().Dataset.from_parquet(str(path)))
 
 
@@ -69,10 +69,10 @@ def _datasets() -> Any:
     return datasets
 
 
-def _data_set(name: object, data_set: Iterable[Record]) -> Iterator[Row]:
+def _data_set(name: object, data_set: Iterable[Record]) -> Iterator[DataRow]:
     """Rows of `datasets`, named as Python would find them: name[3]."""
     return (
-        Row(f"{name}[{i}]", {column: _unfilled(value) for column, value in record.items()})
+        DataRow(f"{name}[{i}]", {column: _unfilled(value) for column, value in record.items()})
         for i, record in enumerate(data_set)
     )
 
@@ -89,7 +89,7 @@ def _unfilled(value: Any) -> Any:
     return {k: _unfilled(v) for k, v in value.items() if v is not None or k == "content"}
 
 
-def _directory(path: Path) -> Iterator[Row]:
+def _directory(path: Path) -> Iterator[DataRow]:
     if _is_saved(path):
         yield from _saved(path, None)
         return
@@ -107,7 +107,7 @@ def _is_saved(path: Path) -> bool:
     return any((path / name).exists() for name in ("state.json", "dataset_dict.json"))
 
 
-def _saved(path: Path, split: str | None) -> Iterator[Row]:
+def _saved(path: Path, split: str | None) -> Iterator[DataRow]:
     saved = _datasets().load_from_disk(str(path))
     if isinstance(saved, _datasets().Dataset):
         if split is not None:
@@ -120,7 +120,7 @@ def _saved(path: Path, split: str | None) -> Iterator[Row]:
     return _data_set(f"{path}:{name}", saved[name])
 
 
-def _named(source: str) -> Iterator[Row]:
+def _named(source: str) -> Iterator[DataRow]:
     match = _NAME.fullmatch(source)
     name, config, split = match.group("name", "config", "split") if match else (source, None, None)
     if _is_saved(Path(name)):

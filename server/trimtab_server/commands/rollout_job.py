@@ -13,7 +13,7 @@ from trimtab.params import GuidanceParams
 from trimtab.sampling import Drawing
 from trimtab_lab.rollouts.journal import Journal
 from trimtab_lab.rollouts.prefixes import Half, complete, halves
-from trimtab_lab.rollouts.prompts import Prompt, read
+from trimtab_lab.rollouts.prompts import RolloutPrompt, read
 from trimtab_lab.rollouts.run import roll_out
 from trimtab_models import pretrained, rewards
 from trimtab_models.data.encoding import vocabulary
@@ -74,7 +74,7 @@ def _fill(
 ) -> None:
     """Draw what the file lacks."""
     cuts: list[Half] = []
-    texts: list[Prompt] = []
+    texts: list[RolloutPrompt] = []
     if options["complete"] is not None:
         fractions = _fractions(options["at"])
         known = vocabulary(_tokenizer(model))

@@ -39,8 +39,8 @@ from trimtab_server.upstream import routes
 from trimtab_server.upstream.client import Client
 from trimtab_server.upstream.ids import ById
 from trimtab_server.upstream.naming import Naming
-from trimtab_server.upstream.state import State
-from trimtab_server.upstream.steps import Decoder
+from trimtab_server.upstream.state import UpstreamState
+from trimtab_server.upstream.steps import UpstreamDecoder
 from trimtab_server.upstream.texts import ByText
 
 UNBOUNDED = 2**20
@@ -63,8 +63,10 @@ def build(settings: Settings, transport: httpx.AsyncBaseTransport | None = None)
     if not settings.scorer:
         raise StartError("give at least one scorer: --scorer NAME=PATH.")
     naming: Naming = ById(settings) if settings.tokenizer else ByText(settings)
-    decoder = Decoder(_guide(settings, naming), naming, Client(settings, transport), settings)
-    state = State(decoder, str(settings.upstream_model), settings.default_scorer or None)
+    decoder = UpstreamDecoder(
+        _guide(settings, naming), naming, Client(settings, transport), settings
+    )
+    state = UpstreamState(decoder, str(settings.upstream_model), settings.default_scorer or None)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -133,7 +135,7 @@ async def _run(app: FastAPI, settings: Settings, listener: socket.socket, signal
     begin.cancel()
 
 
-async def _begin(state: State, address: str) -> None:
+async def _begin(state: UpstreamState, address: str) -> None:
     await state.sing()
     for doubt in doubts(await state.decoder.described()):
         log.warning("%s", doubt)
@@ -146,7 +148,7 @@ async def _health() -> dict[str, str]:
 
 
 async def _ready(request: Request) -> dict[str, str]:
-    state: State = request.app.state.upstream
+    state: UpstreamState = request.app.state.upstream
     if state.sung and not state.well and not await state.again.done(state.sing):
         raise NotReady("not ready: scorers and upstream are being asked again.")
     if not state.well:
@@ -167,7 +169,7 @@ async def _models(request: Request) -> dict[str, Any]:
 
 
 async def _scorers(request: Request) -> dict[str, Any]:
-    state: State = request.app.state.upstream
+    state: UpstreamState = request.app.state.upstream
     default = state.default or dict.fromkeys(state.scorers, 1.0)
     try:
         found = await asyncio.wait_for(state.decoder.described(), ANSWER_SECONDS)

@@ -13,7 +13,13 @@ from trimtab_models.files import read_json
 from trimtab_server.errors import InvalidRequest, StartError
 from trimtab_server.settings import Settings
 from trimtab_server.upstream.client import Unusable
-from trimtab_server.upstream.naming import NONE, Answer, Fit, Prompt, read_completion
+from trimtab_server.upstream.naming import (
+    NONE,
+    Fit,
+    UpstreamAnswer,
+    UpstreamPrompt,
+    read_completion,
+)
 
 LENGTH = 4096
 """Most tokens of prompt and answer, where nothing tells."""
@@ -46,7 +52,7 @@ class ById:
         text: str | None = None,
         ids: Sequence[int] | None = None,
         turns: Turns | None = None,
-    ) -> Prompt:
+    ) -> UpstreamPrompt:
         """See Naming.prompt."""
         if turns is not None:
             text = self._templated(turns)
@@ -59,7 +65,7 @@ class ById:
                 f"the prompt has {len(ids)} tokens; prompt and answer together have {self.length} "
                 "at most. Shorten it."
             )
-        return Prompt(list(ids), turns=turns)
+        return UpstreamPrompt(list(ids), turns=turns)
 
     def _templated(self, turns: Turns) -> str:
         if self.tokenizer.chat_template is None:
@@ -79,11 +85,11 @@ class ById:
                 param="messages",
             ) from None
 
-    def release(self, prompt: Prompt) -> None:
+    def release(self, prompt: UpstreamPrompt) -> None:
         """See Naming.release."""
 
     def body(
-        self, prompt: Prompt, output: Sequence[int], tokens: int, greedy: bool
+        self, prompt: UpstreamPrompt, output: Sequence[int], tokens: int, greedy: bool
     ) -> dict[str, Any]:
         """See Naming.body."""
         return {
@@ -95,7 +101,7 @@ class ById:
             "return_tokens_as_token_ids": True,
         }
 
-    def read(self, data: Any) -> Answer:
+    def read(self, data: Any) -> UpstreamAnswer:
         """See Naming.read."""
         return read_completion(data, self.top, self._name)
 
@@ -107,7 +113,7 @@ class ById:
             )
         return int(digits) if int(digits) < self.columns else NONE  # rows that only pad a model
 
-    def text(self, prompt: Prompt, output: Sequence[int]) -> str:
+    def text(self, prompt: UpstreamPrompt, output: Sequence[int]) -> str:
         """See Naming.text."""
         before = prompt.ids[-AHEAD:]
         whole = self.decode([*before, *output], skip_special_tokens=True)

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, Protocol
 
-from trimtab.scoring.text import Decoder, Turns
+from trimtab.scoring.text import Detokenizer, Turns
 from trimtab_server.upstream.client import Unusable
 
 NONE = -1
@@ -18,7 +18,7 @@ ROUNDING = 0.02
 
 
 @dataclass(frozen=True)
-class Prompt:
+class UpstreamPrompt:
     """What is to be continued."""
 
     ids: list[int]
@@ -40,7 +40,7 @@ class Position:
 
 
 @dataclass(frozen=True)
-class Answer:
+class UpstreamAnswer:
     """Consecutive positions of one call."""
 
     positions: list[Position] = field(default_factory=list)
@@ -83,7 +83,7 @@ class Naming(Protocol):
         """Whether these are all the tokens there are."""
 
     @property
-    def decoder(self) -> Decoder:
+    def decoder(self) -> Detokenizer:
         """What makes text of tokens: the tokenizer, if it is here."""
 
     def prompt(
@@ -91,29 +91,29 @@ class Naming(Protocol):
         text: str | None = None,
         ids: Sequence[int] | None = None,
         turns: Turns | None = None,
-    ) -> Prompt:
+    ) -> UpstreamPrompt:
         """What is to be continued, given in one of three ways.
 
         Raises:
             InvalidRequest: the upstream cannot be given it so.
         """
 
-    def release(self, prompt: Prompt) -> None:
+    def release(self, prompt: UpstreamPrompt) -> None:
         """Forget a prompt, whose answers have ended."""
 
     def body(
-        self, prompt: Prompt, output: Sequence[int], tokens: int, greedy: bool
+        self, prompt: UpstreamPrompt, output: Sequence[int], tokens: int, greedy: bool
     ) -> dict[str, Any]:
         """The call that asks for the next tokens."""
 
-    def read(self, data: Any) -> Answer:
+    def read(self, data: Any) -> UpstreamAnswer:
         """What it answered.
 
         Raises:
             Unusable: nothing that can be used.
         """
 
-    def text(self, prompt: Prompt, output: Sequence[int]) -> str:
+    def text(self, prompt: UpstreamPrompt, output: Sequence[int]) -> str:
         """What the answer reads."""
 
     def decode(self, token_ids: Any, /, *, skip_special_tokens: bool = False) -> str:
@@ -130,7 +130,7 @@ Name = Callable[[str, Any], int]
 """A token's text, and its bytes if the upstream tells → its number, or NONE."""
 
 
-def read_completion(data: Any, top: int, name: Name) -> Answer:
+def read_completion(data: Any, top: int, name: Name) -> UpstreamAnswer:
     """An answer of a completions endpoint, at most `top` alternatives a position."""
 
     def positions(choice: Mapping[str, Any]) -> Iterable[Position]:
@@ -142,7 +142,7 @@ def read_completion(data: Any, top: int, name: Name) -> Answer:
     return _read(data, positions)
 
 
-def read_chat(data: Any, top: int, name: Name) -> Answer:
+def read_chat(data: Any, top: int, name: Name) -> UpstreamAnswer:
     """An answer of a chat endpoint."""
 
     def positions(choice: Mapping[str, Any]) -> Iterable[Position]:
@@ -153,10 +153,12 @@ def read_chat(data: Any, top: int, name: Name) -> Answer:
     return _read(data, positions)
 
 
-def _read(data: Any, positions: Callable[[Mapping[str, Any]], Iterable[Position]]) -> Answer:
+def _read(
+    data: Any, positions: Callable[[Mapping[str, Any]], Iterable[Position]]
+) -> UpstreamAnswer:
     try:
         choice = data["choices"][0]
-        answer = Answer(list(positions(choice)))
+        answer = UpstreamAnswer(list(positions(choice)))
         ended = choice["finish_reason"] not in (None, "length")
     except (AttributeError, IndexError, KeyError, OverflowError, TypeError, ValueError):
         raise Unusable("it has no log-probabilities in OpenAI's shape") from None

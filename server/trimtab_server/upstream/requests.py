@@ -12,8 +12,8 @@ from trimtab_server.caps import check_caps
 from trimtab_server.errors import InvalidRequest, UnknownModel, invalid
 from trimtab_server.protocol import GenerateRequest
 from trimtab_server.protocol import parse as parse_generate
-from trimtab_server.upstream.naming import Naming, Prompt
-from trimtab_server.upstream.state import State
+from trimtab_server.upstream.naming import Naming, UpstreamPrompt
+from trimtab_server.upstream.state import UpstreamState
 
 NEEDS_LOGITS = (
     "min_tokens",
@@ -50,12 +50,12 @@ class Asked:
     """A request, ready for the decoder."""
 
     request: GenerateRequest
-    prompts: list[Prompt]
+    prompts: list[UpstreamPrompt]
     params: GuidanceParams | None  # None: the base, without a record
     usage: bool = False  # of a stream: whether it ends with the token counts
 
 
-def generate(fields: Mapping[str, Any], state: State) -> Asked:
+def generate(fields: Mapping[str, Any], state: UpstreamState) -> Asked:
     """The body of POST /generate."""
     if "search" in fields:
         raise InvalidRequest("an upstream cannot be searched; leave search out.", param="search")
@@ -69,7 +69,7 @@ def generate(fields: Mapping[str, Any], state: State) -> Asked:
     return Asked(request, [naming.prompt(request.prompt, request.prompt_token_ids, turns)], params)
 
 
-def completion(fields: Mapping[str, Any], state: State) -> Asked:
+def completion(fields: Mapping[str, Any], state: UpstreamState) -> Asked:
     """The body of POST /v1/completions."""
     check_caps(fields)
     prompts = fields.get("prompt")
@@ -83,13 +83,13 @@ def completion(fields: Mapping[str, Any], state: State) -> Asked:
     if not requests:
         raise InvalidRequest("prompt must not be empty.", param="prompt")
 
-    def made(naming: Naming) -> list[Prompt]:
+    def made(naming: Naming) -> list[UpstreamPrompt]:
         return [naming.prompt(r.prompt, r.prompt_token_ids) for r in requests]
 
     return _asked(fields, state, requests[0], made)
 
 
-def chat(fields: Mapping[str, Any], state: State) -> Asked:
+def chat(fields: Mapping[str, Any], state: UpstreamState) -> Asked:
     """The body of POST /v1/chat/completions."""
     check_caps(fields)
     rest = _present(fields)
@@ -104,9 +104,9 @@ def chat(fields: Mapping[str, Any], state: State) -> Asked:
 
 def _asked(
     fields: Mapping[str, Any],
-    state: State,
+    state: UpstreamState,
     request: GenerateRequest,
-    made: Callable[[Naming], list[Prompt]],
+    made: Callable[[Naming], list[UpstreamPrompt]],
 ) -> Asked:
     if fields.get("model") not in (None, state.model):
         raise UnknownModel(

@@ -17,7 +17,7 @@ from trimtab_server.errors import NotReady
 from trimtab_server.events import DONE, event
 from trimtab_server.upstream import requests
 from trimtab_server.upstream.requests import Asked
-from trimtab_server.upstream.state import State
+from trimtab_server.upstream.state import UpstreamState
 from trimtab_server.upstream.steps import Piece
 
 router = APIRouter()
@@ -27,35 +27,39 @@ Body = Annotated[dict[str, Any], Depends(strict_json.fields)]
 @router.post("/generate")
 async def generate(fields: Body, request: Request) -> Response:
     """Continue a prompt under guidance; β = 0 is the upstream's own distribution."""
-    return await _answer(request, await _read(requests.generate, fields, request), Telling)
+    return await _answer(request, await _read(requests.generate, fields, request), GenerateRenderer)
 
 
 @router.post("/v1/completions")
 async def completions(fields: Body, request: Request) -> Response:
     """The same in OpenAI's shape."""
-    return await _answer(request, await _read(requests.completion, fields, request), Completion)
+    return await _answer(
+        request, await _read(requests.completion, fields, request), CompletionRenderer
+    )
 
 
 @router.post("/v1/chat/completions")
 async def chat(fields: Body, request: Request) -> Response:
     """The same for a conversation."""
-    return await _answer(request, await _read(requests.chat, fields, request), Chat)
+    return await _answer(request, await _read(requests.chat, fields, request), ChatRenderer)
 
 
 async def _read(
-    read: Callable[[Mapping[str, Any], State], Asked], fields: Mapping[str, Any], request: Request
+    read: Callable[[Mapping[str, Any], UpstreamState], Asked],
+    fields: Mapping[str, Any],
+    request: Request,
 ) -> Asked:
     """The request, read in a thread: templates and tokenizers take time with a prompt's length."""
     return await asyncio.to_thread(read, fields, _state(request))
 
 
-def _state(request: Request) -> State:
-    state: State = request.app.state.upstream
+def _state(request: Request) -> UpstreamState:
+    state: UpstreamState = request.app.state.upstream
     return state
 
 
 @dataclass
-class Telling:
+class GenerateRenderer:
     """Renders the pieces of one request's choices, in the shape of POST /generate."""
 
     model: str
@@ -95,13 +99,13 @@ class Telling:
         }
 
 
-class Completion(Telling):
+class CompletionRenderer(GenerateRenderer):
     """The shape of /v1/completions."""
 
     usage_last = False
 
     def head(self, stream: bool) -> dict[str, Any]:
-        """See Telling.head."""
+        """See GenerateRenderer.head."""
         return {
             "id": f"cmpl-{self.id}",
             "object": "text_completion",
@@ -110,7 +114,7 @@ class Completion(Telling):
         }
 
     def choice(self, piece: Piece, stream: bool) -> dict[str, Any]:
-        """See Telling.choice."""
+        """See GenerateRenderer.choice."""
         shown = {
             "index": piece.index,
             "text": piece.text,
@@ -120,16 +124,16 @@ class Completion(Telling):
         return self._with_record(shown, piece)
 
 
-class Chat(Completion):
+class ChatRenderer(CompletionRenderer):
     """The shape of /v1/chat/completions."""
 
     def head(self, stream: bool) -> dict[str, Any]:
-        """See Telling.head."""
+        """See GenerateRenderer.head."""
         kind = "chat.completion.chunk" if stream else "chat.completion"
         return {**super().head(stream), "id": f"chatcmpl-{self.id}", "object": kind}
 
     def choice(self, piece: Piece, stream: bool) -> dict[str, Any]:
-        """See Telling.choice."""
+        """See GenerateRenderer.choice."""
         said = {"role": "assistant", "content": piece.text}
         shown = {
             "index": piece.index,
@@ -140,7 +144,7 @@ class Chat(Completion):
         return self._with_record(shown, piece)
 
 
-async def _answer(request: Request, made: Asked, shape: type[Telling]) -> Response:
+async def _answer(request: Request, made: Asked, shape: type[GenerateRenderer]) -> Response:
     state = _state(request)
     telling = shape(state.model, made)
     pieces = state.decoder.run(made.prompts, made.request, made.params)
@@ -167,7 +171,7 @@ async def _whole(pieces: AsyncGenerator[Piece, None]) -> list[Piece]:
 
 
 async def _events(
-    first: Piece, pieces: AsyncGenerator[Piece, None], telling: Telling
+    first: Piece, pieces: AsyncGenerator[Piece, None], telling: GenerateRenderer
 ) -> AsyncIterator[str]:
     head, piece = telling.head(True), first
     async with aclosing(pieces):

@@ -43,7 +43,7 @@ def spread(position: Position, columns: int, closed: bool) -> Tensor:
     return logits
 
 
-class Sampler:
+class TokenSampler:
     """Draws one answer's tokens: temperature, min_p, top_k, top_p, in vLLM's order."""
 
     def __init__(self, asked: GenerateRequest, index: int) -> None:

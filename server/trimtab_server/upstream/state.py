@@ -18,7 +18,7 @@ from trimtab.scorers.base import Scorer
 from trimtab_server.protocol import GenerateRequest
 from trimtab_server.recheck import Again
 from trimtab_server.state import NOT_ASKED, SUSPENDED
-from trimtab_server.upstream.steps import Decoder
+from trimtab_server.upstream.steps import UpstreamDecoder
 
 log = logging.getLogger(__name__)
 
@@ -28,10 +28,10 @@ AGAIN_SECONDS = 10.0
 
 
 @dataclass
-class State:
+class UpstreamState:
     """The decoder, what it serves, and whether it has been seen to work."""
 
-    decoder: Decoder
+    decoder: UpstreamDecoder
     model: str
     default: Mapping[str, float] | None
     complaints: dict[str, str | None] = field(default_factory=dict)

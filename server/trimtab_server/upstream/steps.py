@@ -19,7 +19,7 @@ from trimtab.description import describe
 from trimtab.guide import Guide
 from trimtab.params import GuidanceParams
 from trimtab.rows import Row
-from trimtab.scoring.text import Told
+from trimtab.scoring.text import PromptContext
 from trimtab_server import metrics
 from trimtab_server.errors import UpstreamFailed, UpstreamTimeout, scorer_failed, unreadable
 from trimtab_server.protocol import GenerateRequest
@@ -27,8 +27,8 @@ from trimtab_server.settings import Settings
 from trimtab_server.turns import turns
 from trimtab_server.upstream.client import Client
 from trimtab_server.upstream.holdback import Shown
-from trimtab_server.upstream.naming import NONE, Fit, Naming, Position, Prompt
-from trimtab_server.upstream.sampling import Sampler, spread
+from trimtab_server.upstream.naming import NONE, Fit, Naming, Position, UpstreamPrompt
+from trimtab_server.upstream.sampling import TokenSampler, spread
 
 CHARACTER = 4
 """Tokens that one character may take: it has at most as many bytes."""
@@ -51,17 +51,17 @@ class Piece:
 class Choice:
     """One answer on its way."""
 
-    prompt: Prompt
+    prompt: UpstreamPrompt
     asked: GenerateRequest
     params: GuidanceParams | None
     row: Row
-    sampler: Sampler
+    sampler: TokenSampler
     shown: Shown
     output: list[int] = field(default_factory=list)
     unrevealed: list[float] = field(default_factory=list)  # probability, by step
 
 
-class Decoder:
+class UpstreamDecoder:
     """Scorers, an upstream, and how its tokens are named."""
 
     def __init__(self, guide: Guide, naming: Naming, client: Client, settings: Settings) -> None:
@@ -70,7 +70,10 @@ class Decoder:
         self.thread = ThreadPoolExecutor(1, "guide")
 
     async def run(
-        self, prompts: Sequence[Prompt], asked: GenerateRequest, params: GuidanceParams | None
+        self,
+        prompts: Sequence[UpstreamPrompt],
+        asked: GenerateRequest,
+        params: GuidanceParams | None,
     ) -> AsyncGenerator[Piece, None]:
         """The choices of all prompts as they grow, side by side; choice i of prompt p is p·n + i.
 
@@ -118,7 +121,7 @@ class Decoder:
         """What is served, and how it fares."""
         return await self._guided(describe, self.guide)
 
-    def _check(self, prompts: Sequence[Prompt], params: GuidanceParams) -> None:
+    def _check(self, prompts: Sequence[UpstreamPrompt], params: GuidanceParams) -> None:
         """Let the scorers' chat templates render the conversations before anything is asked."""
         conversations = [turns(prompt.turns) for prompt in prompts]
         for name in params.scorers or ():
@@ -135,7 +138,7 @@ class Decoder:
     async def _choice(
         self,
         index: int,
-        prompt: Prompt,
+        prompt: UpstreamPrompt,
         number: int,
         asked: GenerateRequest,
         params: GuidanceParams | None,
@@ -145,11 +148,11 @@ class Decoder:
             params or GuidanceParams(beta=0.0),
             len(prompt.ids),
             record_key=key,
-            told=Told(turns=turns(prompt.turns)),
+            told=PromptContext(turns=turns(prompt.turns)),
             prefix=np.array(prompt.ids, dtype=np.int64),
         )
         stops = [asked.stop] if isinstance(asked.stop, str) else asked.stop or []
-        choice = Choice(prompt, asked, params, row, Sampler(asked, number), Shown(stops))
+        choice = Choice(prompt, asked, params, row, TokenSampler(asked, number), Shown(stops))
         follow = False
         try:
             await self._guided(self.guide.records.keep, row)

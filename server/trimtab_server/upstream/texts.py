@@ -11,14 +11,14 @@ from collections.abc import Sequence
 from itertools import count
 from typing import Any
 
-from trimtab.scoring.text import Decoder, Turns
+from trimtab.scoring.text import Detokenizer, Turns
 from trimtab_server.errors import InvalidRequest
 from trimtab_server.settings import Settings
 from trimtab_server.upstream.naming import (
     NONE,
-    Answer,
     Fit,
-    Prompt,
+    UpstreamAnswer,
+    UpstreamPrompt,
     read_chat,
     read_completion,
 )
@@ -78,7 +78,7 @@ class ByText:
         self.model, self.top = settings.upstream_model, settings.upstream_top
 
     @property
-    def decoder(self) -> Decoder:
+    def decoder(self) -> Detokenizer:
         """See Naming.decoder."""
         return self
 
@@ -92,7 +92,7 @@ class ByText:
         text: str | None = None,
         ids: Sequence[int] | None = None,
         turns: Turns | None = None,
-    ) -> Prompt:
+    ) -> UpstreamPrompt:
         """See Naming.prompt."""
         if ids is not None:
             raise InvalidRequest(
@@ -108,15 +108,15 @@ class ByText:
                 param="messages",
             )
         read = "\n".join(turn["content"] for turn in turns) + "\n" if turns else text or ""
-        return Prompt([self.pieces.hold(read)], read, turns)
+        return UpstreamPrompt([self.pieces.hold(read)], read, turns)
 
-    def release(self, prompt: Prompt) -> None:
+    def release(self, prompt: UpstreamPrompt) -> None:
         """See Naming.release."""
         for number in prompt.ids:
             self.pieces.prompts.pop(number, None)
 
     def body(
-        self, prompt: Prompt, output: Sequence[int], tokens: int, greedy: bool
+        self, prompt: UpstreamPrompt, output: Sequence[int], tokens: int, greedy: bool
     ) -> dict[str, Any]:
         """See Naming.body."""
         asked = {"model": self.model, "max_tokens": tokens, "temperature": 0 if greedy else 1}
@@ -133,7 +133,7 @@ class ByText:
                 asked |= {"continue_final_message": True, "add_generation_prompt": False}
         return {**asked, "messages": turns}
 
-    def read(self, data: Any) -> Answer:
+    def read(self, data: Any) -> UpstreamAnswer:
         """See Naming.read."""
         return (read_chat if self.chat else read_completion)(data, self.top, self._name)
 
@@ -150,7 +150,7 @@ class ByText:
         full = len(self.pieces.tokens) >= MAX_PIECES or len(piece) > MAX_PIECE_BYTES
         return NONE if not piece or UNKNOWN in piece or full else self.pieces.number(piece)
 
-    def text(self, prompt: Prompt, output: Sequence[int]) -> str:
+    def text(self, prompt: UpstreamPrompt, output: Sequence[int]) -> str:
         """See Naming.text."""
         return self.decode(output, skip_special_tokens=True)
 

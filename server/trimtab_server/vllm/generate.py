@@ -24,7 +24,7 @@ from trimtab_server.turns import turns
 from trimtab_server.vllm import prompts
 from trimtab_server.vllm.records import Exchange, begin, converse
 from trimtab_server.vllm.search import Driver
-from trimtab_server.vllm.search_answers import Telling
+from trimtab_server.vllm.search_answers import SearchRenderer
 from trimtab_server.wording import plain
 
 router = APIRouter()
@@ -49,7 +49,7 @@ async def generate(
         params = SamplingParams(
             **asked.sampling(), output_kind=kind, extra_args=guidance.to_xargs()
         )
-        answer = Answer(f"gen-{uuid.uuid4().hex}", state.model, exchange)
+        answer = GenerateAnswer(f"gen-{uuid.uuid4().hex}", state.model, exchange)
         outputs = state.engine.generate(prompt, params, answer.id)
         first = await anext(outputs)
     except (ValueError, VLLMError) as error:
@@ -71,7 +71,7 @@ async def _search(
     """Search an answer; what fails before anything was shown has a status of its own."""
     ids = list(prompt["prompt_token_ids"])
     head = {"id": f"gen-{uuid.uuid4().hex}", "model": state.model}
-    telling = Telling(head, state.engine.get_tokenizer(), search.method, ids)
+    telling = SearchRenderer(head, state.engine.get_tokenizer(), search.method, ids)
     found = Driver(state.engine, asked, guidance, search, ids, exchange).run()
     told = await anext(found)
     if asked.stream:
@@ -97,7 +97,7 @@ def _refused(error: Exception, exchange: Exchange) -> Exception:
     return error  # told by its own handler, such as vLLM's for a dead engine
 
 
-async def _events(first: Any, outputs: Any, answer: "Answer") -> AsyncIterator[str]:
+async def _events(first: Any, outputs: Any, answer: "GenerateAnswer") -> AsyncIterator[str]:
     output = first
     try:
         while True:
@@ -119,7 +119,7 @@ async def _events(first: Any, outputs: Any, answer: "Answer") -> AsyncIterator[s
 
 
 @dataclass
-class Answer:
+class GenerateAnswer:
     """Renders the engine's outputs for one request."""
 
     id: str

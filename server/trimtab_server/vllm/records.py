@@ -25,7 +25,7 @@ from trimtab.adapters.vllm.ranks import told
 from trimtab.adapters.vllm.search import carried
 from trimtab.errors import InvalidGuidance, TrimtabError
 from trimtab.params import PREFIX, RECORD_KEY, VERSIONS_KEY, GuidanceParams
-from trimtab.scoring.text import Told, Turns
+from trimtab.scoring.text import PromptContext, Turns
 from trimtab_server import metrics
 from trimtab_server.errors import scorer_failed, unreadable
 from trimtab_server.state import Version
@@ -44,14 +44,14 @@ class Exchange:
     """Why it fails: a scorer did, or the worker does not answer."""
     versions: Sequence[Version] = ()
     """Those of its scorers that it began with; the present ones where none is named."""
-    told: Sequence[Told] = ()
+    told: Sequence[PromptContext] = ()
     """What scorers that read text should know of the prompts, by engine call."""
 
     @property
     def carried(self) -> dict[str, str]:
         """Versions and the next call's prompt, as extra arguments carry them to the worker."""
         keys = ",".join(version.key for version in self.versions)
-        prompt = self.told[len(self.calls)] if len(self.calls) < len(self.told) else Told()
+        prompt = self.told[len(self.calls)] if len(self.calls) < len(self.told) else PromptContext()
         return carried(prompt) | ({VERSIONS_KEY: keys} if keys else {})
 
     @property
@@ -100,7 +100,7 @@ async def converse(engine: Any, exchange: Exchange, conversations: Sequence[Turn
     known = [turns for turns in conversations if turns is not None]
     if not exchange.reading or not known:
         return
-    exchange.told = [Told(turns=turns) for turns in conversations]
+    exchange.told = [PromptContext(turns=turns) for turns in conversations]
     keys = [version.key for version in exchange.reading]
     refusal = told(await rpc.call(engine, "trimtab_refusal", keys, known))
     if refusal:

@@ -19,7 +19,17 @@ from trimtab.adapters.vllm.ranks import told
 from trimtab.adapters.vllm.search import drawn, row_key, score_arguments, scored, stop_tokens
 from trimtab.errors import TrimtabError
 from trimtab.params import GuidanceParams
-from trimtab.search import Commit, Draw, Drawn, Problem, Result, Score, Scored, SearchParams, start
+from trimtab.search import (
+    Commit,
+    Draw,
+    Drawn,
+    Problem,
+    Result,
+    Score,
+    ScoredSequence,
+    SearchParams,
+    start,
+)
 from trimtab_server.protocol import GenerateRequest
 from trimtab_server.vllm import rpc
 from trimtab_server.vllm.records import EXCHANGE, Exchange
@@ -124,7 +134,7 @@ class Driver:
         record = exchange.record(0, 0) if ask.guided else None
         return drawn(last, top, record, len(self.guidance.scorers or ()))
 
-    async def _score(self, asks: list[Score]) -> list[Scored]:
+    async def _score(self, asks: list[Score]) -> list[ScoredSequence]:
         keys = [row_key(self.number, ask) for ask in asks]
         self.rows.update(keys)
         xargs, *rest = score_arguments(self.guidance, asks, keys)

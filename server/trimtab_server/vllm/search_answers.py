@@ -12,7 +12,7 @@ from trimtab_server.events import DONE, event
 
 
 @dataclass
-class Telling:
+class SearchRenderer:
     """Renders a search's commits and result for one request."""
 
     head: Mapping[str, str]  # what every answer and every event begins with

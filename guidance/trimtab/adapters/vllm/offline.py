@@ -38,7 +38,17 @@ from trimtab.loading import vet
 from trimtab.params import RECORD_KEY, GuidanceParams
 from trimtab.reasons import brief, heard
 from trimtab.sampling import Completion, Request, log_ratios, sample_seed
-from trimtab.search import Draw, Drawn, Problem, Result, Score, Scored, SearchParams, drive, start
+from trimtab.search import (
+    Draw,
+    Drawn,
+    Problem,
+    Result,
+    Score,
+    ScoredSequence,
+    SearchParams,
+    drive,
+    start,
+)
 
 SCORER_SECONDS = 600.0
 """Seconds that a scorer may take for a step: nobody waits, but a run should end some day."""
@@ -205,7 +215,7 @@ class Sampler:
                 answers[i] = drawn(output, top, record, len(guidance.scorers or ()))
             return [answers[i] for i in range(len(asks))]
 
-        def score(asks: list[tuple[int, Score]]) -> list[Scored]:
+        def score(asks: list[tuple[int, Score]]) -> list[ScoredSequence]:
             keys = [row_key(i, ask) for i, ask in asks]
             used.update(keys)
             return self._score([ask for _, ask in asks], guidance, keys)
@@ -221,7 +231,7 @@ class Sampler:
 
     def score(
         self, sequences: Sequence[Sequence[int]], params: GuidanceParams | None = None
-    ) -> list[Scored]:
+    ) -> list[ScoredSequence]:
         """What whole sequences of token ids are worth to the scorers, prompts included.
 
         Raises:
@@ -244,7 +254,7 @@ class Sampler:
 
     def _score(
         self, asks: Sequence[Score], params: GuidanceParams, keys: Sequence[int]
-    ) -> list[Scored]:
+    ) -> list[ScoredSequence]:
         arguments = score_arguments(params, asks, keys)
         return scored(told(self.engine.collective_rpc("trimtab_score", args=arguments)))
 

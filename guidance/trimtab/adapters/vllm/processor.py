@@ -35,10 +35,10 @@ from trimtab.errors import InvalidGuidance, TrimtabError
 from trimtab.guide import Guide
 from trimtab.loading import load_scorers, pool_bytes
 from trimtab.params import CARRIED, RECORD_KEY, VERSIONS_KEY, GuidanceParams
-from trimtab.rows import Fault, Row
+from trimtab.rows import Row, RowFault
 from trimtab.scorers import Scorer
 from trimtab.scoring.pool import Ids
-from trimtab.scoring.text import Told
+from trimtab.scoring.text import PromptContext
 
 logger = logging.getLogger(__name__)
 
@@ -112,7 +112,7 @@ class GuidanceProcessor(V1LogitsProcessor, V2LogitsProcessor):
             row = self._row(params, len(prompt or ()))
             if row is not None:
                 if prompt is None:
-                    row.fault = Fault("", "guidance needs a prompt of tokens, not embeddings")
+                    row.fault = RowFault("", "guidance needs a prompt of tokens, not embeddings")
                 self.rows[index] = row
                 self.prompts[row.key] = np.array(prompt or (), dtype=np.int64)
                 self.outputs[row.key] = output
@@ -180,12 +180,16 @@ class GuidanceProcessor(V1LogitsProcessor, V2LogitsProcessor):
             logger.error("guidance failed: %s", type(error).__name__)
             logger.debug("guidance failed", exc_info=error)
             for _, row in rows:
-                row.fault = row.fault or Fault("", f"{type(error).__name__} in guidance")
+                row.fault = row.fault or RowFault("", f"{type(error).__name__} in guidance")
 
     def _row(self, params: SamplingParams, prompt_length: int) -> Row | None:
         """The row of a new request, or None if it asks for no guidance."""
         extra = params.extra_args or {}
-        fault, scorers, prompt = None, self.guide.registry.at(extra.get(VERSIONS_KEY, "")), Told()
+        fault, scorers, prompt = (
+            None,
+            self.guide.registry.at(extra.get(VERSIONS_KEY, "")),
+            PromptContext(),
+        )
         try:
             guidance = GuidanceParams.from_xargs(extra)
             if guidance is None:
@@ -197,10 +201,10 @@ class GuidanceProcessor(V1LogitsProcessor, V2LogitsProcessor):
         except TrimtabError as error:
             # Only a stock front end lets an unknown scorer come this far.
             logger.error("a request cannot be guided: %s", error)
-            guidance, fault = GuidanceParams(), Fault("", error.message)
+            guidance, fault = GuidanceParams(), RowFault("", error.message)
         except Exception as error:
             logger.error("a request cannot be guided: %s", type(error).__name__)
-            guidance, fault = GuidanceParams(), Fault("", f"{type(error).__name__} in guidance")
+            guidance, fault = GuidanceParams(), RowFault("", f"{type(error).__name__} in guidance")
         stop_token = params.eos_token_id
         if stop_token is None:
             stop_token = min(params.all_stop_token_ids, default=None)
@@ -253,5 +257,5 @@ class GuidanceProcessor(V1LogitsProcessor, V2LogitsProcessor):
         row.prefix = prefix
         if row.fault is None and (len(prefix) == 0 or prefix.min() < 0):
             # Placeholders of asynchronous scheduling must never be scored.
-            row.fault = Fault("", "the engine showed tokens that are not known yet")
+            row.fault = RowFault("", "the engine showed tokens that are not known yet")
             logger.error("a prefix holds placeholder tokens; the row is not guided")

@@ -7,8 +7,8 @@ from typing import Any
 
 from trimtab.errors import InvalidGuidance, ScorerFault
 from trimtab.params import PROMPT_KEY, GuidanceParams
-from trimtab.scoring.text import Told
-from trimtab.search.core import Drawn, Score, Scored
+from trimtab.scoring.text import PromptContext
+from trimtab.search.core import Drawn, Score, ScoredSequence
 from trimtab.search.params import MAX_SEQUENCES
 
 TURN = {"role", "content", "tool_calls", "open"}
@@ -17,12 +17,12 @@ FIRST_ROW = 1 << 40
 """Row keys of sequences that searches score: far above those of the rows being decoded."""
 
 
-def carried(known: Told) -> dict[str, str]:
+def carried(known: PromptContext) -> dict[str, str]:
     """What is told of a prompt, as a request's extra arguments carry it to the worker."""
-    return {} if known == Told() else {PROMPT_KEY: json.dumps(astuple(known))}
+    return {} if known == PromptContext() else {PROMPT_KEY: json.dumps(astuple(known))}
 
 
-def told(extra: Mapping[str, Any]) -> Told:
+def told(extra: Mapping[str, Any]) -> PromptContext:
     """What extra arguments tell of a prompt: the inverse of `carried`.
 
     Raises:
@@ -37,7 +37,7 @@ def told(extra: Mapping[str, Any]) -> Told:
         well = False
     if not well:
         raise InvalidGuidance(f"{PROMPT_KEY} is set by the server; leave it out.")
-    return Told(length, turns)
+    return PromptContext(length, turns)
 
 
 def row_key(search: int, ask: Score) -> int:
@@ -54,7 +54,7 @@ def score_arguments(
     return params.to_xargs(), sequences, list(keys), prompts
 
 
-def scored(answer: Mapping[str, Any]) -> list[Scored]:
+def scored(answer: Mapping[str, Any]) -> list[ScoredSequence]:
     """Its answer. The tokens are shared out evenly: their sum is exact.
 
     Raises:
@@ -69,7 +69,9 @@ def scored(answer: Mapping[str, Any]) -> list[Scored]:
     count = len(answer["values"])
     share, rest = divmod(answer["tokens"], count)
     return [
-        Scored(value, {name: of[i] for name, of in answer["scores"].items()}, share + (i < rest))
+        ScoredSequence(
+            value, {name: of[i] for name, of in answer["scores"].items()}, share + (i < rest)
+        )
         for i, value in enumerate(answer["values"])
     ]
 

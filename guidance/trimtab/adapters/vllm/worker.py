@@ -10,7 +10,7 @@ from trimtab.config import ScorerSpec
 from trimtab.description import describe
 from trimtab.errors import NoRoom, ScorerRefused
 from trimtab.params import VERSIONS_KEY, GuidanceParams
-from trimtab.scoring.text import Told, Turns
+from trimtab.scoring.text import PromptContext, Turns
 from trimtab.search.scoring import score_sequences
 
 
@@ -50,7 +50,7 @@ class GuidanceWorker:
     ) -> dict[str, Any] | None:
         """What whole sequences are worth, see score_sequences.
 
-        xargs: GuidanceParams, flat. told: fields of a trimtab.scoring.text.Told for each sequence.
+        xargs: GuidanceParams, flat. told: fields of a PromptContext for each sequence.
         """
         processor = _leader(self.model_runner)
         if processor is None:
@@ -58,7 +58,7 @@ class GuidanceWorker:
         params = GuidanceParams.from_xargs(xargs) or GuidanceParams()
         scorers = processor.guide.registry.at(xargs.get(VERSIONS_KEY, ""))
         params = params.resolve(scorers)
-        prompts = [Told(*fields) for fields in told]
+        prompts = [PromptContext(*fields) for fields in told]
         return score_sequences(processor.guide, params, sequences, keys, prompts, scorers)
 
     def trimtab_refusal(
