@@ -104,7 +104,7 @@ class Guide:
                     "logprobs": logprobs.tolist(),
                     "scores": given,
                     "guided_logprobs": (logprobs + bonus[r, :n] - log_z[r]).tolist(),
-                    **(plan.told if plan is not None else {}),
+                    **(plan.fields if plan is not None else {}),
                 }
             self.records.add(row, Step(spent[r], n if n > 1 else 0, trace, plan))
 

@@ -52,13 +52,13 @@ class Once(logging.Filter):
 
     def __init__(self) -> None:
         super().__init__()
-        self.told: set[str] = set()
+        self.logged: set[str] = set()
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Whether it is the first."""
         message = record.getMessage()
-        known = message in self.told
-        self.told.add(message)
+        known = message in self.logged
+        self.logged.add(message)
         return not known
 
 

@@ -140,7 +140,7 @@ class Records:
 
     def _report(self, row: Row, sequence: Ids, prompt_length: int, final: bool) -> dict[str, Any]:
         steps = {p: s for p, s in row.steps.items() if prompt_length <= p < len(sequence)}
-        plans = [s.plan for _, s in sorted(steps.items()) if s.plan is not None and s.plan.told]
+        plans = [s.plan for _, s in sorted(steps.items()) if s.plan is not None and s.plan.fields]
         last = replace(row, plan=plans[-1] if plans else None)
         scored = final and len(sequence) > prompt_length
         scores = self._final_scores(last, sequence) if scored else {}
@@ -153,7 +153,7 @@ class Records:
             "error": None,
         }
         if last.fault is not None:
-            report["error"] = last.fault.told
+            report["error"] = last.fault.fields
         report |= _strengths(plans)
         lost = {name: self._shortened(row, name) for name in row.weights}
         if any(lost.values()):
@@ -191,12 +191,12 @@ class Records:
 
 def _strengths(plans: Sequence[StepPlan]) -> dict[str, Any]:
     """Mean and last of the strengths that were set anew at each scored step."""
-    told: dict[str, Any] = {}
+    strengths: dict[str, Any] = {}
     if betas := [plan.beta for plan in plans if plan.beta is not None]:
-        told["beta"] = {"mean": sum(betas) / len(betas), "last": betas[-1]}
+        strengths["beta"] = {"mean": sum(betas) / len(betas), "last": betas[-1]}
     if duals := [plan.duals for plan in plans if plan.duals]:
-        told["duals"] = {
+        strengths["duals"] = {
             name: {"mean": sum(d[name] for d in duals) / len(duals), "last": duals[-1][name]}
             for name in duals[-1]
         }
-    return told
+    return strengths

@@ -29,8 +29,8 @@ class RowFault:
     overrun: bool = False  # it took too long
 
     @property
-    def told(self) -> dict[str, Any]:
-        """The fault, as a record tells it."""
+    def fields(self) -> dict[str, Any]:
+        """The fault, as a record has it."""
         return {"scorer": self.scorer, "message": self.message, "overrun": self.overrun}
 
 
@@ -51,8 +51,8 @@ class StepPlan:
         return not (alone or bool(bonus.any())) or self.spent + kl > self.most + ROUNDING
 
     @property
-    def told(self) -> dict[str, Any]:
-        """The strengths, as a record tells them; nothing where there was but one candidate."""
+    def fields(self) -> dict[str, Any]:
+        """The strengths, as a record has them; nothing where there was but one candidate."""
         beta = {} if self.beta is None else {"beta": self.beta}
         return {**beta, **({"duals": self.duals} if self.duals else {})}
 
@@ -91,7 +91,7 @@ class Row:
     prompt_length: int
     stop_token: int | None = None  # what ends it, if its scorer fails
     record_key: str | None = None  # under which the front end will ask for its record
-    told: PromptContext = field(default_factory=PromptContext)
+    context: PromptContext = field(default_factory=PromptContext)
     scorers: Mapping[str, Scorer] = field(default_factory=dict)
     """The versions that it began with; where none is named, the guide's present one."""
     prefix: Ids = field(default_factory=lambda: NO_IDS)  # prompt and completion so far
@@ -106,8 +106,8 @@ class Row:
     @property
     def prompt(self) -> Prompt:
         """What scorers that read text need to know."""
-        length = self.prompt_length if self.told.length is None else self.told.length
-        return Prompt(length, self.told.turns)
+        length = self.prompt_length if self.context.length is None else self.context.length
+        return Prompt(length, self.context.turns)
 
     @property
     def weights(self) -> dict[str, float]:

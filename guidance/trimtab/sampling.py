@@ -29,7 +29,7 @@ class Request:
     prompt_token_ids: Sequence[int]
     seed: int
     max_tokens: int
-    told: PromptContext = field(default_factory=PromptContext)
+    context: PromptContext = field(default_factory=PromptContext)
 
 
 @dataclass(frozen=True)

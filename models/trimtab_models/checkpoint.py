@@ -142,8 +142,8 @@ def described(source: str | Path, family: str | None = None) -> ScorerInfo:
     Raises:
         as `load`.
     """
-    told = _stored(source)
-    says = told.family if told is not None and "family" in told.model_fields_set else None
+    stated = _stored(source)
+    says = stated.family if stated is not None and "family" in stated.model_fields_set else None
     if family is not None and says not in (None, family):
         raise Unusable(
             f"{source} was made as a {says} scorer, and is not served as {family}; leave family "
@@ -156,7 +156,7 @@ def described(source: str | Path, family: str | None = None) -> ScorerInfo:
     else:
         config = pretrained.configuration(source)
         kinds.check(source, served, kinds.kind(source, config), kinds.named(config))
-    return told or ScorerInfo()
+    return stated or ScorerInfo()
 
 
 def _stored(source: str | Path) -> ScorerInfo | None:

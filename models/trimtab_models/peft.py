@@ -66,7 +66,7 @@ def task(source: str | Path) -> str:
     Raises:
         Unusable: it is another one.
     """
-    found = _told(source).get("task_type")
+    found = _stated(source).get("task_type")
     if found not in NETWORKS:
         raise Unusable(
             f"{source}: the adapter's task_type is {str(found)[:40]!r}; a scorer's is one of "
@@ -81,7 +81,7 @@ def base(source: str | Path) -> str:
     Raises:
         Unusable: it names none.
     """
-    name = _told(source).get("base_model_name_or_path")
+    name = _stated(source).get("base_model_name_or_path")
     if not isinstance(name, str) or not name:
         raise Unusable(f"{source}: the adapter does not name its base network.")
     beside = Path(source) / name
@@ -145,14 +145,14 @@ def adapted(source: str | Path, **options: Any) -> Any:
     return model
 
 
-def _told(source: str | Path) -> dict[str, Any]:
+def _stated(source: str | Path) -> dict[str, Any]:
     file = pretrained.file(source, pretrained.ADAPTER)
     return {} if file is None else read_json(file)
 
 
 def _refuse_kind(source: str | Path, peft: Any) -> None:
-    told = _told(source)
-    found = str(told.get("peft_type"))[:40]
+    stated = _stated(source)
+    found = str(stated.get("peft_type"))[:40]
     tuners = {str(kind.value): tuner for kind, tuner in peft.PEFT_TYPE_TO_TUNER_MAPPING.items()}
     # X-LoRA would load further adapters, from wherever its configuration says.
     if found == "XLORA" or not hasattr(tuners.get(found), "merge_and_unload"):
@@ -160,7 +160,7 @@ def _refuse_kind(source: str | Path, peft: Any) -> None:
             f"{source}: an adapter of kind {found} cannot be merged into its base; expected LoRA "
             "or one of its relatives."
         )
-    if told.get("megatron_config") is not None:
+    if stated.get("megatron_config") is not None:
         raise Unusable(f"{source}: the adapter names a module to import, which is never done.")
 
 

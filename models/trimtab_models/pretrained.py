@@ -90,8 +90,8 @@ def tokenizer(source: str | Path, **options: Any) -> Any:
     """
     if not any(file(source, name) for name in VOCABULARIES):
         raise FileNotFoundError(f"{source} has no tokenizer.")
-    told = file(source, TOKENIZER_CONFIG)
-    content = {} if told is None else read_json(told)
+    path = file(source, TOKENIZER_CONFIG)
+    content = {} if path is None else read_json(path)
     named = content.get("tokenizer_class")
     own = isinstance(named, str) and tokenizer_class_from_name(named) is not None
     if content.get("auto_map") and not own:
@@ -130,11 +130,11 @@ def network(
     """
     if file(source, ADAPTER) is not None:
         raise Unusable(f"{source} is an adapter; expected a whole network. Merge it first.")
-    told: PretrainedConfig = configuration(source) if config is None else config
-    if type(told) not in auto._model_mapping:
+    found_config: PretrainedConfig = configuration(source) if config is None else config
+    if type(found_config) not in auto._model_mapping:
         wanted = auto.__name__.removeprefix("AutoModel")
-        raise Unusable(f"{source}: transformers has no {told.model_type} network {wanted}.")
-    if getattr(told, "quantization_config", None):
+        raise Unusable(f"{source}: transformers has no {found_config.model_type} network {wanted}.")
+    if getattr(found_config, "quantization_config", None):
         raise Unusable(f"{source}: its weights are quantised; expected plain ones.")
     if Path(source).is_dir():
         check_weights(Path(source))
@@ -142,7 +142,7 @@ def network(
         with _quiet():
             model, report = auto.from_pretrained(
                 str(source),
-                config=told,
+                config=found_config,
                 use_safetensors=True,
                 trust_remote_code=False,
                 output_loading_info=True,
@@ -151,7 +151,7 @@ def network(
             )
     except Exception as error:
         raise Unusable(
-            f"{source}: its weights are damaged, or do not fit a {told.model_type} network "
+            f"{source}: its weights are damaged, or do not fit a {found_config.model_type} network "
             f"({type(error).__name__})."
         ) from error
     _refuse_made_up(source, model, report, new)

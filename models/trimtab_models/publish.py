@@ -118,14 +118,14 @@ def _write(
             shutil.copyfile(file, work / file.name)
     if not any(work.glob("*.safetensors")):
         raise OSError(f"{top} holds no weights in safetensors.")
-    told = info.model_copy(update=public)
+    public_info = info.model_copy(update=public)
     for file in work.glob("*.json"):
         content = json.loads(file.read_text(encoding="utf-8"))
         if isinstance(content, dict):
-            _scrub(file, content, told.model_dump(), top, base_model)
+            _scrub(file, content, public_info.model_dump(), top, base_model)
     text, metadata = card.read(top)
     metadata.pop("base_model", None)
-    readme = card.card(told, text, work, metadata, repository or "THIS_DIRECTORY")
+    readme = card.card(public_info, text, work, metadata, repository or "THIS_DIRECTORY")
     (work / card.NAME).write_text(readme, encoding="utf-8")
     _refuse_paths(work, {str(top.resolve()), info.base_model, info.reference or ""})
 

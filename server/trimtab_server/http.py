@@ -96,8 +96,8 @@ class Protocol(H11Protocol):
 
     def _late(self) -> None:
         metrics.REFUSED.labels("slow_headers").inc()
-        told = f"the request's headers did not arrive within {HEAD_SECONDS:g} seconds."
-        self._refuse(SlowRequest(told))
+        message = f"the request's headers did not arrive within {HEAD_SECONDS:g} seconds."
+        self._refuse(SlowRequest(message))
 
     def _refuse(self, error: TrimtabError) -> None:
         """Answer, if that can still be done, and close."""

@@ -1,6 +1,6 @@
 """`trimtab serve`, from settings to a served application.
 
-1. The port is taken first: a busy one is told before anything is loaded.
+1. The port is taken first: a busy one is reported before anything is loaded.
 2. The environment is made quiet; vLLM is imported; its own parser reads the flags.
 3. The engine starts, with our processor and worker extension in it.
 4. vLLM's application is built; ours is laid over it (app.py) and served.

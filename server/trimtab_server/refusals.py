@@ -90,8 +90,8 @@ async def handle_invalid(request: Request, error: Exception) -> JSONResponse:
         names.append(name)
         message = plain(str(detail.get("msg", "")))
         shown.append(f"{name}: {message}" if name else message)
-    told = "; ".join(dict.fromkeys(shown)).rstrip(".")
-    refused = InvalidRequest(f"Invalid request: {told}.", param=next(iter(names), None))
+    problems = "; ".join(dict.fromkeys(shown)).rstrip(".")
+    refused = InvalidRequest(f"Invalid request: {problems}.", param=next(iter(names), None))
     return await handle(request, refused)
 
 
@@ -127,13 +127,13 @@ class _Answer:
         self.body += message.get("body", b"")
         if message.get("more_body", False):
             return
-        told = json.dumps(self._refusal(start["status"], _read(self.body))).encode()
+        content = json.dumps(self._refusal(start["status"], _read(self.body))).encode()
         dropped = (b"content-length", b"content-type")
         headers = [pair for pair in start["headers"] if pair[0].lower() not in dropped]
         headers.append((b"content-type", b"application/json"))
-        headers.append((b"content-length", str(len(told)).encode()))
+        headers.append((b"content-length", str(len(content)).encode()))
         await self.forward({**start, "headers": headers})
-        await self.forward({"type": "http.response.body", "body": told})
+        await self.forward({"type": "http.response.body", "body": content})
 
     def _refusal(self, status: int, error: Mapping[str, Any]) -> dict[str, Any]:
         if status >= 500 and status not in SPOKEN:
@@ -143,32 +143,32 @@ class _Answer:
             shown = message or f"{HTTPStatus(status).phrase.lower()}."
         param = error.get("param")
         refusal = TrimtabError(shown, param=field(param) if isinstance(param, str) else None)
-        told = shapes.body(self.path, refusal)
+        answer = shapes.body(self.path, refusal)
         kind = "invalid_request_error" if status < 500 else "internal_error"
-        told["error"]["type"] = TYPES.get(status, kind)
-        return told
+        answer["error"]["type"] = TYPES.get(status, kind)
+        return answer
 
     def _event(self, event: bytes) -> bytes:
         head, found, data = event.partition(b"data: ")
         try:
-            told = json.loads(data)
+            fields = json.loads(data)
         except ValueError:
             return event
-        holder = told.get("response") if isinstance(told.get("response"), dict) else told
+        holder = fields.get("response") if isinstance(fields.get("response"), dict) else fields
         error = holder.get("error")
         if not isinstance(error, dict):
             return event
         code = error.get("code")
         status = code if isinstance(code, int) and code in list(HTTPStatus) else 500
         holder["error"] = self._refusal(status, error)["error"]
-        return head + found + json.dumps(told, ensure_ascii=False).encode()
+        return head + found + json.dumps(fields, ensure_ascii=False).encode()
 
 
 def _read(body: bytes) -> Mapping[str, Any]:
     """The error in the body of an answer, in whatever shape it has."""
     try:
-        told = json.loads(body)
+        answer = json.loads(body)
     except ValueError:
         return {}
-    error = told.get("error", told) if isinstance(told, dict) else {}
+    error = answer.get("error", answer) if isinstance(answer, dict) else {}
     return error if isinstance(error, dict) else {"message": error}

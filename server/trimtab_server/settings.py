@@ -82,7 +82,7 @@ def _words(value: Any) -> Any:
 
 
 class Settings(BaseSettings):
-    """What `trimtab serve` can be told."""
+    """What `trimtab serve` can be problems."""
 
     model_config = SettingsConfigDict(env_prefix="TRIMTAB_", extra="forbid")
 
@@ -305,10 +305,10 @@ def load(given: Mapping[str, Any], config: Path | None = None) -> Settings:
         settings: Settings = source(**{k: v for k, v in given.items() if v not in (None, [], ())})
     except ValidationError as error:
         details = error.errors(include_url=False, include_context=False, include_input=False)
-        told = "; ".join(
+        problems = "; ".join(
             ": ".join(filter(None, (".".join(map(str, d["loc"])), d["msg"]))) for d in details
         )
-        raise StartError(f"the settings do not fit: {told}.") from None
+        raise StartError(f"the settings do not fit: {problems}.") from None
     except yaml.YAMLError as error:
         raise StartError(f"{named} is not valid YAML: {error}") from None
     return settings

@@ -19,13 +19,13 @@ def body(path: str, error: TrimtabError) -> dict[str, Any]:
 def last_events(path: str, error: TrimtabError, sent: int) -> bytes:
     """What ends a stream of the route at `path` after `sent` events: the error, and [DONE]."""
     if path.startswith(RESPONSES):
-        told = {
+        fields = {
             "type": "error",
             "code": error.code or error.type,
             "message": error.message,
             "param": error.param,
             "sequence_number": sent,
         }
-        return f"event: error\n{event(told)}{DONE}".encode()
+        return f"event: error\n{event(fields)}{DONE}".encode()
     head = "event: error\n" if path.startswith(MESSAGES) else ""
     return f"{head}{event(body(path, error))}{DONE}".encode()

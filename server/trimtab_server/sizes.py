@@ -144,5 +144,5 @@ def _check_text(field: str, key: str, text: str, bounds: Bounds) -> None:
 
 def _over(field: str, limit: str) -> InvalidRequest:
     name = field if field in KNOWN else None
-    told = f"{name or 'a field'} has more than {limit}, this server's limit."
-    return InvalidRequest(told, param=name)
+    message = f"{name or 'a field'} has more than {limit}, this server's limit."
+    return InvalidRequest(message, param=name)

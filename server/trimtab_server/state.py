@@ -59,12 +59,12 @@ def listed(
         "object": "list",
         "data": [
             {
-                "id": told["name"],
+                "id": status["name"],
                 "object": "scorer",
-                **{key: value for key, value in told.items() if key != "name"},
-                "healthy": complaint(told["name"]) is None and not told["suspended"],
-                "default_weight": default.get(told["name"], 0.0),
+                **{key: value for key, value in status.items() if key != "name"},
+                "healthy": complaint(status["name"]) is None and not status["suspended"],
+                "default_weight": default.get(status["name"], 0.0),
             }
-            for told in found
+            for status in found
         ],
     }

@@ -13,7 +13,7 @@ from trimtab.errors import ScorerLoadError
 from trimtab.guide import Guide
 from trimtab.loading import load_scorers
 from trimtab.params import GuidanceParams
-from trimtab.rows import Row, Told
+from trimtab.rows import PromptContext, Row
 from trimtab.scorers import TextScorer
 from trimtab.scoring.text import Prompt, Reader, reason, template
 from trimtab.testing import check_scorer
@@ -165,7 +165,9 @@ def test_what_is_shortened_is_on_record(base, checkpoints):
     guide = Guide(scorers)
     params = GuidanceParams(scorers={"s": 1.0}, k=3, mass=1.0)
     prompt = np.array(base("good " * 400, add_special_tokens=False)["input_ids"])
-    row = Row(params, len(prompt), record_key="r", prefix=prompt, told=Told(turns=TURNS))
+    row = Row(
+        params, len(prompt), record_key="r", prefix=prompt, context=PromptContext(turns=TURNS)
+    )
     guide.step(torch.randn(1, len(base)), [(0, row)])
     [record] = guide.records.report("r", prompt.tolist(), [[5]], True)
     assert record["shortened"]["s"] > 100

@@ -257,6 +257,6 @@ def test_a_request_that_cannot_be_taken_in_is_a_fault_of_its_own(monkeypatch):
     processor = GuidanceProcessor.__new__(GuidanceProcessor)
     processor.leads, processor.default_scorers = True, None
     processor.guide = SimpleNamespace(at=lambda _: {"a": SimpleNamespace(family="head")})
-    monkeypatch.setattr("trimtab.adapters.vllm.processor.told", exhausted)
+    monkeypatch.setattr("trimtab.adapters.vllm.processor.read_context", exhausted)
     row = processor._row(SamplingParams(extra_args={"trimtab_beta": 1.0}), 3)
     assert row.fault.message == "MemoryError in guidance"

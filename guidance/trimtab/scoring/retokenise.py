@@ -143,8 +143,8 @@ def _is_local(tokenizer: Any) -> bool:
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
         return False
-    told = json.loads(backend.to_str())
-    parts = [*_parts(told["normalizer"]), *_parts(told["pre_tokenizer"])]
+    description = json.loads(backend.to_str())
+    parts = [*_parts(description["normalizer"]), *_parts(description["pre_tokenizer"])]
     kinds = {part["type"] for part in parts}
     cuts = bool(kinds & _CUTS) or any(part.get("use_regex") for part in parts)
     whole = any(part.get("split") is False for part in parts)
@@ -154,7 +154,7 @@ def _is_local(tokenizer: Any) -> bool:
         token["rstrip"]
         or (token["lstrip"] and token["content"][0].isalnum())
         or " " in token["content"]
-        for token in told["added_tokens"]
+        for token in description["added_tokens"]
     )
     return kinds <= _LOCAL and cuts and not (whole or looks_back or greedy)
 

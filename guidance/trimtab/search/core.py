@@ -1,4 +1,4 @@
-"""What a search asks and is told: it does no input or output of its own.
+"""What a search asks and is scores: it does no input or output of its own.
 
 A search is a generator. It yields turns and is sent their answers:
 
@@ -30,7 +30,7 @@ class Draw:
     seed: int
     top: int = 0  # how many of the first step's most likely tokens to tell
     guided: bool = False  # by the request's scorers, token by token
-    told: PromptContext = field(default_factory=PromptContext)  # of the prompt
+    context: PromptContext = field(default_factory=PromptContext)  # of the prompt
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Score:
 
     sequence: Ids  # prompt included, at least two tokens
     row: int
-    told: PromptContext = field(default_factory=PromptContext)  # of the prompt
+    context: PromptContext = field(default_factory=PromptContext)  # of the prompt
 
 
 @dataclass(frozen=True)
@@ -93,10 +93,10 @@ class Problem:
         """Ask for the next `tokens` of a path, or as many as it may still have."""
         left = min(tokens, self.max_tokens - len(path.token_ids))
         prefix = self.prompt + path.token_ids
-        return Draw(prefix, left, seed, guided=guided, told=self.told)
+        return Draw(prefix, left, seed, guided=guided, context=self.context)
 
     @property
-    def told(self) -> PromptContext:
+    def context(self) -> PromptContext:
         """What scorers that read text should know of the prompt."""
         return PromptContext(len(self.prompt), self.turns)
 
@@ -185,9 +185,9 @@ def scored(
     """The same paths with their values; equal ones are scored once."""
     distinct = list(dict.fromkeys(path.token_ids for path in paths))
     asks = enumerate(distinct)
-    answers = yield [Score(problem.prompt + ids, row, problem.told) for row, ids in asks]
-    told = dict(zip(distinct, answers, strict=True))
+    answers = yield [Score(problem.prompt + ids, row, problem.context) for row, ids in asks]
+    scores = dict(zip(distinct, answers, strict=True))
     return [
-        replace(path, value=told[path.token_ids].value, scores=told[path.token_ids].scores)
+        replace(path, value=scores[path.token_ids].value, scores=scores[path.token_ids].scores)
         for path in paths
     ]

@@ -19,30 +19,30 @@ def score_sequences(
     params: GuidanceParams,
     sequences: Sequence[Sequence[int]],
     keys: Sequence[int],
-    told: Sequence[PromptContext] = (),
+    contexts: Sequence[PromptContext] = (),
     scorers: Mapping[str, Scorer] | None = None,
 ) -> dict[str, Any]:
     """Σ_i w_i·s_i of each sequence, and each s_i; (s_i − mean)/deviation if `normalize`.
 
     A scorer that depends on strength is asked at β·w_i. Sequences have at least two tokens. keys
     name the rows of the scorers' caches, one a sequence; those that differ in their last token
-    alone are candidates of one row. told: of each sequence's prompt, if anything. scorers: versions
-    of them, if not the guide's present ones.
+    alone are candidates of one row. contexts: of each sequence's prompt, if anything. scorers:
+    versions of them, if not the guide's present ones.
 
     Returns:
         {"values": [n], "scores": {name: [n]}, "tokens": how many went through the scorers'
         networks, "error": None or {"scorer", "message", "overrun"}}
     """
     scorers = guide.registry.scorers if scorers is None else scorers
-    told = told or [PromptContext()] * len(sequences)
+    contexts = contexts or [PromptContext()] * len(sequences)
     groups: dict[tuple[int, ...], list[int]] = {}  # prompt's length, prefix → numbers of sequences
     for i, sequence in enumerate(sequences):
-        groups.setdefault((told[i].length or 0, *sequence[:-1]), []).append(i)
+        groups.setdefault((contexts[i].length or 0, *sequence[:-1]), []).append(i)
     rows = [
         Row(
             params,
             0,
-            told=told[members[0]],
+            context=contexts[members[0]],
             scorers=scorers,
             prefix=np.array(prefix, dtype=np.int64),
             key=keys[members[0]],
@@ -59,7 +59,7 @@ def score_sequences(
         found[order] = guide.score_rows(name, rows, candidates).double()
         fault = next((row.fault for row in rows if row.fault is not None), None)
         if fault is not None:
-            return {"values": [], "scores": {}, "tokens": 0, "error": fault.told}
+            return {"values": [], "scores": {}, "tokens": 0, "error": fault.fields}
         info = scorers[name].info
         scores[name] = found.tolist()
         values += weight * ((found - info.mean) / info.deviation if params.normalize else found)

@@ -121,18 +121,18 @@ def base_samples(bench: Bench, path: Path) -> dict[str, Floats]:
     scale = bench.scale
     made = {"base": bench.prints["base"], "prompts": len(bench.prompts), "seed": scale.seed}
     made |= {"samples": scale.base_samples, "world": bench.task.world.name}
-    told = json.dumps(made, sort_keys=True)
+    settings = json.dumps(made, sort_keys=True)
     if path.exists():
         stored = _stored(path)
-        if (former := str(stored.pop("made"))) != told:
+        if (former := str(stored.pop("made"))) != settings:
             raise TrimtabError(
-                f"{path} was made with other settings ({former}, now {told}); choose another "
+                f"{path} was made with other settings ({former}, now {settings}); choose another "
                 "--out, or remove it."
             )
         return stored
     samples = bench.base_samples()
     with outputs.writing(path) as part, open(part, "wb") as file:
-        np.savez_compressed(file, made=np.array(told), **samples)  # type: ignore[arg-type]
+        np.savez_compressed(file, made=np.array(settings), **samples)  # type: ignore[arg-type]
     return samples
 
 

@@ -248,10 +248,10 @@ class Bench:
 
     def _forwarded(self) -> dict[str, tuple[int, int]]:
         """Parameters and tokens forwarded so far, by scorer; a sum's are those of its parts."""
-        [told, *_] = self.sampler.engine.collective_rpc("trimtab_scorers")
+        [statuses, *_] = self.sampler.engine.collective_rpc("trimtab_scorers")
         return {
             one["name"]: (one["parameters"], one["tokens_forwarded"])
-            for one in told
+            for one in statuses
             if one["family"] != "composite"
         }
 

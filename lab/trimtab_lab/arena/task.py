@@ -124,8 +124,8 @@ def _config(spec: str) -> Config:
         raise TrimtabError(f"{path}: {' '.join(str(error).split())}") from None
     except ValidationError as error:
         faults = error.errors(include_url=False, include_context=False, include_input=False)
-        told = "; ".join(f"{'.'.join(map(str, f['loc'])) or 'it'}: {f['msg']}" for f in faults)
-        raise TrimtabError(f"{path}: {told}.") from None
+        problems = "; ".join(f"{'.'.join(map(str, f['loc'])) or 'it'}: {f['msg']}" for f in faults)
+        raise TrimtabError(f"{path}: {problems}.") from None
 
 
 def _with_sum(world: World) -> World:

@@ -124,8 +124,8 @@ def hold(out: Path, command: str) -> None:
     """
     out = outputs.claim(out, {"world": NAME})
     results, facts = run(Tiny()), about(command)
-    told = {"world": NAME, "leaderboard": [asdict(one) for one in results], "about": facts}
-    put(out / "results.json", json.dumps(told, ensure_ascii=False) + "\n")
+    content = {"world": NAME, "leaderboard": [asdict(one) for one in results], "about": facts}
+    put(out / "results.json", json.dumps(content, ensure_ascii=False) + "\n")
     put(out / "leaderboard.md", table(results) + f"\n`{command}`\n")
     draw(results, out / "frontier.png")
 

@@ -104,10 +104,10 @@ class Journal:
             name for name in {**former, **settings} if former.get(name) != settings.get(name)
         ]
         if differing:
-            told = ", ".join(f"{name} (was {former.get(name)!r})" for name in differing)
+            changes = ", ".join(f"{name} (was {former.get(name)!r})" for name in differing)
             raise TrimtabError(
-                f"{self.path} was begun with other settings: {told[:500]}. Give the same again to "
-                "go on with it, or choose another --out."
+                f"{self.path} was begun with other settings: {changes[:500]}. Give the same "
+                "settings to resume it, or choose another --out."
             )
 
     def __enter__(self) -> "Journal":

@@ -2,7 +2,7 @@
 
     trimtab train td-lambda --config demo.yaml --set out=scorers/mine
 
-config.py   what a run is told            trainer.py   the loop and its loss
+config.py   settings of a run            trainer.py   the loop and its loss
 start.py    the network it begins with    saves.py     checkpoints that a kill cannot hurt
 run.py      from data to a checkpoint     claims.py    what must not be in the way of a result
 dpo.py      TRL's trainer, for log-ratio scorers

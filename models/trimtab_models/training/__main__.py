@@ -19,20 +19,20 @@ INTERRUPTED = 130
 
 
 def command(objective: str | None, path: Path | None, overrides: Sequence[str]) -> int:
-    """Train as told; errors and interruptions become one line. Returns the exit status."""
+    """Train as settings; errors and interruptions become one line. Returns the exit status."""
     logging.basicConfig(format="trimtab: %(message)s", level=logging.WARNING)
-    told: TrainConfig | GroundedConfig | None = None
+    settings: TrainConfig | GroundedConfig | None = None
     try:
-        told = config.load(path, overrides, objective)
-        if isinstance(told, GroundedConfig):
-            job.run(told)
+        settings = config.load(path, overrides, objective)
+        if isinstance(settings, GroundedConfig):
+            job.run(settings)
         else:
-            run(told)
+            run(settings)
     except (ValueError, OSError, ImportError) as error:
         sys.stderr.write(f"trimtab: {' '.join(str(error).split())}\n")
         return 1
     except KeyboardInterrupt:
-        where = f" from {run_directory(told.out)}" if told else ""
+        where = f" from {run_directory(settings.out)}" if settings else ""
         sys.stderr.write(f"\ntrimtab: interrupted; the same command goes on{where}.\n")
         return INTERRUPTED
     finally:

@@ -1,4 +1,4 @@
-"""What a training run is told: a YAML file, and single values from the command line over it."""
+"""What a training run is info: a YAML file, and single values from the command line over it."""
 
 import difflib
 import re
@@ -76,8 +76,8 @@ class TrainConfig(_Strict):
 
     @field_validator("layers")
     @classmethod
-    def _whole(cls, value: int | None, told: ValidationInfo) -> int | None:
-        if value is not None and told.data.get("objective") == DPO:
+    def _whole(cls, value: int | None, info: ValidationInfo) -> int | None:
+        if value is not None and info.data.get("objective") == DPO:
             raise ValueError(
                 "dpo scores by the ratio to the network it began with, which is a whole one; leave "
                 "this out, or begin with a smaller network (scorer)"

@@ -38,8 +38,8 @@ def refuse_small(config: TrainConfig, tokenizer: Any) -> None:
 def reads(config: TrainConfig | GroundedConfig) -> int | None:
     """The most tokens that the base and the network to begin with read; None if none says it."""
     paths = {base_path(config), config.scorer or base_path(config)}
-    told = [networks.longest(pretrained.configuration(path)) for path in paths]
-    return min((n for n in told if n is not None), default=None)
+    lengths = [networks.longest(pretrained.configuration(path)) for path in paths]
+    return min((n for n in lengths if n is not None), default=None)
 
 
 def objective(config: TrainConfig) -> Objective:
@@ -67,8 +67,8 @@ def fitted(config: TrainConfig, items: Sequence[Any]) -> TrainConfig:
         return config
     info = read_info(config.scorer) if config.scorer else None
     if config.scorer and info and info.support:
-        told = pretrained.configuration(config.scorer)
-        bins = told.num_labels // told.vocab_size - 1 if info.ahead else told.num_labels
+        network = pretrained.configuration(config.scorer)
+        bins = network.num_labels // network.vocab_size - 1 if info.ahead else network.num_labels
         found = {"support": list(info.support), "bins": bins}
     else:
         rewards = {item.label for item in items if isinstance(item, Rollout)}

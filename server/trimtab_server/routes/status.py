@@ -19,12 +19,12 @@ ANSWER_SECONDS = 5.0
 async def scorers(request: Request) -> dict[str, Any]:
     """The scorers of this server: family, objective, normalisation, prefix-AUC and health."""
     state: State = request.app.state.trimtab
-    told = [
+    statuses = [
         {**one, "version": state.scorers[one["name"]].number}
         for one in await ask(state)
         if one["name"] in state.scorers
     ]
-    return listed(told, state.complaint, state.default or dict.fromkeys(state.scorers, 1.0))
+    return listed(statuses, state.complaint, state.default or dict.fromkeys(state.scorers, 1.0))
 
 
 @router.get("/ready")

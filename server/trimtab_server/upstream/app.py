@@ -139,8 +139,8 @@ async def _begin(state: UpstreamState, address: str) -> None:
     await state.sing()
     for doubt in doubts(await state.decoder.described()):
         log.warning("%s", doubt)
-    told = "ready" if state.well else "NOT READY"
-    typer.echo(f"{told}: {state.model} at {address}, steered by {', '.join(state.scorers)}")
+    status = "ready" if state.well else "NOT READY"
+    typer.echo(f"{status}: {state.model} at {address}, steered by {', '.join(state.scorers)}")
 
 
 async def _health() -> dict[str, str]:
@@ -153,8 +153,8 @@ async def _ready(request: Request) -> dict[str, str]:
         raise NotReady("not ready: scorers and upstream are being asked again.")
     if not state.well:
         wrong = {name: state.complaint(name) for name in state.scorers}
-        told = [f"scorer '{name}' {what}" for name, what in wrong.items() if what is not None]
-        raise NotReady(f"not ready: {'; '.join(told) or 'the upstream fails'}.")
+        reasons = [f"scorer '{name}' {what}" for name, what in wrong.items() if what is not None]
+        raise NotReady(f"not ready: {'; '.join(reasons) or 'the upstream fails'}.")
     return {"status": "ready"}
 
 

@@ -84,8 +84,8 @@ class Client:
                 async with self.slots:
                     found = read(await self._post(path, body))
             except Unusable as error:
-                told = f"the upstream's answer cannot be used: {error}."
-                failure = _Retry(UpstreamFailed(told), "unusable")
+                message = f"the upstream's answer cannot be used: {error}."
+                failure = _Retry(UpstreamFailed(message), "unusable")
             except _Retry as error:
                 failure = error
             else:
@@ -112,11 +112,11 @@ class Client:
                 _check_status(answer)
                 content = await _content(answer, most)
         except (TimeoutError, httpx.TimeoutException):
-            told = f"the upstream did not answer within {self.seconds:g} seconds."
-            raise _Retry(UpstreamTimeout(told), "timeout") from None
+            message = f"the upstream did not answer within {self.seconds:g} seconds."
+            raise _Retry(UpstreamTimeout(message), "timeout") from None
         except (httpx.TransportError, httpx.DecodingError):
-            told = "the upstream cannot be reached, or its connection broke."
-            raise _Retry(UpstreamFailed(told), "connection") from None
+            message = "the upstream cannot be reached, or its connection broke."
+            raise _Retry(UpstreamFailed(message), "connection") from None
         try:
             return strict_json.read(content)
         except InvalidRequest:

@@ -135,16 +135,16 @@ class ById:
 def _ends(source: str, tokenizer: Any) -> frozenset[int]:
     """The tokens that end an answer, as vLLM knows them."""
     file = pretrained.file(source, "generation_config.json")
-    told = None if file is None else read_json(file).get("eos_token_id")
-    more = told if isinstance(told, list) else [told]
+    stated = None if file is None else read_json(file).get("eos_token_id")
+    more = stated if isinstance(stated, list) else [stated]
     return frozenset(end for end in (tokenizer.eos_token_id, *more) if isinstance(end, int))
 
 
 def _length(source: str, tokenizer: Any) -> int:
     try:
-        told = getattr(pretrained.configuration(source), "max_position_embeddings", None)
+        stated = getattr(pretrained.configuration(source), "max_position_embeddings", None)
     except (OSError, ValueError):  # a tokenizer alone has no configuration of a model
-        told = None
-    if told is None and tokenizer.model_max_length < 10**7:
-        told = tokenizer.model_max_length
-    return int(told or LENGTH)
+        stated = None
+    if stated is None and tokenizer.model_max_length < 10**7:
+        stated = tokenizer.model_max_length
+    return int(stated or LENGTH)

@@ -134,9 +134,11 @@ def read_completion(data: Any, top: int, name: Name) -> UpstreamAnswer:
     """An answer of a completions endpoint, at most `top` alternatives a position."""
 
     def positions(choice: Mapping[str, Any]) -> Iterable[Position]:
-        told = choice["logprobs"] or {"tokens": []}
-        for i, token in enumerate(told["tokens"]):
-            pairs = [(name(text, None), value) for text, value in told["top_logprobs"][i].items()]
+        logprobs = choice["logprobs"] or {"tokens": []}
+        for i, token in enumerate(logprobs["tokens"]):
+            pairs = [
+                (name(text, None), value) for text, value in logprobs["top_logprobs"][i].items()
+            ]
             yield _position(name(token, None), pairs, top)
 
     return _read(data, positions)

@@ -93,8 +93,8 @@ class UpstreamDecoder:
                     async for piece in self._choice(index, prompt, number, asked, params):
                         pieces.put_nowait(piece)
             except TimeoutError:
-                told = f"the answer was not whole after {self.deadline:g} seconds."
-                pieces.put_nowait(UpstreamTimeout(told))
+                message = f"the answer was not whole after {self.deadline:g} seconds."
+                pieces.put_nowait(UpstreamTimeout(message))
             except Exception as error:
                 pieces.put_nowait(error)
 
@@ -148,7 +148,7 @@ class UpstreamDecoder:
             params or GuidanceParams(beta=0.0),
             len(prompt.ids),
             record_key=key,
-            told=PromptContext(turns=turns(prompt.turns)),
+            context=PromptContext(turns=turns(prompt.turns)),
             prefix=np.array(prompt.ids, dtype=np.int64),
         )
         stops = [asked.stop] if isinstance(asked.stop, str) else asked.stop or []

@@ -137,10 +137,10 @@ class ByText:
         """See Naming.read."""
         return (read_chat if self.chat else read_completion)(data, self.top, self._name)
 
-    def _name(self, token: str, told: Any) -> int:
+    def _name(self, token: str, utf8: Any) -> int:
         escaped = _ESCAPED.fullmatch(token)
-        if told is not None:
-            piece = bytes(list(told))  # of a number, bytes() would make as many zeros
+        if utf8 is not None:
+            piece = bytes(list(utf8))  # of a number, bytes() would make as many zeros
         elif escaped:  # how OpenAI's completions show half a character
             piece = bytes.fromhex(escaped[1].replace("\\x", ""))
         else:

@@ -17,7 +17,7 @@ from vllm.entrypoints.launchers.api_server.app_state import init_app_state
 from vllm.entrypoints.launchers.app import build_app
 from vllm.entrypoints.launchers.utils.ssl import SSLCertRefresher
 
-from trimtab.adapters.vllm.ranks import told
+from trimtab.adapters.vllm.ranks import first_answer
 from trimtab.errors import TrimtabError
 from trimtab_server import errors, refusals, serving
 from trimtab_server.admission import TURNS, Admission
@@ -72,7 +72,7 @@ async def build(engine: Any, args: argparse.Namespace, settings: Settings) -> Fa
             _parts(settings, found["name"]),
             found["distributional"],
         )
-        for found in told(await rpc.call(engine, "trimtab_scorers"))
+        for found in first_answer(await rpc.call(engine, "trimtab_scorers"))
     }
     online = app.state.online_renderer
     own = getattr(online.renderer.tokenizer, "chat_template", None)
@@ -182,5 +182,7 @@ async def _begin(state: State, address: str) -> None:
     with suppress(errors.NotReady):  # /ready will tell
         for doubt in doubts(await status.ask(state)):
             log.warning("%s", doubt)
-    told = "ready" if all(state.complaint(name) is None for name in state.scorers) else "NOT READY"
-    typer.echo(f"{told}: {state.model} at {address}, steered by {', '.join(state.scorers)}")
+    status_word = (
+        "ready" if all(state.complaint(name) is None for name in state.scorers) else "NOT READY"
+    )
+    typer.echo(f"{status_word}: {state.model} at {address}, steered by {', '.join(state.scorers)}")

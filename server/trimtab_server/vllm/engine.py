@@ -76,7 +76,7 @@ def start(args: argparse.Namespace) -> Any:
 
     Raises:
         StartError: the flags or the model do not fit, or its process did not start; that
-            has then told why on its standard error.
+            has then said why on its standard error.
         TrimtabError: guidance cannot serve such an engine.
     """
     args.enable_chunked_prefill = chunked_prefill(args.enable_chunked_prefill)

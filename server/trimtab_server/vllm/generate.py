@@ -73,13 +73,13 @@ async def _search(
     head = {"id": f"gen-{uuid.uuid4().hex}", "model": state.model}
     telling = SearchRenderer(head, state.engine.get_tokenizer(), search.method, ids)
     found = Driver(state.engine, asked, guidance, search, ids, exchange).run()
-    told = await anext(found)
+    latest = await anext(found)
     if asked.stream:
-        return StreamingResponse(telling.events(told, found), media_type="text/event-stream")
+        return StreamingResponse(telling.events(latest, found), media_type="text/event-stream")
     async with aclosing(found):
-        while not isinstance(told, Result):
-            told = await anext(found)
-    return JSONResponse(telling.answer(told))
+        while not isinstance(latest, Result):
+            latest = await anext(found)
+    return JSONResponse(telling.answer(latest))
 
 
 async def _prompt(asked: GenerateRequest, renderer: Any) -> Any:
@@ -94,7 +94,7 @@ def _refused(error: Exception, exchange: Exchange) -> Exception:
         return exchange.fault
     if isinstance(error, ValueError | VLLMClientError) and not isinstance(error, TrimtabError):
         return InvalidRequest(plain(str(error.args[0])))
-    return error  # told by its own handler, such as vLLM's for a dead engine
+    return error  # answered by its own handler, such as vLLM's for a dead engine
 
 
 async def _events(first: Any, outputs: Any, answer: "GenerateAnswer") -> AsyncIterator[str]:

@@ -28,5 +28,5 @@ def check_items(fields: Mapping[str, Any]) -> None:
         try:
             ResponsesRequest.model_validate({"input": [item]})
         except Exception:  # validators raise what they like
-            told = f"entry {number} of input is nothing that this route takes."
-            raise InvalidRequest(told, param="input") from None
+            message = f"entry {number} of input is nothing that this route takes."
+            raise InvalidRequest(message, param="input") from None

@@ -21,7 +21,7 @@ from typing import Any
 from vllm.exceptions import GenerationError
 from vllm.sampling_params import RequestOutputKind
 
-from trimtab.adapters.vllm.ranks import told
+from trimtab.adapters.vllm.ranks import first_answer
 from trimtab.adapters.vllm.search import carried
 from trimtab.errors import InvalidGuidance, TrimtabError
 from trimtab.params import PREFIX, RECORD_KEY, VERSIONS_KEY, GuidanceParams
@@ -44,14 +44,18 @@ class Exchange:
     """Why it fails: a scorer did, or the worker does not answer."""
     versions: Sequence[Version] = ()
     """Those of its scorers that it began with; the present ones where none is named."""
-    told: Sequence[PromptContext] = ()
+    contexts: Sequence[PromptContext] = ()
     """What scorers that read text should know of the prompts, by engine call."""
 
     @property
     def carried(self) -> dict[str, str]:
         """Versions and the next call's prompt, as extra arguments carry them to the worker."""
         keys = ",".join(version.key for version in self.versions)
-        prompt = self.told[len(self.calls)] if len(self.calls) < len(self.told) else PromptContext()
+        prompt = (
+            self.contexts[len(self.calls)]
+            if len(self.calls) < len(self.contexts)
+            else PromptContext()
+        )
         return carried(prompt) | ({VERSIONS_KEY: keys} if keys else {})
 
     @property
@@ -100,9 +104,9 @@ async def converse(engine: Any, exchange: Exchange, conversations: Sequence[Turn
     known = [turns for turns in conversations if turns is not None]
     if not exchange.reading or not known:
         return
-    exchange.told = [PromptContext(turns=turns) for turns in conversations]
+    exchange.contexts = [PromptContext(turns=turns) for turns in conversations]
     keys = [version.key for version in exchange.reading]
-    refusal = told(await rpc.call(engine, "trimtab_refusal", keys, known))
+    refusal = first_answer(await rpc.call(engine, "trimtab_refusal", keys, known))
     if refusal:
         raise unreadable(*refusal)
 
@@ -180,7 +184,7 @@ class _Call:
     async def _ask(self, outputs: list[list[int]], done: bool) -> list[Record | None]:
         asked = self.key, self.prompt, outputs, done
         answers = await rpc.call(self.engine, "trimtab_record", *asked)
-        return next((found for found in answers if any(found or ())), told(answers) or [])
+        return next((found for found in answers if any(found or ())), first_answer(answers) or [])
 
     async def _fetch(self, ended: list[int], done: bool) -> None:
         try:

@@ -15,7 +15,7 @@ from typing import Any
 from vllm.exceptions import GenerationError
 from vllm.sampling_params import RequestOutputKind, SamplingParams
 
-from trimtab.adapters.vllm.ranks import told
+from trimtab.adapters.vllm.ranks import first_answer
 from trimtab.adapters.vllm.search import drawn, row_key, score_arguments, scored, stop_tokens
 from trimtab.errors import TrimtabError
 from trimtab.params import GuidanceParams
@@ -68,7 +68,7 @@ class Driver:
             stop_tokens(engine) | frozenset(asked.stop_token_ids or ()),
             guidance,
             random.getrandbits(56) if asked.seed is None else asked.seed,
-            turns=begun.told[0].turns if begun.told else None,
+            turns=begun.contexts[0].turns if begun.contexts else None,
         )
         self.search = start(search, problem)
         self.number = next(numbers)
@@ -109,12 +109,14 @@ class Driver:
             async with asyncio.TaskGroup() as group:
                 draws = [ask for ask in turn if isinstance(ask, Draw)]
                 tasks = [group.create_task(self._draw(ask)) for ask in draws]
-        except ExceptionGroup as failed:  # one is told; the others were cancelled, or say the same
+        except (
+            ExceptionGroup
+        ) as failed:  # one is reported; the others were cancelled, or say the same
             raise failed.exceptions[0] from None
         return [task.result() for task in tasks]
 
     async def _draw(self, ask: Draw) -> Drawn:
-        exchange = Exchange(versions=self.versions, told=[ask.told])
+        exchange = Exchange(versions=self.versions, contexts=[ask.context])
         EXCHANGE.set(exchange)  # in this task's own context
         top = min(ask.top, self.engine.model_config.get_vocab_size())
         params = SamplingParams(
@@ -139,7 +141,7 @@ class Driver:
         self.rows.update(keys)
         xargs, *rest = score_arguments(self.guidance, asks, keys)
         arguments = ({**xargs, **Exchange(versions=self.versions).carried}, *rest)
-        return scored(told(await rpc.call(self.engine, "trimtab_score", *arguments)))
+        return scored(first_answer(await rpc.call(self.engine, "trimtab_score", *arguments)))
 
     async def _forget(self) -> None:
         with suppress(TrimtabError):  # a dead engine has nothing left to forget

@@ -1,4 +1,4 @@
-"""How the answer of a search is told: whole, or in the pieces that it has committed to."""
+"""How the answer of a search is latest: whole, or in the pieces that it has committed to."""
 
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from dataclasses import asdict, dataclass
@@ -72,17 +72,17 @@ class SearchRenderer:
         self, first: Commit | Result, rest: AsyncGenerator[Commit | Result, None]
     ) -> AsyncIterator[str]:
         """The same as server-sent events."""
-        told = first
+        latest = first
         try:
             while True:
-                result = told if isinstance(told, Result) else None
-                piece = self.piece(list(told.token_ids), result)
+                result = latest if isinstance(latest, Result) else None
+                piece = self.piece(list(latest.token_ids), result)
                 if result is not None or piece["token_ids"]:
                     yield event({**self.head, "choices": [piece]})
                 if result is not None:
                     yield event({**self.head, "choices": [], "usage": self.usage(result)})
                     break
-                told = await anext(rest)
+                latest = await anext(rest)
         except TrimtabError as error:
             yield event(error.body())
         except VLLMError:

@@ -22,7 +22,7 @@ from vllm.utils.argparse_utils import FlexibleArgumentParser
 from trimtab import orphans
 from trimtab.adapters.vllm import unsupported
 from trimtab.adapters.vllm.options import PROCESSOR, WORKER, chunked_prefill, logprobs_limit
-from trimtab.adapters.vllm.ranks import told
+from trimtab.adapters.vllm.ranks import first_answer
 from trimtab.adapters.vllm.search import (
     FIRST_ROW,
     carried,
@@ -110,7 +110,7 @@ class Sampler:
         self.distributional: dict[str, bool] = {}
         if self.scorers:
             # This also shows the processor its runner.
-            found = told(self.engine.collective_rpc("trimtab_scorers"))
+            found = first_answer(self.engine.collective_rpc("trimtab_scorers"))
             self.distributional = {one["name"]: one["distributional"] for one in found}
         self._runs = 0
         # What is loaded by now stays; the collector need not walk through it at every turn.
@@ -204,7 +204,7 @@ class Sampler:
 
         def draw(asks: list[Draw]) -> list[Drawn]:
             requests = [
-                Request(i, ask.prefix, ask.seed, ask.max_tokens, ask.told)
+                Request(i, ask.prefix, ask.seed, ask.max_tokens, ask.context)
                 for i, ask in enumerate(asks)
             ]
             guided = guidance if asks[0].guided else None
@@ -256,7 +256,7 @@ class Sampler:
         self, asks: Sequence[Score], params: GuidanceParams, keys: Sequence[int]
     ) -> list[ScoredSequence]:
         arguments = score_arguments(params, asks, keys)
-        return scored(told(self.engine.collective_rpc("trimtab_score", args=arguments)))
+        return scored(first_answer(self.engine.collective_rpc("trimtab_score", args=arguments)))
 
     def _run(
         self,
@@ -300,7 +300,7 @@ class Sampler:
         self._check_length(request.prompt_token_ids, request.max_tokens)
         guided: dict[str, Any] = {}
         if params is not None:
-            guided = {**params.to_xargs(), RECORD_KEY: name, **carried(request.told)}
+            guided = {**params.to_xargs(), RECORD_KEY: name, **carried(request.context)}
         sampling = SamplingParams(
             temperature=temperature,
             top_p=top_p,
@@ -328,7 +328,7 @@ class Sampler:
         [choice] = output.outputs
         ids = list(choice.token_ids)
         arguments = (output.request_id, output.prompt_token_ids, [ids], True, False)
-        [record] = told(self.engine.collective_rpc("trimtab_record", args=arguments))
+        [record] = first_answer(self.engine.collective_rpc("trimtab_record", args=arguments))
         if record is None or record["error"] is not None:
             fault = (record or {}).get("error") or {"scorer": "?", "message": "left no record"}
             raise ScorerFault(f"scorer {fault['scorer']}: {fault['message']}.")

@@ -29,7 +29,7 @@ from vllm.v1.worker.gpu.sample.logits_processor import LogitsProcessor as V2Logi
 
 from trimtab import hot_loading, orphans, reasons
 from trimtab.adapters.vllm import ranks, unsupported
-from trimtab.adapters.vllm.search import told
+from trimtab.adapters.vllm.search import read_context
 from trimtab.config import GuidanceConfig, ScorerSpec
 from trimtab.errors import InvalidGuidance, TrimtabError
 from trimtab.guide import Guide
@@ -59,7 +59,7 @@ class GuidanceProcessor(V1LogitsProcessor, V2LogitsProcessor):
         for key in CARRIED:
             if not isinstance(extra.get(key, ""), str):
                 raise InvalidGuidance(f"{key} is set by the server; leave it out.")
-        told(extra)
+        read_context(extra)
 
     def __init__(self, vllm_config: VllmConfig, a: Any, b: Any = None) -> None:
         """V1 passes (config, device, pin_memory), V2 (config, request states).
@@ -197,7 +197,7 @@ class GuidanceProcessor(V1LogitsProcessor, V2LogitsProcessor):
             if not self.leads:
                 return Row(guidance, prompt_length)
             guidance = guidance.resolve(scorers, self.default_scorers)
-            prompt = told(extra)
+            prompt = read_context(extra)
         except TrimtabError as error:
             # Only a stock front end lets an unknown scorer come this far.
             logger.error("a request cannot be guided: %s", error)
@@ -213,7 +213,7 @@ class GuidanceProcessor(V1LogitsProcessor, V2LogitsProcessor):
             prompt_length,
             None if params.ignore_eos else stop_token,
             record_key=extra.get(RECORD_KEY),
-            told=prompt,
+            context=prompt,
             scorers={name: scorers[name] for name in guidance.scorers or {}},
             fault=fault,
         )

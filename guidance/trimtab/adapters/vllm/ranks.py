@@ -45,6 +45,6 @@ def share(logits: Tensor, rows: Sequence[int]) -> None:
     logits[index] = fused
 
 
-def told(answers: Sequence[Any]) -> Any:
+def first_answer(answers: Sequence[Any]) -> Any:
     """What the leader answered to a call of all ranks; the others answer None."""
     return next((answer for answer in answers if answer is not None), None)

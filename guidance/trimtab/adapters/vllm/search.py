@@ -22,7 +22,7 @@ def carried(known: PromptContext) -> dict[str, str]:
     return {} if known == PromptContext() else {PROMPT_KEY: json.dumps(astuple(known))}
 
 
-def told(extra: Mapping[str, Any]) -> PromptContext:
+def read_context(extra: Mapping[str, Any]) -> PromptContext:
     """What extra arguments tell of a prompt: the inverse of `carried`.
 
     Raises:
@@ -50,7 +50,7 @@ def score_arguments(
 ) -> tuple[Any, ...]:
     """What GuidanceWorker.trimtab_score is called with."""
     sequences = [list(ask.sequence) for ask in asks]
-    prompts = [astuple(ask.told) for ask in asks]
+    prompts = [astuple(ask.context) for ask in asks]
     return params.to_xargs(), sequences, list(keys), prompts
 
 

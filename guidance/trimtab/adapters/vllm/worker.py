@@ -46,11 +46,11 @@ class GuidanceWorker:
         xargs: Mapping[str, Any],
         sequences: Sequence[Sequence[int]],
         keys: Sequence[int],
-        told: Sequence[tuple[int | None, Turns | None]],
+        contexts: Sequence[tuple[int | None, Turns | None]],
     ) -> dict[str, Any] | None:
         """What whole sequences are worth, see score_sequences.
 
-        xargs: GuidanceParams, flat. told: fields of a PromptContext for each sequence.
+        xargs: GuidanceParams, flat. contexts: fields of a PromptContext for each sequence.
         """
         processor = _leader(self.model_runner)
         if processor is None:
@@ -58,7 +58,7 @@ class GuidanceWorker:
         params = GuidanceParams.from_xargs(xargs) or GuidanceParams()
         scorers = processor.guide.registry.at(xargs.get(VERSIONS_KEY, ""))
         params = params.resolve(scorers)
-        prompts = [PromptContext(*fields) for fields in told]
+        prompts = [PromptContext(*fields) for fields in contexts]
         return score_sequences(processor.guide, params, sequences, keys, prompts, scorers)
 
     def trimtab_refusal(
@@ -111,10 +111,13 @@ class GuidanceWorker:
                 "reads": scorer.reads,
             }
             return {"ready": True, "error": None, **kind}
-        told = {"type": "ScorerRefused", "message": f"it is not loaded ({type(error).__name__})."}
+        refusal = {
+            "type": "ScorerRefused",
+            "message": f"it is not loaded ({type(error).__name__}).",
+        }
         if isinstance(error, NoRoom | ScorerRefused):
-            told = {"type": type(error).__name__, "message": error.message}
-        return {"ready": True, "error": told}
+            refusal = {"type": type(error).__name__, "message": error.message}
+        return {"ready": True, "error": refusal}
 
     def trimtab_serve(self, name: str, version: str | None) -> None:
         """Let a name mean a version from now on, or nothing any more."""

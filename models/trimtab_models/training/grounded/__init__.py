@@ -5,7 +5,7 @@ the language model's own generations (objectives/plackett_luce.py), then says of
 much it is worth; the language model follows it. The two take turns until half of the training is
 over, so that the rewards know the generations they judge.
 
-    settings.py    what a run is told             guidance.py   generations, rankings, rewards
+    settings.py    settings of a run             guidance.py   generations, rankings, rewards
     losses.py      REINFORCE and weighted MLE     turns.py      what alternates, and when
     job.py         from data to a language model, with saves that a kill cannot hurt
 
