@@ -7,7 +7,7 @@ import pytest
 from covered import quietly
 from growth import LINEAR, exponent
 
-middleware = quietly("trimtab_server.middleware")
+middleware = quietly("trimtab_server.vllm.middleware")
 RECORD = {"kl": 1.0, "steps": 3}
 TEXTS = ["plain", "data: {", '\n\ndata: {"a": 1}\n\n', "data: [DONE]", "é🙂 \u2028", ""]
 

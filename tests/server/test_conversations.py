@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 from trimtab.scoring.text import PromptContext, template
-from trimtab_server.state import Version
+from trimtab_server.scorer_list import Version
 from trimtab_server.turns import turns
 
 pytestmark = pytest.mark.scorecard(letter="B")
@@ -17,9 +17,9 @@ with warnings.catch_warnings():
     from vllm.entrypoints.openai.responses.protocol import ResponsesResponse
 
     from trimtab.adapters.vllm.search import carried, told
-    from trimtab_server.middleware import Guidance
     from trimtab_server.vllm import rpc
     from trimtab_server.vllm.guided_routes import GUIDED, conversations
+    from trimtab_server.vllm.middleware import Guidance
     from trimtab_server.vllm.records import EXCHANGE
 
 PARTS = [{"type": "text", "text": "A "}, {"type": "text", "text": "b."}]

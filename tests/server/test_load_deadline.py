@@ -8,10 +8,11 @@ import pytest
 
 with warnings.catch_warnings():  # vLLM's own, as it is imported
     warnings.simplefilter("ignore")
-    from trimtab_server import loading
     from trimtab_server.errors import SlowLoad, response
-    from trimtab_server.loading import Loading, LoadRequest
-    from trimtab_server.state import State, Version
+    from trimtab_server.scorer_list import Version
+    from trimtab_server.vllm import loading
+    from trimtab_server.vllm.loading import Loading, LoadRequest
+    from trimtab_server.vllm.state import State
 
 
 @pytest.fixture

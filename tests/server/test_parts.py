@@ -13,7 +13,8 @@ from trimtab_server import limits
 from trimtab_server.auth import ApiKeys
 from trimtab_server.errors import NotReady
 from trimtab_server.limits import BodyLimit
-from trimtab_server.state import State, Version
+from trimtab_server.scorer_list import Version
+from trimtab_server.vllm.state import State
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # what vLLM's import brings about is not ours to mend
@@ -21,9 +22,8 @@ with warnings.catch_warnings():
 
     from trimtab.adapters.vllm import GuidanceProcessor
     from trimtab.adapters.vllm.search import carried, told
-    from trimtab_server.middleware import Guidance
-    from trimtab_server.routes import status
-    from trimtab_server.vllm import app, prompts, readiness, rpc
+    from trimtab_server.vllm import app, prompts, readiness, rpc, status
+    from trimtab_server.vllm.middleware import Guidance
     from trimtab_server.vllm.records import EXCHANGE
 
 

@@ -7,8 +7,8 @@ import warnings
 import pytest
 
 from trimtab.errors import InvalidGuidance
+from trimtab_server.scorer_list import Version
 from trimtab_server.settings import Settings
-from trimtab_server.state import Version
 
 pytestmark = pytest.mark.scorecard(letter="S")
 
@@ -21,10 +21,10 @@ with warnings.catch_warnings():
 
     from trimtab.adapters.vllm import GuidanceProcessor
     from trimtab_server import demo
-    from trimtab_server.middleware import OWN, Guidance
     from trimtab_server.vllm import engine
     from trimtab_server.vllm.guided_routes import GUIDED
-    from trimtab_server.vllm.records import EXCHANGE, Exchange, follow_engine
+    from trimtab_server.vllm.middleware import OWN, Guidance
+    from trimtab_server.vllm.records import EXCHANGE, Exchange, Recording
 
 REFUSE = {
     # These generate, or score what was generated, and are not guided.
@@ -294,8 +294,10 @@ def test_the_engine_refuses_guidance_that_no_route_announced():
         def generate(self, prompt, params, request_id):
             return "generated"
 
-    stock = Engine()
-    follow_engine(stock)
+    class RecordingEngine(Recording, Engine):
+        pass
+
+    stock = RecordingEngine()
     for key in ("trimtab_beta", "trimtab_record", "trimtab_versions", "trimtab_prompt"):
         with pytest.raises(InvalidGuidance, match="not guided"):
             stock.generate("x", SamplingParams(extra_args={key: 1}), "id")

@@ -30,11 +30,11 @@ from trimtab_server.drain import Drain, InFlight
 from trimtab_server.errors import InvalidRequest, NotReady, StartError
 from trimtab_server.limits import BodyLimit
 from trimtab_server.refusals import Failures
+from trimtab_server.scorer_list import listed
 from trimtab_server.scorer_warnings import doubts
 from trimtab_server.settings import Settings
 from trimtab_server.shutdown import Signals
 from trimtab_server.sizes import Bounds, Sizes
-from trimtab_server.state import listed
 from trimtab_server.upstream import routes
 from trimtab_server.upstream.client import Client
 from trimtab_server.upstream.ids import ById

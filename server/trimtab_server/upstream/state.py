@@ -17,7 +17,7 @@ from trimtab.params import GuidanceParams
 from trimtab.scorers.base import Scorer
 from trimtab_server.protocol import GenerateRequest
 from trimtab_server.recheck import Again
-from trimtab_server.state import NOT_ASKED, SUSPENDED
+from trimtab_server.scorer_list import NOT_ASKED, SUSPENDED
 from trimtab_server.upstream.steps import UpstreamDecoder
 
 log = logging.getLogger(__name__)

@@ -13,6 +13,7 @@ import typer
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
 from starlette.middleware.cors import CORSMiddleware
+from vllm.engine.protocol import EngineClient
 from vllm.entrypoints.launchers.api_server.app_state import init_app_state
 from vllm.entrypoints.launchers.app import build_app
 from vllm.entrypoints.launchers.utils.ssl import SSLCertRefresher
@@ -25,17 +26,16 @@ from trimtab_server.auth import ApiKeys
 from trimtab_server.browsers import let_browsers_in
 from trimtab_server.drain import Drain, InFlight
 from trimtab_server.limits import BodyLimit
-from trimtab_server.loading import Loading
-from trimtab_server.middleware import Guidance
-from trimtab_server.routes import scorers as scorer_routes
-from trimtab_server.routes import status
+from trimtab_server.scorer_list import Version
 from trimtab_server.scorer_warnings import doubts
 from trimtab_server.settings import Settings
 from trimtab_server.shutdown import Signals
 from trimtab_server.sizes import Bounds, Sizes
-from trimtab_server.state import State, Version
-from trimtab_server.vllm import generate, readiness, rpc
-from trimtab_server.vllm.records import follow_engine
+from trimtab_server.vllm import generate, readiness, rpc, status
+from trimtab_server.vllm import scorers as scorer_routes
+from trimtab_server.vllm.loading import Loading
+from trimtab_server.vllm.middleware import Guidance
+from trimtab_server.vllm.state import State
 from trimtab_server.wording import learn
 
 log = logging.getLogger(__name__)
@@ -49,7 +49,7 @@ START_SECONDS = 600.0
 """What vLLM's application may take to begin, with the engine's help."""
 
 
-async def build(engine: Any, args: argparse.Namespace, settings: Settings) -> FastAPI:
+async def build(engine: EngineClient, args: argparse.Namespace, settings: Settings) -> FastAPI:
     """vLLM's application around `engine`, and ours over it.
 
     A request passes, outermost first:
@@ -61,7 +61,6 @@ async def build(engine: Any, args: argparse.Namespace, settings: Settings) -> Fa
     tasks = await rpc.within(engine, engine.get_supported_tasks(), START_SECONDS)
     app: FastAPI = build_app(args, tasks, engine.model_config)
     await rpc.within(engine, init_app_state(engine, app.state, args, tasks), START_SECONDS)
-    follow_engine(engine)
     default = settings.default_scorer or None
     scorers = {
         found["name"]: Version(
@@ -127,7 +126,7 @@ def cover(
     return app
 
 
-def _bounds(engine: Any, max_body_bytes: int) -> Bounds:
+def _bounds(engine: EngineClient, max_body_bytes: int) -> Bounds:
     model, tokenizer = engine.model_config, engine.get_tokenizer()
     longest = tokenizer.max_chars_per_token if tokenizer is not None else 1
     media = model.is_multimodal_model or model.enable_prompt_embeds

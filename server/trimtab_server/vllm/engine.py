@@ -20,11 +20,16 @@ from trimtab_server.errors import StartError
 from trimtab_server.http import HEAD_BYTES
 from trimtab_server.settings import Settings
 from trimtab_server.shutdown import unsignalled
+from trimtab_server.vllm.records import Recording
 
 try:  # vLLM 0.33 moved it
     from vllm.entrypoints.common.cli_args import make_arg_parser, validate_parsed_serve_args
 except ImportError:
     from vllm.entrypoints.launchers.cli_args import make_arg_parser, validate_parsed_serve_args
+
+
+class RecordingLLM(Recording, AsyncLLM):
+    """vLLM's engine client; its guided calls leave records."""
 
 
 def parse(
@@ -92,6 +97,6 @@ def start(args: argparse.Namespace) -> Any:
         memory.bound()
     with orphans.owned(), unsignalled(), heard() as reason:
         try:
-            return AsyncLLM.from_vllm_config(config, disable_log_stats=args.disable_log_stats)
+            return RecordingLLM.from_vllm_config(config, disable_log_stats=args.disable_log_stats)
         except RuntimeError as error:
             raise StartError(reason() or f"the engine did not start ({brief(error)}).") from None

@@ -19,12 +19,12 @@ from trimtab_server import strict_json
 from trimtab_server.errors import InvalidRequest
 from trimtab_server.events import DONE, event
 from trimtab_server.protocol import GenerateRequest, parse
-from trimtab_server.state import State
 from trimtab_server.turns import turns
 from trimtab_server.vllm import prompts
 from trimtab_server.vllm.records import Exchange, begin, converse
 from trimtab_server.vllm.search import Driver
 from trimtab_server.vllm.search_answers import SearchRenderer
+from trimtab_server.vllm.state import State
 from trimtab_server.wording import plain
 
 router = APIRouter()

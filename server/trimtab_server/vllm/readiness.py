@@ -17,9 +17,10 @@ from typing import Any
 from vllm.sampling_params import RequestOutputKind, SamplingParams
 
 from trimtab.params import GuidanceParams
-from trimtab_server.state import State, Version
+from trimtab_server.scorer_list import Version
 from trimtab_server.vllm import prompts
 from trimtab_server.vllm.records import EXCHANGE, Exchange
+from trimtab_server.vllm.state import State
 
 log = logging.getLogger(__name__)
 

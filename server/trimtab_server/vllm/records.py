@@ -1,7 +1,7 @@
 """Records: how the front end learns what guidance did to a request.
 
 1. A route or the middleware opens an Exchange for its HTTP request (a context variable).
-2. `follow_engine` wraps `engine.generate`: each guided call gets a record key of its own.
+2. The engine is a `Recording` one: each guided call gets a record key of its own.
 3. When a choice ends, its record is fetched from the worker before the choice is passed on.
 4. The Exchange holds the records; whoever opened it puts them in the answer.
 
@@ -18,6 +18,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
 
+from vllm.engine.protocol import EngineClient
 from vllm.exceptions import GenerationError
 from vllm.sampling_params import RequestOutputKind
 
@@ -28,7 +29,7 @@ from trimtab.params import PREFIX, RECORD_KEY, VERSIONS_KEY, GuidanceParams
 from trimtab.scoring.text import PromptContext, Turns
 from trimtab_server import metrics
 from trimtab_server.errors import scorer_failed, unreadable
-from trimtab_server.state import Version
+from trimtab_server.scorer_list import Version
 from trimtab_server.vllm import rpc
 
 Record = dict[str, Any]
@@ -94,7 +95,9 @@ def begin(scorers: Mapping[str, Version], guidance: GuidanceParams) -> Exchange:
     return exchange
 
 
-async def converse(engine: Any, exchange: Exchange, conversations: Sequence[Turns | None]) -> None:
+async def converse(
+    engine: EngineClient, exchange: Exchange, conversations: Sequence[Turns | None]
+) -> None:
     """Let scorers that read conversations have those of a request's engine calls, in order.
 
     Raises:
@@ -111,45 +114,50 @@ async def converse(engine: Any, exchange: Exchange, conversations: Sequence[Turn
         raise unreadable(*refusal)
 
 
-def follow_engine(engine: Any) -> None:
-    """Make `engine.generate` keep records of the guided requests of an open Exchange."""
-    generate = engine.generate
-    background: set[asyncio.Task[Any]] = set()
+class Recording:
+    """A mixin over vLLM's engine client: guided calls of an open Exchange leave records.
 
-    def follow(
-        prompt: Any, sampling_params: Any, request_id: str, **options: Any
+    `class RecordingLLM(Recording, AsyncLLM)` is what serves.
+    """
+
+    def generate(
+        self, prompt: Any, sampling_params: Any, request_id: str, **options: Any
     ) -> AsyncGenerator[Any, None]:
+        """As vLLM's, with the request's records.
+
+        Raises:
+            InvalidGuidance: the request is guided, and no route has opened an Exchange for it.
+        """
+        generate: Any = super().generate  # type: ignore[misc]
         exchange, extra = EXCHANGE.get(), getattr(sampling_params, "extra_args", None) or {}
         guidance = GuidanceParams.from_xargs(extra)
         if exchange is None and any(key.startswith(PREFIX) for key in extra):
             raise InvalidGuidance(f"this route is not guided; leave {PREFIX}* keys out.")
         if exchange is None or guidance is None:
-            return generate(prompt, sampling_params, request_id, **options)
+            outputs: AsyncGenerator[Any, None] = generate(
+                prompt, sampling_params, request_id, **options
+            )
+            return outputs
         arguments = exchange.carried  # before the call is one of the exchange
-        call = _Call(engine, exchange, guidance, background)
+        call = _Call(self, exchange, guidance)
         params = copy.copy(sampling_params)
         params.extra_args = {**extra, RECORD_KEY: call.key, **arguments}
         outputs = generate(prompt, params, request_id, **options)
         return call.follow(outputs, params.output_kind == RequestOutputKind.DELTA)
 
-    engine.generate = follow
+
+_background: set[asyncio.Task[Any]] = set()
+"""Calls that let the worker forget, and that nobody awaits."""
 
 
 class _Call:
     """One guided engine call, and the records of its choices."""
 
-    def __init__(
-        self,
-        engine: Any,
-        exchange: Exchange,
-        guidance: GuidanceParams,
-        background: set[asyncio.Task[Any]],
-    ) -> None:
+    def __init__(self, engine: EngineClient, exchange: Exchange, guidance: GuidanceParams) -> None:
         self.engine = engine
         self.key = uuid.uuid4().hex
         self.exchange = exchange
         self.guidance = guidance
-        self.background = background
         self.records: dict[int, Record | None] = {}
         exchange.calls.append(self.records)
         self.prompt: list[int] = []
@@ -178,7 +186,7 @@ class _Call:
             if not done:
                 # Cancelled or failed: the worker may forget. Nobody is left to await this here.
                 task = asyncio.ensure_future(self._ask([], True))
-                self.background.add(task)
+                _background.add(task)
                 task.add_done_callback(self._forgotten)
 
     async def _ask(self, outputs: list[list[int]], done: bool) -> list[Record | None]:
@@ -203,6 +211,6 @@ class _Call:
                 raise GenerationError(self.exchange.fault.message)
 
     def _forgotten(self, task: asyncio.Task[Any]) -> None:
-        self.background.discard(task)
+        _background.discard(task)
         if not task.cancelled():
             task.exception()  # A dead engine has nothing left to forget.

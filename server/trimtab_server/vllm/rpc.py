@@ -6,6 +6,7 @@ from collections.abc import Coroutine
 from itertools import chain
 from typing import Any, TypeVar
 
+from vllm.engine.protocol import EngineClient
 from vllm.exceptions import VLLMError
 from vllm.v1.engine.exceptions import EngineDeadError
 
@@ -20,7 +21,7 @@ TICK = 0.2
 T = TypeVar("T")
 
 
-async def within(engine: Any, work: Coroutine[Any, Any, T], seconds: float) -> T:
+async def within(engine: EngineClient, work: Coroutine[Any, Any, T], seconds: float) -> T:
     """The result of `work`, which waits for the engine.
 
     Raises:
@@ -46,7 +47,7 @@ async def within(engine: Any, work: Coroutine[Any, Any, T], seconds: float) -> T
 
 
 async def call(
-    engine: Any, method: str, *arguments: Any, seconds: float | None = None
+    engine: EngineClient, method: str, *arguments: Any, seconds: float | None = None
 ) -> list[Any]:
     """What the workers of all engines answer to a method of GuidanceWorker, in order.
 

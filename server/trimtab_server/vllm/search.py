@@ -12,6 +12,7 @@ from contextlib import suppress
 from itertools import count
 from typing import Any
 
+from vllm.engine.protocol import EngineClient
 from vllm.exceptions import GenerationError
 from vllm.sampling_params import RequestOutputKind, SamplingParams
 
@@ -44,7 +45,7 @@ class Driver:
 
     def __init__(
         self,
-        engine: Any,
+        engine: EngineClient,
         asked: GenerateRequest,
         guidance: GuidanceParams,
         search: SearchParams,

@@ -5,6 +5,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import astuple
 from typing import Any
 
+from vllm.engine.protocol import EngineClient
+from vllm.v1.engine.llm_engine import LLMEngine
+
 from trimtab.errors import InvalidGuidance, ScorerFault
 from trimtab.params import PROMPT_KEY, GuidanceParams
 from trimtab.scoring.text import PromptContext
@@ -76,7 +79,7 @@ def scored(answer: Mapping[str, Any]) -> list[ScoredSequence]:
     ]
 
 
-def stop_tokens(engine: Any) -> frozenset[int]:
+def stop_tokens(engine: EngineClient | LLMEngine) -> frozenset[int]:
     """The tokens that end an answer of this engine, whatever the request."""
     more = engine.input_processor.generation_config_fields.get("eos_token_id") or ()
     ids = {engine.renderer.get_eos_token_id(), *([more] if isinstance(more, int) else more)}

@@ -5,8 +5,9 @@ from typing import Any
 from fastapi import APIRouter, Request
 
 from trimtab_server.errors import NotReady
-from trimtab_server.state import SUSPENDED, State, listed
+from trimtab_server.scorer_list import SUSPENDED, listed
 from trimtab_server.vllm import readiness, rpc
+from trimtab_server.vllm.state import State
 
 router = APIRouter()
 

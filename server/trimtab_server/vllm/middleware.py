@@ -23,7 +23,7 @@ from trimtab_server import strict_json
 from trimtab_server.caps import check_caps
 from trimtab_server.errors import response
 from trimtab_server.limits import replay
-from trimtab_server.state import Version
+from trimtab_server.scorer_list import Version
 from trimtab_server.vllm.guided_routes import (
     GUIDED,
     Route,

@@ -21,8 +21,9 @@ from trimtab.errors import NoRoom, ScorerRefused, TrimtabError, UnknownScorer
 from trimtab.hot_loading import FAMILIES
 from trimtab.params import NAME, Number
 from trimtab_server.errors import ScorerInUse, SlowLoad, invalid
-from trimtab_server.state import State, Version
+from trimtab_server.scorer_list import Version
 from trimtab_server.vllm import readiness, rpc
+from trimtab_server.vllm.state import State
 
 POLL_SECONDS = 0.05
 LOAD_SECONDS = 300.0

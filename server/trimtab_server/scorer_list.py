@@ -1,10 +1,8 @@
-"""What our routes know of the server they run in (`app.state.trimtab`)."""
+"""Scorers as requests and GET /v1/scorers know them."""
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
-
-from trimtab_server.recheck import Again
 
 NOT_ASKED = "has not been asked yet"
 SUSPENDED = "is suspended: it took too long several times within an hour"
@@ -26,27 +24,6 @@ class Version:
     def key(self) -> str:
         """What the worker knows it by."""
         return f"{self.name}@{self.number}"
-
-
-@dataclass
-class State:
-    """The engine, what it serves, and whether guidance has been seen to work."""
-
-    engine: Any
-    renderer: Any  # vLLM's, from text or messages to what the engine takes
-    model: str
-    scorers: dict[str, Version]
-    default: Mapping[str, float] | None
-    complaints: dict[str, str | None] = field(default_factory=dict)
-    """What each scorer's last canary request found wrong; None if nothing."""
-    faults: dict[str, int] = field(default_factory=dict)
-    """How often each scorer had failed when its last canary request was made."""
-    again: Again = field(default_factory=Again)
-    """The canary requests that somebody who asks for /ready waits for."""
-
-    def complaint(self, name: str) -> str | None:
-        """What is wrong with a scorer; None if nothing."""
-        return self.complaints.get(name, NOT_ASKED)
 
 
 def listed(
