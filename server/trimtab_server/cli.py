@@ -1,4 +1,4 @@
-"""The `trimtab` command. Light to import: the engine is loaded by `serve` alone."""
+"""The `trimtab` command. Fast to import: only `serve` loads the engine."""
 
 import os
 from importlib.metadata import version as installed
@@ -37,84 +37,82 @@ def serve(
     context: typer.Context,
     model: Annotated[
         str | None,
-        typer.Argument(help="Base model: a directory or hub name, or 'demo'.", show_default=False),
+        typer.Argument(help="Base model: a directory, a hub name, or 'demo'.", show_default=False),
     ] = None,
     scorer: Annotated[
         list[str] | None,
-        typer.Option(help="NAME=PATH[,key=value...]; again for each scorer.", metavar="NAME=PATH"),
+        typer.Option(help="NAME=PATH[,key=value...]; repeat for each scorer.", metavar="NAME=PATH"),
     ] = None,
     default_scorer: Annotated[
         list[str] | None,
-        typer.Option(help="Scorers of requests that name none.", metavar="NAME=W"),
+        typer.Option(help="Scorer for requests that name none; repeatable.", metavar="NAME=W"),
     ] = None,
     api_key: Annotated[
-        list[str] | None, typer.Option(help="Guards every route but /health.", metavar="KEY")
+        list[str] | None, typer.Option(help="Key for all routes except /health.", metavar="KEY")
     ] = None,
     admin_key: Annotated[
-        str | None, typer.Option(help="Opens the operator's routes.", metavar="KEY")
+        str | None, typer.Option(help="Key for the operator routes.", metavar="KEY")
     ] = None,
     allowed_origins: Annotated[
-        list[str] | None, typer.Option(help="Whose pages may call it (CORS).", metavar="ORIGIN")
+        list[str] | None, typer.Option(help="Origin allowed by CORS; repeatable.", metavar="ORIGIN")
     ] = None,
     scorer_dir: Annotated[
-        Path | None, typer.Option(help="Where scorers may be loaded from while serving.")
+        Path | None, typer.Option(help="Directory of scorers for hot loading.")
     ] = None,
-    host: Annotated[str | None, typer.Option(help="Address (127.0.0.1).")] = None,
-    port: Annotated[int | None, typer.Option(help="Port (8000).")] = None,
-    max_body_bytes: Annotated[int | None, typer.Option(help="Largest request body.")] = None,
-    max_in_flight: Annotated[
-        int | None, typer.Option(help="Most answers on their way at once.")
-    ] = None,
+    host: Annotated[str | None, typer.Option(help="Address to listen on (127.0.0.1).")] = None,
+    port: Annotated[int | None, typer.Option(help="Port to listen on (8000).")] = None,
+    max_body_bytes: Annotated[int | None, typer.Option(help="Maximum request body, bytes.")] = None,
+    max_in_flight: Annotated[int | None, typer.Option(help="Maximum answers in flight.")] = None,
     drain_timeout: Annotated[
         float | None, typer.Option(help="Seconds for requests in flight after SIGTERM (30).")
     ] = None,
     scorer_timeout: Annotated[
-        float | None, typer.Option(help="Seconds that a scorer may take for a step (10).")
+        float | None, typer.Option(help="Seconds for a scorer, per step (10).")
     ] = None,
-    cache_bytes: Annotated[int | None, typer.Option(help="Memory for prefix caches.")] = None,
-    log_level: Annotated[str | None, typer.Option(help="debug, info, warning, error.")] = None,
+    cache_bytes: Annotated[int | None, typer.Option(help="Bytes for prefix caches.")] = None,
+    log_level: Annotated[str | None, typer.Option(help="debug, info, warning or error.")] = None,
     upstream: Annotated[
-        str | None, typer.Option(help="Instead of MODEL: URL of an OpenAI-compatible endpoint.")
+        str | None, typer.Option(help="URL of an OpenAI-compatible endpoint, instead of MODEL.")
     ] = None,
-    upstream_model: Annotated[str | None, typer.Option(help="The model's name there.")] = None,
+    upstream_model: Annotated[str | None, typer.Option(help="Its model name.")] = None,
     upstream_key: Annotated[
         str | None, typer.Option(help="Its API key (or TRIMTAB_UPSTREAM_KEY).", metavar="KEY")
     ] = None,
     upstream_api: Annotated[str | None, typer.Option(help="completions or chat.")] = None,
     upstream_continue: Annotated[
         str | None,
-        typer.Option(help="How chat goes on: continue_final_message, prefix or none."),
+        typer.Option(help="How chat continues an answer: continue_final_message, prefix or none."),
     ] = None,
-    upstream_top: Annotated[int | None, typer.Option(help="Alternatives asked for (20).")] = None,
+    upstream_top: Annotated[int | None, typer.Option(help="Candidates per step (20).")] = None,
     upstream_block: Annotated[
-        int | None, typer.Option(help="Tokens a call at temperature 0 (1).")
+        int | None, typer.Option(help="Tokens per call at temperature 0 (1).")
     ] = None,
     upstream_end: Annotated[
-        list[str] | None, typer.Option(help="How it shows its end token.", metavar="TEXT")
+        list[str] | None, typer.Option(help="Text of the end-of-turn token.", metavar="TEXT")
     ] = None,
-    upstream_concurrency: Annotated[int | None, typer.Option(help="Calls at once (16).")] = None,
-    upstream_retries: Annotated[int | None, typer.Option(help="Further tries (3).")] = None,
-    upstream_timeout: Annotated[float | None, typer.Option(help="Seconds a call (30).")] = None,
+    upstream_concurrency: Annotated[int | None, typer.Option(help="Concurrent calls (16).")] = None,
+    upstream_retries: Annotated[int | None, typer.Option(help="Retries (3).")] = None,
+    upstream_timeout: Annotated[float | None, typer.Option(help="Seconds per call (30).")] = None,
     upstream_deadline: Annotated[
-        float | None, typer.Option(help="Seconds a whole answer (600).")
+        float | None, typer.Option(help="Seconds per answer (600).")
     ] = None,
     upstream_length: Annotated[
-        int | None, typer.Option(help="Most tokens of prompt and answer.")
+        int | None, typer.Option(help="Maximum tokens of prompt and answer.")
     ] = None,
     tokenizer: Annotated[
         str | None, typer.Option(help="The upstream's tokenizer: directory or hub name.")
     ] = None,
     config: Annotated[Path | None, typer.Option(help="YAML file with settings.")] = None,
 ) -> None:
-    """Serve MODEL, or a model behind --upstream, steered by scorers.
+    """Serve MODEL, or the model at --upstream, steered by scorers.
 
-    Flags not listed here go to vLLM.
+    Other flags go to vLLM.
 
-    Settings come from the command line, over TRIMTAB_* variables, over the YAML file.
+    The command line overrides TRIMTAB_* variables, which override the YAML file.
     """
     from trimtab_server import settings
 
-    given = {
+    options = {
         "model": model,
         "scorer": scorer,
         "default_scorer": default_scorer,
@@ -148,10 +146,10 @@ def serve(
     try:
         if model is not None and model.startswith("-"):
             raise typer.BadParameter("give the model first: trimtab serve MODEL [flags]")
-        chosen = settings.load(given, config)
+        loaded = settings.load(options, config)
         from trimtab_server import launcher
 
-        launcher.serve(chosen, context.args)
+        launcher.serve(loaded, context.args)
     except TrimtabError as error:
         typer.echo(f"trimtab: {error.message}", err=True)
         raise typer.Exit(1) from None
@@ -165,31 +163,29 @@ def version() -> None:
 
 @app.command()
 def generate(
-    prompt: Annotated[str, typer.Argument(help="What to say to the model.")],
+    prompt: Annotated[str, typer.Argument(help="Message to the model.")],
     scorer: Annotated[
         list[str] | None,
-        typer.Option(help="NAME=WEIGHT; again for each. All of the server's if absent."),
+        typer.Option(help="NAME=WEIGHT; repeat for each. Default: the server's."),
     ] = None,
     beta: Annotated[float | None, typer.Option(help="Strength; 0 is the base model.")] = None,
     kl_budget: Annotated[
-        float | None, typer.Option(help="Instead of --beta: nats that an answer may spend.")
+        float | None, typer.Option(help="KL budget in nats, instead of --beta.")
     ] = None,
-    k: Annotated[int | None, typer.Option(help="Most candidates per step.")] = None,
-    mass: Annotated[float | None, typer.Option(help="Probability the candidates reach.")] = None,
+    k: Annotated[int | None, typer.Option(help="Maximum candidates per step.")] = None,
+    mass: Annotated[float | None, typer.Option(help="Total probability of the candidates.")] = None,
     tail: Annotated[str | None, typer.Option(help="truncate or mean.")] = None,
     normalize: Annotated[bool, typer.Option(help="Use normalised scores.")] = False,
-    max_tokens: Annotated[int | None, typer.Option(help="Most tokens to generate.")] = None,
+    max_tokens: Annotated[int | None, typer.Option(help="Maximum tokens to generate.")] = None,
     temperature: Annotated[float | None, typer.Option(help="0 is greedy.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Seed of the sampling.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Sampling seed.")] = None,
     n: Annotated[int | None, typer.Option(help="Number of answers.")] = None,
-    stream: Annotated[bool, typer.Option(help="Print tokens as they come.")] = False,
-    raw: Annotated[
-        bool, typer.Option(help="Continue PROMPT as it stands, without the chat template.")
-    ] = False,
+    stream: Annotated[bool, typer.Option(help="Print tokens as they arrive.")] = False,
+    raw: Annotated[bool, typer.Option(help="Continue PROMPT without the chat template.")] = False,
     url: Annotated[str, typer.Option(help="Address of the server.")] = URL,
     api_key: Annotated[str | None, typer.Option(help="Key (or TRIMTAB_API_KEY).")] = None,
 ) -> None:
-    """Answer PROMPT on a running server, guided."""
+    """Send PROMPT to a running server and print the guided answer."""
     from trimtab_server import client
     from trimtab_server.settings import weights
 

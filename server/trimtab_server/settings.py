@@ -1,4 +1,4 @@
-"""Settings of `trimtab serve`: command line over TRIMTAB_* over YAML over default."""
+"""Settings of `trimtab serve`, from command line, TRIMTAB_* variables, YAML and defaults."""
 
 import json
 import os
@@ -29,7 +29,7 @@ CONFIG_VARIABLE = "TRIMTAB_CONFIG"
 
 
 def _scorers(value: Any) -> Any:
-    """NAME=PATH[,key=value...], several in a list or apart by spaces; or a mapping, as in YAML."""
+    """NAME=PATH[,key=value...] in a list or separated by spaces; or a mapping, as in YAML."""
     if isinstance(value, str):
         value = value.split()
     if isinstance(value, Mapping):
@@ -41,7 +41,7 @@ def _scorers(value: Any) -> Any:
 
 
 def weights(value: Any) -> Any:
-    """NAME=WEIGHT, several in a list or apart by spaces; or a mapping, as in YAML."""
+    """NAME=WEIGHT in a list or separated by spaces; or a mapping, as in YAML."""
     if isinstance(value, str):
         value = value.split()
     if isinstance(value, Mapping):
@@ -51,25 +51,25 @@ def weights(value: Any) -> Any:
 
 
 def _key(value: Any) -> Any:
-    """One key; one that is empty is a mistake, not a wish for an open server."""
+    """Validate one key. An empty key is an error: it must not open the server."""
     text = value.get_secret_value() if isinstance(value, SecretStr) else value
     if not text:
-        raise ValueError("the key is empty; give one, or leave the setting out")
+        raise ValueError("the key is empty; give a key, or remove the setting")
     if isinstance(text, str) and not (text.isascii() and text.isprintable() and " " not in text):
-        raise ValueError("a key is of visible ASCII characters, without spaces; choose another")
+        raise ValueError("a key must be visible ASCII characters without spaces; choose another")
     return value
 
 
 def _keys(value: Any) -> Any:
-    """Keys in a list, or in a text apart by commas."""
+    """Keys in a list, or in a string separated by commas."""
     keys = value.split(",") if isinstance(value, str) else value
     if not keys:
-        raise ValueError("there is no key in it; give one, or leave the setting out")
+        raise ValueError("the list of keys is empty; give a key, or remove the setting")
     return keys
 
 
 def _origins(value: Any) -> Any:
-    """Origins in a list or apart by spaces; JSON as well, as vLLM takes it."""
+    """Origins in a list or separated by spaces; or a JSON list, as vLLM takes it."""
     text = value if isinstance(value, str) else " ".join(map(str, value))
     return json.loads(text) if text.startswith("[") else text.split()
 
@@ -82,13 +82,13 @@ def _words(value: Any) -> Any:
 
 
 class Settings(BaseSettings):
-    """What `trimtab serve` can be problems."""
+    """The settings of `trimtab serve`; their descriptions are the rows of docs/settings.md."""
 
     model_config = SettingsConfigDict(env_prefix="TRIMTAB_", extra="forbid")
 
     model: str | None = Field(
         None,
-        description="the base model: a directory or a hub name, or `demo` for the embedded demo; "
+        description="base model: a directory, a hub name, or `demo` for the embedded demo; give "
         "this or `--upstream`",
     )
     scorer: Annotated[dict[str, ScorerSpec], NoDecode, BeforeValidator(_scorers)] = Field(
@@ -98,137 +98,142 @@ class Settings(BaseSettings):
     )
     default_scorer: Annotated[dict[str, float], NoDecode, BeforeValidator(weights)] = Field(
         default_factory=dict,
-        description="scorers of a request that names none, each `NAME=WEIGHT`; all with weight 1 "
-        "if absent",
+        description="scorers for requests that name none, each `NAME=WEIGHT`; default: all "
+        "scorers with weight 1",
     )
     api_key: Annotated[list[Key], NoDecode, BeforeValidator(_keys)] = Field(
         default_factory=list,
         validate_default=False,
-        description="keys that open what a user may call; without one, anybody may call it "
-        "(several: apart by commas in the environment)",
+        description="keys for the user routes (in the environment: separated by commas); without "
+        "a key, these routes are open",
     )
     admin_key: Annotated[SecretStr | None, BeforeValidator(_key)] = Field(
         None,
         validate_default=False,
-        description="key that opens every route, and alone those that change what is served or "
-        "how (scorers, vLLM's routes for operators); without one, these are off",
+        description="key for every route; the only key for routes that change the server "
+        "(scorers, vLLM's operator routes); without it, those routes are disabled",
     )
     scorer_dir: Path | None = Field(
         None,
-        description="directory whose subdirectories are checkpoints that may be loaded while "
-        "serving; without one, none may",
+        description="directory whose subdirectories are checkpoints that can be loaded while "
+        "serving; without it, hot loading is disabled",
     )
-    host: str = Field("127.0.0.1", description="address to listen on; `0.0.0.0` for all")
+    host: str = Field("127.0.0.1", description="address to listen on; `0.0.0.0` for all interfaces")
     allowed_origins: Annotated[list[str], NoDecode, BeforeValidator(_origins)] = Field(
         default_factory=list,
-        description="origins whose pages a browser lets call this server (CORS), `*` for all; "
-        "none if absent",
+        description="origins whose pages may call this server from a browser (CORS); `*` for all; "
+        "default: none",
     )
-    port: int = Field(8000, ge=0, le=65535, description="port to listen on; 0 takes a free one")
+    port: int = Field(8000, ge=0, le=65535, description="port to listen on; 0 for any free port")
     max_body_bytes: int = Field(
         8 * 2**20,
         gt=0,
-        description="largest body of a request, in bytes; less where the context is short "
+        description="maximum size of a request body, in bytes; lower where the context is short "
         "([limits.md](limits.md))",
     )
     max_in_flight: int | None = Field(
         None,
         ge=1,
-        description="most answers that are on their way at once, beyond which requests get a 429; "
-        "twice vLLM's `--max-num-seqs`, or `--upstream-concurrency`, if absent",
+        description="maximum answers in flight; further requests get a 429; default: twice vLLM's "
+        "`--max-num-seqs`, or twice `--upstream-concurrency`",
     )
     drain_timeout: float = Field(
         30,
         ge=0,
         le=86400,
-        description="seconds that requests in flight may take after SIGTERM or SIGINT; what is "
-        "open then ends with an error",
+        description="seconds that requests in flight may take after SIGTERM or SIGINT; those that "
+        "are still open then end with an error",
     )
     scorer_timeout: float = Field(
         SCORER_SECONDS,
         gt=0,
         le=3600,
-        description="seconds that a scorer may take for a step; after three overruns within an "
-        "hour it is suspended",
+        description="seconds that a scorer may take per step; after three overruns within an hour "
+        "it is suspended",
     )
     cache_bytes: int = Field(
-        CACHE_BYTES, gt=0, description="memory for the scorers' prefix caches together, in bytes"
+        CACHE_BYTES, gt=0, description="total memory for the scorers' prefix caches, in bytes"
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
-        "warning", description="`debug`, `info`, `warning` or `error`, for Trimtab and vLLM alike"
+        "warning", description="`debug`, `info`, `warning` or `error`, for Trimtab and vLLM"
     )
     vllm: dict[str, Any] = Field(
         default_factory=dict,
-        description="further flags of vLLM, name to value; on the command line, simply give them",
+        description="vLLM flags, name to value; on the command line, give them directly",
     )
 
     upstream: str | None = Field(
         None,
-        description="instead of MODEL, the base is an OpenAI-compatible endpoint: its URL, up to "
-        "and with `/v1`",
+        description="URL of an OpenAI-compatible endpoint that serves as the base instead of "
+        "MODEL, including `/v1`",
     )
-    upstream_model: str | None = Field(None, description="the model's name there")
+    upstream_model: str | None = Field(None, description="name of the model at the upstream")
     upstream_key: Annotated[SecretStr | None, BeforeValidator(_key)] = Field(
         None, validate_default=False, description="API key for the upstream"
     )
     upstream_api: Literal["completions", "chat"] = Field(
-        "completions", description="what to ask there: `completions` or `chat`"
+        "completions", description="upstream route to call: `completions` or `chat`"
     )
     upstream_continue: Literal["continue_final_message", "prefix", "none"] = Field(
         "none",
-        description="how a `chat` upstream goes on from a partial answer: "
-        "`continue_final_message` (vLLM), `prefix` (DeepSeek, Mistral), or `none`: it cannot",
+        description="how a `chat` upstream continues a partial answer: `continue_final_message` "
+        "(vLLM), `prefix` (DeepSeek, Mistral), or `none` if it cannot",
     )
     upstream_top: int = Field(
-        20, ge=2, le=256, description="most likely tokens to ask the upstream for at each step"
+        20,
+        ge=2,
+        le=256,
+        description="number of most likely tokens to request from the upstream per step",
     )
     upstream_block: int = Field(
         1,
         ge=1,
         le=64,
-        description="tokens to ask for in one call where the temperature is 0; those that "
-        "guidance would choose as well are kept",
+        description="tokens to request per call at temperature 0; tokens that guidance would also "
+        "choose are kept",
     )
     upstream_end: Annotated[list[str], NoDecode, BeforeValidator(_words)] = Field(
         default_factory=list,
-        description="how the upstream shows the token that ends an answer, if no tokenizer says",
+        description="text of the upstream's end-of-turn token, if there is no tokenizer",
     )
-    upstream_concurrency: int = Field(16, ge=1, description="most calls to the upstream at once")
-    upstream_retries: int = Field(3, ge=0, le=20, description="further tries of a call that fails")
-    upstream_timeout: float = Field(30, gt=0, description="seconds that a call may take")
+    upstream_concurrency: int = Field(
+        16, ge=1, description="maximum concurrent calls to the upstream"
+    )
+    upstream_retries: int = Field(3, ge=0, le=20, description="retries of a failed upstream call")
+    upstream_timeout: float = Field(30, gt=0, description="seconds that an upstream call may take")
     upstream_deadline: float = Field(
         600, gt=0, description="seconds that a whole answer may take with an upstream"
     )
     upstream_length: int | None = Field(
         None,
         gt=1,
-        description="most tokens of prompt and answer together with an upstream; as the "
-        "tokenizer's directory says if absent",
+        description="maximum tokens of prompt and answer together with an upstream; default: the "
+        "value in the tokenizer's directory",
     )
     tokenizer: str | None = Field(
         None,
-        description="the upstream's tokenizer, a directory or a hub name: tokens are then asked "
-        "for by id, as vLLM can, and any scorer may serve",
+        description="the upstream's tokenizer, a directory or a hub name; tokens are then "
+        "requested by id (supported by vLLM), and scorers of every family can be used",
     )
 
     config: ClassVar[Path | None] = None
 
     def ready_to_load(self) -> Self:
-        """The same; if scorers may be loaded while serving, with defaults that this cannot change.
+        """The settings for a start: with hot loading, the default scorers are fixed here.
 
         Raises:
-            StartError: the scorer_dir is not there.
+            StartError: `scorer_dir` is not a directory.
         """
         if self.admin_key is None or self.scorer_dir is None:
             return self
         if not self.scorer_dir.is_dir():
-            raise StartError("there is no directory at scorer_dir; make one, or leave it out.")
+            raise StartError("scorer_dir is not a directory; create it, or remove the setting.")
         default = self.default_scorer or dict.fromkeys(self.scorer, 1.0)
         scorer_dir = self.scorer_dir.resolve()
         return self.model_copy(update={"default_scorer": default, "scorer_dir": scorer_dir})
 
     def keys(self) -> dict[str, Any]:
-        """The keys as the middleware takes them (auth.ApiKeys)."""
+        """The keyword arguments of the key middleware (auth.ApiKeys)."""
         admin = self.admin_key
         return {
             "keys": [key.get_secret_value() for key in self.api_key],
@@ -238,33 +243,33 @@ class Settings(BaseSettings):
     @model_validator(mode="after")
     def _keys_apart(self) -> Self:
         if self.admin_key is not None and self.admin_key in self.api_key:
-            raise ValueError("the admin_key is one of the api_keys; choose another")
+            raise ValueError("the admin_key is also an api_key; choose another")
         return self
 
     @model_validator(mode="after")
     def _one_base(self) -> Self:
         if (self.model is None) == (self.upstream is None):
-            raise ValueError("give a model to serve, or an --upstream to ask; one of the two")
+            raise ValueError("give either a model to serve or --upstream")
         if self.upstream is None:
             return self
         if self.upstream_model is None:
-            raise ValueError("--upstream needs --upstream-model, the model's name there")
+            raise ValueError("--upstream needs --upstream-model")
         if not self.upstream.startswith(("http://", "https://")):
             raise ValueError("--upstream must be a URL such as https://host/v1")
         if self.upstream_api == "chat" and self.upstream_continue == "none":
             raise ValueError(
-                "steering goes token by token, so a chat upstream must go on from a partial "
-                "answer; say how with --upstream-continue, or use --upstream-api completions"
+                "steering works token by token, so a chat upstream must continue partial answers; "
+                "set --upstream-continue, or use --upstream-api completions"
             )
         if self.upstream_api == "chat" and self.tokenizer is not None:
-            raise ValueError("--tokenizer goes with --upstream-api completions alone")
+            raise ValueError("--tokenizer needs --upstream-api completions")
         return self
 
     def guidance(self) -> dict[str, Any]:
         """The `trimtab` part of vLLM's additional configuration.
 
         Raises:
-            ScorerLoadError: it does not fit (trimtab.config.GuidanceConfig).
+            ScorerLoadError: it is invalid (trimtab.config.GuidanceConfig).
         """
         section = {
             "scorers": {name: spec.model_dump() for name, spec in self.scorer.items()},
@@ -291,26 +296,26 @@ class Settings(BaseSettings):
         )
 
 
-def load(given: Mapping[str, Any], config: Path | None = None) -> Settings:
-    """Settings out of what the command line gave, the environment and a YAML file.
+def load(options: Mapping[str, Any], config: Path | None = None) -> Settings:
+    """Settings from the options of the command line, the environment and a YAML file.
 
     Raises:
-        StartError: one of them does not fit.
+        StartError: the file is missing, or a setting is invalid.
     """
-    named = config or (Path(path) if (path := os.environ.get(CONFIG_VARIABLE)) else None)
-    if named is not None and not named.is_file():
-        raise StartError(f"there is no configuration file at {named}.")
-    source = type("Settings", (Settings,), {"config": named, "__doc__": Settings.__doc__})
+    file = config or (Path(path) if (path := os.environ.get(CONFIG_VARIABLE)) else None)
+    if file is not None and not file.is_file():
+        raise StartError(f"there is no configuration file at {file}.")
+    source = type("Settings", (Settings,), {"config": file, "__doc__": Settings.__doc__})
     try:
-        settings: Settings = source(**{k: v for k, v in given.items() if v not in (None, [], ())})
+        settings: Settings = source(**{k: v for k, v in options.items() if v not in (None, [], ())})
     except ValidationError as error:
         details = error.errors(include_url=False, include_context=False, include_input=False)
         problems = "; ".join(
             ": ".join(filter(None, (".".join(map(str, d["loc"])), d["msg"]))) for d in details
         )
-        raise StartError(f"the settings do not fit: {problems}.") from None
+        raise StartError(f"invalid settings: {problems}.") from None
     except yaml.YAMLError as error:
-        raise StartError(f"{named} is not valid YAML: {error}") from None
+        raise StartError(f"{file} is not valid YAML: {error}") from None
     return settings
 
 
@@ -322,8 +327,8 @@ def table() -> str:
             name, f"`--{name.replace('_', '-')}`"
         )
         default = "" if field.is_required() else str(field.get_default(call_default_factory=True))
-        shown = "" if default in ("", "[]", "{}", "None") else f"`{default}`"
+        value = "" if default in ("", "[]", "{}", "None") else f"`{default}`"
         lines.append(
-            f"| {flag}, `{name}` | `TRIMTAB_{name.upper()}` | {field.description} | {shown} |"
+            f"| {flag}, `{name}` | `TRIMTAB_{name.upper()}` | {field.description} | {value} |"
         )
     return "\n".join(lines) + "\n"

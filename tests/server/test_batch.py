@@ -63,7 +63,7 @@ def test_requests_are_guided_as_on_their_routes(server, tmp_path):
         ({**LINE, "body": [1]}, "body"),
         ({**LINE, "bodies": {}}, "bodies"),
         ({**LINE, "body": {**CHAT, "stream": True}}, "stream"),
-        (LINE, "stands twice"),
+        (LINE, "is used twice"),
     ],
 )
 def test_lines_that_are_no_requests_are_named(tmp_path, line, why):
@@ -123,7 +123,7 @@ def test_what_was_answered_stays_and_the_rest_is_sent_later(tmp_path, monkeypatc
     transport(monkeypatch, answer)
     lines = [{**LINE, "custom_id": str(i), "body": {"number": i}} for i in range(5)]
     source, out = written(tmp_path / "in.jsonl", *lines), tmp_path / "out.jsonl"
-    with pytest.raises(TrimtabError, match="goes on from here"):
+    with pytest.raises(TrimtabError, match="same command again to resume"):
         batch.run(source, out, "http://server", None, 1)
     assert set(results(out)) == {"0", "1"}
     assert batch.run(source, out, "http://server", None, 1) == (5, 0)

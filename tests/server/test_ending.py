@@ -136,7 +136,7 @@ with resumable():
         process.send_signal(number)
         assert process.wait(10) == 128 + number
         assert gone(children)
-        assert "the same command goes on from here" in process.stderr.read()
+        assert "run the same command again to resume" in process.stderr.read()
 
 
 def test_signals_are_as_before_afterwards():

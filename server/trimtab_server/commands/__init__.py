@@ -1,1 +1,1 @@
-"""Commands of `trimtab` beside serve and generate, one a module."""
+"""One module for each `trimtab` command except serve, generate and version."""

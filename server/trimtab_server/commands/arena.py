@@ -1,4 +1,4 @@
-"""`trimtab arena`: every decoding method of the literature, against the exact optimum."""
+"""`trimtab arena`: compare decoding methods with each other and with the exact optimum."""
 
 import shlex
 import sys
@@ -13,26 +13,30 @@ from trimtab_server.commands.resumable import resumable
 def arena(
     world: Annotated[
         str,
-        typer.Argument(help="tiny, reviews, digest, tools, sums; or a YAML file about your model."),
+        typer.Argument(
+            help="tiny, reviews, digest, tools or sums; or a YAML file for your own model."
+        ),
     ],
     out: Annotated[
         Path | None,
-        typer.Option(help="Directory of everything (arena/WORLD); taken up again if begun."),
+        typer.Option(help="Output directory (arena/WORLD); a started one is resumed."),
     ] = None,
-    quick: Annotated[bool, typer.Option("--quick", help="Few prompts, methods, settings.")] = False,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Fewer prompts, methods and settings.")
+    ] = False,
     only: Annotated[
-        list[str] | None, typer.Option(help="A method; again for each.", metavar="METHOD")
+        list[str] | None, typer.Option(help="Run this method; repeatable.", metavar="METHOD")
     ] = None,
 ) -> None:
-    """Compare decoding methods on WORLD: results.json, leaderboard.md and plots.
+    """Compare decoding methods on WORLD; write results.json, leaderboard.md and plots.
 
-    What is missing is made: the world's base, its rollouts, a scorer for each method. Stopped in
-    any way, the same command goes on where it was.
+    Creates the base, rollouts and scorers that are missing. After an interruption, run the same
+    command again to resume.
     """
     from trimtab.logs import quieten
 
     quieten()
-    # Imported here, for torch and transformers take seconds.
+    # Imported here because torch and transformers take seconds.
     from trimtab_lab.arena import arena as held
     from trimtab_lab.arena import scale as scales
     from trimtab_lab.arena import task as tasks

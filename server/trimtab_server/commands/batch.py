@@ -1,4 +1,4 @@
-"""`trimtab batch`: a file of requests, sent to a running server."""
+"""`trimtab batch`: send a file of requests to a running server."""
 
 import os
 from pathlib import Path
@@ -13,7 +13,7 @@ def batch(
     requests: Annotated[
         Path, typer.Argument(help="JSON Lines in OpenAI's batch format: custom_id, url, body.")
     ],
-    out: Annotated[Path, typer.Option(help="JSON Lines of answers; resumed if begun.")],
+    out: Annotated[Path, typer.Option(help="JSON Lines of answers; a started file is resumed.")],
     url: Annotated[str, typer.Option(help="Address of the server.")] = "http://127.0.0.1:8000",
     api_key: Annotated[
         str | None, typer.Option(help="Key (or TRIMTAB_API_KEY).", metavar="KEY")
@@ -24,12 +24,12 @@ def batch(
 ) -> None:
     """Send every request of a file to a running server, and write the answers to a file.
 
-    Bodies are those of the server's routes, guidance among them. Stopped in any way, the same
-    command goes on where it was.
+    A body has the fields of its route, including guidance. After an interruption, run the same
+    command again to resume.
     """
-    from trimtab_server.commands import batch_job as work
+    from trimtab_server.commands import batch_job
 
     with resumable():
         key = api_key or os.environ.get("TRIMTAB_API_KEY")
-        answers, errors = work.run(requests, out, url, key, concurrency)
+        answers, errors = batch_job.run(requests, out, url, key, concurrency)
         typer.echo(f"{answers} answers in {out}, {errors} of them errors.")

@@ -1,8 +1,8 @@
-"""`trimtab batch`: a file of requests, in OpenAI's batch format, sent to a running server.
+"""The work of `trimtab batch`: requests in OpenAI's batch format, sent to a running server.
 
 Each line of the file is one request: {"custom_id", "method": "POST", "url", "body"}. Each line of
-the result is {"index", "custom_id", "response": {"status_code", "request_id", "body"}}, written as
-soon as its answer is there, so in any order; `index` counts the requests from 0.
+the result is {"index", "custom_id", "response": {"status_code", "request_id", "body"}}, written
+when the answer arrives, so in any order; `index` counts the requests from 0.
 """
 
 import asyncio
@@ -23,7 +23,7 @@ from trimtab_server.client import TIMEOUT, Refused, ServerUnreachable
 TRY_LATER = frozenset({429, 503})
 TRIES = 8
 LONGEST_WAIT = 30.0  # seconds
-RESUME = "The same command goes on from here."
+RESUME = "Run the same command again to resume."
 
 
 class Request(BaseModel):
@@ -41,38 +41,38 @@ def read(path: Path) -> list[Request]:
     """The requests of a file.
 
     Raises:
-        BrokenRows: lines that are no requests, or two with one custom_id; named by file and line.
+        BrokenRows: invalid requests, or the same custom_id twice; with file and line.
         OSError: the file cannot be read.
     """
-    known: set[str] = set()
+    custom_ids: set[str] = set()
 
-    def request(record: dict[str, Any]) -> Request:
+    def parse(record: dict[str, Any]) -> Request:
         try:
-            found = Request.model_validate(record)
+            request = Request.model_validate(record)
         except ValidationError as error:
             first = error.errors(include_url=False, include_input=False)[0]
             field = ".".join(str(part) for part in first["loc"])
             raise Fault(f"{word(field, 30)!r}: {first['msg']}") from None
-        if found.body.get("stream"):
-            raise Fault("'stream' is true; the answers of a batch are whole")
-        if found.custom_id in known:
-            raise Fault(f"custom_id {word(found.custom_id)!r} stands twice")
-        known.add(found.custom_id)
-        return found
+        if request.body.get("stream"):
+            raise Fault("'stream' is true; a batch has no streams")
+        if request.custom_id in custom_ids:
+            raise Fault(f"custom_id {word(request.custom_id)!r} is used twice")
+        custom_ids.add(request.custom_id)
+        return request
 
-    return convert(json_lines(path), request, "requests")
+    return convert(json_lines(path), parse, "requests")
 
 
 def run(source: Path, out: Path, url: str, key: str | None, concurrency: int) -> tuple[int, int]:
-    """Send the requests that `out` has no answer to; returns how many it has, and its errors.
+    """Send the requests without an answer in `out`; returns the numbers of answers and errors.
 
-    A request that the server has no room for is sent again. Every other answer is a result, an
-    error too.
+    A request that gets a 429 or 503 is sent again. Every other response is a result, including
+    errors.
 
     Raises:
-        ServerUnreachable: nothing answers at `url`.
-        Refused: the server has no room for a request after many tries.
-        TrimtabError: `out` belongs to another file of requests, or to somebody else.
+        ServerUnreachable: no server answers at `url`.
+        Refused: a request got a 429 or 503 on every try.
+        TrimtabError: `out` holds the answers to another file of requests, or other data.
         BrokenRows, OSError: see `read`.
     """
     requests = read(source)
@@ -114,13 +114,13 @@ async def _send(
             await asyncio.gather(*(sender() for _ in range(concurrency)))
     except (httpx.HTTPError, httpx.InvalidURL) as error:
         raise ServerUnreachable(
-            f"no server answers at {url} ({type(error).__name__}); start one, or say where it is "
-            f"with --url. {RESUME}"
+            f"no server answers at {url} ({type(error).__name__}); start one, or set "
+            f"--url. {RESUME}"
         ) from None
 
 
 async def _post(http: httpx.AsyncClient, request: Request) -> httpx.Response:
-    """The server's answer, once it has room."""
+    """The server's response; a 429 or 503 is tried again."""
     for number in range(TRIES):
         answer = await http.post(request.url, json=request.body)
         if answer.status_code not in TRY_LATER:
@@ -128,7 +128,7 @@ async def _post(http: httpx.AsyncClient, request: Request) -> httpx.Response:
         after = answer.headers.get("retry-after", "")
         wait = float(after) if after.isdecimal() else 2.0**number
         await asyncio.sleep(min(wait, LONGEST_WAIT))
-    raise Refused(f"the server has had no room for a request in {TRIES} tries. {RESUME}")
+    raise Refused(f"the server was busy for {TRIES} tries of a request. {RESUME}")
 
 
 def _result(index: int, request: Request, answer: httpx.Response) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""`trimtab publish`: a checkpoint becomes a repository, here or on the hub."""
+"""`trimtab publish`: write a checkpoint as a repository, to a directory or the hub."""
 
 from pathlib import Path
 from typing import Annotated
@@ -11,40 +11,40 @@ def publish(
     to: Annotated[
         str,
         typer.Option(
-            help="A new or empty directory (it begins with ., / or ~, or is there already), or "
-            "else the hub name of a model, org/name.",
+            help="A new or empty directory (starts with ., / or ~, or exists), or the hub name of "
+            "a model, org/name.",
             metavar="DIR|ORG/NAME",
         ),
     ],
     private: Annotated[
-        bool, typer.Option("--private", help="On the hub: not for everyone to see.")
+        bool, typer.Option("--private", help="Create a private repository on the hub.")
     ] = False,
     base_model: Annotated[
         str | None,
         typer.Option(
-            help="Hub name of the base, if the checkpoint knows a directory of it.",
+            help="Hub name of the base, if the checkpoint was trained from a directory.",
             metavar="ORG/NAME",
         ),
     ] = None,
     reference: Annotated[
         str | None,
         typer.Option(
-            help="Hub name of a log-ratio scorer's untuned model, likewise.", metavar="ORG/NAME"
+            help="The same for the untuned model of a log_ratio scorer.", metavar="ORG/NAME"
         ),
     ] = None,
 ) -> None:
-    """Write CHECKPOINT as a complete repository, with its card, to a directory or to the hub.
+    """Write CHECKPOINT as a complete repository with a model card, to a directory or the hub.
 
-    The hub's address and token are those of the Hugging Face tools (`hf auth login`, HF_TOKEN).
+    Address and token of the hub come from the Hugging Face tools (`hf auth login`, HF_TOKEN).
     """
-    # Imported this late because it imports torch.
+    # Imported here because torch takes seconds.
     from trimtab_models import publish as publishing
 
     try:
-        where = publishing.publish(
+        location = publishing.publish(
             checkpoint, to, private=private, base_model=base_model, reference=reference
         )
     except (OSError, ValueError) as error:
         typer.echo(f"trimtab: {error}", err=True)
         raise typer.Exit(1) from None
-    typer.echo(f"published: {where}")
+    typer.echo(f"published: {location}")

@@ -1,4 +1,4 @@
-"""How long work ends: an error or a signal is one line, and the command goes on later."""
+"""How resumable commands end: an error or a signal prints one line."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,11 +11,11 @@ from trimtab_server.shutdown import Signals
 
 @contextmanager
 def resumable() -> Iterator[None]:
-    """Turn what may go wrong into a line on stderr and an exit status.
+    """Turn errors into one line on stderr and exit status 1.
 
-    SIGINT and SIGTERM end the process at once, and its children: what is written is whole.
+    SIGINT and SIGTERM end the process and its children at once; files already written are whole.
     """
-    with Signals("stopped; the same command goes on from here."):
+    with Signals("stopped; run the same command again to resume."):
         try:
             yield
         except (TrimtabError, ValueError, OSError) as error:

@@ -25,22 +25,22 @@ GUIDANCE = ("beta", "k", "mass", "tail")
 
 
 def run(options: Mapping[str, Any], flags: Sequence[str]) -> None:
-    """Do what the command's options ask. What is quickly seen to be wrong is told first.
+    """Run the command with its options. Errors that need no model are raised first.
 
     Raises:
-        TrimtabError, ValueError, OSError: each with a message for the user.
+        TrimtabError, ValueError, OSError: with a message for the user.
     """
     if (options["prompts"] is None) == (options["complete"] is None):
         raise StartError("give one of --prompts FILE and --complete FILE.")
     scorers = dict(parse_scorer(text) for text in options["scorer"] or ())
-    asked = {name: options[name] for name in GUIDANCE if options[name] is not None}
-    if asked and not scorers:
-        flags_given = ", ".join(f"--{name}" for name in asked)
-        needs = "needs" if len(asked) == 1 else "need"
-        raise StartError(f"{flags_given} {needs} a scorer: --scorer NAME=PATH.")
-    names = ("n", "temperature", "top_p", "max_tokens", "seed")
-    params = GuidanceParams.parse(asked) if scorers else None
-    drawing = Drawing(**{name: options[name] for name in names}, params=params)
+    guidance = {name: options[name] for name in GUIDANCE if options[name] is not None}
+    if guidance and not scorers:
+        names = ", ".join(f"--{name}" for name in guidance)
+        needs = "needs" if len(guidance) == 1 else "need"
+        raise StartError(f"{names} {needs} a scorer: --scorer NAME=PATH.")
+    sampling = ("n", "temperature", "top_p", "max_tokens", "seed")
+    params = GuidanceParams.parse(guidance) if scorers else None
+    drawing = Drawing(**{name: options[name] for name in sampling}, params=params)
     cutting = options["complete"] is not None
     if cutting and (options["reward"] is None or drawing.n < 2):
         raise StartError("--complete needs a --reward, and --n of 2 or more.")
@@ -49,11 +49,11 @@ def run(options: Mapping[str, Any], flags: Sequence[str]) -> None:
         os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
         model, flags = str(base()), [*demo.ENGINE, *flags]
     source = Path(options["complete"] or options["prompts"])
-    kept = ("model", "at", "limit", "reward", "raw")
+    recorded = ("model", "at", "limit", "reward", "raw")
     settings = {
         "source_sha256": hashlib.sha256(source.read_bytes()).hexdigest(),
         "complete": cutting,
-        **{name: options[name] for name in kept},
+        **{name: options[name] for name in recorded},
         **asdict(drawing),
         "params": params and params.model_dump(),
         "scorers": scorers,
@@ -72,7 +72,7 @@ def _fill(
     options: Mapping[str, Any],
     scorers: Mapping[str, Any],
 ) -> None:
-    """Draw what the file lacks."""
+    """Sample the records that the file lacks."""
     cuts: list[Half] = []
     texts: list[RolloutPrompt] = []
     if options["complete"] is not None:
@@ -80,7 +80,10 @@ def _fill(
         known = vocabulary(_tokenizer(model))
         cuts = halves(options["complete"], fractions, options["limit"], drawing.seed, known)
         if (longest := max(half.kept for half in cuts)) >= drawing.max_tokens:
-            raise StartError(f"a half has {longest} tokens; --max-tokens counts whole answers.")
+            raise StartError(
+                f"a cut answer has {longest} tokens; --max-tokens counts whole "
+                "answers and must be larger."
+            )
     quieten()
     if options["prompts"] is not None:
         texts = read(options["prompts"], _tokenizer(model), raw=options["raw"])
@@ -104,7 +107,7 @@ def _fractions(text: str) -> list[float]:
     except ValueError:
         fractions = []
     if not fractions or not all(0 < fraction < 1 for fraction in fractions):
-        raise StartError("--at must read like 0.25,0.5,0.75: fractions between 0 and 1.")
+        raise StartError("--at must be fractions between 0 and 1, such as 0.25,0.5,0.75.")
     return fractions
 
 

@@ -1,4 +1,4 @@
-"""`trimtab sweep`: which β and k to use, with one's own base, scorers, prompts and reward."""
+"""`trimtab sweep`: choose β and k for your own base, scorers, prompts and reward."""
 
 import os
 import shlex
@@ -13,29 +13,29 @@ from trimtab_server.commands.resumable import resumable
 
 def sweep(
     context: typer.Context,
-    model: Annotated[str, typer.Argument(help="Base: a directory or hub name, or 'demo'.")],
+    model: Annotated[str, typer.Argument(help="Base: a directory, a hub name, or 'demo'.")],
     scorer: Annotated[
         list[str],
-        typer.Option(help="NAME=PATH[,key=value...]; again for each.", metavar="NAME=PATH"),
+        typer.Option(help="NAME=PATH[,key=value...]; repeat for each.", metavar="NAME=PATH"),
     ],
-    prompts: Annotated[Path, typer.Option(help="A text file or JSON Lines, as of rollout.")],
-    reward: Annotated[str, typer.Option(help="What judges; a specification as of rollout.")],
+    prompts: Annotated[Path, typer.Option(help="A text file or JSON Lines, as for rollout.")],
+    reward: Annotated[str, typer.Option(help="Reward that judges answers, as for rollout.")],
     kl: Annotated[
-        float | None, typer.Option(help="Most nats per answer; any, if absent.", min=0)
+        float | None, typer.Option(help="Maximum KL, nats per answer; default: none.", min=0)
     ] = None,
-    out: Annotated[Path, typer.Option(help="Directory of the results.")] = Path("sweep"),
-    n: Annotated[int, typer.Option(help="Answers to each prompt, in each setting.", min=1)] = 4,
-    max_tokens: Annotated[int, typer.Option(help="Most tokens of an answer.", min=1)] = 128,
-    seed: Annotated[int, typer.Option(help="Each answer's own seed comes from it.")] = 0,
+    out: Annotated[Path, typer.Option(help="Output directory.")] = Path("sweep"),
+    n: Annotated[int, typer.Option(help="Answers per prompt and setting.", min=1)] = 4,
+    max_tokens: Annotated[int, typer.Option(help="Maximum tokens per answer.", min=1)] = 128,
+    seed: Annotated[int, typer.Option(help="Seed; determines the seed of each answer.")] = 0,
 ) -> None:
-    """Run k × β on MODEL and recommend a setting by held-out prompts.
+    """Run k × β on MODEL and recommend a setting, checked on held-out prompts.
 
-    Flags not listed here go to vLLM's engine. Stopped in any way, the same command goes on.
+    Other flags go to vLLM's engine. After an interruption, run the same command again to resume.
     """
     from trimtab.logs import quieten
 
     quieten()
-    # Imported here, for torch and transformers take seconds.
+    # Imported here because torch and transformers take seconds.
     from trimtab.config import parse_scorer
     from trimtab_lab.arena import scale as scales
     from trimtab_lab.arena import sweep as sweeps

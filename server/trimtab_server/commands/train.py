@@ -1,4 +1,4 @@
-"""`trimtab train`: a scorer from data, by one objective of the literature."""
+"""`trimtab train`: train a scorer from data with one objective."""
 
 from pathlib import Path
 from typing import Annotated
@@ -9,17 +9,19 @@ import typer
 def train(
     objective: Annotated[
         str | None,
-        typer.Argument(help="td-lambda, bradley-terry, dpo, ...; or as the configuration says."),
+        typer.Argument(
+            help="td-lambda, bradley-terry, dpo, ...; default: the one in the configuration."
+        ),
     ] = None,
     config: Annotated[Path | None, typer.Option(help="YAML file with settings.")] = None,
     set_: Annotated[
         list[str] | None,
         typer.Option(
-            "--set", help="A setting over the file's, as in lora.r=8.", metavar="KEY=VALUE"
+            "--set", help="Override a setting of the file, such as lora.r=8.", metavar="KEY=VALUE"
         ),
     ] = None,
 ) -> None:
-    """Train a scorer. The same command goes on where it was interrupted.
+    """Train a scorer. After an interruption, run the same command again to resume.
 
     On several GPUs: accelerate launch -m trimtab_models.training OBJECTIVE --config FILE.
     """
