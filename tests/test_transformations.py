@@ -18,7 +18,7 @@ from trimtab.params import GuidanceParams
 from trimtab.sampling import Completion, Drawing
 from trimtab_lab.arena import refine, task
 from trimtab_lab.rollouts.journal import Journal
-from trimtab_lab.rollouts.prefixes import _labelled, complete, halves
+from trimtab_lab.rollouts.prefixes import _labelled, complete, cut_answers
 from trimtab_lab.rollouts.prompts import read
 from trimtab_lab.rollouts.run import roll_out
 from trimtab_lab.worlds import build
@@ -364,32 +364,32 @@ def _rolled_out(reward: Any, guided: bool) -> Callable[[Path, Fields], Fields]:
     return call
 
 
-def _halved(folder: Path, before: Fields) -> Fields:
+def _completed(folder: Path, before: Fields) -> Fields:
     asked: list[Any] = []
 
     def reward(records: Any) -> list[float]:
         asked.extend(records)
         return [float(i) for i in range(len(records))]
 
-    cuts = halves(folder / "rollouts.jsonl", [0.5], None, 0)
+    cuts = cut_answers(folder / "rollouts.jsonl", [0.5], None, 0)
     with Journal(folder / "out.jsonl", {}) as journal:
         complete(ENGINE, cuts, Drawing(n=2), reward, journal)
     made = json.loads((folder / "out.jsonl").read_text())
-    ours = {name: made.pop(name) for name in HALF}
+    ours = {name: made.pop(name) for name in CUT_ANSWER}
     ids = before["completion_token_ids"]
     assert ours["prefix_token_ids"] == ids[: len(ids) // 2]
     return made | {"judged": asked[0]}
 
 
-HALF = ("prefix", "prefix_token_ids", "fraction", "returns", "mean", "standard_error")
+CUT_ANSWER = ("prefix", "prefix_token_ids", "fraction", "returns", "mean", "standard_error")
 
 
 def _measured(folder: Path, before: Fields) -> Fields:
-    return {name: v for name, v in _halved(folder, before).items() if name != "judged"}
+    return {name: v for name, v in _completed(folder, before).items() if name != "judged"}
 
 
 def _judged(folder: Path, before: Fields) -> Fields:
-    return _halved(folder, before)["judged"]
+    return _completed(folder, before)["judged"]
 
 
 def _reported_half(before: Fields) -> Fields:

@@ -23,7 +23,7 @@ from trimtab.errors import ScorerFault, TrimtabError  # noqa: E402
 from trimtab.params import GuidanceParams  # noqa: E402
 from trimtab.sampling import Drawing  # noqa: E402
 from trimtab_lab.rollouts.journal import Journal  # noqa: E402
-from trimtab_lab.rollouts.prefixes import complete, halves  # noqa: E402
+from trimtab_lab.rollouts.prefixes import complete, cut_answers  # noqa: E402
 from trimtab_lab.rollouts.prompts import read  # noqa: E402
 from trimtab_lab.rollouts.run import roll_out  # noqa: E402
 from trimtab_models import demo, rewards  # noqa: E402
@@ -116,13 +116,13 @@ def main():
         say("too long", told=error.message)
     say("after faults", again=same(plain, sampler.sample(prompts, seed=1, **settings)))
 
-    # What the command, killed and taken up again, must arrive at.
+    # The command, killed and resumed, must write the same file.
     with Journal(ROOT / "whole.jsonl", {}) as journal:
         drawing = Drawing(n=20, max_tokens=64, seed=4)
         texts = read(ROOT / "prompts.txt", sampler.tokenizer)
         roll_out(sampler, texts, drawing, rewards.load(REWARD), journal)
-    cuts = halves(ROOT / "whole.jsonl", [0.5], 40, seed=0)
-    with Journal(ROOT / "halves.jsonl", {}) as journal:
+    cuts = cut_answers(ROOT / "whole.jsonl", [0.5], 40, seed=0)
+    with Journal(ROOT / "completed.jsonl", {}) as journal:
         complete(sampler, cuts, Drawing(n=10, max_tokens=65), rewards.load(REWARD), journal)
 
 

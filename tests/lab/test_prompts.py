@@ -14,7 +14,7 @@ from trimtab.errors import TrimtabError
 from trimtab.sampling import Drawing
 from trimtab_lab.arena import task
 from trimtab_lab.rollouts.journal import Journal
-from trimtab_lab.rollouts.prefixes import complete, halves
+from trimtab_lab.rollouts.prefixes import complete, cut_answers
 from trimtab_lab.rollouts.prompts import read
 from trimtab_lab.rollouts.run import roll_out
 from trimtab_models import demo, rewards
@@ -105,7 +105,7 @@ def test_what_a_line_says_stays_and_what_is_of_other_answers_does_not(tmp_path, 
     expected = {"prompt_id": "9f", "label": "x", "answer": 3}
     assert [prompt.fields for prompt in found] == [expected, expected]
     assert [message.partition(": ")[2] for message in caplog.messages] == [
-        f"'{name}' of 1 prompts is of other answers, and left out."
+        f"'{name}' of 1 prompts belongs to other answers; ignored."
         for name in ("completion", "strength", "log_ratios", "reward")
     ]
 
@@ -121,7 +121,7 @@ def test_prompts_that_are_too_long_are_said_before_anything_is_drawn(tmp_path):
     assert sampler.drawn == 2
 
 
-def test_halves_that_cannot_be_cut_are_counted_or_named(tmp_path, caplog):
+def test_answers_that_cannot_be_cut_are_counted_or_named(tmp_path, caplog):
     row = {"prompt": "a", "prompt_token_ids": [5], "completion": "b", "reward": 1}
     path = written(
         tmp_path,
@@ -129,17 +129,17 @@ def test_halves_that_cannot_be_cut_are_counted_or_named(tmp_path, caplog):
         {**row, "completion_token_ids": [6, 7]},
     )
     with caplog.at_level(logging.WARNING):
-        (half,) = halves(path, [0.5], None, 0)
-    assert caplog.messages == ["1 of 2 rollouts are left out: of one token."]
+        (cut,) = cut_answers(path, [0.5], None, 0)
+    assert caplog.messages == ["1 of 2 rollouts are skipped: only one token."]
     with (
         Journal(tmp_path / "o.jsonl", {}) as journal,
         pytest.raises(TrimtabError, match=r"are too long: .*p\.jsonl, line 2, has 1 tokens"),
     ):
-        complete(MadeUp(), [half], Drawing(n=2, max_tokens=512), count_words, journal)
+        complete(MadeUp(), [cut], Drawing(n=2, max_tokens=512), count_words, journal)
     for wrong in ([6, -7], [6, 1.0], [6, True], [6, 1024]):
         written(tmp_path, {**row, "completion_token_ids": wrong})
         with pytest.raises(ValueError, match=r"p\.jsonl, line 1: 'completion_token_ids'"):
-            halves(path, [0.5], None, 0, 1024)
+            cut_answers(path, [0.5], None, 0, 1024)
 
 
 def test_a_world_of_ones_own(tmp_path, monkeypatch, caplog):

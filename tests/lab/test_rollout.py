@@ -20,7 +20,7 @@ from typer.testing import CliRunner
 from trimtab.errors import TrimtabError
 from trimtab.sampling import Drawing, sample_seed
 from trimtab_lab.rollouts.journal import Journal
-from trimtab_lab.rollouts.prefixes import complete, halves
+from trimtab_lab.rollouts.prefixes import complete, cut_answers
 from trimtab_lab.rollouts.prompts import read
 from trimtab_lab.rollouts.run import roll_out
 from trimtab_models import demo
@@ -182,7 +182,7 @@ def test_files_of_others_stay(tmp_path):
     for damage in ("", "{", "[]", "null", '{"seed": 0, "seed": 0}', "[" * 100_000):
         path.write_bytes(content)
         meta.write_text(damage)
-        with pytest.raises(TrimtabError, match=r"no o\.jsonl\.meta\.json says how"):
+        with pytest.raises(TrimtabError, match=r"no o\.jsonl\.meta\.json holds its settings"):
             Journal(path, {"seed": 0})
         assert path.read_bytes() == content
 
@@ -235,8 +235,8 @@ def test_a_failing_reward_loses_nothing_written(tmp_path, sampler):
 
 def test_half_completed_answers(tmp_path, sampler):
     source = make(sampler, tmp_path / "o.jsonl")
-    cuts = halves(tmp_path / "o.jsonl", [0.25, 0.5], 30, seed=1)
-    assert cuts == halves(tmp_path / "o.jsonl", [0.25, 0.5], 30, seed=1)
+    cuts = cut_answers(tmp_path / "o.jsonl", [0.25, 0.5], 30, seed=1)
+    assert cuts == cut_answers(tmp_path / "o.jsonl", [0.25, 0.5], 30, seed=1)
     assert len(cuts) == 60
     drawing = Drawing(n=6, max_tokens=20)
     path = tmp_path / "h.jsonl"
@@ -245,8 +245,8 @@ def test_half_completed_answers(tmp_path, sampler):
     records = {record["index"]: record for record in lines(path)}
     assert set(records) == set(range(60))
     sources = {tuple(r["completion_token_ids"]): r for r in source}
-    for index, half in enumerate(cuts):
-        record, ids = records[index], half.source["completion_token_ids"]
+    for index, cut in enumerate(cuts):
+        record, ids = records[index], cut.source["completion_token_ids"]
         kept = max(1, int(record["fraction"] * len(ids)))
         assert record["prefix_token_ids"] == ids[:kept]
         assert 0 < kept < len(ids)
@@ -325,7 +325,7 @@ PROMPTS = ["--prompts", "p.txt"]
         ),
         (
             ["--complete", "text.jsonl", "--reward", "taste:words"],
-            "text.jsonl, line 1: not a rollout as it was sampled",
+            "text.jsonl, line 1: not a sampled rollout",
         ),
         (
             ["--complete", "bare.jsonl", "--reward", "taste:words"],

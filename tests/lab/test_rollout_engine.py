@@ -86,8 +86,8 @@ def test_faults_are_told_and_survived(checks):
 
 
 def test_half_completed_answers_are_about_the_returns(checks, root):
-    """The base finishes what it began: over the halves, source rewards lie about the means."""
-    records = [json.loads(line) for line in (root / "halves.jsonl").read_text().splitlines()]
+    """The base completes its own answers, so the source rewards lie around the means."""
+    records = [json.loads(line) for line in (root / "completed.jsonl").read_text().splitlines()]
     assert sorted(record["index"] for record in records) == list(range(40))
     errors = [record["reward"] - record["mean"] for record in records]
     standard_error = statistics.stdev(errors) / len(errors) ** 0.5

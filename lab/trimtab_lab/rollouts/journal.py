@@ -1,8 +1,8 @@
-"""JSON Lines that grow, and are taken up again after any kind of end.
+"""JSON Lines files that a later run can resume, however the earlier run stopped.
 
-Beside FILE lies FILE.meta.json with the settings it is made with. Who takes it up with others is
-refused, for the file would be of two kinds. A half-written last line is cut off; what stands before
-it was written whole. Files of anybody else are left as they are.
+FILE.meta.json, beside FILE, holds the settings. Resuming with different settings is refused. An
+incomplete last line is cut off; all lines before it are complete. Files that this module did not
+write are not changed.
 """
 
 import fcntl
@@ -22,12 +22,12 @@ class Journal:
     """An output file, open for appending, and the records already in it.
 
     Args:
-        path: the file; its directory is there.
-        settings: what it is made with, as plain JSON values.
-        keys: fields that each record has, integers.
+        path: the file; its directory must exist.
+        settings: the settings of the run, as plain JSON values.
+        keys: integer fields that every record has.
 
     Raises:
-        TrimtabError: it belongs to other settings or to somebody else, or holds a broken line.
+        TrimtabError: the file has other settings, is not ours, is in use, or has an invalid line.
         InTheWay: (an OSError) it cannot be written, or is not a file.
     """
 
@@ -51,14 +51,14 @@ class Journal:
             raise
 
     def append(self, records: Iterable[Mapping[str, Any]]) -> None:
-        """Write records, all at once; they are the system's when this returns."""
+        """Write records in one piece; the operating system has them when this returns."""
         lines = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
         left = memoryview(lines.encode())
         while left:
             left = left[os.write(self._file, left) :]
 
     def _read(self) -> tuple[list[dict[str, Any]], int]:
-        """The records, and the bytes that they take; what comes after them is half a record."""
+        """The complete records and their size in bytes; an incomplete record may follow."""
         content = self.path.read_bytes()
         whole = content.rfind(b"\n") + 1
         records = []
@@ -78,26 +78,26 @@ class Journal:
     def _not_ours(self, line: int) -> TrimtabError:
         return TrimtabError(
             f"{self.path}, line {line}: not a record of this command; choose another --out, or "
-            "take the line out."
+            "remove the line."
         )
 
     def _claim(self, settings: dict[str, Any]) -> None:
-        """Write the settings of a new file; compare those of one that has begun."""
+        """Write the settings of a new file; compare the settings of an existing one."""
         former: dict[str, Any] | None = None
         with suppress(FileNotFoundError, outputs.Damaged):
             former = outputs.read(self.meta, dict[str, Any])
         if os.fstat(self._file).st_size == 0:
             if self.meta.exists() and (former is None or former.keys() != settings.keys()):
                 raise TrimtabError(
-                    f"{self.meta} is not of this command, and the settings go there; choose "
-                    "another --out, or move it away."
+                    f"{self.meta} is not of this command, and the settings must be written there; "
+                    "choose another --out, or move the file."
                 )
             outputs.put(self.meta, json.dumps(settings, indent=2, ensure_ascii=False) + "\n")
             self._claimed = True
             return
         if former is None:
             raise TrimtabError(
-                f"{self.path} exists, and no {self.meta.name} says how it was made; choose "
+                f"{self.path} exists, but no {self.meta.name} holds its settings; choose "
                 "another --out."
             )
         differing = [
@@ -106,7 +106,7 @@ class Journal:
         if differing:
             changes = ", ".join(f"{name} (was {former.get(name)!r})" for name in differing)
             raise TrimtabError(
-                f"{self.path} was begun with other settings: {changes[:500]}. Give the same "
+                f"{self.path} was started with other settings: {changes[:500]}. Use the same "
                 "settings to resume it, or choose another --out."
             )
 
@@ -123,7 +123,7 @@ class Journal:
 
     def _close(self) -> None:
         if self._new and os.fstat(self._file).st_size == 0:
-            # Nothing was written: it is as if it had never been begun.
+            # Nothing was written: remove the files that this run created.
             self.path.unlink(missing_ok=True)
             if self._claimed:
                 self.meta.unlink(missing_ok=True)

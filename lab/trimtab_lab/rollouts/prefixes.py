@@ -1,7 +1,7 @@
-"""Half-completed answers: what a value should be, measured by completing each m times.
+"""Half-completed answers: estimate the value of a prefix by completing it m times.
 
-Rollouts are cut at fractions of their tokens, and the base completes every piece m times. The mean
-of the m returns estimates V(prefix) without bias; its standard error says how well.
+Rollouts are cut at fractions of their tokens, and the base completes every cut answer m times. The
+mean of the m returns is an unbiased estimate of V(prefix); its standard error is stored beside it.
 """
 
 import logging
@@ -18,13 +18,13 @@ from trimtab.errors import TrimtabError
 from trimtab.sampling import Completion, Drawing
 from trimtab_lab.rollouts.journal import Journal
 from trimtab_lab.rollouts.prompts import check_lengths
-from trimtab_lab.rollouts.run import Drawn, PromptGroup, Record, answer_of, run
+from trimtab_lab.rollouts.run import CompletedGroups, PromptGroup, Record, answer_of, run
 from trimtab_models import rewards
 from trimtab_models.data import encoding, formats, sources
 from trimtab_models.data.faults import Fault, convert, noting
 from trimtab_models.data.fields import of_prompt
 
-if TYPE_CHECKING:  # it imports vLLM, which takes seconds
+if TYPE_CHECKING:  # importing vLLM takes seconds
     from trimtab.adapters.vllm.offline import Sampler
 
 
@@ -32,30 +32,31 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Half:
-    """A source rollout, how much of its completion is kept, and where it stands."""
+class CutAnswer:
+    """A source rollout, cut to the first `kept` tokens of its completion."""
 
     source: Record
     fraction: float
     kept: int
     place: str = "a rollout"
+    """File and line of the rollout."""
 
 
-def halves(
+def cut_answers(
     path: str | Path,
     fractions: Sequence[float],
     limit: int | None,
     seed: int,
     vocabulary: int = sys.maxsize,
-) -> list[Half]:
-    """The rollouts of a file, cut at the fractions; at most `limit` rollouts, drawn by the seed.
+) -> list[CutAnswer]:
+    """The rollouts of a file, cut at the fractions; at most `limit` rollouts, chosen by the seed.
 
-    Completions of a single token cannot be cut; they are left out, and counted in the log. Token
-    ids are below `vocabulary`.
+    Completions of one token cannot be cut; they are skipped, and the log says how many. Token ids
+    must be below `vocabulary`.
 
     Raises:
-        BrokenRows: (a ValueError) lines that are no labelled rollouts, each by its number.
-        TrimtabError: nothing is left.
+        BrokenRows: (a ValueError) lines that are not labelled rollouts, with their numbers.
+        TrimtabError: no completion can be cut.
         OSError: the file cannot be read.
     """
     places: list[str] = []
@@ -68,83 +69,83 @@ def halves(
         if len(record["completion_token_ids"]) > 1
     ]
     if short := len(rollouts) - len(rows):
-        log.warning("%d of %d rollouts are left out: of one token.", short, len(rollouts))
+        log.warning("%d of %d rollouts are skipped: only one token.", short, len(rollouts))
     if not rows:
-        raise TrimtabError(f"{path} holds no completion of two tokens or more.")
+        raise TrimtabError(f"{path} has no completion of two tokens or more.")
     if limit is not None and limit < len(rows):
         chosen = random.Random(seed).sample(range(len(rows)), limit)
         rows = [rows[i] for i in sorted(chosen)]
     return [
-        Half(row, f, max(1, math.floor(f * len(row["completion_token_ids"]))), place)
+        CutAnswer(row, f, max(1, math.floor(f * len(row["completion_token_ids"]))), place)
         for row, place in rows
         for f in fractions
     ]
 
 
 def _labelled(record: Record, vocabulary: int) -> Record:
-    """A rollout with token ids, its reward under "reward"."""
+    """A rollout with token ids; its reward is stored as "reward"."""
     for name in ("prompt", "completion"):
         if not encoding.given(record, name, vocabulary):
-            raise Fault(f"not a rollout as it was sampled: there are no '{name}_token_ids'")
+            raise Fault(f"not a sampled rollout: '{name}_token_ids' is missing")
     return {**record, "reward": formats.reward(record)}
 
 
 def complete(
     sampler: "Sampler",
-    cuts: Sequence[Half],
+    cuts: Sequence[CutAnswer],
     drawing: Drawing,
     reward: rewards.Reward,
     journal: Journal,
 ) -> None:
-    """n completions of each half-completed answer: their returns, mean and standard error.
+    """Complete each cut answer n times; write the returns, their mean and standard error.
 
     Raises:
         as `roll_out`.
     """
-    sizes = [(half.place, len(half.source["prompt_token_ids"])) for half in cuts]
+    sizes = [(cut.place, len(cut.source["prompt_token_ids"])) for cut in cuts]
     check_lengths(sizes, drawing.max_tokens, sampler.max_length)
-    there = {record["index"] for record in journal.records}
+    written = {record["index"] for record in journal.records}
     groups = [
         PromptGroup(
             i,
-            [*half.source["prompt_token_ids"], *half.source["completion_token_ids"][: half.kept]],
+            [*cut.source["prompt_token_ids"], *cut.source["completion_token_ids"][: cut.kept]],
             range(drawing.n),
-            half.kept,
+            cut.kept,
         )
-        for i, half in enumerate(cuts)
-        if i not in there
+        for i, cut in enumerate(cuts)
+        if i not in written
     ]
 
-    def answer(group: PromptGroup, one: Completion) -> Record:
+    def answer(group: PromptGroup, completion: Completion) -> Record:
         source = cuts[group.index].source
-        ids = [*source["completion_token_ids"][: group.done], *one.token_ids]
+        ids = [*source["completion_token_ids"][: group.kept], *completion.token_ids]
         return {
             **of_prompt(source),
             "completion": answer_of(sampler, source["prompt"], ids),
             "completion_token_ids": ids,
         }
 
-    def finish(drawn: Drawn) -> list[Record]:
-        answers = [answer(group, one) for group, completions in drawn for one in completions]
+    def finish(batch: CompletedGroups) -> list[Record]:
+        answers = [answer(group, one) for group, completions in batch for one in completions]
         labels = iter(rewards.label(reward, answers))
         return [
             _measured(sampler, group.index, cuts[group.index], [next(labels) for _ in completions])
-            for group, completions in drawn
+            for group, completions in batch
         ]
 
-    run(sampler, groups, drawing, finish, journal, already=len(there) * drawing.n)
+    run(sampler, groups, drawing, finish, journal, already=len(written) * drawing.n)
 
 
-def _measured(sampler: "Sampler", index: int, half: Half, returns: list[float]) -> Record:
-    ids = half.source["completion_token_ids"][: half.kept]
+def _measured(sampler: "Sampler", index: int, cut: CutAnswer, returns: list[float]) -> Record:
+    ids = cut.source["completion_token_ids"][: cut.kept]
     return {
-        **of_prompt(half.source),
+        **of_prompt(cut.source),
         "index": index,
         "prefix": sampler.tokenizer.decode(ids, skip_special_tokens=True),
         "prefix_token_ids": ids,
-        "fraction": half.fraction,
+        "fraction": cut.fraction,
         "returns": returns,
         "mean": statistics.fmean(returns),
         "standard_error": statistics.stdev(returns) / math.sqrt(len(returns)),
-        "reward": half.source["reward"],
+        "reward": cut.source["reward"],
     }

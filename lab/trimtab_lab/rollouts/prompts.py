@@ -1,10 +1,10 @@
-"""Prompts out of a file, as token ids.
+"""Read prompts from a file, as token ids.
 
-.txt     one prompt a line, blank lines skipped: a user's message, rendered by the chat template
-         of the model's tokenizer; as it stands if there is no template, or with `raw`
-.jsonl   "prompt": messages, rendered by the template, or text, which stands as it is (so TRL
-         has it); further fields are kept, but for those of other answers (`data.fields.ANSWER`);
-         "prompt_token_ids" beside it are used unchanged
+.txt     one prompt per line, blank lines skipped: a user message, rendered by the chat template
+         of the model's tokenizer; unchanged if there is no template, or with `raw`
+.jsonl   "prompt": messages, rendered by the template, or text, used unchanged (as in TRL);
+         "prompt_token_ids", if present, are used unchanged; other fields are kept, except those
+         of an answer (`data.fields.ANSWER`)
 """
 
 import logging
@@ -22,26 +22,26 @@ from trimtab_models.data.fields import ANSWER, of_prompt
 from trimtab_models.data.lines import json_lines, lines
 
 log = logging.getLogger(__name__)
-OURS = ("prompt", "prompt_token_ids")
+PROMPT_FIELDS = ("prompt", "prompt_token_ids")
 
 
 @dataclass(frozen=True)
 class RolloutPrompt:
-    """A prompt as text or messages, as the model reads it, what else its line said, and where it
-    stands ("file, line 3").
-    """
+    """A prompt: text or messages, and the token ids that the model reads."""
 
     content: str | list[dict[str, Any]]
     token_ids: list[int]
     fields: dict[str, Any] = field(default_factory=dict)
+    """The other fields of its line."""
     place: str = "a prompt"
+    """File and line, "file, line 3"."""
 
 
 def read(path: str | Path, tokenizer: Any, *, raw: bool = False) -> list[RolloutPrompt]:
-    """The prompts of a file, in its order.
+    """The prompts of a file, in the file's order.
 
     Raises:
-        TrimtabError: a line is not a prompt, or there is none; the message names the line.
+        TrimtabError: a line is not a prompt (the message names it), or the file has no prompt.
         OSError: the file cannot be read.
     """
     text = Path(path).suffix not in (".jsonl", ".json")
@@ -60,30 +60,30 @@ def read(path: str | Path, tokenizer: Any, *, raw: bool = False) -> list[Rollout
     except BrokenRows as error:
         raise TrimtabError(str(error)) from None
     if not prompts:
-        raise TrimtabError(f"{path} holds no prompt.")
+        raise TrimtabError(f"{path} has no prompt.")
     for name, count in others.items():
-        log.warning("%s: %r of %d prompts is of other answers, and left out.", path, name, count)
+        log.warning("%s: %r of %d prompts belongs to other answers; ignored.", path, name, count)
     return [replace(one, place=place) for one, place in zip(prompts, places, strict=True)]
 
 
-def check_lengths(sizes: Sequence[tuple[str, int]], max_tokens: int, most: int) -> None:
-    """Refuse prompts that leave no room for `max_tokens` in the `most` that a model reads.
+def check_lengths(sizes: Sequence[tuple[str, int]], max_tokens: int, max_length: int) -> None:
+    """Refuse prompts for which prompt + `max_tokens` exceeds the model's `max_length`.
 
     Args:
-        sizes: of each prompt, where it stands and how many tokens it has.
-        max_tokens: of an answer.
-        most: tokens of both.
+        sizes: (place, tokens) of each prompt.
+        max_tokens: maximum tokens of an answer.
+        max_length: maximum tokens of prompt and answer together.
 
     Raises:
-        TrimtabError: some are too long; names the first and counts them.
+        TrimtabError: some are too long; the message names the first and counts them.
     """
-    long = [(place, tokens) for place, tokens in sizes if tokens + max_tokens > most]
+    long = [(place, tokens) for place, tokens in sizes if tokens + max_tokens > max_length]
     if long:
         place, tokens = long[0]
         raise TrimtabError(
             f"{len(long)} of {len(sizes)} prompts are too long: {place}, has {tokens} tokens, "
-            f"which with {max_tokens} to draw are more than the {most} that the model reads; "
-            "shorten or take out such prompts, or draw fewer tokens."
+            f"which with {max_tokens} to sample exceeds the model's limit of {max_length}; "
+            "shorten or remove such prompts, or sample fewer tokens."
         )
 
 
@@ -92,10 +92,10 @@ def _texts(path: str | Path, chat: bool) -> Iterator[DataRow]:
         if line is None:
             yield DataRow(place, {}, "not UTF-8")
         else:
-            yield DataRow(place, {"prompt": _said(line.strip()) if chat else line})
+            yield DataRow(place, {"prompt": _user_message(line.strip()) if chat else line})
 
 
-def _said(text: str) -> list[dict[str, Any]]:
+def _user_message(text: str) -> list[dict[str, Any]]:
     return [{"role": "user", "content": text}]
 
 
@@ -106,13 +106,13 @@ def _prompt(row: Record, tokenizer: Any, vocabulary: int) -> RolloutPrompt:
     if not content:
         raise Fault("'prompt' is empty")
     if isinstance(content, list):
-        chats.messages(row, "prompt")  # also where its ids are given
+        chats.messages(row, "prompt")  # checked even if the row has token ids
     ids = encoding.given(row, "prompt", vocabulary)
     if ids is None:
         ids = _ids(row, content, tokenizer)
     if not ids:
         raise Fault("the prompt has no tokens")
-    fields = {name: value for name, value in of_prompt(row).items() if name not in OURS}
+    fields = {name: value for name, value in of_prompt(row).items() if name not in PROMPT_FIELDS}
     if "label" in row:
         fields["label"] = row["label"]
     return RolloutPrompt(content, ids, fields)
@@ -122,10 +122,10 @@ def _ids(row: Record, content: str | list[Any], tokenizer: Any) -> list[int]:
     if isinstance(content, list):
         text, special = chats.opening(tokenizer, row), False
     else:
-        begun = tokenizer.bos_token is not None and content.startswith(tokenizer.bos_token)
-        text, special = content, not begun
+        has_bos = tokenizer.bos_token is not None and content.startswith(tokenizer.bos_token)
+        text, special = content, not has_bos
     try:
         text.encode()
     except UnicodeEncodeError:
-        raise Fault("'prompt' holds half a surrogate pair, which is no character") from None
+        raise Fault("'prompt' holds half a surrogate pair, which is not a character") from None
     return list(tokenizer(text, add_special_tokens=special).input_ids)

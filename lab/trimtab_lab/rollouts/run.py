@@ -1,8 +1,8 @@
-"""Labelled rollouts of the frozen base, into a journal.
+"""Sample and label rollouts of the frozen base, and write them to a journal.
 
-The work is groups: a prefix and the samples still to draw from it. Sample j of group i is drawn
-with the seed `sample_seed(seed, i, j)`, so a run that is taken up again draws what it would have
-drawn. While the engine draws, the last batch is being labelled.
+The work is divided into groups: a prefix and the samples that are still missing. Sample j of group
+i has the seed `sample_seed(seed, i, j)`, so a resumed run samples the same answers. The engine
+samples the next batch while the last one is labelled.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -18,23 +18,23 @@ from trimtab_lab.rollouts.journal import Journal
 from trimtab_lab.rollouts.prompts import RolloutPrompt, check_lengths
 from trimtab_models import rewards
 
-if TYPE_CHECKING:  # it imports vLLM, which takes seconds
+if TYPE_CHECKING:  # importing vLLM takes seconds
     from trimtab.adapters.vllm.offline import Sampler
 
 Record = dict[str, Any]
-Drawn = list[tuple["PromptGroup", list[Completion]]]
+CompletedGroups = list[tuple["PromptGroup", list[Completion]]]
 BATCH = 64
-"""Answers that are labelled and written at a time, about."""
+"""Approximate number of answers that are labelled and written together."""
 
 
 @dataclass(frozen=True)
 class PromptGroup:
-    """Samples to draw from one prefix, of which `done` tokens are the answer's own already."""
+    """Samples of one prefix; its last `kept` tokens belong to the answer."""
 
     index: int
     token_ids: list[int]
     samples: Sequence[int]
-    done: int = 0
+    kept: int = 0
 
 
 def roll_out(
@@ -44,66 +44,67 @@ def roll_out(
     reward: rewards.Reward | None,
     journal: Journal,
 ) -> None:
-    """n completions of each prompt, labelled; one record each.
+    """Sample n completions of each prompt; write one labelled record for each.
 
     Raises:
-        TrimtabError: a prompt is too long. Nothing was drawn.
-        RewardError, ScorerFault, InvalidGuidance: as they come; what is written stays.
+        TrimtabError: a prompt is too long. Nothing was sampled.
+        RewardError, ScorerFault, InvalidGuidance: the records written so far stay.
     """
     sizes = [(prompt.place, len(prompt.token_ids)) for prompt in prompts]
     check_lengths(sizes, drawing.max_tokens, sampler.max_length)
-    there = {(record["index"], record["sample"]) for record in journal.records}
+    written = {(record["index"], record["sample"]) for record in journal.records}
     groups = [
         PromptGroup(i, prompt.token_ids, [j])
         for i, prompt in enumerate(prompts)
         for j in range(drawing.n)
-        if (i, j) not in there
+        if (i, j) not in written
     ]
 
     strength = None if drawing.params is None else sampler.strength(drawing.params)
     if strength is not None and drawing.params is not None:
         drawing = replace(drawing, params=drawing.params.model_copy(update={"trace": True}))
 
-    def guided(one: Completion) -> Record:
+    def guided(completion: Completion) -> Record:
         if drawing.params is None:
             return {}
-        kl = {"kl": round(one.kl, 6)}
+        kl = {"kl": round(completion.kl, 6)}
         if strength is None:
             return kl
-        # What training on guided answers needs, see trimtab_models.objectives.distribution.
-        ratios = [round(ratio, 6) for ratio in one.log_ratios]
+        # Training on guided answers needs these, see trimtab_models.objectives.distribution.
+        ratios = [round(ratio, 6) for ratio in completion.log_ratios]
         return {**kl, "strength": strength, "log_ratios": ratios}
 
-    def record(group: PromptGroup, one: Completion) -> Record:
+    def record(group: PromptGroup, completion: Completion) -> Record:
         prompt = prompts[group.index]
-        # A "label" is the prompt's own, for the reward to read; alone it would be the answer's.
-        unread = () if reward else ("label",)
+        # A "label" belongs to the prompt, and the reward may read it. Without a reward, training
+        # would read it as the label of the answer.
+        omitted = () if reward else ("label",)
         return {
-            **{name: value for name, value in prompt.fields.items() if name not in unread},
+            **{name: value for name, value in prompt.fields.items() if name not in omitted},
             "index": group.index,
             "sample": group.samples[0],
             "prompt": prompt.content,
-            "completion": answer_of(sampler, prompt.content, one.token_ids),
+            "completion": answer_of(sampler, prompt.content, completion.token_ids),
             "prompt_token_ids": prompt.token_ids,
-            "completion_token_ids": one.token_ids,
-            "logprobs": [round(value, 6) for value in one.logprobs],
-            **guided(one),
+            "completion_token_ids": completion.token_ids,
+            "logprobs": [round(value, 6) for value in completion.logprobs],
+            **guided(completion),
         }
 
-    def finish(drawn: Drawn) -> list[Record]:
-        records = [record(group, one) for group, [one] in drawn]
+    def finish(batch: CompletedGroups) -> list[Record]:
+        records = [record(group, completion) for group, [completion] in batch]
         if reward is None:
             return records
         labels = rewards.label(reward, records)
         return [{**r, "reward": value} for r, value in zip(records, labels, strict=True)]
 
-    run(sampler, groups, drawing, finish, journal, already=len(there))
+    run(sampler, groups, drawing, finish, journal, already=len(written))
 
 
 def answer_of(sampler: "Sampler", prompt: Any, ids: Sequence[int]) -> Any:
-    """A completion of the prompt's own kind, without special tokens: text, or a message.
+    """A completion in the form of its prompt, without special tokens: text, or a message.
 
-    It is text too where the prompt ends with an assistant's turn, which it goes on with.
+    It is also text if the prompt ends with an assistant turn, which the completion continues.
     """
     text = sampler.tokenizer.decode(ids, skip_special_tokens=True)
     if isinstance(prompt, str) or prompt[-1]["role"] == "assistant":
@@ -115,24 +116,27 @@ def run(
     sampler: "Sampler",
     groups: Sequence[PromptGroup],
     drawing: Drawing,
-    finish: Callable[[Drawn], list[Record]],
+    finish: Callable[[CompletedGroups], list[Record]],
     journal: Journal,
     already: int,
 ) -> None:
-    """Draw the groups; `finish` labels them by batches and makes the records to write."""
-    left = sum(len(group.samples) for group in groups)
+    """Sample the groups; `finish` labels a batch and returns the records to write.
+
+    already: answers of earlier runs, for the progress bar.
+    """
+    missing = sum(len(group.samples) for group in groups)
     size = max(1, BATCH // max((len(group.samples) for group in groups), default=1))
 
-    def write(batch: Drawn) -> None:
+    def write(batch: CompletedGroups) -> None:
         journal.append(finish(batch))
 
     with (
         ThreadPoolExecutor(1) as labeller,
-        tqdm(total=already + left, initial=already, desc="rollouts", unit="answer") as bar,
+        tqdm(total=already + missing, initial=already, desc="rollouts", unit="answer") as bar,
     ):
-        drawn = _drawn(sampler, groups, drawing, bar.update)
+        completed = _completed_groups(sampler, groups, drawing, bar.update)
         labelled = None
-        while batch := list(islice(drawn, size)):
+        while batch := list(islice(completed, size)):
             if labelled is not None:
                 labelled.result()
             labelled = labeller.submit(write, batch)
@@ -140,28 +144,28 @@ def run(
             labelled.result()
 
 
-def _drawn(
+def _completed_groups(
     sampler: "Sampler", groups: Sequence[PromptGroup], drawing: Drawing, tick: Callable[[], Any]
 ) -> Iterator[tuple[PromptGroup, list[Completion]]]:
-    """Groups with their completions, each as soon as it has them all."""
-    have: dict[int, dict[int, Completion]] = {}  # by place in `groups`, by sample
+    """Each group with its completions, as soon as all of them are sampled."""
+    pending: dict[int, dict[int, Completion]] = {}  # by position in `groups`, by sample
 
     def requests() -> Iterator[Request]:
-        for place, group in enumerate(groups):
+        for position, group in enumerate(groups):
             for sample in group.samples:
                 seed = sample_seed(drawing.seed, group.index, sample)
-                most = drawing.max_tokens - group.done
-                yield Request((place, sample), group.token_ids, seed, most)
+                max_tokens = drawing.max_tokens - group.kept
+                yield Request((position, sample), group.token_ids, seed, max_tokens)
 
-    for (place, sample), completion in sampler.stream(
+    for (position, sample), completion in sampler.stream(
         requests(),
         temperature=drawing.temperature,
         top_p=drawing.top_p,
         params=drawing.params,
     ):
-        have.setdefault(place, {})[sample] = completion
+        pending.setdefault(position, {})[sample] = completion
         tick()
-        group = groups[place]
-        if len(have[place]) == len(group.samples):
-            ready = have.pop(place)
-            yield group, [ready[j] for j in group.samples]
+        group = groups[position]
+        if len(pending[position]) == len(group.samples):
+            completions = pending.pop(position)
+            yield group, [completions[j] for j in group.samples]

@@ -12,7 +12,7 @@ from trimtab.logs import quieten
 from trimtab.params import GuidanceParams
 from trimtab.sampling import Drawing
 from trimtab_lab.rollouts.journal import Journal
-from trimtab_lab.rollouts.prefixes import Half, complete, halves
+from trimtab_lab.rollouts.prefixes import CutAnswer, complete, cut_answers
 from trimtab_lab.rollouts.prompts import RolloutPrompt, read
 from trimtab_lab.rollouts.run import roll_out
 from trimtab_models import pretrained, rewards
@@ -73,13 +73,13 @@ def _fill(
     scorers: Mapping[str, Any],
 ) -> None:
     """Sample the records that the file lacks."""
-    cuts: list[Half] = []
+    cuts: list[CutAnswer] = []
     texts: list[RolloutPrompt] = []
     if options["complete"] is not None:
         fractions = _fractions(options["at"])
         known = vocabulary(_tokenizer(model))
-        cuts = halves(options["complete"], fractions, options["limit"], drawing.seed, known)
-        if (longest := max(half.kept for half in cuts)) >= drawing.max_tokens:
+        cuts = cut_answers(options["complete"], fractions, options["limit"], drawing.seed, known)
+        if (longest := max(cut.kept for cut in cuts)) >= drawing.max_tokens:
             raise StartError(
                 f"a cut answer has {longest} tokens; --max-tokens counts whole "
                 "answers and must be larger."
