@@ -104,6 +104,14 @@ def _wait(server: Server, path: str) -> None:
     pytest.fail("the server did not get ready:\n" + server.log.read_text()[-4000:])
 
 
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """SIGINT raises KeyboardInterrupt: a shell starts a background job with SIGINT ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.fixture(scope="session")
 def server() -> Iterator[Server]:
     """The demo, beside its scorers some that fail once a text has FAILS_AT tokens (faulty.py),

@@ -1,6 +1,12 @@
-"""Trimtab: steer a frozen language model at decode time with small scorers."""
+"""Trimtab: steer a frozen language model at decode time with small scorers.
 
-from trimtab.config import GuidanceConfig
+`import trimtab` is light: what needs torch is imported when it is first used.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from trimtab.config import GuidanceConfig, ScorerSpec
 from trimtab.errors import (
     InvalidGuidance,
     ScorerFault,
@@ -10,12 +16,52 @@ from trimtab.errors import (
 )
 from trimtab.params import GuidanceParams
 
+if TYPE_CHECKING:
+    from trimtab.guide import Guide
+    from trimtab.loading import load_scorers
+    from trimtab.local import Guidance
+    from trimtab.rows import Row
+    from trimtab.scorers import NetworkScorer, Scorer
+    from trimtab.testing import check_scorer
+
 __all__ = [
+    "Guidance",
     "GuidanceConfig",
     "GuidanceParams",
+    "Guide",
     "InvalidGuidance",
+    "NetworkScorer",
+    "Row",
+    "Scorer",
     "ScorerFault",
     "ScorerLoadError",
+    "ScorerSpec",
     "TrimtabError",
     "UnknownScorer",
+    "check_scorer",
+    "load_scorers",
 ]
+
+_LATE = {
+    "Guidance": "local",
+    "Guide": "guide",
+    "NetworkScorer": "scorers",
+    "Row": "rows",
+    "Scorer": "scorers",
+    "check_scorer": "testing",
+    "load_scorers": "loading",
+}
+"""Names that need torch, and the modules that have them."""
+
+
+def __getattr__(name: str) -> Any:
+    """Import a late name when it is first used."""
+    if name not in _LATE:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"{__name__}.{_LATE[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

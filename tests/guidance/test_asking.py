@@ -459,14 +459,6 @@ def test_a_pool_is_whole_after_a_reset():
     torch.testing.assert_close(again, expected)
 
 
-@pytest.fixture
-def interruptible():
-    """Ctrl-C raises; a shell's background job is started with the signal ignored."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
-
-
 @pytest.mark.usefixtures("interruptible")
 def test_signals_to_this_process_pass():
     """Ctrl-C while a scorer is asked is no fault of the scorer's."""

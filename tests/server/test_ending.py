@@ -139,6 +139,7 @@ with resumable():
         assert "run the same command again to resume" in process.stderr.read()
 
 
+@pytest.mark.usefixtures("interruptible")
 def test_signals_are_as_before_afterwards():
     before = {n: signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)}
     from trimtab_server.shutdown import Signals

@@ -1,0 +1,108 @@
+"""Scorers beside a model in this process: guidance for transformers, and scores of texts.
+
+    guidance = Guidance({"kindness": "my-org/kindness"}, tokenizer, beta=4.0)
+    model.generate(**inputs, logits_processor=guidance.processors(**inputs))
+    guidance.score(["What a kind answer.", "Go away."])
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import LogitsProcessorList
+
+from trimtab.adapters.transformers import TransformersGuidance
+from trimtab.config import CACHE_BYTES, GuidanceConfig
+from trimtab.errors import InvalidGuidance, ScorerFault
+from trimtab.guide import Guide
+from trimtab.loading import load_scorers
+from trimtab.params import GuidanceParams
+from trimtab.rows import next_key
+from trimtab.search.scoring import score_sequences
+
+SCORED_AT_ONCE = 256
+"""Texts that are scored in one batch."""
+
+
+class Guidance:
+    """Loaded scorers, and how strongly they steer.
+
+    Args:
+        scorers: name → a checkpoint's directory or hub name, or the fields of a ScorerSpec.
+        tokenizer: of the base model.
+        max_length: longest prefix, in tokens.
+        cache_bytes: memory for the prefix caches of all scorers.
+        device: where the scorers run; best where the base runs.
+        dtype: of their weights.
+        fields: of GuidanceParams, such as beta, k, mass, and `weights` by scorer.
+
+    Raises:
+        ScorerLoadError: a scorer cannot be loaded, or cannot be served exactly.
+        InvalidGuidance: a field is unknown or out of range.
+        UnknownScorer: `weights` names a scorer that is not loaded.
+    """
+
+    def __init__(
+        self,
+        scorers: Mapping[str, str | Mapping[str, Any]],
+        tokenizer: Any,
+        *,
+        max_length: int = 8192,
+        cache_bytes: int = CACHE_BYTES,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+        weights: Mapping[str, float] | None = None,
+        **fields: Any,
+    ) -> None:
+        specs = {
+            name: {"path": str(spec)} if not isinstance(spec, Mapping) else dict(spec)
+            for name, spec in scorers.items()
+        }
+        section = {"scorers": specs, "cache_bytes": cache_bytes}
+        config = GuidanceConfig.parse({"trimtab": section})
+        self.tokenizer = tokenizer
+        self.guide = Guide(
+            load_scorers(
+                config,
+                max_length=max_length,
+                vocab_size=len(tokenizer),
+                tokenizer=tokenizer,
+                dtype=dtype,
+                device=device,
+            )
+        )
+        if weights is not None:
+            fields["scorers"] = dict(weights)
+        self.params = GuidanceParams.parse(fields).resolve(self.guide.registry.scorers)
+
+    def processors(
+        self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, **_: Any
+    ) -> LogitsProcessorList:
+        """What one call of `generate` takes as `logits_processor`; make a new one for each call.
+
+        The arguments are those that go to `generate`; `attention_mask` marks the left padding.
+        """
+        return LogitsProcessorList([TransformersGuidance(self.guide, self.params, attention_mask)])
+
+    def score(self, texts: Sequence[str]) -> dict[str, list[float]]:
+        """s_i of each text, by scorer; special tokens are added as the tokenizer adds them.
+
+        Raises:
+            InvalidGuidance: a text has fewer than two tokens.
+            ScorerFault: a scorer failed.
+        """
+        scores: dict[str, list[float]] = {name: [] for name in self.params.scorers or {}}
+        sequences = [list(self.tokenizer(text)["input_ids"]) for text in texts]
+        if any(len(sequence) < 2 for sequence in sequences):
+            raise InvalidGuidance("a text must have at least two tokens to be scored.")
+        for first in range(0, len(sequences), SCORED_AT_ONCE):
+            batch = sequences[first : first + SCORED_AT_ONCE]
+            keys = [next_key() for _ in batch]
+            result = score_sequences(self.guide, self.params, batch, keys)
+            self.guide.registry.forget(keys)
+            if (error := result["error"]) is not None:
+                raise ScorerFault(f"scorer '{error['scorer']}' {error['message']}.")
+            for name, values in result["scores"].items():
+                scores[name] += values
+        return scores
