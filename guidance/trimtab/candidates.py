@@ -1,9 +1,9 @@
-"""Candidates: of each row, the fewest most likely tokens that reach `mass`, at most k.
+"""Candidates of a row: the smallest set of most likely tokens that reaches `mass`, at most k.
 
     C(prefix) = {v_1 … v_m},  m = min(k, min{j : Σ_{i≤j} π0(v_i) ≥ mass})
 
-with v_1, v_2, … by falling base probability. mass = 1 is always k, as in the papers. Tokens that
-a grammar or a ban has masked (−inf) are never candidates.
+v_1, v_2, … are sorted by falling base probability. mass = 1 always gives k, as in the papers.
+Tokens that a grammar or a ban has masked (−inf) are never candidates.
 """
 
 from dataclasses import dataclass
@@ -22,12 +22,12 @@ class Candidates:
 
     @property
     def real(self) -> Tensor:
-        """Which entries are candidates and not padding, [rows, k] bool."""
+        """True for candidates, False for padding, [rows, k] bool."""
         width = torch.arange(self.tokens.shape[1], device=self.tokens.device)
         return width < self.counts[:, None]
 
     def rows(self, index: Tensor) -> "Candidates":
-        """Those of some rows."""
+        """The candidates of the rows in `index`."""
         return Candidates(self.tokens[index], self.logprobs[index], self.counts[index])
 
 
@@ -39,9 +39,9 @@ def select(logits: Tensor, k: Tensor, mass: Tensor) -> Candidates:
     width = min(int(k.max()), logits.shape[1])
     values, tokens = logits.topk(width)  # [rows, width], falling
     logprobs = values - logits.logsumexp(-1, keepdim=True)
-    before = logprobs.exp().cumsum(-1).roll(1, -1)  # mass of the tokens ahead of each
+    before = logprobs.exp().cumsum(-1).roll(1, -1)  # mass of the more likely tokens
     before[:, 0] = 0
-    # Rounding must not shorten "always k".
+    # Rounding must not reduce k where mass = 1.
     wanted = (before < mass[:, None]) | (mass[:, None] >= 1)
     wanted &= torch.arange(width, device=logits.device) < k[:, None]
     wanted &= logprobs > -torch.inf

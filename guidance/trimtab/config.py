@@ -1,6 +1,6 @@
-"""What a worker is told at start: which scorers to load, and how much memory they may use.
+"""Start-up configuration of a worker: the scorers to load and the memory they may use.
 
-It travels as `--additional-config '{"trimtab": {...}}'`, so a stock vLLM server can carry it.
+It is passed as `--additional-config '{"trimtab": {...}}'`, so a stock vLLM server accepts it.
 """
 
 from collections.abc import Mapping
@@ -17,7 +17,7 @@ SCORER_SECONDS = 10.0
 
 
 class ScorerSpec(BaseModel):
-    """Where one scorer comes from."""
+    """Path, family and options of one scorer."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -31,22 +31,23 @@ class ScorerSpec(BaseModel):
         max_length=300,
         pattern=r"^([a-z_]+|[A-Za-z_][A-Za-z0-9_.]*:[A-Za-z_][A-Za-z0-9_]*)$",
         description="head, distribution, vocabulary, log_ratio, text, function, composite, or "
-        "package.module:Class of a family of your own; as stored in the checkpoint if absent",
+        "package.module:Class for your own family; default: as stored in the checkpoint",
     )
     reference: str | None = Field(
         None,
-        description="log_ratio: the untuned model of a tuned/untuned pair; as stored if absent",
+        description="log_ratio: the untuned model of a tuned/untuned pair; default: as stored in "
+        "the checkpoint",
     )
     reads: Literal["ids", "text", "answer", "pair", "chat"] | None = Field(
         None,
-        description="what is read. function: ids (the default) or text. Networks with a tokenizer "
-        "of their own: text, prompt and answer as one, or chat, the prompt in their own chat "
-        "template (the default if they have one). family=text also: the answer alone, or a pair",
+        description="the scorer's input. function: ids (default) or text. Networks with their own "
+        "tokenizer: text (prompt and answer as one text) or chat (prompt in their own chat "
+        "template; default if there is one). family=text also: answer (alone) or pair",
     )
     label: str | None = Field(
-        None, description="text: which of several labels' log-probability is the score"
+        None, description="text: the label, of several, whose log-probability is the score"
     )
-    alpha: float | None = Field(None, description="log_ratio: factor α; as stored if absent")
+    alpha: float | None = Field(None, description="log_ratio: factor α; default: as stored")
 
 
 class GuidanceConfig(BaseModel):
@@ -57,9 +58,9 @@ class GuidanceConfig(BaseModel):
     scorers: dict[str, ScorerSpec] = Field(default_factory=dict)
     default_scorers: dict[str, float] | None = None
     scorer_timeout: float = Field(
-        SCORER_SECONDS, gt=0, le=3600, description="seconds that a scorer may take for a step"
+        SCORER_SECONDS, gt=0, le=3600, description="maximum seconds of a scorer per step"
     )
-    cache_bytes: int = Field(CACHE_BYTES, gt=0, description="prefix pools of all scorers together")
+    cache_bytes: int = Field(CACHE_BYTES, gt=0, description="bytes of all prefix pools together")
 
     @field_validator("scorers")
     @classmethod
@@ -77,10 +78,10 @@ class GuidanceConfig(BaseModel):
 
     @classmethod
     def parse(cls, additional_config: Any) -> "GuidanceConfig":
-        """Read it out of vLLM's `additional_config`.
+        """Read the configuration from vLLM's `additional_config`.
 
         Raises:
-            ScorerLoadError: it does not fit.
+            ScorerLoadError: it is invalid.
         """
         section = (
             additional_config.get("trimtab", {}) if isinstance(additional_config, Mapping) else {}
@@ -97,15 +98,15 @@ def parse_scorer(text: str) -> tuple[str, dict[str, Any]]:
     """`NAME=PATH[,key=value...]` as on the command line → (name, fields of a ScorerSpec).
 
     Raises:
-        ScorerLoadError: it does not read so.
+        ScorerLoadError: the text has another form, or a field is invalid.
     """
     name, equals, rest = text.partition("=")
     path, *options = rest.split(",")
     pairs = [option.partition("=") for option in options]
     if not (equals and NAME.fullmatch(name) and path and all(sep for _, sep, _ in pairs)):
         raise ScorerLoadError(
-            f"--scorer {text[:200]!r} must read NAME=PATH[,key=value...], with a NAME of a-z, 0-9, "
-            "'_' and '-'; for example --scorer kindness=./checkpoints/kindness."
+            f"--scorer {text[:200]!r} must have the form NAME=PATH[,key=value...], with a NAME of "
+            "a-z, 0-9, '_' and '-'; for example --scorer kindness=./checkpoints/kindness."
         )
     fields: dict[str, Any] = {"path": path, **{key: value for key, _, value in pairs}}
     try:

@@ -1,32 +1,32 @@
 """Strengths that follow a target: β from a KL budget, a scorer's own from a floor on its mean.
 
-Both read the return distributions p(R | prefix + v) of a step's candidates. Tilted by a strength c,
+Both use the return distributions p(R | prefix + v) of a step's candidates. Tilted by a strength c,
 
     p_c ∝ p·exp(c·R),   Λ(c) = log E_p exp(c·R),   K(c) = KL(p_c ‖ p) = c·E_{p_c}[R] − Λ(c)
 
-Guidance at c from some prefix onwards turns p into p_c, and costs K(c) nats for the rest of the
+Guidance at strength c after some prefix turns p into p_c and costs K(c) nats for the rest of the
 answer: by the chain rule, K at the prefix is this step's KL plus the mean of K after it.
 
-Budget B. With "left" nats to spend, β is the root of
+Budget B. With "left" nats remaining, β is the root of
 
     KL(π_β ‖ π0 | prefix) + E_{v ~ π_β} Σ_i K(β·w_i | prefix + v) = left
 
-(several returns are taken as independent of each other after this step). While distributions agree
-from step to step the root stays what it was, which is optimal: an answer that is already doing well
-spends less. They do not quite agree, and an answer whose β jumps about gains less than one whose β
-stays; so β goes from step to step by a factor of `PACE` at most. What is then left after v is
+(several returns are treated as independent after this step). While the distributions agree from
+step to step, the root does not change. This is optimal: an answer that already does well spends
+less. In fact they differ a little, and an answer with a varying β gains less than one with a
+constant β; so β changes by at most a factor of `PACE` per step. After v, the remaining nats are
 
-    Σ_i K(β·w_i | prefix + v) + (left − what this β was expected to cost)
+    Σ_i K(β·w_i | prefix + v) + (left − expected cost of this β)
 
-so that spent + left is a martingale, right or wrong as the distributions may be, and an answer
-misses its budget in the mean by what is left when it ends. The sum is kept within `BAND` of B, so
-that no answer spends more than (1 + BAND)·B. Where all that can still be had costs less than what
-is left, β is on its way to MAX_BETA.
+so spent + left is a martingale, whether or not the distributions are right, and on average an
+answer misses its budget by what is left when it ends. The sum is kept within `BAND`·B of B, so no
+answer spends more than (1 + BAND)·B. If the highest possible cost is less than what is left, β
+moves towards MAX_BETA.
 
-Floor f. The scorer's strength is the least c ≥ 0 whose tilted mean reaches f, with p the mixture
-of the candidates, Σ_v π0(v)·p(R | prefix + v) / π0(C): the dual weight of E[R] ≥ f, 0 once the base
-alone is expected to reach it (constrained RLHF's answer to over-optimisation, Moskovitz et al.,
-arXiv 2310.04373). The budget is eq. 1 of VAS.
+Floor f. The scorer's strength is the smallest c ≥ 0 whose tilted mean reaches f, where p is the
+mixture over the candidates, Σ_v π0(v)·p(R | prefix + v) / π0(C). It is the dual weight of E[R] ≥ f,
+and 0 once the base alone is expected to reach f (constrained RLHF's answer to over-optimisation,
+Moskovitz et al., arXiv 2310.04373). The budget is eq. 1 of VAS.
 """
 
 import math
@@ -42,29 +42,29 @@ from trimtab.params import MAX_BETA
 from trimtab.rows import Row, StepPlan
 
 BAND = 3.0
-"""How far the expected KL of an answer may come to stand from its budget, as a share of it.
+"""Maximum distance of an answer's expected KL from its budget, as a share of the budget.
 
-The luck of one answer is no error: a narrow band cuts the dear answers off, the cheap ones cannot
-spend the difference, and the mean falls short (by 20 to 40 % at 0.1 on the tiny world, by 3 to 8 %
-at 1 on reviews)."""
+A narrow band stops expensive answers, but cheap answers cannot spend the difference, so the mean
+falls short (by 20 to 40 % at 0.1 on the tiny world, by 3 to 8 % at 1 on reviews)."""
 
 PACE = 1.05
-"""Most that β may change by from one scored step of an answer to the next, as a factor.
+"""Maximum factor by which β changes from one scored step of an answer to the next.
 
-On reviews, 4 nats: a free β gains 0.02 to 0.05 less than a fixed one, this one as much."""
+On reviews, 4 nats: an unlimited β gains 0.02 to 0.05 less than a fixed one; this β gains as much.
+"""
 
-HALVINGS = 32
+BISECTIONS = 32
 
 
 @dataclass(frozen=True)
 class Outlook:
-    """One scorer's return distributions of a step's candidates, packed; float64, on the host."""
+    """One scorer's return distributions for a step's candidates, packed; float64, on the host."""
 
     log_p: Tensor  # [n, bins]
     returns: Tensor  # [bins]
-    row: Tensor  # [n] int64, which row a candidate is of
-    place: Tensor  # [n] int64, which of its candidates
-    weight: Tensor  # [rows], w_i; what β multiplies
+    row: Tensor  # [n] int64, row of each candidate
+    place: Tensor  # [n] int64, index of the candidate in its row
+    weight: Tensor  # [rows], w_i, the factor of β
 
     def tilt(self, c: Tensor) -> tuple[Tensor, Tensor]:
         """Λ(c) and K(c) of every candidate, each [n]; c: [n]."""
@@ -77,7 +77,7 @@ class Outlook:
 def follow(
     rows: Sequence[Row], outlooks: Mapping[str, Outlook], candidates: Candidates, tail_mean: Tensor
 ) -> None:
-    """Fill in the plans of this step's rows; those with one candidate or a fault have no outlook.
+    """Fill in the plans of this step's rows; rows with one candidate or a fault have no outlook.
 
     candidates: float64, on the host.
     """
@@ -106,10 +106,10 @@ def follow(
 def prospect(
     beta: Tensor, outlooks: Sequence[Outlook], candidates: Candidates, tail_mean: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """KL of the whole rest of the answer, [rows], and what of it remains after each candidate.
+    """Expected KL of the rest of the answer, [rows], and its part after each candidate, [rows, k].
 
-    beta: [rows] ≥ 0. The second is [rows, k] nats. Tokens of a tail that is not cut count as the
-    mean of the candidates.
+    beta: [rows] ≥ 0. Both results are in nats. Tokens of a tail that is not cut count as the mean
+    of the candidates.
     """
     bonus = torch.zeros_like(candidates.logprobs)
     after = torch.zeros_like(candidates.logprobs)
@@ -130,10 +130,10 @@ def budget(
     candidates: Candidates,
     tail_mean: Tensor,
 ) -> tuple[Tensor, Tensor]:
-    """β of each row that has so many nats left, [rows], and what is left after each candidate.
+    """β of each row, [rows], and the nats left after each candidate, [rows, k].
 
-    before: [rows] β of the step before, 0 where there was none. β is 0 where not even the cut of
-    the tail can be paid.
+    left: [rows] nats. before: [rows] β of the previous step, 0 if there was none. β is 0 where
+    cutting the tail alone costs more than what is left.
     """
 
     def cost(beta: Tensor) -> Tensor:
@@ -147,7 +147,7 @@ def budget(
 
 
 def dual(floors: Tensor, outlook: Outlook, candidates: Candidates) -> Tensor:
-    """Least strength at which each row's expected return reaches its floor, [rows]."""
+    """Smallest strength at which each row's expected return reaches its floor, [rows]."""
     log_pi0 = candidates.logprobs.masked_fill(~candidates.real, -torch.inf).log_softmax(-1)
     weights = log_pi0[outlook.row, outlook.place].exp()
     mixture = torch.zeros(len(floors), len(outlook.returns), dtype=weights.dtype)
@@ -161,15 +161,15 @@ def dual(floors: Tensor, outlook: Outlook, candidates: Candidates) -> Tensor:
 
 
 def root(f: Callable[[Tensor], Tensor], target: Tensor, *, above: bool = False) -> Tensor:
-    """x in [0, MAX_BETA] with f(x) = target for a rising f, by halving; [rows] → [rows].
+    """x in [0, MAX_BETA] with f(x) = target for an increasing f, by bisection; [rows] → [rows].
 
-    0 where f starts above the target, MAX_BETA where it never reaches it. Of the last bracket the
-    lower end is taken, or the upper one if f may not stay below the target.
+    0 where f starts above the target, MAX_BETA where it never reaches it. Returns the lower end of
+    the last bracket, or the upper end if `above`.
     """
     low, high = torch.zeros_like(target), torch.full_like(target, MAX_BETA)
     low = torch.where(f(high) < target, high, low)
     high = torch.where(f(torch.zeros_like(target)) >= target, 0.0, high)
-    for _ in range(HALVINGS):
+    for _ in range(BISECTIONS):
         middle = (low + high) / 2
         below = f(middle) < target
         low, high = torch.where(below, middle, low), torch.where(below, high, middle)

@@ -1,11 +1,11 @@
-"""What is served, and how it fares: a guide's scorers as plain data."""
+"""Status of a guide's scorers, as plain data."""
 
 from typing import Any
 
 from trimtab.guide import Guide
 from trimtab.scorers.base import Scorer
 
-TOLD = {"objective", "mean", "deviation", "base_model", "prefix_auc"}
+INFO_FIELDS = {"objective", "mean", "deviation", "base_model", "prefix_auc"}
 
 
 def describe(guide: Guide) -> list[dict[str, Any]]:
@@ -16,7 +16,7 @@ def describe(guide: Guide) -> list[dict[str, Any]]:
             "family": scorer.family,
             "distributional": scorer.distributional,
             "reads": scorer.reads,
-            **scorer.info.model_dump(include=TOLD),
+            **scorer.info.model_dump(include=INFO_FIELDS),
             **_counts(guide, name, scorer),
             "faults": guide.registry.faults[name],
             "overruns": guide.registry.calls.status(scorer).overruns,
@@ -28,9 +28,9 @@ def describe(guide: Guide) -> list[dict[str, Any]]:
 
 
 def _counts(guide: Guide, name: str, scorer: Scorer) -> dict[str, int]:
-    """What it counts itself; zeros while it does not answer."""
+    """The scorer's own counts; zeros while it does not answer."""
 
-    def ask() -> dict[str, int]:
+    def read() -> dict[str, int]:
         return {"parameters": scorer.parameters, "tokens_forwarded": scorer.tokens_forwarded}
 
-    return guide.registry.calls.run(name, scorer, ask, {"parameters": 0, "tokens_forwarded": 0})
+    return guide.registry.calls.run(name, scorer, read, {"parameters": 0, "tokens_forwarded": 0})

@@ -4,18 +4,18 @@
     ├── InvalidGuidance          400  invalid_request_error
     ├── UnknownScorer            404  not_found_error
     ├── ScorerLoadError          500  scorer_load_error     (at start-up: the server does not start)
-    ├── ScorerRefused            422  scorer_refused        (while serving: what was there goes on)
-    ├── NoRoom                   409  insufficient_memory   (the same: it does not fit)
-    └── ScorerFault              500  scorer_error          (this request alone ends)
+    ├── ScorerRefused            422  scorer_refused        (while serving: loaded scorers stay)
+    ├── NoRoom                   409  insufficient_memory   (the same: not enough memory)
+    └── ScorerFault              500  scorer_error          (only this request fails)
 
-A message says what was wrong, what was expected, and what to do. It never holds the input.
+A message says what was wrong, what was expected, and what to do. It never contains the input.
 """
 
 from typing import Any, ClassVar
 
 
 class TrimtabError(Exception):
-    """Base of all; each class owns its HTTP status and its OpenAI error type."""
+    """Base class; each subclass has its HTTP status and its OpenAI error type."""
 
     status: ClassVar[int] = 500
     type: ClassVar[str] = "internal_error"
@@ -59,20 +59,20 @@ class ScorerLoadError(TrimtabError):
 
 
 class ScorerRefused(TrimtabError):
-    """A checkpoint that is to be served from now on is broken, or not of a kind that may come."""
+    """A checkpoint for hot loading is broken, or of a kind that cannot be hot-loaded."""
 
     status = 422
     type = "scorer_refused"
 
 
 class NoRoom(TrimtabError):
-    """A checkpoint that is to be served from now on does not fit beside what is loaded."""
+    """A checkpoint for hot loading does not fit into free memory."""
 
     status = 409
     type = "insufficient_memory"
 
 
 class ScorerFault(TrimtabError):
-    """A scorer failed, or gave a non-finite score, while a request was being steered."""
+    """A scorer failed, or gave a non-finite score, while it steered a request."""
 
     type = "scorer_error"

@@ -1,4 +1,4 @@
-"""Fusion of base logits and scores, and how far it moves the distribution.
+"""Fusion of base logits and scores, and its KL to the base.
 
 With bonus a(v) = β·Σ_i w_i·s_i(prefix + v):
 
@@ -16,10 +16,10 @@ from trimtab.candidates import Candidates
 def fuse_(
     logits: Tensor, index: Tensor, candidates: Candidates, bonus: Tensor, tail_mean: Tensor
 ) -> None:
-    """Fuse some rows of a batch in place, touching the vocabulary once where the tail is cut.
+    """Fuse some rows of a batch in place, with one pass over the vocabulary where the tail is cut.
 
     logits: [batch, vocab] float32. index: [rows] into the batch, each at most once.
-    bonus: [rows, k], read where candidates are real. tail_mean: [rows] bool, else it is cut.
+    bonus: [rows, k], read where candidates are real. tail_mean: [rows] bool; False cuts the tail.
     """
     real = candidates.real
     row = index[:, None].expand_as(real)[real]  # [Σ candidates]
@@ -34,9 +34,9 @@ def fuse_(
 def divergence(candidates: Candidates, bonus: Tensor, tail_mean: Tensor) -> tuple[Tensor, Tensor]:
     """KL(π ‖ π0) over the full vocabulary in nats, and log Z; both [rows], at temperature 1.
 
-    π is π0 with exponential weights, so with a(v) as above and a_T on the tail
-    KL = Σ_C π(v)·a(v) + π(tail)·a_T − log Z,   Z = Σ_C π0(v)·e^a(v) + π0(tail)·e^a_T,
-    which needs no pass over the vocabulary.
+    π is π0 with exponential weights. With a(v) as above and a_T on the tail,
+    KL = Σ_C π(v)·a(v) + π(tail)·a_T − log Z,   Z = Σ_C π0(v)·e^a(v) + π0(tail)·e^a_T.
+    This needs no pass over the vocabulary.
     """
     real = candidates.real
     logprobs = candidates.logprobs.masked_fill(~real, -torch.inf)
@@ -59,7 +59,7 @@ def _tail_bonus(candidates: Candidates, bonus: Tensor, tail_mean: Tensor) -> Ten
 def fuse_reference(
     logits: Tensor, tokens: list[list[int]], bonus: list[list[float]], tails: list[str]
 ) -> Tensor:
-    """The definition, token by token. Also what KL is measured against in the tests."""
+    """The definition, token by token. The tests also compute KL from it."""
     out = []
     for row, row_tokens, row_bonus, tail in zip(logits, tokens, bonus, tails, strict=True):
         mean = sum(row_bonus) / len(row_bonus)

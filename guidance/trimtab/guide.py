@@ -2,10 +2,11 @@
 
     candidates of each row → scores of each scorer → bonus → fused logits, KL, records
 
-Under a kl_budget or floors, strengths come before scores, from the scorers' return distributions.
+With a kl_budget or floors, the strengths are computed first, from the scorers' return
+distributions.
 
-Nothing is written to the logits before all of it is known, and a scorer that fails takes
-its own rows out, never the step.
+The logits change only after all results are known. A scorer that fails removes its own rows from
+guidance; the step continues.
 """
 
 import logging
@@ -33,17 +34,17 @@ logger = logging.getLogger(__name__)
 
 
 class Guide:
-    """What scorers do to logits, step by step."""
+    """Applies scorers to logits, step by step."""
 
     def __init__(self, scorers: Mapping[str, Scorer], timeout: float = math.inf) -> None:
-        """timeout: seconds that a scorer may take for a step, see ScorerCalls."""
+        """timeout: maximum seconds of a scorer per step, see ScorerCalls."""
         self.registry = Registry(scorers, timeout)
         self.records = Records(self.registry, self.score_rows)
 
     def step(self, logits: Tensor, rows: Sequence[tuple[int, Row]]) -> None:
         """Guide one decode step, in place.
 
-        logits: [batch, vocab] float32; rows: (index into logits, row with its present prefix).
+        logits: [batch, vocab] float32; rows: (index into logits, row with its current prefix).
         """
         for _, row in rows:
             self.records.keep(row)
@@ -59,7 +60,7 @@ class Guide:
         rows = [row for _, row in active]
         places = [i for i, _ in active]
         index = torch.tensor(places, device=device)
-        # The usual batch is guided as a whole: then nothing the size of the vocabulary is copied.
+        # Usually all rows are guided in order: then no [rows, vocab] tensor is copied.
         whole = places == list(range(len(logits)))
         base = logits if whole else logits[index]  # [rows, vocab]
         k = torch.tensor([row.params.k for row in rows], device=device)
@@ -79,7 +80,7 @@ class Guide:
         spent = kl.tolist()
         kept = []
         for r, row in enumerate(rows):
-            if row.plan is not None and row.plan.rests(spent[r], counts[r] == 1, bonus[r]):
+            if row.plan is not None and row.plan.leaves_base(spent[r], counts[r] == 1, bonus[r]):
                 spent[r] = bonus[r] = log_z[r] = 0.0
             elif row.fault is None:
                 kept.append(r)
@@ -93,8 +94,8 @@ class Guide:
             if row.fault is not None or (row.record_key is None and plan is None):
                 continue
             chosen = tokens[r, :n].tolist()
-            given = {s: v[r, :n].tolist() for s, v in scores.items() if v[r, 0].isfinite()}
-            row.scored = StepScores(len(row.prefix), chosen, given)
+            row_scores = {s: v[r, :n].tolist() for s, v in scores.items() if v[r, 0].isfinite()}
+            row.scored = StepScores(len(row.prefix), chosen, row_scores)
             if plan is not None and (n == 1 or r not in kept):
                 plan.after = dict.fromkeys(chosen, plan.left - spent[r])
             if row.params.trace and not row.untraced:
@@ -102,25 +103,25 @@ class Guide:
                 trace = {
                     "candidates": chosen,
                     "logprobs": logprobs.tolist(),
-                    "scores": given,
+                    "scores": row_scores,
                     "guided_logprobs": (logprobs + bonus[r, :n] - log_z[r]).tolist(),
                     **(plan.fields if plan is not None else {}),
                 }
             self.records.add(row, Step(spent[r], n if n > 1 else 0, trace, plan))
 
     def _score(self, rows: Sequence[Row], groups: Sequence[Ids]) -> dict[str, Tensor]:
-        """Scores by scorer, [rows, k] float32 on the host, NaN where none were asked for.
+        """Scores by scorer, [rows, k] float32 on the host, NaN where none are needed yet.
 
-        A row with a single candidate needs no scores; where strengths are planned, they must wait.
+        A row with a single candidate needs no scores; rows with planned strengths follow in _plan.
         """
         scores = {}
         for name in dict.fromkeys(name for row in rows for name in row.weights):
             members = members_of(name, rows, groups, planned=False)
             if members:
-                asked = [groups[r] for r in members]
+                candidates = [groups[r] for r in members]
                 scores[name] = _unscored(groups)
-                scores[name][_places(members, asked)] = self.score_rows(
-                    name, [rows[r] for r in members], asked
+                scores[name][_places(members, candidates)] = self.score_rows(
+                    name, [rows[r] for r in members], candidates
                 )
         return scores
 
@@ -132,7 +133,7 @@ class Guide:
         tail_mean: Tensor,
         scores: dict[str, Tensor],
     ) -> None:
-        """Set the strengths of rows under a kl_budget or floors, and add the scores at them."""
+        """Set the strengths of rows with a kl_budget or floors, and add their scores."""
         outlooks = {}
         for name in dict.fromkeys(name for row in rows for name in row.weights):
             members = members_of(name, rows, groups, planned=True)
@@ -152,36 +153,37 @@ class Guide:
     def _outlook(
         self, name: str, rows: Sequence[Row], groups: Sequence[Ids], members: Sequence[int]
     ) -> control.Outlook:
-        """What a scorer expects after each candidate of some rows."""
+        """A scorer's return distributions for the candidates of some rows."""
         scorer: Any = self.registry.scorer_of(rows[members[0]], name)  # a DistributionScorer
 
-        def read(some: Sequence[Row], asked: Sequence[Ids]) -> Callable[[], Tensor]:
+        def read(some: Sequence[Row], candidates: Sequence[Ids]) -> Callable[[], Tensor]:
             keys, prefixes = [row.key for row in some], [row.prefix for row in some]
-            return partial(scorer.histograms, keys, prefixes, asked, [row.prompt for row in some])
+            prompts = [row.prompt for row in some]
+            return partial(scorer.histograms, keys, prefixes, candidates, prompts)
 
-        asked = [groups[r] for r in members]
-        logits = self._ask(name, [rows[r] for r in members], asked, read, scorer.returns.shape)
+        selected, candidates = [rows[r] for r in members], [groups[r] for r in members]
+        logits = self._call(name, selected, candidates, read, scorer.returns.shape)
         weight = torch.zeros(len(rows), dtype=torch.float64)
         for r in members:
             if rows[r].params.kl_budget is not None:
                 weight[r] = self._weight(rows[r], name)
-        row, place = map(torch.from_numpy, _places(members, asked))
+        row, place = map(torch.from_numpy, _places(members, candidates))
         log_p = logits.double().log_softmax(-1)
         return control.Outlook(log_p, scorer.returns.double(), row, place, weight)
 
     def score_rows(self, name: str, rows: Sequence[Row], groups: Sequence[Ids]) -> Tensor:
-        """One scorer's scores, [Σ candidates] on the host; rows it fails for are marked."""
+        """One scorer's scores, [Σ candidates] on the host; rows for which it fails get a fault."""
 
-        def read(some: Sequence[Row], asked: Sequence[Ids]) -> Callable[[], Tensor]:
+        def read(some: Sequence[Row], candidates: Sequence[Ids]) -> Callable[[], Tensor]:
             strengths = [self._strength(row, name) for row in some]
             keys, prefixes = [row.key for row in some], [row.prefix for row in some]
             prompts = [row.prompt for row in some]
             score = self.registry.scorer_of(some[0], name).score
-            return partial(score, keys, prefixes, asked, strengths, prompts)
+            return partial(score, keys, prefixes, candidates, strengths, prompts)
 
-        return self._ask(name, rows, groups, read, ())
+        return self._call(name, rows, groups, read, ())
 
-    def _ask(
+    def _call(
         self,
         name: str,
         rows: Sequence[Row],
@@ -190,20 +192,20 @@ class Guide:
         shape: Sequence[int],
         until: float | None = None,
     ) -> Tensor:
-        """A scorer's answer, [Σ candidates, *shape] on the host; rows it fails for are marked."""
+        """A scorer's result, [Σ candidates, *shape] on the host; failed rows get a fault."""
         sizes = [len(group) for group in groups]
         scorer = self.registry.scorer_of(rows[0], name)
         if until is None:
             fresh = sum(len(row.prefix) for row in rows if name not in row.read)
             until = self.registry.calls.until(scorer, fresh)
-        asked = partial(checked, read(rows, groups), (sum(sizes), *shape))
+        work = partial(checked, read(rows, groups), (sum(sizes), *shape))
         try:
-            flat = self.registry.calls.score(name, scorer, asked, until)
+            flat = self.registry.calls.score(name, scorer, work, until)
         except ScorerFailed as failure:
-            if failure.again and len(rows) > 1:  # find out whose fault it is, in what time is left
+            if failure.again and len(rows) > 1:  # retry row by row, within the remaining time
                 alone = zip(rows, groups, strict=True)
                 return torch.cat(
-                    [self._ask(name, [row], [group], read, shape, until) for row, group in alone]
+                    [self._call(name, [row], [group], read, shape, until) for row, group in alone]
                 )
             if failure.again:
                 logger.warning("scorer %s failed: %s", name, failure.message)
@@ -222,7 +224,7 @@ class Guide:
         return flat
 
     def _weight(self, row: Row, name: str) -> float:
-        """What β multiplies: w, over the scorer's deviation if its scores are normalised."""
+        """The factor of β: w, divided by the scorer's deviation if its scores are normalised."""
         weight = (row.params.scorers or {})[name]
         return (
             weight / self.registry.scorer_of(row, name).info.deviation
@@ -231,7 +233,7 @@ class Guide:
         )
 
     def _strength(self, row: Row, name: str) -> float:
-        """What multiplies a scorer's scores: β times its weight, or what its floor asks for."""
+        """The factor of a scorer's scores: β times its weight, or the dual weight of its floor."""
         plan = row.plan or StepPlan()
         if name in plan.duals:
             return plan.duals[name]
@@ -261,13 +263,13 @@ class Guide:
         return bonus
 
     def fail(self, row: Row, scorer: str, message: str, *, overrun: bool = False) -> None:
-        """Take a row out of guidance, for good."""
+        """Remove a row from guidance permanently."""
         row.fault = RowFault(scorer, message, overrun)
         self.registry.note_fault(row, scorer, message)
 
 
 def _end(logits: Tensor, row: Row) -> None:
-    """Leave only the stop token, so that the request ends now; its record tells why."""
+    """Allow only the stop token, so that the request ends now; its record has the reason."""
     if row.stop_token is not None and torch.isfinite(logits[row.stop_token]):
         value = logits[row.stop_token].clone()
         logits.fill_(-torch.inf)
@@ -275,7 +277,7 @@ def _end(logits: Tensor, row: Row) -> None:
 
 
 def _places(members: Sequence[int], groups: Sequence[Ids]) -> tuple[Ids, Ids]:
-    """Of packed candidates, their rows and their places in them, each [Σ candidates] int64."""
+    """Row, and index in the row, of each packed candidate, each [Σ candidates] int64."""
     sizes = [len(group) for group in groups]
     return np.repeat(members, sizes), np.concatenate([np.arange(size) for size in sizes])
 

@@ -1,8 +1,8 @@
 """Scorers beside a model in this process: guidance for transformers, and scores of texts.
 
-    guidance = Guidance({"kindness": "my-org/kindness"}, tokenizer, beta=4.0)
-    model.generate(**inputs, logits_processor=guidance.processors(**inputs))
-    guidance.score(["What a kind answer.", "Go away."])
+guidance = Guidance({"kindness": "my-org/kindness"}, tokenizer, beta=4.0)
+model.generate(**inputs, logits_processor=guidance.processors(**inputs))
+guidance.score(["What a kind answer.", "Go away."])
 """
 
 from collections.abc import Mapping, Sequence

@@ -1,4 +1,4 @@
-"""Engine-neutral rows: what an adapter hands to the guide, whatever the engine."""
+"""Engine-neutral rows, which an adapter passes to the guide."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -14,10 +14,10 @@ from trimtab.scoring.pool import NO_IDS, Ids, common_prefix
 from trimtab.scoring.text import Prompt, PromptContext
 
 ROUNDING = 1e-4
-"""Nats that single precision may be wrong by."""
+"""Tolerance for single-precision rounding, in nats."""
 
 next_key = count().__next__
-"""Fresh row keys: a row that replaces another never inherits its key."""
+"""New row keys: a row that replaces another never reuses its key."""
 
 
 @dataclass(frozen=True)
@@ -26,57 +26,57 @@ class RowFault:
 
     scorer: str
     message: str
-    overrun: bool = False  # it took too long
+    overrun: bool = False  # the scorer took too long
 
     @property
     def fields(self) -> dict[str, Any]:
-        """The fault, as a record has it."""
+        """The fault, as fields of a record."""
         return {"scorer": self.scorer, "message": self.message, "overrun": self.overrun}
 
 
 @dataclass
 class StepPlan:
-    """Where strengths are set anew at every step: those of one step, and what they will cost."""
+    """Strengths of one step and their cost, where a kl_budget or floors set them at every step."""
 
     spent: float = 0.0  # nats, before this step
-    left: float = math.inf  # nats that it and the steps to come may cost, in expectation
-    most: float = math.inf  # nats that the answer may have cost after it
+    left: float = math.inf  # nats, expected cost allowed for this step and all later ones
+    most: float = math.inf  # nats, maximum cost of the answer up to and including this step
     before: float = 0.0  # β of the last step that had one, 0 if none had
-    beta: float | None = None  # under a kl_budget; None where there was one candidate
+    beta: float | None = None  # with a kl_budget; None if there was one candidate
     duals: dict[str, float] = field(default_factory=dict)  # strengths of scorers with a floor
     after: dict[int, float] = field(default_factory=dict)  # nats left after each candidate
 
-    def rests(self, kl: float, alone: bool, bonus: Tensor) -> bool:
-        """Whether the base is left as it is: nothing pushes, or the step's KL cannot be paid."""
+    def leaves_base(self, kl: float, alone: bool, bonus: Tensor) -> bool:
+        """Whether the logits stay the base's: no bonus, or the step's KL exceeds the maximum."""
         return not (alone or bool(bonus.any())) or self.spent + kl > self.most + ROUNDING
 
     @property
     def fields(self) -> dict[str, Any]:
-        """The strengths, as a record has them; nothing where there was but one candidate."""
+        """The strengths, as fields of a record; empty if there was one candidate."""
         beta = {} if self.beta is None else {"beta": self.beta}
         return {**beta, **({"duals": self.duals} if self.duals else {})}
 
 
 @dataclass
 class Step:
-    """What was done at one position of a row."""
+    """Guidance at one position of a row."""
 
     kl: float  # nats
-    scored: int  # candidates that went through the scorers; 0 where there was but one
+    scored: int  # candidates that were scored; 0 if there was only one
     trace: dict[str, Any] | None = None
     plan: StepPlan | None = None
 
 
 @dataclass(frozen=True)
 class StepScores:
-    """The scores of a row's last step; the token that ends the row is often among them."""
+    """The scores of a row's last step; they often include the row's last token."""
 
     position: int
     tokens: list[int]
     scores: dict[str, list[float]]
 
     def of(self, name: str, sequence: Ids) -> float | None:
-        """What the scorer gave `sequence`, if its last token was a candidate of this step."""
+        """A scorer's score of `sequence`, if its last token was a candidate of this step."""
         if self.position != len(sequence) - 1 or name not in self.scores:
             return None
         token = int(sequence[-1])
@@ -85,40 +85,40 @@ class StepScores:
 
 @dataclass
 class Row:
-    """One guided sequence. The adapter owns it; `prefix` is renewed every step."""
+    """One guided sequence. The adapter owns it and updates `prefix` every step."""
 
     params: GuidanceParams  # with scorers resolved
     prompt_length: int
-    stop_token: int | None = None  # what ends it, if its scorer fails
-    record_key: str | None = None  # under which the front end will ask for its record
+    stop_token: int | None = None  # ends the row if its scorer fails
+    record_key: str | None = None  # the front end fetches its record by this key
     context: PromptContext = field(default_factory=PromptContext)
     scorers: Mapping[str, Scorer] = field(default_factory=dict)
-    """The versions that it began with; where none is named, the guide's present one."""
+    """The versions that the row started with; for other names, the guide's current ones."""
     prefix: Ids = field(default_factory=lambda: NO_IDS)  # prompt and completion so far
     key: int = field(default_factory=next_key)
     fault: RowFault | None = None
     read: set[str] = field(default_factory=set)  # scorers that have read its prefix
     steps: dict[int, Step] = field(default_factory=dict)  # by position, so replays overwrite
     scored: StepScores | None = None
-    plan: StepPlan | None = None  # of this step, under a kl_budget or floors
-    untraced: bool = False  # its trace went, for want of memory
+    plan: StepPlan | None = None  # of this step, with a kl_budget or floors
+    untraced: bool = False  # its trace was dropped to save memory
 
     @property
     def prompt(self) -> Prompt:
-        """What scorers that read text need to know."""
+        """The prompt, for scorers that read text."""
         length = self.prompt_length if self.context.length is None else self.context.length
         return Prompt(length, self.context.turns)
 
     @property
     def weights(self) -> dict[str, float]:
-        """Scorers that take part in the row's fusion."""
+        """Scorers of the row with a non-zero weight."""
         return {name: w for name, w in (self.params.scorers or {}).items() if w != 0}
 
     def next_plan(self, band: float) -> StepPlan | None:
-        """A plan for this step, without its strengths yet; None if β is what the request says.
+        """A plan for this step, without strengths; None if the request fixes β.
 
-        What the last step's plan left holds, unless spent and left nats together would then stand
-        more than `band` away from the budget. A row without the record of its past has none left.
+        `left` is what the last step's plan left, clamped so that spent + left stays within
+        band·budget of the budget. A row without records of its earlier steps has nothing left.
         """
         if self.params.kl_budget is None:
             return StepPlan() if self.params.floors else None
@@ -136,33 +136,33 @@ class Row:
         return StepPlan(spent, left, most, before)
 
     def follows(self, sequence: Ids) -> bool:
-        """Whether this row can have produced `sequence`, prompt included.
+        """Whether this row may have produced `sequence`, prompt included.
 
-        The last token of a finished sequence is never seen in a prefix; under asynchronous
-        scheduling a row may also have gone one step further.
+        A prefix never contains the last token of a finished sequence; with asynchronous
+        scheduling a row may also be one step ahead.
         """
         shared = common_prefix(self.prefix, sequence)
         return shared >= len(sequence) - 1 and shared >= min(len(self.prefix), len(sequence))
 
 
 def cohorts(rows: Sequence[tuple[int, Row]]) -> list[list[tuple[int, Row]]]:
-    """Rows that agree on the version of every scorer; but for a change of versions, all do."""
-    found: list[tuple[dict[str, Scorer], list[tuple[int, Row]]]] = []
+    """Rows grouped by the versions of their scorers; one group unless versions changed."""
+    groups: list[tuple[dict[str, Scorer], list[tuple[int, Row]]]] = []
     for index, row in rows:
-        for versions, members in found:
+        for versions, members in groups:
             if all(versions.get(name, own) is own for name, own in row.scorers.items()):
                 versions.update(row.scorers)
                 members.append((index, row))
                 break
         else:
-            found.append((dict(row.scorers), [(index, row)]))
-    return [members for _, members in found]
+            groups.append((dict(row.scorers), [(index, row)]))
+    return [members for _, members in groups]
 
 
 def members_of(
     name: str, rows: Sequence[Row], groups: Sequence[Ids], *, planned: bool
 ) -> list[int]:
-    """Rows that need a scorer now, at a strength that is planned or at one that is known."""
+    """Indices of rows that need a scorer in this step, at a planned or at a fixed strength."""
     return [
         r
         for r, row in enumerate(rows)
