@@ -444,7 +444,7 @@ def _refined(folder: Path, before: Fields) -> Fields:
     given: Any = SimpleNamespace(world=WORLD)
     scale: Any = SimpleNamespace(seed=0)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(refine, "_draw", lambda *_: [])
+        patch.setattr(refine, "_sample", lambda *_: [])
         path = refine.guided(given, folder, scale, "distribution-base", "taste")
     return data.read(path)[0]
 
@@ -520,7 +520,7 @@ MAKERS = {
     "arena.board:Board.oracle": "a point of a plot",
     "arena.report:stored": "a result",
     "arena.sweep:_figures": "a result",
-    "arena.values:foretold": "a result",
+    "arena.values:correlation": "a result",
     "adapters.vllm.offline:Sampler._add": "a request of vLLM",
     "grounded.job:_judge.judge": "see grounded.job:_judge",
     "rollouts.prompts:_prompt": "see rollouts.run:roll_out.record",

@@ -31,7 +31,7 @@ def test_every_name_is_there_and_documented():
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    return AutoTokenizer.from_pretrained(demo.base())
+    return AutoTokenizer.from_pretrained(demo.base(), padding_side="left")
 
 
 @pytest.fixture(scope="module")

@@ -37,9 +37,9 @@ def main():
     scorers = {"bradley-terry": SENTIMENT, "td-lambda": SENTIMENT}
     task = Task("reviews", world, engine={**ENGINE, "max_model_len": 256})
     bench = Bench(task, str(demo.base()), scorers, scale, out)
-    for name, strength in SETTINGS:
-        save(out, bench.run(METHODS[name], strength))
-        run = find(out, name, strength, bench.settings(METHODS[name], strength))
+    for name, scaled_beta in SETTINGS:
+        save(out, bench.run(METHODS[name], scaled_beta))
+        run = find(out, name, scaled_beta, bench.settings(METHODS[name], scaled_beta))
         print(json.dumps(vars(run)), flush=True)
     samples = bench.base_samples()
     shapes = {name: values.shape for name, values in samples.items()}

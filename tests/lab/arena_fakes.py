@@ -25,7 +25,7 @@ SHARES = {"pargs": 0.6, "args": 0.2, "vas": 0.9, "best-of-4": 0.8}
 
 
 class FakeBench:
-    """Answers as of a base of normal rewards; a method's KL is half its strength squared."""
+    """Answers as of a base of normal rewards; a method's KL is half its scaled β squared."""
 
     def __init__(self):
         self.scale, self.task, self.prints = SCALE, TASK, {"base": "0"}
@@ -34,29 +34,29 @@ class FakeBench:
         self.ran = []
         self.die_at = None
 
-    def beta(self, method, strength):
-        return strength
+    def beta(self, method, scaled_beta):
+        return scaled_beta
 
-    def settings(self, method, strength):
-        guidance = None if method.group == "base" else {"beta": strength}
+    def settings(self, method, scaled_beta):
+        guidance = None if method.group == "base" else {"beta": scaled_beta}
         return {"world": "made-up", "guidance": guidance, "k": method.k}
 
-    def run(self, method, strength):
+    def run(self, method, scaled_beta):
         if len(self.ran) == self.die_at:
             raise KeyboardInterrupt
-        self.ran.append((method.name, strength))
+        self.ran.append((method.name, scaled_beta))
         draw = np.random.default_rng(len(self.ran))
-        kl = 0.0 if method.group == "base" else strength**2 / 2
+        kl = 0.0 if method.group == "base" else scaled_beta**2 / 2
         gain = SHARES.get(method.name, 0.0) * np.sqrt(2 * kl)
         shape = PROMPTS, self.scale.answers
         return Run(
             method=method.name,
-            strength=strength,
-            settings=self.settings(method, strength),
+            scaled_beta=scaled_beta,
+            settings=self.settings(method, scaled_beta),
             rewards={"gold": draw.normal(gain, 0.3, shape)},
             kl=np.full(shape, kl),
             tokens=np.full(shape, 8),
-            words=np.full(shape, 8 - strength / 4),
+            words=np.full(shape, 8 - scaled_beta / 4),
             diversity=0.5 if method.name != "pargs-greedy" else float("nan"),
             flops=10.0 if method.group == "base" else 50.0,
             drawn_tokens=8.0,

@@ -29,7 +29,7 @@ def bench(tmp_path, monkeypatch):
     def ask(method):
         return [[dict(told)]]
 
-    def tune(task, out, method, strength):
+    def tune(task, out, method, scaled_beta):
         time.sleep(SECONDS)
         return tmp_path
 

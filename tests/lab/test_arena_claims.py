@@ -89,12 +89,12 @@ def test_with_a_place_of_its_own_it_is_the_model_that_is_missing(trimtab, comman
 
 
 def test_an_arena_is_taken_up_again_beside_what_the_user_put_there(tmp_path):
-    tiny.hold(tmp_path, "trimtab arena tiny")
+    tiny.compare(tmp_path, "trimtab arena tiny")
     (tmp_path / "notes.txt").write_text("mine")
-    tiny.hold(tmp_path, "trimtab arena tiny")
+    tiny.compare(tmp_path, "trimtab arena tiny")
     assert (tmp_path / "notes.txt").read_text() == "mine"
     with pytest.raises(outputs.InTheWay, match=r"world \('tiny' then, 'made-up' now\)"):
-        arena.hold(TASK, tmp_path, FakeBench().scale)
+        arena.compare(TASK, tmp_path, FakeBench().scale)
 
 
 def damages(content, draw):

@@ -26,7 +26,9 @@ def test_strengths_are_those_of_the_optimum_at_their_nats():
 def test_no_more_nats_are_asked_for_than_there_are():
     """A success in four: the very best answers are log 4 nats away."""
     rewards = np.array([1.0, 0.0, 0.0, 0.0] * 100)
-    for beta, kl in zip(refine.strengths(rewards), (1.0, refine.MOST * np.log(4)), strict=True):
+    for beta, kl in zip(
+        refine.strengths(rewards), (1.0, refine.MAX_SHARE * np.log(4)), strict=True
+    ):
         assert spent(rewards, beta) == pytest.approx(kl, abs=0.01)
 
 
@@ -38,11 +40,11 @@ def test_guided_answers_stand_beside_the_bases(tmp_path, monkeypatch):
     data.write(tmp_path / "data" / "consistency-rollouts.jsonl", base)
     asked = []
 
-    def draw(task, out, scale, scorer, betas, seed):
+    def sample(task, out, scale, scorer, betas, seed):
         asked.append((scorer.name, len(betas), seed))
         return [{"prompt": "p", "completion": "Awful. I regret it.", "strength": b} for b in betas]
 
-    monkeypatch.setattr(refine, "_draw", draw)
+    monkeypatch.setattr(refine, "_sample", sample)
     arguments = (task, tmp_path, QUICK_SCALE, "distribution-base", "consistency")
     path = refine.guided(*arguments)
     written = list(data.read(path))

@@ -20,7 +20,7 @@ NAMES = ("base", "pargs", "args", "vas")
 def test_a_method_climbs_until_its_kl_has_passed_its_stop(tmp_path):
     bench = FakeBench()
     arena.climb(bench, methods("base", "vas"), tmp_path)
-    # KL is strength²/2, and vas stops past 5 nats.
+    # KL is (scaled β)²/2, and vas stops above 5 nats.
     assert bench.ran == [("base", 0.0), ("vas", 1.0), ("vas", 2.0), ("vas", 4.0)]
 
 
@@ -34,7 +34,7 @@ def test_stopped_and_taken_up_again(tmp_path):
     whole = FakeBench()
     arena.climb(whole, methods(*NAMES), tmp_path / "whole")
     assert first.ran + second.ran == whole.ran
-    assert [(run.method, run.strength) for run in runs] == whole.ran
+    assert [(run.method, run.scaled_beta) for run in runs] == whole.ran
     nothing = FakeBench()
     arena.climb(nothing, methods(*NAMES), tmp_path)
     assert nothing.ran == []
@@ -44,7 +44,7 @@ def test_other_settings_are_refused_by_name(tmp_path):
     bench = FakeBench()
     arena.climb(bench, methods("base", "vas"), tmp_path)
     changed = FakeBench()
-    changed.settings = lambda method, strength: {**bench.settings(method, strength), "k": 7}
+    changed.settings = lambda method, scaled_beta: {**bench.settings(method, scaled_beta), "k": 7}
     with pytest.raises(TrimtabError, match=r"base_@_0\.json .*\(k\).*--out"):
         arena.climb(changed, methods("base"), tmp_path)
 
@@ -113,8 +113,8 @@ def test_claims_are_tested_on_all_prompts(held):
 def test_a_method_of_one_setting_is_met_at_its_own_kl():
     bench = FakeBench()
     base, first, second = [
-        bench.run(METHODS[name], strength)
-        for name, strength in (("base", 0.0), ("pargs", 1.0), ("pargs", 2.0))
+        bench.run(METHODS[name], scaled_beta)
+        for name, scaled_beta in (("base", 0.0), ("pargs", 1.0), ("pargs", 2.0))
     ]
     samples = bench.base_samples()
 
@@ -122,7 +122,7 @@ def test_a_method_of_one_setting_is_met_at_its_own_kl():
         found = claims.test([Board("gold", samples, [base, *runs], 2.0)], "made-up")
         return [claim["difference"] for claim in found if claim["compared"] == "equal KL"]
 
-    once = replace(first, method="top-k 10", strength=0.0)
+    once = replace(first, method="top-k 10", scaled_beta=0.0)
     assert differences(first, second, once) == [0]
     worse = replace(once, rewards={"gold": np.asarray(once.rewards["gold"]) - 0.5})
     assert differences(first, second, worse) == [pytest.approx(0.5)]
@@ -160,12 +160,12 @@ def test_equal_kl_is_no_more_than_the_frontier_can_tell():
 def test_the_dial_tells_whether_words_fall():
     bench = FakeBench()
     dial = METHODS["dial"]
-    runs = [bench.run(dial, strength) for strength in (4.0, -4.0, 1.0)]
-    turned = report.trend(runs)
-    text = "\n".join(report._dial(runs, turned))
+    runs = [bench.run(dial, scaled_beta) for scaled_beta in (4.0, -4.0, 1.0)]
+    test = report.trend(runs)
+    text = "\n".join(report._dial(runs, test))
     assert "which fall at every turn" in text
-    assert turned["p"] < 1e-6
-    backwards = [replace(run, strength=-run.strength) for run in runs]
+    assert test["p"] < 1e-6
+    backwards = [replace(run, scaled_beta=-run.scaled_beta) for run in runs]
     assert report.trend(backwards)["p"] > 0.99
     assert report.trend(runs[:2]) is None
     assert "| words | 9.0 | 7.8 | 7.0 |" in text
@@ -177,19 +177,19 @@ def test_better_values_foretell_better_answers_if_they_do():
     names = ("vas", "vas-td0", "cd-fudge", "distribution-base", "distribution")
     runs = [bench.run(METHODS["base"], 0.0)]
     for share, name in zip((0.1, 0.3, 0.5, 0.7, 0.9), names, strict=True):
-        for strength in (1.0, 2.0, 4.0):
-            run = bench.run(METHODS[name], strength)
-            gold = np.full(np.shape(run.kl), share * strength)
+        for scaled_beta in (1.0, 2.0, 4.0):
+            run = bench.run(METHODS[name], scaled_beta)
+            gold = np.full(np.shape(run.kl), share * scaled_beta)
             runs.append(replace(run, rewards={"gold": gold}))
     board = Board("gold", bench.base_samples(), runs, 1.0)
     mse = {METHODS[name].scorer: 1.0 - i / 10 for i, name in enumerate(names)}
-    found = values.foretold(board, mse)
+    found = values.correlation(board, mse)
     assert found["rho"] == pytest.approx(-1)
     assert found["p"] == pytest.approx(1 / 120)
-    away = values.foretold(board, {name: -error for name, error in mse.items()})
+    away = values.correlation(board, {name: -error for name, error in mse.items()})
     assert away["rho"] == pytest.approx(1)
     assert away["p"] == pytest.approx(1)
-    assert values.foretold(board, {"td-lambda": 1.0}) is None
+    assert values.correlation(board, {"td-lambda": 1.0}) is None
 
 
 def test_methods_agree_with_what_trains_and_decodes():
@@ -227,9 +227,9 @@ def test_fingerprints_follow_the_weights(tmp_path):
         ("gold: other", "gold must be one of"),
         ("prompts: {test: a}", "train and test"),
         ("methods: [vaas]", "no such method: vaas"),
-        ("supports: {}", "supports must tell"),
+        ("supports: {}", "supports must hold"),
         ("bins: many", "bins"),
-        ("name: digest", "digest is a world of ours"),
+        ("name: digest", "digest is a built-in world"),
         ("scorers: {td-lamda: x}", "no such scorer: td-lamda.*td-lambda"),
     ],
 )
@@ -260,10 +260,10 @@ def test_an_unknown_world_or_method_is_told():
 @pytest.mark.parametrize("name", ["composition", "dial", "summed-rl", "rewarded-soup"])
 def test_a_method_whose_reward_the_world_lacks_is_told(name):
     scale = FakeBench().scale
-    asked = rf"made-up is no world for {name} .for reviews, digest"
-    with pytest.raises(TrimtabError, match=asked):
+    message = rf"made-up does not support {name} .for reviews, digest"
+    with pytest.raises(TrimtabError, match=message):
         arena.chosen(TASK, scale, [name, "vas"])
-    with pytest.raises(TrimtabError, match=asked):
+    with pytest.raises(TrimtabError, match=message):
         arena.chosen(replace(TASK, methods=[name]), scale, [])
     reviews = load("reviews")
     assert METHODS[name] in arena.chosen(reviews, scale, [name])

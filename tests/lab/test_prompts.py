@@ -157,7 +157,7 @@ def test_a_world_of_ones_own(tmp_path, monkeypatch, caplog):
     with caplog.at_level(logging.WARNING):
         world = task.own_world("mine", str(demo.base()), files, specs, 9, **fields)
     assert len(world.prompts("test", 9, 0)) == 2
-    assert "1 of 3 prompts are left out: others again." in caplog.text
+    assert "1 of 3 prompts are duplicates; ignored." in caplog.text
     world.rewards["r"](demo.chat("How?"), "Fine.")
     assert asked == [{"prompt": CHAT, "kind": "x", "label": "good", "completion": "Fine."}]
     with pytest.raises(TrimtabError, match=r"3 of 3 prompts are too long: .*p\.jsonl, line 1, has"):

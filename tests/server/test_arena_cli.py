@@ -49,7 +49,7 @@ def test_a_sweep_needs_what_it_needs(tmp_path):
     prompts.write_text("Review a hotel.\n")
     asked = ["sweep", "demo", "--scorer", SENTIMENT, "--prompts", prompts]
     out = ["--out", tmp_path / "out"]
-    assert "give 8 at least" in refused(*asked, "--reward", REWARD, *out)
+    assert "at least 8 are needed" in refused(*asked, "--reward", REWARD, *out)
     assert "module:function" in refused(*asked, "--reward", "nonsense", *out)
     asked[-1] = tmp_path / "absent.txt"
     assert "absent.txt" in refused(*asked, "--reward", REWARD, *out)
