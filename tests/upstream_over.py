@@ -29,7 +29,7 @@ async def over(server, **more):
     transport = httpx.ASGITransport(app)
     async with httpx.AsyncClient(transport=transport, base_url="http://us", timeout=120) as client:
         yield client
-    await app.state.upstream.decoder.close()
+    await app.state.trimtab.engine.close()
 
 
 async def ask(client, **fields):

@@ -2,10 +2,12 @@
 
     TrimtabError                 500  internal_error
     ├── InvalidGuidance          400  invalid_request_error
+    ├── InvalidRequest           400  invalid_request_error
     ├── UnknownScorer            404  not_found_error
     ├── ScorerLoadError          500  scorer_load_error     (at start-up: the server does not start)
     ├── ScorerRefused            422  scorer_refused        (while serving: loaded scorers stay)
     ├── NoRoom                   409  insufficient_memory   (the same: not enough memory)
+    ├── NotReady                 503  service_unavailable_error
     └── ScorerFault              500  scorer_error          (only this request fails)
 
 A message says what was wrong, what was expected, and what to do. It never contains the input.
@@ -45,6 +47,13 @@ class InvalidGuidance(TrimtabError, ValueError):
     type = "invalid_request_error"
 
 
+class InvalidRequest(TrimtabError):
+    """A request's body is malformed, or a field other than guidance is out of range."""
+
+    status = 400
+    type = "invalid_request_error"
+
+
 class UnknownScorer(TrimtabError, ValueError):
     """A request names a scorer that this server does not have."""
 
@@ -76,3 +85,10 @@ class ScorerFault(TrimtabError):
     """A scorer failed, or gave a non-finite score, while it steered a request."""
 
     type = "scorer_error"
+
+
+class NotReady(TrimtabError):
+    """The server cannot steer requests: it is starting, or the engine or a scorer is unwell."""
+
+    status = 503
+    type = "service_unavailable_error"

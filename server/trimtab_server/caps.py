@@ -7,8 +7,8 @@ here, so that what the caps count is what vLLM counts.
 from collections.abc import Mapping
 from typing import Any
 
+from trimtab.errors import InvalidRequest
 from trimtab.search.params import MAX_SEQUENCES
-from trimtab_server.errors import InvalidRequest
 
 MAX_CHOICES = 8
 MAX_PROMPTS = 16

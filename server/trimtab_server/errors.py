@@ -1,4 +1,4 @@
-"""The server's own errors, under trimtab.errors.TrimtabError.
+"""The server's errors, under trimtab.errors.TrimtabError.
 
 TrimtabError
 ├── InvalidRequest        400  invalid_request_error
@@ -26,19 +26,12 @@ from pydantic import ValidationError
 from starlette.requests import Request
 from starlette.responses import JSONResponse
 
-from trimtab.errors import ScorerFault, TrimtabError
+from trimtab.errors import InvalidRequest, NotReady, ScorerFault, TrimtabError
 
 SHOWN = 3
 """Most validation errors that one answer reports."""
 TOLD = "trimtab_told"
 """Entry of a request's scope: its refusal is ours, and needs no rewriting (refusals.py)."""
-
-
-class InvalidRequest(TrimtabError):
-    """A request's body is malformed, or a field other than guidance is out of range."""
-
-    status = 400
-    type = "invalid_request_error"
 
 
 class Unauthorized(TrimtabError):
@@ -134,13 +127,6 @@ class UpstreamTimeout(TrimtabError):
 
     status = 504
     type = "upstream_error"
-
-
-class NotReady(TrimtabError):
-    """The server cannot steer requests: it is starting, or the engine or a scorer is unwell."""
-
-    status = 503
-    type = "service_unavailable_error"
 
 
 class Stopping(NotReady):

@@ -17,9 +17,9 @@ import h11
 from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from trimtab.errors import TrimtabError
+from trimtab.errors import InvalidRequest, TrimtabError
 from trimtab_server import metrics
-from trimtab_server.errors import HeadersTooLarge, InvalidRequest, SlowRequest, response
+from trimtab_server.errors import HeadersTooLarge, SlowRequest, response
 
 HEAD_BYTES = 32 * 2**10
 MAX_HEADERS = 128

@@ -6,7 +6,7 @@ from typing import Any
 
 from starlette.types import Scope
 
-from trimtab_server.errors import InvalidRequest
+from trimtab.errors import InvalidRequest
 
 PLAIN = re.compile(r"[!-~]{1,128}")
 

@@ -40,7 +40,7 @@ def serve(settings: Settings, flags: Sequence[str]) -> None:
                 )
             from trimtab_server.upstream import app as upstream
 
-            upstream.serve(settings, listener, signals)
+            well = asyncio.run(upstream.serve(settings, listener, signals))
         else:
             defaults: Sequence[str] = ()
             if settings.model == demo.NAME:
@@ -95,6 +95,6 @@ async def _run(
     engine = engines.start(args)
     try:
         app = await application.build(engine, args, settings)
-        return await application.serve(app, args, settings, listener, signals)
+        return await application.serve(app, engine, args, settings, listener, signals)
     finally:
         engine.shutdown(timeout=0)

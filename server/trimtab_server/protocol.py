@@ -1,14 +1,17 @@
 """The body of POST /generate. Field names and meanings are vLLM's; guidance fields stand beside."""
 
 from collections.abc import Mapping
+from dataclasses import fields
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from trimtab.engine import Sampling
+from trimtab.errors import InvalidRequest
 from trimtab.params import FIELDS, GuidanceParams, Number
 from trimtab.search import SearchParams
 from trimtab_server.caps import MAX_CHOICES, MAX_LOGPROBS, MAX_STOP, MAX_STOP_IDS
-from trimtab_server.errors import InvalidRequest, invalid
+from trimtab_server.errors import invalid
 
 MAX_TOKENS = 1_000_000
 SEARCHED = {
@@ -83,11 +86,10 @@ class GenerateRequest(BaseModel):
         """The conversation, if it is one."""
         return None if self.messages is None else [turn.model_dump() for turn in self.messages]
 
-    def sampling(self) -> dict[str, Any]:
-        """The fields that vLLM's SamplingParams takes, by the same names."""
-        return self.model_dump(
-            exclude={"prompt", "prompt_token_ids", "messages", "stream", "model"}
-        )
+    def sampling(self) -> Sampling:
+        """How to sample."""
+        names = {field.name for field in fields(Sampling)}
+        return Sampling(**self.model_dump(include=names))
 
 
 def parse(

@@ -15,10 +15,10 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from trimtab.errors import TrimtabError
+from trimtab.errors import InvalidRequest, TrimtabError
 from trimtab_server import shapes
 from trimtab_server.allowed import route_path
-from trimtab_server.errors import SHOWN, TOLD, InvalidRequest, handle, response
+from trimtab_server.errors import SHOWN, TOLD, handle, response
 from trimtab_server.wording import field, plain
 
 log = logging.getLogger(__name__)

@@ -1,29 +1,10 @@
 """Scorers as requests and GET /v1/scorers know them."""
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 NOT_ASKED = "has not been asked yet"
 SUSPENDED = "is suspended: it took too long several times within an hour"
-
-
-@dataclass(eq=False)
-class Version:
-    """One version of a scorer, as requests know it. A name's later versions are other scorers."""
-
-    name: str
-    number: int
-    family: str | None
-    reads: str = "tokens"
-    parts: frozenset[str] = frozenset()  # scorers that a composite is made of
-    distributional: bool = False  # whether it has histograms of returns
-    users: int = 0  # HTTP requests that began with it and have not ended
-
-    @property
-    def key(self) -> str:
-        """What the worker knows it by."""
-        return f"{self.name}@{self.number}"
 
 
 def listed(

@@ -12,10 +12,10 @@ from typing import Any
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from trimtab.errors import TrimtabError
+from trimtab.errors import InvalidRequest, TrimtabError
 from trimtab_server import strict_json
 from trimtab_server.caps import MAX_PROMPTS
-from trimtab_server.errors import InvalidRequest, response
+from trimtab_server.errors import response
 from trimtab_server.ids import check_ids
 from trimtab_server.limits import replay
 

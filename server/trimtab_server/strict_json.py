@@ -11,7 +11,8 @@ from typing import Any, NoReturn
 from starlette.requests import Request
 from starlette.types import Scope
 
-from trimtab_server.errors import InvalidRequest, UnsupportedMediaType
+from trimtab.errors import InvalidRequest
+from trimtab_server.errors import UnsupportedMediaType
 
 MAX_DEPTH = 64
 MAX_DIGITS = 300

@@ -2,8 +2,8 @@
 
 from typing import Any
 
+from trimtab.errors import InvalidRequest
 from trimtab_server import strict_json
-from trimtab_server.errors import InvalidRequest
 
 Turn = dict[str, Any]
 

@@ -8,6 +8,7 @@ import httpx
 
 from trimtab_server.settings import Settings
 from trimtab_server.sizes import Bounds
+from trimtab_server.state import State
 
 
 def quietly(name: str) -> ModuleType:
@@ -28,7 +29,8 @@ def application(flags=(), **settings):
     chosen = Settings(model="m", scorer={"a": {"path": "x"}}, **settings)
     args = engine.parse(chosen, list(flags))
     bounds = Bounds.of(512, 13, chosen.max_body_bytes)
-    return app.cover(build_app(args, ("generate",)), args, chosen, {}, bounds, 128)
+    state = State(None, {}, None)
+    return app.cover(build_app(args, ("generate",)), args, chosen, state, bounds, 128)
 
 
 def client(app):

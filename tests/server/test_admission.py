@@ -8,7 +8,7 @@ import pytest
 from prometheus_client import REGISTRY
 
 from test_upstream import GUIDED, TEXT, Here, no_waiting
-from trimtab_server import caps
+from trimtab_server import caps, readiness
 from trimtab_server.admission import Admission
 from upstream_fake import Fake
 
@@ -87,7 +87,7 @@ async def test_without_a_bound_all_wait():
 
 async def test_status_routes_always_pass():
     here = Here(Slow(), max_in_flight=1)
-    await here.app.state.upstream.sing()
+    await readiness.check_all(here.app.state.trimtab)
     asked = asyncio.create_task(here.post(prompt=TEXT, max_tokens=20, temperature=0, **GUIDED))
     await asyncio.sleep(0.03)
     assert (await here.post(prompt=TEXT, **GUIDED)).status_code == 429

@@ -3,11 +3,10 @@
 import pytest
 from pydantic import ValidationError
 
-from trimtab.errors import TrimtabError
+from trimtab.errors import InvalidRequest, TrimtabError
+from trimtab_server import openai_requests as requests
 from trimtab_server.caps import COUNTS, INTEGERS, NUMBERS, SWITCHES, check_caps
-from trimtab_server.errors import InvalidRequest
 from trimtab_server.protocol import GenerateRequest
-from trimtab_server.upstream import requests
 
 pytestmark = pytest.mark.scorecard(letter="B")
 

@@ -5,7 +5,7 @@ import time
 import pytest
 
 import covered
-from trimtab_server.errors import InvalidRequest
+from trimtab.errors import InvalidRequest
 
 pytestmark = pytest.mark.scorecard(letter="B")
 

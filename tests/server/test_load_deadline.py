@@ -1,39 +1,44 @@
 """A load that hangs: it is answered in time, and stands in nobody's way."""
 
 import asyncio
-import warnings
 from collections import Counter
 
 import pytest
 
-with warnings.catch_warnings():  # vLLM's own, as it is imported
-    warnings.simplefilter("ignore")
-    from trimtab_server.errors import SlowLoad, response
-    from trimtab_server.scorer_list import Version
-    from trimtab_server.vllm import loading
-    from trimtab_server.vllm.loading import Loading, LoadRequest
-    from trimtab_server.vllm.state import State
+from trimtab.engine import Version
+from trimtab_server import loading
+from trimtab_server.errors import SlowLoad, response
+from trimtab_server.loading import Loading, LoadRequest
+from trimtab_server.state import State
+
+
+class Worker:
+    """An engine that never reads what is called "stuck"; the calls that it got."""
+
+    def __init__(self):
+        self.calls = Counter()
+
+    async def load(self, version, spec, root):
+        self.calls["load"] += 1
+        if spec.path.endswith("stuck"):
+            await asyncio.sleep(300)
+        return {"family": "head", "reads": "tokens", "distributional": False}
+
+    async def serve(self, name, version):
+        self.calls["serve"] += 1
+
+    async def drop(self, version):
+        self.calls["drop"] += 1
 
 
 @pytest.fixture
 def worker(monkeypatch):
-    """A worker that never reads what is called "stuck"; the calls that it got."""
-    calls, loaded = Counter(), {}
-
-    async def call(_, method, *arguments):
-        calls[method] += 1
-        if method == "trimtab_bring":
-            loaded[arguments[0]] = not arguments[1]["path"].endswith("stuck")
-        ready = loaded.get(arguments[0]) if method == "trimtab_brought" else None
-        return [{"ready": ready, "error": None, "family": "head", "reads": "tokens"}]
-
     async def complaint(*_):
         return None
 
-    monkeypatch.setattr(loading.rpc, "call", call)
-    monkeypatch.setattr(loading.canary, "complaint", complaint)
+    monkeypatch.setattr(loading.readiness, "complaint", complaint)
     monkeypatch.setattr(loading, "LOAD_SECONDS", 0.5)
-    return calls
+    return Worker()
 
 
 @pytest.fixture
@@ -41,7 +46,7 @@ def loads(worker, tmp_path):
     for name in ("stuck", "sound"):
         (tmp_path / name).mkdir()
     scorers = {"old": Version("old", 1, "head")}
-    return Loading(State(None, None, "base", scorers, {}), tmp_path)
+    return Loading(State(worker, scorers, {}), tmp_path)
 
 
 def test_a_load_has_a_deadline_and_later_ones_go_on(loads, worker):
@@ -60,7 +65,7 @@ def test_a_load_has_a_deadline_and_later_ones_go_on(loads, worker):
         assert version.number == 3
 
     asyncio.run(work())
-    assert worker["trimtab_drop"] == 2  # the stuck version, and the one unloaded
+    assert worker.calls["drop"] == 2  # the stuck version, and the one unloaded
 
 
 def test_a_directory_that_cannot_be_looked_for_is_a_load_that_hangs(loads, monkeypatch):

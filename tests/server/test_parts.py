@@ -7,24 +7,33 @@ from types import SimpleNamespace
 
 import pytest
 
-from trimtab.errors import InvalidGuidance
+from trimtab.engine import GenerationRequest, Piece, Version
+from trimtab.errors import InvalidGuidance, NotReady
 from trimtab.scoring.text import PromptContext
-from trimtab_server import limits
+from trimtab_server import app, limits, readiness
 from trimtab_server.auth import ApiKeys
-from trimtab_server.errors import NotReady
 from trimtab_server.limits import BodyLimit
-from trimtab_server.scorer_list import Version
-from trimtab_server.vllm.state import State
+from trimtab_server.routes import status
+from trimtab_server.state import State
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # what vLLM's import brings about is not ours to mend
     from vllm import SamplingParams
 
     from trimtab.adapters.vllm import GuidanceProcessor
-    from trimtab.adapters.vllm.search import carried, told
-    from trimtab_server.vllm import app, prompts, readiness, rpc, status
+    from trimtab.adapters.vllm.search import carried, read_context
+    from trimtab_server.vllm import rpc
     from trimtab_server.vllm.middleware import Guidance
     from trimtab_server.vllm.records import EXCHANGE
+
+
+class Silent:
+    """An engine that does nothing."""
+
+    model, greeting, patience = "m", GenerationRequest(), 1.0
+
+    def problem(self):
+        return None
 
 
 async def never(scope, receive, send):
@@ -130,43 +139,60 @@ async def test_two_authorization_headers_are_none():
         ({"kl": 0.5, "scored_steps": 4}, None),
     ],
 )
-async def test_the_canary_complains_when_guidance_does_nothing(monkeypatch, record, complaint):
-    async def text(renderer, prompt):
-        return prompt
+async def test_readiness_fails_when_guidance_does_nothing(record, complaint):
+    class Recording(Silent):
+        async def generate(self, request):
+            yield Piece(0, "x", [1], "length", record)
 
-    async def generate(prompt, params, request_id):
-        EXCHANGE.get().calls.append({0: record})
-        yield None
-
-    monkeypatch.setattr(prompts, "text", text)
-    state = State(SimpleNamespace(generate=generate), None, "demo", ["a"], None)
+    state = State(Recording(), {"a": Version("a", 1, "head")}, None)
     assert state.complaint("a") is not None
-    await readiness.sing(state)
-    told = state.complaint("a")
-    assert told == complaint if complaint is None else complaint in told
+    await readiness.check_all(state)
+    found = state.complaint("a")
+    assert found == complaint if complaint is None else complaint in found
 
 
-async def test_the_canary_survives_a_broken_engine():
-    state = State(None, None, "demo", ["a"], None)
-    await readiness.sing(state)
-    assert "failed its canary request" in state.complaint("a")
+async def test_readiness_survives_a_broken_engine():
+    state = State(Silent(), {"a": Version("a", 1, "head")}, None)
+    await readiness.check_all(state)
+    assert "failed its readiness check" in state.complaint("a")
+
+
+async def test_a_failed_check_is_made_again_later(monkeypatch):
+    """And a scorer whose check passed is left alone until it fails."""
+    calls = []
+
+    async def complaint(_, name, *rest):
+        calls.append(name)
+        return "is broken" if name == "bad" else None
+
+    monkeypatch.setattr(readiness, "complaint", complaint)
+    names = ("good", "bad")
+    state = State(Silent(), {name: Version(name, 1, "head") for name in names}, None)
+    found = [{"name": name, "faults": 0, "suspended": False} for name in names]
+    await readiness.check(state, found)
+    await readiness.check(state, found)
+    assert calls == ["good", "bad"]
+    monkeypatch.setattr(readiness, "AGAIN_SECONDS", 0.0)
+    await readiness.check(state, found)
+    assert calls == ["good", "bad", "bad"]
+    found[0]["faults"] = 1
+    await readiness.check(state, found)
+    assert calls[3:] == ["good", "bad"]
 
 
 async def test_a_scorer_with_a_low_prefix_auc_is_warned_of(caplog, monkeypatch, capsys):
     """Named, with its value and what to do; unknown and good ones are passed over."""
     aucs = {"weak": 0.55, "fair": 0.6, "unknown": None, "worst": 0.4}
 
-    async def call_utility_all_async(kind, method, *_):
-        assert (kind, method) == ("collective_rpc", "trimtab_scorers")
-        return [[[{"name": name, "prefix_auc": auc} for name, auc in aucs.items()]]]
+    class Listing(Silent):
+        async def scorers(self, seconds):
+            return [{"name": name, "prefix_auc": auc} for name, auc in aucs.items()]
 
-    async def sing(state):
+    async def check_all(state):
         state.complaints = dict.fromkeys(state.scorers)
 
-    monkeypatch.setattr(readiness, "sing", sing)
-    core = SimpleNamespace(call_utility_all_async=call_utility_all_async)
-    engine = SimpleNamespace(engine_core=core, errored=False)
-    state = State(engine, None, "m", list(aucs), None)
+    monkeypatch.setattr(readiness, "check_all", check_all)
+    state = State(Listing(), {name: Version(name, 1, "head") for name in aucs}, None)
     await app._begin(state, "http://here")
     assert "ready: m at http://here" in capsys.readouterr().out
     told = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
@@ -203,7 +229,9 @@ async def test_a_conversation_goes_to_scorers_that_read_it(monkeypatch, reads):
     served = {"s": Version("s", 3, "text", reads)}
     scope = {"type": "http", "path": "/v1/chat/completions"}
     scope["headers"] = [(b"content-type", b"application/json")]
-    scope["app"] = SimpleNamespace(state=SimpleNamespace(trimtab=SimpleNamespace(engine=None)))
+    scope["app"] = SimpleNamespace(
+        state=SimpleNamespace(trimtab=SimpleNamespace(engine=SimpleNamespace(client=None)))
+    )
 
     async def call(engine, method, *arguments):
         return [[]]  # every template reads it
@@ -211,7 +239,7 @@ async def test_a_conversation_goes_to_scorers_that_read_it(monkeypatch, reads):
     monkeypatch.setattr(rpc, "call", call)
     await answer(Guidance(route, served, None), scope, receive)
     turns = [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "A b"}]
-    assert told(found) == PromptContext(turns=turns if reads == "chat" else None)
+    assert read_context(found) == PromptContext(turns=turns if reads == "chat" else None)
     assert found["trimtab_versions"] == "s@3"
 
 
@@ -223,29 +251,30 @@ def test_what_is_told_of_a_prompt_is_checked_at_the_front(given):
     with pytest.raises(InvalidGuidance, match="set by the server"):
         GuidanceProcessor.validate_params(SamplingParams(extra_args=extra))
     known = PromptContext(4, [{"role": "user", "content": "ü"}])
-    assert told(carried(known)) == known
+    assert read_context(carried(known)) == known
     GuidanceProcessor.validate_params(SamplingParams(extra_args={**extra, **carried(known)}))
 
 
 async def test_a_suspended_scorer_takes_the_server_out_of_service(monkeypatch):
-    """And is sent no canary, which would wait for nothing."""
+    """And is not checked, which would wait for nothing."""
     found = [{"name": "slow", "faults": 3, "suspended": True}]
-    state = State(None, None, "m", {"slow": Version("slow", 1, "function")}, None)
+
+    class Listing(Silent):
+        async def scorers(self, seconds):
+            return found
+
+    state = State(Listing(), {"slow": Version("slow", 1, "function")}, None)
     state.complaints["slow"], state.faults["slow"] = None, 0
     request = SimpleNamespace(app=SimpleNamespace(state=SimpleNamespace(trimtab=state)))
-
-    async def ask(_):
-        return found
 
     async def well(*_):
         return None
 
-    monkeypatch.setattr(status, "ask", ask)
     monkeypatch.setattr(readiness, "complaint", well)
     with pytest.raises(NotReady, match="scorer 'slow' is suspended"):
         await status.ready(request)
     assert state.faults["slow"] == 0
-    found[0]["suspended"] = False  # an hour later, it is asked again
+    found[0]["suspended"] = False  # an hour later, it is checked again
     assert await status.ready(request) == {"status": "ready"}
     assert state.faults["slow"] == 3
 
@@ -256,7 +285,9 @@ def test_a_request_that_cannot_be_taken_in_is_a_fault_of_its_own(monkeypatch):
 
     processor = GuidanceProcessor.__new__(GuidanceProcessor)
     processor.leads, processor.default_scorers = True, None
-    processor.guide = SimpleNamespace(at=lambda _: {"a": SimpleNamespace(family="head")})
+    processor.guide = SimpleNamespace(
+        registry=SimpleNamespace(at=lambda _: {"a": SimpleNamespace(family="head")})
+    )
     monkeypatch.setattr("trimtab.adapters.vllm.processor.read_context", exhausted)
     row = processor._row(SamplingParams(extra_args={"trimtab_beta": 1.0}), 3)
     assert row.fault.message == "MemoryError in guidance"

@@ -6,8 +6,8 @@ import warnings
 
 import pytest
 
+from trimtab.engine import Version
 from trimtab.errors import InvalidGuidance
-from trimtab_server.scorer_list import Version
 from trimtab_server.settings import Settings
 
 pytestmark = pytest.mark.scorecard(letter="S")

@@ -7,9 +7,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from trimtab.errors import TrimtabError
+from trimtab.errors import NotReady, TrimtabError
 from trimtab.params import GuidanceParams
-from trimtab_server.errors import NotReady
 
 pytestmark = pytest.mark.scorecard(letter="F")
 

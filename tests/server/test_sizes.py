@@ -8,8 +8,8 @@ from starlette.responses import JSONResponse
 from starlette.testclient import TestClient
 
 from growth import LINEAR, exponent
+from trimtab.errors import InvalidRequest
 from trimtab_server import sizes
-from trimtab_server.errors import InvalidRequest
 from trimtab_server.limits import BodyLimit
 from trimtab_server.sizes import SHORT, Bounds, Sizes, check
 

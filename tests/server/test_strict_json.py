@@ -7,8 +7,8 @@ from contextlib import suppress
 import pytest
 
 from growth import LINEAR, exponent
+from trimtab.errors import InvalidRequest
 from trimtab_server import strict_json
-from trimtab_server.errors import InvalidRequest
 
 pytestmark = pytest.mark.scorecard(letter="B")
 

@@ -20,7 +20,7 @@ from transformers import (
 import upstream_fake
 from trimtab.errors import TrimtabError
 from trimtab_models.demo import foreign
-from trimtab_server import settings
+from trimtab_server import readiness, settings
 from trimtab_server.errors import StartError
 from trimtab_server.upstream import client as upstream_client
 from trimtab_server.upstream.app import build
@@ -105,7 +105,7 @@ def greedy_reference(prefix, beta, score, tokens, table=table):
 
 
 def pieces(here, ids):
-    known = here.app.state.upstream.decoder.naming.pieces.tokens
+    known = here.app.state.trimtab.engine.naming.pieces.tokens
     return [TOKENS.index(known[i]) for i in ids]
 
 
@@ -122,7 +122,7 @@ async def test_greedy_is_the_definition_and_the_record_is_whole(here):
     step = record["trace"][0]
     assert len(step["candidates"]) == len(step["texts"]) == len(step["logprobs"])
     assert answer["usage"]["completion_tokens"] == len(choice["token_ids"])
-    decoder = here.app.state.upstream.decoder
+    decoder = here.app.state.trimtab.engine
     decoder.thread.submit(int).result()  # what is forgotten is forgotten there, afterwards
     assert decoder.naming.pieces.prompts == {}
     assert not decoder.guide.records
@@ -255,7 +255,7 @@ async def test_openai_routes(here):
 async def test_status_routes(here):
     assert (await here.http.get("/health")).status_code == 200
     assert (await here.http.get("/ready")).status_code == 503
-    await here.app.state.upstream.sing()
+    await readiness.check_all(here.app.state.trimtab)
     assert (await here.http.get("/ready")).status_code == 200
     here.fake.faults = [httpx.Response(500)] * 4
     await here.post(prompt=TEXT, **GUIDED)
@@ -401,12 +401,12 @@ async def test_whatever_a_scorer_does_the_server_goes_on(scorer):
 
 async def test_three_overruns_take_the_server_out_of_service():
     here = Here(Fake(), **SLOW)
-    await here.app.state.upstream.sing()
+    await readiness.check_all(here.app.state.trimtab)
     assert (await here.http.get("/ready")).status_code == 200
     for n in range(3):
         asked = {"prompt": 3 * TEXT, "scorers": {"loops": 1.0}, "max_tokens": 2}
         assert (await here.post(**asked)).status_code == 500
-        guide = here.app.state.upstream.decoder.guide
+        guide = here.app.state.trimtab.engine.guide
         fared, limit = (
             guide.registry.calls.status(guide.registry.scorers["loops"]),
             time.monotonic() + 60,

@@ -152,7 +152,7 @@ async def test_ever_new_tokens_fill_no_memory(monkeypatch):
     monkeypatch.setattr(texts, "MAX_PIECES", 30)
     here = Here(Fake(), upstream_retries=0)
     await here.generate(temperature=0, max_tokens=4)
-    pieces = here.app.state.upstream.decoder.naming.pieces
+    pieces = here.app.state.trimtab.engine.naming.pieces
 
     async def fresh(body):
         found = {f" t{i}": -7.0 for i in range(50)} | {"x" * 5000: -7.0}

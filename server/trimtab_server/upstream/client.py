@@ -17,9 +17,9 @@ from typing import Any, TypeVar
 import httpx
 from prometheus_client import Counter
 
-from trimtab.errors import TrimtabError
+from trimtab.errors import InvalidRequest, TrimtabError
 from trimtab_server import strict_json
-from trimtab_server.errors import InvalidRequest, UpstreamFailed, UpstreamTimeout
+from trimtab_server.errors import UpstreamFailed, UpstreamTimeout
 from trimtab_server.settings import Settings
 
 log = logging.getLogger(__name__)

@@ -7,10 +7,11 @@ The prompt goes as a list of ids, and with `return_tokens_as_token_ids` a token 
 from collections.abc import Sequence
 from typing import Any
 
+from trimtab.errors import InvalidRequest
 from trimtab.scoring.text import Turns, reason
 from trimtab_models import pretrained
 from trimtab_models.files import read_json
-from trimtab_server.errors import InvalidRequest, StartError
+from trimtab_server.errors import StartError
 from trimtab_server.settings import Settings
 from trimtab_server.upstream.client import Unusable
 from trimtab_server.upstream.naming import (

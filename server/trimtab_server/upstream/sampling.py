@@ -12,7 +12,7 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from trimtab_server.protocol import GenerateRequest
+from trimtab.engine import Sampling
 from trimtab_server.upstream.naming import Position
 
 GREEDY = 1e-5
@@ -46,7 +46,7 @@ def spread(position: Position, columns: int, closed: bool) -> Tensor:
 class TokenSampler:
     """Draws one answer's tokens: temperature, min_p, top_k, top_p, in vLLM's order."""
 
-    def __init__(self, asked: GenerateRequest, index: int) -> None:
+    def __init__(self, asked: Sampling, index: int) -> None:
         self.greedy = asked.temperature < GREEDY
         self.generator = torch.Generator()
         if asked.seed is None:

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from itertools import count
 from typing import Any
 
+from trimtab.errors import InvalidRequest
 from trimtab.scoring.text import Detokenizer, Turns
-from trimtab_server.errors import InvalidRequest
 from trimtab_server.settings import Settings
 from trimtab_server.upstream.naming import (
     NONE,

@@ -1,15 +1,12 @@
-"""The application: vLLM's own, with our routes, middleware and error handler over it."""
+"""The application over vLLM: its own, with our routes, middleware and error handler over it."""
 
 import argparse
-import asyncio
 import logging
 import socket
 from collections.abc import Mapping
-from contextlib import suppress
 from types import SimpleNamespace
 from typing import Any
 
-import typer
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
 from starlette.middleware.cors import CORSMiddleware
@@ -18,27 +15,19 @@ from vllm.entrypoints.launchers.api_server.app_state import init_app_state
 from vllm.entrypoints.launchers.app import build_app
 from vllm.entrypoints.launchers.utils.ssl import SSLCertRefresher
 
-from trimtab.adapters.vllm.ranks import first_answer
-from trimtab.errors import TrimtabError
-from trimtab_server import errors, refusals, serving
-from trimtab_server.admission import TURNS, Admission
-from trimtab_server.auth import ApiKeys
+from trimtab.engine import Version
+from trimtab_server import app as shared
+from trimtab_server import refusals, serving
+from trimtab_server.admission import TURNS
 from trimtab_server.browsers import let_browsers_in
-from trimtab_server.drain import Drain, InFlight
-from trimtab_server.limits import BodyLimit
-from trimtab_server.scorer_list import Version
-from trimtab_server.scorer_warnings import doubts
 from trimtab_server.settings import Settings
 from trimtab_server.shutdown import Signals
-from trimtab_server.sizes import Bounds, Sizes
-from trimtab_server.vllm import generate, readiness, rpc, status
-from trimtab_server.vllm import scorers as scorer_routes
-from trimtab_server.vllm.loading import Loading
+from trimtab_server.sizes import Bounds
+from trimtab_server.state import State
+from trimtab_server.vllm import rpc
+from trimtab_server.vllm.adapter import VllmEngine
 from trimtab_server.vllm.middleware import Guidance
-from trimtab_server.vllm.state import State
 from trimtab_server.wording import learn
-
-log = logging.getLogger(__name__)
 
 UVICORN = (
     *("ssl_keyfile", "ssl_certfile", "ssl_ca_certs", "ssl_cert_reqs", "ssl_ciphers"),
@@ -49,69 +38,43 @@ START_SECONDS = 600.0
 """What vLLM's application may take to begin, with the engine's help."""
 
 
-async def build(engine: EngineClient, args: argparse.Namespace, settings: Settings) -> FastAPI:
-    """vLLM's application around `engine`, and ours over it.
-
-    A request passes, outermost first:
-    CORS → API key → drain → the body's size → its parts' → admission → guidance → vLLM.
+async def build(client: EngineClient, args: argparse.Namespace, settings: Settings) -> FastAPI:
+    """vLLM's application around its engine, and ours over it.
 
     Raises:
         NotReady: the engine dies meanwhile.
     """
-    tasks = await rpc.within(engine, engine.get_supported_tasks(), START_SECONDS)
-    app: FastAPI = build_app(args, tasks, engine.model_config)
-    await rpc.within(engine, init_app_state(engine, app.state, args, tasks), START_SECONDS)
-    default = settings.default_scorer or None
-    scorers = {
-        found["name"]: Version(
-            found["name"],
-            1,
-            found["family"],
-            found["reads"],
-            _parts(settings, found["name"]),
-            found["distributional"],
-        )
-        for found in first_answer(await rpc.call(engine, "trimtab_scorers"))
-    }
+    tasks = await rpc.within(client, client.get_supported_tasks(), START_SECONDS)
+    app: FastAPI = build_app(args, tasks, client.model_config)
+    await rpc.within(client, init_app_state(client, app.state, args, tasks), START_SECONDS)
     online = app.state.online_renderer
     own = getattr(online.renderer.tokenizer, "chat_template", None)
     learn(str(online.chat_template or own))
-    name = (args.served_model_name or [args.model])[0]
-    state = State(engine, online, name, scorers, default)
-    app.state.trimtab = state
-    app.state.trimtab_loading = None
-    if settings.admin_key is not None and settings.scorer_dir is not None:
-        app.state.trimtab_loading = Loading(state, settings.scorer_dir)
-    places = TURNS * engine.vllm_config.scheduler_config.max_num_seqs
-    bounds = _bounds(engine, settings.max_body_bytes)
-    return cover(app, args, settings, scorers, bounds, settings.max_in_flight or places)
+    engine = VllmEngine(client, online, (args.served_model_name or [args.model])[0])
+    scorers = shared.versions(await engine.scorers(START_SECONDS), settings)
+    places = TURNS * client.vllm_config.scheduler_config.max_num_seqs
+    bounds = _bounds(client, settings.max_body_bytes)
+    state = State(engine, scorers, settings.default_scorer or None)
+    return cover(app, args, settings, state, bounds, settings.max_in_flight or places)
 
 
 def cover(
     app: FastAPI,
     args: argparse.Namespace,
     settings: Settings,
-    scorers: Mapping[str, Version],
+    state: State,
     bounds: Bounds,
     most: int,
 ) -> FastAPI:
     """Our routes, middleware and error handler over vLLM's."""
-    app.include_router(generate.router)
-    app.include_router(status.router)
-    app.include_router(scorer_routes.router)
-    app.add_exception_handler(TrimtabError, errors.handle)
+    shared.include(app, state, settings)
     app.add_exception_handler(RequestValidationError, refusals.handle_invalid)
     # vLLM has built its stack of middleware already; with ours, it is built anew when serving.
     app.middleware_stack = None
     app.add_middleware(refusals.Plain)
-    app.add_middleware(Guidance, scorers=scorers, default=settings.default_scorer or None)
-    app.add_middleware(Admission, most=most)
-    app.add_middleware(Sizes, bounds=bounds)
-    app.add_middleware(BodyLimit, max_bytes=bounds.body)
-    app.state.in_flight = InFlight()
-    app.add_middleware(Drain, in_flight=app.state.in_flight)
-    app.add_middleware(ApiKeys, **settings.keys())
-    app.add_middleware(refusals.Failures)
+    served: Mapping[str, Version] = state.scorers
+    app.add_middleware(Guidance, scorers=served, default=state.default)
+    shared.cover(app, settings, bounds, most)
     # vLLM's, which lets browsers in, moves to the outside: it answers before a key is looked for,
     # and browsers may read our refusals.
     layers: list[Any] = app.user_middleware
@@ -126,34 +89,24 @@ def cover(
     return app
 
 
-def _bounds(engine: EngineClient, max_body_bytes: int) -> Bounds:
-    model, tokenizer = engine.model_config, engine.get_tokenizer()
+def _bounds(client: EngineClient, max_body_bytes: int) -> Bounds:
+    model, tokenizer = client.model_config, client.get_tokenizer()
     longest = tokenizer.max_chars_per_token if tokenizer is not None else 1
     media = model.is_multimodal_model or model.enable_prompt_embeds
     return Bounds.of(model.max_model_len, longest, max_body_bytes, media)
 
 
-def _parts(settings: Settings, name: str) -> frozenset[str]:
-    """The scorers that a composite is made of."""
-    spec = settings.scorer[name]
-    if spec.family != "composite":
-        return frozenset()
-    return frozenset(part.strip().partition(":")[0] for part in spec.path.split("+"))
-
-
 async def serve(
     app: FastAPI,
+    client: EngineClient,
     args: argparse.Namespace,
     settings: Settings,
     listener: socket.socket,
     signals: Signals,
 ) -> bool:
-    """Serve until stopped; the canary sings meanwhile. False if the engine died of itself."""
-    state: State = app.state.trimtab
-    host, port = listener.getsockname()[:2]
+    """Serve until stopped; False if the engine died of itself."""
     # A handler of vLLM's for a dead engine stops what it finds here; ours is watched (serving.py).
     app.state.server = SimpleNamespace(should_exit=False)
-    singing = asyncio.create_task(_begin(state, f"http://{host}:{port}"))
     options = {name: getattr(args, name) for name in UVICORN}
     config = serving.configure(app, log_level=logging.getLogger().level, **options)
     refresher = (
@@ -161,27 +114,12 @@ async def serve(
         if args.enable_ssl_refresh
         else None
     )
+
+    def died() -> bool:
+        return bool(client.errored)
+
     try:
-        return await serving.serve(
-            config,
-            listener,
-            app.state.in_flight,
-            signals,
-            settings.drain_timeout,
-            lambda: bool(state.engine.errored),
-        )
+        return await shared.run(app, settings, listener, signals, died, config)
     finally:
-        singing.cancel()
         if refresher is not None:
             refresher.stop()
-
-
-async def _begin(state: State, address: str) -> None:
-    await readiness.sing(state)
-    with suppress(errors.NotReady):  # /ready will tell
-        for doubt in doubts(await status.ask(state)):
-            log.warning("%s", doubt)
-    status_word = (
-        "ready" if all(state.complaint(name) is None for name in state.scorers) else "NOT READY"
-    )
-    typer.echo(f"{status_word}: {state.model} at {address}, steered by {', '.join(state.scorers)}")

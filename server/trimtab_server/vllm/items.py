@@ -9,7 +9,7 @@ from typing import Any
 
 from vllm.entrypoints.openai.responses.protocol import ResponsesRequest
 
-from trimtab_server.errors import InvalidRequest
+from trimtab.errors import InvalidRequest
 
 FEW = 16
 """Entries that may all be wrong, at no cost to speak of."""

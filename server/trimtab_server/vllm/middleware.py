@@ -17,13 +17,13 @@ from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from trimtab.engine import Version
 from trimtab.errors import InvalidGuidance, TrimtabError
 from trimtab.params import CARRIED, PREFIX, GuidanceParams
 from trimtab_server import strict_json
 from trimtab_server.caps import check_caps
 from trimtab_server.errors import response
 from trimtab_server.limits import replay
-from trimtab_server.scorer_list import Version
 from trimtab_server.vllm.guided_routes import (
     GUIDED,
     Route,
@@ -87,7 +87,9 @@ class Guidance:
         exchange = begin(self.scorers, guidance)
         if exchange.reading:
             state = scope["app"].state
-            await converse(state.trimtab.engine, exchange, conversations(route, fields, state))
+            await converse(
+                state.trimtab.engine.client, exchange, conversations(route, fields, state)
+            )
         headers = _with_length(scope["headers"], len(body))
         answer = _Answer(send, exchange, sampling.get("n") or 1)
         return {**scope, "headers": headers}, body, answer.send

@@ -6,7 +6,7 @@ from typing import Any
 from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
 from vllm.entrypoints.openai.completion.protocol import CompletionRequest
 
-from trimtab_server.errors import InvalidRequest
+from trimtab.errors import InvalidRequest
 
 
 async def text(renderer: Any, prompt: str | Sequence[int]) -> Any:

@@ -24,12 +24,12 @@ from vllm.sampling_params import RequestOutputKind
 
 from trimtab.adapters.vllm.ranks import first_answer
 from trimtab.adapters.vllm.search import carried
+from trimtab.engine import Version
 from trimtab.errors import InvalidGuidance, TrimtabError
 from trimtab.params import PREFIX, RECORD_KEY, VERSIONS_KEY, GuidanceParams
 from trimtab.scoring.text import PromptContext, Turns
 from trimtab_server import metrics
 from trimtab_server.errors import scorer_failed, unreadable
-from trimtab_server.scorer_list import Version
 from trimtab_server.vllm import rpc
 
 Record = dict[str, Any]

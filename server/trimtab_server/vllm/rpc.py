@@ -10,8 +10,7 @@ from vllm.engine.protocol import EngineClient
 from vllm.exceptions import VLLMError
 from vllm.v1.engine.exceptions import EngineDeadError
 
-from trimtab.errors import TrimtabError
-from trimtab_server.errors import NotReady
+from trimtab.errors import NotReady, TrimtabError
 
 log = logging.getLogger(__name__)
 

@@ -8,7 +8,8 @@ the driver, and that aborts every draw.
 import asyncio
 import random
 from collections.abc import AsyncGenerator
-from contextlib import suppress
+from contextlib import aclosing, suppress
+from dataclasses import asdict, dataclass
 from itertools import count
 from typing import Any
 
@@ -18,6 +19,7 @@ from vllm.sampling_params import RequestOutputKind, SamplingParams
 
 from trimtab.adapters.vllm.ranks import first_answer
 from trimtab.adapters.vllm.search import drawn, row_key, score_arguments, scored, stop_tokens
+from trimtab.engine import GenerationRequest, Piece
 from trimtab.errors import TrimtabError
 from trimtab.params import GuidanceParams
 from trimtab.search import (
@@ -28,10 +30,8 @@ from trimtab.search import (
     Result,
     Score,
     ScoredSequence,
-    SearchParams,
     start,
 )
-from trimtab_server.protocol import GenerateRequest
 from trimtab_server.vllm import rpc
 from trimtab_server.vllm.records import EXCHANGE, Exchange
 from trimtab_server.wording import plain
@@ -40,24 +40,88 @@ numbers = count()
 background: set[asyncio.Task[Any]] = set()
 
 
+async def search_pieces(
+    engine: EngineClient, request: GenerationRequest, prompt: Any, exchange: Exchange
+) -> AsyncGenerator[Piece, None]:
+    """The answer of a search, in the pieces that it commits to, or whole.
+
+    Raises:
+        TrimtabError: a scorer failed.
+        VLLMError, ValueError: the engine refuses a draw, or has died.
+    """
+    ids = list(prompt["prompt_token_ids"])
+    renderer = _Text(engine.get_tokenizer(), ids)
+    async with aclosing(Driver(engine, request, ids, exchange).run()) as results:
+        async for latest in results:
+            if isinstance(latest, Result):
+                yield renderer.last(latest, request)
+            elif request.stream and (piece := renderer.piece(list(latest.token_ids))).token_ids:
+                yield piece
+
+
+@dataclass
+class _Text:
+    """The text of an answer that grows."""
+
+    tokenizer: Any
+    prompt: list[int]
+    tokens: int = 0  # of the answer, sent so far
+    text: str = ""
+
+    def piece(self, token_ids: list[int], *, whole: bool = False) -> Piece:
+        """What is new up to `token_ids`; all that is left if they are the whole answer."""
+        text = self._decode(token_ids)
+        if not whole and text.endswith("\ufffd"):  # a character that is not whole yet
+            text = self.text
+        piece = Piece(0, text[len(self.text) :], token_ids[self.tokens :])
+        self.tokens, self.text = len(token_ids), text
+        return piece
+
+    def last(self, result: Result, request: GenerationRequest) -> Piece:
+        """The last piece, with what the search found and spent."""
+        piece = self.piece(result.token_ids, whole=True)
+        piece.finish_reason = result.finish_reason
+        piece.record = {
+            "kl": result.kl,
+            "scores": result.scores,
+            "steps": len(result.token_ids),
+            "error": None,
+        }
+        method = request.search.method if request.search else ""
+        piece.search = {"method": method, "value": result.value, **result.facts}
+        spent = asdict(result.usage)
+        piece.prompt_tokens = spent.pop("prompt_tokens")
+        piece.spent = spent
+        return piece
+
+    def _decode(self, token_ids: list[int]) -> str:
+        # Some tokenizers join tokens differently at the beginning of a text.
+        before = self.tokenizer.decode(self.prompt[-6:], skip_special_tokens=True)
+        ids = [*self.prompt[-6:], *token_ids]
+        whole: str = self.tokenizer.decode(ids, skip_special_tokens=True)
+        return whole[len(before) :]
+
+
 class Driver:
     """One request's search on the engine."""
 
     def __init__(
         self,
         engine: EngineClient,
-        asked: GenerateRequest,
-        guidance: GuidanceParams,
-        search: SearchParams,
+        request: GenerationRequest,
         prompt: list[int],
         begun: Exchange,
     ) -> None:
+        sampling = request.sampling
+        assert request.search is not None
         self.engine = engine
         self.versions = begun.versions
-        self.guidance = guidance
+        self.guidance = request.guidance or GuidanceParams()
         self.sampling = {
-            **asked.model_dump(include={"temperature", "top_p", "top_k", "min_p"}),
-            "stop_token_ids": asked.stop_token_ids,
+            **{
+                name: getattr(sampling, name) for name in ("temperature", "top_p", "top_k", "min_p")
+            },
+            "stop_token_ids": sampling.stop_token_ids,
             "detokenize": False,
             "flat_logprobs": True,
             "output_kind": RequestOutputKind.FINAL_ONLY,
@@ -65,13 +129,13 @@ class Driver:
         room = engine.model_config.max_model_len - len(prompt)
         problem = Problem(
             tuple(prompt),
-            min(asked.max_tokens, room),
-            stop_tokens(engine) | frozenset(asked.stop_token_ids or ()),
-            guidance,
-            random.getrandbits(56) if asked.seed is None else asked.seed,
+            min(sampling.max_tokens, room),
+            stop_tokens(engine) | frozenset(sampling.stop_token_ids or ()),
+            self.guidance,
+            random.getrandbits(56) if sampling.seed is None else sampling.seed,
             turns=begun.contexts[0].turns if begun.contexts else None,
         )
-        self.search = start(search, problem)
+        self.search = start(request.search, problem)
         self.number = next(numbers)
         self.draws = count()
         self.rows: set[int] = set()

@@ -2,13 +2,14 @@
 
 Of each load a new version is made, that no request knows yet:
 
-1. The worker vets, weighs and builds it in a thread; the steps go on.
-2. A canary request goes through it. If anything is wrong, it is dropped, and nothing has changed.
+1. The engine checks and builds it in a thread; the steps continue.
+2. A readiness check goes through it. If anything is wrong, it is dropped, and nothing has changed.
 3. Its name means it from now on. What a request began with, it keeps to its end; then the version
    that nobody uses any more is dropped.
 """
 
 import asyncio
+from collections.abc import Mapping
 from contextlib import suppress
 from itertools import count
 from pathlib import Path
@@ -17,20 +18,19 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from trimtab.config import ScorerSpec
-from trimtab.errors import NoRoom, ScorerRefused, TrimtabError, UnknownScorer
+from trimtab.engine import Version
+from trimtab.errors import ScorerRefused, TrimtabError, UnknownScorer
 from trimtab.hot_loading import FAMILIES
 from trimtab.params import NAME, Number
+from trimtab_server import readiness
 from trimtab_server.errors import ScorerInUse, SlowLoad, invalid
-from trimtab_server.scorer_list import Version
-from trimtab_server.vllm import readiness, rpc
-from trimtab_server.vllm.state import State
+from trimtab_server.state import State
 
 POLL_SECONDS = 0.05
 LOAD_SECONDS = 300.0
 """A checkpoint must be read by then. One that hangs (on a disk that is gone) is left to itself."""
 CANARY_SECONDS = 300.0
 """A canary that comes while others are served may have to wait its turn."""
-ERRORS = {"NoRoom": NoRoom, "ScorerRefused": ScorerRefused}
 
 Name = Field(pattern=rf"^{NAME.pattern}$")
 
@@ -114,12 +114,12 @@ class Loading:
                     await self._serve(version)
             except BaseException:
                 with suppress(TrimtabError):
-                    await self._call("trimtab_drop", version.key)
+                    await self.state.engine.drop(version.key)
                 raise
             return version
 
     async def _serve(self, version: Version) -> None:
-        await self._call("trimtab_serve", version.name, version.key)
+        await self.state.engine.serve(version.name, version.key)
         before = self.state.scorers.get(version.name)
         self.state.scorers[version.name] = version
         self.state.complaints[version.name] = None
@@ -149,7 +149,7 @@ class Loading:
             version = self.state.scorers.pop(name)
             self.state.complaints.pop(name, None)
             self.state.faults.pop(name, None)
-            await self._call("trimtab_serve", name, None)
+            await self.state.engine.serve(name, None)
             self._retire(version)
 
     def _check_parts(self, name: str) -> None:
@@ -159,41 +159,28 @@ class Loading:
                     f"scorer '{name}' is a part of composite '{other.name}'; unload that first."
                 )
 
-    async def _load(self, version: Version, asked: LoadRequest) -> dict[str, Any]:
+    async def _load(self, version: Version, asked: LoadRequest) -> Mapping[str, Any]:
         try:
             async with asyncio.timeout(LOAD_SECONDS):
                 # Even to look for a directory may take for ever, where its disk is gone.
                 spec = await asyncio.to_thread(asked.spec, self.root)
-                await self._call("trimtab_load", version.key, spec.model_dump(), str(self.root))
-                while True:
-                    found = await self._call("trimtab_load_status", version.key)  # one an engine
-                    if all(answer["ready"] for answer in found):
-                        break
-                    await asyncio.sleep(POLL_SECONDS)
+                return await self.state.engine.load(version.key, spec, self.root)
         except TimeoutError:
             raise SlowLoad(
                 f"scorer '{version.name}' is not loaded: its files were not read within "
                 f"{LOAD_SECONDS:g} seconds; see to the disk of the scorer_dir."
             ) from None
-        for error in (answer["error"] for answer in found):
-            if error is not None:
-                raise ERRORS[error["type"]](error["message"])
-        kind: dict[str, Any] = found[0]
-        return kind
 
     def _retire(self, version: Version) -> None:
         """Drop a version when the last request that began with it has ended."""
 
         async def wait() -> None:
+            await asyncio.sleep(POLL_SECONDS)  # for requests that have just found it
             while version.users:
                 await asyncio.sleep(POLL_SECONDS)
             with suppress(TrimtabError):  # a dead engine has dropped it
-                await self._call("trimtab_drop", version.key)
+                await self.state.engine.drop(version.key)
 
         task = asyncio.create_task(wait())
         self.retiring.add(task)
         task.add_done_callback(self.retiring.discard)
-
-    async def _call(self, method: str, *arguments: Any) -> list[Any]:
-        answers = await rpc.call(self.state.engine, method, *arguments)
-        return [answer for answer in answers if answer is not None]

@@ -7,22 +7,25 @@ Everything that touches the scorers runs in one thread of its own, so the event 
 
 import asyncio
 import uuid
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 
+from trimtab.config import ScorerSpec
 from trimtab.description import describe
+from trimtab.engine import GenerationRequest, Piece, Record, Sampling, ScorerStatus
+from trimtab.errors import InvalidRequest, NotReady, ScorerRefused
 from trimtab.guide import Guide
 from trimtab.params import GuidanceParams
 from trimtab.rows import Row
 from trimtab.scoring.text import PromptContext
 from trimtab_server import metrics
 from trimtab_server.errors import UpstreamFailed, UpstreamTimeout, scorer_failed, unreadable
-from trimtab_server.protocol import GenerateRequest
 from trimtab_server.settings import Settings
 from trimtab_server.turns import turns
 from trimtab_server.upstream.client import Client
@@ -30,21 +33,22 @@ from trimtab_server.upstream.holdback import Shown
 from trimtab_server.upstream.naming import NONE, Fit, Naming, Position, UpstreamPrompt
 from trimtab_server.upstream.sampling import TokenSampler, spread
 
+GREETING = "Hello"
 CHARACTER = 4
 """Tokens that one character may take: it has at most as many bytes."""
-Record = dict[str, Any]
 T = TypeVar("T")
 
 
-@dataclass
-class Piece:
-    """What is new of one choice; the last has a finish reason."""
-
-    index: int
-    text: str
-    token_ids: list[int]
-    finish_reason: str | None = None
-    record: Record | None = None
+NEEDS_LOGITS = (
+    "min_tokens",
+    "presence_penalty",
+    "frequency_penalty",
+    "repetition_penalty",
+    "logprobs",
+)
+"""Fields of Sampling that need the base's own logits."""
+NEEDS_IDS = ("stop_token_ids", "ignore_eos")
+"""Fields of Sampling that need the base's token ids."""
 
 
 @dataclass
@@ -52,7 +56,7 @@ class Choice:
     """One answer on its way."""
 
     prompt: UpstreamPrompt
-    asked: GenerateRequest
+    asked: Sampling
     params: GuidanceParams | None
     row: Row
     sampler: TokenSampler
@@ -61,36 +65,40 @@ class Choice:
     unrevealed: list[float] = field(default_factory=list)  # probability, by step
 
 
-class UpstreamDecoder:
-    """Scorers, an upstream, and how its tokens are named."""
+class UpstreamEngine:
+    """Scorers, an upstream, and how its tokens are named. See trimtab.engine.Engine."""
 
     def __init__(self, guide: Guide, naming: Naming, client: Client, settings: Settings) -> None:
         self.guide, self.naming, self.client = guide, naming, client
         self.block, self.deadline = settings.upstream_block, settings.upstream_deadline
         self.thread = ThreadPoolExecutor(1, "guide")
+        self.model = str(settings.upstream_model)
+        self.patience = self.deadline
+        prompt: dict[str, Any] = {"text": GREETING}
+        if naming.path.startswith("chat"):
+            prompt = {"turns": [{"role": "user", "content": GREETING}]}
+        self.greeting = GenerationRequest(**prompt, sampling=Sampling(max_tokens=2, seed=0))
 
-    async def run(
-        self,
-        prompts: Sequence[UpstreamPrompt],
-        asked: GenerateRequest,
-        params: GuidanceParams | None,
-    ) -> AsyncGenerator[Piece, None]:
-        """The choices of all prompts as they grow, side by side; choice i of prompt p is p·n + i.
-
-        params: with scorers resolved; None is the base, without records.
+    async def generate(self, request: GenerationRequest) -> AsyncGenerator[Piece, None]:
+        """See Engine.generate.
 
         Raises:
             UpstreamFailed, UpstreamTimeout: see Client.ask; or the deadline has passed.
             ScorerFault: a scorer failed, and `on_error` is `fail`.
-            InvalidRequest: a scorer's chat template refuses a conversation.
+            InvalidRequest: the upstream cannot do what is asked, or a scorer's chat template
+                refuses the conversation.
         """
+        self._check(request)
+        # In a thread: templates and tokenizers take time with a prompt's length.
+        prompt = await asyncio.to_thread(
+            self.naming.prompt, request.text, request.token_ids, request.turns
+        )
         pieces: asyncio.Queue[Piece | Exception] = asyncio.Queue()
 
         async def work(index: int) -> None:
-            prompt, number = prompts[index // asked.n], index % asked.n
             try:
                 async with asyncio.timeout(self.deadline):
-                    async for piece in self._choice(index, prompt, number, asked, params):
+                    async for piece in self._choice(index, prompt, request):
                         pieces.put_nowait(piece)
             except TimeoutError:
                 message = f"the answer was not whole after {self.deadline:g} seconds."
@@ -100,35 +108,75 @@ class UpstreamDecoder:
 
         tasks: list[asyncio.Task[None]] = []
         try:
-            if params is not None:
-                await self._guided(self._check, prompts, params)
-            tasks += [asyncio.create_task(work(index)) for index in range(len(prompts) * asked.n)]
+            if request.guidance is not None:
+                await self._guided(self._check_conversation, prompt, request.guidance)
+            tasks += [asyncio.create_task(work(index)) for index in range(request.sampling.n)]
             left = len(tasks)
             while left:
                 piece = await pieces.get()
                 if isinstance(piece, Exception):
                     raise piece
                 left -= piece.finish_reason is not None
+                piece.prompt_tokens = len(prompt.ids)
                 yield piece
         finally:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
-            for prompt in prompts:
-                self._later(self.naming.release, prompt)
+            self._later(self.naming.release, prompt)
 
-    async def described(self) -> list[dict[str, Any]]:
-        """What is served, and how it fares."""
-        return await self._guided(describe, self.guide)
+    def _check(self, request: GenerationRequest) -> None:
+        """Refuse what an upstream cannot do."""
+        if request.search is not None:
+            raise InvalidRequest(
+                "an upstream cannot be searched; leave search out.", param="search"
+            )
+        neutral = Sampling()
+        for name in NEEDS_LOGITS:
+            if getattr(request.sampling, name) != getattr(neutral, name):
+                raise InvalidRequest(
+                    f"{name} does not go with an upstream, which reveals only its most likely "
+                    "tokens; leave it out.",
+                    param=name,
+                )
+        for name in NEEDS_IDS:
+            if getattr(request.sampling, name) and not self.naming.closed:
+                raise InvalidRequest(
+                    f"{name} needs the upstream's tokens, which this server does not know; leave "
+                    "it out, or start the server with --tokenizer.",
+                    param=name,
+                )
 
-    def _check(self, prompts: Sequence[UpstreamPrompt], params: GuidanceParams) -> None:
-        """Let the scorers' chat templates render the conversations before anything is asked."""
-        conversations = [turns(prompt.turns) for prompt in prompts]
-        for name in params.scorers or ():
-            for conversation in filter(None, conversations):
-                reason = self.guide.registry.scorers[name].refusal(conversation)
-                if reason is not None:
-                    raise unreadable(name, reason)
+    def _check_conversation(self, prompt: UpstreamPrompt, params: GuidanceParams) -> None:
+        """Let the scorers' chat templates render the conversation before anything is asked."""
+        conversation = turns(prompt.turns)
+        for name in params.scorers or () if conversation else ():
+            reason = self.guide.registry.scorers[name].refusal(conversation or [])
+            if reason is not None:
+                raise unreadable(name, reason)
+
+    async def scorers(self, seconds: float) -> list[ScorerStatus]:
+        """See Engine.scorers."""
+        try:
+            return await asyncio.wait_for(self._guided(describe, self.guide), seconds)
+        except TimeoutError:
+            raise NotReady("the scorers do not answer: one of them takes long.") from None
+
+    def problem(self) -> str | None:
+        """See Engine.problem."""
+        return "the upstream fails" if self.client.failing else None
+
+    async def load(self, version: str, spec: ScorerSpec, root: Path) -> Mapping[str, Any]:
+        """Not supported: the scorers of an upstream are those that it started with."""
+        raise ScorerRefused("a server over an upstream does not load scorers while it serves.")
+
+    async def serve(self, name: str, version: str | None) -> None:
+        """See Engine.serve."""
+        await self._guided(self.guide.registry.serve, name, version)
+
+    async def drop(self, version: str) -> None:
+        """See Engine.drop."""
+        await self._guided(self.guide.registry.versions.pop, version, None)
 
     async def close(self) -> None:
         """Let go of the upstream and of the thread."""
@@ -139,10 +187,9 @@ class UpstreamDecoder:
         self,
         index: int,
         prompt: UpstreamPrompt,
-        number: int,
-        asked: GenerateRequest,
-        params: GuidanceParams | None,
+        request: GenerationRequest,
     ) -> AsyncGenerator[Piece, None]:
+        asked, params = request.sampling, request.guidance
         key = uuid.uuid4().hex
         row = Row(
             params or GuidanceParams(beta=0.0),
@@ -151,8 +198,8 @@ class UpstreamDecoder:
             context=PromptContext(turns=turns(prompt.turns)),
             prefix=np.array(prompt.ids, dtype=np.int64),
         )
-        stops = [asked.stop] if isinstance(asked.stop, str) else asked.stop or []
-        choice = Choice(prompt, asked, params, row, TokenSampler(asked, number), Shown(stops))
+        stops = [asked.stop] if isinstance(asked.stop, str) else list(asked.stop or ())
+        choice = Choice(prompt, asked, params, row, TokenSampler(asked, index), Shown(stops))
         follow = False
         try:
             await self._guided(self.guide.records.keep, row)

@@ -1,29 +1,20 @@
-"""What requests may ask of an upstream: the bodies of all routes as one, and what is refused."""
+"""The bodies of OpenAI's routes, for engines without an application of their own."""
 
-from collections.abc import Callable, Mapping
+import uuid
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from pydantic import ValidationError
 
-from trimtab.errors import InvalidGuidance
+from trimtab.engine import GenerationRequest
+from trimtab.errors import InvalidGuidance, InvalidRequest
 from trimtab.params import FIELDS, GuidanceParams
 from trimtab_server.caps import check_caps
-from trimtab_server.errors import InvalidRequest, UnknownModel, invalid
+from trimtab_server.errors import UnknownModel, invalid
 from trimtab_server.protocol import GenerateRequest
-from trimtab_server.protocol import parse as parse_generate
-from trimtab_server.upstream.naming import Naming, UpstreamPrompt
-from trimtab_server.upstream.state import UpstreamState
+from trimtab_server.state import State
 
-NEEDS_LOGITS = (
-    "min_tokens",
-    "presence_penalty",
-    "frequency_penalty",
-    "repetition_penalty",
-    "logprobs",
-)
-"""Fields of POST /generate that need the base's own logits."""
-NEEDS_IDS = ("stop_token_ids", "ignore_eos")
 OPENAI = {"max_tokens", "temperature", "top_p", "top_k", "min_p", "seed", "n", "stop", "stream"}
 OPENAI |= {"stop_token_ids", "ignore_eos"}
 IGNORED = {"model", "user", "metadata", "store", "stream_options", "parallel_tool_calls"}
@@ -46,30 +37,14 @@ CHAT_TOKENS = 1024
 
 
 @dataclass
-class Asked:
-    """A request, ready for the decoder."""
+class Parsed:
+    """A request of an OpenAI route: one generation a prompt."""
 
-    request: GenerateRequest
-    prompts: list[UpstreamPrompt]
-    params: GuidanceParams | None  # None: the base, without a record
+    requests: list[GenerationRequest]
     usage: bool = False  # of a stream: whether it ends with the token counts
 
 
-def generate(fields: Mapping[str, Any], state: UpstreamState) -> Asked:
-    """The body of POST /generate."""
-    if "search" in fields:
-        raise InvalidRequest("an upstream cannot be searched; leave search out.", param="search")
-    request, params, _ = parse_generate(fields)
-    naming = state.decoder.naming
-    for name in NEEDS_LOGITS:
-        _refuse(name, getattr(request, name) != GenerateRequest.model_fields[name].default)
-    _check_ids(request, naming)
-    params = params.resolve(state.scorers, state.default)
-    turns = [turn.model_dump() for turn in request.messages] if request.messages else None
-    return Asked(request, [naming.prompt(request.prompt, request.prompt_token_ids, turns)], params)
-
-
-def completion(fields: Mapping[str, Any], state: UpstreamState) -> Asked:
+def completion(fields: Mapping[str, Any], state: State) -> Parsed:
     """The body of POST /v1/completions."""
     check_caps(fields)
     prompts = fields.get("prompt")
@@ -79,17 +54,13 @@ def completion(fields: Mapping[str, Any], state: UpstreamState) -> Asked:
     rest.pop("prompt", None)
     by_ids = [isinstance(prompt, list) for prompt in prompts]
     names = ["prompt_token_ids" if ids else "prompt" for ids in by_ids]
-    requests = [_request({**rest, n: p}) for n, p in zip(names, prompts, strict=True)]
-    if not requests:
+    bodies = [_request({**rest, n: p}) for n, p in zip(names, prompts, strict=True)]
+    if not bodies:
         raise InvalidRequest("prompt must not be empty.", param="prompt")
-
-    def made(naming: Naming) -> list[UpstreamPrompt]:
-        return [naming.prompt(r.prompt, r.prompt_token_ids) for r in requests]
-
-    return _asked(fields, state, requests[0], made)
+    return _parsed(fields, state, bodies)
 
 
-def chat(fields: Mapping[str, Any], state: UpstreamState) -> Asked:
+def chat(fields: Mapping[str, Any], state: State) -> Parsed:
     """The body of POST /v1/chat/completions."""
     check_caps(fields)
     rest = _present(fields)
@@ -97,17 +68,10 @@ def chat(fields: Mapping[str, Any], state: UpstreamState) -> Asked:
     rest = {"max_tokens": CHAT_TOKENS, **rest, **({} if most is None else {"max_tokens": most})}
     if isinstance(rest.get("messages"), list):
         rest["messages"] = [_turn(message) for message in rest["messages"]]
-    request = _request(rest)
-    turns = [turn.model_dump() for turn in request.messages or ()]
-    return _asked(fields, state, request, lambda naming: [naming.prompt(turns=turns)])
+    return _parsed(fields, state, [_request(rest)])
 
 
-def _asked(
-    fields: Mapping[str, Any],
-    state: UpstreamState,
-    request: GenerateRequest,
-    made: Callable[[Naming], list[UpstreamPrompt]],
-) -> Asked:
+def _parsed(fields: Mapping[str, Any], state: State, bodies: Sequence[GenerateRequest]) -> Parsed:
     if fields.get("model") not in (None, state.model):
         raise UnknownModel(
             f"there is no model of that name here, only {state.model}.", param="model"
@@ -115,12 +79,24 @@ def _asked(
     options = fields.get("stream_options") or {}
     if not isinstance(options, dict):
         raise InvalidRequest("stream_options must be an object.", param="stream_options")
-    _check_ids(request, state.decoder.naming)
     params = None
     if fields.get("guidance") is not None:
         params = GuidanceParams.parse(fields["guidance"]).resolve(state.scorers, state.default)
-    usage = options.get("include_usage") is True
-    return Asked(request, made(state.decoder.naming), params, usage)
+    name = uuid.uuid4().hex
+    requests = [
+        GenerationRequest(
+            id=f"{name}-{number}",
+            text=body.prompt,
+            token_ids=body.prompt_token_ids,
+            turns=body.turns(),
+            sampling=body.sampling(),
+            guidance=params,
+            versions=state.versions(params.scorers if params else None),
+            stream=body.stream,
+        )
+        for number, body in enumerate(bodies)
+    ]
+    return Parsed(requests, options.get("include_usage") is True)
 
 
 def _present(fields: Mapping[str, Any]) -> dict[str, Any]:
@@ -166,13 +142,3 @@ def _refuse(name: str, asked: bool) -> None:
             "leave it out.",
             param=name,
         )
-
-
-def _check_ids(request: GenerateRequest, naming: Naming) -> None:
-    for name in NEEDS_IDS:
-        if getattr(request, name) and not naming.closed:
-            raise InvalidRequest(
-                f"{name} needs the upstream's tokens, which this server does not know; leave it "
-                "out, or start the server with --tokenizer.",
-                param=name,
-            )

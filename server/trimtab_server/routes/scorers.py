@@ -9,7 +9,7 @@ from fastapi import APIRouter, Depends, Request
 
 from trimtab_server import strict_json
 from trimtab_server.errors import Forbidden
-from trimtab_server.vllm.loading import Loading, LoadRequest
+from trimtab_server.loading import Loading, LoadRequest
 
 
 async def loading(request: Request) -> Loading:

@@ -1,0 +1,138 @@
+"""The engine: what a server needs of whatever decodes.
+
+Three implementations: vLLM and an OpenAI-compatible upstream, both in the server, and a tiny one
+in memory (adapters/memory.py).
+"""
+
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol, TypeAlias
+
+from trimtab.config import ScorerSpec
+from trimtab.params import GuidanceParams
+from trimtab.scoring.text import Turns
+from trimtab.search import SearchParams
+
+Record: TypeAlias = dict[str, Any]
+"""What guidance did to one choice, see Records.report."""
+ScorerStatus: TypeAlias = dict[str, Any]
+"""A scorer and how it fares, see description.describe."""
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How to sample; names and meanings are vLLM's."""
+
+    max_tokens: int = 128
+    min_tokens: int = 0
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    seed: int | None = None
+    n: int = 1
+    stop: str | Sequence[str] | None = None
+    stop_token_ids: Sequence[int] | None = None
+    ignore_eos: bool = False
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    logprobs: int | None = None
+
+
+@dataclass(eq=False)
+class Version:
+    """One version of a scorer, as requests know it. A name's later versions are other scorers."""
+
+    name: str
+    number: int
+    family: str | None
+    reads: str = "tokens"
+    parts: frozenset[str] = frozenset()  # scorers that a composite is made of
+    distributional: bool = False  # whether it has histograms of returns
+    users: int = 0  # HTTP requests that began with it and have not ended
+
+    @property
+    def key(self) -> str:
+        """What the engine knows it by."""
+        return f"{self.name}@{self.number}"
+
+
+@dataclass(frozen=True)
+class GenerationRequest:
+    """One prompt to continue: exactly one of text, token_ids and turns."""
+
+    id: str = ""
+    text: str | None = None
+    token_ids: Sequence[int] | None = None
+    turns: Turns | None = None
+    sampling: Sampling = field(default_factory=Sampling)
+    guidance: GuidanceParams | None = None  # with scorers resolved; None is the base, unrecorded
+    search: SearchParams | None = None
+    versions: Sequence[Version] = ()  # of its scorers; the present ones if none is named
+    stream: bool = False  # whether pieces are wanted as soon as they are there
+
+
+@dataclass
+class Piece:
+    """What is new of one choice. The last piece of a choice has a finish reason and the record."""
+
+    index: int
+    text: str
+    token_ids: list[int]
+    finish_reason: str | None = None
+    record: Record | None = None
+    logprobs: list[dict[str, Any]] | None = None  # by token, see POST /generate
+    prompt_tokens: int = 0
+    search: Mapping[str, Any] | None = None  # what a search found
+    spent: Mapping[str, Any] | None = None  # tokens that a search spent
+
+
+class Engine(Protocol):
+    """Whatever decodes under guidance."""
+
+    model: str
+    """The model's name, as clients know it."""
+    greeting: GenerationRequest
+    """A short request that shows whether a scorer steers: sampling and prompt, no guidance yet."""
+    patience: float
+    """Seconds that the greeting may take."""
+
+    def generate(self, request: GenerationRequest) -> AsyncGenerator[Piece, None]:
+        """The choices as they grow. What is closed early is aborted.
+
+        Raises:
+            InvalidRequest: the engine cannot do what is asked.
+            ScorerFault: a scorer failed, and `on_error` is `fail`.
+            TrimtabError: the engine failed.
+        """
+
+    async def scorers(self, seconds: float) -> list[ScorerStatus]:
+        """What is served.
+
+        Raises:
+            NotReady: the engine does not answer within so many seconds.
+        """
+
+    def problem(self) -> str | None:
+        """Why the engine itself is not ready; None if it is."""
+
+    async def load(self, version: str, spec: ScorerSpec, root: Path) -> Mapping[str, Any]:
+        """Load a scorer as a version ("name@2") that no request knows yet.
+
+        Returns:
+            {"family", "reads", "distributional"}
+
+        Raises:
+            ScorerRefused, NoRoom: it cannot be loaded.
+        """
+
+    async def serve(self, name: str, version: str | None) -> None:
+        """Let a name mean a version from now on, or nothing any more."""
+
+    async def drop(self, version: str) -> None:
+        """Forget a version."""
+
+    async def close(self) -> None:
+        """Let go of everything."""

@@ -1,0 +1,142 @@
+"""Applications: our routes and layers, over vLLM's application or over none.
+
+A request passes, outermost first:
+CORS → API key → drain → the body's size → its parts' → admission → what an engine's own application
+adds (vllm/app.py) → its route → the engine.
+"""
+
+import asyncio
+import logging
+import socket
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager, suppress
+
+import typer
+import uvicorn
+from fastapi import FastAPI, Request
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+
+from trimtab.engine import Engine, ScorerStatus, Version
+from trimtab.errors import InvalidRequest, NotReady, TrimtabError
+from trimtab_server import errors, readiness, serving
+from trimtab_server.admission import Admission
+from trimtab_server.auth import ApiKeys
+from trimtab_server.browsers import let_browsers_in
+from trimtab_server.drain import Drain, InFlight
+from trimtab_server.limits import BodyLimit
+from trimtab_server.loading import Loading
+from trimtab_server.refusals import Failures
+from trimtab_server.routes import generate, models, openai, scorers, status
+from trimtab_server.scorer_warnings import doubts
+from trimtab_server.settings import Settings
+from trimtab_server.shutdown import Signals
+from trimtab_server.sizes import Bounds, Sizes
+from trimtab_server.state import State
+
+log = logging.getLogger(__name__)
+
+
+def build(engine: Engine, state: State, settings: Settings, bounds: Bounds, most: int) -> FastAPI:
+    """An application over an engine that has none of its own.
+
+    most: answers on their way at once.
+    """
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        yield
+        await engine.close()
+
+    app = FastAPI(title="Trimtab", lifespan=lifespan)
+    app.include_router(openai.router)
+    app.include_router(models.router)
+    app.add_exception_handler(HTTPException, _http_error)
+    include(app, state, settings)
+    cover(app, settings, bounds, most)
+    let_browsers_in(app, settings.allowed_origins)
+    return app
+
+
+def include(app: FastAPI, state: State, settings: Settings) -> None:
+    """The routes that every server of ours has."""
+    app.state.trimtab = state
+    app.state.trimtab_loading = None
+    if settings.admin_key is not None and settings.scorer_dir is not None:
+        app.state.trimtab_loading = Loading(state, settings.scorer_dir)
+    for routes in (generate, status, scorers):
+        app.include_router(routes.router)
+    app.add_exception_handler(TrimtabError, errors.handle)
+
+
+def cover(app: FastAPI, settings: Settings, bounds: Bounds, most: int) -> None:
+    """The layers that every server of ours has."""
+    app.add_middleware(Admission, most=most)
+    app.add_middleware(Sizes, bounds=bounds)
+    app.add_middleware(BodyLimit, max_bytes=bounds.body)
+    app.state.in_flight = InFlight()
+    app.add_middleware(Drain, in_flight=app.state.in_flight)
+    app.add_middleware(ApiKeys, **settings.keys())
+    app.add_middleware(Failures)
+
+
+def versions(statuses: list[ScorerStatus], settings: Settings) -> dict[str, Version]:
+    """The scorers that a server starts with, as requests know them."""
+    return {
+        one["name"]: Version(
+            one["name"],
+            1,
+            one["family"],
+            one["reads"],
+            _parts(settings, one["name"]),
+            one["distributional"],
+        )
+        for one in statuses
+    }
+
+
+def _parts(settings: Settings, name: str) -> frozenset[str]:
+    """The scorers that a composite is made of."""
+    spec = settings.scorer[name]
+    if spec.family != "composite":
+        return frozenset()
+    return frozenset(part.strip().partition(":")[0] for part in spec.path.split("+"))
+
+
+async def run(
+    app: FastAPI,
+    settings: Settings,
+    listener: socket.socket,
+    signals: Signals,
+    died: Callable[[], bool] = lambda: False,
+    config: uvicorn.Config | None = None,
+) -> bool:
+    """Serve until stopped, and check readiness meanwhile; False if the engine died of itself.
+
+    config: see serving.configure; the default one if absent.
+    """
+    host, port = listener.getsockname()[:2]
+    beginning = asyncio.create_task(_begin(app.state.trimtab, f"http://{host}:{port}"))
+    config = config or serving.configure(app, log_level=logging.getLogger().level)
+    in_flight, drain = app.state.in_flight, settings.drain_timeout
+    try:
+        return await serving.serve(config, listener, in_flight, signals, drain, died)
+    finally:
+        beginning.cancel()
+
+
+async def _begin(state: State, address: str) -> None:
+    await readiness.check_all(state)
+    with suppress(NotReady):  # /ready has the reason
+        for doubt in doubts(await state.statuses()):
+            log.warning("%s", doubt)
+    well = all(state.complaint(name) is None for name in state.scorers)
+    word = "ready" if well and state.engine.problem() is None else "NOT READY"
+    typer.echo(f"{word}: {state.model} at {address}, steered by {', '.join(state.scorers)}")
+
+
+async def _http_error(_: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, HTTPException)
+    headers: Mapping[str, str] | None = error.headers
+    body = InvalidRequest(f"{error.detail}.".lower()).body()
+    return JSONResponse(body, error.status_code, headers)

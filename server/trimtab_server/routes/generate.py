@@ -1,0 +1,39 @@
+"""POST /generate: always guided; β = 0 is the base model."""
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, Request
+from fastapi.responses import Response
+
+from trimtab.engine import GenerationRequest
+from trimtab_server import strict_json
+from trimtab_server.protocol import parse
+from trimtab_server.render import GenerateRenderer, answer
+from trimtab_server.state import State
+
+router = APIRouter()
+
+
+@router.post("/generate")
+async def generate(
+    fields: Annotated[dict[str, Any], Depends(strict_json.fields)], request: Request
+) -> Response:
+    """Continue a prompt under guidance."""
+    body, guidance, search = parse(fields)
+    state: State = request.app.state.trimtab
+    guidance = guidance.resolve(state.scorers, state.default)
+    renderer = GenerateRenderer(state.model, ())
+    renderer.requests = [
+        GenerationRequest(
+            id=f"gen-{renderer.id}",
+            text=body.prompt,
+            token_ids=body.prompt_token_ids,
+            turns=body.turns(),
+            sampling=body.sampling(),
+            guidance=guidance,
+            search=search,
+            versions=state.versions(guidance.scorers),
+            stream=body.stream,
+        )
+    ]
+    return await answer(request, state.generate(renderer.requests), renderer)

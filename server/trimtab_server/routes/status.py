@@ -1,0 +1,40 @@
+"""GET /v1/scorers and GET /ready."""
+
+from typing import Any
+
+from fastapi import APIRouter, Request
+
+from trimtab.errors import NotReady
+from trimtab_server import readiness
+from trimtab_server.scorer_list import SUSPENDED, listed
+from trimtab_server.state import State
+
+router = APIRouter()
+
+
+@router.get("/v1/scorers")
+async def scorers(request: Request) -> dict[str, Any]:
+    """The scorers of this server: family, objective, normalisation, prefix-AUC and health."""
+    state: State = request.app.state.trimtab
+    return listed(await state.statuses(), state.complaint, state.default_weights)
+
+
+@router.get("/ready")
+async def ready(request: Request) -> dict[str, str]:
+    """200 once every scorer has been seen to change logits, and while engine and scorers do."""
+    state: State = request.app.state.trimtab
+    try:
+        statuses = await state.statuses()
+    except NotReady as error:
+        raise NotReady(f"not ready: {error}") from None
+    begun = state.complaints.keys() >= set(state.scorers)  # the first check has ended
+    if begun and not await state.again.done(lambda: readiness.check(state, statuses)):
+        raise NotReady("not ready: scorers that have failed are being checked again.")
+    wrong = {name: state.complaint(name) for name in state.scorers}
+    wrong |= {one["name"]: SUSPENDED for one in statuses if one["suspended"]}
+    reasons = [f"scorer '{name}' {what}" for name, what in wrong.items() if what is not None]
+    if not reasons and (problem := state.engine.problem()) is not None:
+        reasons = [problem]
+    if reasons:
+        raise NotReady("not ready: " + "; ".join(reasons) + ".")
+    return {"status": "ready"}

@@ -1,0 +1,114 @@
+"""What our routes know of their server (`app.state.trimtab`), whatever its engine."""
+
+import asyncio
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, field, replace
+
+from trimtab.engine import Engine, GenerationRequest, Piece, ScorerStatus, Version
+from trimtab_server.recheck import Again
+from trimtab_server.scorer_list import NOT_ASKED
+
+ANSWER_SECONDS = 5.0
+"""How long the engine may take to list its scorers before it counts as stalled."""
+
+
+@dataclass
+class State:
+    """The engine, what it serves, and whether guidance has been seen to work."""
+
+    engine: Engine
+    scorers: dict[str, Version]
+    default: Mapping[str, float] | None
+    complaints: dict[str, str | None] = field(default_factory=dict)
+    """What each scorer's last readiness check found wrong; None if nothing."""
+    faults: dict[str, int] = field(default_factory=dict)
+    """How often each scorer had failed when it was last checked."""
+    checked: dict[str, float] = field(default_factory=dict)
+    """When each scorer was last checked (time.monotonic)."""
+    again: Again = field(default_factory=Again)
+    """The check that somebody who asks for /ready waits for."""
+
+    @property
+    def model(self) -> str:
+        """The model's name, as clients know it."""
+        return self.engine.model
+
+    @property
+    def default_weights(self) -> Mapping[str, float]:
+        """The scorers of requests that name none."""
+        return self.default or dict.fromkeys(self.scorers, 1.0)
+
+    def complaint(self, name: str) -> str | None:
+        """What is wrong with a scorer; None if nothing."""
+        return self.complaints.get(name, NOT_ASKED)
+
+    async def statuses(self) -> list[ScorerStatus]:
+        """The scorers that are served, with their versions.
+
+        Raises:
+            NotReady: the engine does not answer.
+        """
+        return [
+            {**one, "version": self.scorers[one["name"]].number}
+            for one in await self.engine.scorers(ANSWER_SECONDS)
+            if one["name"] in self.scorers
+        ]
+
+    def versions(self, names: Mapping[str, float] | None) -> list[Version]:
+        """What the names of a request mean now."""
+        return [self.scorers[name] for name in names or ()]
+
+    async def generate(self, requests: Sequence[GenerationRequest]) -> AsyncGenerator[Piece, None]:
+        """The choices of one or several prompts side by side; choice i of prompt p is p·n + i.
+
+        The versions of the requests' scorers are in use until it is closed.
+        """
+        used = [version for request in requests for version in request.versions]
+        for version in used:
+            version.users += 1
+        try:
+            async with aclosing(_side_by_side(self.engine, requests)) as pieces:
+                async for piece in pieces:
+                    yield piece
+        finally:
+            for version in used:
+                version.users -= 1
+
+
+async def _side_by_side(
+    engine: Engine, requests: Sequence[GenerationRequest]
+) -> AsyncGenerator[Piece, None]:
+    if len(requests) == 1:
+        async with aclosing(engine.generate(requests[0])) as pieces:
+            async for piece in pieces:
+                yield piece
+        return
+    pieces_of_all: asyncio.Queue[Piece | Exception | None] = asyncio.Queue()
+
+    async def work(number: int, request: GenerationRequest) -> None:
+        try:
+            async with aclosing(engine.generate(request)) as pieces:
+                async for piece in pieces:
+                    index = number * request.sampling.n + piece.index
+                    pieces_of_all.put_nowait(replace(piece, index=index))
+        except Exception as error:
+            pieces_of_all.put_nowait(error)
+        else:
+            pieces_of_all.put_nowait(None)
+
+    tasks = [asyncio.create_task(work(i, request)) for i, request in enumerate(requests)]
+    try:
+        left = len(tasks)
+        while left:
+            latest = await pieces_of_all.get()
+            if isinstance(latest, Exception):
+                raise latest
+            if latest is None:
+                left -= 1
+            else:
+                yield latest
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
