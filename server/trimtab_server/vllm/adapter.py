@@ -14,7 +14,6 @@ from vllm.sampling_params import RequestOutputKind, SamplingParams
 from trimtab.config import ScorerSpec
 from trimtab.engine import GenerationRequest, Piece, Sampling, ScorerStatus
 from trimtab.errors import InvalidRequest, NoRoom, ScorerRefused, TrimtabError
-from trimtab.params import GuidanceParams
 from trimtab_server.turns import turns
 from trimtab_server.vllm import prompts, rpc
 from trimtab_server.vllm.records import EXCHANGE, Exchange, converse
@@ -78,10 +77,8 @@ class VllmEngine:
         self, request: GenerationRequest, prompt: Any, exchange: Exchange
     ) -> AsyncGenerator[Piece, None]:
         kind = RequestOutputKind.DELTA if request.stream else RequestOutputKind.FINAL_ONLY
-        guidance = request.guidance or GuidanceParams(beta=0.0, scorers={})
-        params = SamplingParams(
-            **asdict(request.sampling), output_kind=kind, extra_args=guidance.to_xargs()
-        )
+        extra = None if request.guidance is None else request.guidance.to_xargs()
+        params = SamplingParams(**asdict(request.sampling), output_kind=kind, extra_args=extra)
         outputs = self.client.generate(prompt, params, request.id)
         async with aclosing(outputs):
             async for output in outputs:

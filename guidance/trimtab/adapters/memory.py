@@ -1,0 +1,176 @@
+"""A tiny engine in memory: a table of next-token logits over characters, under real guidance.
+
+For tests of whatever is written for engines, and to show what an engine must do.
+"""
+
+import asyncio
+from collections.abc import AsyncGenerator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from trimtab.config import ScorerSpec
+from trimtab.description import describe
+from trimtab.engine import GenerationRequest, Piece, Sampling, ScorerStatus
+from trimtab.errors import InvalidRequest, ScorerFault, ScorerRefused
+from trimtab.guide import Guide
+from trimtab.params import GuidanceParams
+from trimtab.rows import Row
+from trimtab.scoring.text import PromptContext
+
+LETTERS = "\n abcdefghijklmnopqrstuvwxyz.,!?:'0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+STOP = 0
+CONTEXT = 512
+UNSUPPORTED = (
+    *("min_tokens", "top_p", "top_k", "min_p", "stop", "stop_token_ids", "ignore_eos"),
+    *("presence_penalty", "frequency_penalty", "repetition_penalty", "logprobs"),
+)
+
+
+class Characters:
+    """A tokenizer: a token is a character."""
+
+    chat_template = None
+
+    def encode(self, text: str) -> list[int]:
+        """Characters that are none of LETTERS are spaces."""
+        return [max(LETTERS.find(character), 0) or 1 for character in text]
+
+    def decode(self, token_ids: Any, /, *, skip_special_tokens: bool = False) -> str:
+        """See Detokenizer."""
+        return "".join(LETTERS[int(token)] for token in token_ids)
+
+
+class MemoryEngine:
+    """See trimtab.engine.Engine."""
+
+    model = "memory"
+    greeting = GenerationRequest(text="the", sampling=Sampling(max_tokens=4, seed=0))
+    patience = 30.0
+
+    def __init__(self, guide: Guide, seed: int = 0) -> None:
+        self.guide = guide
+        generator = torch.Generator().manual_seed(seed)
+        self.table = 2 * torch.randn(len(LETTERS), len(LETTERS), generator=generator)
+        self.table[:, STOP] -= 8  # answers are long
+        self.tokenizer = Characters()
+
+    async def generate(self, request: GenerationRequest) -> AsyncGenerator[Piece, None]:
+        """See Engine.generate: token by token, all choices in step."""
+        prompt = self._prompt(request)
+        sampling, params = request.sampling, request.guidance
+        context = PromptContext(turns=list(request.turns) if request.turns else None)
+        rows = [
+            Row(
+                params or GuidanceParams(beta=0.0),
+                len(prompt),
+                stop_token=STOP,
+                record_key=f"{request.id}-{index}",
+                context=context,
+            )
+            for index in range(sampling.n)
+        ]
+        answers: list[list[int]] = [[] for _ in rows]
+        generators = [torch.Generator() for _ in rows]
+        for index, generator in enumerate(generators):
+            if sampling.seed is None:
+                generator.seed()
+            else:
+                generator.manual_seed(sampling.seed + index)
+        left = list(range(sampling.n))
+        try:
+            while left:
+                for index in left:
+                    rows[index].prefix = np.array([*prompt, *answers[index]], dtype=np.int64)
+                last = [int(rows[index].prefix[-1]) for index in left]
+                logits = self.table[torch.tensor(last)].clone()  # [rows, vocab]
+                self.guide.step(logits, [(i, rows[index]) for i, index in enumerate(left)])
+                for i, index in enumerate(list(left)):
+                    token = _draw(logits[i], sampling.temperature, generators[index])
+                    answers[index].append(token)
+                    full = len(answers[index]) >= sampling.max_tokens
+                    finish = "stop" if token == STOP else "length" if full else None
+                    if finish is not None:
+                        left.remove(index)
+                    record = self._record(rows[index], prompt, answers[index], finish, params)
+                    text = "" if token == STOP else LETTERS[token]
+                    yield Piece(index, text, [token], finish, record, prompt_tokens=len(prompt))
+                await asyncio.sleep(0)
+        finally:
+            for row in rows:
+                self.guide.records.pop(str(row.record_key))
+
+    def _prompt(self, request: GenerationRequest) -> list[int]:
+        if request.search is not None:
+            raise InvalidRequest("this engine does not search; leave search out.", param="search")
+        neutral = Sampling()
+        for name in UNSUPPORTED:
+            if getattr(request.sampling, name) != getattr(neutral, name):
+                raise InvalidRequest(f"this engine does not have {name}; leave it out.", param=name)
+        if request.token_ids is not None:
+            ids = list(request.token_ids)
+            if any(token >= len(LETTERS) for token in ids):
+                raise InvalidRequest(
+                    f"a token id is out of the vocabulary, which has {len(LETTERS)} tokens.",
+                    param="prompt_token_ids",
+                )
+        else:
+            turns = "".join(f"{t['role']}: {t['content']} " for t in request.turns or ())
+            ids = self.tokenizer.encode(request.text or turns)
+        if len(ids) >= CONTEXT:
+            raise InvalidRequest(
+                f"the prompt has {len(ids)} tokens; expected fewer than {CONTEXT}.", param="prompt"
+            )
+        return ids
+
+    def _record(
+        self,
+        row: Row,
+        prompt: list[int],
+        answer: list[int],
+        finish: str | None,
+        params: GuidanceParams | None,
+    ) -> dict[str, Any] | None:
+        failed = row.fault is not None and row.params.on_error == "fail"
+        if failed and row.fault is not None:
+            raise ScorerFault(
+                f"scorer '{row.fault.scorer}' failed while it steered this request "
+                f"({row.fault.message}). Leave it out, or send on_error 'unguided' to go on as the "
+                "base model.",
+                code="scorer_failed",
+            )
+        if finish is None or params is None:
+            return None
+        [record] = self.guide.records.report(str(row.record_key), prompt, [answer], True)
+        return record
+
+    async def scorers(self, seconds: float) -> list[ScorerStatus]:
+        """See Engine.scorers."""
+        return describe(self.guide)
+
+    def problem(self) -> str | None:
+        """None: a table is always ready."""
+        return None
+
+    async def load(self, version: str, spec: ScorerSpec, root: Path) -> Mapping[str, Any]:
+        """Not supported."""
+        raise ScorerRefused("this engine does not load scorers while it serves.")
+
+    async def serve(self, name: str, version: str | None) -> None:
+        """See Engine.serve."""
+        self.guide.registry.serve(name, version)
+
+    async def drop(self, version: str) -> None:
+        """See Engine.drop."""
+        self.guide.registry.versions.pop(version, None)
+
+    async def close(self) -> None:
+        """Nothing is held."""
+
+
+def _draw(logits: torch.Tensor, temperature: float, generator: torch.Generator) -> int:
+    if temperature < 1e-5:
+        return int(logits.argmax())
+    return int(torch.multinomial((logits / temperature).softmax(-1), 1, generator=generator))
