@@ -269,7 +269,7 @@ def command(tmp_path, monkeypatch):
     """`trimtab rollout` in this process, with a sampler that needs no engine."""
     offline = types.SimpleNamespace(Sampler=MadeUp, engine_options=lambda flags: {})
     monkeypatch.setitem(sys.modules, "trimtab.adapters.vllm.offline", offline)
-    monkeypatch.setattr("trimtab_server.commands.rollout_job.quieten", lambda: None)
+    monkeypatch.setattr("trimtab_server.commands.rollout_job.configure_logging", lambda: None)
     monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", "1")
     monkeypatch.chdir(tmp_path)
     name = f"taste_{abs(hash(tmp_path))}"

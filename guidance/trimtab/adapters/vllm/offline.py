@@ -36,7 +36,7 @@ from trimtab.config import GuidanceConfig
 from trimtab.errors import InvalidGuidance, ScorerFault, TrimtabError
 from trimtab.loading import vet
 from trimtab.params import RECORD_KEY, GuidanceParams
-from trimtab.reasons import brief, heard
+from trimtab.reasons import brief, collect_reason
 from trimtab.sampling import Completion, Request, log_ratios, sample_seed
 from trimtab.search import (
     Draw,
@@ -98,7 +98,7 @@ class Sampler:
             options["logits_processors"] = [PROCESSOR]
             options["worker_extension_cls"] = WORKER
             options["additional_config"] = {"trimtab": config.model_dump(exclude_none=True)}
-        with orphans.owned(), heard() as reason:
+        with orphans.owned(), collect_reason() as reason:
             try:
                 self.llm = LLM(model, **options)
             except (OSError, ValueError, RuntimeError) as error:

@@ -86,7 +86,7 @@ class GuidanceProcessor(V1LogitsProcessor, V2LogitsProcessor):
         try:
             scorers = ranks.alone(self.build, config) if self.leads else {}
         except TrimtabError as error:
-            reasons.tell(error)
+            reasons.report(error)
             raise
         self.guide = Guide(scorers, config.scorer_timeout)
         self.share = pool_bytes(config) if self.leads else 0  # prefix cache of a new scorer
