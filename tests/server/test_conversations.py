@@ -16,7 +16,7 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # what vLLM's import brings about is not ours to mend
     from vllm.entrypoints.openai.responses.protocol import ResponsesResponse
 
-    from trimtab.adapters.vllm.search import carried, told
+    from trimtab.adapters.vllm.search import carried, read_context
     from trimtab_server.vllm import rpc
     from trimtab_server.vllm.guided_routes import GUIDED, conversations
     from trimtab_server.vllm.middleware import Guidance
@@ -192,7 +192,9 @@ def test_odd_messages_are_left_to_the_route(messages):
             result += read(path, fields)
     for conversation in result:
         assert conversation is None or conversation
-        assert told(carried(PromptContext(turns=conversation))) == PromptContext(turns=conversation)
+        assert read_context(carried(PromptContext(turns=conversation))) == PromptContext(
+            turns=conversation
+        )
 
 
 def test_a_template_gets_tool_calls_as_transformers_has_them():
@@ -219,7 +221,7 @@ async def test_templates_read_conversations_before_the_route(monkeypatch, refusa
     async def route(scope, receive, send):
         exchange = EXCHANGE.get()
         for _ in range(1 + several):
-            reached.append(told(exchange.carried).turns)
+            reached.append(read_context(exchange.carried).turns)
             exchange.calls.append({})
         await send({"type": "http.response.start", "status": 204, "headers": []})
         await send({"type": "http.response.body", "body": b""})

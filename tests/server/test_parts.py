@@ -21,7 +21,7 @@ with warnings.catch_warnings():
     from vllm import SamplingParams
 
     from trimtab.adapters.vllm import GuidanceProcessor
-    from trimtab.adapters.vllm.search import carried, told
+    from trimtab.adapters.vllm.search import carried, read_context
     from trimtab_server.vllm import app, prompts, readiness, rpc, status
     from trimtab_server.vllm.middleware import Guidance
     from trimtab_server.vllm.records import EXCHANGE
@@ -211,7 +211,7 @@ async def test_a_conversation_goes_to_scorers_that_read_it(monkeypatch, reads):
     monkeypatch.setattr(rpc, "call", call)
     await answer(Guidance(route, served, None), scope, receive)
     turns = [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "A b"}]
-    assert told(found) == PromptContext(turns=turns if reads == "chat" else None)
+    assert read_context(found) == PromptContext(turns=turns if reads == "chat" else None)
     assert found["trimtab_versions"] == "s@3"
 
 
@@ -223,7 +223,7 @@ def test_what_is_told_of_a_prompt_is_checked_at_the_front(given):
     with pytest.raises(InvalidGuidance, match="set by the server"):
         GuidanceProcessor.validate_params(SamplingParams(extra_args=extra))
     known = PromptContext(4, [{"role": "user", "content": "ü"}])
-    assert told(carried(known)) == known
+    assert read_context(carried(known)) == known
     GuidanceProcessor.validate_params(SamplingParams(extra_args={**extra, **carried(known)}))
 
 
