@@ -270,7 +270,7 @@ def _parse_numbers(field: str, text: str) -> dict[str, float]:
             numbers[name] = float(number) if equals or field == "floors" else 1.0
         except ValueError:
             raise InvalidGuidance(
-                f"{field} must read NAME=NUMBER,NAME=NUMBER.", param=field
+                f"{field} must have the form NAME=NUMBER,NAME=NUMBER.", param=field
             ) from None
     return numbers
 
