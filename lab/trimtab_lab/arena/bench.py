@@ -132,7 +132,7 @@ class Bench:
         forwarded = self._forwarded()
         scorers = [(size, (forwarded[name][1] - before[name][1]) / count)
                    for name, (size, _) in forwarded.items()]  # fmt: skip
-        drawn = facts.pop("drawn_tokens", None) or np.mean(
+        sampled_tokens = facts.pop("drawn_tokens", None) or np.mean(
             [len(one.token_ids) for group in groups for one in group]
         )
         prompt_tokens = sum(map(len, self.prompts)) / count  # a prompt counts once for its answers
@@ -146,8 +146,8 @@ class Bench:
             tokens=[[len(one.token_ids) for one in group] for group in groups],
             words=[[words(text) for text in group] for group in texts],
             diversity=float(np.mean([diversity(group) for group in texts])),
-            flops=flops(self.parameters, prompt_tokens + float(drawn), scorers),
-            drawn_tokens=float(drawn),
+            flops=flops(self.parameters, prompt_tokens + float(sampled_tokens), scorers),
+            drawn_tokens=float(sampled_tokens),
             scorer_tokens=sum(tokens for _, tokens in scorers),
             seconds=seconds,
             texts=[group[0] for group in texts],
@@ -214,15 +214,15 @@ class Bench:
             [Completion(one.token_ids, [], one.kl + _bound(method, len(one.token_ids)))]
             for one in results
         ]
-        drawn = float(np.mean([one.usage.drawn_tokens for one in results]))
+        sampled_tokens = float(np.mean([one.usage.drawn_tokens for one in results]))
         usage = [asdict(one.usage) for one in results]
         mean = {key: float(np.mean([one[key] for one in usage])) for key in usage[0]}
-        return groups, {"drawn_tokens": drawn, "usage": mean}
+        return groups, {"drawn_tokens": sampled_tokens, "usage": mean}
 
     def _tuned(self, method: Method, path: Path) -> Answers:
         n = self.answers(method)
-        drawn = rivals.sample(self.task, path, self.base, self.texts * n, self.scale.seed)
-        groups = [drawn[i :: len(self.texts)] for i in range(len(self.texts))]
+        answers = rivals.sample(self.task, path, self.base, self.texts * n, self.scale.seed)
+        groups = [answers[i :: len(self.texts)] for i in range(len(self.texts))]
         return groups, {"policy": fingerprint(path)}
 
     def _kl(self, answer: Completion, method: Method) -> float:

@@ -104,7 +104,7 @@ def heat_map(axes: Any, board: Board) -> None:
 
 def shade(axes: Any, table: Floats, rows: Sequence[str], columns: Sequence[str]) -> None:
     """Rewards as colours and numbers, [rows, columns]; NaN stays white."""
-    drawn = axes.imshow(table, cmap="viridis", aspect="auto")
+    image = axes.imshow(table, cmap="viridis", aspect="auto")
     middle = (np.nanmin(table) + np.nanmax(table)) / 2
     for (i, j), value in np.ndenumerate(table):
         if np.isfinite(value):
@@ -112,7 +112,7 @@ def shade(axes: Any, table: Floats, rows: Sequence[str], columns: Sequence[str])
             axes.text(j, i, f"{value:.2f}", ha="center", va="center", fontsize=8, color=colour)
     axes.set_xticks(range(len(columns)), columns)
     axes.set_yticks(range(len(rows)), rows)
-    axes.figure.colorbar(drawn, ax=axes, label="mean reward")
+    axes.figure.colorbar(image, ax=axes, label="mean reward")
 
 
 def _by_k(board: Board) -> dict[int, list[Run]]:

@@ -17,13 +17,13 @@ WORKERS = 2
 """Concurrent trainings, one thread each: two small ones are faster than one on both cores."""
 
 
-def prepare(task: Task, out: Path, scale: Scale, wanted: Iterable[str]) -> dict[str, Spec]:
+def prepare(task: Task, out: Path, scale: Scale, required: Iterable[str]) -> dict[str, Spec]:
     """The scorers of a task, trained if absent: name → path, or the fields of a composed one."""
     from trimtab_lab.worlds import build
 
     out.mkdir(parents=True, exist_ok=True)
-    sums = SUMS.get(task.world.name, {}) if COMPOSED in wanted else {}
-    names = dict.fromkeys([*(name for name in wanted if name != COMPOSED), *map(part, sums)])
+    sums = SUMS.get(task.world.name, {}) if COMPOSED in required else {}
+    names = dict.fromkeys([*(name for name in required if name != COMPOSED), *map(part, sums)])
     supplied = {name: task.scorers[name] for name in names if name in task.scorers}
     trained = [name for name in names if name not in supplied]
     if trained:

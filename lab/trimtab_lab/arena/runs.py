@@ -93,9 +93,9 @@ def find(folder: Path, method: str, scaled_beta: float, settings: Mapping[str, A
     if not path.exists():
         return None
     run = _read(path)
-    wanted = json.loads(json.dumps(settings, default=_plain))
+    current = json.loads(json.dumps(settings, default=_plain))
     differing = [
-        name for name in {**run.settings, **wanted} if run.settings.get(name) != wanted.get(name)
+        name for name in {**run.settings, **current} if run.settings.get(name) != current.get(name)
     ]
     if differing:
         raise TrimtabError(

@@ -133,7 +133,7 @@ def _prompts(split: str, n: int, seed: int) -> list[str]:
     return [*with_example(prompts[:count], seed), *prompts[count:]]
 
 
-def _prompts_shown(split: str, n: int, seed: int) -> list[str]:
+def _prompts_with_example(split: str, n: int, seed: int) -> list[str]:
     prompts = _prompts(split, n, seed)
     return with_example(prompts, seed) if split == "test" else prompts
 
@@ -148,5 +148,5 @@ TOOLS = World(
     max_tokens=48,
     documents=_documents,
 )
-TOOLS_SHOWN = replace(TOOLS, name="tools-shown", prompts=_prompts_shown)
+TOOLS_SHOWN = replace(TOOLS, name="tools-shown", prompts=_prompts_with_example)
 """The same world, tested on requests after a solved one: the gain of guidance beside an example."""
