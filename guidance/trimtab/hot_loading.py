@@ -85,9 +85,9 @@ def check_entries(directory: Path, root: Path) -> None:
     """
     if directory.is_symlink() or not directory.resolve().is_relative_to(root):
         raise ScorerRefused("it holds a symbolic link; copy the files.")
-    left, count = [directory], 0
-    while left:
-        with os.scandir(left.pop()) as entries:
+    pending, count = [directory], 0
+    while pending:
+        with os.scandir(pending.pop()) as entries:
             for entry in entries:
                 count += 1
                 if count > MAX_FILES:
@@ -97,7 +97,7 @@ def check_entries(directory: Path, root: Path) -> None:
                 if entry.is_symlink():
                     raise ScorerRefused("it holds a symbolic link; copy the files.")
                 if entry.is_dir():
-                    left.append(Path(entry.path))
+                    pending.append(Path(entry.path))
                 elif not entry.is_file():
                     raise ScorerRefused(
                         f"{entry.name} is a FIFO, a socket or a device; expected a regular file."

@@ -277,16 +277,16 @@ def _parse_numbers(field: str, text: str) -> dict[str, float]:
 
 def _invalid(error: ValidationError) -> InvalidGuidance:
     details = error.errors(include_url=False, include_context=False, include_input=False)
-    shown = []
+    reasons = []
     for detail in details[:3]:
         name = str(detail["loc"][0]) if detail["loc"] else "guidance"
         if detail["type"] == "extra_forbidden":
-            shown.append(f"there is an unknown field; the fields are {', '.join(FIELDS)}")
+            reasons.append(f"there is an unknown field; the fields are {', '.join(FIELDS)}")
         else:
-            shown.append(f"{name}: {detail['msg']}")
+            reasons.append(f"{name}: {detail['msg']}")
     first = details[0]["loc"]
     field = str(first[0]) if first and str(first[0]) in FIELDS else "guidance"
     more = f" (and {len(details) - 3} more)" if len(details) > 3 else ""
     return InvalidGuidance(
-        "Invalid guidance: " + "; ".join(dict.fromkeys(shown)) + more + ".", param=field
+        "Invalid guidance: " + "; ".join(dict.fromkeys(reasons)) + more + ".", param=field
     )

@@ -35,12 +35,12 @@ def why(error: BaseException) -> str:
 def fields(error: ValidationError, most: int = 3) -> str:
     """The invalid fields of a configuration and the reasons, never the values."""
     details = error.errors(include_url=False, include_context=False, include_input=False)
-    shown = [
+    reasons = [
         ": ".join(filter(None, (".".join(map(str, detail["loc"])), detail["msg"])))
         for detail in details[:most]
     ]
     more = f" (and {len(details) - most} more)" if len(details) > most else ""
-    return "; ".join(shown) + more
+    return "; ".join(reasons) + more
 
 
 def brief(error: BaseException) -> str:

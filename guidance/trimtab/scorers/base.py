@@ -102,7 +102,7 @@ class Scorer(ABC):
         """Drop what is kept for a row that has ended."""
 
     def refusal(self, turns: Turns) -> str | None:
-        """Why the scorer cannot read a conversation; None if it can, or reads none."""
+        """Why the scorer cannot read a conversation; None if it can, or reads only tokens."""
         return None
 
     def shortened(self, key: int) -> int:

@@ -1,4 +1,4 @@
-"""text: a classifier that reads text, with a tokenizer of its own.
+"""text: a classifier that reads text, with its own tokenizer.
 
     s(prefix + v) = trimtab_models.classify of text(prefix + v): a logit, or log p(label)
 

@@ -1,4 +1,4 @@
-"""A causal network with a tokenizer of its own, behind a prefix pool.
+"""A causal network with its own tokenizer, behind a prefix pool.
 
 Candidates are scored as text. Each text is retokenised from its last seam (retokenise.py). The
 common tokens of all candidates of a row are the trunk, to which the prefix pool is rolled back; the

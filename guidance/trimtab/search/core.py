@@ -1,4 +1,4 @@
-"""The protocol of a search, which does no input or output of its own.
+"""The protocol between a search and its driver; a search does no input or output.
 
 A search is a generator. It yields turns and receives their results:
 

@@ -44,8 +44,8 @@ class SearchParams(BaseModel):
         except ValidationError as error:
             details = error.errors(include_url=False, include_context=False, include_input=False)
             known = set(METHODS[fields["method"]].model_fields)
-            shown = dict.fromkeys(_explain(detail, known) for detail in details[:3])
-            message = f"Invalid search ({fields['method']}): " + "; ".join(shown) + "."
+            reasons = dict.fromkeys(_explain(detail, known) for detail in details[:3])
+            message = f"Invalid search ({fields['method']}): " + "; ".join(reasons) + "."
             raise InvalidGuidance(message, param="search") from None
 
     def check(self, guidance: GuidanceParams, temperature: float) -> None:

@@ -84,7 +84,7 @@ class GuidanceProcessor(V1LogitsProcessor, V2LogitsProcessor):
         )
         self.leads = ranks.leads()
         try:
-            scorers = ranks.alone(self.build, config) if self.leads else {}
+            scorers = ranks.on_leader(self.build, config) if self.leads else {}
         except TrimtabError as error:
             reasons.report(error)
             raise
@@ -141,7 +141,7 @@ class GuidanceProcessor(V1LogitsProcessor, V2LogitsProcessor):
             self._guide(logits, ctx)
             return logits
         if self.leads:
-            ranks.alone(self._guide, logits, ctx)
+            ranks.on_leader(self._guide, logits, ctx)
         slots = range(len(logits)) if ctx is None else ctx.idx_mapping_np.tolist()
         ranks.share(logits, [b for b, slot in enumerate(slots) if slot in self.rows])
         return logits

@@ -28,7 +28,7 @@ def several() -> bool:
     return model_parallel_is_initialized() and get_tp_group().world_size > 1
 
 
-def alone(work: Callable[..., T], *args: Any) -> T:
+def on_leader(work: Callable[..., T], *args: Any) -> T:
     """Run work on the leader alone, without advancing the generator that all ranks share."""
     devices = [torch.cuda.current_device()] if torch.cuda.is_initialized() else []
     with torch.random.fork_rng(devices=devices):

@@ -98,8 +98,8 @@ def drawn(output: Any, top: int, record: Any, scorers: int) -> Drawn:
     read = len(output.prompt_token_ids) - (output.num_cached_tokens or 0)
     spent = 0
     if record is not None:
-        alone = record["steps"] - record["scored_steps"]
-        spent = scorers * (read + record["scored_tokens"] + alone)
+        single = record["steps"] - record["scored_steps"]
+        spent = scorers * (read + record["scored_tokens"] + single)
     return Drawn(
         tuple(choice.token_ids),
         choice.finish_reason == "stop",
