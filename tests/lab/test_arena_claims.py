@@ -56,7 +56,7 @@ SWEEP += ["--reward", "no.such:reward"]
 @pytest.mark.parametrize(
     ("out", "says"),
     [
-        ("held", "not empty, and this command did not make what it holds (results.json)"),
+        ("held", "not empty, and this command did not make its content (results.json)"),
         ("p.txt", "p.txt is not a directory"),
         ("p.txt/out", "nothing can be written into"),
         ("/proc/out", "nothing can be written into /proc"),
