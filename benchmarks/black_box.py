@@ -1,10 +1,10 @@
-"""Steering a model that can only be asked: tool calls of an upstream, bare and guided.
+"""Steer a black-box model: tool calls of an upstream, bare and guided.
 
-    python benchmarks/black_box.py .work/arena/tools   # what `trimtab arena tools` has trained
+    python benchmarks/black_box.py .work/arena/tools   # the output of `trimtab arena tools`
 
-A stock vLLM server holds the base; `trimtab serve --upstream` sees of it the 20 most likely tokens
-a step, and no more. The same prompts and seeds for every setting; success is exact (worlds/tools).
-Greedy answers are asked for a token at a time and in blocks of 8, to see what calls are saved.
+A stock vLLM server serves the base; `trimtab serve --upstream` gets only its 20 most likely tokens
+per step. Every setting uses the same prompts and seeds; success is exact (worlds/tools). Greedy
+answers are generated one token per call and in blocks of 8, to measure how many calls blocks save.
 Writes benchmarks/results/black_box.{json,md}.
 """
 
@@ -29,8 +29,8 @@ from scipy import stats
 from trimtab_lab.worlds import WORLDS
 
 RESULTS = Path(__file__).parent / "results"
-TOP, BLOCK, STRENGTH, BUDGET, SEED = 20, 8, 8.0, 1.0, 0
-FACTOR = 1.6  # what the literature's black-box experiments report over the bare model
+TOP, BLOCK, SCALED_BETA, BUDGET, SEED = 20, 8, 8.0, 1.0, 0
+FACTOR = 1.6  # success over the bare model's in the literature's black-box experiments
 SCORERS = {"q": "q-distribution", "value": "td-lambda"}
 NAMES = {"q": "return distribution of every next token (q)", "value": "value (VAS)"}
 BARE = "bare upstream"
@@ -38,7 +38,7 @@ BARE = "bare upstream"
 
 @contextmanager
 def started(command: list[str], ready: str):
-    """A server of ours or vLLM's, until the block ends."""
+    """A Trimtab or vLLM server, until the block ends."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])
@@ -55,7 +55,7 @@ def started(command: list[str], ready: str):
                 pass
             time.sleep(0.5)
         else:
-            raise SystemExit(f"{command[0]} did not get ready")
+            raise SystemExit(f"{command[0]} did not become ready")
         yield http
     finally:
         process.send_signal(signal.SIGTERM)
@@ -64,15 +64,15 @@ def started(command: list[str], ready: str):
 
 def calls(http: httpx.Client) -> float:
     """Calls to the upstream so far."""
-    found = re.findall(r"^trimtab_upstream_calls_total\S* (\S+)", http.get("/metrics").text, re.M)
-    return sum(map(float, found))
+    counts = re.findall(r"^trimtab_upstream_calls_total\S* (\S+)", http.get("/metrics").text, re.M)
+    return sum(map(float, counts))
 
 
 def run(http: httpx.Client, path: str, prompts: list[str], **fields: Any) -> dict[str, Any]:
-    """Success [prompts][answers], and what it took."""
+    """Success [prompts][answers], and its cost in time, KL and calls."""
     world = WORLDS["tools"]
     counted = path == "/generate"
-    before, began = calls(http) if counted else 0.0, time.monotonic()
+    before, start = calls(http) if counted else 0.0, time.monotonic()
 
     def ask(i: int) -> list[dict[str, Any]]:
         body = {"prompt": prompts[i], "max_tokens": world.max_tokens, "seed": 100 * i + SEED}
@@ -84,21 +84,21 @@ def run(http: httpx.Client, path: str, prompts: list[str], **fields: Any) -> dic
         answers = list(pool.map(ask, range(len(prompts))))
     n = sum(map(len, answers))
     success = world.rewards[world.gold]
-    told: dict[str, Any] = {
+    result: dict[str, Any] = {
         "fields": fields,
         "success": [
             [success(prompt, one["text"]) for one in group]
             for prompt, group in zip(prompts, answers, strict=True)
         ],
-        "seconds": (time.monotonic() - began) / n,
+        "seconds": (time.monotonic() - start) / n,
     }
     if counted:
         records = [one["guidance"] for group in answers for one in group]
-        told["kl"] = float(np.mean([record["kl"] for record in records]))
-        told["unrevealed"] = float(np.mean([record["unrevealed"] for record in records]))
-        told["calls"] = (calls(http) - before) / n
-        told["text"] = [[one["text"] for one in group] for group in answers]
-    return told
+        result["kl"] = float(np.mean([record["kl"] for record in records]))
+        result["unrevealed"] = float(np.mean([record["unrevealed"] for record in records]))
+        result["calls"] = (calls(http) - before) / n
+        result["text"] = [[one["text"] for one in group] for group in answers]
+    return result
 
 
 def report(runs: dict[str, dict[str, Any]], prompts: int, answers: int) -> str:
@@ -115,10 +115,10 @@ def report(runs: dict[str, dict[str, Any]], prompts: int, answers: int) -> str:
         "| s an answer |",
         "|" + "---|" * 9,
     ]
-    for label, told in runs.items():
-        heat = told["fields"]["temperature"]
-        bare = np.mean(runs[f"{BARE}, temperature {heat}"]["success"], axis=1)
-        own = np.mean(told["success"], axis=1)
+    for label, result in runs.items():
+        temperature = result["fields"]["temperature"]
+        bare = np.mean(runs[f"{BARE}, temperature {temperature}"]["success"], axis=1)
+        own = np.mean(result["success"], axis=1)
         ratio, p = "", ""
         if not label.startswith(BARE):
             ratio = f"{own.mean() / bare.mean():.2f}" if bare.mean() else "–"
@@ -126,20 +126,20 @@ def report(runs: dict[str, dict[str, Any]], prompts: int, answers: int) -> str:
                 p = f"{stats.wilcoxon(own, bare, alternative='greater').pvalue:.0e}"
         cells = [
             label.split(", temperature")[0],
-            str(heat),
+            str(temperature),
             f"{own.mean():.3f} ± {stats.sem(own):.3f}",
             ratio,
             p,
-            f"{told['kl']:.2f}" if "kl" in told else "",
-            f"{told['unrevealed']:.1e}" if "kl" in told else "",
-            f"{told['calls']:.1f}" if "kl" in told else "1",
-            f"{told['seconds']:.2f}",
+            f"{result['kl']:.2f}" if "kl" in result else "",
+            f"{result['unrevealed']:.1e}" if "kl" in result else "",
+            f"{result['calls']:.1f}" if "kl" in result else "1",
+            f"{result['seconds']:.2f}",
         ]
         lines.append("| " + " | ".join(cells) + " |")
     least = min(
-        np.mean(told["success"]) / np.mean(runs[f"{BARE}, temperature 1"]["success"])
-        for label, told in runs.items()
-        if "calls" in told and told["fields"]["temperature"] == 1
+        np.mean(result["success"]) / np.mean(runs[f"{BARE}, temperature 1"]["success"])
+        for label, result in runs.items()
+        if "calls" in result and result["fields"]["temperature"] == 1
     )
     met = "met" if least >= FACTOR else "NOT met"
     one, block = (runs[f"q, {way}, temperature 0"] for way in ("a token a call", "blocks of 8"))
@@ -155,14 +155,14 @@ def report(runs: dict[str, dict[str, Any]], prompts: int, answers: int) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("arena", type=Path, help="work of `trimtab arena tools`")
+    parser.add_argument("arena", type=Path, help="directory of `trimtab arena tools`")
     parser.add_argument("--prompts", type=int, default=64)
     parser.add_argument("--answers", type=int, default=4)
     parser.add_argument("--out", type=Path, default=RESULTS)
-    given = parser.parse_args()
-    given.out.mkdir(parents=True, exist_ok=True)
-    prompts = WORLDS["tools"].prompts("test", given.prompts, SEED)
-    base = str(given.arena / "base")
+    options = parser.parse_args()
+    options.out.mkdir(parents=True, exist_ok=True)
+    prompts = WORLDS["tools"].prompts("test", options.prompts, SEED)
+    base = str(options.arena / "base")
     vllm = ["vllm.entrypoints.launchers.api_server.entry", "--model", base]
     vllm += ["--served-model-name", "tools", "--dtype", "float32", "--max-model-len", "256"]
     vllm += ["--max-num-seqs", "64", "--enforce-eager", "--disable-uvicorn-access-log"]
@@ -173,25 +173,26 @@ def main() -> None:
         ours = ["trimtab_server.cli", "serve", "--upstream", url]
         ours += ["--upstream-model", "tools", "--tokenizer", base, "--upstream-top", str(TOP)]
         for name, folder in SCORERS.items():
-            ours += ["--scorer", f"{name}={given.arena / 'scorers' / folder}"]
-        for heat, n in ((1, given.answers), (0, 1)):
-            bare = {"temperature": heat, "n": n, "model": "tools"}
-            runs[f"{BARE}, temperature {heat}"] = run(upstream, "/v1/completions", prompts, **bare)
-        guided = {"beta": STRENGTH, "normalize": True}
+            ours += ["--scorer", f"{name}={options.arena / 'scorers' / folder}"]
+        for temperature, n in ((1, options.answers), (0, 1)):
+            bare = {"temperature": temperature, "n": n, "model": "tools"}
+            label = f"{BARE}, temperature {temperature}"
+            runs[label] = run(upstream, "/v1/completions", prompts, **bare)
+        guided = {"beta": SCALED_BETA, "normalize": True}
         with started(ours, "/ready") as http:
             for name in SCORERS:
-                asked = {**guided, "scorers": {name: 1.0}, "temperature": 1, "n": given.answers}
-                runs[f"{NAMES[name]}, temperature 1"] = run(http, "/generate", prompts, **asked)
-            asked = {"kl_budget": BUDGET, "scorers": {"q": 1.0}, "temperature": 1}
+                fields = {**guided, "scorers": {name: 1.0}, "temperature": 1, "n": options.answers}
+                runs[f"{NAMES[name]}, temperature 1"] = run(http, "/generate", prompts, **fields)
+            fields = {"kl_budget": BUDGET, "scorers": {"q": 1.0}, "temperature": 1}
             label = f"q, a budget of {BUDGET:g} nat, temperature 1"
-            runs[label] = run(http, "/generate", prompts, **asked, n=given.answers)
+            runs[label] = run(http, "/generate", prompts, **fields, n=options.answers)
             greedy = {**guided, "scorers": {"q": 1.0}, "temperature": 0}
             runs["q, a token a call, temperature 0"] = run(http, "/generate", prompts, **greedy)
         with started([*ours, "--upstream-block", str(BLOCK)], "/ready") as http:
             runs["q, blocks of 8, temperature 0"] = run(http, "/generate", prompts, **greedy)
-    (given.out / "black_box.json").write_text(json.dumps(runs) + "\n")
-    (given.out / "black_box.md").write_text(report(runs, given.prompts, given.answers))
-    print(report(runs, given.prompts, given.answers))
+    (options.out / "black_box.json").write_text(json.dumps(runs) + "\n")
+    (options.out / "black_box.md").write_text(report(runs, options.prompts, options.answers))
+    print(report(runs, options.prompts, options.answers))
 
 
 if __name__ == "__main__":

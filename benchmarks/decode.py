@@ -1,15 +1,15 @@
-"""How much guidance costs, as ratios within one run through the real engine.
+"""The cost of guidance, as ratios within one run through the real engine.
 
     python benchmarks/decode.py [--quick]
 
-Random weights, real architectures: a Llama base about 20 times the size of its Llama scorers, and
-the demo. For each setting, guided and unguided decode steps are timed in turn (paired repeats),
-beside
+The models are a Llama base about 20 times the size of its Llama scorers, with random weights, and
+the demo. In each setting, guided and unguided decode steps alternate (paired repeats). They are
+compared with
 
-    floor    the bare forward of the scorer for the candidates plus one token a row, no prefix,
-             right after an unguided step, so that it finds the caches as guidance finds them
+    floor    the bare forward of the scorer for the candidates plus one token per row, no prefix,
+             right after an unguided step, so that CPU caches are in the same state as for guidance
     naive    re-forwarding the prefix with each candidate
-    copies   k copies of each prefix's K/V, one token each, as most published code does
+    copies   k copies of each prefix's K/V, one token each, as in most published code
 
 and   scoring efficiency = bare scorer forward ÷ (guided − unguided).
 Writes benchmarks/results/decode.{json,md,png}.
@@ -55,7 +55,7 @@ SCORER = {"hidden_size": 512, "intermediate_size": 1376, "num_hidden_layers": 6}
 
 
 def config(sizes: dict[str, int]) -> LlamaConfig:
-    """A Llama with heads of 64 dimensions, four to a K/V head."""
+    """A Llama with heads of 64 dimensions, four per K/V head."""
     heads = sizes["hidden_size"] // 64
     return LlamaConfig(
         vocab_size=VOCAB,
@@ -82,7 +82,7 @@ def start(base: Path, scorers: dict[str, Path]) -> LLM:
         enforce_eager=True,
         max_model_len=384,
         max_num_seqs=32,
-        block_size=32,  # so that prompts of 128 tokens are found in the prefix cache
+        block_size=32,  # so that the prefix cache holds prompts of 128 tokens
         max_num_batched_tokens=32 * (PREFIX + 1),
         disable_log_stats=True,
         logits_processors=["trimtab.adapters.vllm:GuidanceProcessor"],
@@ -101,7 +101,7 @@ class Decoder:
         self.engine.collective_rpc("trimtab_scorers")
 
     def step_seconds(self, rows: int, guidance: GuidanceParams | None, after=None) -> list[float]:
-        """Median seconds of a decode step with `rows` requests, and of `after` behind it."""
+        """Median seconds of a decode step with `rows` requests, and of `after` right after it."""
         self.runs += 1
         params = SamplingParams(
             temperature=1.0,
@@ -113,7 +113,7 @@ class Decoder:
         for row in range(rows):
             request = {"prompt_token_ids": self.prompts[row]}
             self.engine.add_request(f"{self.runs}-{row}", request, params)
-        for _ in range(2):  # the prompts; one step to get warm
+        for _ in range(2):  # prefill, and one step to warm up
             self.engine.step()
         times = [
             [seconds(self.engine.step), seconds(after) if after else 0.0] for _ in range(STEPS)
@@ -129,14 +129,14 @@ class Decoder:
 
 
 def seconds(run) -> float:
-    began = time.perf_counter()
+    start = time.perf_counter()
     with torch.inference_mode():
         run()
-    return time.perf_counter() - began
+    return time.perf_counter() - start
 
 
 class Bare:
-    """A scorer's network by itself, with transformers' own attention."""
+    """A scorer's network alone, with transformers' own attention."""
 
     def __init__(self, path: Path) -> None:
         self.model, _ = load(path, attn_implementation="sdpa")
@@ -147,7 +147,7 @@ class Bare:
         return statistics.median(seconds(run) for _ in range(repeats))
 
     def floor(self, rows: int, k: int) -> None:
-        """[rows, k + 1] new tokens, each row seeing only itself: no prefix at all."""
+        """Forward [rows, k + 1] new tokens without a prefix."""
         ids = torch.randint(self.network.config.vocab_size, (rows, k + 1))
         self.head(self.network(ids, use_cache=False)[0])
 
@@ -173,22 +173,22 @@ class Bare:
 
 
 def pairs(decoder: Decoder, rows: int, guidance: GuidanceParams, floor, repeats: int) -> dict:
-    """Guided, unguided and floor in turn; medians of the paired repeats."""
-    found = []
-    for _ in range(repeats + 1):  # the first warms up
+    """Guided, unguided and floor, alternating; medians of the paired repeats."""
+    times = []
+    for _ in range(repeats + 1):  # the first one warms up
         unguided, bare = decoder.step_seconds(rows, None, floor)
-        found.append((unguided, bare, decoder.step_seconds(rows, guidance)[0]))
+        times.append((unguided, bare, decoder.step_seconds(rows, guidance)[0]))
     ratios = {
-        "unguided_ms": [1e3 * u for u, _, _ in found[1:]],
-        "guided_ms": [1e3 * g for _, _, g in found[1:]],
-        "floor_ms": [1e3 * f for _, f, _ in found[1:]],
-        "added_ms": [1e3 * (g - u) for u, _, g in found[1:]],
-        "ratio": [g / u for u, _, g in found[1:]],
-        "floor_ratio": [(u + f) / u for u, f, _ in found[1:]],
+        "unguided_ms": [1e3 * u for u, _, _ in times[1:]],
+        "guided_ms": [1e3 * g for _, _, g in times[1:]],
+        "floor_ms": [1e3 * f for _, f, _ in times[1:]],
+        "added_ms": [1e3 * (g - u) for u, _, g in times[1:]],
+        "ratio": [g / u for u, _, g in times[1:]],
+        "floor_ratio": [(u + f) / u for u, f, _ in times[1:]],
     }
     result = {name: statistics.median(values) for name, values in ratios.items()}
     if result["floor_ms"]:
-        efficiency = sorted(f / (g - u) for u, f, g in found[1:])
+        efficiency = sorted(f / (g - u) for u, f, g in times[1:])
         result["efficiency"] = statistics.median(efficiency)
         result["efficiency_range"] = [efficiency[0], efficiency[-1]]
     return {"requests": rows, "repeats": repeats} | result
@@ -197,7 +197,7 @@ def pairs(decoder: Decoder, rows: int, guidance: GuidanceParams, floor, repeats:
 def measure(
     decoder: Decoder, bares: list[Bare], rows: int, k: int, scorers: int, repeats: int
 ) -> dict:
-    """One setting of the random networks; with k = 1 there is nothing to score."""
+    """One setting of the random networks; with k = 1 no candidate is scored."""
     guidance = GuidanceParams(
         scorers=dict.fromkeys(NAMES[:scorers], 1.0), beta=1.0, k=k, mass=1.0, tail="mean"
     )
@@ -218,7 +218,10 @@ def floors(bares: list[Bare], tokens: int) -> None:
 
 
 def measure_demo(root: Path) -> None:
-    """The demo by mass 0.99 and by k = 10, in a process of its own; JSON into `root`."""
+    """Measure the demo with mass 0.99 and with k = 10; write JSON to `root`.
+
+    It runs in a separate process.
+    """
     tokenizer = AutoTokenizer.from_pretrained(demo.base())
     texts = [demo.chat(text) for text in demo.prompts("test", 32, seed=9)]
     prompts = [tokenizer(text, add_special_tokens=False).input_ids for text in texts]
@@ -234,8 +237,8 @@ def measure_demo(root: Path) -> None:
                 before = decoder.forwarded()
                 decoder.step_seconds(rows, guidance)
                 read = decoder.forwarded() - before
-                a_step = max(1, round(read / scorers / (STEPS + 3)))
-                floor = functools.partial(floors, bares[:scorers], a_step)
+                per_step = max(1, round(read / scorers / (STEPS + 3)))
+                floor = functools.partial(floors, bares[:scorers], per_step)
                 result = pairs(decoder, rows, guidance, floor, 3)
                 setting = {"model": "demo", "scorers": scorers, "k": k, "mass": mass}
                 result["scorer_tokens_per_token"] = read / scorers / (STEPS + 3) / rows
@@ -307,7 +310,7 @@ def draw(results: list[dict], path: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="k = 10 and one scorer alone")
+    parser.add_argument("--quick", action="store_true", help="only k = 10 and one scorer")
     parser.add_argument("--out", type=Path, default=RESULTS)
     parser.add_argument("--demo-into", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()

@@ -1,10 +1,10 @@
-"""What scorers cost that the base was not made with: native, other tokenizer, text, black box.
+"""The cost of each kind of scorer: native, other tokenizer, text, over an upstream.
 
     python benchmarks/families.py
 
-One run: a `trimtab serve demo` with a scorer of each kind (those that are not the demo's own are
-trained first, in some minutes), and a `trimtab serve --upstream` over that server. The same prompts
-and seeds in every setting of a round, and new seeds in every round, for scorers of text remember
+One run: a `trimtab serve demo` with a scorer of each kind (those that the demo does not have are
+trained first, in some minutes), and a `trimtab serve --upstream` over that server. Every setting of
+a round uses the same prompts and seeds; every round uses new seeds, because scorers of text cache
 what they have read. Writes benchmarks/results/families.{json,md}.
 """
 
@@ -38,7 +38,7 @@ def run(
     http: httpx.Client, prompts: list[str], beta: float, scorer: str, seed: int
 ) -> dict[str, float]:
     """Seconds and scorer tokens per generated token, and candidates scored per step."""
-    before, began = _forwarded(http, scorer), time.monotonic()
+    before, start = _forwarded(http, scorer), time.monotonic()
 
     def ask(i: int) -> dict[str, Any]:
         body = {"prompt": prompts[i], "max_tokens": TOKENS, "seed": seed + i, "beta": beta}
@@ -49,7 +49,7 @@ def run(
 
     with ThreadPoolExecutor(WAYS) as pool:
         choices = list(pool.map(ask, range(len(prompts))))
-    seconds = time.monotonic() - began
+    seconds = time.monotonic() - start
     tokens = sum(len(choice["token_ids"]) for choice in choices)
     scored = sum(choice["guidance"]["scored_tokens"] for choice in choices)
     return {
@@ -60,28 +60,28 @@ def run(
 
 
 def _forwarded(http: httpx.Client, name: str) -> int:
-    told = http.get("/v1/scorers").json()["data"]
-    return next(one["tokens_forwarded"] for one in told if one["id"] == name)
+    statuses = http.get("/v1/scorers").json()["data"]
+    return next(one["tokens_forwarded"] for one in statuses if one["id"] == name)
 
 
 def measure(servers: Mapping[str, httpx.Client], prompts: list[str]) -> dict[str, list[Any]]:
-    """Rounds of every setting; each round goes through all of them."""
+    """Rounds of every setting; each round runs all settings."""
     settings = [("in the engine", "unguided", 0.0, "sentiment")]
     settings += [("in the engine", kind, BETA, kind) for kind in KINDS]
     settings += [("upstream", "unguided", 0.0, "sentiment")]
     settings += [("upstream", kind, BETA, kind) for kind in ("sentiment", "pythia")]
-    found: dict[str, list[Any]] = {}
-    for turn in range(ROUNDS + 1):
+    results: dict[str, list[Any]] = {}
+    for number in range(ROUNDS + 1):
         for where, label, beta, scorer in settings:
-            told = run(servers[where], prompts, beta, scorer, SEED + 1000 * turn)
-            if turn:  # the first only warms up
-                found.setdefault(f"{where}: {label}", []).append(told)
-    return found
+            result = run(servers[where], prompts, beta, scorer, SEED + 1000 * number)
+            if number:  # the first round only warms up
+                results.setdefault(f"{where}: {label}", []).append(result)
+    return results
 
 
-def report(found: Mapping[str, list[Any]], sizes: Mapping[str, float]) -> str:
+def report(results: Mapping[str, list[Any]], sizes: Mapping[str, float]) -> str:
     """The table."""
-    base = np.array([told["seconds"] for told in found["in the engine: unguided"]])
+    base = np.array([result["seconds"] for result in results["in the engine: unguided"]])
     head = [
         "base",
         "scorer",
@@ -106,11 +106,11 @@ def report(found: Mapping[str, list[Any]], sizes: Mapping[str, float]) -> str:
         "| " + " | ".join(head) + " |",
         "|" + "---|" * len(head),
     ]
-    for label, rounds in found.items():
+    for label, rounds in results.items():
         where, kind = label.split(": ")
-        ratio = np.array([told["seconds"] for told in rounds]) / base
-        read = np.mean([told["scorer_tokens"] for told in rounds])
-        scored = np.mean([told["scored"] for told in rounds])
+        ratio = np.array([result["seconds"] for result in rounds]) / base
+        read = np.mean([result["scorer_tokens"] for result in rounds])
+        scored = np.mean([result["scored"] for result in rounds])
         floor = ""
         if kind in KINDS and where == "in the engine":
             floor = f"{1 + sizes[kind] / sizes['base'] * (scored + 1):.2f}"
@@ -137,14 +137,14 @@ def main() -> None:
     with started(engine, "/ready") as http:
         url = f"{str(http.base_url).rstrip('/')}/v1"
         with started([*upstream, "--upstream", url, "--upstream-model", "demo"], "/ready") as other:
-            found = measure({"in the engine": http, "upstream": other}, prompts)
-        told = http.get("/v1/scorers").json()["data"]
-    sizes = {one["id"]: one["parameters"] for one in told}
+            results = measure({"in the engine": http, "upstream": other}, prompts)
+        statuses = http.get("/v1/scorers").json()["data"]
+    sizes = {one["id"]: one["parameters"] for one in statuses}
     sizes["base"] = sum(p.numel() for p in _base().parameters())
     RESULTS.mkdir(exist_ok=True)
-    (RESULTS / "families.json").write_text(json.dumps({"sizes": sizes, "runs": found}) + "\n")
-    (RESULTS / "families.md").write_text(report(found, sizes))
-    print(report(found, sizes))
+    (RESULTS / "families.json").write_text(json.dumps({"sizes": sizes, "runs": results}) + "\n")
+    (RESULTS / "families.md").write_text(report(results, sizes))
+    print(report(results, sizes))
 
 
 def _base() -> Any:

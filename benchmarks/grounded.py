@@ -1,12 +1,12 @@
-"""Training the demo's language model itself: token-level guidance against plain likelihood.
+"""Train the demo's language model itself: token-level rewards compared with plain likelihood.
 
     python benchmarks/grounded.py [--reward sentiment]
 
-All start from the demo's base and read the same reviews of its corpus for the same number of steps:
-plain maximum likelihood; reward-weighted maximum likelihood and REINFORCE, each with the token
-rewards of an average and of a sum. Then each answers the same 200 test prompts once, and the exact
-reward judges; paired Wilcoxon signed-rank tests. Writes this reward's part of
-benchmarks/results/grounded.{json,md}; a reward takes some five minutes of one core.
+All models start from the demo's base and train on the same reviews of its corpus for the same
+number of steps: plain maximum likelihood; reward-weighted maximum likelihood and REINFORCE, each
+with the token rewards of an average and of a sum. Then each answers the same 200 test prompts once.
+The exact rewards are compared with paired Wilcoxon signed-rank tests. Writes this reward's part of
+benchmarks/results/grounded.{json,md}; one reward takes about five minutes on one core.
 """
 
 import argparse
@@ -54,12 +54,12 @@ RUNS = {
 
 
 def reviews() -> list[data.Record]:
-    """What all of them are trained on: requests of the training split and the corpus's reviews."""
-    draw = random.Random(SEED)
+    """The training data of all models: training requests with reviews of the corpus."""
+    rng = random.Random(SEED)
     return [
         {
             "prompt": demo.chat(prompt),
-            "completion": world.review(world.kind_in(prompt), draw),
+            "completion": world.review(world.kind_in(prompt), rng),
             "reward": 0.0,
         }
         for prompt in world.prompts("train", REVIEWS, SEED)
@@ -74,12 +74,12 @@ def plain(records: Sequence[data.Record], work: Path) -> Path:
 
     def collate(chosen: Sequence[Rollout]) -> dict[str, Tensor]:
         rows = pad(chosen, tokenizer.pad_token_id)
-        places = torch.arange(rows.input_ids.shape[1])
-        said = (places >= rows.prompts[:, None]) & rows.attention_mask.bool()
+        positions = torch.arange(rows.input_ids.shape[1])
+        answered = (positions >= rows.prompts[:, None]) & rows.attention_mask.bool()
         return {
             "input_ids": rows.input_ids,
             "attention_mask": rows.attention_mask,
-            "labels": rows.input_ids.where(said, -100),
+            "labels": rows.input_ids.where(answered, -100),
         }
 
     training.fit(
@@ -104,8 +104,8 @@ def judge(model: Path, reward: str) -> dict[str, list[float]]:
     """Rewards and lengths, in tokens, of one answer to each test prompt."""
     tokenizer = AutoTokenizer.from_pretrained(demo.base())
     network = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
-    asked = [demo.chat(prompt) for prompt in demo.prompts("test", PROMPTS, SEED)]
-    answers = rollouts.sample(network, tokenizer, asked, SEED)
+    prompts = [demo.chat(prompt) for prompt in demo.prompts("test", PROMPTS, SEED)]
+    answers = rollouts.sample(network, tokenizer, prompts, SEED)
     return {
         "rewards": [oracles.rewards[reward]("", answer["completion"]) for answer in answers],
         "lengths": [len(answer["completion_token_ids"]) for answer in answers],
@@ -114,7 +114,7 @@ def judge(model: Path, reward: str) -> dict[str, list[float]]:
 
 
 def p_value(better: dict, worse: dict) -> float:
-    """Paired, one-sided: that the first one's rewards are higher."""
+    """Paired, one-sided: the first one's rewards are higher."""
     gains = np.subtract(better["rewards"], worse["rewards"])
     return float(stats.wilcoxon(gains, alternative="greater").pvalue)
 
@@ -154,13 +154,13 @@ def report(reward: str, runs: dict[str, dict], seconds: dict[str, float]) -> str
 
 
 def write(reward: str, measured: dict) -> None:
-    """Put a reward's figures among those of the others."""
+    """Add a reward's results to those of the other rewards."""
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / "grounded.json"
-    told = json.loads(path.read_text()) if path.exists() else {}
-    told[reward] = measured
-    path.write_text(json.dumps(told, indent=1) + "\n")
-    parts = [report(name, told[name]["runs"], told[name]["seconds"]) for name in sorted(told)]
+    results = json.loads(path.read_text()) if path.exists() else {}
+    results[reward] = measured
+    path.write_text(json.dumps(results, indent=1) + "\n")
+    parts = [report(name, one["runs"], one["seconds"]) for name, one in sorted(results.items())]
     text = "\n".join(["# Training the language model itself\n", NOTE, *parts])
     (RESULTS / "grounded.md").write_text(text)
 

@@ -1,13 +1,13 @@
-"""KL budgets on the reviews world: are they met, and what does following one cost in reward?
+"""KL budgets on the reviews world: are they met, and do they cost reward?
 
     python benchmarks/kl_budget.py SCORER
 
-SCORER is a distribution head of the world's consistency reward. 200 test prompts at temperature 1,
-through the offline engine, eight answers each under a budget, so that the luck of single answers
-does not hide what 50 prompts spend, and four at a fixed β; the same prompts and seeds throughout.
-Budgets of 0.5, 1, 2 and 4 nats against fixed β: the reward of fixed β at the budget's realised mean
-KL lies between those of the two nearest β, prompt by prompt, and the difference is tested on the
-same prompts. Writes benchmarks/results/kl_budget.{json,md,png}; a run takes up what is there.
+SCORER is a distribution head of the world's consistency reward. The offline engine answers 200 test
+prompts at temperature 1: eight answers each under a budget, which reduces the noise in the KL of 50
+prompts, and four at a fixed β. All settings use the same prompts and seeds. Budgets of 0.5, 1, 2
+and 4 nats are compared with fixed β: the reward of fixed β at the budget's mean KL is interpolated
+between the two nearest β, prompt by prompt, and the paired difference is tested. Writes
+benchmarks/results/kl_budget.{json,md,png}; a later run reuses the results in it.
 """
 
 import argparse
@@ -61,16 +61,16 @@ def run(sampler: Sampler, params: dict[str, float]) -> dict[str, Any]:
 
 
 def groups(kl: np.ndarray) -> tuple[float, float]:
-    """Largest mean KL of GROUP consecutive prompts, and of 10,000 random choices of as many."""
+    """Largest mean KL of GROUP consecutive prompts, and of 10,000 random groups of that size."""
     means = kl.mean(1)
     rolling = np.convolve(means, np.full(GROUP, 1 / GROUP), "valid")
-    draw = np.random.default_rng(SEED)
-    random = [means[draw.permutation(len(means))[:GROUP]].mean() for _ in range(10_000)]
+    rng = np.random.default_rng(SEED)
+    random = [means[rng.permutation(len(means))[:GROUP]].mean() for _ in range(10_000)]
     return float(rolling.max()), float(max(random))
 
 
 def at(runs: dict[str, Any], kl: float) -> np.ndarray | None:
-    """Reward of fixed β at a mean KL, [prompts]; None beyond the largest β."""
+    """Reward of fixed β at a mean KL, [prompts]; None above the KL of the largest β."""
     fixed = [(np.mean(runs[f"beta {b:g}"]["kl"]), runs[f"beta {b:g}"]["reward"]) for b in BETAS]
     fixed.sort(key=lambda pair: pair[0])
     for (low, before), (high, after) in itertools.pairwise(fixed):
@@ -101,9 +101,9 @@ def report(runs: dict[str, Any]) -> str:
         fixed = at(runs, kl.mean())
         cells = ["beyond all β", "", ""]
         if fixed is not None:
-            apart = reward.mean(1) - fixed
-            p = stats.ttest_1samp(apart, 0, alternative="less").pvalue
-            cells = [f"{fixed.mean():.3f}", mean_se(apart), f"{p:.2f}"]
+            difference = reward.mean(1) - fixed
+            p = stats.ttest_1samp(difference, 0, alternative="less").pvalue
+            cells = [f"{fixed.mean():.3f}", mean_se(difference), f"{p:.2f}"]
         row = [
             f"{budget:g}",
             mean_se(kl.mean(1)),
@@ -117,8 +117,8 @@ def report(runs: dict[str, Any]) -> str:
         lines.append("| " + " | ".join(row) + " |")
     lines += ["", "| β | KL, nats | reward |", "|---|---|---|"]
     for beta in BETAS:
-        found = runs[f"beta {beta:g}"]
-        kl, reward = (np.mean(found[key], 1) for key in ("kl", "reward"))
+        result = runs[f"beta {beta:g}"]
+        kl, reward = (np.mean(result[key], 1) for key in ("kl", "reward"))
         lines.append(f"| {beta:g} | {mean_se(kl)} | {mean_se(reward)} |")
     return "\n".join(lines) + "\n"
 

@@ -1,13 +1,13 @@
-"""Every objective, trained on the demo world and made to steer it, judged by the exact reward.
+"""Train every objective on the demo world, steer with it, and measure the exact reward.
 
     python benchmarks/objectives.py
 
-One reward (sentiment, in [−1, 1]), one set of rollouts of the demo base, one network (the base's
-two lower layers; language models start from the whole base), and each objective's own kind of data
-out of those rollouts: the reward itself, pairs, rankings. Each scorer then steers the base through
-the real server on 200 prompts at three β, with candidates by mass (0.99) and the papers' k = 10.
-Writes benchmarks/results/objectives.{json,md,png}. What is done already is not done again: an
-interrupted run goes on (under .work/objectives). About an hour on two cores.
+All objectives use one reward (sentiment, in [−1, 1]), one set of rollouts of the demo base and one
+network (the base's two lower layers; language models start from the whole base). The training data
+of each objective is made from those rollouts: rewards, pairs or rankings. Each scorer then steers
+the base through the real server on 200 prompts at three β, with candidates by mass (0.99) and the
+papers' k = 10. Writes benchmarks/results/objectives.{json,md,png}. An interrupted run resumes from
+.work/objectives. Takes about an hour on two cores.
 """
 
 import argparse
@@ -31,8 +31,8 @@ RESULTS = Path(__file__).parent / "results"
 WORK = ROOT / ".work" / "objectives"
 REWARD = "sentiment"
 TRAIN_PROMPTS, COMPLETIONS, PAIRS, SHARPNESS = 768, 8, 8000, 2.0
-HELD_OUT = 96  # prompts, eight further answers each, to validate with
-EPOCHS = {"rollouts": 2, "pairs": 1, "rankings": 3}  # about as many answers read for each
+HELD_OUT = 96  # prompts for validation, with eight other answers each
+EPOCHS = {"rollouts": 2, "pairs": 1, "rankings": 3}  # about the same number of answers for each
 PROMPTS = 200
 CANDIDATES = {"mass 0.99": {"k": 32, "mass": 0.99}, "k = 10": {"k": 10, "mass": 1.0}}
 KL = 1.0  # nats per answer at which the frontiers are compared
@@ -66,16 +66,16 @@ VALUE_BETAS, PAIR_BETAS = (2, 4, 8), (1, 2, 4)
 
 @dataclass
 class Plan:
-    """How an objective is trained here, and at which β its scorer is tried."""
+    """How an objective is trained, and the β at which its scorer is measured."""
 
     data: str = "rollouts"
     betas: tuple[float, ...] = VALUE_BETAS
     settings: dict[str, object] = field(default_factory=dict)
 
 
-# A vocabulary head's rows are updated one by one, as their tokens come: a smaller step suits them.
+# A row of a vocabulary head is updated only when its token occurs, which needs a smaller step.
 VOCABULARY = {"learning_rate": 3e-4}
-# The conservative term lifts Q at every token that comes, so it also pays for length.
+# The conservative term raises Q at every sampled token, so it also rewards length.
 ILQL = {"expectile": 0.6, "conservative": 0.001}
 LANGUAGE = {"layers": None, "learning_rate": 5e-4, "options.beta": 0.3}
 PLANS = {
@@ -106,7 +106,7 @@ PLANS = {
 
 
 def prepare(rollouts: Path | None) -> None:
-    """The three files of training data, out of one set of rollouts."""
+    """Write the three files of training data, from one set of rollouts."""
     from trimtab_models.demo import build
     from trimtab_models.demo import rollouts as world
 
@@ -127,7 +127,7 @@ def prepare(rollouts: Path | None) -> None:
 
 
 def train(name: str) -> None:
-    """One scorer, by the command that anyone would use."""
+    """Train one scorer with the public command."""
     plan, out = PLANS[name], WORK / name
     if (out / "config.json").exists():
         return
@@ -149,7 +149,7 @@ def _one_thread() -> dict[str, str]:
 
 
 def evaluate(names: list[str]) -> dict[str, dict]:
-    """Every setting of some scorers on one server; a setting's result is a file of its own."""
+    """Every setting of some scorers, on one server; each setting has its own result file."""
     settings = {
         f"{name} {label} {beta:g}": {"scorers": {name: 1.0}, "beta": beta, **candidates}
         for name in names
@@ -159,12 +159,16 @@ def evaluate(names: list[str]) -> dict[str, dict]:
     settings["base"] = {"scorers": {names[0]: 1.0}, "beta": 0.0}
     folder = WORK / "runs"
     folder.mkdir(exist_ok=True)
-    left = {label: s for label, s in settings.items() if not (folder / f"{label}.json").exists()}
-    if left:
+    missing = {
+        label: guidance
+        for label, guidance in settings.items()
+        if not (folder / f"{label}.json").exists()
+    }
+    if missing:
         flags = [f for name in names for f in ("--scorer", f"{name}={WORK / name}")]
         server = Server(flags, prompts=PROMPTS)
         try:
-            for label, guidance in tqdm(left.items(), unit="setting"):
+            for label, guidance in tqdm(missing.items(), unit="setting"):
                 run = server.run(**guidance)
                 kept = {"rewards": run["rewards"][REWARD], "kl": run["kl"]}
                 kept |= {key: run[key] for key in ("guidance", "tokens", "skipped", "examples")}
@@ -175,7 +179,7 @@ def evaluate(names: list[str]) -> dict[str, dict]:
 
 
 def prefix_auc(name: str) -> float:
-    """How often a scorer's order on prefixes is the final one, on answers it was not trained on."""
+    """How often a scorer's order on prefixes equals the final order, on held-out answers."""
     import torch
     from transformers import AutoTokenizer
 
@@ -192,10 +196,10 @@ def prefix_auc(name: str) -> float:
 
 
 def at_kl(runs: dict[str, dict], name: str, label: str, kl: float = KL) -> np.ndarray:
-    """Each prompt's reward at a given KL, read between the settings on both sides of it.
+    """Each prompt's reward at a KL, interpolated between the settings on both sides of it.
 
-    Linear in √KL, in which the frontier is nearly straight at its beginning; past the last setting
-    the last one's reward stands.
+    Linear in √KL, because the frontier is nearly straight in √KL near 0; above the last setting,
+    the last one's reward is used.
     """
     points = [runs["base"]] + [runs[f"{name} {label} {beta:g}"] for beta in PLANS[name].betas]
     roots = np.sqrt([np.mean(point["kl"]) for point in points])
@@ -281,13 +285,13 @@ def draw(runs: dict[str, dict], names: list[str], path: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--only", nargs="*", choices=PLANS, help="some objectives; all by default")
-    parser.add_argument("--rollouts", type=Path, help="of demo.build, if they are still there")
+    parser.add_argument("--only", nargs="*", choices=PLANS, help="objectives; default: all")
+    parser.add_argument("--rollouts", type=Path, help="rollouts of demo.build, if kept")
     parser.add_argument("--train-only", action="store_true")
     arguments = parser.parse_args()
     names = arguments.only or list(PLANS)
     prepare(arguments.rollouts)
-    # One thread each: two trainings on two cores are quicker than one on both.
+    # One thread each: two trainings on two cores are faster than one on both.
     with ThreadPoolExecutor(2) as pool:
         list(tqdm(pool.map(train, names), total=len(names), desc="training", unit="objective"))
     if arguments.train_only:

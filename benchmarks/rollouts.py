@@ -1,13 +1,13 @@
-"""How fast rollouts are, next to vLLM's own `LLM.generate` on the same engine.
+"""Speed of rollouts, compared with vLLM's own `LLM.generate` on the same engine.
 
     python benchmarks/rollouts.py [--quick] [--large]
 
 64 prompts of the demo world, 8 completions each at temperature 0.7, at most 96 tokens. The demo's
-base is so small that what vLLM itself spends on seeds and log-probabilities shows; --large takes a
-base of 39 million parameters (random weights) and 16 prompts. In turn, in one process:
+base is so small that vLLM's own cost of seeds and log-probabilities is visible; --large uses a base
+of 39 million parameters (random weights) and 16 prompts. The three alternate in one process:
 
-    plain      `LLM.generate` with nothing but the sampling asked for
-    same       `LLM.generate` asked for what a rollout holds: a seed, log-probabilities of tokens
+    plain      `LLM.generate` with sampling parameters only
+    same       `LLM.generate` with the fields of a rollout: a seed, log-probabilities of tokens
     rollouts   whole rollouts as `trimtab rollout` makes them: a seed for each answer, base
                log-probabilities, reward, JSON Lines on disk
 
@@ -44,22 +44,22 @@ REWARD = "trimtab_models.demo.oracles:sentiment"
 def generate(sampler: Sampler, prompts: list[RolloutPrompt], **more) -> float:
     """Tokens per second of LLM.generate alone."""
     params = SamplingParams(n=N, temperature=TEMPERATURE, max_tokens=MAX_TOKENS, **more)
-    began = time.perf_counter()
+    start = time.perf_counter()
     inputs = [{"prompt_token_ids": prompt.token_ids} for prompt in prompts]
     outputs = sampler.llm.generate(inputs, params, use_tqdm=False)
-    seconds = time.perf_counter() - began
+    seconds = time.perf_counter() - start
     return sum(len(one.token_ids) for output in outputs for one in output.outputs) / seconds
 
 
 def rollouts(sampler: Sampler, prompts: list[RolloutPrompt], seed: int, folder: Path) -> float:
-    """Tokens per second of labelled rollouts, file and all."""
+    """Tokens per second of labelled rollouts, including the file."""
     reward = rewards.load(REWARD)
     path = folder / f"{seed}.jsonl"
-    began = time.perf_counter()
+    start = time.perf_counter()
     with Journal(path, {}) as journal:
         drawing = Drawing(n=N, temperature=TEMPERATURE, max_tokens=MAX_TOKENS, seed=seed)
         roll_out(sampler, prompts, drawing, reward, journal)
-    seconds = time.perf_counter() - began
+    seconds = time.perf_counter() - start
     records = [json.loads(line) for line in path.read_text().splitlines()]
     assert len(records) == len(prompts) * N
     return sum(len(record["completion_token_ids"]) for record in records) / seconds
@@ -112,15 +112,15 @@ def main() -> None:
             }
             names = list(runs) if repeat % 2 else list(runs)[::-1]
             pairs.append({name: runs[name]() for name in names})
-    pairs = pairs[1:]  # the first warms up
+    pairs = pairs[1:]  # the first one warms up
     speed = {name: statistics.median(pair[name] for pair in pairs) for name in runs}
     ratios = {
         name: sorted(pair["rollouts"] / pair[name] for pair in pairs) for name in ("plain", "same")
     }
     result = {
         "tokens_per_second": speed,
-        "ratio": {name: statistics.median(found) for name, found in ratios.items()},
-        "ratio_range": {name: [found[0], found[-1]] for name, found in ratios.items()},
+        "ratio": {name: statistics.median(values) for name, values in ratios.items()},
+        "ratio_range": {name: [values[0], values[-1]] for name, values in ratios.items()},
         "repeats": len(pairs),
         "settings": {"prompts": count, "n": N, "max_tokens": MAX_TOKENS, "reward": REWARD},
         "machine": f"{platform.machine()}, {os.cpu_count()} cores",

@@ -1,4 +1,4 @@
-"""What the steering benchmarks share: a real server of the demo, and figures as text."""
+"""Shared by the steering benchmarks: a real server of the demo, and figures as text."""
 
 import os
 import re
@@ -19,7 +19,7 @@ MAX_TOKENS = 96
 
 
 class Server:
-    """`trimtab serve demo` with more flags; the same prompts and seeds each time."""
+    """`trimtab serve demo` with more flags; every run uses the same prompts and seeds."""
 
     def __init__(self, flags: list[str], prompts: int) -> None:
         self.prompts = demo.prompts("test", prompts, seed=5)
@@ -39,22 +39,22 @@ class Server:
             except httpx.TransportError:
                 pass
             time.sleep(0.5)
-        raise SystemExit("the server did not get ready")
+        raise SystemExit("the server did not become ready")
 
     def stop(self) -> None:
         self.process.send_signal(signal.SIGTERM)
         self.process.wait(60)
 
     def counters(self) -> dict[str, float]:
-        """What has been counted since the start."""
+        """Counters of steps and tokens since the start."""
         text = self.http.get("/metrics").text
-        found = dict(re.findall(r"^(trimtab_\w*(?:steps|tokens)\w*_total) (\S+)", text, re.M))
+        totals = dict(re.findall(r"^(trimtab_\w*(?:steps|tokens)\w*_total) (\S+)", text, re.M))
         scorers = self.http.get("/v1/scorers").json()["data"]
         forwarded = {f"forwarded {s['id']}": s["tokens_forwarded"] for s in scorers}
-        return {name: float(value) for name, value in found.items()} | forwarded
+        return {name: float(value) for name, value in totals.items()} | forwarded
 
     def run(self, **guidance) -> dict:
-        """An answer a prompt: rewards [scorer, prompt], KL, and what the scorers had to do."""
+        """One answer per prompt: rewards [scorer, prompt], KL, and the work of the scorers."""
         prompts = self.prompts
 
         def ask(i: int) -> dict:

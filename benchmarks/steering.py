@@ -1,12 +1,12 @@
-"""How well steering works on the demo world, judged by its exact rewards, through the real server.
+"""Measure steering on the demo world by its exact rewards, through the real server.
 
     python benchmarks/steering.py
 
-Measures, over the same 100 prompts and seeds for every setting: mean reward ± standard error and
-KL for each scorer over β; all three composed; PARGS against the same network trained as a
-full-sequence reward model (ARGS), by a paired Wilcoxon signed-rank test; candidates by mass
+Every setting uses the same 100 prompts and seeds. Measured are mean reward ± standard error and KL:
+for each scorer over β; for all three composed; for PARGS against the same network trained as a
+full-sequence reward model (ARGS), with a paired Wilcoxon signed-rank test; for candidates by mass
 against k = 10.
-Writes benchmarks/results/steering.{json,md,png}. The ARGS twin is trained first (minutes, once).
+Writes benchmarks/results/steering.{json,md,png}. The ARGS model is trained first (minutes, once).
 """
 
 import argparse
@@ -28,8 +28,8 @@ BETAS = (-4, -2, 0, 2, 4, 8)
 NAMES = tuple(demo.rewards)
 
 
-def twin(rollouts: Path | None) -> Path:
-    """The sentiment scorer's network, data and budget, under the full-sequence objective."""
+def args_scorer(rollouts: Path | None) -> Path:
+    """A scorer like the sentiment scorer, trained with the full-sequence objective."""
     from trimtab_models.demo import build
 
     out = WORK / "args"
@@ -94,13 +94,13 @@ def draw(runs: dict[str, dict], path: Path) -> None:
 
     figure, (left, right) = pyplot.subplots(1, 2, figsize=(10, 3.8), layout="constrained")
     for name in NAMES:
-        picked = [runs[f"{name} {beta}"] for beta in BETAS]
-        rewards = [run["rewards"][name] for run in picked]
+        own = [runs[f"{name} {beta}"] for beta in BETAS]
+        rewards = [run["rewards"][name] for run in own]
         means, errors = np.mean(rewards, axis=1), stats.sem(rewards, axis=1)
         left.errorbar(BETAS, means, errors, marker="o", markersize=4, label=name)
-        up = [i for i, beta in enumerate(BETAS) if beta >= 0]
-        kl = [np.mean(picked[i]["kl"]) for i in up]
-        right.errorbar(kl, means[up], errors[up], marker="o", markersize=4, label=name)
+        positive = [i for i, beta in enumerate(BETAS) if beta >= 0]
+        kl = [np.mean(own[i]["kl"]) for i in positive]
+        right.errorbar(kl, means[positive], errors[positive], marker="o", markersize=4, label=name)
     left.set_xlabel("β")
     left.set_ylabel("mean exact reward ± s.e.")
     left.axhline(1, color="grey", linewidth=0.7, linestyle=":")
@@ -111,7 +111,7 @@ def draw(runs: dict[str, dict], path: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rollouts", type=Path, help="of demo.build, if they are still there")
+    parser.add_argument("--rollouts", type=Path, help="rollouts of demo.build, if kept")
     parser.add_argument("--out", type=Path, default=RESULTS)
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
@@ -130,7 +130,7 @@ def main() -> None:
             for n in (*NAMES, "all")
         },
     }
-    server = Server(["--scorer", f"args={twin(arguments.rollouts)}"], PROMPTS)
+    server = Server(["--scorer", f"args={args_scorer(arguments.rollouts)}"], PROMPTS)
     try:
         runs = {label: server.run(**guidance) for label, guidance in tqdm(settings.items())}
     finally:

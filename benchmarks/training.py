@@ -1,11 +1,11 @@
-"""Training throughput: tokens per second of ours over those of the bare transformers Trainer.
+"""Training throughput: our tokens per second divided by those of the bare transformers Trainer.
 
     python benchmarks/training.py [--repeats 5] [--steps 40] [--out benchmarks/results]
 
-Same backbone, data, batch, optimiser and schedule. The bare run is transformers' own
-*ForTokenClassification with its own cross-entropy, or with a plain squared error to the reward;
-ours is the objective, which computes more. Both save once, at the end. The two take turns in one
-process, each first every other time, and the figure is the median of the ratios of neighbours.
+Both use the same backbone, data, batch, optimiser and schedule. The bare run is transformers' own
+*ForTokenClassification with its cross-entropy, or with a squared error to the reward; ours is the
+objective, which computes more. Both save once, at the end. The two alternate in one process, in
+alternating order, and the result is the median of the paired ratios.
 """
 
 import argparse
@@ -50,12 +50,12 @@ def network(bins: int) -> Any:
 
 
 def rollouts(n: int) -> list[Rollout]:
-    draw = random.Random(0)
+    rng = random.Random(0)
 
     def tokens(low: int, high: int) -> list[int]:
-        return [draw.randrange(1, VOCABULARY) for _ in range(draw.randint(low, high))]
+        return [rng.randrange(1, VOCABULARY) for _ in range(rng.randint(low, high))]
 
-    return [Rollout(tokens(8, 24), tokens(24, 96), draw.uniform(-1, 1)) for _ in range(n)]
+    return [Rollout(tokens(8, 24), tokens(24, 96), rng.uniform(-1, 1)) for _ in range(n)]
 
 
 def ours(name: str, items: list[Rollout], work: Path) -> None:
@@ -106,21 +106,21 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--steps", type=int, default=40)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
-    given = parser.parse_args()
-    given.out.mkdir(parents=True, exist_ok=True)
+    options = parser.parse_args()
+    options.out.mkdir(parents=True, exist_ok=True)
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    items = rollouts(BATCH * given.steps)
+    items = rollouts(BATCH * options.steps)
     tokens = sum(len(item.prompt) + len(item.completion) for item in items)
-    found = {}
+    results = {}
     for name in ("td-lambda", "distribution"):
         seconds(bare, name, items[: 2 * BATCH]), seconds(ours, name, items[: 2 * BATCH])
         pairs = []
-        for repeat in tqdm(range(given.repeats), desc=name, unit="pair"):
+        for repeat in tqdm(range(options.repeats), desc=name, unit="pair"):
             order = (ours, bare) if repeat % 2 else (bare, ours)
-            took = {run: seconds(run, name, items) for run in order}
-            pairs.append((took[ours], took[bare]))
-        found[name] = {
+            times = {run: seconds(run, name, items) for run in order}
+            pairs.append((times[ours], times[bare]))
+        results[name] = {
             "ratio": statistics.median(theirs / our for our, theirs in pairs),
             "ratios": [theirs / our for our, theirs in pairs],
             "ours": tokens / statistics.median(our for our, _ in pairs),
@@ -130,23 +130,23 @@ def main() -> None:
     device = (
         torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {threads} threads"
     )
-    setting = {"device": device, "tokens": tokens, "batch": BATCH, "repeats": given.repeats}
-    text = json.dumps({"setting": setting, "objectives": found}, indent=1)
-    (given.out / "training.json").write_text(text + "\n")
+    setting = {"device": device, "tokens": tokens, "batch": BATCH, "repeats": options.repeats}
+    text = json.dumps({"setting": setting, "objectives": results}, indent=1)
+    (options.out / "training.json").write_text(text + "\n")
     lines = [
         "# Training throughput",
         "",
         f"`python benchmarks/training.py`; {device}; {tokens} tokens, batch {BATCH}; median of "
-        f"{given.repeats} pairs.",
+        f"{options.repeats} pairs.",
         "",
         "| objective | ours, tokens/s | bare Trainer, tokens/s | ratio |",
         "|---|---|---|---|",
         *(
             f"| {name} | {row['ours']:.0f} | {row['bare']:.0f} | {row['ratio']:.3f} |"
-            for name, row in found.items()
+            for name, row in results.items()
         ),
     ]
-    (given.out / "training.md").write_text("\n".join(lines) + "\n")
+    (options.out / "training.md").write_text("\n".join(lines) + "\n")
     print("\n".join(lines[4:]))
 
 

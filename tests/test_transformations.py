@@ -27,7 +27,7 @@ from trimtab_models.data.fields import ANSWER, PROMPT
 from trimtab_models.demo import rollouts as demo_rollouts
 from trimtab_models.objectives.base import completions
 from trimtab_models.objectives.fudge import Fudge
-from trimtab_models.report.validate import _flat, _half
+from trimtab_models.report.validate import _flat, _half_completed
 from trimtab_models.rows import Pair, Ranked, Rollout, pad
 from trimtab_models.training import dpo
 from trimtab_models.training.grounded import job, turns
@@ -394,7 +394,8 @@ def _judged(folder: Path, before: Fields) -> Fields:
 
 def _reported_half(before: Fields) -> Fields:
     half = {**before, "prefix_token_ids": before["completion_token_ids"], "fraction": 0.5}
-    item, part = _half({**half, "returns": [1], "mean": 1.0, "standard_error": 1.0}, 1, 1024)
+    half |= {"returns": [1], "mean": 1.0, "standard_error": 1.0}
+    item, part = _half_completed(half, 1, 1024)
     assert item.label == 1.0
     return {
         "prompt_token_ids": item.prompt,
@@ -478,7 +479,7 @@ RECORDS: dict[str, Case] = {
         _in_files(_judged),
         {**PROMPTS_KEPT, **SAID, "completion": MADE, "completion_token_ids": MADE},
     ),
-    "report.validate:_half": Case(_reported_half, {**READ, "reward": KEPT}),
+    "report.validate:_half_completed": Case(_reported_half, {**READ, "reward": KEPT}),
     "rollouts.run:roll_out.record": Case(
         _in_files(_rolled_out(None, guided=False)),
         {**PROMPTS_KEPT, **SAID, **dict.fromkeys(DRAWN, MADE)},

@@ -1,6 +1,6 @@
 """Trimtab: steer a frozen language model at decode time with small scorers.
 
-`import trimtab` is light: what needs torch is imported when it is first used.
+`import trimtab` is fast: names that need torch are imported when they are first used.
 """
 
 import importlib

@@ -203,9 +203,9 @@ class Guide:
             flat = self.registry.calls.score(name, scorer, work, until)
         except ScorerFailed as failure:
             if failure.again and len(rows) > 1:  # retry row by row, within the remaining time
-                alone = zip(rows, groups, strict=True)
+                pairs = zip(rows, groups, strict=True)
                 return torch.cat(
-                    [self._call(name, [row], [group], read, shape, until) for row, group in alone]
+                    [self._call(name, [row], [group], read, shape, until) for row, group in pairs]
                 )
             if failure.again:
                 logger.warning("scorer %s failed: %s", name, failure.message)

@@ -1,7 +1,7 @@
-"""Hot loading: a scorer is checked, sized and built while others serve.
+"""Hot loading: check, size and build a scorer while the server runs.
 
-It comes from a directory below one root, in safetensors, with a manifest that it keeps to. Whatever
-is wrong with it is told in a sentence that names no path, and changes nothing.
+The checkpoint is a directory below one root, in safetensors, and must match its manifest. A failure
+changes nothing; its reason is one sentence without paths.
 """
 
 import json
@@ -24,13 +24,13 @@ from trimtab_models.checkpoint import read_info
 from trimtab_models.files import MIB, look, read_json
 
 FAMILIES = tuple(name for name, family in families.FAMILIES.items() if family.hot)
-"""What may come: networks. Functions are code, and composites are made of what is there."""
+"""Families that can be hot-loaded: networks. Functions are code; composites need loaded parts."""
 MAX_HEADER = 16 * MIB
-"""Longest header of a safetensors file that is read: a megabyte is a thousand tensors and more."""
-MOST_FILES = 1000
-"""Most files and directories of a checkpoint."""
+"""Maximum bytes of a safetensors header; a megabyte describes more than a thousand tensors."""
+MAX_FILES = 1000
+"""Maximum number of files and directories of a checkpoint."""
 SPARE = 0.1
-"""Share of the free memory that is left free."""
+"""Share of the free memory to keep free."""
 
 
 def load(
@@ -43,16 +43,16 @@ def load(
     dtype: torch.dtype,
     device: torch.device,
 ) -> Scorer:
-    """Read a scorer; spec.path and spec.reference are directories directly below `root`.
+    """Load a scorer; spec.path and spec.reference are directories directly below `root`.
 
-    build: load_scorers, with all that is known of the base. cache_bytes: of its prefix pools.
+    build: load_scorers, with the arguments of the base. cache_bytes: of its prefix pools.
 
     Raises:
-        ScorerRefused: it is broken, or not of a kind that may come.
-        NoRoom: it does not fit into what memory is free.
+        ScorerRefused: it is broken, or of a kind that cannot be hot-loaded.
+        NoRoom: it does not fit into free memory.
     """
     try:
-        look_through(Path(spec.path), root)
+        check_entries(Path(spec.path), root)
         spec = _with_reference(spec, root)
         directories = [Path(path) for path in (spec.path, spec.reference) if path is not None]
         for directory in directories:
@@ -69,35 +69,35 @@ def load(
 
 
 def reason(error: BaseException, root: Path) -> str:
-    """What was wrong, in one sentence without any path."""
+    """The reason for a failure, in one sentence without paths."""
     text = why(error).replace(f"{root}/", "").split(" is not loaded: ")[-1]
     text = re.sub(r"^scorer '[^']*' cannot be loaded: ", "", text)
     text = re.sub(r"(?<![\w.])/[^\s:,;'\"]+", "…", text)[:300].strip()
     return text if text.endswith(".") else f"{text}."
 
 
-def look_through(directory: Path, root: Path) -> None:
-    """Look at everything in a directory before anything of it is opened.
+def check_entries(directory: Path, root: Path) -> None:
+    """Check every entry of a directory before opening any file.
 
     Raises:
-        ScorerRefused: it holds a link, or what is neither file nor directory, or too many of them.
+        ScorerRefused: there is a link, a special file, or more than MAX_FILES entries.
         Unusable: a file is far too large, see files.look.
     """
     if directory.is_symlink() or not directory.resolve().is_relative_to(root):
         raise ScorerRefused("it holds a symbolic link; copy the files.")
-    left, count = [directory], 0
-    while left:
-        with os.scandir(left.pop()) as entries:
+    pending, count = [directory], 0
+    while pending:
+        with os.scandir(pending.pop()) as entries:
             for entry in entries:
                 count += 1
-                if count > MOST_FILES:
+                if count > MAX_FILES:
                     raise ScorerRefused(
-                        f"it holds more than {MOST_FILES} files; expected a checkpoint alone."
+                        f"it holds more than {MAX_FILES} files; expected only a checkpoint."
                     )
                 if entry.is_symlink():
                     raise ScorerRefused("it holds a symbolic link; copy the files.")
                 if entry.is_dir():
-                    left.append(Path(entry.path))
+                    pending.append(Path(entry.path))
                 elif not entry.is_file():
                     raise ScorerRefused(
                         f"{entry.name} is a FIFO, a socket or a device; expected a regular file."
@@ -106,7 +106,7 @@ def look_through(directory: Path, root: Path) -> None:
 
 
 def free_bytes(device: torch.device) -> int:
-    """Memory that may still be taken on a device."""
+    """Free memory of a device."""
     if device.type != "cuda":
         return psutil.virtual_memory().available
     cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
@@ -117,17 +117,17 @@ def _check_room(needed: int, device: torch.device) -> None:
     free = int(free_bytes(device) * (1 - SPARE))
     if needed > free:
         raise NoRoom(
-            f"weights and prefix cache take {needed // MIB + 1} MiB and {free // MIB} MiB are "
+            f"weights and prefix cache need {needed // MIB + 1} MiB and {free // MIB} MiB are "
             "free; unload a scorer first, or start the server with a smaller cache_bytes or "
             "gpu_memory_utilization."
         )
 
 
 def _with_reference(spec: ScorerSpec, root: Path) -> ScorerSpec:
-    """The same, with the untuned model that the checkpoint names, if it may come too."""
+    """The specification, with the untuned model that the checkpoint names, if it can be loaded."""
     directory = Path(spec.path)
     if (directory / "adapter_config.json").exists():
-        raise ScorerRefused("it is an adapter, whose base lies elsewhere; merge it first.")
+        raise ScorerRefused("it is an adapter without its base; merge it first.")
     if not (directory / "config.json").is_file():
         raise ScorerRefused("it has no config.json; expected a checkpoint of trimtab train.")
     info = read_info(directory)
@@ -139,15 +139,16 @@ def _with_reference(spec: ScorerSpec, root: Path) -> ScorerSpec:
         beside = (directory / info.reference).resolve()
         if beside.parent != root or not beside.is_dir():
             raise ScorerRefused(
-                "its untuned model lies elsewhere; put it beside it, and name it as reference."
+                "its untuned model is in another place; put it beside the scorer's directory and "
+                "name it as reference."
             )
         reference = str(beside)
     return spec.model_copy(update={"family": family, "reference": reference})
 
 
 def _check_files(directory: Path, root: Path) -> None:
-    """Refuse files without a digest, and what is not safetensors."""
-    look_through(directory, root)
+    """Refuse files without a digest, and weights that are not safetensors."""
+    check_entries(directory, root)
     if not (directory / manifest.NAME).is_file():
         raise ScorerRefused(f"it has no {manifest.NAME}; trimtab publish writes one.")
     named = manifest.read(directory)
@@ -162,11 +163,11 @@ def _check_files(directory: Path, root: Path) -> None:
         shards = read_json(index).get("weight_map")
         names = list(shards.values()) if isinstance(shards, dict) else [None]
         if not all(name in {file.name for file in weights} for name in names):
-            raise ScorerRefused(f"{index.name} names files that are not there.")
+            raise ScorerRefused(f"{index.name} names missing files.")
 
 
 def _elements(directory: Path) -> int:
-    """How many numbers its weights are, by their headers, which must fit their files."""
+    """Number of weight elements, from the file headers, which must match the files' sizes."""
     total = 0
     for path in sorted(directory.glob("*.safetensors")):
         try:
@@ -181,6 +182,6 @@ def _elements(directory: Path) -> int:
             sound = False
         if not sound:
             raise ScorerRefused(
-                f"{path.name} is no safetensors file, or is cut short; nothing of it was run."
+                f"{path.name} is not a safetensors file, or is cut short; no code was executed."
             )
     return total

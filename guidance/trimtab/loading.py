@@ -1,4 +1,4 @@
-"""From a configuration to scorers, ready to score."""
+"""Load the scorers of a configuration."""
 
 from pathlib import Path
 
@@ -24,14 +24,14 @@ def load_scorers(
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
 ) -> dict[str, Scorer]:
-    """Load every scorer of a configuration; those that are made of others come last.
+    """Load every scorer of a configuration; composites are loaded last.
 
     max_length: longest prefix, in tokens. vocab_size: of the base.
     tokenizer: the base's, or its directory or hub name, for scorers that read text. Without it,
-    networks are taken to share it.
+    networks are assumed to share it.
 
     Raises:
-        ScorerLoadError: one cannot be loaded, or cannot be served exactly.
+        ScorerLoadError: a scorer cannot be loaded, or cannot be served exactly.
     """
     base = _base(tokenizer) if isinstance(tokenizer, str) else tokenizer
     specs = {name: _complete(name, spec) for name, spec in config.scorers.items()}
@@ -47,13 +47,13 @@ def load_scorers(
 
 
 def vet(config: GuidanceConfig) -> None:
-    """Refuse what is wrong with scorers' checkpoints before an engine starts for them.
+    """Check the scorers' checkpoints before an engine starts.
 
     Raises:
-        ScorerLoadError: one of them cannot be loaded.
+        ScorerLoadError: a scorer cannot be loaded.
     """
-    for name, given in config.scorers.items():
-        spec = _complete(name, given)
+    for name, configured in config.scorers.items():
+        spec = _complete(name, configured)
         try:
             _class(spec).vet(spec)
         except Exception as error:
@@ -61,7 +61,7 @@ def vet(config: GuidanceConfig) -> None:
 
 
 def pool_bytes(config: GuidanceConfig) -> int:
-    """The memory of each prefix pool: all pools of a configuration share its cache_bytes.
+    """Bytes of each prefix pool: all pools of a configuration share its cache_bytes.
 
     Raises:
         ScorerLoadError: a scorer's checkpoint cannot be read.
@@ -80,14 +80,14 @@ def _class(spec: ScorerSpec) -> type[Scorer]:
 
 def _base(source: str) -> Detokenizer | None:
     try:
-        found: Detokenizer | None = read_tokenizer(source)
+        base: Detokenizer | None = read_tokenizer(source)
     except Unusable as error:
         raise ScorerLoadError(f"the base's tokenizer cannot be used: {error}") from error
-    return found
+    return base
 
 
 def _complete(name: str, spec: ScorerSpec) -> ScorerSpec:
-    """The same, with what the checkpoint says where the specification is silent."""
+    """The specification, with missing fields taken from the checkpoint."""
     try:
         if spec.family is not None and not family_class(spec.family).checkpointed:
             return spec
@@ -96,6 +96,6 @@ def _complete(name: str, spec: ScorerSpec) -> ScorerSpec:
         raise ScorerLoadError(f"scorer '{name}' cannot be loaded: {why(error)}") from error
     reference = spec.reference
     if reference is None and info.reference is not None:
-        beside = Path(spec.path) / info.reference  # an absolute path stays what it is
+        beside = Path(spec.path) / info.reference  # an absolute path does not change
         reference = str(beside) if beside.is_dir() else info.reference
     return spec.model_copy(update={"family": spec.family or info.family, "reference": reference})

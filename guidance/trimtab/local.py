@@ -1,4 +1,4 @@
-"""Scorers beside a model in this process: guidance for transformers, and scores of texts.
+"""Scorers in the same process as a model: guidance for transformers, and scores of texts.
 
 guidance = Guidance({"kindness": "my-org/kindness"}, tokenizer, beta=4.0)
 model.generate(**inputs, logits_processor=guidance.processors(**inputs))
@@ -22,18 +22,18 @@ from trimtab.rows import next_key
 from trimtab.search.scoring import score_sequences
 
 SCORED_AT_ONCE = 256
-"""Texts that are scored in one batch."""
+"""Maximum number of texts scored in one batch."""
 
 
 class Guidance:
-    """Loaded scorers, and how strongly they steer.
+    """Loaded scorers and their guidance parameters.
 
     Args:
         scorers: name → a checkpoint's directory or hub name, or the fields of a ScorerSpec.
         tokenizer: of the base model.
         max_length: longest prefix, in tokens.
         cache_bytes: memory for the prefix caches of all scorers.
-        device: where the scorers run; best where the base runs.
+        device: of the scorers; preferably the base's device.
         dtype: of their weights.
         fields: of GuidanceParams, such as beta, k, mass, and `weights` by scorer.
 
@@ -79,9 +79,9 @@ class Guidance:
     def processors(
         self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, **_: Any
     ) -> LogitsProcessorList:
-        """What one call of `generate` takes as `logits_processor`; make a new one for each call.
+        """The `logits_processor` of one call of `generate`; create a new one for each call.
 
-        The arguments are those that go to `generate`; `attention_mask` marks the left padding.
+        Pass the arguments of `generate`; `attention_mask` marks the left padding.
         """
         return LogitsProcessorList([TransformersGuidance(self.guide, self.params, attention_mask)])
 

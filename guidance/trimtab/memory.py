@@ -1,25 +1,25 @@
-"""The memory of a server on the CPU: as flat after ten thousand requests as after a hundred.
+"""Memory bounds of a server on the CPU, so that its memory does not grow with its requests.
 
-Almost every step of guidance has another shape, and scorers come and go. What oneDNN keeps for each
-shape, and what the C library keeps of freed blocks, would grow for hours.
+Almost every step of guidance has a new shape, and scorers are loaded and unloaded. Without bounds,
+oneDNN's kernels for these shapes and the C library's freed blocks grow for hours.
 """
 
 import ctypes
 import os
 
 KERNELS = 64
-"""Kernels that oneDNN, and PyTorch's cache of its own before it, keep: one a shape. The 1,024 that
-they would keep take over 100 MB."""
+"""Kernels kept by oneDNN and by PyTorch's cache in front of it, one per shape. Their default of
+1,024 takes over 100 MB."""
 ARENA_MAX, MMAP_THRESHOLD = -8, -3
-"""glibc's numbers of two of its malloc's parameters (malloc.h)."""
+"""glibc's numbers of two malloc parameters (malloc.h)."""
 BLOCK_BYTES = 256 * 2**10
-"""Blocks from this size on go back to the system when they are freed."""
+"""Blocks of at least this size return to the system when they are freed."""
 
 
 def bound() -> None:
-    """Bound what is kept, here and in processes that are forked from here.
+    """Set the bounds, for this process and for processes forked from it.
 
-    Does nothing that the environment has settled already, nor where the C library is another one.
+    Variables that the environment already sets stay. The bounds of malloc need glibc.
     """
     for variable in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):
         os.environ.setdefault(variable, str(KERNELS))
@@ -32,7 +32,7 @@ def bound() -> None:
 
 
 def give_back() -> None:
-    """Return to the system what the C library keeps of freed memory; milliseconds."""
+    """Return freed memory that the C library keeps to the system; takes milliseconds."""
     library = ctypes.CDLL(None)
     if hasattr(library, "malloc_trim"):
         library.malloc_trim(0)

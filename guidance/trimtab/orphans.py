@@ -1,4 +1,4 @@
-"""No process outlives the one that it works for, however that one ends."""
+"""Worker processes end when their owner ends, for whatever reason."""
 
 import os
 import signal
@@ -10,14 +10,14 @@ from threading import Thread
 import psutil
 
 OWNER = "TRIMTAB_OWNER"
-"""Variable in the environment of an engine's processes: the process that they work for."""
+"""Environment variable of an engine's processes: the process id of their owner."""
 SECONDS = 1.0
-"""Between two looks at it."""
+"""Time between two checks of the owner."""
 
 
 @contextmanager
 def owned() -> Iterator[None]:
-    """Processes that are started meanwhile, and call `watch`, work for this one."""
+    """Make this process the owner of those that start within and call `watch`."""
     os.environ[OWNER] = str(os.getpid())
     try:
         yield
@@ -26,17 +26,17 @@ def owned() -> Iterator[None]:
 
 
 def watch(owner: int | None = None) -> None:
-    """End this process once process `owner` has ended, and vLLM's others below `owner` too.
+    """End this process, and vLLM's other processes below `owner`, once process `owner` has ended.
 
-    owner: as `owned` says if absent. Nothing happens unless it is above this process: an engine
-    within the owner's own process is not watched, nor one on another machine.
+    owner: default: the one set by `owned`. Does nothing unless the owner is an ancestor: an engine
+    in the owner's own process is not watched, nor one on another machine.
     """
     owner = int(os.environ.get(OWNER, "0")) if owner is None else owner
     me = psutil.Process()
     above = next((process for process in me.parents() if process.pid == owner), None)
     if above is None:
         return
-    # Some of them do not watch: the engine above several workers, the coordinator of engines.
+    # Some of them do not call watch: the engine above several workers, the engines' coordinator.
     family = [one for one in above.children(recursive=True) if one != me and _is_engine(one)]
 
     def wait() -> None:

@@ -1,10 +1,10 @@
-"""GuidanceParams: what a request asks of guidance, and its three carriers.
+"""GuidanceParams: the guidance fields of a request, and their three forms.
 
     nested   the `guidance` object of the OpenAI routes      GuidanceParams.parse
     plain    top-level fields of POST /generate              GuidanceParams.parse
     flat     `trimtab_*` keys of vLLM's extra_args/xargs     GuidanceParams.from_xargs, to_xargs
 
-One strict class parses all three, so a value means the same wherever it comes from.
+One strict class parses all three, so a value has the same meaning in each.
 """
 
 import math
@@ -30,25 +30,25 @@ MAX_FLOOR = 1e6
 MAX_K = 256
 MAX_SCORERS = 8
 MAX_NAMED = 16
-"""Most scorers that an error lists."""
+"""Maximum number of scorers that an error lists."""
 MAX_WEIGHT = 1000.0
 PREFIX = "trimtab_"
 RECORD_KEY = "trimtab_record"
-"""Carrier key under which the worker keeps a request's record; set by the front end alone."""
+"""Key under which the worker keeps a request's record; set only by the front end."""
 VERSIONS_KEY = "trimtab_versions"
-"""Carrier key of the versions that a request began with, "a@2,b@1"; set by the front end alone."""
+"""Key of the scorer versions of a request, "a@2,b@1"; set only by the front end."""
 PROMPT_KEY = "trimtab_prompt"
-"""Carrier key of what scorers that read text should know of a prompt, trimtab.scoring.text.Prompt:
-its length, where that is not the whole of what the engine is asked to continue, and the
-conversation that it was made of, in JSON; set by the front end alone."""
+"""Key of the prompt's trimtab.scoring.text.PromptContext in JSON, for scorers that read text: its
+length, if the engine continues a longer prefix, and the conversation that it was made from; set
+only by the front end."""
 CARRIED = (RECORD_KEY, VERSIONS_KEY, PROMPT_KEY)
 
 NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}", re.ASCII)
-"""What a scorer may be called (matched in full)."""
+"""Pattern of a scorer's name (full match)."""
 
 
 def _number(value: Any) -> Any:
-    # JSON has one kind of number: 4 is a fine β. True is not, though Python would take it as 1.
+    # JSON has one kind of number: 4 is a valid β. True is not, although Python accepts it as 1.
     if isinstance(value, int) and not isinstance(value, bool):
         return float(value) if abs(value) < 2**53 else math.inf
     return value
@@ -58,11 +58,11 @@ Number = Annotated[float, BeforeValidator(_number), Field(allow_inf_nan=False)]
 
 
 class Served(Protocol):
-    """What is known of a scorer where requests are checked."""
+    """The properties of a scorer that the check of a request needs."""
 
     @property
     def family(self) -> str | None:
-        """Its family, see trimtab.scorers."""
+        """The scorer's family, see trimtab.scorers."""
 
     @property
     def distributional(self) -> bool:
@@ -75,7 +75,7 @@ class GuidanceParams(BaseModel):
     model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
 
     scorers: dict[str, Number] | None = Field(
-        None, description="scorer name → weight w_i, signed; every scorer with weight 1 if absent"
+        None, description="scorer name → weight w_i, signed; default: every scorer with weight 1"
     )
     beta: Number = Field(
         1.0, ge=-MAX_BETA, le=MAX_BETA, description="overall strength β; 0 is the base model"
@@ -84,30 +84,30 @@ class GuidanceParams(BaseModel):
         None,
         ge=0,
         le=MAX_BUDGET,
-        description="instead of beta: nats that an answer may spend, met by its own β at each step",
+        description="instead of beta: KL budget of an answer in nats; β is set at each step",
     )
     floors: dict[str, Number] | None = Field(
         None,
-        description="scorer name → least mean reward; its strength is the least that reaches it, "
-        "in place of β·w_i",
+        description="scorer name → minimum mean reward; the smallest strength that reaches it "
+        "replaces β·w_i",
     )
-    k: int = Field(32, ge=1, le=MAX_K, description="most candidates per step")
+    k: int = Field(32, ge=1, le=MAX_K, description="maximum candidates per step")
     mass: Number = Field(
         0.99,
         gt=0,
         le=1,
-        description="candidates are the fewest most likely tokens whose base probability "
-        "reaches this; 1 is always k",
+        description="candidates are the smallest set of most likely tokens whose base probability "
+        "reaches this; 1 always gives k",
     )
     tail: Literal["truncate", "mean"] = Field(
         "truncate",
-        description="what other tokens get: nothing (PARGS), or β times the mean score (VAS)",
+        description="other tokens: cut them (PARGS), or add β times the mean score (VAS)",
     )
     normalize: bool = Field(
         False, description="use (s − mean)/deviation, as stored with each scorer"
     )
     on_error: Literal["fail", "unguided"] = Field(
-        "fail", description="if a scorer fails: end with an error, or go on as the base model"
+        "fail", description="if a scorer fails: end with an error, or continue unguided"
     )
     trace: bool = Field(False, description="keep a record of every step")
 
@@ -142,18 +142,18 @@ class GuidanceParams(BaseModel):
     @model_validator(mode="after")
     def _one_strength(self) -> Self:
         if self.kl_budget is not None and "beta" in self.model_fields_set:
-            raise ValueError("kl_budget sets beta at every step; give one of the two")
+            raise ValueError("kl_budget sets beta at every step; send one of the two")
         if self.kl_budget is not None and self.floors is not None:
-            raise ValueError("kl_budget and floors cannot be met together; give one of the two")
+            raise ValueError("kl_budget and floors cannot be met together; send one of the two")
         return self
 
     @property
     def steers(self) -> bool:
-        """Whether anything but the base model is asked for."""
+        """Whether the request differs from the base model."""
         return self.beta != 0 or self.kl_budget is not None or self.floors is not None
 
     def sets(self, name: str) -> bool:
-        """Whether a scorer's strength is set anew at every step, from its return distributions."""
+        """Whether a scorer's strength is set at every step, from its return distributions."""
         return self.kl_budget is not None or name in (self.floors or {})
 
     @classmethod
@@ -161,7 +161,7 @@ class GuidanceParams(BaseModel):
         """Parse the nested or plain form.
 
         Raises:
-            InvalidGuidance: naming at most three fields, never their values.
+            InvalidGuidance: names at most three fields, never their values.
         """
         if not isinstance(fields, Mapping):
             raise InvalidGuidance(
@@ -181,14 +181,14 @@ class GuidanceParams(BaseModel):
         available: Iterable[str] | Mapping[str, Served],
         default: Mapping[str, float] | None = None,
     ) -> "GuidanceParams":
-        """The same, with scorers filled in: as asked, else `default`, else all with weight 1.
+        """A copy with scorers filled in: as requested, else `default`, else all with weight 1.
 
-        Scorers with a floor take part in any case; if they alone are named, nothing else does.
-        available: names, or scorers by name; then their families are checked too.
+        Scorers with a floor are always included; if only floors are set, no others are.
+        available: names, or scorers by name, whose families are then checked too.
 
         Raises:
-            UnknownScorer: a name is not among those available.
-            InvalidGuidance: kl_budget or a floor asks for the return distribution of a scorer
+            UnknownScorer: a name is not available.
+            InvalidGuidance: kl_budget or a floor needs the return distribution of a scorer
                 that has none.
         """
         names = list(available)
@@ -211,9 +211,9 @@ class GuidanceParams(BaseModel):
                 if weight != 0 and self.sets(name) and not scorer.distributional:
                     field = "kl_budget" if self.kl_budget is not None else "floors"
                     raise InvalidGuidance(
-                        f"{field} needs scorers that know how returns are distributed, of family "
+                        f"{field} needs scorers with return distributions, of family "
                         f"'distribution'; scorer '{name}' is of family '{scorer.family}'. Name "
-                        "others, or set beta instead. GET /v1/scorers lists families.",
+                        "others, or send beta instead. GET /v1/scorers lists families.",
                         param=field,
                     )
         return self.model_copy(update={"scorers": chosen})
@@ -234,7 +234,7 @@ class GuidanceParams(BaseModel):
 
     @classmethod
     def from_xargs(cls, extra_args: Mapping[str, Any] | None) -> "GuidanceParams | None":
-        """Parse the flat form; None if no `trimtab_*` key asks for guidance.
+        """Parse the flat form; None if there is no `trimtab_*` key of guidance.
 
         Raises:
             InvalidGuidance: as `parse`.
@@ -247,7 +247,7 @@ class GuidanceParams(BaseModel):
         if not flat:
             return None
         for name in ("normalize", "trace"):
-            # vLLM's xargs have no booleans: its parser makes 1 of true.
+            # vLLM's xargs have no booleans: its parser turns true into 1.
             if flat.get(name) in (0, 1):
                 flat[name] = bool(flat[name])
         for name in ("scorers", "floors"):
@@ -270,23 +270,23 @@ def _parse_numbers(field: str, text: str) -> dict[str, float]:
             numbers[name] = float(number) if equals or field == "floors" else 1.0
         except ValueError:
             raise InvalidGuidance(
-                f"{field} must read NAME=NUMBER,NAME=NUMBER.", param=field
+                f"{field} must have the form NAME=NUMBER,NAME=NUMBER.", param=field
             ) from None
     return numbers
 
 
 def _invalid(error: ValidationError) -> InvalidGuidance:
     details = error.errors(include_url=False, include_context=False, include_input=False)
-    shown = []
+    reasons = []
     for detail in details[:3]:
         name = str(detail["loc"][0]) if detail["loc"] else "guidance"
         if detail["type"] == "extra_forbidden":
-            shown.append(f"there is an unknown field; the fields are {', '.join(FIELDS)}")
+            reasons.append(f"there is an unknown field; the fields are {', '.join(FIELDS)}")
         else:
-            shown.append(f"{name}: {detail['msg']}")
+            reasons.append(f"{name}: {detail['msg']}")
     first = details[0]["loc"]
     field = str(first[0]) if first and str(first[0]) in FIELDS else "guidance"
     more = f" (and {len(details) - 3} more)" if len(details) > 3 else ""
     return InvalidGuidance(
-        "Invalid guidance: " + "; ".join(dict.fromkeys(shown)) + more + ".", param=field
+        "Invalid guidance: " + "; ".join(dict.fromkeys(reasons)) + more + ".", param=field
     )

@@ -1,7 +1,7 @@
-"""Why something does not load, in one line of our own words.
+"""The reason for a load failure, in one line of our own.
 
-What torch, pydantic and transformers say runs over many lines, names paths and advises what cannot
-be done here. Of their errors only the name is passed on.
+Messages of torch, pydantic and transformers have many lines, name paths and give advice that does
+not apply here. Only the class name of their errors is passed on.
 """
 
 import os
@@ -17,7 +17,7 @@ from trimtab_models.files import Unusable
 from trimtab_models.manifest import BrokenCheckpoint
 
 PLACE = "TRIMTAB_REASON"
-"""Environment variable: the file for the reason that an engine's process cannot start."""
+"""Environment variable: the file in which an engine's process writes why it cannot start."""
 LONGEST = 500
 
 
@@ -25,7 +25,7 @@ def why(error: BaseException) -> str:
     """What was wrong with a scorer's files."""
     if isinstance(error, TrimtabError | Unusable | BrokenCheckpoint):
         return str(error)
-    if isinstance(error, FileNotFoundError) and error.errno is None:  # ours: no call of the system
+    if isinstance(error, FileNotFoundError) and error.errno is None:  # ours, not from a system call
         return str(error)
     if isinstance(error, OSError) and error.strerror:
         return f"its files cannot be read ({error.strerror})."
@@ -33,18 +33,18 @@ def why(error: BaseException) -> str:
 
 
 def fields(error: ValidationError, most: int = 3) -> str:
-    """What was wrong with which fields of a configuration, never their values."""
+    """The invalid fields of a configuration and the reasons, never the values."""
     details = error.errors(include_url=False, include_context=False, include_input=False)
-    shown = [
+    reasons = [
         ": ".join(filter(None, (".".join(map(str, detail["loc"])), detail["msg"])))
         for detail in details[:most]
     ]
     more = f" (and {len(details) - most} more)" if len(details) > most else ""
-    return "; ".join(shown) + more
+    return "; ".join(reasons) + more
 
 
 def brief(error: BaseException) -> str:
-    """What vLLM says of flags and of the base, which are its own, in one line."""
+    """An error of vLLM about its own flags or the base, in one line."""
     if isinstance(error, ValidationError):
         return fields(error)
     text = " ".join(str(error).split())
@@ -52,8 +52,8 @@ def brief(error: BaseException) -> str:
 
 
 @contextmanager
-def heard() -> Iterator[Callable[[], str | None]]:
-    """Hear from the engine's processes, which begin within, why scorers did not load."""
+def collect_reason() -> Iterator[Callable[[], str | None]]:
+    """Collect the reason for a load failure from engine processes that start within."""
     with NamedTemporaryFile("r", encoding="utf-8", prefix="trimtab-") as file:
         before = os.environ.get(PLACE)
         os.environ[PLACE] = file.name
@@ -65,7 +65,7 @@ def heard() -> Iterator[Callable[[], str | None]]:
                 os.environ[PLACE] = before
 
 
-def tell(error: TrimtabError) -> None:
-    """Leave the reason for the process that waits for the engine, if one does."""
+def report(error: TrimtabError) -> None:
+    """Write the reason for the process that waits for the engine, if there is one."""
     if place := os.environ.get(PLACE):
         Path(place).write_text(error.message, encoding="utf-8")

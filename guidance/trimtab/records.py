@@ -1,6 +1,6 @@
-"""Records of guided requests, kept until somebody fetches them, within a bound of memory.
+"""Records of guided requests, kept until they are fetched, within a memory bound.
 
-What is over the bound goes, the oldest first: traces, which are large, before whole records.
+Above the bound, the oldest are dropped: first traces, which are large, then whole records.
 """
 
 from collections import OrderedDict
@@ -20,15 +20,15 @@ ScoreRows: TypeAlias = Callable[[str, Sequence[Row], Sequence[Ids]], Tensor]
 
 MAX_RECORDS = 4096
 MAX_BYTES = 512 * 2**20
-"""Of all records together, by estimate."""
+"""Estimated bytes of all records together."""
 STEP_BYTES = 300
-"""A step without a trace: the objects that make it, and its place in its row."""
+"""Bytes of a step without a trace: its objects, and its place in its row."""
 NUMBER_BYTES = 32
-"""A number in a list, with the list's reference to it."""
+"""Bytes of a number in a list, with the list's reference to it."""
 
 
 def size(step: Step) -> int:
-    """About how many bytes a step takes."""
+    """Estimated bytes of a step."""
     if step.trace is None:
         return STEP_BYTES
     lists = 3 + len(step.trace["scores"])  # tokens, two log-probabilities, scores of each scorer
@@ -36,7 +36,7 @@ def size(step: Step) -> int:
 
 
 class Records:
-    """The rows of each request that will be asked for, by record key."""
+    """The rows of each request whose record will be fetched, by record key."""
 
     def __init__(self, registry: Registry, score_rows: ScoreRows) -> None:
         """score_rows: Guide.score_rows, for the scores of whole sequences."""
@@ -53,7 +53,7 @@ class Records:
         return len(self.rows)
 
     def keep(self, row: Row) -> None:
-        """Keep a row; one that was preempted takes over what it did before."""
+        """Keep a row; after a preemption, the new row takes over the earlier row's steps."""
         key = row.record_key
         if key is None:
             return
@@ -69,23 +69,23 @@ class Records:
         self._count(key, STEP_BYTES + sum(map(size, row.steps.values())))
 
     def add(self, row: Row, step: Step) -> None:
-        """Write down what was done at the row's present position."""
+        """Record a step at the row's current position."""
         row.steps[len(row.prefix)] = step
         key = row.record_key
         if key is not None and key in self.rows:
             self._count(key, size(step))
 
     def of(self, key: str) -> list[Row]:
-        """The rows of a request; none if it is not known."""
+        """The rows of a request; empty if it is unknown."""
         return self.rows.get(key, [])
 
     def pop(self, key: str) -> list[Row]:
-        """The same, and forget them."""
+        """Remove and return the rows of a request."""
         self.total -= self.bytes.pop(key, 0)
         return self.rows.pop(key, [])
 
     def clear(self) -> None:
-        """Forget all."""
+        """Drop all records."""
         for key in list(self):
             self.pop(key)
 
@@ -105,10 +105,10 @@ class Records:
                 self._strip(key)
         while self.total > MAX_BYTES and self.rows:
             for row in self.pop(next(iter(self))):
-                row.record_key = None  # it is not kept again
+                row.record_key = None  # so that it is not kept again
 
     def _strip(self, key: str) -> None:
-        """Take the traces of a request out of its rows, for good."""
+        """Remove the traces of a request permanently."""
         left = 0
         for row in self.rows[key]:
             row.untraced = True
@@ -125,17 +125,17 @@ class Records:
         done: bool,
         final: bool = True,
     ) -> list[dict[str, Any] | None]:
-        """The records of finished sequences, found by their tokens; None where there is none.
+        """The records of finished sequences, looked up by their tokens; None where there is none.
 
-        A record is a pure function of its tokens, so two equal sequences share theirs.
-        final: whether it is to have the scores of whole sequences, often a forward each.
+        A record is a pure function of its tokens, so two equal sequences share one.
+        final: whether to include the scores of whole sequences, often a forward each.
         """
         rows = self.pop(record_key) if done else self.of(record_key)
         sequences = [np.array([*prompt, *output], dtype=np.int64) for output in outputs]
-        found = [next((r for r in rows if r.follows(s)), None) for s in sequences]
+        matches = [next((r for r in rows if r.follows(s)), None) for s in sequences]
         return [
             self._report(row, s, len(prompt), final) if row else None
-            for row, s in zip(found, sequences, strict=True)
+            for row, s in zip(matches, sequences, strict=True)
         ]
 
     def _report(self, row: Row, sequence: Ids, prompt_length: int, final: bool) -> dict[str, Any]:
@@ -171,7 +171,7 @@ class Records:
         return self.registry.calls.run(name, scorer, partial(scorer.shortened, row.key), 0)
 
     def _final_scores(self, row: Row, sequence: Ids) -> dict[str, float]:
-        """What each scorer thinks of the whole sequence."""
+        """Each scorer's score of the whole sequence."""
         scores = {}
         for name in row.params.scorers or {}:
             known = row.scored.of(name, sequence) if row.scored else None
@@ -190,7 +190,7 @@ class Records:
 
 
 def _strengths(plans: Sequence[StepPlan]) -> dict[str, Any]:
-    """Mean and last of the strengths that were set anew at each scored step."""
+    """Mean and last of the strengths that were set at each scored step."""
     strengths: dict[str, Any] = {}
     if betas := [plan.beta for plan in plans if plan.beta is not None]:
         strengths["beta"] = {"mean": sum(betas) / len(betas), "last": betas[-1]}

@@ -1,4 +1,4 @@
-"""The registry: scorers by name, the versions that requests use, and how often each has failed."""
+"""The registry: scorers by name, the versions that requests use, and their faults."""
 
 import math
 from collections import Counter
@@ -12,30 +12,30 @@ from trimtab.scoring.calls import ScorerCalls
 class Registry:
     """The scorers of one guide.
 
-    A version is "name@number". A request keeps the versions that it began with, so a name may come
-    to mean another scorer while requests that began before go on.
+    A version is "name@number". A request keeps the versions that it started with, so a name can
+    switch to another scorer while earlier requests still run.
     """
 
     def __init__(self, scorers: Mapping[str, Scorer], timeout: float = math.inf) -> None:
-        """timeout: seconds that a scorer may take for a step, see ScorerCalls."""
+        """timeout: maximum seconds of a scorer per step, see ScorerCalls."""
         self.scorers = dict(scorers)
-        """What each name means now."""
+        """The current scorer of each name."""
         self.versions = {f"{name}@1": scorer for name, scorer in scorers.items()}
         self.calls = ScorerCalls(timeout)
         self.faults: Counter[str] = Counter()
         self.last_error: dict[str, str] = {}
 
     def at(self, versions: str) -> dict[str, Scorer]:
-        """The scorers by name: as they are now, or in the versions that are named ("a@2,b@1")."""
+        """The scorers by name: in the listed versions ("a@2,b@1"), else the current ones."""
         keys = [key for key in versions.split(",") if key in self.versions]
         return {**self.scorers, **{key.partition("@")[0]: self.versions[key] for key in keys}}
 
     def scorer_of(self, row: Row, name: str) -> Scorer:
-        """The version of a scorer that a row began with."""
+        """The version of a scorer that a row started with."""
         return row.scorers.get(name) or self.scorers[name]
 
     def serve(self, name: str, version: str | None) -> None:
-        """Let a name mean a version from now on, or nothing any more."""
+        """Switch a name to a version, or remove the name if `version` is None."""
         self.faults.pop(name, None)
         self.last_error.pop(name, None)
         if version is None:
@@ -44,14 +44,14 @@ class Registry:
             self.scorers[name] = self.versions[version]
 
     def note_fault(self, row: Row, name: str, message: str) -> None:
-        """Count a fault of a scorer, which need not keep anything for the row any more."""
+        """Count a fault of a scorer, and drop what it keeps for the row."""
         self.faults[name] += 1
         self.last_error[name] = message
         if name in row.scorers or name in self.scorers:
             self._forget(name, self.scorer_of(row, name), [row.key])
 
     def forget(self, keys: Sequence[int]) -> None:
-        """Let every scorer drop what it keeps for rows that nobody will ask for again."""
+        """Make every scorer drop what it keeps for rows that will not be scored again."""
         for version, scorer in self.versions.items():
             self._forget(version.partition("@")[0], scorer, keys)
 

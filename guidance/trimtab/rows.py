@@ -46,9 +46,9 @@ class StepPlan:
     duals: dict[str, float] = field(default_factory=dict)  # strengths of scorers with a floor
     after: dict[int, float] = field(default_factory=dict)  # nats left after each candidate
 
-    def leaves_base(self, kl: float, alone: bool, bonus: Tensor) -> bool:
+    def leaves_base(self, kl: float, single: bool, bonus: Tensor) -> bool:
         """Whether the logits stay the base's: no bonus, or the step's KL exceeds the maximum."""
-        return not (alone or bool(bonus.any())) or self.spent + kl > self.most + ROUNDING
+        return not (single or bool(bonus.any())) or self.spent + kl > self.most + ROUNDING
 
     @property
     def fields(self) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What is drawn from the base: requests, completions, and the seed of each."""
+"""Sampling from the base: requests, completions, and the seed of each."""
 
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
@@ -11,7 +11,7 @@ from trimtab.scoring.text import PromptContext
 
 @dataclass(frozen=True)
 class Drawing:
-    """How completions are drawn; `max_tokens` is of the whole answer."""
+    """Settings of sampling; `max_tokens` counts the whole answer."""
 
     n: int = 8
     temperature: float = 0.7
@@ -23,7 +23,7 @@ class Drawing:
 
 @dataclass(frozen=True)
 class Request:
-    """One completion to draw; `key` is the caller's own."""
+    """One completion to sample; `key` is chosen by the caller."""
 
     key: Any
     prompt_token_ids: Sequence[int]
@@ -34,9 +34,8 @@ class Request:
 
 @dataclass(frozen=True)
 class Completion:
-    """What was drawn: tokens, with EOS if it came, log π0 of each at temperature 1, and the nats
-    that guidance put in, Σ KL(π ‖ π0), 0 without it. Where guidance was traced, log π/π0 of each
-    token as well.
+    """A sampled completion: tokens, with EOS if sampled, log π0 of each at temperature 1, and the
+    nats of guidance, Σ KL(π ‖ π0), 0 without it. With a trace, also log π/π0 of each token.
     """
 
     token_ids: list[int]
@@ -46,19 +45,19 @@ class Completion:
 
 
 def log_ratios(trace: Iterable[Mapping[str, Any]]) -> list[float]:
-    """log π/π0 of each token of a traced answer; of one from the tail, what all the tail gets."""
-    found = []
+    """log π/π0 of each token of a traced answer; for a token of the tail, that of the tail."""
+    ratios = []
     for step in trace:
         pairs = zip(step["guided_logprobs"], step["logprobs"], strict=True)
         moved = [guided - base for guided, base in pairs]
         at = (
             step["candidates"].index(step["token"]) if step["token"] in step["candidates"] else None
         )
-        found.append(sum(moved) / len(moved) if at is None else moved[at])
-    return found
+        ratios.append(sum(moved) / len(moved) if at is None else moved[at])
+    return ratios
 
 
 def sample_seed(seed: int, prompt: int, sample: int) -> int:
-    """The seed of one completion, from the run's and its place in it."""
+    """The seed of one completion, from the run's seed and its place in the run."""
     digest = hashlib.sha256(f"{seed} {prompt} {sample}".encode()).digest()
     return int.from_bytes(digest[:7], "big")

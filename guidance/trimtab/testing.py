@@ -1,4 +1,4 @@
-"""Contract tests for scorer authors: what every scorer must keep, whatever its family.
+"""Contract tests for scorer authors: the rules for scorers of every family.
 
 def test_my_scorer():
     check_scorer(MyScorer(...), vocab_size=32000)
@@ -14,14 +14,14 @@ from trimtab.scoring.pool import Ids
 def check_scorer(
     scorer: Scorer, *, vocab_size: int, longest: int = 24, seed: int = 0, tolerance: float = 1e-4
 ) -> None:
-    """Hold a scorer to its contract on random rows.
+    """Check the contract of a scorer on random rows.
 
     Scores are one finite float32 for each candidate, packed in row order, and a pure function of
-    (prefix, candidate, strength): neither the other rows of the batch, nor the order of the
-    candidates, nor the row's key, nor what was scored before, nor `forget` may change them.
+    (prefix, candidate, strength): the other rows of the batch, the order of the candidates, the
+    row's key, earlier calls and `forget` must not change them.
 
     Raises:
-        AssertionError: saying which promise was broken.
+        AssertionError: names the broken rule.
     """
     rng = np.random.default_rng(seed)
     prefixes = [rng.integers(vocab_size, size=n) for n in rng.integers(1, longest, size=6)]
@@ -51,7 +51,7 @@ def check_scorer(
         same("the rest of the batch", row, keys[row], prefix, natural)
         same("the order of the candidates", row, keys[row], prefix, natural[::-1].copy())
         same("the row's key", row, 1000 + row, prefix, natural)
-        # A row that shrinks, or is replaced under the same key, must not see its past.
+        # A row that shrinks, or is replaced under the same key, must not depend on its past.
         scorer.score([keys[row]], [rng.integers(vocab_size, size=longest)], [np.arange(2)], [1.0])
         same("what the row was before", row, keys[row], prefix, natural)
         scorer.forget(keys[row])

@@ -1,1 +1,1 @@
-"""The lab: offline work that is neither a network nor a loss: rollouts, arena, worlds, rivals."""
+"""The lab: offline work on top of guidance and models: rollouts, arena, worlds, rivals."""

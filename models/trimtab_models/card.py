@@ -1,4 +1,4 @@
-"""The model card of a scorer: what its author says, what it is, how it was validated."""
+"""The model card of a scorer: its author's text, its properties, its validation."""
 
 import re
 from collections.abc import Mapping
@@ -12,10 +12,10 @@ from trimtab_models.info import ScorerInfo
 NAME = "README.md"
 REPORT = "report.md"
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", re.ASCII)
-"""What a model on a hub may be called (matched in full)."""
+"""A valid name of a model on the hub (a full match)."""
 
 FACTS = "| | |\n|---|---|\n"
-"""Where an author's text ends and what is written here begins."""
+"""Separates the author's text from the generated part."""
 
 
 def card(
@@ -28,14 +28,14 @@ def card(
     """The card of the checkpoint in `directory`.
 
     Args:
-        info: what the scorer is.
-        text: its author's words, Markdown.
-        directory: holds the network, and the report.md of its validation, if there is one.
-        metadata: more of the block that hubs read (license, datasets, language, ...).
-        name: where the checkpoint is to be had.
+        info: the scorer's description.
+        text: the author's text, Markdown.
+        directory: contains the network, and report.md if it was validated.
+        metadata: more fields of the hub's metadata block (license, datasets, language, ...).
+        name: the path or hub name of the checkpoint.
     """
     adapter = (directory / "adapter_config.json").exists()
-    # A base without an organisation may be any directory's name; hubs refuse it or mistake it.
+    # A base without an organisation may be a directory's name; hubs refuse or misread it.
     known = "/" in info.base_model and HUB_NAME.fullmatch(info.base_model)
     fields = {
         "tags": ["trimtab", "scorer"],
@@ -62,13 +62,13 @@ def card(
 
 
 def read(directory: Path) -> tuple[str, dict[str, Any]]:
-    """An author's text and metadata out of a card, which may be missing or of any make."""
+    """The author's text and the metadata of a card; the card may be missing or not ours."""
     file = directory / NAME
     if not file.exists():
         return "A Trimtab scorer.", {}
-    found = ModelCard(file.read_text(encoding="utf-8"), ignore_metadata_errors=True)
-    metadata = found.data.to_dict()
-    return str(found.text).partition(FACTS)[0].strip(), metadata
+    existing = ModelCard(file.read_text(encoding="utf-8"), ignore_metadata_errors=True)
+    metadata = existing.data.to_dict()
+    return str(existing.text).partition(FACTS)[0].strip(), metadata
 
 
 def _task(info: ScorerInfo, directory: Path) -> str:
@@ -81,7 +81,7 @@ def _task(info: ScorerInfo, directory: Path) -> str:
 
 
 def _figures(directory: Path) -> str:
-    """The first table of the validation report, or nothing."""
+    """The first table of the validation report; empty without a report."""
     file = directory / REPORT
     lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
     rows: list[str] = []

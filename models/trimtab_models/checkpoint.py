@@ -1,10 +1,10 @@
-"""Scorer checkpoints: a directory that transformers loads by itself.
+"""Scorer checkpoints: directories that plain transformers can load.
 
 model.safetensors   the network (see networks.py), or an adapter of one (peft.py)
 config.json         transformers' own, with one more key, "trimtab": a ScorerInfo
 tokenizer*.json     the tokenizer of the base model that the scorer reads
 README.md           the model card
-MANIFEST.json       SHA-256 of all of them (manifest.py)
+MANIFEST.json       SHA-256 of these files, except the card (manifest.py)
 """
 
 from collections.abc import Callable
@@ -32,20 +32,20 @@ def save(
     text: str = "A Trimtab scorer.",
     extras: Callable[[Path], None] | None = None,
 ) -> Path:
-    """Write a checkpoint with its manifest; the directory appears whole, or not at all.
+    """Write a checkpoint with its manifest, atomically.
 
-    An older checkpoint at `path` is there until the new one is complete. Links are followed.
+    An older checkpoint at `path` stays until the new one is complete. Links are followed.
 
     Args:
-        model: a PreTrainedModel, or a PeftModel, of which the adapter alone is written.
+        model: a PreTrainedModel, or a PeftModel, of which only the adapter is written.
         tokenizer: the base's.
-        info: what the scorer is.
-        path: the directory to make.
-        text: what the model card begins with.
-        extras: writes more files into the directory that it is given, a report for the card.
+        info: the scorer's description.
+        path: the directory of the checkpoint.
+        text: the beginning of the model card.
+        extras: writes more files into the directory it is called with, such as a report.
 
     Raises:
-        InTheWay: (an OSError) at `path` is something else than an older checkpoint.
+        InTheWay: (an OSError) `path` is something other than an older checkpoint.
     """
     target = outputs.place(path)
     manifest.replaceable(target)
@@ -66,7 +66,7 @@ def save(
 
 
 def read_info(source: str | Path) -> ScorerInfo:
-    """The ScorerInfo of a checkpoint directory or hub name; the defaults if it holds none.
+    """The ScorerInfo of a checkpoint directory or hub name; the defaults if it has none.
 
     Raises:
         as `load`.
@@ -83,17 +83,17 @@ def load(
 ) -> tuple[PreTrainedModel, ScorerInfo]:
     """A scorer network and its ScorerInfo, from a directory or a hub name.
 
-    Weights come from safetensors only, and no code of the checkpoint runs. A directory that has a
-    manifest must be what it says. An adapter comes merged into its base.
+    Weights are read from safetensors only, and no code of the checkpoint runs. A directory with a
+    manifest must match it. An adapter is merged into its base.
 
     Raises:
         OSError: no such checkpoint, or no safetensors in it.
-        BrokenCheckpoint: (a ValueError) a file is not what the manifest says.
-        Unusable: (a ValueError) it is of another kind than the family is made of, or weights are
-            missing from it, or do not fit its configuration.
+        BrokenCheckpoint: (a ValueError) a file does not match the manifest.
+        Unusable: (a ValueError) the kind of network cannot serve the family, or weights are
+            missing or do not fit the configuration.
     """
     verify(source)
-    info = described(source, family)
+    info = checked_info(source, family)
     if family is not None:
         info = info.model_copy(update={"family": family})
     if peft.is_adapter(source):
@@ -102,16 +102,16 @@ def load(
 
 
 def vet(source: str | Path, family: Family) -> None:
-    """Refuse what `load` would, but for damage that a manifest shows; the weights stay on disk.
+    """Check a checkpoint as `load` does, without its manifest; the weights stay on disk.
 
     Raises:
         as `load`.
     """
-    described(source, family)
+    checked_info(source, family)
     if peft.is_adapter(source):
         peft.adapted(source, dtype="auto")
     else:
-        _whole(source, family, dtype="auto")  # as they are in the file, so they are mapped alone
+        _whole(source, family, dtype="auto")  # the file's own dtype, so weights are only mapped
 
 
 def _whole(source: str | Path, family: Family, **options: Any) -> PreTrainedModel:
@@ -126,37 +126,39 @@ def _whole(source: str | Path, family: Family, **options: Any) -> PreTrainedMode
 
 
 def verify(source: str | Path) -> None:
-    """Look at a checkpoint's files, and compare them with its manifest if it has one.
+    """Check a checkpoint's files, and compare them with its manifest if it has one.
 
     Raises:
-        Unusable, BrokenCheckpoint: one of them is not what it must be.
+        Unusable, BrokenCheckpoint: a file must not be opened, or does not match.
     """
     look(source)
     if (Path(source) / manifest.NAME).is_file():
         manifest.verify(source)
 
 
-def described(source: str | Path, family: str | None = None) -> ScorerInfo:
-    """What a checkpoint says of itself, if it is of a kind that a family, or its own, is made of.
+def checked_info(source: str | Path, family: str | None = None) -> ScorerInfo:
+    """A checkpoint's ScorerInfo, after checks that its network can serve the family.
+
+    family: by default the checkpoint's own.
 
     Raises:
         as `load`.
     """
-    stated = _stored(source)
-    says = stated.family if stated is not None and "family" in stated.model_fields_set else None
-    if family is not None and says not in (None, family):
+    stored = _stored(source)
+    own = stored.family if stored is not None and "family" in stored.model_fields_set else None
+    if family is not None and own not in (None, family):
         raise Unusable(
-            f"{source} was made as a {says} scorer, and is not served as {family}; leave family "
-            "out."
+            f"{source} was made as a {own} scorer and cannot be served as {family}; leave out "
+            "family."
         )
-    served = family or says or "head"
+    served = family or own or "head"
     if peft.is_adapter(source):
         task = peft.task(source)
         kinds.check(source, served, peft.KINDS[task], f"an adapter of task {task}")
     else:
         config = pretrained.configuration(source)
         kinds.check(source, served, kinds.kind(source, config), kinds.named(config))
-    return stated or ScorerInfo()
+    return stored or ScorerInfo()
 
 
 def _stored(source: str | Path) -> ScorerInfo | None:

@@ -1,14 +1,14 @@
-"""Sequence classifiers of transformers: one score for each encoded text, whatever its batch.
+"""Sequence classifiers of transformers: one score for each text, independent of its batch.
 
     s(text) = logit                             one output
-            = log softmax(logits)[label]        several, of which one is true
+            = log softmax(logits)[label]        several outputs, exactly one is true
             = log sigmoid(logits)[label]        problem_type = multi_label_classification
             = logits[label]                     problem_type = regression
 
-A text is worth what it is worth alone. In a batch, texts are filled up on the right, and decoders,
-which look for the last token that is not padding, are given a filler that no text holds. Where a
-network is still not the same in company (XLNet reads its last position, ConvBERT convolves over
-padding), which is tried once, only texts of one length go together.
+A text gets the same score in a batch as alone. Texts of a batch are padded on the right; decoders,
+which look for the last token that is not padding, get a padding token that no text contains. One
+test at start shows whether a network still gives other scores in a padded batch (XLNet reads its
+last position, ConvBERT convolves over padding); then a batch holds texts of one length only.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,17 +20,18 @@ from torch import Tensor
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
 from trimtab_models import peft, pretrained
-from trimtab_models.checkpoint import described, verify
+from trimtab_models.checkpoint import checked_info, verify
 from trimtab_models.files import Unusable
 
 Inputs = Mapping[str, Sequence[int]]
-"""What a tokenizer makes of one text: input_ids, attention_mask, ..."""
+"""A tokenizer's output for one text: input_ids, attention_mask, ..."""
 
 UNBOUNDED = 10**9
-"""Transformers writes windows beyond this where it knows none."""
+"""transformers stores a larger window than this where it knows none."""
 BATCH_TOKENS = 8192
-"""Most tokens of one forward, padding included."""
-TRIED = ("Is it?", "It is said to be very good, and then again it is not.")
+"""Maximum tokens of one forward, padding included."""
+PROBES = ("Is it?", "It is said to be very good, and then again it is not.")
+"""Texts of different lengths, to test whether padding changes a score."""
 TOLERANCE = 1e-3
 
 
@@ -40,50 +41,51 @@ class Classifier:
     Args:
         model: the network, on its device.
         tokenizer: its own.
-        label: which of several labels is scored, by name or else by number.
+        label: the label whose output is the score, by name or by number.
 
     Raises:
-        Unusable: it has several labels and `label` names none of them, or one and `label` is
-            given; or it does not run.
+        Unusable: there are several labels and `label` names none of them; there is one label and
+            `label` is set; or the network does not run.
     """
 
     def __init__(self, model: PreTrainedModel, tokenizer: Any, label: str | None = None) -> None:
         self.model: Any = model.requires_grad_(False).eval()
         self.tokenizer = tokenizer
         self.window = window(model, tokenizer)
-        """The most tokens that it reads."""
-        self._read = _reading(model.config, label)
-        # These want as many end tokens in every text of a batch.
-        self._alone = bool(model.config.is_encoder_decoder)
-        self._mixed = self._try_mixed()
+        """The maximum tokens that it reads."""
+        self._read = _reader(model.config, label)
+        # Encoder-decoders need the same number of end tokens in every text of a batch.
+        self._one_by_one = bool(model.config.is_encoder_decoder)
+        self._padding_is_safe = self._test_padding()
 
     def score(
         self,
         inputs: Sequence[Inputs],
-        most: int | None = None,
+        batch_size: int | None = None,
         between: Callable[[], None] = lambda: None,
     ) -> Tensor:
         """The score of each text, [texts] float32 on the host.
 
-        most: texts a forward; by their tokens if absent. between: called before each forward.
+        batch_size: texts in a forward; by default as many as BATCH_TOKENS allows.
+        between: called before each forward.
         """
-        rows = [one if one["input_ids"] else self._nothing() for one in inputs]
+        rows = [one if one["input_ids"] else self._empty_text() for one in inputs]
         scores = torch.empty(len(rows))
-        for chosen in self._batches([len(row["input_ids"]) for row in rows], most):
+        for batch in self._batches([len(row["input_ids"]) for row in rows], batch_size):
             between()
-            scores[chosen] = self._read(self._forward([rows[i] for i in chosen]))
+            scores[batch] = self._read(self._forward([rows[i] for i in batch]))
         return scores
 
-    def _batches(self, lengths: Sequence[int], most: int | None) -> Iterator[list[int]]:
-        """Texts of like length together, the longest first: it says how many fit beside it."""
+    def _batches(self, lengths: Sequence[int], batch_size: int | None) -> Iterator[list[int]]:
+        """Indices of texts of similar length; the longest text of a batch sets its size."""
         order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
         while order:
             longest = lengths[order[0]]
-            size = most or max(1, BATCH_TOKENS // longest)
+            size = batch_size or max(1, BATCH_TOKENS // longest)
             batch = order[:size]
-            if not self._mixed:
+            if not self._padding_is_safe:
                 batch = [i for i in batch if lengths[i] == longest]
-            if self._alone:
+            if self._one_by_one:
                 batch = batch[:1]
             yield batch
             order = order[len(batch) :]
@@ -116,9 +118,9 @@ class Classifier:
         return logits.float().cpu()
 
     def _pad(self, rows: Sequence[Inputs]) -> int | None:
-        """What fills a row. Decoders find a row's end by it: with none of their own, they get a
-        token that no row holds, so that the end is the last token, as it is without padding.
-        None if the rows hold every token.
+        """The padding token. Decoders use it to find a row's end: without their own, they get a
+        token that no row contains, so that the end is the last token, as it is without padding.
+        None if the rows contain every token.
         """
         tokens = self.model.get_input_embeddings().num_embeddings
         own = self.model.config.get_text_config().pad_token_id
@@ -127,27 +129,27 @@ class Classifier:
         used = {token for row in rows for token in row["input_ids"]}
         return next((token for token in range(tokens) if token not in used), None)
 
-    def _nothing(self) -> Inputs:
-        """A text of no token, as one that a text may begin or end with."""
+    def _empty_text(self) -> Inputs:
+        """A text without tokens, replaced by one special token."""
         own = self.tokenizer
         ids = (own.bos_token_id, own.cls_token_id, own.eos_token_id, own.pad_token_id, 0)
         return {"input_ids": [next(token for token in ids if token is not None)]}
 
-    def _try_mixed(self) -> bool:
-        """Whether a text scores the same beside a longer one as it does alone.
+    def _test_padding(self) -> bool:
+        """Whether a text gets the same score beside a longer one as alone.
 
         Raises:
-            Unusable: it does not run.
+            Unusable: the network does not run.
         """
         try:
-            most = min(self.window, 64)
-            inputs = [self.tokenizer(text, truncation=True, max_length=most) for text in TRIED]
+            limit = min(self.window, 64)
+            inputs = [self.tokenizer(text, truncation=True, max_length=limit) for text in PROBES]
             alone = torch.cat([self._forward([one]) for one in inputs])
-            together = alone if self._alone else self._forward(inputs)
+            together = alone if self._one_by_one else self._forward(inputs)
         except Exception as error:
             raise Unusable(
-                f"this {self.model.config.model_type} network does not run on what its tokenizer "
-                f"makes of a text ({type(error).__name__})."
+                f"this {self.model.config.model_type} network does not run on its tokenizer's "
+                f"output ({type(error).__name__})."
             ) from error
         return torch.allclose(alone, together, rtol=TOLERANCE, atol=TOLERANCE)
 
@@ -160,7 +162,7 @@ def load(path: str | Path, label: str | None = None, **options: Any) -> Classifi
         Unusable, BrokenCheckpoint: it is damaged, or not a classifier of texts; see Classifier.
     """
     verify(path)
-    described(path, "text")
+    checked_info(path, "text")
     tokenizer = pretrained.tokenizer(path, truncation_side="left")
     if peft.is_adapter(path):
         return Classifier(peft.load(path, **options), tokenizer, label)
@@ -169,37 +171,37 @@ def load(path: str | Path, label: str | None = None, **options: Any) -> Classifi
 
 
 def vet(path: str | Path, label: str | None = None) -> None:
-    """Refuse what `load` would, but for damage that a manifest shows; the weights stay on disk.
+    """Check a classifier as `load` does, without its manifest; the weights stay on disk.
 
     Raises:
         as `load`.
     """
-    described(path, "text")
+    checked_info(path, "text")
     pretrained.tokenizer(path)
     if peft.is_adapter(path):
-        _reading(peft.adapted(path, dtype="auto").config, label)
+        _reader(peft.adapted(path, dtype="auto").config, label)
     else:
         network = pretrained.network(AutoModelForSequenceClassification, path, dtype="auto")
-        _reading(network.config, label)
+        _reader(network.config, label)
 
 
 def window(model: PreTrainedModel, tokenizer: Any) -> int:
-    """The most tokens that a network reads."""
+    """The maximum tokens that a network reads."""
     positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     for name, module in model.named_modules():
         if positions and name.endswith("position_embeddings") and hasattr(module, "padding_idx"):
-            # RoBERTa counts positions from behind the padding's own: of 514 it reads 512.
+            # RoBERTa's first positions are for padding: of 514 it reads 512.
             positions -= 0 if module.padding_idx is None else int(module.padding_idx) + 1
     known = [n for n in (positions, tokenizer.model_max_length) if n and 0 < n < UNBOUNDED]
     return min(known, default=UNBOUNDED)
 
 
-def _reading(config: Any, label: str | None) -> Callable[[Tensor], Tensor]:
-    """From logits, [texts, labels], to scores, [texts]."""
+def _reader(config: Any, label: str | None) -> Callable[[Tensor], Tensor]:
+    """The function from logits, [texts, labels], to scores, [texts]."""
     names = [str(config.id2label.get(i, i)) for i in range(config.num_labels)]
     if len(names) == 1:
         if label is not None:
-            raise Unusable(f"it has one label, {names[0]}: leave label= out.")
+            raise Unusable(f"the classifier has one label, {names[0]}; leave out label=.")
         return lambda logits: logits[:, 0]
     number = _number(names, label)
     match config.problem_type:
@@ -218,6 +220,6 @@ def _number(names: Sequence[str], label: str | None) -> int:
         return int(label)
     more = ", …" if len(names) > 8 else ""
     raise Unusable(
-        f"it has {len(names)} labels, {', '.join(names[:8])}{more}: name one by label=NAME (or its "
-        "number), whose output is the score."
+        f"the classifier has {len(names)} labels, {', '.join(names[:8])}{more}; choose the one to "
+        "score by label=NAME (or its number)."
     )

@@ -1,7 +1,7 @@
-"""A look at the files of a checkpoint before anything opens them.
+"""Checks of a checkpoint's files before they are opened.
 
-A FIFO or a device would block whoever opens it, and a configuration of hundreds of megabytes fills
-the memory, so only regular files of a sensible size are read. Names of a hub need no look here.
+Opening a FIFO or a device would block, and a configuration of hundreds of megabytes would fill the
+memory, so only regular files of a plausible size are read. Hub names need no such check.
 """
 
 import json
@@ -20,7 +20,7 @@ LARGEST = {
     ),
     64 * MIB: ("tokenizer*", "vocab*", "merges.txt", "*.model", "*.spm", "tekken.json"),
 }
-"""Most bytes of what is read whole; a name counts as the first pattern that it fits."""
+"""Maximum bytes of files that are read whole; the first pattern that matches a name applies."""
 TEMPLATES = "additional_chat_templates"
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -28,20 +28,20 @@ PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 
 
 class Unusable(ValueError):
-    """A checkpoint cannot be used as asked; the message is one line that names it."""
+    """A checkpoint cannot be used as requested; the message is one line that names it."""
 
 
 def look(source: str | Path) -> None:
     """Check the files that a loader would open, if `source` is a directory.
 
     Raises:
-        Unusable: one of them is not a regular file, or far larger than any real one.
+        Unusable: one of them is not a regular file, or is implausibly large.
     """
     top = Path(source)
     for folder in (top, top / TEMPLATES):
         if folder.is_dir():
             for entry in _entries(folder):
-                _look_at(entry)
+                _check_file(entry)
 
 
 def _entries(folder: Path) -> list[os.DirEntry[str]]:
@@ -52,9 +52,9 @@ def _entries(folder: Path) -> list[os.DirEntry[str]]:
         raise Unusable(f"{folder} cannot be read ({error.strerror}).") from None
 
 
-def _look_at(entry: os.DirEntry[str]) -> None:
-    most = largest(entry.name)
-    if most is None and not entry.name.endswith(".safetensors"):
+def _check_file(entry: os.DirEntry[str]) -> None:
+    limit = largest(entry.name)
+    if limit is None and not entry.name.endswith(".safetensors"):
         return
     try:
         status = entry.stat()
@@ -62,17 +62,17 @@ def _look_at(entry: os.DirEntry[str]) -> None:
         raise Unusable(f"{entry.path} cannot be read ({error.strerror}).") from None
     if not stat.S_ISREG(status.st_mode) and not stat.S_ISDIR(status.st_mode):
         raise Unusable(f"{entry.path} is a FIFO, a socket or a device; expected a regular file.")
-    if most is not None and status.st_size > most:
+    if limit is not None and status.st_size > limit:
         raise Unusable(
-            f"{entry.path} has {status.st_size // MIB} MiB; at most {most // MIB} are read."
+            f"{entry.path} has {status.st_size // MIB} MiB; the limit is {limit // MIB}."
         )
 
 
 def largest(name: str) -> int | None:
-    """Most bytes of a file that is read whole, by its name; None for others."""
-    for most, patterns in LARGEST.items():
+    """Maximum bytes of a file that is read whole, by its name; None for other files."""
+    for limit, patterns in LARGEST.items():
         if any(fnmatch(name, pattern) for pattern in patterns):
-            return most
+            return limit
     return None
 
 
@@ -80,7 +80,7 @@ def read_json(file: Path) -> dict[str, Any]:
     """The object in a JSON file.
 
     Raises:
-        Unusable: it cannot be read, or holds something else.
+        Unusable: it cannot be read, or does not hold an object.
     """
     try:
         content = json.loads(file.read_bytes())
@@ -94,30 +94,30 @@ def read_json(file: Path) -> dict[str, Any]:
 
 
 def check_weights(directory: Path) -> None:
-    """See that a directory has its weights in safetensors, all of them in it.
+    """Make sure that a directory holds all its weights in safetensors.
 
     Raises:
         FileNotFoundError: it has none.
-        Unusable: its index is damaged, or names files that are elsewhere.
+        Unusable: its index is damaged, or names files outside the directory.
     """
     if (directory / WEIGHTS).is_file():
         return
     if (directory / INDEX).is_file():
         shards = read_json(directory / INDEX).get("weight_map")
         names = list(shards.values()) if isinstance(shards, dict) else [None]
-        if not all(_stands_in(directory, name) for name in names):
+        if not all(_is_in(directory, name) for name in names):
             raise Unusable(f"{directory / INDEX} names files that are not there.")
         return
     pickles = sorted(file.name for pattern in PICKLES for file in directory.glob(pattern))
-    reason = f"; {listed(pickles)} may be pickled code and stays closed" if pickles else ""
+    reason = f"; {listed(pickles)} may be pickled code and is not opened" if pickles else ""
     raise FileNotFoundError(f"{directory} has no weights in safetensors{reason}.")
 
 
-def _stands_in(directory: Path, name: object) -> bool:
+def _is_in(directory: Path, name: object) -> bool:
     return isinstance(name, str) and Path(name).name == name and (directory / name).is_file()
 
 
 def listed(names: Sequence[str], most: int = 3) -> str:
-    """Some names in a sentence: the first few, and how many more."""
+    """Names for a message: the first `most`, and how many more there are."""
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + more

@@ -1,4 +1,4 @@
-"""Completions drawn from a language model at temperature 1, with plain transformers."""
+"""Completions sampled from a language model at temperature 1, with plain transformers."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -12,9 +12,9 @@ from trimtab_models.data.encoding import cut
 def generate(
     model: Any, prompts: Sequence[list[int]], *, eos: int, pad_id: int, most: int
 ) -> list[list[int]]:
-    """One completion of each prompt, of at most `most` tokens, cut after its first EOS.
+    """One completion of each prompt, of `most` tokens at most, cut after its first EOS.
 
-    Draws from torch's generator. The model is left in the mode it was in.
+    Uses torch's global generator. The model keeps its training or evaluation mode.
     """
     width = max(map(len, prompts))
     padding = [width - len(prompt) for prompt in prompts]

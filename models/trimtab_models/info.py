@@ -1,4 +1,4 @@
-"""What a checkpoint says of itself beyond its network: how its output becomes a score."""
+"""A scorer's description in its checkpoint: how the network's output becomes a score."""
 
 from typing import Any, Literal
 
@@ -10,11 +10,11 @@ Family = Literal["head", "distribution", "vocabulary", "log_ratio"]
 Link = Literal["identity", "sigmoid", "log_sigmoid"]
 
 STEERS = 0.6
-"""Below this prefix-AUC a scorer had better not guide; one half is chance."""
+"""A scorer with a lower prefix-AUC should not guide; 0.5 is chance."""
 
 
 class ScorerInfo(BaseModel):
-    """What a scorer is, beyond its network; stored in config.json as "trimtab".
+    """A scorer's description, stored in config.json as "trimtab".
 
     `mean` and `deviation` are those of its scores over rollouts of the base, so that
     (s − mean)/deviation has the same scale for every scorer (GuidanceParams.normalize).
@@ -29,11 +29,11 @@ class ScorerInfo(BaseModel):
     deviation: float = Field(1.0, gt=0)
     is_value: bool = Field(False, description="its scores are mean rewards, in the reward's unit")
     adds_up: bool = Field(
-        False, description="its scores are of single tokens, and a text is worth their sum"
+        False, description="scores belong to single tokens; a text's score is their sum"
     )
-    link: Link = Field("identity", description="what makes a head's output a score")
+    link: Link = Field("identity", description="maps a head's output to a score")
     support: tuple[float, float] | None = Field(
-        None, description="lowest and highest return of a distribution head, bins evenly between"
+        None, description="returns of a distribution head's first and last bin, evenly spaced"
     )
     ahead: bool = Field(
         False,
@@ -42,24 +42,24 @@ class ScorerInfo(BaseModel):
     alpha: float = Field(1.0, description="factor of a log-ratio scorer, α·log π_r(v | prefix)")
     reference: str | None = Field(
         None,
-        description="untuned model of a log-ratio scorer: a hub name or a directory, which may be "
-        "relative to the checkpoint's",
+        description="reference model of a log-ratio scorer: a hub name or a directory, which may "
+        "be relative to the checkpoint's",
     )
     prefix_auc: float | None = Field(
-        None, description="how often the order on prefixes is the final order; see validation/"
+        None, description="share of pairs whose order on prefixes is the final one; see validation/"
     )
 
 
 def parse(fields: Any, where: str) -> ScorerInfo:
-    """What a file says of a scorer.
+    """The ScorerInfo in a file's fields.
 
     Raises:
-        Unusable: it does not fit; the message names the fields, and never their values.
+        Unusable: fields are invalid; the message names them, but not their values.
     """
     try:
         return ScorerInfo.model_validate(fields)
     except ValidationError as error:
         names = sorted({".".join(map(str, one["loc"])) or "all of it" for one in error.errors()})
         raise Unusable(
-            f"{where}: what it says of the scorer does not fit: {listed(names)}."
+            f"{where}: the scorer's description has invalid fields: {listed(names)}."
         ) from None

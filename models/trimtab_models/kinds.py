@@ -1,4 +1,4 @@
-"""What kind of network a checkpoint holds, by what it says, and which families each kind serves."""
+"""The kind of network that a checkpoint's configuration names, and the families each can serve."""
 
 from typing import Literal
 
@@ -33,43 +33,43 @@ _SERVES: dict[str, tuple[tuple[Kind, ...], str]] = {
     "log_ratio": (("language",), "lacks an output over the vocabulary (*ForCausalLM)"),
     "text": (("sequence",), "has no classifier of texts (*ForSequenceClassification)"),
 }
-"""By family: the kinds that serve it, and what the others lack."""
+"""For each family: the kinds that can serve it, and what the others lack."""
 
 
 def named(config: PretrainedConfig) -> str | None:
-    """The class that a configuration names, if it names one."""
+    """The class that a configuration names; None if it names none."""
     architectures = getattr(config, "architectures", None)
     return str(architectures[0]) if isinstance(architectures, list) and architectures else None
 
 
 def kind(source: object, config: PretrainedConfig) -> Kind | None:
-    """What a configuration says its network is; None if it says nothing, and weights must tell.
+    """The kind of network that a configuration names; None if it names no class.
 
     Raises:
-        Unusable: a class that transformers does not have, so the checkpoint's own code.
+        Unusable: transformers does not have the class, so it is the checkpoint's own code.
     """
     name = named(config)
     if name is None:
         return None
-    found = next((known for known, names in _CLASSES.items() if name in names), None)
-    if found is None and name not in dir(transformers):
+    known = next((kind for kind, names in _CLASSES.items() if name in names), None)
+    if known is None and name not in dir(transformers):
         raise Unusable(
             f"{source}: its config.json names a class that transformers does not have ({name}); "
             "code of a checkpoint is never run."
         )
-    return found or "other"
+    return known or "other"
 
 
-def check(source: object, family: str, found: Kind | None, name: str | None) -> None:
-    """Refuse a checkpoint of a kind that a family is not served by.
+def check(source: object, family: str, network: Kind | None, name: str | None) -> None:
+    """Check that a kind of network can serve a family.
 
     Raises:
-        Unusable: it is one.
+        Unusable: it cannot.
     """
     kinds, lack = _SERVES[family]
-    if found is None or found in kinds:
+    if network is None or network in kinds:
         return
     hint = ""
-    if found == "language" and family in ("head", "distribution"):
-        hint = "; if it is a scorer, say which: family=log_ratio or family=vocabulary"
-    raise Unusable(f"{source} is {_NAMES[found]} ({name}), and {lack}{hint}.")
+    if network == "language" and family in ("head", "distribution"):
+        hint = "; if it is a scorer, set family=log_ratio or family=vocabulary"
+    raise Unusable(f"{source} is {_NAMES[network]} ({name}), and {lack}{hint}.")

@@ -1,8 +1,8 @@
-"""A directory that can be trusted: SHA-256 of its files, and a rename that happens wholly or not.
+"""Directories with a verified content: SHA-256 of their files, and an atomic rename.
 
-The order is that of any careful save: files into a directory beside the target, each flushed to the
-disk; MANIFEST.json last; then the rename; then the parent directory flushed. Whatever moment a kill
-or a power cut chooses, the target is the old one, the new one, or absent, and never half of one.
+Files are written into a directory beside the target, each flushed to the disk; MANIFEST.json is
+written last; then the directory is renamed, and the parent directory is flushed. After a kill or a
+power cut at any moment the target is the old one, the new one, or absent, but never partial.
 """
 
 import hashlib
@@ -19,15 +19,15 @@ from trimtab_models import outputs
 
 NAME = "MANIFEST.json"
 FREE = "README.md"
-"""The model card is no part of what is computed: its author may go on writing it."""
+"""The model card is not in the manifest, so that its author can edit it."""
 
 
 class BrokenCheckpoint(ValueError):
-    """A directory is not what its manifest says; the message names the file."""
+    """A directory does not match its manifest; the message names the file."""
 
 
 class Entry(BaseModel):
-    """What a manifest says of a file."""
+    """A manifest's entry for one file."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
@@ -55,7 +55,7 @@ def _files(directory: Path) -> list[Path]:
 def write_manifest(directory: str | Path, apart: Container[str] = ()) -> None:
     """Flush every file below `directory` to the disk, then write and flush its manifest.
 
-    apart: names of files, relative to `directory`, that the manifest does not speak of.
+    apart: files that the manifest leaves out, relative to `directory`.
     """
     top = Path(directory)
     entries = {}
@@ -77,10 +77,10 @@ def write_manifest(directory: str | Path, apart: Container[str] = ()) -> None:
 
 
 def read(directory: str | Path) -> dict[str, Entry]:
-    """A directory's manifest: the path of each file, relative to it, and what it must be.
+    """A directory's manifest: the relative path of each file → its entry.
 
     Raises:
-        BrokenCheckpoint: there is none, or it is damaged: it names nothing, or not as we write it.
+        BrokenCheckpoint: there is none, or it is empty or damaged.
     """
     file = Path(directory) / NAME
     if not file.is_file():
@@ -99,8 +99,8 @@ def verify(directory: str | Path) -> None:
     """Compare a directory with its manifest.
 
     Raises:
-        BrokenCheckpoint: its manifest is missing or damaged, or a file is missing, of another
-            length or of other bytes than it says. Files that it does not name are of no concern.
+        BrokenCheckpoint: the manifest is missing or damaged, or a file is missing or has another
+            size or hash. Files that the manifest does not name are ignored.
     """
     top = Path(directory)
     for name, entry in read(top).items():
@@ -114,7 +114,7 @@ def verify(directory: str | Path) -> None:
 
 
 def foreign(directory: str | Path) -> list[str]:
-    """Files of a directory that its manifest does not name, all of them if it has none.
+    """Files of a directory that its manifest does not name; without a manifest, all files.
 
     Raises:
         BrokenCheckpoint: its manifest is damaged.
@@ -127,24 +127,24 @@ def foreign(directory: str | Path) -> list[str]:
 
 
 def replaceable(target: Path) -> None:
-    """Make sure that nothing is lost if a directory takes the place of `target`.
+    """Make sure that replacing `target` with a new directory loses nothing.
 
     Raises:
-        InTheWay: it holds files that its manifest does not name.
+        InTheWay: it contains files that its manifest does not name, or is not a directory.
         BrokenCheckpoint: its manifest is damaged.
     """
     if os.path.lexists(target) and not target.is_dir():
-        raise outputs.InTheWay(f"{target} is not a directory; choose another place.")
+        raise outputs.InTheWay(f"{target} is not a directory; choose another path.")
     if target.exists() and (others := foreign(target)):
         raise outputs.InTheWay(
-            f"{target} holds {others[0]!r}, which is not of a checkpoint that was written there; "
-            "choose another directory, or move it away."
+            f"{target} holds {others[0]!r}, which is not part of an earlier checkpoint; choose "
+            "another directory, or move that file away."
         )
 
 
 @contextmanager
 def placing(target: Path) -> Iterator[Path]:
-    """A new directory, which takes the place of `target` once it is filled; see `publish`."""
+    """A new directory that replaces `target` at the end of the block; see `publish`."""
     part = target.with_name(f".{target.name}.part")
     shutil.rmtree(part, ignore_errors=True)
     try:
@@ -156,10 +156,10 @@ def placing(target: Path) -> Iterator[Path]:
 
 
 def publish(work: str | Path, target: str | Path, apart: Container[str] = ()) -> None:
-    """Put a finished directory in the place of `target`; both lie on one file system.
+    """Write the manifest of a finished directory and rename it to `target`.
 
-    Writes the manifest; see `write_manifest`. An older `target` is removed once the new one is
-    complete.
+    Both are on one file system. An older `target` is removed once the new one is complete.
+    apart: see `write_manifest`.
     """
     work, target = Path(work), Path(target)
     write_manifest(work, apart)

@@ -1,9 +1,9 @@
 """Scorer networks: any causal backbone of transformers with a scalar or a vocabulary head.
 
-They are plain transformers classes, so that transformers alone can load what was trained:
+They are plain transformers classes, so that transformers alone can load a trained network:
 a scalar head is a `*ForTokenClassification` with one label (a value for every prefix), or a
-`*ForSequenceClassification` for the families that have no other (OPT); a distribution head is the
-same with one label a bin, or one for each bin of each next token; a vocabulary head is a
+`*ForSequenceClassification` for architectures without it (OPT); a distribution head is the same
+with one label for each bin, or for each bin of each next token; a vocabulary head is a
 `*ForCausalLM` whose logits are read as Q(prefix, ·) or as log π_r(· | prefix).
 """
 
@@ -26,43 +26,43 @@ from trimtab_models import kinds, pretrained
 from trimtab_models.files import Unusable
 
 Source: TypeAlias = str | Path | PretrainedConfig
-"""A checkpoint directory, a hub name, or a configuration (which gives random weights)."""
+"""A checkpoint directory, a hub name, or a configuration (for random weights)."""
 
 HEADS = ("score", "classifier")
-"""Names of a head in transformers' classifiers."""
+"""Names of the head in transformers' classifiers."""
 
 LIKELY = 0.5
-"""Weight of a token's log-likelihood in the logits of its best return, see `next_histograms`."""
+"""Weight of a token's log-likelihood in the logit of its highest return; see `next_histograms`."""
 
 Head = Literal[
     "scalar", "distribution", "distributions", "vocabulary", "vocabulary+value", "language"
 ]
-"""What an objective trains; see `build`."""
+"""The head that an objective trains; see `build`."""
 
 
 def longest(config: PretrainedConfig) -> int | None:
-    """The most tokens that a network was made to read; None if its configuration leaves it open."""
+    """The maximum tokens that a network reads; None if its configuration has no limit."""
     text = config.get_text_config()
     stretched = "factor" in (getattr(text, "rope_parameters", None) or {})
     return None if stretched else getattr(text, "max_position_embeddings", None)
 
 
 def build(head: Head, source: Source, *, bins: int = 1, **options: Any) -> Any:
-    """A new scorer network on a backbone, ready to be trained.
+    """A new scorer network on a backbone, ready for training.
 
     scalar             one number for every prefix, [..., 1]
     distribution       logits of a histogram over returns, [..., bins]
     distributions      the same after each next token, see `next_histograms`
-    vocabulary         Q(prefix, ·), [..., vocab]; 0 at first
-    vocabulary+value   Q's parts and V(prefix), [..., vocab + 1]; 0 at first; to be folded
-    language           a language model as it is, [..., vocab]
+    vocabulary         Q(prefix, ·), [..., vocab]; initially 0
+    vocabulary+value   Q's parts and V(prefix), [..., vocab + 1]; initially 0; see `fold`
+    language           an unchanged language model, [..., vocab]
 
     Raises:
         OSError: there is no such source, or no safetensors in it.
-        Unusable: (a ValueError) its weights are not those of such a network, or it looks ahead.
+        Unusable: (a ValueError) its weights do not fit such a network, or it is not causal.
     """
-    model = _begin(head, source, bins, **options)
-    _refuse_looking_ahead(source, model)
+    model = _initial(head, source, bins, **options)
+    _check_causal(source, model)
     if not head.startswith("vocabulary"):
         return model
     old = model.get_output_embeddings()
@@ -72,7 +72,7 @@ def build(head: Head, source: Source, *, bins: int = 1, **options: Any) -> Any:
     return _set_output(model, new)
 
 
-def _begin(head: Head, source: Source, bins: int, **options: Any) -> Any:
+def _initial(head: Head, source: Source, bins: int, **options: Any) -> Any:
     if head == "distributions":
         return _next_token_head(source, bins, **options)
     if head in ("scalar", "distribution"):
@@ -80,23 +80,23 @@ def _begin(head: Head, source: Source, bins: int, **options: Any) -> Any:
     return vocabulary_head(source, **options)
 
 
-def _refuse_looking_ahead(source: Source, model: Any) -> None:
-    """What a network makes of a prefix must not depend on what comes after it."""
+def _check_causal(source: Source, model: Any) -> None:
+    """A network's output for a prefix must not depend on later tokens."""
     if not all(parameter.numel() for parameter in model.parameters()):
-        return  # DeepSpeed holds the weights elsewhere
+        return  # DeepSpeed keeps the weights elsewhere
     ids = torch.arange(8, device=model.device) % model.get_input_embeddings().num_embeddings
     ids = torch.stack((ids, torch.cat((ids[:-1], ids[:1]))))  # they differ in the last token
     try:
         with torch.inference_mode():
             first, second = split(model)[0](input_ids=ids).last_hidden_state[:, :-1]
     except Exception as error:
-        raise Unusable(f"{source} does not read a text alone ({type(error).__name__}).") from error
+        raise Unusable(f"{source} cannot read a text alone ({type(error).__name__}).") from error
     if not torch.allclose(first, second, rtol=1e-3, atol=1e-3):
         raise Unusable(f"{source} reads a text in both directions; expected a causal network.")
 
 
 def _next_token_head(source: Source, bins: int, **options: Any) -> Any:
-    """A head for `next_histograms`; of a language model its log-likelihood is taken over."""
+    """A head for `next_histograms`; it copies a language model's output embedding."""
     config: Any = source
     if not isinstance(source, PretrainedConfig):
         config = pretrained.configuration(source)
@@ -111,13 +111,13 @@ def _next_token_head(source: Source, bins: int, **options: Any) -> Any:
 
 
 def next_histograms(outputs: Tensor, vocab: int) -> Tensor:
-    """Logits of the histograms after each next token, from what was read before it.
+    """Logits of the histograms after each next token, from the output before that token.
 
         logit_b(v) = a_b(v)·h + LIKELY·(b / (bins − 1))·log q(v),   q = softmax_v(l(v)·h)
 
-    with a the rows of a token's bins and l that of its likelihood, which begins as the base's. So a
-    scorer begins by thinking that what the base finds likely is good, and unlearns it where it is
-    not so; without, it takes long to tell a token the base means from one it does not.
+    where a_b(v) are the head's rows for a token's bins, and l(v) is the row for its likelihood,
+    copied from the base. So a new scorer rates tokens high that are likely under the base, and
+    training corrects it; without this term it learns slowly which tokens are plausible.
 
     [..., vocab · (bins + 1)], a token's bins and then its l → [..., vocab, bins].
     """
@@ -142,7 +142,7 @@ def fold(model: Any, combine: Callable[[Tensor], Tensor]) -> Any:
 
 
 def _set_output(model: Any, head: nn.Module) -> Any:
-    # What is no longer the input's embedding must not be tied to it when it is saved and loaded.
+    # The new output embedding must not be tied to the input embedding when saved and loaded.
     model.config.tie_word_embeddings = False
     model.set_output_embeddings(head)
     return model
@@ -165,19 +165,19 @@ def _built(auto: Any, config: PretrainedConfig, **options: Any) -> Any:
 def scalar_head(source: Source, *, bins: int = 1, fresh: bool = True, **options: Any) -> Any:
     """A causal backbone with a linear head to one number: V(x) = w·h(x) + b for each prefix x.
 
-    Or to `bins` numbers, the logits of a histogram.
+    With `bins` > 1 the head has `bins` outputs, the logits of a histogram.
 
-    A `source` that is a language model gives its backbone; the head is then new, unless it may not
-    be `fresh`. `options` (dtype, attn_implementation, ...) go to transformers.
+    If `source` is a language model, only its backbone is used and the head is new; without `fresh`
+    that is an error. `options` (dtype, attn_implementation, ...) go to transformers.
 
     Raises:
         as pretrained.network.
     """
-    given = isinstance(source, PretrainedConfig)
-    config: Any = source if given else pretrained.configuration(source, num_labels=bins)
+    is_config = isinstance(source, PretrainedConfig)
+    config: Any = source if is_config else pretrained.configuration(source, num_labels=bins)
     config.num_labels = bins
-    # transformers puts a dropout of 0.1 before such heads; noise in a value that others bootstrap
-    # from, or that is exponentiated, is a bias.
+    # transformers puts a dropout of 0.1 before such heads; where a value is bootstrapped from or
+    # exponentiated, that noise becomes a bias.
     config.classifier_dropout = 0.0
     auto = _scalar_class(config)
     if isinstance(source, PretrainedConfig):
@@ -188,7 +188,7 @@ def scalar_head(source: Source, *, bins: int = 1, fresh: bool = True, **options:
 
 
 def vocabulary_head(source: Source, **options: Any) -> Any:
-    """A causal language model, read as one number for every next token: [..., vocab].
+    """A causal language model with one output for every next token: [..., vocab].
 
     Raises:
         as pretrained.network.

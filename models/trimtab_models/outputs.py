@@ -1,8 +1,8 @@
-"""Where results go: only what the same work made is touched, and that is checked before any work.
+"""Where results go: a task overwrites only its own results, which is checked before it starts.
 
-A directory that grows (an arena, a sweep, a world) carries a mark: which work makes it. One that
-appears whole (a checkpoint) needs a place that is free: absent, or an empty directory. A file is
-written beside its place, and takes it by a rename.
+A directory that grows (an arena, a sweep, a world) contains a mark: the settings of the task that
+writes it. A directory that appears at once (a checkpoint) needs a free place: absent, or an empty
+directory. A file is written under a temporary name and then renamed.
 """
 
 import json
@@ -20,34 +20,34 @@ T = TypeVar("T")
 
 
 class InTheWay(OSError):
-    """Something stands where a result is to go; the message says what, and what to do."""
+    """The place of a result is not free; the message says why, and what to do."""
 
 
 class Damaged(ValueError):
-    """A file of ours does not hold what we write into it."""
+    """A file that Trimtab wrote does not have the content that Trimtab writes."""
 
 
 def place(path: str | Path) -> Path:
-    """The absolute path that `path` means, links followed.
+    """The absolute path of `path`, links followed.
 
     Raises:
-        InTheWay: its links lead nowhere.
+        InTheWay: its links cannot be followed.
     """
     try:
         return Path(path).expanduser().resolve()
     except (OSError, RuntimeError) as error:  # a loop of links
-        raise InTheWay(f"{path} leads nowhere: {error}.") from None
+        raise InTheWay(f"{path} cannot be resolved: {error}.") from None
 
 
 def made(folder: Path, by: Mapping[str, Any]) -> bool:
-    """Whether a directory is of the work `by`; if not, it is absent or empty.
+    """Whether the task `by` made a directory; if not, the directory is absent or empty.
 
     Args:
         folder: see `place`.
-        by: plain JSON values; of the directory's mark, only these are compared.
+        by: settings as plain JSON values; other keys of the directory's mark are ignored.
 
     Raises:
-        InTheWay: it is a file, or holds something of anybody else, or of other work.
+        InTheWay: it is a file, or another task or somebody else made its content.
         Damaged: its mark cannot be read.
     """
     if not (folder / MARK).is_file():
@@ -56,7 +56,7 @@ def made(folder: Path, by: Mapping[str, Any]) -> bool:
     if changed := changes(read(folder / MARK, dict[str, Any]), {**by}, partly=True):
         raise InTheWay(
             f"{folder} was made with other settings; changed since: {changed}. Choose another "
-            "directory, or remove that one to start anew."
+            "directory, or remove this one to start again."
         )
     return True
 
@@ -68,29 +68,30 @@ def vacant(folder: Path) -> None:
         InTheWay: it is not.
     """
     if os.path.lexists(folder) and not folder.is_dir():
-        raise InTheWay(f"{folder} is not a directory; choose another place, or move it away.")
-    held = sorted(entry.name for entry in folder.iterdir()) if folder.exists() else []
-    if held:
-        names = ", ".join(held[:3]) + (f" and {len(held) - 3} more" if len(held) > 3 else "")
+        raise InTheWay(f"{folder} is not a directory; choose another path, or move it away.")
+    content = sorted(entry.name for entry in folder.iterdir()) if folder.exists() else []
+    if content:
+        more = f" and {len(content) - 3} more" if len(content) > 3 else ""
+        names = ", ".join(content[:3]) + more
         raise InTheWay(
-            f"{folder} is not empty, and this command did not make what it holds ({names}); choose "
-            "another directory, or move that away."
+            f"{folder} is not empty, and this command did not make its content ({names}); choose "
+            "another directory, or move the content away."
         )
 
 
 def check(folder: Path, by: Mapping[str, Any]) -> bool:
-    """As `made`, and whether it can be written to.
+    """As `made`; also makes sure that the directory can be written.
 
     Raises:
         as `made` and `writable`.
     """
-    there = made(folder, by)
+    exists = made(folder, by)
     writable(folder)
-    return there
+    return exists
 
 
 def claim(folder: str | Path, by: Mapping[str, Any]) -> Path:
-    """Make a directory that grows, or take it up again.
+    """Create a directory that grows, or reopen it.
 
     Raises:
         as `check`.
@@ -103,25 +104,25 @@ def claim(folder: str | Path, by: Mapping[str, Any]) -> Path:
 
 
 def mark(folder: Path, by: Mapping[str, Any]) -> None:
-    """Say in a directory which work makes it."""
+    """Write the mark of the task that makes a directory."""
     put(folder / MARK, json.dumps(by, indent=1, ensure_ascii=False) + "\n")
 
 
 def apart(folder: Path, inputs: Mapping[str, str | Path | None]) -> None:
-    """Make sure that nothing lies in a directory, or is it, that is needed.
+    """Make sure that a result's directory does not contain, and is not, anything needed.
 
     Args:
         folder: see `place`.
-        inputs: what is read: its name → a path, or the name of something elsewhere.
+        inputs: the task's inputs: name → a path, or the name of something elsewhere.
 
     Raises:
-        InTheWay: an input, the working directory or the user's home lies there.
+        InTheWay: an input, the working directory or the user's home is there.
     """
     kept = {**inputs, "the working directory": Path.cwd(), "your home": Path("~").expanduser()}
-    for name, given in kept.items():
-        for path in (str(given), str(given).partition(":")[0]) if given else ():
+    for name, value in kept.items():
+        for path in (str(value), str(value).partition(":")[0]) if value else ():
             if os.path.exists(path) and place(path).is_relative_to(folder):
-                raise InTheWay(f"{folder} is where {name} is; choose another place for the result.")
+                raise InTheWay(f"{folder} contains {name}; choose another place for the result.")
 
 
 def free(folder: Path) -> None:
@@ -131,46 +132,46 @@ def free(folder: Path) -> None:
         InTheWay: it cannot.
     """
     if os.path.ismount(folder):
-        raise InTheWay(f"{folder} is a mount point, which stays; choose a directory inside it.")
+        raise InTheWay(f"{folder} is a mount point; choose a directory inside it.")
     writable(folder.parent)
 
 
 def writable(folder: Path) -> None:
-    """Make sure that files can be made in a directory, or in the lowest parent that is there.
+    """Make sure that files can be made in a directory, or in its lowest existing parent.
 
     Raises:
         InTheWay: they cannot.
     """
-    there = next(path for path in (folder, *folder.parents) if os.path.lexists(path))
+    existing = next(path for path in (folder, *folder.parents) if os.path.lexists(path))
     try:
-        with tempfile.TemporaryFile(dir=there):
+        with tempfile.TemporaryFile(dir=existing):
             pass
     except OSError as error:
         raise InTheWay(
-            f"nothing can be written into {there} ({error.strerror}); choose another place."
+            f"nothing can be written into {existing} ({error.strerror}); choose another place."
         ) from None
 
 
 def file(path: str | Path) -> Path:
-    """The path of a file that can be written, new or not; its directory is there.
+    """The path of a new or old file that can be written; its directory exists.
 
     Raises:
         InTheWay: it is not a file, or its directory is missing or not writable.
     """
     where = place(path)
     if where.exists() and not where.is_file():
-        raise InTheWay(f"{where} is not a file; choose another place, or move it away.")
+        raise InTheWay(f"{where} is not a file; choose another path, or move it away.")
     if not where.parent.is_dir():
-        raise InTheWay(f"there is no directory {where.parent}; make it first.")
+        raise InTheWay(f"there is no directory {where.parent}; create it first.")
     if where.exists() and not os.access(where, os.W_OK):
-        raise InTheWay(f"{where} cannot be written; choose another place.")
+        raise InTheWay(f"{where} cannot be written; choose another path.")
     writable(where.parent)
     return where
 
 
 @contextmanager
 def writing(target: Path) -> Iterator[Path]:
-    """A file that takes the place of `target` once it is written."""
+    """A temporary file that replaces `target` once it is written."""
     part = target.with_name(f".{target.name}.part")
     try:
         yield part
@@ -180,41 +181,42 @@ def writing(target: Path) -> Iterator[Path]:
 
 
 def put(target: Path, text: str) -> None:
-    """Write a file that appears whole or not at all."""
+    """Write a file atomically."""
     with writing(target) as part:
         part.write_text(text, encoding="utf-8")
 
 
-def read(path: Path, kind: type[T], cure: str = "put back a copy, or remove it") -> T:
-    """The content of a JSON file of ours.
+def read(path: Path, kind: type[T], cure: str = "restore a copy, or remove it") -> T:
+    """The content of a JSON file that Trimtab wrote.
 
     Raises:
-        Damaged: it is not JSON, a key comes twice, or it is not of the kind; `cure`: what to do.
+        Damaged: it is not JSON, has a duplicate key, or is not of the kind; the message ends with
+            `cure`, the advice.
         OSError: it cannot be read.
     """
-    if path.exists() and not path.is_file():  # a pipe would never end
+    if path.exists() and not path.is_file():  # reading a pipe would never end
         raise Damaged(f"{path} is damaged: it is not a file; {cure}.")
     try:
-        content = json.loads(path.read_bytes(), object_pairs_hook=_once)
+        content = json.loads(path.read_bytes(), object_pairs_hook=_unique)
         return TypeAdapter(kind).validate_python(content)
     except ValidationError:
-        why = "it does not hold what was written into it"
+        why = "its content is not what Trimtab writes"
     except (ValueError, RecursionError):
         why = "not JSON"
     raise Damaged(f"{path} is damaged: {why}; {cure}.")
 
 
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        raise ValueError("a key comes twice")
-    return found
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    fields = dict(pairs)
+    if len(fields) < len(pairs):
+        raise ValueError("duplicate key")
+    return fields
 
 
 def changes(old: Mapping[str, Any], new: Mapping[str, Any], *, partly: bool = False) -> str:
-    """What differs between two sets of settings, as words; empty if nothing does.
+    """The differences between two sets of settings, as text; empty if there are none.
 
-    partly: leave out what only `old` has.
+    partly: ignore keys that only `old` has.
     """
     now = json.loads(json.dumps(new))
     return ", ".join(

@@ -1,8 +1,8 @@
-"""The one way in for transformers' configurations, tokenizers and networks.
+"""The only place that loads transformers' configurations, tokenizers and networks.
 
-Nothing of a checkpoint is run, nobody is asked anything, no weight is made up, and whatever is
-wrong becomes one line of ours. transformers itself asks on standard input whether to run a
-tokenizer's code, and initialises missing weights at random.
+No code of a checkpoint runs, nothing waits for input, no weight is initialised at random, and every
+error is one line. transformers itself asks on standard input whether to run a tokenizer's code, and
+initialises missing weights at random.
 """
 
 import re
@@ -30,25 +30,25 @@ VOCABULARIES = (
 )
 """A checkpoint with any of these has a tokenizer."""
 BUFFERS = re.compile(r"(^|\.)(masked_bias|position_ids|inv_freq)$")
-"""Names of what older releases saved although nobody trained it."""
+"""Names of buffers that older releases saved, though they are not trained."""
 
 
 def file(source: str | Path, name: str) -> Path | None:
-    """A file of a checkpoint; None if it has none of that name.
+    """A file of a checkpoint; None if there is none of that name.
 
     Raises:
         FileNotFoundError: there is no such checkpoint, or the hub cannot be reached.
-        Unusable: a file of it is not to be opened, see files.look.
+        Unusable: one of its files must not be opened, see files.look.
     """
     top = Path(source)
     if top.is_dir():
         look(top)
         return top / name if (top / name).is_file() else None
     try:
-        found = cached_file(str(source), name, _raise_exceptions_for_missing_entries=False)
+        path = cached_file(str(source), name, _raise_exceptions_for_missing_entries=False)
     except Exception as error:
-        raise _nowhere(source) from error
-    return None if found is None else Path(found)
+        raise _not_found(source) from error
+    return None if path is None else Path(path)
 
 
 def configuration(source: str | Path, **overrides: Any) -> Any:
@@ -56,24 +56,24 @@ def configuration(source: str | Path, **overrides: Any) -> Any:
 
     Raises:
         FileNotFoundError: it has none, or there is no such checkpoint.
-        Unusable: it is damaged, or of a network that transformers does not have.
+        Unusable: it is damaged, or describes a network that transformers does not have.
     """
     path = file(source, CONFIG)
     if path is None and not Path(source).is_dir():
-        raise _nowhere(source)
+        raise _not_found(source)
     if path is None:
         raise FileNotFoundError(f"{source} has no {CONFIG}; expected a checkpoint of transformers.")
     content = read_json(path)
     model_type = content.get("model_type")
     if not isinstance(model_type, str) or model_type not in CONFIG_MAPPING:
-        code = " It brings code of its own, which is never run." if "auto_map" in content else ""
+        code = " It contains its own code, which is never run." if "auto_map" in content else ""
         raise Unusable(
             f"{source}: the model_type in its {CONFIG} is not one that transformers has.{code}"
         )
     if _names_code(content):
-        raise Unusable(f"{source}: its {CONFIG} asks for code from elsewhere, which is never run.")
+        raise Unusable(f"{source}: its {CONFIG} names code from elsewhere, which is never run.")
     try:
-        with _quiet():
+        with _errors_only():
             return AutoConfig.from_pretrained(str(source), trust_remote_code=False, **overrides)
     except Exception as error:
         raise Unusable(
@@ -86,7 +86,7 @@ def tokenizer(source: str | Path, **options: Any) -> Any:
 
     Raises:
         FileNotFoundError: it has none, or there is no such checkpoint.
-        Unusable: it is damaged, or needs code of its own.
+        Unusable: it is damaged, or needs its own code.
     """
     if not any(file(source, name) for name in VOCABULARIES):
         raise FileNotFoundError(f"{source} has no tokenizer.")
@@ -95,9 +95,9 @@ def tokenizer(source: str | Path, **options: Any) -> Any:
     named = content.get("tokenizer_class")
     own = isinstance(named, str) and tokenizer_class_from_name(named) is not None
     if content.get("auto_map") and not own:
-        raise Unusable(f"{source}: its tokenizer needs code of its own, which is never run.")
+        raise Unusable(f"{source}: its tokenizer needs its own code, which is never run.")
     try:
-        with _quiet():
+        with _errors_only():
             return AutoTokenizer.from_pretrained(str(source), trust_remote_code=False, **options)
     except Exception as error:
         raise Unusable(
@@ -118,31 +118,31 @@ def network(
     Args:
         auto: one of transformers' AutoModelFor….
         source: a directory or hub name.
-        config: its configuration, if it was changed.
-        new: weights, or modules of the network, that may be made up because they will be trained
-            or replaced.
-        options: of from_pretrained (dtype, attn_implementation, ...).
+        config: a changed configuration; by default the checkpoint's own.
+        new: weights or modules that may be initialised at random, because they will be trained or
+            replaced.
+        options: arguments of from_pretrained (dtype, attn_implementation, ...).
 
     Raises:
         FileNotFoundError: there is no such checkpoint, or no safetensors in it.
-        Unusable: it is damaged, quantised, of another kind, or its weights are not those of
-            the network.
+        Unusable: it is damaged, quantised or of another kind, or its weights do not fit the
+            network.
     """
     if file(source, ADAPTER) is not None:
         raise Unusable(f"{source} is an adapter; expected a whole network. Merge it first.")
-    found_config: PretrainedConfig = configuration(source) if config is None else config
-    if type(found_config) not in auto._model_mapping:
-        wanted = auto.__name__.removeprefix("AutoModel")
-        raise Unusable(f"{source}: transformers has no {found_config.model_type} network {wanted}.")
-    if getattr(found_config, "quantization_config", None):
+    used_config: PretrainedConfig = configuration(source) if config is None else config
+    if type(used_config) not in auto._model_mapping:
+        task = auto.__name__.removeprefix("AutoModel")
+        raise Unusable(f"{source}: transformers has no {used_config.model_type} network {task}.")
+    if getattr(used_config, "quantization_config", None):
         raise Unusable(f"{source}: its weights are quantised; expected plain ones.")
     if Path(source).is_dir():
         check_weights(Path(source))
     try:
-        with _quiet():
+        with _errors_only():
             model, report = auto.from_pretrained(
                 str(source),
-                config=found_config,
+                config=used_config,
                 use_safetensors=True,
                 trust_remote_code=False,
                 output_loading_info=True,
@@ -151,70 +151,70 @@ def network(
             )
     except Exception as error:
         raise Unusable(
-            f"{source}: its weights are damaged, or do not fit a {found_config.model_type} network "
+            f"{source}: its weights are damaged, or do not fit a {used_config.model_type} network "
             f"({type(error).__name__})."
         ) from error
-    _refuse_made_up(source, model, report, new)
-    _refuse_left_out(source, model, report["unexpected_keys"])
+    _refuse_missing(source, model, report, new)
+    _refuse_unused(source, model, report["unexpected_keys"])
     return model
 
 
-def _nowhere(source: str | Path) -> FileNotFoundError:
+def _not_found(source: str | Path) -> FileNotFoundError:
     return FileNotFoundError(
         f"{source} is neither a checkpoint directory nor a hub name that can be reached."
     )
 
 
-def _refuse_made_up(
+def _refuse_missing(
     source: str | Path, model: PreTrainedModel, report: Mapping[str, Any], new: Collection[str]
 ) -> None:
-    """Every weight of the network must come from the checkpoint."""
+    """Every weight of the network, except the new ones, must come from the checkpoint."""
 
-    def made_up(names: Collection[str]) -> list[str]:
+    def not_new(names: Collection[str]) -> list[str]:
         return sorted(n for n in names if n not in new and n.partition(".")[0] not in new)
 
     name = type(model).__name__
-    if missing := made_up(report["missing_keys"]):
+    if missing := not_new(report["missing_keys"]):
         raise Unusable(f"{source} lacks the weights {listed(missing)} of a {name}.")
-    if wrong := made_up([key for key, *_ in report["mismatched_keys"]]):
+    if wrong := not_new([key for key, *_ in report["mismatched_keys"]]):
         shapes = {key: (list(ours), list(own)) for key, ours, own in report["mismatched_keys"]}
-        there, expected = shapes[wrong[0]]
+        stored, expected = shapes[wrong[0]]
         raise Unusable(
-            f"{source}: the weights {listed(wrong)} do not fit a {name} ({there} in the file, "
+            f"{source}: the weights {listed(wrong)} do not fit a {name} ({stored} in the file, "
             f"{expected} expected)."
         )
 
 
-def _refuse_left_out(source: str | Path, model: PreTrainedModel, keys: Collection[str]) -> None:
-    """What a checkpoint holds must count, or else its configuration is that of another network.
+def _refuse_unused(source: str | Path, model: PreTrainedModel, keys: Collection[str]) -> None:
+    """The network must use the checkpoint's weights; else the configuration is another network's.
 
-    Heads for other tasks may be left over, and a pooler, if the configuration says what the
-    checkpoint is; weights inside of the backbone or the head may not.
+    Heads for other tasks and a pooler may remain unused if the configuration names the class of
+    the checkpoint; weights inside the backbone or the head may not.
     """
-    said = kinds.named(model.config) is not None
-    if lost := sorted(key for key in keys if _inside(model, key) or not said):
+    named = kinds.named(model.config) is not None
+    if unused := sorted(key for key in keys if _inside(model, key) or not named):
         raise Unusable(
-            f"{source} holds the weights {listed(lost)}, which a {type(model).__name__} as its "
-            f"{CONFIG} has it would leave out."
+            f"{source} holds the weights {listed(unused)}, which a {type(model).__name__} with its "
+            f"{CONFIG} does not use."
         )
 
 
 def _inside(model: PreTrainedModel, key: str) -> bool:
-    """Whether a weight belongs to a module that the network has, deeper than its top."""
+    """Whether a weight belongs to a module of the network below its top level."""
     if BUFFERS.search(key):
         return False
     prefix = model.base_model_prefix
     owner, whole = _owner(model, key)
     if owner is model and prefix and not key.startswith(f"{prefix}."):
         backbone: Any = model.base_model
-        owner, whole = _owner(backbone, key)  # as saved from the backbone alone
+        owner, whole = _owner(backbone, key)  # saved from the backbone alone
     if whole and key.endswith(".bias") and "weight" not in owner._parameters:
-        return False  # a causal mask, which older releases saved
+        return False  # a causal mask, saved by older releases
     return owner is not model and owner is not model.base_model
 
 
 def _owner(model: nn.Module, key: str) -> tuple[nn.Module, bool]:
-    """The deepest module on the way to a weight, and whether that is the whole way."""
+    """The deepest existing module on a weight's path, and whether the whole path exists."""
     *path, _ = key.split(".")
     owner = model
     for name in path:
@@ -236,8 +236,8 @@ def _names_code(content: Mapping[str, Any]) -> bool:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """transformers reports what it made up in tables of many lines; we refuse it in one."""
+def _errors_only() -> Iterator[None]:
+    """Without transformers' tables of initialised weights; our errors name them in one line."""
     before = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()
     try:

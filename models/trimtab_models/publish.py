@@ -1,6 +1,6 @@
-"""A checkpoint as a repository that anyone can load: a directory of its own, or one on the hub.
+"""Publish a checkpoint as a repository that anyone can load: a directory, or one on the hub.
 
-What is published names models by their hub names alone: no path of this machine leaves it.
+A published checkpoint contains hub names only, and no path of this machine.
 """
 
 import json
@@ -13,7 +13,7 @@ from typing import Any
 from huggingface_hub import HfApi
 from huggingface_hub.errors import (  # type: ignore[attr-defined]  # HTTPError, see there
     HfHubHTTPError,
-    HTTPError,  # re-exported untyped: httpx's or httpx2's, whichever the library speaks
+    HTTPError,  # re-exported untyped: httpx's or httpx2's, depending on the library's version
     OfflineModeIsEnabled,
 )
 
@@ -25,10 +25,10 @@ FILES = (
     *("tokenizer*", "special_tokens_map.json", "added_tokens.json", "chat_template*"),
     *("vocab.*", "merges.txt", "LICENSE*", "report.md", "report.json", "report-*.png"),
 )
-"""What of a checkpoint is published, beside its card and manifest; anything else stays here."""
+"""Files of a checkpoint that are published, beside its card and manifest; no others are."""
 
 BARE = {".gitattributes", "README.md"}
-"""What the hub puts into a new repository."""
+"""Files that the hub puts into a new repository."""
 
 
 def publish(
@@ -39,19 +39,20 @@ def publish(
     base_model: str | None = None,
     reference: str | None = None,
 ) -> str:
-    """Publish a checkpoint, and say where it is.
+    """Publish a checkpoint and return its directory or URL.
 
     Args:
         source: directory of the checkpoint.
-        to: a directory that is empty or absent (it begins with `.`, `/` or `~`, or exists), or
-            else a hub name, `org/name`.
-        private: on the hub, only for those who may see it.
-        base_model: hub name of the base model, where the checkpoint knows a directory of it.
-        reference: hub name of a log-ratio scorer's untuned model, likewise.
+        to: an empty or absent directory (it begins with `.`, `/` or `~`, or exists), or else a
+            hub name, `org/name`.
+        private: make the repository on the hub private.
+        base_model: hub name of the base model, if the checkpoint names a directory.
+        reference: hub name of a log-ratio scorer's reference model, likewise.
 
     Raises:
-        ValueError: the checkpoint is damaged, names local models, or `to` is neither.
-        OSError: there is no checkpoint, something is in the way, or the hub refuses.
+        ValueError: the checkpoint is damaged or names local models, or `to` is neither a
+            directory nor a hub name.
+        OSError: there is no checkpoint, the target is not free, or the hub refuses.
     """
     top, folder = Path(source), _folder(to)
     if not top.is_dir():
@@ -61,9 +62,9 @@ def publish(
         outputs.vacant(folder)
         outputs.free(folder)
         if folder.is_relative_to(top.resolve()):
-            raise OSError(f"{folder} is in the checkpoint itself; choose another directory.")
+            raise OSError(f"{folder} is inside the checkpoint itself; choose another directory.")
         if private:
-            raise ValueError("private: only a repository on the hub can be; a directory is yours.")
+            raise ValueError("private: only a repository on the hub can be private.")
     manifest.verify(top)
     if folder is not None:
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -78,15 +79,15 @@ def publish(
 
 
 def _folder(to: str) -> Path | None:
-    """The directory that `to` means, or None if it is a hub name."""
+    """The directory that `to` names, or None if it is a hub name."""
     path = Path(to).expanduser()
     if to.startswith((".", "/", "~")) or path.is_dir():
         return path
     if to.count("/") == 1 and card.HUB_NAME.fullmatch(to):
         return None
     raise ValueError(
-        f"{to!r} is neither a directory nor a hub name; write ./{Path(to).name} for a directory of "
-        f"that name, or org/{Path(to).name} for the hub."
+        f"{to!r} is neither a directory nor a hub name; write ./{Path(to).name} for a directory, "
+        f"or org/{Path(to).name} for the hub."
     )
 
 
@@ -109,8 +110,8 @@ def _write(
         public["reference"] = reference or info.reference
         if _is_local(public["reference"], top):
             raise ValueError(
-                f"this scorer is loaded with its untuned model, a directory of this machine "
-                f"({info.reference}); publish that too, and give its hub name with --reference."
+                f"this scorer's reference model is a directory of this machine "
+                f"({info.reference}); publish that too, and pass its hub name with --reference."
             )
     work.mkdir()
     for pattern in FILES:
@@ -133,7 +134,7 @@ def _write(
 def _scrub(
     file: Path, content: dict[str, Any], info: Mapping[str, Any], top: Path, base: str | None
 ) -> None:
-    """Replace what a JSON file of a checkpoint says of this machine."""
+    """Replace the local paths in a JSON file of a checkpoint."""
     before = json.dumps(content)
     for key in ("_name_or_path", "name_or_path"):
         content.pop(key, None)
@@ -145,8 +146,8 @@ def _scrub(
         if base is None:
             raise ValueError(
                 "this adapter's base is a directory of this machine "
-                f"({content['base_model_name_or_path']}); give its hub name with --base-model, or "
-                "merge the adapter and publish that."
+                f"({content['base_model_name_or_path']}); pass its hub name with --base-model, or "
+                "merge the adapter and publish the result."
             )
         content["base_model_name_or_path"] = base
     if json.dumps(content) != before:
@@ -154,39 +155,39 @@ def _scrub(
 
 
 def _refuse_paths(work: Path, names: set[str]) -> None:
-    """The last line of defence: no text of the repository holds a path of this machine."""
+    """A last check: no text file of the repository contains a path of this machine."""
     paths = {name for name in {*names, str(Path.home())} if name.startswith(("/", "~"))} - {"/"}
     for file in work.iterdir():
         if file.suffix in (".md", ".json", ".txt", ".jinja"):
             text = file.read_text(encoding="utf-8")
-            if found := next((path for path in paths if f"{path}/" in f"{text}/"), None):
-                raise ValueError(f"{file.name} would publish the path {found}; remove it there.")
+            if leak := next((path for path in paths if f"{path}/" in f"{text}/"), None):
+                raise ValueError(f"{file.name} would publish the path {leak}; remove it there.")
 
 
 def _upload(work: Path, name: str, private: bool) -> str:
-    """Make the repository if it is not there, and commit everything at once."""
+    """Create the repository if needed, and upload everything in one commit."""
     api = HfApi()
     try:
         url = api.create_repo(name, private=private, exist_ok=True)
         if private and not api.model_info(name).private:
             raise OSError(f"{name} exists and is public; make it private first, or publish openly.")
-        held = {file.rfilename for file in api.model_info(name).siblings or ()} - BARE
-        if held and manifest.NAME not in held:
+        files = {file.rfilename for file in api.model_info(name).siblings or ()} - BARE
+        if files and manifest.NAME not in files:
             raise OSError(
-                f"{name} holds {min(held)!r}, which was not published here; choose another name."
+                f"{name} holds {min(files)!r}, which Trimtab did not publish; choose another name."
             )
         api.upload_folder(repo_id=name, folder_path=work, commit_message="Publish a Trimtab scorer")
     except HfHubHTTPError as error:
         status = error.response.status_code
-        cure = (
+        hint = (
             "; log in with `hf auth login`, or set HF_TOKEN to a token that may write"
             if status in (401, 403)
             else ""
         )
-        raise OSError(f"the hub refused {name} (HTTP {status}){cure}.") from error
+        raise OSError(f"the hub refused {name} (HTTP {status}){hint}.") from error
     except (HTTPError, OfflineModeIsEnabled) as error:
         raise OSError(
-            f"the hub cannot be reached ({type(error).__name__}); publish to a directory, or try "
-            "again when online."
+            f"the hub cannot be reached ({type(error).__name__}); publish to a directory, or "
+            "retry when online."
         ) from error
     return str(url)

@@ -1,7 +1,7 @@
-"""What objectives train on: token ids in memory, padded into rows.
+"""The input of objectives: token ids in memory, padded into rows.
 
-Of a completion y of T tokens there are T prefixes that can be scored. The state after t tokens
-stands at position prompts + t − 1 of its row, the state before the t-th token one position earlier.
+A completion y of T tokens has T prefixes to score. The state after t tokens is at position
+prompts + t − 1 of its row, the state before the t-th token one position earlier.
 """
 
 from collections.abc import Sequence
@@ -12,11 +12,11 @@ from torch import Tensor
 
 
 class Rollout(NamedTuple):
-    """A prompt, a completion (its EOS included, if it came to one), and its reward or label.
+    """A prompt, a completion (with its EOS, if it ended with one), and its reward or label.
 
-    `strength` is c if soft values guided it, so that it comes from π0·exp(c·R)/Z; 0: from the base.
-    `log_ratios` are log π/π0 of each of its tokens under that guidance, if they are known, and
-    `rest` is their sum over the tokens that were cut off its end.
+    `strength` is c if the completion was sampled from π0·exp(c·R)/Z, guided by soft values; 0 means
+    the base. `log_ratios` are log π/π0 of its tokens under that guidance, if known, and `rest` is
+    their sum over the tokens cut off at its end.
     """
 
     prompt: list[int]
@@ -47,13 +47,13 @@ class Rows(NamedTuple):
 
     input_ids: [rows, length] int64. attention_mask: [rows, length] int64.
     prompts: [rows] int64, each prompt's length. completions: [rows] int64, each completion's.
-    labels: [rows] float32, each completion's reward; zeros where only an order is known.
-    strengths: [rows] float32, each completion's strength of guidance.
+    labels: [rows] float32, each completion's reward; 0 where only an order is known.
+    strengths: [rows] float32, each completion's guidance strength.
     log_ratios: [rows, steps] float32, log π/π0 of each token of a guided completion; NaN in rows
-    where they are not known, 0 for the base's own and past an end.
-    rests: [rows] float32, the sum of log π/π0 over the tokens that were cut off each completion.
-    groups: [rows] int64, which item of the batch a row belongs to; rows of one item stand best
-    first (both sides of a pair, the K completions of a ranking).
+    where they are unknown, 0 in rows from the base and after a completion's end.
+    rests: [rows] float32, the sum of log π/π0 over the tokens cut off each completion.
+    groups: [rows] int64, the batch item that a row belongs to; rows of one item are adjacent, the
+    best first (both sides of a pair, the K completions of a ranking).
     """
 
     input_ids: Tensor
@@ -69,25 +69,25 @@ class Rows(NamedTuple):
     def gather(self, values: Tensor) -> Tensor:
         """Values after each token: [rows, length, ...] → [rows, longest completion, ...].
 
-        Column t − 1 holds the value of the first t tokens; past a completion's end its last value
-        stays, which is how the shorter side of a pair keeps its end.
+        Column t − 1 holds the value of the first t tokens; after a completion's end its last value
+        repeats, so that the shorter side of a pair keeps its end.
         """
         return _take(values, self.prompts[:, None] + self._steps())
 
     def before(self, values: Tensor) -> Tensor:
         """Values just before each token: [rows, length, ...] → [rows, longest completion, ...].
 
-        Column t − 1 holds what the network said of the t-th token before reading it; prompts hold
-        at least one token, so there always is such a place.
+        Column t − 1 holds the output at the position before the t-th token. Prompts have at least
+        one token, so this position always exists.
         """
         return _take(values, self.prompts[:, None] + self._steps() - 1)
 
     def tokens(self) -> Tensor:
-        """The completions' own tokens, [rows, steps] int64; past an end the last one stays."""
+        """The completions' tokens, [rows, steps] int64; after an end the last one repeats."""
         return self.gather(self.input_ids)
 
     def chosen(self, values: Tensor) -> Tensor:
-        """Of values for every next token, those of the tokens that came.
+        """From values for every next token, those of the completion's tokens.
 
         [rows, length, vocab] → [rows, steps]: column t − 1 is values(state before y_t)[y_t].
         """
@@ -95,7 +95,7 @@ class Rows(NamedTuple):
         return values[rows, self.prompts[:, None] + self._steps() - 1, self.tokens()]
 
     def mask(self) -> Tensor:
-        """True where a column is a token of the completion itself: [rows, steps] bool."""
+        """True where a column is a token of the completion: [rows, steps] bool."""
         steps = torch.arange(int(self.completions.max()), device=self.completions.device)
         return steps[None] < self.completions[:, None]
 
@@ -115,10 +115,10 @@ def pad(rollouts: Sequence[Rollout], pad_id: int, groups: Sequence[int] | None =
     Args:
         rollouts: one for each row.
         pad_id: any token; it is masked.
-        groups: the item each row belongs to; by default each row is an item of its own.
+        groups: the item that each row belongs to; by default each row is its own item.
 
     Raises:
-        ValueError: a prompt or a completion is empty, so that some prefix cannot be scored.
+        ValueError: a prompt or a completion is empty.
     """
     if not all(rollout.completion and rollout.prompt for rollout in rollouts):
         raise ValueError(

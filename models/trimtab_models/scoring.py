@@ -2,12 +2,11 @@
 
 head          s(x, y^{1:t}) = link(w·h_t + b)
 distribution  Σ_b p_b·R_b, or at a strength c the soft value (1/c)·log Σ_b p_b·exp(c·R_b),
-              where p is the softmax of the head, after y_t, or before it that of y_t's own rows
-              (info.ahead), and R runs evenly over the support
-vocabulary    Q(x, y^{1:t−1})[y_t]; the sum of them so far where info says that they add up,
-              as advantages do
-log_ratio     α·Σ_{i≤t} (log π_r(y_i | x, y^{1:i−1}) − log π_ref(y_i | x, y^{1:i−1})), the reward
-              that is implicit in a language model; without a reference that term is absent
+              where p is the softmax of the head's output after y_t, or of y_t's own rows in the
+              output before y_t (info.ahead), and R is spaced evenly over the support
+vocabulary    Q(x, y^{1:t−1})[y_t]; their sum up to t if info.adds_up, as for advantages
+log_ratio     α·Σ_{i≤t} (log π_r(y_i | x, y^{1:i−1}) − log π_ref(y_i | x, y^{1:i−1})), the implicit
+              reward of a language model; without a reference model the second term is absent
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -44,15 +43,15 @@ def prefix_scores(
     """The scores s(x, y^{1:t}), t = 1 .. T, of every completion.
 
     Args:
-        model: the scorer network; it is run in evaluation mode, on the device where it is.
-        info: says how its outputs are read.
-        rollouts: prompts and completions; labels are not looked at.
+        model: the scorer network; runs in evaluation mode on its own device.
+        info: how its outputs become scores.
+        rollouts: prompts and completions; labels are ignored.
         pad_id: any token; it is masked.
-        reference: the untuned network of a log-ratio scorer.
+        reference: the reference model of a log-ratio scorer.
         strength: c of a distribution scorer; 0 is the mean.
-        batch_size: completions in a forward. A network with a vocabulary makes
+        batch_size: completions in a forward. A vocabulary head outputs
             batch_size · length · vocabulary numbers each time.
-        progress: show a bar.
+        progress: show a progress bar.
 
     Returns:
         One float32 tensor [T] on the host for each rollout, in their order.
@@ -114,7 +113,7 @@ def expected(logits: Tensor, support: tuple[float, float] | None, strength: floa
     if support is None:
         raise ValueError(
             'a distribution scorer needs the "support" of its bins in config.json\'s "trimtab": '
-            "the lowest and the highest return, as [0, 1]."
+            "the lowest and the highest return, such as [0, 1]."
         )
     returns = torch.linspace(*support, logits.shape[-1], device=logits.device)  # [bins]
     if strength == 0:
@@ -135,7 +134,7 @@ def _outputs(model: Any, rows: Rows) -> Tensor:
     bare = model.get_base_model() if hasattr(model, "get_base_model") else model
     if not type(bare).__name__.endswith("ForSequenceClassification"):
         return model(**inputs).logits
-    backbone, head = split(bare)  # its own forward keeps one position of a row
+    backbone, head = split(bare)  # its own forward returns only one position of each row
     return head(backbone(**inputs).last_hidden_state)
 
 

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 import typer
 
 from trimtab.config import GuidanceConfig
-from trimtab.logs import quieten
+from trimtab.logs import configure_logging
 from trimtab_server import demo
 from trimtab_server.errors import StartError
 from trimtab_server.settings import Settings
@@ -31,7 +31,7 @@ def serve(settings: Settings, flags: Sequence[str]) -> None:
     """
     well = True
     with Signals() as signals, listen(settings.host, settings.port) as listener:
-        quieten(settings.log_level)
+        configure_logging(settings.log_level)
         if settings.upstream is not None:
             if flags or settings.vllm:
                 raise StartError(

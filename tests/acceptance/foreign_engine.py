@@ -8,10 +8,10 @@ import os
 import sys
 from pathlib import Path
 
-from trimtab.logs import quieten
+from trimtab.logs import configure_logging
 
 os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
-quieten()
+configure_logging()
 
 from trimtab.adapters.vllm.offline import Sampler, engine_options  # noqa: E402
 from trimtab.params import GuidanceParams  # noqa: E402

@@ -3,10 +3,10 @@
 import json
 import os
 
-from trimtab.logs import quieten
+from trimtab.logs import configure_logging
 
 os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
-quieten()
+configure_logging()
 
 from trimtab.adapters.vllm.offline import Sampler, engine_options  # noqa: E402
 from trimtab.errors import TrimtabError  # noqa: E402

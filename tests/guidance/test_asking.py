@@ -238,7 +238,7 @@ def test_who_takes_too_long_is_left(slow, on_error, caplog):
     if slow == "sleeps":  # not asked while its last call may touch what it keeps
         asked, again = bad.asked, made(1, scorers={"bad": 1.0})
         steered.step(logits(1), [(0, again)])
-        assert again.fault.message == "is still busy with what it took too long for"
+        assert again.fault.message == "is still busy with a call that took too long"
         assert not again.fault.overrun
         assert bad.asked == asked
         assert status(steered).overruns == 1
@@ -418,7 +418,7 @@ def test_a_network_within_a_left_composite_is_not_touched_by_two_threads():
     steered.step(logits(1), [(0, made(HOSTILE, scorers={"mix": 1.0}))])
     row = made(1, scorers={"net": 1.0})
     steered.step(logits(1), [(0, row)])
-    assert row.fault.message == "is still busy with what it took too long for"
+    assert row.fault.message == "is still busy with a call that took too long"
 
 
 def test_the_thread_scores_as_this_one_does():

@@ -89,7 +89,7 @@ def test_why_an_engine_did_not_start_is_told(logged):
 
 SCRIPT = """
 import logging, multiprocessing, sys, threading
-from trimtab.logs import quieten
+from trimtab.logs import configure_logging
 
 LEVEL, SECRET = sys.argv[1:]
 
@@ -104,7 +104,7 @@ def fails():
     raise ValueError(SECRET)
 
 if __name__ == "__main__":
-    quieten(LEVEL)
+    configure_logging(LEVEL)
     logging.getLogger("uvicorn.error").error("here %s", SECRET)
     for _ in range(5):  # a request that fails at will must not fill the log
         logging.getLogger("trimtab.guide").error("scorer %s failed", "mood")

@@ -81,13 +81,13 @@ def test_serve_says_why_in_one_line(tmp_path):
 
 
 def test_a_worker_leaves_its_reason():
-    with reasons.heard() as reason:
+    with reasons.collect_reason() as reason:
         assert reason() is None
-        child = "from trimtab import errors, reasons\nreasons.tell(errors.ScorerLoadError('why'))"
+        child = "from trimtab import errors, reasons\nreasons.report(errors.ScorerLoadError('why'))"
         subprocess.run([sys.executable, "-c", child], check=True)
         assert reason() == "why"
     assert reasons.PLACE not in os.environ
-    reasons.tell(ScorerLoadError("nobody waits"))
+    reasons.report(ScorerLoadError("nobody waits"))
 
 
 def test_errors_of_others_are_passed_on_by_name():

@@ -8,9 +8,9 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from trimtab.logs import quieten
+from trimtab.logs import configure_logging
 
-quieten()
+configure_logging()
 
 from trimtab_lab.arena.bench import Bench  # noqa: E402
 from trimtab_lab.arena.methods import METHODS  # noqa: E402

@@ -9,10 +9,10 @@ import statistics
 import sys
 from pathlib import Path
 
-from trimtab.logs import quieten
+from trimtab.logs import configure_logging
 
 os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
-quieten()
+configure_logging()
 
 import torch  # noqa: E402
 from transformers import AutoModelForCausalLM  # noqa: E402

@@ -32,7 +32,7 @@ supports: {gold: [0, 1]}
 def trimtab(tmp_path, monkeypatch):
     """The commands in this process, where a directory holds other files."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("trimtab.logs.quieten", lambda: None)
+    monkeypatch.setattr("trimtab.logs.configure_logging", lambda: None)
     monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", "1")
     Path("mine.yaml").write_text(OWN)
     Path("p.txt").write_text("How was the cafe?\n")
@@ -56,7 +56,7 @@ SWEEP += ["--reward", "no.such:reward"]
 @pytest.mark.parametrize(
     ("out", "says"),
     [
-        ("held", "not empty, and this command did not make what it holds (results.json)"),
+        ("held", "not empty, and this command did not make its content (results.json)"),
         ("p.txt", "p.txt is not a directory"),
         ("p.txt/out", "nothing can be written into"),
         ("/proc/out", "nothing can be written into /proc"),

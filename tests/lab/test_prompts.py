@@ -60,7 +60,7 @@ def test_marks_and_carriage_returns_are_no_part_of_a_prompt(tmp_path):
         ('{"prompt": "a", "prompt_token_ids": []}', "the prompt has no tokens"),
         ('{"prompt": "\\ud800"}', "half a surrogate pair"),
         ('{"prompt": "a", "answer": NaN}', "'answer' is nan"),
-        ('{"prompt": "a", "prompt": "b"}', "the key 'prompt' stands twice"),
+        ('{"prompt": "a", "prompt": "b"}', "duplicate key 'prompt'"),
         (f'{{"prompt": {json.dumps(CHAT)}, "tools": "price"}}', "'tools' is text, but not JSON"),
     ],
 )
@@ -165,17 +165,17 @@ def test_a_world_of_ones_own(tmp_path, monkeypatch, caplog):
 
 
 REPLIES = [
-    ("0.5", "the reward gave text; expected a list"),
-    (["0.5"], "the reward gave text; expected a number"),
-    ([None], "the reward gave null; expected a number"),
-    ([[1.0]], "the reward gave a list; expected a number"),
+    ("0.5", "the reward returned text; expected a list"),
+    (["0.5"], "the reward returned text; expected a number"),
+    ([None], "the reward returned null; expected a number"),
+    ([[1.0]], "the reward returned a list; expected a number"),
     ([1.0, 2.0], "2 numbers for 1 completions"),
     ([], "0 numbers for 1 completions"),
-    (None, "the reward gave null; expected a list"),
-    ({"a": 1}, "the reward gave an object; expected a list"),
-    ([float("nan")], "the reward gave nan; expected a finite"),
-    ([float("-inf")], "the reward gave -inf; expected a finite"),
-    ([1e39], "the reward gave 1e+39; expected a finite"),
+    (None, "the reward returned null; expected a list"),
+    ({"a": 1}, "the reward returned an object; expected a list"),
+    ([float("nan")], "the reward returned nan; expected a finite"),
+    ([float("-inf")], "the reward returned -inf; expected a finite"),
+    ([1e39], "the reward returned 1e+39; expected a finite"),
     ([10**400], "expected a finite number"),
     ([1j], "expected a number"),
 ]

@@ -269,7 +269,7 @@ def command(tmp_path, monkeypatch):
     """`trimtab rollout` in this process, with a sampler that needs no engine."""
     offline = types.SimpleNamespace(Sampler=MadeUp, engine_options=lambda flags: {})
     monkeypatch.setitem(sys.modules, "trimtab.adapters.vllm.offline", offline)
-    monkeypatch.setattr("trimtab_server.commands.rollout_job.quieten", lambda: None)
+    monkeypatch.setattr("trimtab_server.commands.rollout_job.configure_logging", lambda: None)
     monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", "1")
     monkeypatch.chdir(tmp_path)
     name = f"taste_{abs(hash(tmp_path))}"
@@ -332,14 +332,14 @@ PROMPTS = ["--prompts", "p.txt"]
             "bare.jsonl, line 1: there is neither 'reward' nor 'label'",
         ),
         (["--complete", "bad.jsonl"], "needs a --reward"),
-        (["--complete", "p.txt", "--reward", "taste:words", "--at", "2"], "--at must read"),
-        ([*PROMPTS, "--reward", "nonsense"], "must read module:function"),
+        (["--complete", "p.txt", "--reward", "taste:words", "--at", "2"], "--at must be"),
+        ([*PROMPTS, "--reward", "nonsense"], "must be module:function"),
         ([*PROMPTS, "--reward", "taste:absent"], "cannot be imported"),
-        ([*PROMPTS, "--reward", "taste:nan"], "the reward gave nan"),
+        ([*PROMPTS, "--reward", "taste:nan"], "the reward returned nan"),
         ([*PROMPTS, "--reward", "taste:breaks"], "raised KeyError"),
         ([*PROMPTS, "--beta", "2"], "--beta needs a scorer: --scorer NAME=PATH"),
         ([*PROMPTS, "--beta", "2", "--k", "5"], "--beta, --k need a scorer"),
-        ([*PROMPTS, "--scorer", "nonsense"], "must read NAME=PATH"),
+        ([*PROMPTS, "--scorer", "nonsense"], "must have the form NAME=PATH"),
         ([*PROMPTS, "--scorer", "a=b", "--beta", "1e9"], "beta"),
         ([*PROMPTS, "--out", "no/such/folder/o.jsonl"], "no/such/folder"),
     ],

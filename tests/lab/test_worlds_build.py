@@ -60,7 +60,7 @@ def test_base_is_a_causal_model(folder: Path) -> None:
 def test_rollouts_hold_every_reward(folder: Path) -> None:
     world = WORLDS["digest"]
     records = data.read(folder / "rollouts.jsonl")
-    assert len(records) == 72  # practice: eight times the prompts, half the answers
+    assert len(records) == 72  # rollout_factors: eight times the prompts, half the answers
     assert [r["prompt"] for r in records[:24]] == [r["prompt"] for r in records[24:48]]
     for record in records:
         texts = record["prompt"], record["completion"]

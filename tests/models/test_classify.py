@@ -214,8 +214,8 @@ def test_a_label_is_read_as_the_classifier_was_trained(problem, score, tmp_path)
         (LABELS, "3", "3 labels"),
         (LABELS, "-1", "3 labels"),
         ({"id2label": {0: "good", 1: "good"}, "num_labels": 2}, "good", "2 labels"),
-        ({"num_labels": 1}, "LABEL_0", "leave label= out"),
-        ({"num_labels": 1}, "0", "leave label= out"),
+        ({"num_labels": 1}, "LABEL_0", "leave out label="),
+        ({"num_labels": 1}, "0", "leave out label="),
     ],
 )
 def test_a_label_that_is_not_clear_is_refused(labels, label, why, tmp_path):

@@ -83,7 +83,7 @@ CASES: dict[str, tuple[Record, int]] = {
 """Records, and how many of TRL's templates can write them at least."""
 REFUSALS = (
     "the chat template refuses the messages",
-    "the chat template writes the prompt otherwise once 'completion' follows",
+    "the chat template renders the prompt differently when 'completion' follows",
     "the chat template leaves out a message of",
     "the chat template leaves out a part of 'completion'",
     "the chat template leaves out the tool calls",

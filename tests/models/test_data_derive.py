@@ -143,7 +143,7 @@ def test_a_split_of_records() -> None:
     train, held = data.split(records, 0.25, 0)
     assert (len(train), len(held)) == (12, 4)
     for bad in (0, 1, -0.1, math.nan):
-        with pytest.raises(ValueError, match="inside 0 to 1"):
+        with pytest.raises(ValueError, match="between 0 and 1"):
             data.split(records, bad, 0)
     with pytest.raises(ValueError, match="two prompts"):
         data.split(records[:2], 0.5, 0)
@@ -181,7 +181,7 @@ def test_what_no_longer_differs_is_left_out_and_counted(caplog: pytest.LogCaptur
     assert "1 items are left out" in caplog.messages[0]
     ranking = Ranked([1, 2, 3], [[4], [5, 6], [7]])
     assert data.shorten([ranking], 4) == [Ranked([2, 3], ranking.completions)]
-    with pytest.raises(ValueError, match="nothing is left at max_length 2"):
+    with pytest.raises(ValueError, match="no item remains at max_length 2"):
         data.shorten([same], 2)
     with pytest.raises(ValueError, match="need 2 tokens"):
         data.shorten([other], 1)
@@ -233,7 +233,7 @@ def test_a_cut_answer_is_weighed_as_the_whole_one() -> None:
 def test_a_cut_guided_answer_does_not_pass_for_the_bases() -> None:
     guided = Rollout([1, 2, 3], [4, 5, 6, 7, 8], 0.5, 2.0)
     for items in ([guided], data.shorten([guided], 5)):
-        with pytest.raises(ValueError, match="drawn with guidance"):
+        with pytest.raises(ValueError, match="sampled with guidance"):
             TdLambda().collate(items, 0)
 
 

@@ -197,7 +197,7 @@ def test_a_template_reads_tools_and_no_nulls() -> None:
         # As reasoning models' templates do, which open the answer with a thought.
         (
             CHATML + "{% if add_generation_prompt %}<think>{% endif %}",
-            "otherwise once 'completion'",
+            "differently when 'completion'",
         ),
     ],
 )
@@ -263,12 +263,12 @@ RANKING = {"prompt": SECRET, "completions": [SECRET, f"{SECRET}!"]}
         (
             "pairs",
             {"chosen": "", "rejected": "", "chosen_token_ids": [1], "rejected_token_ids": [1, 2]},
-            "nothing but what it shares",
+            "only the common beginning",
         ),
         ("ranked", {"prompt": SECRET}, "no field 'completions'"),
-        ("ranked", {**RANKING, "completions": SECRET}, "must be lists, of one length"),
+        ("ranked", {**RANKING, "completions": SECRET}, "must be lists of the same length"),
         ("ranked", {**RANKING, "completions": [SECRET]}, "has 1; a ranking needs two or more"),
-        ("ranked", {**RANKING, "completions_token_ids": [[1]]}, "must be lists, of one length"),
+        ("ranked", {**RANKING, "completions_token_ids": [[1]]}, "must be lists of the same length"),
         ("ranked", {**RANKING, "completions": [SECRET, ""]}, "'completions[1]' is empty"),
         (
             "ranked",

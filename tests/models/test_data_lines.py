@@ -22,8 +22,8 @@ GOOD = b'{"prompt": "How?", "completion": "Fine.", "reward": 1}'
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        (b'{"prompt": "a", "prompt": "b"}', "the key 'prompt' stands twice"),
-        (b'{"prompt": [{"role": "user", "role": "x"}]}', "the key 'role' stands twice"),
+        (b'{"prompt": "a", "prompt": "b"}', "duplicate key 'prompt'"),
+        (b'{"prompt": [{"role": "user", "role": "x"}]}', "duplicate key 'role'"),
         (b'{"a": NaN}', "'a' is nan; expected a finite number"),
         (b'{"a": {"b": [1, -Infinity]}}', "'a' is -inf"),
         (b'{"a": 1e999}', "'a' is inf"),
@@ -86,7 +86,7 @@ RANKING = {"prompt": "How?", "completions": ["Fine.", "So.", "Bad."]}
         ),
         ("pairs", {**PAIR, "score_chosen": 1, "score_rejected": 2}, "the scores"),
         ("pairs", {**PAIR, "chosen_score": "1", "rejected_score": 0}, "are not all finite"),
-        ("ranked", {**RANKING, "scores": [1, 2, 3]}, "the best completion comes first"),
+        ("ranked", {**RANKING, "scores": [1, 2, 3]}, "the best completion must be first"),
         ("pairs", {"prompt": "How?", "completion": "Fine.", "reward": 1}, "no field 'chosen'"),
         ("rollouts", {**PAIR, "strength": True}, "no field 'completion'"),
         ("rollouts", {"prompt": "a", "completion": "b", "reward": 1, "strength": True}, "strength"),
@@ -167,5 +167,5 @@ def test_prompts_that_leave_no_room_to_generate_are_named(tmp_path: Path) -> Non
     config = GroundedConfig(
         objective="grounded-reinforce", base="demo", data=str(path), reward="", out=tmp_path
     )
-    with pytest.raises(data.BrokenRows, match=r"rows\.jsonl, line 2: prompt and answer come to"):
+    with pytest.raises(data.BrokenRows, match=r"rows\.jsonl, line 2: prompt and answer need"):
         job._examples(config, data.encoding.Encoder(TOKENIZER))

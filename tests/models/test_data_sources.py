@@ -57,9 +57,9 @@ def test_a_saved_data_set(tmp_path: Path) -> None:
     datasets.DatasetDict(parts).save_to_disk(tmp_path / "two")
     assert data.read(tmp_path / "two") == RECORDS[1:]
     assert data.read(f"{tmp_path}/two:test") == RECORDS[:1]
-    with pytest.raises(ValueError, match=r"no split 'dev', but test, train: write .*two:SPLIT"):
+    with pytest.raises(ValueError, match=r"no split 'dev', only test, train; use .*two:SPLIT"):
         data.read(f"{tmp_path}/two:dev")
-    with pytest.raises(ValueError, match="one data set without splits"):
+    with pytest.raises(ValueError, match="a data set without splits"):
         data.read(f"{tmp_path}/one:train")
 
 
@@ -122,7 +122,7 @@ def test_a_slice_of_a_repository_of_files(tmp_path: Path, monkeypatch: pytest.Mo
         datasets, "load_dataset", lambda _, config, split: real(str(clone), config, split=split)
     )
     assert data.read("owner/name:train[1:]") == RECORDS[1:]
-    with pytest.raises(OSError, match="owner/name:dev, and as a data set of the hub it could not"):
+    with pytest.raises(OSError, match="owner/name:dev, and it could not be loaded as a data set"):
         data.read("owner/name:dev")
 
 
@@ -131,7 +131,9 @@ def test_what_is_not_there_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         raise ConnectionError("no way out\nand more")
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    with pytest.raises(OSError, match=r"no file or directory owner/name, and as a .*: no way out"):
+    with pytest.raises(
+        OSError, match=r"no file or directory owner/name, and it could not .*: no way out"
+    ):
         data.read("owner/name")
     for source in (tmp_path / "none", "./none", "a/b/c", "none.jsonl", "~/rows", ":train"):
         with pytest.raises(FileNotFoundError, match="there is no file or directory"):

@@ -160,9 +160,9 @@ def _a_file_above(top: Path) -> Path:
 
 
 WAYS: dict[str, tuple[Callable[[Path], Path], str]] = {
-    "other files": (_other_files, "not empty, and this command did not make what it holds (deep)"),
+    "other files": (_other_files, "not empty, and this command did not make its content (deep)"),
     "a link to other files": (_a_link_to_other_files, "not empty"),
-    "links in a circle": (_links_in_a_circle, "leads nowhere"),
+    "links in a circle": (_links_in_a_circle, "cannot be resolved"),
     "a scorer of other making": (_a_scorer, "not empty"),
     "the data": (lambda top: top / "rollouts.jsonl", "not a directory"),
     "the directory of the data": (lambda top: top, "not empty"),

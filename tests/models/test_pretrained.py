@@ -362,7 +362,10 @@ def rewritten(path, change):
     [
         (lambda t: t.pop("base_model.model.score.weight"), "lacks the weights score.weight"),
         (lambda t: t.pop(sorted(t)[0]), "lacks the weights"),
-        (lambda t: t.update({"base_model.model.model.other.weight": torch.ones(2)}), "no use of"),
+        (
+            lambda t: t.update({"base_model.model.model.other.weight": torch.ones(2)}),
+            "does not use",
+        ),
         (lambda t: t.update({sorted(t)[0]: torch.ones(2, 3)}), "do not fit"),
     ],
     ids=["head", "rank", "more", "shape"],
@@ -489,7 +492,7 @@ def test_training_begins_with_a_network_of_the_bases_vocabulary(tmp_path):
     made("llama-lm", tmp_path / "same")
     told = {"objective": "td-lambda", "base": "demo", "data": "x", "out": tmp_path / "out"}
     start.refuse_small(TrainConfig(**told, scorer=str(tmp_path / "same")), tokenizer())
-    with pytest.raises(ValueError, match="begin with"):
+    with pytest.raises(ValueError, match="choose a network"):
         start.refuse_small(TrainConfig(**told, scorer=str(tmp_path / "small")), tokenizer())
 
 

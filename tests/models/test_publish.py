@@ -196,7 +196,7 @@ def test_what_is_in_the_way_is_named_before_anything_is_read(made, tmp_path, dam
         (tmp_path / "file", "not a directory"),
         (tmp_path / "file" / "x", "nothing can be written into"),
         ("/proc/public", "nothing can be written into /proc"),
-        (made / "public", "is in the checkpoint itself"),
+        (made / "public", "is inside the checkpoint itself"),
     ):
         with pytest.raises(OSError, match=told):
             publish(made, str(to))
@@ -333,7 +333,7 @@ def test_a_repository_of_other_files_is_left_alone(hub, trimtab, made):
     hub.held = [".gitattributes", "README.md", "model.safetensors"]
     done = trimtab(made, "--to", "org/scorer")
     assert done.exit_code == 1
-    assert "org/scorer holds 'model.safetensors', which was not published here" in done.stderr
+    assert "org/scorer holds 'model.safetensors', which Trimtab did not publish" in done.stderr
     assert not hub.files
     for held in ([".gitattributes", "README.md"], [*hub.held, manifest.NAME]):
         hub.held, hub.files = held, {}

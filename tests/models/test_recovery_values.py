@@ -268,6 +268,6 @@ def test_answers_of_a_clumsy_guide_are_weighed(world: Tiny) -> None:
 
 def test_what_learns_of_the_base_alone_refuses_guided_answers(world: Tiny) -> None:
     guided = [rollout._replace(strength=2.0) for rollout in world.rollouts[:4]]
-    with pytest.raises(ValueError, match="drawn with guidance"):
+    with pytest.raises(ValueError, match="sampled with guidance"):
         OBJECTIVES["td-lambda"]().collate(guided, EOS)
     assert Distribution().collate(guided, EOS).strengths.tolist() == [2.0] * 4

@@ -61,13 +61,13 @@ def test_functions_that_fail(module, name, told):
 @pytest.mark.parametrize(
     ("spec", "told"),
     [
-        ("nonsense", "must read"),
+        ("nonsense", "must be"),
         ("no_such_module_here:f", "cannot be imported"),
         ("json:no_such_function", "cannot be imported"),
         ("json:dumps,a=b", "no options"),
         ("classifier:/nowhere", "cannot be loaded"),
         ("classifier:/nowhere,colour=red", "no option colour"),
-        ("classifier:/nowhere,label", "must read"),
+        ("classifier:/nowhere,label", "must be"),
         ("classifier:/nowhere,batch_size=many", "whole number"),
         ("classifier:/nowhere,device=abacus", "that torch has here"),
         ("classifier:/nowhere,device=cuda:99", "that torch has here"),
@@ -152,7 +152,7 @@ def test_classifier_gives_what_transformers_gives(classifier):
 
 def test_classifier_wants_a_label_it_has(classifier):
     path, labels, _ = classifier
-    told = "leave label= out" if labels == 1 else "name one"
+    told = "leave out label=" if labels == 1 else "choose the one"
     with pytest.raises(RewardError, match=told):
         rewards.load(f"classifier:{path},label=splendid")
 
@@ -259,7 +259,7 @@ def test_judge_with_a_template_of_its_own(judge, tmp_path):
     assert reward([{"prompt": CHAT, "completion": "#7#"}]) == [7.0]
     assert list(judge.asked) == ["#7# answers Say it."]
     (tmp_path / "t.txt").write_text("Rate this.")
-    with pytest.raises(RewardError, match="must hold"):
+    with pytest.raises(RewardError, match="must contain"):
         rewards.load(url(judge, f",template={tmp_path / 't.txt'}"))
     assert "{prompt}" in TEMPLATE
 

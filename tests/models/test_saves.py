@@ -110,7 +110,7 @@ def test_a_damaged_newest_is_passed_over(
     with caplog.at_level(logging.WARNING, "trimtab_models"):
         resumed = _train(stopped)
     assert f"checkpoint-12/{name}" in caplog.text
-    assert "passed over" in caplog.text
+    assert "is used instead" in caplog.text
     assert _same(resumed, _train(tmp_path / "whole"))
     assert (stopped / "log.jsonl").read_bytes() == (tmp_path / "whole/log.jsonl").read_bytes()
 
@@ -119,7 +119,7 @@ def test_with_no_whole_checkpoint_nothing_is_touched(stopped: Path) -> None:
     for checkpoint in saves.checkpoints(stopped):
         (checkpoint / manifest.NAME).unlink()
     before = sorted(stopped.rglob("*"))
-    with pytest.raises(ValueError, match=r"no checkpoint in .* is whole"):
+    with pytest.raises(ValueError, match=r"no checkpoint in .* is intact"):
         _train(stopped)
     assert sorted(stopped.rglob("*")) == before
 

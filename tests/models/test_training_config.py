@@ -41,9 +41,9 @@ def test_values_from_the_command_line_are_put_over_the_file(tmp_path: Path) -> N
         (["epochs=many"], r"epochs: .*number"),
         (["validation=1.5"], r"validation.*between 0 and 1, not 1\.5"),
         (["learning_rate=[]"], r"learning_rate: expected a positive number"),
-        (["objective=dpo", "layers=2"], r"layers: dpo scores by the ratio.*whole"),
+        (["objective=dpo", "layers=2"], r"layers: dpo needs the whole initial network"),
         (["objective=td-lamda"], r"no objective 'td-lamda'; did you mean 'td-lambda'\?"),
-        (["epochs"], r"--set takes key=value.*not 'epochs'"),
+        (["epochs"], r"--set expects key=value.*not 'epochs'"),
         (["options={"], r"--set options: not YAML"),
     ],
 )

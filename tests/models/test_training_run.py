@@ -261,7 +261,7 @@ def test_what_was_interrupted_goes_on_to_the_same_bits(
         patch.setattr(SafeTrainer, "_save_checkpoint", failing)
         with pytest.raises(AssertionError):
             _train(place, tmp_path / "cut", objective, *sets)
-    assert "interrupted; the same command goes on" in capsys.readouterr().err
+    assert "interrupted; run the same command to resume" in capsys.readouterr().err
     cut = _train(place, tmp_path / "cut", objective, *sets)
     assert (cut / weights).read_bytes() == (whole / weights).read_bytes()
     assert _log(cut, "loss") == _log(whole, "loss")
@@ -323,7 +323,7 @@ def test_fewer_layers(place: Path, tmp_path: Path) -> None:
         (["data=nowhere.jsonl"], "nowhere.jsonl"),
         (["layers=3"], "layers: the network has 2, not 3."),
         (["early_stopping=1"], "early_stopping needs validation data."),
-        (["learning_rate=[1e-3, 1e-4]"], "to choose from a list, set `validation` too"),
+        (["learning_rate=[1e-3, 1e-4]"], "a list needs `validation` to choose from it"),
         (["trainer.learning_rate=1"], "trainer.learning_rate: set `learning_rate` instead."),
         (["trainer.warmup_step=1"], "no such field; did you mean 'warmup_steps'?"),
         (["save_steps=3"], "save_steps (3) must be a multiple of logging_steps (2)."),

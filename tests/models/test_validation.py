@@ -254,7 +254,7 @@ def test_what_cannot_be_validated_says_so() -> None:
         ([], [], [], "no completion"),
         ([row, row], [1.0], ["a", "a"], "as many scores"),
         ([row, np.zeros(0)], [0.0, 1.0], ["a", "a"], "one token"),
-        ([row, row * math.nan], [0.0, 1.0], ["a", "a"], "mend the scorer"),
+        ([row, row * math.nan], [0.0, 1.0], ["a", "a"], "fix the scorer"),
         ([row, row], [0.0, math.inf], ["a", "a"], "label is not finite"),
         ([row, row], [1.0, 1.0], ["a", "a"], "different rewards"),
         ([row], [1.0], ["a"], "different rewards"),

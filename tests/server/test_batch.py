@@ -139,5 +139,5 @@ def test_a_server_that_stays_full_ends_the_command(tmp_path, monkeypatch):
 
     transport(monkeypatch, full)
     source = written(tmp_path / "in.jsonl", LINE)
-    with pytest.raises(TrimtabError, match="no room"):
+    with pytest.raises(TrimtabError, match="was busy"):
         batch.run(source, tmp_path / "out.jsonl", "http://server", None, 1)

@@ -238,7 +238,7 @@ BROKEN = {
     "headless": "lacks the weights",
     "wrong-vocabulary": "512",
     "nan": "cannot be served",
-    "pickled": "no safetensors file",
+    "pickled": "not a safetensors file",
     "no-weights": "no weights in safetensors",
     "unsigned": "no MANIFEST.json",
     "unnamed": "does not name",

@@ -1,1 +1,1 @@
-"""Adapters: an engine’s view comes in, engine-neutral rows go to the guide."""
+"""Adapters: they turn an engine's batch into engine-neutral rows for the guide."""

@@ -16,10 +16,10 @@ from trimtab.rows import Row
 
 
 class TransformersGuidance(LogitsProcessor):
-    """One request's guidance for a batch of sequences; make a new one for each `generate`.
+    """One request's guidance for a batch of sequences; create a new one for each `generate`.
 
-    Left padding is cut off where `attention_mask` says so. Beam search moves rows between
-    steps, which costs time only.
+    Left padding is removed according to `attention_mask`. Beam search moves rows between steps,
+    which only costs time.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Scorer families behind one interface. What a family is stands on its class."""
+"""Scorer families behind one interface; each class describes its family."""
 
 from trimtab.errors import ScorerLoadError
 from trimtab.scorers.base import NetworkScorer, Scorer
@@ -42,19 +42,19 @@ FAMILIES: dict[str, type[Scorer]] = {
 
 
 def family_class(name: str) -> type[Scorer]:
-    """The class of a family, by its name or, of somebody's own, by "package.module:Class".
+    """The class of a family, by its name, or by "package.module:Class" for your own family.
 
     Raises:
-        ScorerLoadError: there is none.
+        ScorerLoadError: there is no such family.
     """
     if ":" not in name:
         if name not in FAMILIES:
             raise ScorerLoadError(
                 f"there is no family '{name[:64]}'; the families are {', '.join(FAMILIES)}, and "
-                "one of your own reads package.module:Class"
+                "package.module:Class for your own"
             )
         return FAMILIES[name]
-    found = imported(name)
-    if not (isinstance(found, type) and issubclass(found, Scorer)):
+    family = imported(name)
+    if not (isinstance(family, type) and issubclass(family, Scorer)):
         raise ScorerLoadError(f"{name} is not a subclass of trimtab.scorers.Scorer")
-    return found
+    return family

@@ -1,6 +1,6 @@
 """The one interface of all scorer families.
 
-A scorer answers one question: what is each candidate continuation of each row's prefix worth?
+A scorer gives a score to each candidate of each row's prefix.
 """
 
 from abc import ABC, abstractmethod
@@ -25,34 +25,34 @@ from trimtab_models.checkpoint import Family, ScorerInfo
 class Scorer(ABC):
     """s(prefix + v) for every candidate v of every row.
 
-    A score is a pure function of (prefix, candidate, strength, prompt): whatever a scorer keeps
-    between steps only makes it faster. `trimtab.testing.check_scorer` tests just that.
+    A score is a pure function of (prefix, candidate, strength, prompt): state between steps only
+    saves time. `trimtab.testing.check_scorer` tests this.
     """
 
     family: ClassVar[str]
-    """Its name: of `--scorer NAME=PATH,family=...`, and in GET /v1/scorers."""
+    """The family's name, in `--scorer NAME=PATH,family=...` and in GET /v1/scorers."""
     checkpointed: ClassVar[bool] = False
-    """Whether its path is a checkpoint of ours, which says what it is (ScorerInfo)."""
+    """Whether its path is a checkpoint of ours, which has a ScorerInfo."""
     composes: ClassVar[bool] = False
-    """Whether it is made of other scorers, so that those are loaded before it."""
+    """Whether it combines other scorers, which are then loaded first."""
     hot: ClassVar[bool] = False
-    """Whether it may be loaded while the server runs: data alone, never code."""
+    """Whether it can be hot-loaded: data only, never code."""
     distributional: ClassVar[bool] = False
     """Whether it has `histograms` of returns, which kl_budget and floors need."""
     reads: str = "tokens"
-    """What it is given: the base's tokens, or text, and in which form; see ScorerSpec.reads."""
+    """Its input: the base's tokens, or text and in which form; see ScorerSpec.reads."""
 
     def __init__(self, info: ScorerInfo) -> None:
         self.info = info
 
     @classmethod
     def pools(cls, spec: ScorerSpec) -> int:
-        """How many prefix pools it takes, of the memory that all scorers share."""
+        """Number of its prefix pools, in the memory that all scorers share."""
         return 0
 
-    @classmethod  # noqa: B027  most families have nothing to look at
+    @classmethod  # noqa: B027  most families have nothing to check
     def vet(cls, spec: ScorerSpec) -> None:
-        """Refuse what `load` would, before an engine starts; quick, and without an engine's memory.
+        """Refuse what `load` would, before an engine starts; fast, and without an engine's memory.
 
         Raises:
             ScorerLoadError, OSError, ValueError: it cannot be loaded.
@@ -60,7 +60,7 @@ class Scorer(ABC):
 
     @classmethod
     def load(cls, spec: ScorerSpec, loader: Loader) -> Self:
-        """Load one, as a specification says.
+        """Load a scorer from its specification.
 
         Raises:
             ScorerLoadError, OSError, ValueError: it cannot be loaded, or not served exactly.
@@ -78,45 +78,45 @@ class Scorer(ABC):
     ) -> Tensor:
         """Scores of all candidates, packed in row order: [Σ candidates], float32.
 
-        keys: one number a row, the same for a row in every step; a hint for caches, no more.
+        keys: one number per row, the same in every step; only a hint for caches.
         prefixes: prompt and completion so far, at least one token, each [length] int64.
-        candidates: tokens that may come next, at least one a row, each [candidates] int64.
-        strengths: what each row's scores will be multiplied by; most families need not know.
-        prompts: of each row; if absent, all of a prefix is the answer. Most families need not know.
+        candidates: possible next tokens, at least one per row, each [candidates] int64.
+        strengths: the factor of each row's scores; most families ignore it.
+        prompts: of each row; if absent, the whole prefix is the answer. Most families ignore them.
 
-        May raise anything: the rows it fails for lose their guidance, the engine goes on.
+        May raise anything: the affected rows lose their guidance, the engine continues.
         """
 
     @property
     def keeps_time(self) -> bool:
-        """Whether calls end by themselves, at the latest a forward after their deadline.
+        """Whether calls end by themselves, at most one forward after their deadline.
 
-        All others are made in a thread, which is left when a call takes too long (asking.py).
+        Other calls run in a thread, which is abandoned if a call takes too long (scoring/calls.py).
         """
         return False
 
     def reset(self) -> None:  # noqa: B027
-        """Drop everything that is kept: a call was cut off in the middle."""
+        """Drop all cached state, after a call was interrupted."""
 
     def forget(self, key: int) -> None:  # noqa: B027  a scorer without a cache has nothing to do
-        """Drop what is kept for a row that is gone."""
+        """Drop what is kept for a row that has ended."""
 
     def refusal(self, turns: Turns) -> str | None:
-        """Why the scorer cannot read a conversation; None if it can, or reads none."""
+        """Why the scorer cannot read a conversation; None if it can, or reads only tokens."""
         return None
 
     def shortened(self, key: int) -> int:
-        """By how many tokens, at most, a row's last texts were too long for the scorer's window."""
+        """Maximum number of tokens by which a row's last texts exceeded the scorer's window."""
         return 0
 
     @property
     def parameters(self) -> int:
-        """How many parameters the scorer's networks have."""
+        """Number of parameters of the scorer's networks."""
         return 0
 
     @property
     def tokens_forwarded(self) -> int:
-        """Tokens that have gone through the scorer's networks since it was loaded."""
+        """Tokens that went through the scorer's networks since it was loaded."""
         return 0
 
 
@@ -124,7 +124,7 @@ class NetworkScorer(Scorer):
     """A scorer that is one network behind one prefix pool."""
 
     network: ClassVar[Family] = "head"
-    """The kind of checkpoint that it is made of."""
+    """The kind of checkpoint that it loads."""
     checkpointed = True
     hot = True
 
@@ -151,7 +151,7 @@ class NetworkScorer(Scorer):
 
     @property
     def keeps_time(self) -> bool:
-        """See Scorer.keeps_time; a template or a tokenizer of somebody's may take any time."""
+        """See Scorer.keeps_time; another tokenizer or a template may take any time."""
         return isinstance(self.backbone, Backbone)
 
     def reset(self) -> None:
@@ -186,7 +186,7 @@ class NetworkScorer(Scorer):
 def gather_candidates(table: Tensor, candidates: Sequence[Ids]) -> Tensor:
     """Entries of each row's candidates: [rows, vocab, …] → [Σ candidates, …].
 
-    The last entry stands for ids beyond, as in Backbone.
+    Larger ids use the last entry, as in Backbone.
     """
     rows = np.repeat(np.arange(len(candidates)), [len(c) for c in candidates])
     at = np.stack((rows, np.minimum(np.concatenate(candidates), table.shape[1] - 1)))

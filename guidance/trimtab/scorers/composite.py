@@ -1,7 +1,7 @@
 """composite: s = Σ w_i·s_i of other scorers, under one name.
 
-Values are linear in the reward, so heads trained apart add up (VAS). At a strength c each part is
-asked for its score at c·w_i, which only a `distribution` part depends on.
+Values are linear in the reward, so heads trained separately can be added (VAS). At strength c, each
+part scores at strength c·w_i; only `distribution` parts depend on it.
 """
 
 from collections.abc import Mapping, Sequence
@@ -38,7 +38,7 @@ class CompositeScorer(Scorer):
 
     @classmethod
     def load(cls, spec: ScorerSpec, loader: Loader) -> Self:
-        """See Scorer.load; the path reads NAME:WEIGHT+NAME:WEIGHT."""
+        """See Scorer.load; the path has the form NAME:WEIGHT+NAME:WEIGHT."""
         parts: dict[str, tuple[Scorer, float]] = {}
         for part in spec.path.split("+"):
             name, _, weight = part.strip().partition(":")
@@ -71,7 +71,7 @@ class CompositeScorer(Scorer):
         return all(scorer.keeps_time for scorer, _ in self.parts.values())
 
     def refusal(self, turns: Turns) -> str | None:
-        """Why the first part that cannot read a conversation cannot."""
+        """The reason of the first part that cannot read a conversation; None if all can."""
         refusals = (scorer.refusal(turns) for scorer, _ in self.parts.values())
         return next((reason for reason in refusals if reason is not None), None)
 
@@ -87,5 +87,5 @@ class CompositeScorer(Scorer):
 
     @property
     def tokens_forwarded(self) -> int:
-        """Tokens that went through the parts, their use alone included."""
+        """Tokens that went through the parts, including when they are used alone."""
         return sum(scorer.tokens_forwarded for scorer, _ in self.parts.values())

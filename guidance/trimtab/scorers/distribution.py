@@ -2,11 +2,11 @@
 
     s_c(prefix + v) = (1/c)·log Σ_b p_b·exp(c·R_b),   s_0 = Σ_b p_b·R_b
 
-with p = softmax of the head's outputs and R the returns that its bins stand for. The head reads the
-state after v, or the one before it with rows for every v (then a row of the batch costs one scorer
-token, whatever k is). Sampling from
-π0·exp(c·s_c) is the optimum of E[R] − KL(π ‖ π0)/c for every c, so one head serves every β without
-being trained again (Q♯, arXiv 2502.20548); a mean value is its limit for a small c.
+with p = softmax of the head's outputs and R the returns of its bins. The head reads the state after
+v, or the state before v with outputs for every v (then a row of the batch costs one scorer token,
+for any k). Sampling from π0·exp(c·s_c) is the optimum of E[R] − KL(π ‖ π0)/c for every c, so one
+head serves every β without new training (Q♯, arXiv 2502.20548); for small c, s_c approaches the
+mean.
 """
 
 import math
@@ -26,14 +26,14 @@ from trimtab_models.checkpoint import ScorerInfo
 from trimtab_models.networks import next_histograms
 
 NEGLIGIBLE = 1e-6
-"""Strengths times the support's width below this: s_c is the mean to within float32's rounding."""
+"""Below this |c| times the support's width, s_c is the mean to within float32's rounding."""
 
 
 def soft_value(logits: Tensor, returns: Tensor, strengths: Tensor) -> Tensor:
     """s_c of each histogram, in float32: [n, bins], [bins], [n] → [n].
 
-    Returns count from the histogram's mean m. Where c is small, log E exp(c·(R − m)) is a number
-    near 0 that is then divided by c, so it is taken from E expm1, which keeps all its digits.
+    Returns are measured from the histogram's mean m. Where c is small, log E exp(c·(R − m)) is near
+    0 and is then divided by c, so it is computed from E expm1, which keeps all its digits.
     """
     log_p = logits.float().log_softmax(-1)
     returns = returns.float()
@@ -83,7 +83,7 @@ class DistributionScorer(NetworkScorer):
                 f"its head has {len(weight)} outputs, which do not fit a histogram of returns"
             )
         self.returns = torch.linspace(*info.support, bins)
-        """What the bins stand for, [bins] float32 on the host."""
+        """The return of each bin, [bins] float32 on the host."""
 
     def score(
         self,
@@ -108,10 +108,10 @@ class DistributionScorer(NetworkScorer):
     ) -> Tensor:
         """Log-probabilities of the bins, up to a constant: [Σ candidates, bins]; see Scorer.score.
 
-        What `score` makes its soft values of, for callers that have yet to find the strengths.
+        `score` computes its soft values from them; for callers that do not know strengths yet.
         """
-        asked = None if self.info.ahead else candidates
-        hidden = self.backbone.hidden(keys, prefixes, asked, prompts)
+        forwarded = None if self.info.ahead else candidates
+        hidden = self.backbone.hidden(keys, prefixes, forwarded, prompts)
         # [Σ candidates or rows, hidden]
         logits: Tensor = self.backbone.head(hidden)
         if self.info.ahead:

@@ -20,7 +20,7 @@ class FunctionScorer(Scorer):
     """s(prefix + v) = f(ids of prefix + v), or f(text of prefix + v) with a tokenizer.
 
     f takes one list of token ids (or one string) and returns a float: length, a regular
-    expression, a verifier. It is called once for each candidate, so it had better be quick.
+    expression, a verifier. It is called once for each candidate, so it should be fast.
     """
 
     family = "function"
@@ -40,9 +40,9 @@ class FunctionScorer(Scorer):
     def load(cls, spec: ScorerSpec, loader: Loader) -> Self:
         """See Scorer.load."""
         if ":" not in spec.path:
-            raise ScorerLoadError("a function scorer's path must read module:function")
+            raise ScorerLoadError("a function scorer's path must be module:function")
         if spec.reads not in (None, "ids", "text"):
-            raise ScorerLoadError(f"reads is one of ids, text, not {spec.reads}")
+            raise ScorerLoadError(f"reads must be one of ids, text, not {spec.reads}")
         function = imported(spec.path)
         if not callable(function):
             raise ScorerLoadError(f"{spec.path} is not a function.")
@@ -63,7 +63,7 @@ class FunctionScorer(Scorer):
             for candidate in group
         ]
         if self.tokenizer is not None:
-            # Special tokens stay: a function may well ask where the answer begins or ends.
+            # Special tokens stay: a function may need to see where the answer begins or ends.
             texts = [self.tokenizer.decode(ids) for ids in sequences]
             return torch.tensor([float(self.function(text)) for text in texts])
         return torch.tensor([float(self.function(ids)) for ids in sequences])

@@ -1,7 +1,7 @@
 """head: a causal backbone with a scalar head, s(prefix + v) = link(w·h(prefix + v) + b).
 
-Partial-sequence rewards (PARGS), values (VAS), prefix classifiers (FUDGE): all are one number
-for each prefix, and differ only in what they were trained for, and in their link.
+Partial-sequence rewards (PARGS), values (VAS), prefix classifiers (FUDGE): all give one number per
+prefix, and differ only in their training objective and their link.
 """
 
 from collections.abc import Callable, Sequence
@@ -23,7 +23,7 @@ LINKS: dict[Link, Callable[[Tensor], Tensor]] = {
     "sigmoid": torch.sigmoid,
     "log_sigmoid": nn.functional.logsigmoid,
 }
-"""What makes a score of a head's output: itself, a probability, or its logarithm (FUDGE)."""
+"""From a head's output to a score: the output, a probability, or its logarithm (FUDGE)."""
 
 
 class HeadScorer(NetworkScorer):

@@ -1,4 +1,4 @@
-"""What families need to load a scorer: the base's tokenizer, memory, and how networks are read."""
+"""Loading that the families share: the base's tokenizer, memory, and reading of networks."""
 
 import importlib
 from collections.abc import Callable, Mapping
@@ -26,9 +26,9 @@ CAUSAL_READS = ("text", "chat")
 
 @dataclass(frozen=True)
 class Loader:
-    """What every scorer of one engine is loaded for.
+    """What all scorers of one engine share when they are loaded.
 
-    tokenizer: the base's; None if networks are taken to share it. max_length: longest prefix, in
+    tokenizer: the base's; None if networks are assumed to share it. max_length: longest prefix, in
     tokens. vocab_size: of the base. pool_bytes: of each prefix pool. loaded: the scorers so far.
     """
 
@@ -43,7 +43,7 @@ class Loader:
     def network(
         self, spec: ScorerSpec, family: Family
     ) -> tuple[ScorerInfo, Backbone | CrossBackbone]:
-        """A network that scores candidates, whether its tokenizer is the base's or not.
+        """A network that scores candidates, with the base's tokenizer or with its own.
 
         Raises:
             ScorerLoadError: it cannot be served exactly.
@@ -58,7 +58,7 @@ class Loader:
                 "it has a histogram for each token of its vocabulary, which is not the base's"
             )
         positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-        # A token of the base is seldom four of its own.
+        # A token of the base is rarely more than four of its own.
         window = min(positions or classify.UNBOUNDED, 4 * self.max_length)
         render = self.render(spec, own, CAUSAL_READS)
         return info, CrossBackbone(
@@ -80,14 +80,14 @@ class Loader:
         if rows < self._tokens():
             raise ScorerLoadError(
                 f"it embeds {rows} tokens and the base has {self._tokens()}; a {family} scorer "
-                "must have been made for this base's tokenizer, or bring its own"
+                "must use this base's tokenizer, or include its own"
             )
         return info, self._backbone(model, self.max_length)
 
     def cast(self, model: Any) -> Any:
         """A network in the engine's precision."""
-        # transformers makes what it loads the process's default dtype for a while, which steps
-        # that go on meanwhile must not see: so all is loaded in single precision.
+        # While transformers loads a network, it sets the process's default dtype, which concurrent
+        # steps must not see: so networks are loaded in single precision, then cast.
         for parameter in model.parameters():
             parameter.data = parameter.data.to(self.dtype)
         return model
@@ -95,13 +95,13 @@ class Loader:
     def render(
         self, spec: ScorerSpec, own: Any, known: tuple[str, ...]
     ) -> Callable[[Any], str] | None:
-        """How a scorer wants prompts written, None for as they are.
+        """The function that renders a scorer's prompts, None for unchanged prompts.
 
         Raises:
-            ScorerLoadError: it cannot read as the specification says.
+            ScorerLoadError: it does not support the specification's `reads`.
         """
         if spec.reads is not None and spec.reads not in known:
-            raise ScorerLoadError(f"reads is one of {', '.join(known)}, not {spec.reads}")
+            raise ScorerLoadError(f"reads must be one of {', '.join(known)}, not {spec.reads}")
         render = template(own)
         if spec.reads == "chat" and render is None:
             raise ScorerLoadError("its tokenizer has no chat template, which reads=chat needs")
@@ -118,7 +118,7 @@ class Loader:
         return self.tokenizer
 
     def _tokens(self) -> int:
-        """How many tokens of the base a text may hold: its vocabulary may be padded with more."""
+        """Number of the base's tokens that a text may contain: its vocabulary may be padded."""
         known: dict[str, int] = getattr(self.tokenizer, "get_vocab", dict)()
         return min(self.vocab_size, max(known.values()) + 1) if known else self.vocab_size
 
@@ -143,13 +143,13 @@ class Loader:
         if own is None and peft.is_adapter(path):
             own = tokenizer(peft.base(path))
         if own is None:
-            return None  # a network alone: made for the base
+            return None  # no tokenizer: the network was made for the base
         base: dict[str, int] = getattr(self.tokenizer, "get_vocab", dict)()
         return None if base and base.items() <= own.get_vocab().items() else own
 
 
 def tokenizer(source: str) -> Any:
-    """The tokenizer of a checkpoint; None where it has none, as a base served by ids alone."""
+    """The tokenizer of a checkpoint; None if it has none, like a base served by ids only."""
     try:
         return pretrained.tokenizer(source)
     except FileNotFoundError:
@@ -157,7 +157,7 @@ def tokenizer(source: str) -> Any:
 
 
 def imported(path: str) -> Any:
-    """What "package.module:name" names, of this process's own code.
+    """The object named by "package.module:name", from this process's own code.
 
     Raises:
         ScorerLoadError: it cannot be imported.
@@ -167,5 +167,5 @@ def imported(path: str) -> Any:
         return getattr(importlib.import_module(module), attribute)
     except KeyboardInterrupt:
         raise
-    except BaseException as error:  # a module may even exit
+    except BaseException as error:  # a module may even raise SystemExit
         raise ScorerLoadError(f"{path} cannot be imported ({type(error).__name__}).") from error

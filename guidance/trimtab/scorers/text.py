@@ -1,10 +1,10 @@
-"""text: a classifier that reads text, with a tokenizer of its own.
+"""text: a classifier that reads text, with its own tokenizer.
 
-    s(prefix + v) = what trimtab_models.classify makes of text(prefix + v): a logit, or log p(label)
+    s(prefix + v) = trimtab_models.classify of text(prefix + v): a logit, or log p(label)
 
 Any `*ForSequenceClassification` of transformers, encoder or decoder: reward models, formality
-rankers. Every candidate's text goes through the whole network, which no cache shortens: this is the
-slow family. What was scored once is remembered.
+rankers. Every candidate's whole text goes through the network, without a prefix cache: this is the
+slow family. Scores of recent texts are cached.
 """
 
 from collections import OrderedDict
@@ -29,20 +29,20 @@ Reads = Literal["text", "answer", "pair", "chat"]
 """What the classifier was trained on: prompt and answer as one text, the answer alone, a pair of
 the two, or a conversation in its own chat template."""
 
-REMEMBERED = 1 << 16
-"""Texts whose scores are kept, the latest used."""
+CACHED_TEXTS = 1 << 16
+"""Maximum number of texts whose scores are cached; the least recently used are dropped."""
 
 
 class TextScorer(Scorer):
     """A classifier over texts, batched by length over rows and candidates.
 
-    A text longer than the classifier's window loses the beginning of its prompt, and of its answer
-    only once nothing of the prompt is left; `shortened` tells by how much.
+    A text longer than the classifier's window is cut at the start: first the prompt, then the
+    answer. `shortened` returns by how many tokens.
 
     Args:
-        classifier: what scores the texts.
-        reader: of the base's tokens.
-        reads: what the classifier was trained on.
+        classifier: scores the texts.
+        reader: decodes the base's tokens.
+        reads: the form of text that the classifier was trained on.
     """
 
     family = "text"
@@ -85,15 +85,15 @@ class TextScorer(Scorer):
     ) -> Tensor:
         """See Scorer.score."""
         texts = self.reader.read(keys, prefixes, candidates, prompts)
-        asked = [(row.prompt, answer) for row in texts for answer in row.answers]
-        digests = [_digest(*text) for text in asked]
-        missing = {d: t for d, t in zip(digests, asked, strict=True) if d not in self._scores}
+        pairs = [(row.prompt, answer) for row in texts for answer in row.answers]
+        digests = [_digest(*pair) for pair in pairs]
+        missing = {d: p for d, p in zip(digests, pairs, strict=True) if d not in self._scores}
         fresh = dict(zip(missing, self._forward(list(missing.values())), strict=True))
-        found = [fresh.get(digest) or self._scores[digest] for digest in digests]
-        for digest, scored in zip(digests, found, strict=True):
-            keep(self._scores, digest, scored, REMEMBERED)
-        self._note(keys, texts, found)
-        return torch.tensor([score for score, _ in found])
+        results = [fresh.get(digest) or self._scores[digest] for digest in digests]
+        for digest, result in zip(digests, results, strict=True):
+            keep(self._scores, digest, result, CACHED_TEXTS)
+        self._note_shortened(keys, texts, results)
+        return torch.tensor([score for score, _ in results])
 
     def refusal(self, turns: Turns) -> str | None:
         """See Scorer.refusal."""
@@ -118,11 +118,13 @@ class TextScorer(Scorer):
         """Tokens of all texts that went through the classifier."""
         return self._forwarded
 
-    def _note(self, keys: Sequence[int], texts: Sequence[Texts], found: Sequence[Any]) -> None:
+    def _note_shortened(
+        self, keys: Sequence[int], texts: Sequence[Texts], results: Sequence[Any]
+    ) -> None:
         at = 0
         for key, row in zip(keys, texts, strict=True):
             end = at + len(row.answers)
-            keep(self._shortened, key, max(lost for _, lost in found[at:end]), REMEMBERED)
+            keep(self._shortened, key, max(lost for _, lost in results[at:end]), CACHED_TEXTS)
             at = end
 
     def _forward(self, texts: Sequence[tuple[str, str]]) -> list[tuple[float, int]]:
@@ -134,7 +136,7 @@ class TextScorer(Scorer):
 
     def _tokens(self, prompt: str, answer: str) -> tuple[dict[str, list[int]], int]:
         """The classifier's input for one text, and how many tokens did not fit."""
-        # A rendered conversation has its special tokens in it already.
+        # A rendered conversation already contains its special tokens.
         options: dict[str, Any] = {"add_special_tokens": self.reads != "chat"}
         match self.reads:
             case "pair":
@@ -158,6 +160,6 @@ class TextScorer(Scorer):
 
 
 def _digest(prompt: str, answer: str) -> bytes:
-    # A score is kept under the digest, not the text: texts are long, and candidates many.
+    # Scores are cached by digest, not by text: texts are long and candidates are many.
     both = f"{len(prompt)}:{prompt}{answer}".encode("utf-8", "surrogatepass")
     return blake2b(both, digest_size=16).digest()

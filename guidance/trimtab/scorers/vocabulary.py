@@ -1,6 +1,6 @@
 """vocabulary: Q(prefix, ·) for every next token from one forward of the prefix alone.
 
-CD-Q, FaRMA, dueling and ILQL heads are served so: one query a row and step, whatever k is.
+It serves CD-Q, FaRMA, dueling and ILQL heads: one query per row and step, for any k.
 """
 
 from collections.abc import Sequence

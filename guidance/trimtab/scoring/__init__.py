@@ -1,1 +1,1 @@
-"""How scorers score: networks behind prefix pools, text, and calls within a budget of time."""
+"""Scoring: networks behind prefix pools, text, and calls with a time budget."""

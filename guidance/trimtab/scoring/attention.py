@@ -2,13 +2,13 @@
 
 Registered in transformers' attention registry, so any backbone that goes through the registry
 runs unchanged over one packed sequence of the new tokens of all rows. A row's block holds
-[prefix tokens not yet cached] + [its candidates]; all candidates of a row stand at the position
-after its prefix. For a query q of a row, with key index p in [prefix, candidates]:
+[prefix tokens not yet cached] + [its candidates]; all candidates of a row have the position after
+its prefix. For a query q of a row, with key index p in [prefix, candidates]:
 
     visible(q, p)  =  p = self(q)  or  (p < len(prefix) and p ≤ self(q))
                       and position(p) > position(q) − window,  if the layer slides
 
-so one forward of few tokens a row equals re-forwarding the prefix with each candidate.
+so one forward of few tokens per row equals re-forwarding the prefix with each candidate.
 """
 
 from collections import defaultdict
@@ -30,7 +30,7 @@ NAME = "trimtab_prefix"
 class Block:
     """One row's share of a packed forward."""
 
-    slots: Ids  # [prefix + candidates] where its K/V stand, new ones included
+    slots: Ids  # [prefix + candidates] slots of its K/V, including new ones
     prefix: int  # length of the prefix
     start: int  # first position of the prefix that is new; the queries before the candidates
     queries: int  # new prefix tokens + candidates
@@ -38,7 +38,7 @@ class Block:
 
 @dataclass
 class AttentionGroup:
-    """Rows of like size, attended in one call. Queries and keys are padded within it only."""
+    """Rows of similar size, attended in one call; queries and keys are padded only within it."""
 
     query_index: Tensor  # [rows·Q] into the packed tokens
     kv_index: Tensor  # [rows·L] into the pool's slots
@@ -48,7 +48,7 @@ class AttentionGroup:
     masks: dict[tuple[int | None, int], Tensor] = field(default_factory=dict)
 
     def mask(self, window: int | None, groups: int, dtype: torch.dtype) -> Tensor:
-        """Additive mask [rows, 1, groups·Q, L], built once a step for each kind of layer."""
+        """Additive mask [rows, 1, groups·Q, L], built once per step for each kind of layer."""
         cached = self.masks.get((window, groups))
         if cached is None:
             p = torch.arange(len(self.kv_index) // self.rows, device=self.own.device)  # [L]
@@ -66,7 +66,7 @@ class AttentionGroup:
 
 @dataclass
 class AttentionPlan:
-    """Where each packed token's K/V goes, and what each may see. Made once a step."""
+    """The K/V slot of each packed token, and the keys it may see. Built once per step."""
 
     pool: PrefixPool
     new_slots: Tensor  # [tokens]

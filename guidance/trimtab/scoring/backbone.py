@@ -1,7 +1,7 @@
 """A scorer's network behind a prefix pool: one packed forward a step for all rows.
 
-Only what is new passes through the network: prefix tokens that are not cached, and candidates.
-`tests/guidance/test_backbone.py` holds it equal to re-forwarding every prefix + candidate.
+Only new tokens go through the network: prefix tokens that are not cached, and candidates.
+`tests/guidance/test_backbone.py` compares it with re-forwarding every prefix + candidate.
 """
 
 from collections.abc import Sequence
@@ -21,10 +21,10 @@ from trimtab.scoring.text import Prompt
 from trimtab_models.networks import split
 
 _next_fork = count(-1, -1).__next__
-"""Keys of branches: no row of an engine has a negative one."""
+"""Keys of branches: negative, unlike the keys of an engine's rows."""
 
 MAX_TOKENS = 2048
-"""Most packed tokens of one forward: bounds its memory; longer prompts come in chunks."""
+"""Maximum packed tokens of one forward, to bound its memory; longer prompts are chunked."""
 
 
 class Backbone:
@@ -41,7 +41,7 @@ class Backbone:
         max_candidates: int,
         device: torch.device | str = "cpu",
     ) -> None:
-        """Take over `model` for prefixes of up to `max_length` tokens.
+        """Prepare `model` for prefixes of up to `max_length` tokens.
 
         Raises:
             ScorerLoadError: the network cannot be served exactly, or the pool is too small.
@@ -66,8 +66,8 @@ class Backbone:
                 "model's maximum length."
             )
         self.last = self.model.get_input_embeddings().num_embeddings - 1
-        """What stands for an id beyond: of a base whose vocabulary is padded further than the
-        network's, which no text holds."""
+        """Replaces larger ids: padding of the base's vocabulary beyond the network's, which no
+        text contains."""
         self.tokens_forwarded = 0
         _probe(self)
 
@@ -82,8 +82,8 @@ class Backbone:
 
         With `candidates` None: of every prefix's last token, [rows, hidden].
 
-        keys name rows across steps; prefixes must not be empty, nor modified afterwards. prompts
-        matter to networks that read text alone (cross.py).
+        keys identify rows across steps; prefixes must not be empty, nor modified afterwards. Only
+        networks that read text use prompts (cross.py).
         """
         try:
             prefixes = [np.minimum(prefix, self.last) for prefix in prefixes]
@@ -91,7 +91,7 @@ class Backbone:
                 candidates = [np.minimum(group, self.last) for group in candidates]
             return self._hidden(keys, prefixes, candidates)
         except BaseException:
-            # What was planned may not have been computed: nothing of it may be reused.
+            # Planned tokens may not have been computed: none of them may be reused.
             for key in keys:
                 self.pool.drop(key)
             raise
@@ -101,9 +101,8 @@ class Backbone:
     ) -> Tensor:
         """Last hidden states of every trunk + branch, [Σ branches, hidden], in row order.
 
-        What candidates are to a network with the base's tokenizer, branches of one or more tokens
-        are to one with another. The trunk is cached as a prefix is (it may be empty), the branches
-        are not.
+        For a network with another tokenizer, branches of one or more tokens replace candidates. The
+        trunk is cached like a prefix (it may be empty), the branches are not.
         """
         forks: list[int] = []
         try:
@@ -111,7 +110,7 @@ class Backbone:
             outputs: list[Tensor] = []
             for key, trunk, ends in zip(keys, trunks, branches, strict=True):
                 for end in ends:
-                    # Known already but for the first branch, unless it was evicted since.
+                    # Already cached after the first branch, unless it was evicted since.
                     self.pool.reconcile(key, trunk)
                     wave = self._enter(wave, outputs, key, trunk, NO_IDS)
                     forks.append(_next_fork())
@@ -134,11 +133,11 @@ class Backbone:
         self.pool.drop(key)
 
     def reset(self) -> None:
-        """Drop all that is cached, however it was left."""
+        """Drop everything cached, in any state."""
         self.pool.clear()
 
     def shortened(self, key: int) -> int:
-        """See Scorer.shortened; the engine refuses what is too long for the base's tokens."""
+        """See Scorer.shortened; the engine refuses longer prefixes."""
         return 0
 
     def _hidden(
@@ -172,7 +171,7 @@ class Backbone:
         try:
             self._plan(wave, key, prefix, candidates)
         except PoolFull:
-            # Rows of this wave hold the pool: compute them, then let them be evicted.
+            # Rows of this wave fill the pool: compute them, so that they can be evicted.
             outputs.append(self._run(wave))
             wave = _Wave()
             self._plan(wave, key, prefix, candidates)
@@ -226,7 +225,7 @@ class _Wave:
         self.positions: list[Ids] = []
         self.slots: list[Ids] = []
         self.blocks: list[Block] = []
-        self.wanted: list[int] = []  # packed tokens whose hidden states are asked for
+        self.wanted: list[int] = []  # packed tokens whose hidden states are requested
         self.tokens = 0
 
     def add(self, ids: Ids, positions: Ids, block: Block, slots: Ids) -> None:
@@ -237,7 +236,7 @@ class _Wave:
         self.tokens += len(ids)
 
     def want(self, count: int) -> None:
-        """Ask for the last `count` tokens added."""
+        """Request the hidden states of the last `count` tokens added."""
         self.wanted.extend(range(self.tokens - count, self.tokens))
 
 
@@ -266,7 +265,7 @@ def _learned_positions(network: nn.Module) -> bool:
 
 
 def _probe(backbone: Backbone) -> None:
-    """Compare with plain re-forwarding once, so that a backbone we do not know cannot be wrong."""
+    """Compare once with plain re-forwarding, so that no unknown backbone gives wrong scores."""
     network, generator = backbone.network, torch.Generator().manual_seed(0)
     vocab = network.get_input_embeddings().num_embeddings
     ids = torch.randint(vocab, (24,), generator=generator).numpy()
@@ -299,11 +298,11 @@ def _probe(backbone: Backbone) -> None:
     if not torch.allclose(actual, expected, rtol=tolerance, atol=tolerance):
         raise ScorerLoadError(
             f"this {network.config.model_type} network cannot be served: prefix-shared scoring "
-            "differs from plain forwarding, so its attention does more than queries, keys and "
-            "positions tell."
+            "differs from plain forwarding, so its attention depends on more than queries, keys "
+            "and positions."
         )
     head = backbone.head(expected[:1])[0]
-    # A sequence classifier gives its last token's output alone, the others every token's.
+    # A sequence classifier returns only the last token's output, other models every token's.
     if not torch.allclose(head, full.reshape(-1, len(head))[-1], rtol=tolerance, atol=tolerance):
         raise ScorerLoadError(
             f"this {network.config.model_type} network cannot be served: its output is more than "

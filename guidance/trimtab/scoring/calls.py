@@ -1,15 +1,14 @@
-"""Calls into scorers, each within a budget of time; nothing of theirs escapes.
+"""Calls into scorers, each with a time budget; no exception of a scorer escapes.
 
-Networks of ours run where they are asked: they end by themselves, and look at the clock between
-forwards (deadline.py). All else (functions, text in somebody's template, scorers of other authors)
-runs in a thread of its own. A call that overruns its budget there is left behind: its thread is
-asked to end, and its scorer is not called again before it has, because two threads must not touch
-the caches of one scorer. Three overruns within an hour suspend a scorer.
+Our networks run in the caller's thread: they end by themselves, and check the clock between
+forwards (deadline.py). Everything else (functions, text in other templates, scorers of other
+authors) runs in a separate thread. A call that overruns its budget there is abandoned: its thread
+gets an exception, and its scorer is not called again before that thread ends, because two threads
+must not touch the caches of one scorer. Three overruns within an hour suspend a scorer.
 
-What a scorer raises in that thread never looks like a signal to this process: SystemExit and
-KeyboardInterrupt are faults like any other. What cannot be held is code that ends the process
-(os._exit), and native code that keeps the interpreter's lock (a regular expression that backtracks
-without end).
+An exception in that thread never acts as a signal to this process: SystemExit and KeyboardInterrupt
+are faults like any other. Not contained are code that ends the process (os._exit), and native code
+that keeps the interpreter's lock (a regular expression that backtracks without end).
 """
 
 import ctypes
@@ -38,19 +37,19 @@ logger = logging.getLogger(__name__)
 
 STRIKES = 3
 STRIKE_SECONDS = 3600.0
-"""An overrun counts as a strike for so long."""
+"""Time for which an overrun counts as a strike."""
 FIRST = 3
-"""Budgets of a scorer's first answer, which compiles and warms up."""
+"""Budgets of a scorer's first call, which compiles and warms up."""
 READ_TOKENS = 2048
-"""For so many tokens of prefixes that a scorer reads for the first time, it gets a budget more."""
+"""Prefix tokens, read for the first time, that add one budget to a call."""
 T = TypeVar("T")
 Outcome = tuple[Any, BaseException | None]
 
 
 class ScorerFailed(TrimtabError):
-    """A call into a scorer gave nothing. The message says how, and nothing of the input.
+    """A call into a scorer gave no result. The message has the reason, and nothing of the input.
 
-    again: the scorer raised, and may well answer for other rows. overrun: it ran out of time.
+    again: the scorer raised, and may succeed for other rows. overrun: it ran out of time.
     """
 
     def __init__(self, message: str, *, again: bool = False, overrun: bool = False) -> None:
@@ -60,30 +59,30 @@ class ScorerFailed(TrimtabError):
 
 @dataclass
 class CallStatus:
-    """How the calls into a scorer went."""
+    """Status of the calls into a scorer."""
 
     answered: bool = False
     overruns: int = 0
     strikes: deque[float] = field(default_factory=lambda: deque(maxlen=STRIKES))
-    left: Thread | None = None  # where its last call was left
+    left: Thread | None = None  # thread of its abandoned call
 
     @property
     def suspended(self) -> bool:
-        """Whether it has overrun so often that it is not called for now."""
+        """Whether it overran so often that it is not called for now."""
         full = len(self.strikes) == STRIKES
         return full and time.monotonic() - self.strikes[0] < STRIKE_SECONDS
 
     @property
     def busy(self) -> bool:
-        """Whether a call that was left has still not ended."""
+        """Whether an abandoned call is still running."""
         if self.left is None or not self.left.is_alive():
             return False
-        _end(self.left)  # once more: a loop may catch the exception
+        _end(self.left)  # again: a loop may have caught the exception
         return True
 
 
 class ScorerCalls:
-    """Calls the scorers of one guide. `seconds` is the budget of a call, often of a step."""
+    """Calls the scorers of one guide. `seconds` is the budget of a call, usually one per step."""
 
     def __init__(self, seconds: float = math.inf) -> None:
         self.seconds = seconds
@@ -91,7 +90,7 @@ class ScorerCalls:
         self._thread: _CallThread | None = None
 
     def status(self, scorer: Scorer) -> CallStatus:
-        """How calls into a scorer went until now. Another version of it is another scorer."""
+        """Status of the calls into a scorer. Each version has its own."""
         status = self._status.get(id(scorer))
         if status is None:
             status = self._status[id(scorer)] = CallStatus()
@@ -99,22 +98,22 @@ class ScorerCalls:
         return status
 
     def until(self, scorer: Scorer, fresh: int) -> float:
-        """When what begins now must have ended; `fresh` tokens will be read for the first time."""
+        """Deadline of a call that starts now and reads `fresh` tokens for the first time."""
         budgets = (1 if self.status(scorer).answered else FIRST) + fresh // READ_TOKENS
         return time.monotonic() + budgets * self.seconds
 
     def score(self, name: str, scorer: Scorer, work: Callable[[], T], until: float) -> T:
-        """What `work` returns, which asks `scorer` for scores.
+        """The result of `work`, which gets scores from `scorer`.
 
         Raises:
-            ScorerFailed: it raised, overran, or is not asked: it is busy, or suspended.
+            ScorerFailed: it raised, overran, or is not called: it is busy, or suspended.
         """
-        answer = self._call(name, scorer, work, until)
+        result = self._call(name, scorer, work, until)
         self.status(scorer).answered = True
-        return answer
+        return result
 
     def run(self, name: str, scorer: Scorer, work: Callable[[], T], otherwise: T) -> T:
-        """What `work` returns, which asks `scorer` for anything else; `otherwise` if it fails."""
+        """The result of `work`, any other call into `scorer`; `otherwise` if it fails."""
         try:
             return self._call(name, scorer, work, time.monotonic() + self.seconds)
         except ScorerFailed as failure:
@@ -127,8 +126,8 @@ class ScorerCalls:
         parts = _parts(scorer)
         status = [self.status(part) for part in parts]
         if any(of.busy for of in status):
-            raise ScorerFailed("is still busy with what it took too long for")
-        # A call that was cut off may have left caches half written.
+            raise ScorerFailed("is still busy with a call that took too long")
+        # An interrupted call may have left caches incomplete.
         broken = [part for part, of in zip(parts, status, strict=True) if of.left is not None]
         for of in status:
             of.left = None
@@ -138,7 +137,7 @@ class ScorerCalls:
                 part.reset()
             return work()
 
-        run = _here if scorer.keeps_time else self._elsewhere
+        run = _in_this_thread if scorer.keeps_time else self._in_other_thread
         answer, error = run(whole, until, parts)
         if isinstance(error, OutOfTime):
             self._strike(name, self.status(scorer))
@@ -148,8 +147,10 @@ class ScorerCalls:
         result: T = answer
         return result
 
-    def _elsewhere(self, work: Callable[[], T], until: float, parts: Sequence[Scorer]) -> Outcome:
-        """The outcome of a call in the thread; if it takes too long, thread and call are left."""
+    def _in_other_thread(
+        self, work: Callable[[], T], until: float, parts: Sequence[Scorer]
+    ) -> Outcome:
+        """The outcome of a call in the other thread; both are abandoned if it takes too long."""
         thread = self._thread = self._thread or _CallThread()
         try:
             return thread.run(_carry(work, until), until - time.monotonic())
@@ -173,13 +174,13 @@ class ScorerCalls:
             logger.error("scorer %s is suspended: it took too long %d times", name, STRIKES)
 
 
-def checked(asked: Callable[[], Tensor], shape: Sequence[int]) -> Tensor:
-    """A scorer's answer as float32 on the host.
+def checked(work: Callable[[], Tensor], shape: Sequence[int]) -> Tensor:
+    """A scorer's result as float32 on the host.
 
     Raises:
-        TrimtabError: it is no tensor of real numbers, or not of this shape.
+        TrimtabError: it is not a tensor of real numbers, or has another shape.
     """
-    flat: Any = asked()
+    flat: Any = work()
     if not isinstance(flat, Tensor) or flat.layout != torch.strided or flat.is_complex():
         raise TrimtabError("the scorer returned no plain tensor of real numbers")
     if flat.shape != shape:
@@ -188,11 +189,11 @@ def checked(asked: Callable[[], Tensor], shape: Sequence[int]) -> Tensor:
 
 
 class _Ended(SystemExit):
-    """Raised in a thread to end it; Python says nothing of a SystemExit in a thread."""
+    """Raised in a thread to end it; Python ignores a SystemExit in a thread."""
 
 
 class _CallThread:
-    """A thread that does one call after the other; it never keeps the process from exiting."""
+    """A thread that runs one call after another; it never keeps the process from exiting."""
 
     def __init__(self) -> None:
         self.calls: queue.SimpleQueue[Any] = queue.SimpleQueue()
@@ -204,14 +205,14 @@ class _CallThread:
         """The outcome of a call.
 
         Raises:
-            queue.Empty: there is none yet.
+            queue.Empty: there is none in time.
         """
         outcome: queue.SimpleQueue[Outcome] = queue.SimpleQueue()
         self.calls.put((work, outcome))
         return outcome.get(timeout=None if seconds > TIMEOUT_MAX else max(seconds, 0))
 
     def leave(self) -> None:
-        """Let the thread end, if it can, and do nothing more."""
+        """Abandon the thread: it ends when it can."""
         self.calls.put(None)
         _end(self.thread)
 
@@ -221,7 +222,7 @@ def _serve(calls: "queue.SimpleQueue[Any]") -> None:
         while (call := calls.get()) is not None:
             work, outcome = call
             outcome.put(_outcome(work))
-            del call, work, outcome  # nothing of a call lives until the next one
+            del call, work, outcome  # keep no reference to a call until the next one
 
 
 def _outcome(work: Callable[[], Any]) -> Outcome:
@@ -231,8 +232,8 @@ def _outcome(work: Callable[[], Any]) -> Outcome:
         return None, error
 
 
-def _here(work: Callable[[], Any], until: float, _: Sequence[Scorer]) -> Outcome:
-    """The outcome of a call in this thread, whose signals pass."""
+def _in_this_thread(work: Callable[[], Any], until: float, _: Sequence[Scorer]) -> Outcome:
+    """The outcome of a call in this thread; signals to the process pass through."""
     try:
         with deadline.by(until):
             answer = work()
@@ -243,10 +244,10 @@ def _here(work: Callable[[], Any], until: float, _: Sequence[Scorer]) -> Outcome
 
 
 def _carry(work: Callable[[], T], until: float) -> Callable[[], T]:
-    """The same call for another thread, under what this thread has set for itself in torch."""
+    """The same call for another thread, with this thread's torch settings."""
     inference, gradients = torch.is_inference_mode_enabled(), torch.is_grad_enabled()
     threads = torch.get_num_threads()
-    # A stream belongs to a device, which it sets as well.
+    # Setting a stream also sets its device.
     stream = torch.cuda.current_stream() if torch.cuda.is_initialized() else None
 
     def carried() -> T:
@@ -264,12 +265,12 @@ def _carry(work: Callable[[], T], until: float) -> Callable[[], T]:
 
 
 def _parts(scorer: Scorer) -> list[Scorer]:
-    """A scorer, and those that a call into it reaches."""
+    """A scorer and its parts, which a call into it reaches."""
     parts = scorer.parts.values() if isinstance(scorer, CompositeScorer) else ()
     return [scorer, *(part for part, _ in parts)]
 
 
 def _end(thread: Thread) -> None:
-    """Raise _Ended in a thread, as soon as it runs Python again."""
+    """Raise _Ended in a thread, as soon as it runs Python code again."""
     set_exception = ctypes.pythonapi.PyThreadState_SetAsyncExc
     set_exception(ctypes.c_ulong(thread.ident or 0), ctypes.py_object(_Ended))

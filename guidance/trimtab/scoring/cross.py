@@ -1,13 +1,13 @@
-"""A causal network with a tokenizer of its own, behind a prefix pool.
+"""A causal network with its own tokenizer, behind a prefix pool.
 
-Candidates are scored as text. The text of each is tokenised anew from its last seam
-(retokenise.py); what all candidates of a row then have in common is the trunk, to which the prefix
-pool is rolled back, and what is left of each is a branch. One packed forward reads the new tokens
-of all trunks and all branches (Backbone.branches).
+Candidates are scored as text. Each text is retokenised from its last seam (retokenise.py). The
+common tokens of all candidates of a row are the trunk, to which the prefix pool is rolled back; the
+rest of each candidate is a branch. One packed forward reads the new tokens of all trunks and all
+branches (Backbone.branches).
 
     text(prefix + v) = text(prefix) + text(v)   does not give   T(prefix + v) = T(prefix) + T(v)
 
-which is why a branch may be longer than a candidate, and begin before it.
+so a branch may be longer than a candidate, and begin before it.
 """
 
 from collections import OrderedDict
@@ -25,16 +25,16 @@ from trimtab.scoring.text import Prompt, Reader
 
 
 class CrossBackbone:
-    """What a Backbone is, for a network whose tokenizer is not the base's.
+    """A Backbone for a network whose tokenizer is not the base's.
 
     A text longer than `window` tokens loses its first ones, a quarter of the window at a time: so
-    the beginning stays where it is for a while, and with it what is cached.
+    its start changes rarely, and the cache stays valid.
 
     Args:
         backbone: of the network.
-        reader: of the base's tokens.
-        tokens: of the network's tokenizer.
-        window: most tokens that the network reads.
+        reader: decodes the base's tokens.
+        tokens: tokenises for the network.
+        window: maximum tokens that the network reads.
     """
 
     def __init__(
@@ -69,11 +69,11 @@ class CrossBackbone:
         """Last hidden states of every row's candidates, [Σ candidates, hidden], in row order.
 
         Raises:
-            TrimtabError: no candidates are given: a table over the base's vocabulary is nothing
-                that a network with another one has.
+            TrimtabError: `candidates` is None: the network has no outputs for the base's
+                vocabulary.
         """
         if candidates is None:
-            raise TrimtabError("a network with another tokenizer scores candidates alone")
+            raise TrimtabError("a network with another tokenizer scores candidates only")
         trunks, branches = [], []
         rows = self.reader.read(keys, prefixes, candidates, prompts)
         for key, row in zip(keys, rows, strict=True):
@@ -81,7 +81,7 @@ class CrossBackbone:
             lost = max(0, max(map(len, whole)) - self.window)
             keep(self._shortened, key, lost, KEPT)
             sequences = [self._fitting(ids) for ids in whole]
-            # Each branch keeps a token of its own, whose hidden state is asked for.
+            # Each branch keeps at least one token, whose hidden state is needed.
             shared = min(common_prefix(sequences[0], ids) for ids in sequences)
             shared = min(shared, min(map(len, sequences)) - 1)
             trunks.append(sequences[0][:shared])
@@ -96,7 +96,7 @@ class CrossBackbone:
         self._shortened.pop(key, None)
 
     def reset(self) -> None:
-        """Drop every trunk; texts are kept whole or not at all."""
+        """Drop every trunk; cached texts are never partial."""
         self.backbone.reset()
 
     def shortened(self, key: int) -> int:

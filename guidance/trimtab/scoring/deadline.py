@@ -1,4 +1,4 @@
-"""The time by which a call into a scorer must have ended, for networks that look at the clock."""
+"""The deadline of a call into a scorer, for networks that check the clock."""
 
 import math
 import time
@@ -17,7 +17,7 @@ class OutOfTime(TrimtabError):
 
 @contextmanager
 def by(until: float) -> Iterator[None]:
-    """Let `check` raise once time.monotonic() is past `until`; of this thread alone."""
+    """Make `check` raise once time.monotonic() is past `until`, in this thread only."""
     token = _UNTIL.set(until)
     try:
         yield
@@ -26,6 +26,6 @@ def by(until: float) -> Iterator[None]:
 
 
 def check() -> None:
-    """Raise OutOfTime if the time is over; without a deadline it never is."""
+    """Raise OutOfTime if the deadline has passed; never without a deadline."""
     if time.monotonic() > _UNTIL.get():
         raise OutOfTime("the time is over")

@@ -1,9 +1,9 @@
 """A pool of prefix K/V, token by token, shared between rows.
 
 The pool is one tensor of token slots a layer. A row's cached prefix is a list of slots; rows
-with a common prompt point at the same slots, counted by `refs`. The cache is never the truth:
-each step a row's entry is compared with the row's real prefix, cut at the first difference
-and extended by what is missing, so that losing an entry, or all of them, costs time only.
+with a common prompt share the same slots, counted by `refs`. The cache only saves time: each step
+a row's entry is compared with the row's real prefix, cut at the first difference and extended by
+the missing tokens, so entries may be lost at any time.
 """
 
 from collections import OrderedDict
@@ -24,15 +24,15 @@ NO_IDS.flags.writeable = False
 
 
 class PoolFull(TrimtabError):
-    """No slots are left, even after all idle entries were evicted."""
+    """No slots are left, even after the eviction of all idle entries."""
 
 
 @dataclass
 class Entry:
     """A cached prefix: token i has its K/V in slot `slots[i]`.
 
-    `scratch` are the candidates of the last step, whose K/V stand at position len(tokens):
-    the one that the base then chose need not be computed again.
+    `scratch_*` are the candidates of the last step, with their K/V at position len(tokens): the one
+    that the base chooses is not computed again.
     """
 
     tokens: Ids = field(default_factory=lambda: NO_IDS)  # [length]
@@ -42,7 +42,7 @@ class Entry:
 
 
 def keep(store: OrderedDict[K, V], key: K, value: V, most: int) -> None:
-    """Put an entry last, and drop the first ones beyond `most`."""
+    """Store an entry as the latest, and drop the oldest ones beyond `most`."""
     store[key] = value
     store.move_to_end(key)
     while len(store) > most:
@@ -62,7 +62,7 @@ def common_prefix(a: Ids, b: Ids) -> int:
 class PrefixPool:
     """Slots for the K/V of prefixes, with a fixed byte budget and LRU eviction.
 
-    Slot 0 is never handed out: it stays zero and pads ragged gathers.
+    Slot 0 is never allocated: it stays zero and pads ragged gathers.
     """
 
     def __init__(
@@ -83,7 +83,7 @@ class PrefixPool:
         self.clear()
 
     def clear(self) -> None:
-        """Forget every entry, whatever state the pool is in."""
+        """Drop every entry, in any state of the pool."""
         self.entries: OrderedDict[int, Entry] = OrderedDict()
         self._refs = np.zeros(self.size, dtype=np.int32)
         self._free = np.arange(self.size - 1, 0, -1, dtype=np.int64)  # a stack of free slots
@@ -91,15 +91,15 @@ class PrefixPool:
 
     @property
     def free_slots(self) -> int:
-        """How many slots hold nothing."""
+        """Number of free slots."""
         return self._n_free
 
     def reconcile(self, key: int, tokens: Ids, *, keep: int | None = None) -> Entry:
         """The entry of row `key`, cut to what it shares with `tokens`.
 
-        A row without an entry takes over the longest common prefix that any other entry has,
-        also one planned earlier in the same step: the attention writes all new K/V of a layer
-        before any of it is read. `keep` bounds the length of what is reused.
+        A row without an entry shares the longest common prefix of any other entry, also of one
+        planned earlier in the same step: the attention writes all new K/V of a layer before it
+        reads any. `keep` bounds the reused length.
         """
         limit = len(tokens) if keep is None else min(keep, len(tokens))
         entry = self.entries.get(key)
@@ -118,7 +118,7 @@ class PrefixPool:
         return entry
 
     def extend(self, key: int, tokens: Ids, candidates: Ids, protected: set[int]) -> Ids:
-        """Give slots to the tokens that the entry of `key` lacks, and to its candidates.
+        """Allocate slots for the missing tokens of the entry of `key`, and for its candidates.
 
         Returns the new slots, those of the prefix first: [len(tokens) − cached + candidates].
 
@@ -134,13 +134,13 @@ class PrefixPool:
         return new
 
     def fork(self, key: int, new: int) -> None:
-        """Let a new row `new` share all that is cached of row `key`."""
+        """Add a row `new` that shares the cached prefix of row `key`."""
         entry = self.entries[key]
         self._refs[entry.slots] += 1
         self.entries[new] = Entry(entry.tokens, entry.slots)
 
     def drop(self, key: int) -> None:
-        """Forget the entry of `key`, if there is one."""
+        """Drop the entry of `key`, if there is one."""
         entry = self.entries.pop(key, None)
         if entry is not None:
             self._release(entry.slots)
@@ -148,7 +148,7 @@ class PrefixPool:
 
     def _share(self, tokens: Ids) -> Entry:
         best, length = None, 0
-        # Answers to one prompt come together, so most find all they can share near the end.
+        # Answers to one prompt arrive together, so the best match is usually near the end.
         for other in reversed(self.entries.values()):
             n = common_prefix(other.tokens, tokens)
             if n > length:

@@ -1,20 +1,20 @@
-"""Texts that grow, as tokens of another tokenizer, without reading them from the start each time.
+"""Growing texts as tokens of another tokenizer, without tokenising them from the start each time.
 
-A *seam* is a space between a character that is none and an ASCII letter or digit. At a seam a text
-falls into two that are tokenised apart:
+A *seam* is a space after a non-space and before an ASCII letter or digit. At a seam a text splits
+into two parts that can be tokenised separately:
 
     T(a + b) = T(a) + T(b)    where b begins at a seam of a + b
 
-for every tokenizer whose parts (`_LOCAL`) normalise character by character, or with their
-neighbours but never across such a space, and cut a text into words from left to right, each
-beginning at the latest at such a space and never looking beyond the character after it: for its
-model then never sees both sides. What stands before a seam is therefore settled as soon as the
-seam is there, whatever comes after. So a window from the last seam but of what is common to all
-candidates is read anew, and the rest is remembered.
+This holds for every tokenizer whose parts (`_LOCAL`) normalise each character alone, or with its
+neighbours but never across such a space, and split a text into words from left to right, where a
+new word begins at such a space at the latest and no rule looks beyond the character after it. Its
+model then never sees both sides. So the tokens before a seam are settled once the seam exists: only
+the window from the last seam in the candidates' common text is tokenised again, and the settled
+tokens are cached.
 
 Tokenizers with any other part (a normaliser that puts something before every text, as Llama 2's; a
-regular expression that looks back), and those that fail a probe, read the whole text each time:
-slower, and just as right.
+regular expression that looks back), and those that fail a probe, tokenise the whole text each time:
+slower, but equally correct.
 """
 
 import json
@@ -30,7 +30,7 @@ from trimtab.scoring.pool import NO_IDS, Ids, keep
 
 SEAM = re.compile(r"(?<=\S) (?=[A-Za-z0-9])")
 KEPT = 1024
-"""Rows whose settled text is kept, the latest used."""
+"""Maximum number of rows whose settled text is cached; the least recently used are dropped."""
 
 _LOCAL = {
     "BertNormalizer",
@@ -60,8 +60,8 @@ _CUTS = {
     "Whitespace",
     "WhitespaceSplit",
 }
-"""Parts one of which must be there, so that a space is where a word ends; or ByteLevel with its
-regular expression."""
+"""One of these parts is required, so that words end at spaces; or ByteLevel with its regular
+expression."""
 
 PROBES = 200
 
@@ -71,26 +71,26 @@ class Retokeniser:
 
     Args:
         tokenizer: of transformers.
-        rendered: whether the texts are conversations in the tokenizer's chat template, which have
-            the special tokens in them already.
+        rendered: whether the texts are conversations in the tokenizer's chat template, which
+            already contain the special tokens.
     """
 
     def __init__(self, tokenizer: Any, *, rendered: bool = False) -> None:
         self.tokenizer = tokenizer
         start = [] if rendered else _start(tokenizer)
         self.start: Ids = np.array(start, dtype=np.int64)
-        """What the tokenizer puts before a text."""
+        """Token ids that the tokenizer puts before a text."""
         self.windowed = _is_local(tokenizer) and _passes_probe(tokenizer)
         self._settled: OrderedDict[int, tuple[str, Ids]] = OrderedDict()
 
     def reference(self, text: str) -> Ids:
-        """The whole text, from its start: what `sequences` must equal."""
+        """The token ids of the whole text; `sequences` must equal them."""
         ids = np.concatenate((self.start, self._ids(text)))
-        # A network needs something to read, also where there is no text yet.
+        # A network needs at least one token, even for an empty text.
         return ids if len(ids) else np.array([self.tokenizer.eos_token_id or 0])
 
     def sequences(self, key: int, texts: Sequence[str]) -> list[Ids]:
-        """The token ids of each text, [length] int64; `key` names the row that they belong to."""
+        """The token ids of each text, [length] int64; `key` identifies their row."""
         if not self.windowed:
             return [self.reference(text) for text in texts]
         before, settled = self._settled.get(key, ("", NO_IDS))
@@ -117,14 +117,14 @@ class Retokeniser:
 
 
 def _common(texts: Sequence[str], start: int) -> str:
-    """What all texts begin with, who are known to agree up to `start`."""
+    """The common prefix of all texts, which are known to agree up to `start`."""
     low, high = min(texts), max(texts)
     ends = enumerate(zip(low[start:], high[start:], strict=False), start)
     return next((low[:at] for at, (a, b) in ends if a != b), low)
 
 
 def _last_seam(text: str, start: int) -> int:
-    """Where the last seam after `start` is; `start` if there is none."""
+    """Position of the last seam after `start`; `start` if there is none."""
     at = len(text) - 1
     while (at := text.rfind(" ", start + 1, at)) > 0:
         if SEAM.match(text, at):
@@ -149,7 +149,7 @@ def _is_local(tokenizer: Any) -> bool:
     cuts = bool(kinds & _CUTS) or any(part.get("use_regex") for part in parts)
     whole = any(part.get("split") is False for part in parts)
     looks_back = any("(?<" in json.dumps(part.get("pattern", "")) for part in parts)
-    # An added token that swallows spaces, or has some inside, may reach across a seam.
+    # An added token that strips or contains spaces may reach across a seam.
     greedy = any(
         token["rstrip"]
         or (token["lstrip"] and token["content"][0].isalnum())
@@ -169,12 +169,12 @@ def _parts(part: dict[str, Any] | None) -> list[dict[str, Any]]:
 
 
 def _passes_probe(tokenizer: Any) -> bool:
-    """Whether random texts do fall apart at their seams, so that no tokenizer can surprise us."""
-    draw = random.Random(0)
+    """Whether random texts split at their seams: a test of tokenizers that pass `_is_local`."""
+    rng = random.Random(0)
     pieces = ["a", "Zq", "it's", "7", "42", " ", "  ", "\n", "\t", ".", "?!", "(", "é", "e\u0301"]
     pieces += ["中文", "한", "😀", "👩\u200d💻", "ﬁ", "\u00a0", "_", "-", "\u0e33", "▁", "Ġ"]
     for _ in range(PROBES):
-        text = "".join(draw.choice(pieces) + draw.choice(["", " "]) for _ in range(12))
+        text = "".join(rng.choice(pieces) + rng.choice(["", " "]) for _ in range(12))
         at = _last_seam(text, 0)
 
         def ids(part: str) -> list[int]:

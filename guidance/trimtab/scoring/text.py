@@ -2,8 +2,8 @@
 
     text of a candidate = prompt, rendered once, + answer so far + candidate
 
-A candidate may end inside a character. What is there of it would decode to U+FFFD and be scored as
-that, so it is held back: such a candidate is worth what the text before the character is.
+A candidate may end inside a character. The partial character would decode to U+FFFD and be scored
+as that, so it is left out: such a candidate has the score of the text before the character.
 """
 
 import re
@@ -17,20 +17,20 @@ import numpy as np
 from trimtab.scoring.pool import NO_IDS, Ids, keep
 
 KEPT = 1024
-"""Rendered prompts that are kept, the latest used."""
+"""Maximum number of rendered prompts in the cache; the least recently used are dropped."""
 
 UNFINISHED = "\ufffd"
 _WORD = re.compile(r"\w+")
 REASON = 200
-"""Most characters of a template's reason."""
+"""Maximum characters of a template's reason."""
 LEAD = 4
-"""Tokens of the prompt that an answer is decoded behind: some tokenizers drop the space that a text
-begins with, and a character that the prompt began may have four bytes."""
+"""Prompt tokens that are decoded in front of an answer: some tokenizers drop the leading space of a
+text, and a character that starts in the prompt may have four bytes."""
 
 Turns: TypeAlias = Sequence[Mapping[str, Any]]
 """A conversation: each turn has a `role` and a `content`, both text; an assistant's may have
-`tool_calls`, as transformers' chat templates take them. The last is `open` where the answer goes on
-from it."""
+`tool_calls`, in the form of transformers' chat templates. The last is `open` if the answer
+continues it."""
 
 
 @dataclass(frozen=True)
@@ -40,15 +40,15 @@ class Prompt:
     length: int
     """Tokens of the prompt; what follows is the answer."""
     turns: Turns | None = None
-    """The conversation that the base's chat template made the prompt of, if it was one."""
+    """The conversation that the base's chat template made the prompt from, if any."""
 
 
 @dataclass(frozen=True)
 class PromptContext:
-    """What the engine does not know of a prompt."""
+    """What the engine does not know about a prompt."""
 
     length: int | None = None  # where the prompt ends, if the engine continues a part of the answer
-    turns: Turns | None = None  # the conversation that it was made of, if it was one
+    turns: Turns | None = None  # the conversation that it was made from, if any
 
 
 Render: TypeAlias = Callable[[Turns], str]
@@ -56,10 +56,10 @@ Render: TypeAlias = Callable[[Turns], str]
 
 
 class Detokenizer(Protocol):
-    """The base's tokenizer, as far as it is needed here."""
+    """The part of the base's tokenizer that is needed here."""
 
     def decode(self, token_ids: Any, /, *, skip_special_tokens: bool = False) -> Any:
-        """The text of some tokens; U+FFFD for bytes that are no character."""
+        """The text of some tokens; U+FFFD for bytes that do not form a character."""
 
 
 @dataclass(frozen=True)
@@ -71,18 +71,18 @@ class Texts:
 
 
 def template(tokenizer: Any) -> Render | None:
-    """The rendering of a tokenizer's own chat template, if it has one."""
+    """The render function of a tokenizer's own chat template, if it has one."""
     if not tokenizer.chat_template:
         return None
 
     def render(turns: Turns) -> str:
-        goes_on = bool(turns[-1].get("open"))
+        continues = bool(turns[-1].get("open"))
         try:
             text: str = tokenizer.apply_chat_template(
                 [{name: turn[name] for name in turn if name != "open"} for turn in turns],
                 tokenize=False,
-                add_generation_prompt=not goes_on,
-                continue_final_message=goes_on,
+                add_generation_prompt=not continues,
+                continue_final_message=continues,
             )
         except Exception as error:
             raise ValueError(reason(error, tokenizer.chat_template)) from None
@@ -92,9 +92,10 @@ def template(tokenizer: Any) -> Render | None:
 
 
 def reason(error: Exception, source: Any) -> str:
-    """Why a chat template refused: what it raised, in one short line.
+    """Why a chat template refused: its exception, in one short line.
 
-    Templates raise anything; words that are not their own may be the conversation's, and are cut.
+    Templates raise anything; words that the template does not contain may be from the conversation
+    and are removed.
     """
     known = set(_WORD.findall(str(source).lower()))
     line = next(iter(str(error).splitlines()), "")[:REASON].strip().rstrip(".")
@@ -108,8 +109,8 @@ class Reader:
 
     Args:
         decoder: the base's tokenizer.
-        render: how a prompt's conversation is written for the scorer; a prompt that was not made
-            of one counts as a single turn of the user. Without, a prompt is its own text.
+        render: renders a prompt's conversation for the scorer; a prompt without one counts as a
+            single turn of the user. If None, the prompt's text is used.
     """
 
     def __init__(self, decoder: Detokenizer, render: Render | None = None) -> None:
@@ -125,7 +126,7 @@ class Reader:
         prompts: Sequence[Prompt],
     ) -> list[Texts]:
         """The texts of all rows; see Scorer.score."""
-        found = []
+        texts = []
         for i, (key, prefix, group) in enumerate(zip(keys, prefixes, candidates, strict=True)):
             prompt = prompts[i] if prompts else Prompt(0)
             before, answer = prefix[: prompt.length], prefix[prompt.length :]
@@ -134,8 +135,8 @@ class Reader:
             answers = [
                 self._decode(np.concatenate((lead, answer, [token])))[skipped:] for token in group
             ]
-            found.append(Texts(self._prompt(key, before, prompt.turns), answers))
-        return found
+            texts.append(Texts(self._prompt(key, before, prompt.turns), answers))
+        return texts
 
     def refusal(self, turns: Turns) -> str | None:
         """Why the scorer's chat template refuses a conversation; None if it does not."""

@@ -1,4 +1,4 @@
-"""Sequence-level search over whole answers, blocks or trees of tokens, by the same scorers.
+"""Sequence-level search over whole answers, blocks or trees of tokens, with the same scorers.
 
 result = sampler.search([[5, 6, 7]], SearchParams.parse({"method": "smc"}), seed=0)[0]
 """
@@ -45,7 +45,7 @@ __all__ = [
 
 
 def start(params: SearchParams, problem: Problem) -> Search:
-    """A search that has not begun: a generator for a driver."""
+    """A new search: a generator for a driver."""
     match params:
         case BestOfN():
             method = best_of_n(params, problem)

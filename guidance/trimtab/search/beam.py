@@ -1,9 +1,9 @@
-"""Value-guided beam search over blocks: many continuations, and the most valuable are kept.
+"""Value-guided beam search over blocks: sample continuations and keep the best.
 
     B_{t+1} = the `width` best by s of { y + z : y ∈ B_t, z ~ π(block | y), `expand` times }
 
-Beams that have ended stay in the running and are not extended; of equal beams one is kept. Beams
-over sampled blocks are those of weak-to-strong search (Zhou et al., arXiv 2405.19262).
+Ended beams compete with the others but are not extended; of equal beams one is kept. Beams over
+sampled blocks are those of weak-to-strong search (Zhou et al., arXiv 2405.19262).
 """
 
 from itertools import takewhile
@@ -13,12 +13,12 @@ from trimtab.search.params import Beam
 
 
 def beam(params: Beam, problem: Problem) -> Method:
-    """Two turns a block: all draws, all scores."""
+    """Two turns per block: all draws, then all scores."""
     return grow(params.width, params.expand, params.block, problem)
 
 
 def grow(width: int, expand: int, block: int, problem: Problem) -> Method:
-    """The same; the first block is drawn width·expand times, there being one beam."""
+    """The steps of `beam`; the first block is drawn width·expand times, from the one beam."""
     seeds = problem.seeds()
     beams, blocks, times = [Path()], 0, width * expand
     while growing := [path for path in beams if problem.is_open(path)]:

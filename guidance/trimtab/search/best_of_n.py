@@ -1,4 +1,4 @@
-"""Best-of-N: n whole answers, and of them the one that the scorers like most.
+"""Best-of-N: draw n whole answers and return the one with the highest value.
 
     y* = argmax_i s(y_i),   y_i ~ π,   π = π0 where β = 0, else the guided policy
 
@@ -10,7 +10,7 @@ from trimtab.search.params import BestOfN
 
 
 def best_of_n(params: BestOfN, problem: Problem) -> Method:
-    """Two turns: all draws, all scores. Of equals, the first drawn."""
+    """Two turns: all draws, then all scores. Ties go to the first draw."""
     start, seeds = Path(), problem.seeds()
     drawn = yield [
         problem.draw(start, problem.max_tokens, next(seeds), guided=problem.guided)

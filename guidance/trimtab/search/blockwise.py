@@ -2,7 +2,7 @@
 
     z* = argmax_k s(y + z_k),   z_1 … z_K ~ π(block | y),   y ← y + z*
 
-A beam search of width 1: K blocks in parallel, the best of them for good, until it has ended.
+A beam search of width 1: draw K blocks, keep the best, repeat until the answer ends.
 """
 
 from trimtab.search.beam import grow
@@ -11,5 +11,5 @@ from trimtab.search.params import Blockwise
 
 
 def blockwise(params: Blockwise, problem: Problem) -> Method:
-    """Two turns a block: all draws, all scores."""
+    """Two turns per block: all draws, then all scores."""
     return grow(1, params.n, params.block, problem)

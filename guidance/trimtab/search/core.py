@@ -1,12 +1,12 @@
-"""What a search asks and is scores: it does no input or output of its own.
+"""The protocol between a search and its driver; a search does no input or output.
 
-A search is a generator. It yields turns and is sent their answers:
+A search is a generator. It yields turns and receives their results:
 
     [Draw | Score, …]   →   [Drawn | ScoredSequence, …] in the same order, all of them at once
     Commit              →   None: these tokens are final, and may be shown
 
-and it returns a Result. A driver runs the asks of a turn as one batch, of many searches together
-if it has them (sync.py; the server has its own).
+and it returns a Result. A driver runs the requests of a turn as one batch, for many searches
+together if there are several (sync.py; the server has its own).
 """
 
 from collections.abc import Generator, Iterator, Sequence
@@ -28,26 +28,26 @@ class Draw:
     prefix: Ids  # prompt included
     max_tokens: int
     seed: int
-    top: int = 0  # how many of the first step's most likely tokens to tell
+    top: int = 0  # how many of the first step's most likely tokens to return
     guided: bool = False  # by the request's scorers, token by token
     context: PromptContext = field(default_factory=PromptContext)  # of the prompt
 
 
 @dataclass(frozen=True)
 class Drawn:
-    """What was drawn."""
+    """The result of a Draw."""
 
-    token_ids: Sequence[int]  # with the stop token, if it came
+    token_ids: Sequence[int]  # with the stop token, if sampled
     ended: bool  # by a stop token, not by max_tokens
     top: Sequence[tuple[int, float]] = ()  # (token, log π0 at temperature 1), most likely first
-    kl: float = 0.0  # nats that guidance put in
-    read_tokens: int = 0  # tokens of the prefix that the engine had no K/V of
+    kl: float = 0.0  # nats of guidance
+    read_tokens: int = 0  # prefix tokens without cached K/V in the engine
     scorer_tokens: int = 0  # tokens that guidance sent through the scorers
 
 
 @dataclass(frozen=True)
 class Score:
-    """What a sequence is worth. `row` is a hint for caches: descendants had better keep it."""
+    """Score a sequence. `row` is a hint for caches: descendants should keep it."""
 
     sequence: Ids  # prompt included, at least two tokens
     row: int
@@ -56,7 +56,7 @@ class Score:
 
 @dataclass(frozen=True)
 class ScoredSequence:
-    """What a sequence is worth: value = Σ_i w_i·s_i, at strength β where a scorer depends on it."""
+    """The result of a Score: value = Σ_i w_i·s_i, at strength β where a scorer depends on it."""
 
     value: float
     scores: dict[str, float] = field(default_factory=dict)
@@ -65,7 +65,7 @@ class ScoredSequence:
 
 @dataclass(frozen=True)
 class Commit:
-    """The answer begins with these tokens, whatever comes."""
+    """The answer begins with these tokens; this is final."""
 
     token_ids: Ids
 
@@ -75,7 +75,7 @@ Turn = Commit | list[Draw] | list[Score]
 
 @dataclass(frozen=True)
 class Problem:
-    """What is searched for: a continuation of `prompt` of at most `max_tokens`."""
+    """The task of a search: a continuation of `prompt` of at most `max_tokens`."""
 
     prompt: Ids
     max_tokens: int
@@ -83,21 +83,21 @@ class Problem:
     guidance: GuidanceParams  # with scorers resolved
     seed: int = 0
     index: int = 0  # of the prompt among those searched together
-    turns: Turns | None = None  # the conversation that the prompt was made of, if it was one
+    turns: Turns | None = None  # the conversation that the prompt was made from, if any
 
     def seeds(self) -> Iterator[int]:
         """A seed for every draw, the same as those of `Sampler.sample`."""
         return (sample_seed(self.seed, self.index, i) for i in count())
 
     def draw(self, path: "Path", tokens: int, seed: int, *, guided: bool) -> Draw:
-        """Ask for the next `tokens` of a path, or as many as it may still have."""
+        """Request the next `tokens` of a path, or as many as it may still have."""
         left = min(tokens, self.max_tokens - len(path.token_ids))
         prefix = self.prompt + path.token_ids
         return Draw(prefix, left, seed, guided=guided, context=self.context)
 
     @property
     def context(self) -> PromptContext:
-        """What scorers that read text should know of the prompt."""
+        """The prompt's context, for scorers that read text."""
         return PromptContext(len(self.prompt), self.turns)
 
     @property
@@ -106,13 +106,13 @@ class Problem:
         return self.guidance.beta != 0
 
     def is_open(self, path: "Path") -> bool:
-        """Whether a path can go on."""
+        """Whether a path can be extended."""
         return not path.ended and len(path.token_ids) < self.max_tokens
 
 
 @dataclass(frozen=True)
 class Path:
-    """A continuation of the prompt, and what it is worth so far."""
+    """A continuation of the prompt, and its value so far."""
 
     token_ids: Ids = ()
     ended: bool = False
@@ -121,25 +121,25 @@ class Path:
     scores: dict[str, float] = field(default_factory=dict)
 
     def then(self, drawn: Drawn) -> "Path":
-        """The path with what was drawn after it; still to be scored."""
+        """The path extended by a draw; not yet scored."""
         return Path(self.token_ids + tuple(drawn.token_ids), drawn.ended, self.kl + drawn.kl)
 
 
 @dataclass
 class Usage:
-    """Every token that was spent."""
+    """Token counts of a search."""
 
     prompt_tokens: int
     drawn_tokens: int = 0  # drawn from the base, kept or not
-    read_tokens: int = 0  # prompt and prefix tokens that the base read, for lack of their K/V
+    read_tokens: int = 0  # prompt and prefix tokens that the base read without cached K/V
     scorer_tokens: int = 0  # through the scorers' networks
 
-    def add(self, answer: Drawn | ScoredSequence) -> None:
-        """Count an answer."""
-        self.scorer_tokens += answer.scorer_tokens
-        if isinstance(answer, Drawn):
-            self.drawn_tokens += len(answer.token_ids)
-            self.read_tokens += answer.read_tokens
+    def add(self, result: Drawn | ScoredSequence) -> None:
+        """Count a result."""
+        self.scorer_tokens += result.scorer_tokens
+        if isinstance(result, Drawn):
+            self.drawn_tokens += len(result.token_ids)
+            self.read_tokens += result.read_tokens
 
 
 @dataclass(frozen=True)
@@ -150,13 +150,13 @@ class Result:
     finish_reason: Literal["stop", "length"]
     value: float
     scores: dict[str, float]
-    kl: float  # nats that token-level guidance put in; what the search's choices add is not in it
+    kl: float  # nats of token-level guidance, without what the search's choices add
     usage: Usage
-    facts: dict[str, Any]  # what the method has to tell
+    facts: dict[str, Any]  # further results of the method
 
 
 Method = Generator[Turn, Any, tuple[Path, dict[str, Any]]]
-"""A method's own steps: the path that it found, and its facts."""
+"""A method's own steps; it returns the chosen path and its facts."""
 
 Search = Generator[Turn, Any, Result]
 
@@ -164,29 +164,29 @@ Search = Generator[Turn, Any, Result]
 def counted(problem: Problem, method: Method) -> Search:
     """A method as a search: the same turns, with every token counted."""
     usage = Usage(len(problem.prompt))
-    answers: Any = None
+    results: Any = None
     while True:
         try:
-            turn = method.send(answers)
+            turn = method.send(results)
         except StopIteration as end:
             path, facts = end.value
             reason: Literal["stop", "length"] = "stop" if path.ended else "length"
             return Result(
                 list(path.token_ids), reason, path.value, path.scores, path.kl, usage, facts
             )
-        answers = yield turn
-        for answer in answers or ():
-            usage.add(answer)
+        results = yield turn
+        for result in results or ():
+            usage.add(result)
 
 
 def scored(
     problem: Problem, paths: Sequence[Path]
 ) -> Generator[list[Score], list[ScoredSequence], list[Path]]:
-    """The same paths with their values; equal ones are scored once."""
+    """The same paths with their values; equal paths are scored once."""
     distinct = list(dict.fromkeys(path.token_ids for path in paths))
-    asks = enumerate(distinct)
-    answers = yield [Score(problem.prompt + ids, row, problem.context) for row, ids in asks]
-    scores = dict(zip(distinct, answers, strict=True))
+    rows = enumerate(distinct)
+    results = yield [Score(problem.prompt + ids, row, problem.context) for row, ids in rows]
+    scores = dict(zip(distinct, results, strict=True))
     return [
         replace(path, value=scores[path.token_ids].value, scores=scores[path.token_ids].scores)
         for path in paths

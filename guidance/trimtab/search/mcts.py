@@ -3,14 +3,14 @@
     nodes       prefixes; edges are the candidates of token-level guidance (k, mass)
     priors      P(v) ∝ π0(v | prefix)·exp(β·s(prefix + v)): the guided policy, at β = 0 the base
     selection   argmax_v Q(v) + c·P(v)·√N(prefix)/(1 + N(v))                          (PUCT)
-    values      a new node is worth s, and Q is the mean worth of what was visited under an edge;
-                of an edge never visited it is s itself
-    the choice  of the next token: the most visited edge, the likelier of equals; its tree is kept
+    values      a new node has value s; Q is the mean value of all visits below an edge, and s for
+                an edge without visits
+    choice      the next token is the most visited edge, ties by prior; its subtree is kept
 
 With no simulations the choice is argmax_v log π0(v) + β·s(prefix + v): greedy guidance.
 
-A node's edges are asked for when something first passes through it, so a simulation is at most
-one draw of one token and one batch of scores. Temperature plays no part.
+A node is expanded when a visit first passes through it, so a simulation is at most one draw of one
+token and one batch of scores. Temperature has no effect.
 """
 
 import math
@@ -29,12 +29,12 @@ class Node:
     path: Path
     prior: float
     visits: int = 0
-    total: float = 0.0  # of the worths of all its visits
+    total: float = 0.0  # sum of the values of all its visits
     children: "list[Node] | None" = None
 
     @property
     def q(self) -> float:
-        """What it is worth by now."""
+        """Mean value of its visits; its own value before the first."""
         return self.total / self.visits if self.visits else self.path.value
 
     def select(self, exploration: float) -> "Node":
@@ -45,7 +45,7 @@ class Node:
 
 
 def mcts(params: Mcts, problem: Problem) -> Method:
-    """One token after another, each after `simulations` more."""
+    """One token after another, each after `simulations` simulations."""
     seeds = problem.seeds()
     root, visits = Node(Path(), 1.0), []
     while problem.is_open(root.path):

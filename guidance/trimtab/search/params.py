@@ -1,8 +1,8 @@
-"""SearchParams: what a request asks of a sequence-level search.
+"""SearchParams: the settings of a sequence-level search.
 
     {"method": "best_of_n", "n": 16}
 
-Errors name the fields at fault, never their values.
+Errors name the invalid fields, never their values.
 """
 
 from collections.abc import Mapping
@@ -16,7 +16,7 @@ from trimtab.params import GuidanceParams, Number
 MAX_SEQUENCES = 256
 MAX_BEAMS = 64
 MAX_BLOCK = 256
-Block = Annotated[int, Field(ge=1, le=MAX_BLOCK, description="tokens between two choices")]
+Block = Annotated[int, Field(ge=1, le=MAX_BLOCK, description="tokens per block")]
 
 
 class SearchParams(BaseModel):
@@ -31,7 +31,7 @@ class SearchParams(BaseModel):
         """Parse the `search` object of a request.
 
         Raises:
-            InvalidGuidance: naming at most three fields.
+            InvalidGuidance: names at most three fields.
         """
         if not isinstance(fields, Mapping) or fields.get("method") not in list(METHODS):
             raise InvalidGuidance(
@@ -44,35 +44,33 @@ class SearchParams(BaseModel):
         except ValidationError as error:
             details = error.errors(include_url=False, include_context=False, include_input=False)
             known = set(METHODS[fields["method"]].model_fields)
-            shown = dict.fromkeys(_explain(detail, known) for detail in details[:3])
-            message = f"Invalid search ({fields['method']}): " + "; ".join(shown) + "."
+            reasons = dict.fromkeys(_explain(detail, known) for detail in details[:3])
+            message = f"Invalid search ({fields['method']}): " + "; ".join(reasons) + "."
             raise InvalidGuidance(message, param="search") from None
 
     def check(self, guidance: GuidanceParams, temperature: float) -> None:
-        """Refuse what does not go together.
+        """Refuse settings that do not work together.
 
         Raises:
-            InvalidGuidance: saying what to change.
+            InvalidGuidance: says what to change.
         """
         if self.method != "mcts" and temperature == 0:
             raise InvalidGuidance(
-                f"{self.method} chooses among draws, which are all the same at temperature 0; "
+                f"{self.method} chooses among samples, which are all the same at temperature 0; "
                 "send a temperature above 0.",
                 param="temperature",
             )
         if self.method == "mcts" and guidance.tail == "mean":
-            raise InvalidGuidance(
-                "mcts looks at candidates alone; send tail 'truncate'.", param="tail"
-            )
+            raise InvalidGuidance("mcts reads candidates only; send tail 'truncate'.", param="tail")
         if guidance.kl_budget is not None or guidance.floors is not None:
             raise InvalidGuidance(
-                "a search has one strength; send beta in place of kl_budget and floors.",
+                "a search has one strength; send beta instead of kl_budget and floors.",
                 param="floors" if guidance.kl_budget is None else "kl_budget",
             )
         if guidance.on_error != "fail" or guidance.trace:
             raise InvalidGuidance(
-                "a search cannot go on without its scorers and keeps no trace; leave on_error and "
-                "trace out.",
+                "a search cannot continue without its scorers and keeps no trace; leave on_error "
+                "and trace out.",
                 param="on_error" if guidance.on_error != "fail" else "trace",
             )
 
@@ -81,14 +79,14 @@ class BestOfN(SearchParams):
     """The best of n whole answers."""
 
     method: Literal["best_of_n"] = "best_of_n"
-    n: int = Field(16, ge=1, le=MAX_SEQUENCES, description="answers drawn")
+    n: int = Field(16, ge=1, le=MAX_SEQUENCES, description="answers to draw")
 
 
 class Blockwise(SearchParams):
     """The best of n blocks, block after block."""
 
     method: Literal["blockwise"] = "blockwise"
-    n: int = Field(8, ge=1, le=MAX_SEQUENCES, description="blocks drawn at a time")
+    n: int = Field(8, ge=1, le=MAX_SEQUENCES, description="blocks to draw at a time")
     block: Block = 8
 
 
@@ -97,7 +95,7 @@ class Beam(SearchParams):
 
     method: Literal["beam"] = "beam"
     width: int = Field(4, ge=1, le=MAX_BEAMS, description="beams kept")
-    expand: int = Field(4, ge=1, le=MAX_BEAMS, description="blocks drawn after each beam")
+    expand: int = Field(4, ge=1, le=MAX_BEAMS, description="blocks to draw per beam")
     block: Block = 8
 
     @model_validator(mode="after")
@@ -114,7 +112,7 @@ class Smc(SearchParams):
     particles: int = Field(16, ge=1, le=MAX_SEQUENCES)
     block: Block = 8
     threshold: Number = Field(
-        0.5, ge=0, le=1, description="resample when ESS/particles is under this; 0 is never"
+        0.5, ge=0, le=1, description="resample when ESS/particles is below this; 0: never"
     )
 
 
@@ -122,7 +120,7 @@ class Mcts(SearchParams):
     """Monte Carlo tree search over tokens."""
 
     method: Literal["mcts"] = "mcts"
-    simulations: int = Field(16, ge=0, le=MAX_SEQUENCES, description="per token")
+    simulations: int = Field(16, ge=0, le=MAX_SEQUENCES, description="simulations per token")
     exploration: Number = Field(
         1.0, ge=0, le=1000, description="c of PUCT, in units of the scorers' value"
     )

@@ -1,4 +1,4 @@
-"""Whole sequences scored by the worker's own scorers, candidates of one prefix together."""
+"""Score whole sequences with the worker's scorers, candidates of one prefix together."""
 
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -24,10 +24,10 @@ def score_sequences(
 ) -> dict[str, Any]:
     """Σ_i w_i·s_i of each sequence, and each s_i; (s_i − mean)/deviation if `normalize`.
 
-    A scorer that depends on strength is asked at β·w_i. Sequences have at least two tokens. keys
-    name the rows of the scorers' caches, one a sequence; those that differ in their last token
-    alone are candidates of one row. contexts: of each sequence's prompt, if anything. scorers:
-    versions of them, if not the guide's present ones.
+    Scorers that depend on strength use β·w_i. Sequences have at least two tokens. keys: row keys of
+    the scorers' caches, one per sequence; sequences that differ only in their last token are
+    candidates of one row. contexts: of each sequence's prompt, optional. scorers: versions of them;
+    default: the guide's current ones.
 
     Returns:
         {"values": [n], "scores": {name: [n]}, "tokens": how many went through the scorers'
@@ -55,14 +55,14 @@ def score_sequences(
     values = torch.zeros(len(sequences), dtype=torch.float64)
     scores: dict[str, list[float]] = {}
     for name, weight in (params.scorers or {}).items():
-        found = torch.empty(len(sequences), dtype=torch.float64)
-        found[order] = guide.score_rows(name, rows, candidates).double()
+        raw = torch.empty(len(sequences), dtype=torch.float64)
+        raw[order] = guide.score_rows(name, rows, candidates).double()
         fault = next((row.fault for row in rows if row.fault is not None), None)
         if fault is not None:
             return {"values": [], "scores": {}, "tokens": 0, "error": fault.fields}
         info = scorers[name].info
-        scores[name] = found.tolist()
-        values += weight * ((found - info.mean) / info.deviation if params.normalize else found)
+        scores[name] = raw.tolist()
+        values += weight * ((raw - info.mean) / info.deviation if params.normalize else raw)
     spent = max(_tokens_forwarded(guide, scorers) - before, 0)
     return {"values": values.tolist(), "scores": scores, "tokens": spent, "error": None}
 

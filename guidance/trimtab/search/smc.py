@@ -4,9 +4,9 @@
     w_i ← w_i · ψ(y_i + z_i)/ψ(y_i),   z_i ~ π0(block | y_i)
     log Z ← log Z + log mean_i w_i and w ← 1 wherever particles are resampled ∝ w; at the end too
 
-so that E[Ẑ] = E_π0[exp(β·s(y))] whatever s says of unfinished answers: those ratios cancel, and
-what stands there only decides where particles are spent. Resampling is systematic, which is
-unbiased, and happens when ESS = (Σ w)²/Σ w² falls under threshold·particles.
+so that E[Ẑ] = E_π0[exp(β·s(y))] for any scores of unfinished answers: those ratios cancel, and the
+scores only decide where particles are spent. Resampling is systematic, which is unbiased, and
+happens when ESS = (Σ w)²/Σ w² falls below threshold·particles.
 """
 
 import numpy as np
@@ -19,7 +19,7 @@ Floats = npt.NDArray[np.float64]
 
 
 def smc(params: Smc, problem: Problem) -> Method:
-    """Two turns a block: draws of the particles that go on, and their scores."""
+    """Two turns per block: draws of the unfinished particles, then their scores."""
     n, beta, seeds = params.particles, problem.guidance.beta, problem.seeds()
     rng = np.random.default_rng((problem.seed, problem.index))
     particles, log_w, log_z = [Path()] * n, np.zeros(n), 0.0
@@ -58,12 +58,12 @@ def normalised(log_w: Floats) -> Floats:
 
 
 def systematic(weights: Floats, rng: np.random.Generator) -> list[int]:
-    """Numbers of the particles that go on, [particles]: i comes n·w_i times in expectation.
+    """Indices of the resampled particles, [particles]: i occurs n·w_i times in expectation.
 
-    One uniform number decides all: points (u + j)/n on the cumulative weights.
+    One uniform number u gives all: points (u + j)/n on the cumulative weights.
     """
     n = len(weights)
     edges = weights.cumsum()
-    edges[-1] = 1.0  # whatever rounding made of it
+    edges[-1] = 1.0  # rounding may have changed it
     points = (rng.random() + np.arange(n)) / n
     return np.searchsorted(edges, points, side="right").tolist()

@@ -1,4 +1,4 @@
-"""The synchronous driver: many searches side by side, their asks in common batches."""
+"""The synchronous driver: many searches side by side, with common batches."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -11,9 +11,9 @@ def drive(
     draw: Callable[[list[Draw]], Sequence[Drawn]],
     score: Callable[[list[tuple[int, Score]]], Sequence[ScoredSequence]],
 ) -> list[Result]:
-    """Run searches to their ends, in step: a turn's draws are one call, and so are its scores.
+    """Run searches in lockstep: one call for all draws of a turn, one for all its scores.
 
-    draw: answers to draws, in their order. score: the same; each comes with its search's number.
+    draw: results of draws, in their order. score: the same; each has the number of its search.
     """
     results: dict[int, Result] = {}
     turns: dict[int, list[Any]] = {}
@@ -30,12 +30,12 @@ def drive(
     for i in range(len(searches)):
         advance(i, None)
     while turns:
-        asked, turns = turns, {}
-        asks = [(i, ask) for i, turn in asked.items() for ask in turn]
-        draws = [ask for _, ask in asks if isinstance(ask, Draw)]
-        scores = [(i, ask) for i, ask in asks if isinstance(ask, Score)]
-        drawn = iter(draw(draws) if draws else ())
-        scored = iter(score(scores) if scores else ())
-        for i, turn in asked.items():
-            advance(i, [next(drawn if isinstance(ask, Draw) else scored) for ask in turn])
+        current, turns = turns, {}
+        requests = [(i, request) for i, turn in current.items() for request in turn]
+        to_draw = [request for _, request in requests if isinstance(request, Draw)]
+        to_score = [(i, request) for i, request in requests if isinstance(request, Score)]
+        drawn = iter(draw(to_draw) if to_draw else ())
+        scored = iter(score(to_score) if to_score else ())
+        for i, turn in current.items():
+            advance(i, [next(drawn if isinstance(one, Draw) else scored) for one in turn])
     return [results[i] for i in range(len(searches))]

@@ -1,9 +1,9 @@
-"""The arena itself: prepare, draw the frontier, run every setting, report. Resumable throughout.
+"""Run an arena: prepare, estimate the frontier, run every setting, report. Every step can resume.
 
 OUT/base  OUT/rollouts.jsonl  OUT/scorers/   the world (trimtab_lab.worlds.build)
-OUT/base-samples.npz                         what the frontier is estimated from
-OUT/runs/METHOD_@_STRENGTH.json              a setting; what is there is not run again
-OUT/results.json  OUT/leaderboard.md  *.png  the report, written anew each time
+OUT/base-samples.npz                         samples from which the frontier is estimated
+OUT/runs/METHOD_@_SCALED-BETA.json           one setting; an existing file is not run again
+OUT/results.json  OUT/leaderboard.md  *.png  the report, written every time
 """
 
 import json
@@ -28,20 +28,22 @@ from trimtab_lab.worlds import WORLDS, build
 from trimtab_models import outputs
 
 
-def hold(task: Task, out: Path, scale: Scale, only: Sequence[str] = (), command: str = "") -> None:
-    """Everything that one `trimtab arena` does.
+def compare(
+    task: Task, out: Path, scale: Scale, only: Sequence[str] = (), command: str = ""
+) -> None:
+    """Run all methods on a task and write the report, as `trimtab arena` does.
 
     Args:
-        task: what on.
-        out: where to; what is there already is not done again.
-        scale: how much.
-        only: names of `METHODS`, if not all of the scale's; the base is always among them.
-        command: what was typed, for the report.
+        task: the world and how to run it.
+        out: output directory; existing results in it are reused.
+        scale: numbers of prompts, answers and settings.
+        only: names of `METHODS`; by default those of the scale. The base is always added.
+        command: the command line, for the report.
 
     Raises:
         TrimtabError: there is no such method, or `out` holds results of other settings.
         InTheWay: (an OSError) `out` holds something else, or cannot be written to.
-        Damaged: (a ValueError) a file of `out` is not what was written.
+        Damaged: (a ValueError) a file of `out` is damaged.
     """
     methods = chosen(task, scale, only)
     out = outputs.claim(out, {"world": task.world.name})
@@ -63,16 +65,18 @@ def chosen(task: Task, scale: Scale, only: Sequence[str]) -> list[Method]:
         )
     names = only or task.methods or [name for name in scale.methods if _suits(task, METHODS[name])]
     if unfit := [name for name in names if not _possible(task, METHODS[name])]:
-        there = [f"{name} (for {', '.join(_worlds(task, METHODS[name]) or ())})" for name in unfit]
-        raise TrimtabError(f"{task.world.name} is no world for {', '.join(there)}.")
+        pairs = [f"{name} (for {', '.join(_worlds(task, METHODS[name]) or ())})" for name in unfit]
+        raise TrimtabError(f"{task.world.name} does not support {', '.join(pairs)}.")
     methods = [METHODS[name] for name in dict.fromkeys(("base", *names))]
     grids = [heat_map(METHODS[name]) for name in scale.heat_map if name in names]
     return methods + [method for grid in grids for method in grid]
 
 
 def _worlds(task: Task, method: Method) -> Iterable[str] | None:
-    """The worlds that a method can be had for; None: all. What limits its training is no matter
-    where a task brings the scorer."""
+    """The worlds that a method supports; None: all.
+
+    Training limits do not apply if the task supplies the scorer.
+    """
     trained = None if method.scorer in task.scorers else method.worlds
     return {"gold": trained, "composed": SUMS, "dial": DIALS}[method.target]
 
@@ -83,29 +87,29 @@ def _possible(task: Task, method: Method) -> bool:
 
 
 def _suits(task: Task, method: Method) -> bool:
-    """Tuning a model of one's own must be asked for."""
+    """Whether a method runs by default; rivals, which tune the model, only on built-in worlds."""
     return _possible(task, method) and (task.spec in WORLDS or not method.rival)
 
 
 def climb(bench: Bench, methods: Iterable[Method], folder: Path) -> list[Run]:
-    """Run each method up its strengths, until its KL has passed its stop."""
+    """Run each method at rising scaled β, until its KL exceeds `method.stop`."""
     runs = []
-    steps = [(method, method.strengths or bench.scale.ladder) for method in methods]
-    with tqdm(total=sum(len(strengths) for _, strengths in steps), unit="setting") as progress:
-        for method, strengths in steps:
+    ladders = [(method, method.scaled_betas or bench.scale.ladder) for method in methods]
+    with tqdm(total=sum(len(ladder) for _, ladder in ladders), unit="setting") as progress:
+        for method, ladder in ladders:
             progress.set_description(method.name)
-            for done, strength in enumerate(strengths):
-                if abs(bench.beta(method, strength)) > MAX_BETA:
+            for done, scaled_beta in enumerate(ladder):
+                if abs(bench.beta(method, scaled_beta)) > MAX_BETA:
                     progress.update()
                     continue
-                settings = bench.settings(method, strength)
-                run = find(folder, method.name, strength, settings)
+                settings = bench.settings(method, scaled_beta)
+                run = find(folder, method.name, scaled_beta, settings)
                 if run is None:
-                    run = bench.run(method, strength)
+                    run = bench.run(method, scaled_beta)
                     save(folder, run)
                 runs.append(run)
                 if run.spent.mean() > method.stop and method.temperature > 0:
-                    progress.update(len(strengths) - done)
+                    progress.update(len(ladder) - done)
                     break
                 progress.update()
     return runs
@@ -116,7 +120,7 @@ def base_samples(bench: Bench, path: Path) -> dict[str, Floats]:
 
     Raises:
         TrimtabError: the file was made with other settings.
-        Damaged: (a ValueError) it is not what was written.
+        Damaged: (a ValueError) the file is damaged.
     """
     scale = bench.scale
     made = {"base": bench.prints["base"], "prompts": len(bench.prompts), "seed": scale.seed}
@@ -139,10 +143,10 @@ def base_samples(bench: Bench, path: Path) -> dict[str, Floats]:
 def _stored(path: Path) -> dict[str, Any]:
     try:
         with open(path, "rb") as file, np.load(file) as stored:
-            found = {name: stored[name] for name in stored.files}
-        shapes = {values.shape for name, values in found.items() if name != "made"}
-    except Exception:  # zip, zlib and NumPy each have their own
-        found, shapes = {}, set()
-    if "made" not in found or len(shapes) != 1 or len(*shapes) != 2:
-        raise outputs.Damaged(f"{path} is damaged; remove it to draw the samples again.")
-    return found
+            arrays = {name: stored[name] for name in stored.files}
+        shapes = {values.shape for name, values in arrays.items() if name != "made"}
+    except Exception:  # zip, zlib and NumPy raise different ones
+        arrays, shapes = {}, set()
+    if "made" not in arrays or len(shapes) != 1 or len(*shapes) != 2:
+        raise outputs.Damaged(f"{path} is damaged; remove it to sample again.")
+    return arrays

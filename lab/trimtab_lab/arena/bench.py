@@ -1,4 +1,4 @@
-"""The bench: an engine with a task's base and scorers, on which settings of methods are run."""
+"""The bench: an engine with a task's base and scorers, which runs settings of methods."""
 
 import math
 import os
@@ -31,11 +31,11 @@ from trimtab_models.checkpoint import read_info
 Spec: TypeAlias = str | Mapping[str, Any]
 Answers: TypeAlias = tuple[list[list[Completion]], dict[str, Any]]
 """[prompts][answers], and facts about them."""
-CHUNK = 8  # prompts drawn together for the frontier
+CHUNK = 8  # prompts sampled together for the frontier
 
 
 def nothing(ids: Sequence[int]) -> float:
-    """A scorer that likes everything alike."""
+    """A scorer that gives every sequence the score 0."""
     return 0.0
 
 
@@ -43,11 +43,11 @@ class Bench:
     """An engine and the test prompts.
 
     Args:
-        task: what is judged.
+        task: the task of the arena.
         base: directory or hub name of the base model.
         scorers: name → path, or the fields of a trimtab.config.ScorerSpec.
-        scale: how much.
-        out: the arena's directory, where tuned rivals lie.
+        scale: numbers of prompts, answers and settings.
+        out: the arena's directory, which holds tuned rivals.
     """
 
     def __init__(
@@ -66,9 +66,9 @@ class Bench:
 
     @cached_property
     def sampler(self) -> Any:
-        """The engine; it starts when something is to be drawn."""
+        """The engine; it starts on first use."""
         os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
-        disable_progress_bar()  # the bars are ours
+        disable_progress_bar()  # the arena shows its own bars
         from trimtab.adapters.vllm import offline
 
         zero = {"path": f"{__name__}:nothing", "family": "function"}
@@ -76,32 +76,32 @@ class Bench:
 
     @cached_property
     def parameters(self) -> int:
-        """Of the base."""
-        with torch.device("meta"):  # vLLM repacks weights, so it cannot be asked
+        """Number of parameters of the base."""
+        with torch.device("meta"):  # vLLM repacks weights, so its model does not give the number
             config = pretrained.configuration(self.base)
             return int(
                 AutoModelForCausalLM.from_config(config, trust_remote_code=False).num_parameters()
             )
 
-    def beta(self, method: Method, strength: float) -> float:
-        """β of a method at a strength: over the deviation of its scorer's scores."""
-        return strength / self.deviations[method.scorer] if method.scorer else 1.0
+    def beta(self, method: Method, scaled_beta: float) -> float:
+        """β of a method: scaled β divided by the deviation of its scorer's scores."""
+        return scaled_beta / self.deviations[method.scorer] if method.scorer else 1.0
 
-    def guidance(self, method: Method, strength: float) -> GuidanceParams | None:
-        """What a request asks for at a strength; None is the base model."""
+    def guidance(self, method: Method, scaled_beta: float) -> GuidanceParams | None:
+        """The guidance of a request at a scaled β; None for the base model and rivals."""
         if method.group == "base" or method.rival:
             return None
         return GuidanceParams(
             scorers={method.scorer or NOTHING: 1.0},
-            beta=self.beta(method, strength),
+            beta=self.beta(method, scaled_beta),
             k=method.k,
             mass=method.mass,
             tail=method.tail,
         )
 
-    def settings(self, method: Method, strength: float) -> dict[str, Any]:
-        """All that decides a run's result."""
-        guidance = self.guidance(method, strength)
+    def settings(self, method: Method, scaled_beta: float) -> dict[str, Any]:
+        """All settings that determine a run's result."""
+        guidance = self.guidance(method, scaled_beta)
         return {
             "world": self.task.world.name,
             "prompts": len(self.prompts),
@@ -117,37 +117,37 @@ class Bench:
         }
 
     def answers(self, method: Method) -> int:
-        """To each prompt: one where nothing is left to chance, or where one costs much."""
+        """Answers per prompt: one if decoding is deterministic or searches."""
         if method.temperature == 0 or method.search:
             return 1
         return self.scale.answers * method.times
 
-    def run(self, method: Method, strength: float) -> Run:
-        """One setting, all prompts."""
-        draw = self._drawing(method, strength)
-        before, began = self._forwarded(), time.monotonic()
-        groups, facts = draw()
-        seconds = time.monotonic() - began
+    def run(self, method: Method, scaled_beta: float) -> Run:
+        """Run one setting on all prompts."""
+        sample = self._prepared(method, scaled_beta)
+        before, start = self._forwarded(), time.monotonic()
+        groups, facts = sample()
+        seconds = time.monotonic() - start
         count = sum(map(len, groups))
         forwarded = self._forwarded()
         scorers = [(size, (forwarded[name][1] - before[name][1]) / count)
                    for name, (size, _) in forwarded.items()]  # fmt: skip
-        drawn = facts.pop("drawn_tokens", None) or np.mean(
+        sampled_tokens = facts.pop("drawn_tokens", None) or np.mean(
             [len(one.token_ids) for group in groups for one in group]
         )
-        read = sum(map(len, self.prompts)) / count  # each prompt once for all its answers
+        prompt_tokens = sum(map(len, self.prompts)) / count  # a prompt counts once for its answers
         texts = [[self._text(one.token_ids) for one in group] for group in groups]
         return Run(
             method=method.name,
-            strength=strength,
-            settings=self.settings(method, strength),
+            scaled_beta=scaled_beta,
+            settings=self.settings(method, scaled_beta),
             rewards=self.label(texts),
             kl=[[self._kl(one, method) for one in group] for group in groups],
             tokens=[[len(one.token_ids) for one in group] for group in groups],
             words=[[words(text) for text in group] for group in texts],
             diversity=float(np.mean([diversity(group) for group in texts])),
-            flops=flops(self.parameters, read + float(drawn), scorers),
-            drawn_tokens=float(drawn),
+            flops=flops(self.parameters, prompt_tokens + float(sampled_tokens), scorers),
+            drawn_tokens=float(sampled_tokens),
             scorer_tokens=sum(tokens for _, tokens in scorers),
             seconds=seconds,
             texts=[group[0] for group in texts],
@@ -156,11 +156,10 @@ class Bench:
 
     def base_samples(self) -> dict[str, Floats]:
         """Answers of the base, for the frontier: every reward and "tokens", [prompts, samples]."""
-        found: dict[str, list[list[float]]] = {}
+        columns: dict[str, list[list[float]]] = {}
         for start in tqdm(range(0, len(self.prompts), CHUNK), desc="base", unit="chunk"):
-            some = self.prompts[start : start + CHUNK]
             groups = self.sampler.sample(
-                some,
+                self.prompts[start : start + CHUNK],
                 self.scale.base_samples,
                 seed=self.scale.seed + 1 + start,
                 temperature=1.0,
@@ -170,8 +169,8 @@ class Bench:
             labelled = self.label(texts, start)
             labelled["tokens"] = [[len(one.token_ids) for one in group] for group in groups]
             for name, rows in labelled.items():
-                found.setdefault(name, []).extend(rows)
-        return {name: np.array(rows, dtype=float) for name, rows in found.items()}
+                columns.setdefault(name, []).extend(rows)
+        return {name: np.array(rows, dtype=float) for name, rows in columns.items()}
 
     def label(self, texts: Sequence[Sequence[str]], start: int = 0) -> dict[str, list[list[float]]]:
         """Every reward of answers to the prompts from `start` on: [prompts][answers]."""
@@ -183,58 +182,58 @@ class Bench:
             for name, reward in self.task.world.rewards.items()
         }
 
-    def _drawing(self, method: Method, strength: float) -> Callable[[], Answers]:
-        """What draws a setting's answers; what it needs, a tuned policy, is there by then."""
+    def _prepared(self, method: Method, scaled_beta: float) -> Callable[[], Answers]:
+        """A function that samples a setting's answers; a rival's policy is trained before."""
         if method.rival:
-            path = rivals.policy(self.task, self.out, method.name, strength)
+            path = rivals.policy(self.task, self.out, method.name, scaled_beta)
             return lambda: self._tuned(method, path)
-        draw = self._search if method.search else self._sample
-        return lambda: draw(method, strength)
+        sample = self._search if method.search else self._sample
+        return lambda: sample(method, scaled_beta)
 
-    def _sample(self, method: Method, strength: float) -> Answers:
+    def _sample(self, method: Method, scaled_beta: float) -> Answers:
         groups = self.sampler.sample(
             self.prompts,
             self.answers(method),
             seed=self.scale.seed,
             temperature=method.temperature,
             max_tokens=self.task.world.max_tokens,
-            params=self.guidance(method, strength),
+            params=self.guidance(method, scaled_beta),
         )
         return groups, {}
 
-    def _search(self, method: Method, strength: float) -> Answers:
+    def _search(self, method: Method, scaled_beta: float) -> Answers:
         results = self.sampler.search(
             self.prompts,
             SearchParams.parse(dict(method.search or {})),
             seed=self.scale.seed,
             temperature=method.temperature,
             max_tokens=self.task.world.max_tokens,
-            params=self.guidance(method, strength),
+            params=self.guidance(method, scaled_beta),
         )
         groups = [
             [Completion(one.token_ids, [], one.kl + _bound(method, len(one.token_ids)))]
             for one in results
         ]
-        drawn = float(np.mean([one.usage.drawn_tokens for one in results]))
+        sampled_tokens = float(np.mean([one.usage.drawn_tokens for one in results]))
         usage = [asdict(one.usage) for one in results]
         mean = {key: float(np.mean([one[key] for one in usage])) for key in usage[0]}
-        return groups, {"drawn_tokens": drawn, "usage": mean}
+        return groups, {"drawn_tokens": sampled_tokens, "usage": mean}
 
     def _tuned(self, method: Method, path: Path) -> Answers:
         n = self.answers(method)
-        drawn = rivals.sample(self.task, path, self.base, self.texts * n, self.scale.seed)
-        groups = [drawn[i :: len(self.texts)] for i in range(len(self.texts))]
+        answers = rivals.sample(self.task, path, self.base, self.texts * n, self.scale.seed)
+        groups = [answers[i :: len(self.texts)] for i in range(len(self.texts))]
         return groups, {"policy": fingerprint(path)}
 
     def _kl(self, answer: Completion, method: Method) -> float:
-        """Nats; at temperature 0 there is one answer, so KL = −log π0 of it."""
+        """Nats; at temperature 0 there is one answer, so KL = −log π0(answer)."""
         return -sum(answer.logprobs) if method.temperature == 0 else answer.kl
 
     def _text(self, ids: Sequence[int]) -> str:
         return str(self.tokenizer.decode(ids, skip_special_tokens=True))
 
     def _deviation(self, spec: Spec) -> float:
-        """Of a scorer's scores; of a sum, as if its parts had nothing to do with each other."""
+        """Deviation of a scorer's scores; parts of a sum are assumed to be independent."""
         fields = {"path": spec} if isinstance(spec, str) else spec
         match fields.get("family"):
             case "function":
@@ -247,7 +246,7 @@ class Bench:
         return read_info(fields["path"]).deviation
 
     def _forwarded(self) -> dict[str, tuple[int, int]]:
-        """Parameters and tokens forwarded so far, by scorer; a sum's are those of its parts."""
+        """Parameters and tokens forwarded so far, by scorer; a sum counts through its parts."""
         [statuses, *_] = self.sampler.engine.collective_rpc("trimtab_scorers")
         return {
             one["name"]: (one["parameters"], one["tokens_forwarded"])
@@ -261,7 +260,7 @@ def _path(spec: Spec) -> str:
 
 
 def _bound(method: Method, tokens: int) -> float:
-    """What choosing the best of n adds to KL(π ‖ π0) at most; NaN of searches without a bound."""
+    """Upper bound of the KL(π ‖ π0) that choosing the best of n adds; NaN if there is none."""
     search = method.search or {}
     n = search.get("n")
     if n is None:

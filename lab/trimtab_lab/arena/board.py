@@ -1,4 +1,4 @@
-"""The board: of every method its settings, and the one that stands for it at the comparison KL."""
+"""The board: the settings of every method, and the one that is compared with other methods."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -23,31 +23,31 @@ class BoardRow:
 
     method: str
     source: str
-    strength: float
+    scaled_beta: float
     reward: Estimate
     kl: float | None
     bound: bool
-    """Whether that KL is an upper bound."""
+    """Whether the KL is an upper bound."""
     efficiency: Efficiency | None
     at_kl: Estimate | None
     efficiency_at_kl: Efficiency | None
     win: float
     tie: float
     flops: float
-    """Per answer, over the base's."""
+    """Per answer, divided by the base's."""
     tokens: float
     seconds: float
     diversity: float | None
 
 
 class Board:
-    """Runs of all methods on one gold reward, and the frontier they are held against.
+    """Runs of all methods on one gold reward, and the frontier of that reward.
 
     Args:
-        gold: the reward that judges.
+        gold: name of the reward that judges.
         base: samples of the base, [prompts, samples] of every reward.
-        runs: of every method, that of the base among them.
-        kl: where methods are compared; less, if the frontier cannot be believed there.
+        runs: of every method, including the base.
+        kl: nats at which methods are compared; the frontier's limit if that is smaller.
     """
 
     def __init__(self, gold: str, base: Mapping[str, Floats], runs: Sequence[Run], kl: float):
@@ -57,13 +57,13 @@ class Board:
         self.frontier = sampled(self.base_samples)
         self.kl = min(kl, self.frontier.limit)
         self.methods: dict[str, list[Run]] = {}
-        for run in sorted(runs, key=lambda run: run.strength):
+        for run in sorted(runs, key=lambda run: run.scaled_beta):
             self.methods.setdefault(run.method, []).append(run)
         [self.base] = self.methods["base"]
 
     @property
     def base_reward(self) -> Floats:
-        """The base's mean reward, [prompts], from its many samples."""
+        """The base's mean reward over its samples, [prompts]."""
         return np.asarray(self.base_samples.mean(1))
 
     @property
@@ -73,18 +73,18 @@ class Board:
 
     @cached_property
     def rows(self) -> list[BoardRow]:
-        """A line a method, the most reward at equal KL first; those without a KL by reward."""
+        """One line per method, sorted by reward at equal KL, or by reward if that is unknown."""
         listed = [
             self._row(name, runs)
             for name, runs in self.methods.items()
-            if name in METHODS  # heat maps are drawn, not listed
+            if name in METHODS  # heat maps are plotted, not listed
         ]
         sizes = [n for n in EXACT_BEST_OF if n <= self.base_samples.shape[1] // 2]
         listed += [self._oracle(n) for n in sizes if n in (16, 128) or n == sizes[-1]]
         return sorted(listed, key=lambda row: -(row.at_kl or row.reward).mean)
 
     def curve(self) -> dict[str, Any]:
-        """The frontier as numbers."""
+        """The frontier as points for a plot."""
         kl = np.linspace(0, min(self.frontier.limit * 1.25, float(self.frontier.kl[-1].mean())), 60)
         start = self.base_estimate.mean
         return {
@@ -95,20 +95,20 @@ class Board:
         }
 
     def oracle(self) -> list[dict[str, float]]:
-        """Best-of-N by the reward itself, exactly from the base's samples."""
-        found = []
+        """Exact best-of-N by the reward itself, from the base's samples."""
+        points = []
         for n in EXACT_BEST_OF:
             if n <= self.base_samples.shape[1]:
                 rewards, kl = best_of(self.base_samples, n)
-                found.append({"n": n, "kl": kl, "reward": float(rewards.mean())})
-        return found
+                points.append({"n": n, "kl": kl, "reward": float(rewards.mean())})
+        return points
 
     def efficiency(self, run: Run) -> Efficiency | None:
         """A run's share of the optimum's gain at its KL."""
         return self.frontier.efficiency(run.reward(self.gold), run.spent)
 
     def nearest(self, runs: Sequence[Run]) -> Run:
-        """The setting nearest to the comparison KL, by √KL; the best one where KL is unknown."""
+        """The setting nearest to the comparison KL in √KL; the best setting if KL is unknown."""
         known = [run for run in runs if np.isfinite(run.spent).all()]
         if not known:
             return max(runs, key=lambda run: float(run.reward(self.gold).mean()))
@@ -118,7 +118,7 @@ class Board:
         run, method = self.nearest(runs), METHODS[name]
         zero = np.zeros_like(self.base_reward)
         points = [(self.base_reward, zero), *((r.reward(self.gold), r.spent) for r in runs)]
-        # At temperature 0, and for one setting, nothing can be read between settings.
+        # At temperature 0, and with a single setting, there is nothing to interpolate.
         between = method.temperature > 0 and len(runs) > 1 and np.isfinite(run.spent).all()
         at = at_kl(points, self.kl) if between else None
         ours, theirs = np.asarray(run.rewards[self.gold]), np.asarray(self.base.rewards[self.gold])
@@ -128,7 +128,7 @@ class Board:
         return BoardRow(
             method=name,
             source=method.source,
-            strength=run.strength,
+            scaled_beta=run.scaled_beta,
             reward=estimate(run.reward(self.gold)),
             kl=kl if np.isfinite(kl) else None,
             bound=method.search is not None,
@@ -150,7 +150,7 @@ class Board:
         return BoardRow(
             method=ORACLE.format(n),
             source="not a method: it knows the reward",
-            strength=0.0,
+            scaled_beta=0.0,
             reward=estimate(rewards),
             kl=kl,
             bound=True,

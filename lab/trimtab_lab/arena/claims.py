@@ -1,4 +1,4 @@
-"""What the papers claim of their methods, as data, and what is found of it here."""
+"""The claims of the papers about their methods, as data, and tests of them."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -16,7 +16,7 @@ LEVEL = 0.05
 
 @dataclass(frozen=True)
 class Claim:
-    """What is said of two methods, and where they are compared."""
+    """A claim about two methods, and the settings at which they are compared."""
 
     better: str
     worse: str
@@ -24,9 +24,9 @@ class Claim:
     compared: Literal["equal KL", "best settings", "best and last setting"] = "equal KL"
     relation: Literal[">", "≈"] = ">"
     factor: float = 1.0
-    """That the better one is at least so many times the other."""
+    """The better one is at least `factor` times the other."""
     world: str | None = None
-    """The only world it is about."""
+    """The only world of the claim; None: all."""
 
 
 _TABLE_1 = "PARGS, Table 1"
@@ -73,22 +73,22 @@ CLAIMS = (
 
 
 def test(boards: Sequence[Board], world: str) -> list[dict[str, Any]]:
-    """Every claim whose methods were run: the paired difference, Holm's p over all of them.
+    """Test every claim whose methods were run: the paired difference, and Holm's p over all claims.
 
     Args:
-        boards: of each target; a claim is about methods of one of them.
-        world: its name.
+        boards: of each target; both methods of a claim are on one of them.
+        world: name of the world.
     """
-    found = []
+    rows = []
     for board in boards:
         for claim in CLAIMS:
             sides = _sides(board, claim) if claim.world in (None, world) else None
             if sides is not None:
                 better, worse = sides
-                found.append({**asdict(claim), **paired(better, claim.factor * worse).as_dict()})
-    for row, p in zip(found, holm([row["p"] for row in found]), strict=True):
+                rows.append({**asdict(claim), **paired(better, claim.factor * worse).as_dict()})
+    for row, p in zip(rows, holm([row["p"] for row in rows]), strict=True):
         row |= {"p_holm": p, "verdict": _verdict(row, p)}
-    return found
+    return rows
 
 
 def _verdict(row: Mapping[str, Any], p: float) -> str:
@@ -100,7 +100,7 @@ def _verdict(row: Mapping[str, Any], p: float) -> str:
 
 
 def _sides(board: Board, claim: Claim) -> tuple[Floats, Floats] | None:
-    """What each side stands for: [prompts] rewards."""
+    """The rewards of both sides of a claim, [prompts] each; None if they cannot be compared."""
     runs = [board.methods.get(name, []) for name in (claim.better, claim.worse)]
     if not all(runs):
         return None
@@ -116,7 +116,7 @@ def _sides(board: Board, claim: Claim) -> tuple[Floats, Floats] | None:
 
 
 def _equal_kl(board: Board, runs: Sequence[Sequence[Run]]) -> tuple[Floats, Floats] | None:
-    """Both sides at the board's KL; where one has a single setting, at that setting's own."""
+    """Both sides at the board's KL; if one side has a single setting, at that setting's KL."""
     if not all(np.isfinite(run.spent).all() for side in runs for run in side):
         return None
     own = [float(side[0].spent.mean()) for side in runs if len(side) == 1]

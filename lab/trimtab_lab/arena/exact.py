@@ -1,11 +1,11 @@
-"""Token-level decoders on the tiny world, exactly: the real guide at every prefix there is.
+"""Token-level decoders on the tiny world, exactly: the real guide at every possible prefix.
 
-A decoder is a distribution of the next token after every prefix, hence one of completions:
+A decoder gives a distribution of the next token after every prefix, and so one of completions:
 
     π(y | x) = Π_t π(y_t | x, y^{1:t−1})
 
-so its reward and its KL to the base are sums over completions, without sampling noise, and can be
-held against the exact optimum π*(y | x) = π0(y | x)·exp(β·R) / Z(x).
+Its reward and its KL to the base are therefore sums over completions, without sampling noise, and
+can be compared with the exact optimum π*(y | x) = π0(y | x)·exp(β·R) / Z(x).
 """
 
 import math
@@ -26,11 +26,11 @@ from trimtab_models.checkpoint import ScorerInfo
 
 BISECTIONS = 60  # 1e4·2^−60 < 1e−14
 Score = Callable[[Prefix, Prefix, float], float]
-"""(prompt, prefix of a completion, strength) → what the scorer says of it."""
+"""(prompt, prefix of a completion, strength) → score."""
 
 
 class TableScorer(Scorer):
-    """A scorer of the tiny world that looks every prefix up."""
+    """A scorer of the tiny world that computes the score of every prefix."""
 
     family = "table"
 
@@ -47,29 +47,29 @@ class TableScorer(Scorer):
         strengths: Sequence[float],
         prompts: Sequence[Prompt] = (),
     ) -> Tensor:
-        """See Scorer.score; 0 for what cannot come in this world."""
-        found = []
+        """See Scorer.score; 0 for sequences that are impossible in this world."""
+        scores = []
         for prefix, group, strength in zip(prefixes, candidates, strengths, strict=True):
             for token in group.tolist():
                 state = self.states.get((*prefix.tolist(), token))
-                found.append(0.0 if state is None else self.of(*state, strength))
-        return torch.tensor(found)
+                scores.append(0.0 if state is None else self.of(*state, strength))
+        return torch.tensor(scores)
 
 
 def decode(
     tiny: Tiny, score: Score, params: GuidanceParams, temperature: float = 1.0
 ) -> tuple[Tensor, Tensor]:
-    """What a token-level decoder does, (probabilities of all completions, KL of every step).
+    """The distribution of a token-level decoder: probabilities of all completions, and KL.
 
     Args:
         tiny: the world.
         score: the scorer.
-        params: its guidance.
-        temperature: of the draw from the fused logits; 0 takes the likeliest token.
+        params: guidance parameters.
+        temperature: for sampling from the fused logits; 0 takes the most likely token.
 
     Returns:
         [finals] float64, π(y | x), which sums to 1 for each prompt; and the mean over prompts of
-        KL(π ‖ π0) in nats, by completions, float64 [].
+        KL(π ‖ π0) in nats, a sum over completions, float64 [].
     """
     guide = Guide({"table": TableScorer(tiny, score)})
     params = params.resolve(guide.registry.scorers)
@@ -96,10 +96,10 @@ def _logprob(policy: Tensor, place: dict[State, int], x: Prefix, y: Prefix) -> T
 
 
 def optimum(tiny: Tiny, beta: float) -> tuple[Tensor, Tensor]:
-    """π0·exp(βR)/Z of each prompt, as `decode` gives a decoder."""
+    """π0·exp(βR)/Z of each prompt, in the form that `decode` returns."""
     log_pi0 = tiny.probabilities.log().view(len(PROMPTS), -1)
     weights = log_pi0 + beta * tiny.rewards.view(len(PROMPTS), -1)
-    # Not softmax: on a busy machine its threads take hundreds of times as long over so little.
+    # Not softmax: on a busy machine its threads make it hundreds of times slower on small tensors.
     log_p = weights - weights.logsumexp(1, keepdim=True)
     p = log_p.exp()
     kl = (p * (log_p - log_pi0)).sum() / len(PROMPTS)
@@ -107,22 +107,22 @@ def optimum(tiny: Tiny, beta: float) -> tuple[Tensor, Tensor]:
 
 
 def soft_value(tiny: Tiny) -> Score:
-    """The value with which a token-level decoder is the optimum: (1/c)·log E_π0 exp(c·R)."""
+    """The value for which a token-level decoder equals the optimum: (1/c)·log E_π0 exp(c·R)."""
     return lambda x, y, c: tiny.soft_value(x, y, 1 / c) if c else tiny.value(x, y)
 
 
 def total_variation(p: Tensor, q: Tensor) -> float:
-    """Largest over prompts of ½·Σ |p − q|, in [0, 1]."""
+    """Maximum over prompts of ½·Σ |p − q|, in [0, 1]."""
     return float(((p - q).abs().view(len(PROMPTS), -1).sum(1) / 2).max())
 
 
 def mean_reward(tiny: Tiny, p: Tensor) -> float:
-    """E R, both prompts alike."""
+    """E R, with equal weight for both prompts."""
     return float(p @ tiny.rewards) / len(PROMPTS)
 
 
 def beta_at(tiny: Tiny, kl: float) -> float:
-    """The β at which the optimum's KL is `kl` nats, by bisection; inf beyond its largest."""
+    """The β at which the optimum's KL is `kl` nats, by bisection; inf above its largest KL."""
     low, high = 0.0, 1e4
     if float(optimum(tiny, high)[1]) < kl:
         return math.inf

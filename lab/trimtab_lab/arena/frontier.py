@@ -1,19 +1,19 @@
-"""The best that any decoder can do: the exact frontier of reward over KL to the base.
+"""The exact frontier of reward over KL to the base: the optimum of all decoders.
 
-Of all distributions of answers with E KL(π ‖ π0) no larger than a budget, the one of most reward is
+Of all distributions of answers with E KL(π ‖ π0) within a budget, this one has the highest reward:
 
     π*(y | x) = π0(y | x)·exp(β·R(x, y)) / Z(x),      KL = β·E_π*[R] − log Z(x)
 
-for one β that all prompts share: the KL-regularised optimum (PPO's, DPO's; VAS eq. 1). With every
-answer enumerated this is exact. From n answers of the base per prompt, each weighs 1/n, and both
-sums are self-normalised importance estimates.
+with one β for all prompts: the KL-regularised optimum (of PPO and DPO; VAS eq. 1). If every answer
+is enumerated, this is exact. With n answers of the base per prompt, each has the weight 1/n, and
+both sums are self-normalised importance estimates.
 
-How far the estimate can be trusted. Its bias at a prompt is of the order of 1/ESS, with the
-effective sample size ESS = 1/Σ p². We believe it up to the KL where the mean of 1/ESS over prompts
-reaches 1/10: there the estimated gain is low by at most 2 %, whether rewards are normal, uniform or
-rare successes (a test measures it). Beyond, it flattens toward the best of the n answers, which is
-below the true optimum, so an efficiency there would flatter. Kinds of answers that never came
-among the n are not seen.
+Limit of the estimate. Its bias at a prompt is of the order of 1/ESS, with the effective sample size
+ESS = 1/Σ p². We use it up to the KL where the mean of 1/ESS over prompts reaches 1/10: there the
+estimated gain is at most 2 % too low, for normal rewards, uniform rewards and rare successes (a
+test measures it). Above that KL the estimate approaches the best of the n answers, which is below
+the true optimum, so efficiencies would be too high. Kinds of answers that are not among the n
+answers are ignored.
 """
 
 from collections.abc import Sequence
@@ -25,46 +25,47 @@ from numpy.typing import ArrayLike, NDArray
 
 Floats: TypeAlias = NDArray[np.float64]
 
-LEAST_ESS = 10.0
+MIN_ESS = 10.0
 GRID = 400
 RESAMPLES = 2000
 
 
 @dataclass(frozen=True)
 class Frontier:
-    """The optimum over a grid of β, from β = 0, the base, on."""
+    """The optimum over a grid of β, which starts at β = 0, the base."""
 
     beta: Floats  # [grid], rising
     reward: Floats  # [grid, prompts] E_π*[R]
     kl: Floats  # [grid, prompts] nats
-    doubt: Floats  # [grid] mean of 1/ESS over prompts; 0 if exact
+    inverse_ess: Floats  # [grid] mean of 1/ESS over prompts; 0 if exact
 
     def gain(self, kl: float | Floats) -> Floats:
-        """Mean reward over the base's at a mean KL, in the shape of `kl`."""
+        """Mean reward minus the base's at a mean KL, in the shape of `kl`."""
         means = self.reward.mean(1)
         return np.interp(kl, self.kl.mean(1), means - means[0])
 
     @property
     def limit(self) -> float:
-        """The largest KL at which the frontier may be believed."""
-        kl, far = self.kl.mean(1), self.doubt > 1 / LEAST_ESS
+        """The largest KL at which the estimate is reliable."""
+        kl, far = self.kl.mean(1), self.inverse_ess > 1 / MIN_ESS
         return float(kl[max(int(far.argmax()) - 1, 0)]) if far.any() else float(kl[-1])
 
     def efficiency(self, rewards: Floats, kl: Floats, seed: int = 0) -> "Efficiency | None":
-        """A method's gain as a share of the optimum's at the same KL.
+        """A method's gain as a share of the optimum's gain at the same KL.
 
         Args:
-            rewards, kl: of the method, mean per prompt, in the order of the frontier's, [prompts].
+            rewards, kl: of the method, mean per prompt, in the frontier's order, [prompts].
+            seed: of the bootstrap.
 
         Returns:
-            None where its KL is 0, or beyond the limit.
+            None if its KL is 0 or beyond the limit.
         """
         spent = float(kl.mean())
         if not 0 < spent <= self.limit:
             return None
-        draw = np.random.default_rng(seed)
+        rng = np.random.default_rng(seed)
         n = len(rewards)
-        weights = draw.multinomial(n, np.full(n, 1 / n), RESAMPLES) / n  # [resamples, prompts]
+        weights = rng.multinomial(n, np.full(n, 1 / n), RESAMPLES) / n  # [resamples, prompts]
         weights = np.vstack((np.full(n, 1 / n), weights))
         gains = weights @ (rewards - self.reward[0])
         best = weights @ (self.reward - self.reward[0]).T  # [1 + resamples, grid]
@@ -78,7 +79,7 @@ class Frontier:
 
 @dataclass(frozen=True)
 class Efficiency:
-    """A share of the optimum's gain, its 95 % interval by the bootstrap over prompts, the KL."""
+    """A share of the optimum's gain, its 95 % bootstrap interval over prompts, and the KL."""
 
     share: float
     low: float
@@ -90,13 +91,13 @@ class Efficiency:
 
 
 def exact(probabilities: Sequence[ArrayLike], rewards: Sequence[ArrayLike]) -> Frontier:
-    """Of enumerated answers: their probabilities under the base and rewards, a pair a prompt."""
+    """From all answers of each prompt: their probabilities under the base, and their rewards."""
     weights = [np.asarray(p, dtype=float) for p in probabilities]
     return _frontier(weights, [np.asarray(r, dtype=float) for r in rewards], sampled=False)
 
 
 def sampled(rewards: Floats) -> Frontier:
-    """Of the base's own answers at temperature 1: [prompts, samples]."""
+    """From answers of the base at temperature 1: [prompts, samples]."""
     n = rewards.shape[1]
     return _frontier([np.full(n, 1 / n)] * len(rewards), list(rewards), sampled=True)
 
@@ -107,8 +108,8 @@ def _frontier(weights: list[Floats], rewards: list[Floats], *, sampled: bool) ->
     beta = np.concatenate(([0.0], scale * np.geomspace(1e-2, 1e3, GRID)))
     tilted = [tilt(w, r, beta) for w, r in zip(weights, rewards, strict=True)]
     reward, kl, ess = (np.stack(column, axis=1) for column in zip(*tilted, strict=True))
-    doubt = (1 / ess).mean(1) if sampled else np.zeros(len(beta))
-    return Frontier(beta, reward, np.maximum.accumulate(kl, axis=0), doubt)
+    inverse_ess = (1 / ess).mean(1) if sampled else np.zeros(len(beta))
+    return Frontier(beta, reward, np.maximum.accumulate(kl, axis=0), inverse_ess)
 
 
 def tilt(weights: Floats, rewards: Floats, beta: Floats) -> tuple[Floats, Floats, Floats]:
@@ -123,20 +124,20 @@ def tilt(weights: Floats, rewards: Floats, beta: Floats) -> tuple[Floats, Floats
 
 
 def best_of(rewards: Floats, n: int) -> tuple[Floats, float]:
-    """Best-of-n by the reward itself, exactly, from samples: mean best per prompt, and its KL.
+    """Exact best-of-n by the reward itself, from samples: expected best per prompt, and its KL.
 
         E max = Σ_i r_(i)·C(i − 1, n − 1)/C(S, n),      KL ≤ log n − (n − 1)/n
 
-    over all subsets of n of the S samples; the bound is that of Stiennon et al. (2020), tight where
+    over all subsets of n of the S samples; the bound is from Stiennon et al. (2020) and is tight if
     no two answers tie.
 
     Args:
         rewards: [prompts, samples] of the base.
-        n: at most as many as samples.
+        n: at most the number of samples.
     """
     samples = rewards.shape[1]
     ranks = np.arange(n, samples + 1)
-    # C(i − 1, n − 1)/C(S, n), downward from i = S, where it is n/S; ratios keep it in range.
+    # C(i − 1, n − 1)/C(S, n), from i = S (where it is n/S) downward; ratios avoid overflow.
     ratios = (ranks[1:] - n) / (ranks[1:] - 1)
     share = n / samples * np.concatenate((np.cumprod(ratios[::-1])[::-1], [1.0]))
     return np.sort(rewards, axis=1)[:, n - 1 :] @ share, float(np.log(n) - (n - 1) / n)

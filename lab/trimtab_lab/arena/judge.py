@@ -1,7 +1,7 @@
 """A judge of pairs: a language model behind an OpenAI-compatible endpoint says which is better.
 
-Each pair is shown once, in an order drawn by the seed, for judges favour a place (the papers'
-protocol). Configured in a file as `judge: "judge:http://HOST/v1,model=NAME"`.
+Each pair is judged once, in a random order that the seed decides, because judges prefer a position
+(the papers' protocol). A task file sets it as `judge: "judge:http://HOST/v1,model=NAME"`.
 """
 
 import json
@@ -27,7 +27,7 @@ Asked:
 Which answer is better: more helpful, correct and well written? Reply with one number and nothing \
 else: 1 if the first is better, 2 if the second is, 0 if they are equally good."""
 
-CURE = "remove it to ask the judge again"
+REMEDY = "remove it to ask the judge again"
 
 
 @dataclass(frozen=True)
@@ -42,8 +42,8 @@ class Verdict:
 
 
 @dataclass(frozen=True)
-class Kept:
-    """A verdict, and what it is about."""
+class StoredVerdict:
+    """A verdict, with its judge and the settings of the run."""
 
     judge: str
     settings: dict[str, Any]
@@ -53,22 +53,22 @@ class Kept:
 def compare(
     spec: str, prompts: Sequence[str], ours: Sequence[str], theirs: Sequence[str], seed: int = 0
 ) -> Verdict:
-    """What the judge says of answers to the same prompts.
+    """The judge's verdict on answers to the same prompts.
 
     Raises:
-        RewardError: the specification is no judge's, or the judge fails for good.
+        RewardError: the specification is not a judge, or the judge fails on all retries.
     """
     judge = rewards.load(spec)
     if not isinstance(judge, JudgeReward):
-        raise rewards.RewardError("a judge of pairs reads judge:http(s)://HOST/v1,model=NAME.")
+        raise rewards.RewardError("a judge of pairs must be judge:http(s)://HOST/v1,model=NAME.")
     judge.template = TEMPLATE
-    draw = random.Random(seed)
-    swapped = [draw.random() < 0.5 for _ in prompts]
+    rng = random.Random(seed)
+    swapped = [rng.random() < 0.5 for _ in prompts]
     records = []
     for prompt, a, b, swap in zip(prompts, ours, theirs, swapped, strict=True):
         first, second = (b, a) if swap else (a, b)
-        shown = f"First answer:\n{first}\n\nSecond answer:\n{second}"
-        records.append({"prompt": prompt, "completion": shown})
+        both = f"First answer:\n{first}\n\nSecond answer:\n{second}"
+        records.append({"prompt": prompt, "completion": both})
     replies = rewards.label(judge, records)
     if wrong := [reply for reply in replies if reply not in (0, 1, 2)]:
         raise rewards.RewardError(f"the judge replied {wrong[0]:g}; expected 0, 1 or 2.")
@@ -82,20 +82,22 @@ def compare(
 def verdicts(
     spec: str, prompts: Sequence[str], runs: Sequence[Run], base: Run, path: Path
 ) -> dict[str, Verdict]:
-    """Each run against the base, on first answers; kept in a file, so that none is asked twice.
+    """The verdict on the first answers of each run against the base's, by method.
+
+    Verdicts are stored in a file; stored ones are not judged again.
 
     Raises:
-        Damaged: (a ValueError) the file is not what was written.
+        Damaged: (a ValueError) the file is damaged.
         RewardError: as `compare`.
     """
-    kept = outputs.read(path, dict[str, Kept], CURE) if path.exists() else {}
-    found = {}
+    stored = outputs.read(path, dict[str, StoredVerdict], REMEDY) if path.exists() else {}
+    result = {}
     for run in runs:
         settings = json.loads(json.dumps(dict(run.settings)))
-        known = kept.get(run.label)
-        if known is None or (known.judge, known.settings) != (spec, settings):
-            known = Kept(spec, settings, compare(spec, prompts, run.texts, base.texts))
-            kept[run.label] = known
-            outputs.put(path, json.dumps({name: asdict(one) for name, one in kept.items()}) + "\n")
-        found[run.method] = known.verdict
-    return found
+        one = stored.get(run.label)
+        if one is None or (one.judge, one.settings) != (spec, settings):
+            one = StoredVerdict(spec, settings, compare(spec, prompts, run.texts, base.texts))
+            stored[run.label] = one
+            outputs.put(path, json.dumps({name: asdict(v) for name, v in stored.items()}) + "\n")
+        result[run.method] = one.verdict
+    return result

@@ -1,8 +1,8 @@
-"""What each decoding method of the literature is here, as plain data.
+"""The decoding methods of the literature, as plain data.
 
-β is given as a strength: β times the deviation of the scorer's scores over rollouts, which its
-checkpoint holds. One ladder of strengths then suits scorers of any scale. A method climbs it until
-its mean KL has passed `STOP`.
+Settings are scaled β: β times the deviation of the scorer's scores over rollouts, which its
+checkpoint holds. So one ladder of scaled β fits scorers of any scale. A method goes up the ladder
+until its mean KL exceeds `STOP`.
 """
 
 from collections.abc import Mapping
@@ -13,51 +13,51 @@ LADDER = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0)
 QUICK_LADDER = (0.5, 1.0, 2.0, 4.0, 8.0)
 STOP = 5.0  # nats per answer
 NOTHING = "nothing"
-"""A scorer of zeros, for the methods that have none: it leaves the choice of candidates."""
+"""A scorer of zeros, for methods that only choose candidates."""
 
 
 @dataclass(frozen=True)
 class Method:
-    """A decoding rule and the training of its scorer."""
+    """A decoding method and its scorer."""
 
     name: str
     source: str
     scorer: str | None = None
-    """Name of its scorer, which is that of a training in `TRAININGS`."""
+    """Name of its scorer and of the training in `TRAININGS`."""
     k: int = 10
     mass: float = 1.0
     tail: Literal["truncate", "mean"] = "truncate"
     temperature: float = 1.0
-    strengths: tuple[float, ...] | None = None
-    """The ladder, if absent."""
+    scaled_betas: tuple[float, ...] | None = None
+    """None: the ladder of the scale."""
     stop: float = STOP
     times: int = 1
-    """So many times the answers of others, where efficiency is claimed to a few hundredths."""
+    """Factor on the number of answers, where efficiency is claimed to a few hundredths."""
     search: Mapping[str, Any] | None = None
     """Fields of trimtab.search.SearchParams, if it searches."""
     rival: Literal["rl", "dpo", "soup"] | None = None
-    """How the base itself is tuned instead, see rivals.py."""
+    """How the base itself is tuned, see rivals.py."""
     target: Literal["gold", "composed", "dial"] = "gold"
-    """What it is after: the world's gold reward, a sum of rewards, or short and long answers."""
+    """What it optimises: the world's gold reward, a sum of rewards, or the length of answers."""
     group: Literal["base", "token", "search", "rival", "grid"] = "token"
     worlds: tuple[str, ...] | None = None
-    """The only ones it suits; all, if absent."""
+    """The worlds it supports; None: all."""
 
 
 @dataclass(frozen=True)
 class Training:
-    """How a scorer is trained from a world's rollouts."""
+    """The training of a scorer from a world's rollouts."""
 
     objective: str
     settings: Mapping[str, Any] = field(default_factory=dict)
     pairs: bool = False
     reward: str | None = None
-    """The world's gold reward, if absent."""
+    """None: the world's gold reward."""
     refines: str | None = None
-    """The training it goes on from, with answers guided by what that one made: see refine.py."""
+    """The training that this one continues, on answers that its scorer guided: see refine.py."""
 
 
-# A vocabulary head's rows are updated one by one, as their tokens come: a smaller step suits them.
+# A row of a vocabulary head is updated only when its token occurs, which needs a smaller step.
 _VOCABULARY = {"learning_rate": 3e-4}
 _ILQL = {"expectile": 0.6, "conservative": 0.001}
 TRAININGS = {
@@ -87,27 +87,27 @@ TRAININGS = {
     "farma": Training("farma", {**_VOCABULARY, "options": {"weight": 0.1}}, pairs=True),
     "genarm": Training("genarm", {"learning_rate": 5e-4, "options": {"beta": 0.3}}, pairs=True),
 }
-"""One pass over the rollouts, or over the pairs, as `trimtab_lab.worlds.build` has it."""
+"""One epoch over the rollouts or pairs, unless the settings change `trimtab_lab.worlds.build`."""
 
 SUMS: Mapping[str, Mapping[str, float]] = {
     "reviews": {"sentiment": 0.5, "formality": 0.5},
     "digest": {"attribution": 1 / 3, "main_idea": 1 / 3, "conciseness": 1 / 3},
 }
-"""World → the rewards that methods of the target `composed` are after, with weights."""
+"""World → the rewards of the target `composed`, with weights."""
 DIALS: Mapping[str, str] = {"reviews": "brevity", "digest": "conciseness"}
-"""World → the reward by which a dial makes answers shorter, or longer with a negative β."""
+"""World → the reward of the target `dial`: answers get shorter, or longer at a negative β."""
 COMPOSED, DIAL = "composed", "dial"
 
 
 def trainings(world: str) -> dict[str, Training]:
-    """Of every scorer that a world may need, by name."""
+    """The training of every scorer that a world may need, by name."""
     parts = {part(reward): Training("td-lambda", reward=reward) for reward in SUMS.get(world, ())}
     dial = {DIAL: Training("distribution", reward=DIALS[world])} if world in DIALS else {}
     return TRAININGS | parts | dial
 
 
 def rounds(world: str, name: str) -> int:
-    """How many trainings a scorer's goes on from."""
+    """The number of trainings that a scorer's training continues, one after another."""
     first = trainings(world)[name].refines
     return 0 if first is None else 1 + rounds(world, first)
 
@@ -118,16 +118,16 @@ def part(reward: str) -> str:
 
 
 FINE = (0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0)
-"""Of soft values, which spend more at a strength: at a high β they see the best ends alone."""
+"""For soft values, which spend more KL at the same scaled β: at a high β they approach max R."""
 GREEDY = (1.0, 2.0, 4.0, 8.0)
-SEARCHED = (1.0, 2.0, 4.0)
+SEARCH = (1.0, 2.0, 4.0)
 ONCE = (0.0,)
-"""Of a method that has no strength."""
+"""For a method without β."""
 TUNED = (3.0,)
 TUNED_ONCE = (2.0,)
-TURNS = (-16.0, -8.0, -4.0, -2.0, 2.0, 4.0, 8.0, 16.0)
+DIAL_SETTINGS = (-16.0, -8.0, -4.0, -2.0, 2.0, 4.0, 8.0, 16.0)
 HEAT_KS = (2, 5, 20)
-HEAT_STRENGTHS = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0)
+HEAT_SCALED_BETAS = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0)
 
 _VAS = "Han et al. 2024 (VAS)"
 _PARGS = "Rashid et al. 2024 (PARGS)"
@@ -136,34 +136,41 @@ _CD = "Mudgal et al. 2023 (Controlled Decoding)"
 
 
 _NARROW = ("digest", "tools", "tools-shown", "sums")
-"""Of few words, or of two rewards: elsewhere a histogram a token is larger than its backbone."""
+"""Small vocabulary or few bins: elsewhere one histogram per token is larger than the backbone."""
 
 
-def _search(name: str, source: str, strengths: tuple[float, ...], **search: Any) -> Method:
-    # Candidates by mass, so that the guided draws inside a search are as good as ours.
+def _search(name: str, source: str, scaled_betas: tuple[float, ...], **search: Any) -> Method:
+    # Candidates by mass, as for our own methods.
     return Method(
-        name, source, "td-lambda", 32, 0.99, strengths=strengths, search=search, group="search"
+        name,
+        source,
+        "td-lambda",
+        32,
+        0.99,
+        scaled_betas=scaled_betas,
+        search=search,
+        group="search",
     )
 
 
 def _ours(name: str, what: str = "", mass: float = 0.99, **fields: Any) -> Method:
     source = "Trimtab: return distribution" + what
-    return Method(name, source, name, 32, mass, strengths=FINE, **fields)
+    return Method(name, source, name, 32, mass, scaled_betas=FINE, **fields)
 
 
 _AHEAD: dict[str, Any] = {"worlds": _NARROW, "mass": 0.95}
-"""Where a single slip decides, unlikely tokens seldom are worth their risk."""
+"""A single mistake decides the reward there, so unlikely tokens are excluded."""
 
 
 _LISTED = (
-    Method("base", "π0 itself", strengths=ONCE, group="base"),
-    Method("top-k 10", "Fan et al. 2018", strengths=ONCE),
-    Method("top-k 50", "Fan et al. 2018", k=50, strengths=ONCE),
-    Method("args-greedy", _ARGS, "bradley-terry-full", temperature=0.0, strengths=GREEDY),
+    Method("base", "π0 itself", scaled_betas=ONCE, group="base"),
+    Method("top-k 10", "Fan et al. 2018", scaled_betas=ONCE),
+    Method("top-k 50", "Fan et al. 2018", k=50, scaled_betas=ONCE),
+    Method("args-greedy", _ARGS, "bradley-terry-full", temperature=0.0, scaled_betas=GREEDY),
     Method("args", _ARGS + ", sampled", "bradley-terry-full"),
     Method("pargs", _PARGS, "bradley-terry", stop=3 * STOP),
     Method(
-        "pargs-greedy", _PARGS + ", PARGS-G", "bradley-terry", temperature=0.0, strengths=GREEDY
+        "pargs-greedy", _PARGS + ", PARGS-G", "bradley-terry", temperature=0.0, scaled_betas=GREEDY
     ),
     Method("vas", _VAS + ", tail = mean", "td-lambda", 20, tail="mean"),
     Method("vas-cut", _VAS + ", tail cut", "td-lambda", 20),
@@ -190,18 +197,26 @@ _LISTED = (
     ),
     _search("blockwise", _CD + ", block-wise", ONCE, method="blockwise", n=16, block=8),
     _search("beam", "value-guided beam over blocks", ONCE, method="beam", width=4, expand=4),
-    _search("smc", "Zhao et al. 2024 (twisted SMC)", SEARCHED, method="smc", particles=16),
-    _search("mcts", "Liu et al. 2023 (PPO-MCTS)", SEARCHED[-1:], method="mcts", simulations=16),
-    Method("rl", "RLOO on the exact reward (TRL)", strengths=TUNED, rival="rl", group="rival"),
-    Method("dpo", "Rafailov et al. 2023 (DPO)", strengths=TUNED, rival="dpo", group="rival"),
-    Method("dial", _VAS + ", personalisation", DIAL, 32, 0.99, strengths=TURNS, target="dial"),
+    _search("smc", "Zhao et al. 2024 (twisted SMC)", SEARCH, method="smc", particles=16),
+    _search("mcts", "Liu et al. 2023 (PPO-MCTS)", SEARCH[-1:], method="mcts", simulations=16),
+    Method("rl", "RLOO on the exact reward (TRL)", scaled_betas=TUNED, rival="rl", group="rival"),
+    Method("dpo", "Rafailov et al. 2023 (DPO)", scaled_betas=TUNED, rival="dpo", group="rival"),
+    Method(
+        "dial",
+        _VAS + ", personalisation",
+        DIAL,
+        32,
+        0.99,
+        scaled_betas=DIAL_SETTINGS,
+        target="dial",
+    ),
     Method(
         "composition", _VAS + ", values added up", COMPOSED, 32, 0.99, target="composed", times=4
     ),
     Method(
         "summed-rl",
         "RLOO on the summed reward, as Mo-PPO",
-        strengths=TUNED_ONCE,
+        scaled_betas=TUNED_ONCE,
         rival="rl",
         target="composed",
         group="rival",
@@ -210,7 +225,7 @@ _LISTED = (
     Method(
         "rewarded-soup",
         "Ramé et al. 2023 (Rewarded Soups)",
-        strengths=TUNED_ONCE,
+        scaled_betas=TUNED_ONCE,
         rival="soup",
         target="composed",
         group="rival",
@@ -222,8 +237,10 @@ QUICK = ("base", "top-k 10", "args", "pargs", "vas", "vas-cut", "value-mass")
 
 
 def heat_map(method: Method) -> list[Method]:
-    """The same method with other k, for reward over k × β."""
+    """The same method with other values of k, for reward over k × β."""
     return [
-        replace(method, name=f"{method.name} k={k}", k=k, strengths=HEAT_STRENGTHS, group="grid")
+        replace(
+            method, name=f"{method.name} k={k}", k=k, scaled_betas=HEAT_SCALED_BETAS, group="grid"
+        )
         for k in HEAT_KS
     ]

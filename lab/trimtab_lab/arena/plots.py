@@ -19,7 +19,7 @@ BESIDE = {"fontsize": 7, "loc": "center left", "bbox_to_anchor": (1, 0.5), "fram
 
 
 def style(place: int) -> dict[str, Any]:
-    """The look of the place-th method."""
+    """Colour and marker of the place-th method."""
     return {
         "color": f"C{place % 10}",
         "marker": MARKERS[place // 10 % len(MARKERS)],
@@ -28,7 +28,7 @@ def style(place: int) -> dict[str, Any]:
 
 
 def _sampled(board: Board) -> dict[str, list[Run]]:
-    """Listed methods whose KL is known exactly, greedy ones aside."""
+    """Listed methods whose KL is known exactly, without greedy ones."""
     return {
         name: runs
         for name, runs in board.methods.items()
@@ -42,9 +42,9 @@ def _sampled(board: Board) -> dict[str, list[Run]]:
 def frontier(axes: Any, board: Board) -> None:
     """Reward over KL: the exact optimum, and every method's settings."""
     curve, limit = board.curve(), board.frontier.limit
-    believed = curve["kl"] <= limit
-    axes.plot(curve["kl"][believed], curve["reward"][believed], "k", lw=2, label="exact optimum")
-    axes.plot(curve["kl"][~believed], curve["reward"][~believed], "k:", lw=1)
+    reliable = curve["kl"] <= limit
+    axes.plot(curve["kl"][reliable], curve["reward"][reliable], "k", lw=2, label="exact optimum")
+    axes.plot(curve["kl"][~reliable], curve["reward"][~reliable], "k:", lw=1)
     axes.axvline(limit, color=GREY, linestyle=":", label="limit of its estimate")
     oracle = [one for one in curve["best_of"] if one["kl"] <= 1.25 * limit]
     x, y = ([one[key] for one in oracle] for key in ("kl", "reward"))
@@ -62,12 +62,12 @@ def frontier(axes: Any, board: Board) -> None:
     axes.legend(**BESIDE)
 
 
-def strengths(axes: Any, board: Board) -> None:
-    """Reward over β, in deviations of the scorer."""
+def scaled_betas(axes: Any, board: Board) -> None:
+    """Reward over scaled β."""
     for place, (name, runs) in enumerate(_sampled(board).items()):
         if len(runs) > 1:
             means = [run.reward(board.gold).mean() for run in runs]
-            axes.plot([run.strength for run in runs], means, **style(place), label=name)
+            axes.plot([run.scaled_beta for run in runs], means, **style(place), label=name)
     axes.axhline(board.base_estimate.mean, color=GREY, linestyle=":", label="base")
     axes.set(xlabel="β · deviation of the scorer", ylabel=f"mean {board.gold}", xscale="log")
     axes.legend(**BESIDE)
@@ -91,9 +91,11 @@ def cost(axes: Any, board: Board) -> None:
 def heat_map(axes: Any, board: Board) -> None:
     """Reward over k × β of PARGS (its Table 13)."""
     rows = _by_k(board)
-    common = sorted(set.intersection(*({run.strength for run in runs} for runs in rows.values())))
+    common = sorted(
+        set.intersection(*({run.scaled_beta for run in runs} for runs in rows.values()))
+    )
     table = [
-        [next(r for r in runs if r.strength == s).reward(board.gold).mean() for s in common]
+        [next(r for r in runs if r.scaled_beta == s).reward(board.gold).mean() for s in common]
         for runs in rows.values()
     ]
     shade(axes, np.array(table), [str(k) for k in rows], [f"{s:g}" for s in common])
@@ -101,8 +103,8 @@ def heat_map(axes: Any, board: Board) -> None:
 
 
 def shade(axes: Any, table: Floats, rows: Sequence[str], columns: Sequence[str]) -> None:
-    """Rewards as colours and numbers, [rows, columns]; NaN is left white."""
-    drawn = axes.imshow(table, cmap="viridis", aspect="auto")
+    """Rewards as colours and numbers, [rows, columns]; NaN stays white."""
+    image = axes.imshow(table, cmap="viridis", aspect="auto")
     middle = (np.nanmin(table) + np.nanmax(table)) / 2
     for (i, j), value in np.ndenumerate(table):
         if np.isfinite(value):
@@ -110,7 +112,7 @@ def shade(axes: Any, table: Floats, rows: Sequence[str], columns: Sequence[str])
             axes.text(j, i, f"{value:.2f}", ha="center", va="center", fontsize=8, color=colour)
     axes.set_xticks(range(len(columns)), columns)
     axes.set_yticks(range(len(rows)), rows)
-    axes.figure.colorbar(drawn, ax=axes, label="mean reward")
+    axes.figure.colorbar(image, ax=axes, label="mean reward")
 
 
 def _by_k(board: Board) -> dict[int, list[Run]]:
@@ -125,35 +127,36 @@ def _by_k(board: Board) -> dict[int, list[Run]]:
 
 
 def dial(axes: Any, runs: Sequence[Run]) -> None:
-    """Mean words per answer ± s.e. over prompts, against β."""
-    runs = sorted(runs, key=lambda run: run.strength)
+    """Mean words per answer ± s.e. over prompts, over scaled β."""
+    runs = sorted(runs, key=lambda run: run.scaled_beta)
     words = [stats.estimate(np.asarray(run.words, dtype=float).mean(1)) for run in runs]
     errors = [one.standard_error or 0.0 for one in words]
-    strengths = [run.strength for run in runs]
-    axes.errorbar(strengths, [one.mean for one in words], errors, marker="o", capsize=3)
+    means = [one.mean for one in words]
+    axes.errorbar([run.scaled_beta for run in runs], means, errors, marker="o", capsize=3)
     axes.set(xlabel="β · deviation of the scorer", ylabel="words per answer ± s.e.")
 
 
 PLOTS: dict[str, Callable[[Any, Board], None]] = {
     "frontier": frontier,
-    "strengths": strengths,
+    "strengths": scaled_betas,
     "cost": cost,
 }
+"""By file name."""
 
 
-def draw(boards: Sequence[Board], turns: Sequence[Run], out: Path) -> None:
-    """Write the plots that there are runs for; those of a second board bear its reward's name."""
+def draw(boards: Sequence[Board], dial_runs: Sequence[Run], out: Path) -> None:
+    """Write the plots that have runs; file names of a second board end with its reward's name."""
     for board in boards:
         name = "" if board is boards[0] else f"-{board.gold}"
         for kind, plot in PLOTS.items():
             _save(out / f"{kind}{name}.png", plot, board)
     if _by_k(boards[0]):
         _save(out / "heat-map.png", heat_map, boards[0])
-    if turns:
-        _save(out / "dial.png", dial, turns)
+    if dial_runs:
+        _save(out / "dial.png", dial, dial_runs)
 
 
-def _save(path: Path, plot: Callable[[Any, Any], None], shown: Any) -> None:
+def _save(path: Path, plot: Callable[[Any, Any], None], results: Any) -> None:
     figure = Figure(figsize=(8, 5), dpi=110, layout="constrained")
-    plot(figure.add_subplot(), shown)
+    plot(figure.add_subplot(), results)
     figure.savefig(path)

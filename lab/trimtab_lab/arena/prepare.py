@@ -1,4 +1,4 @@
-"""What must be there before methods meet: the base, its rollouts, and a scorer for each method."""
+"""Prepare an arena: the base, its rollouts, and a scorer for each method."""
 
 from collections.abc import Iterable
 from concurrent.futures import as_completed
@@ -14,41 +14,41 @@ from trimtab_lab.arena.task import Task, load
 from trimtab_lab.arena.workers import pool
 
 WORKERS = 2
-"""Trainings at a time, one thread each: two small ones are quicker than one on both cores."""
+"""Concurrent trainings, one thread each: two small ones are faster than one on both cores."""
 
 
-def prepare(task: Task, out: Path, scale: Scale, wanted: Iterable[str]) -> dict[str, Spec]:
-    """The scorers of a task, trained if they are not there: name → path, or what is composed."""
+def prepare(task: Task, out: Path, scale: Scale, required: Iterable[str]) -> dict[str, Spec]:
+    """The scorers of a task, trained if absent: name → path, or the fields of a composed one."""
     from trimtab_lab.worlds import build
 
     out.mkdir(parents=True, exist_ok=True)
-    sums = SUMS.get(task.world.name, {}) if COMPOSED in wanted else {}
-    names = dict.fromkeys([*(name for name in wanted if name != COMPOSED), *map(part, sums)])
-    found = {name: task.scorers[name] for name in names if name in task.scorers}
-    left = [name for name in names if name not in found]
-    if left:
+    sums = SUMS.get(task.world.name, {}) if COMPOSED in required else {}
+    names = dict.fromkeys([*(name for name in required if name != COMPOSED), *map(part, sums)])
+    supplied = {name: task.scorers[name] for name in names if name in task.scorers}
+    trained = [name for name in names if name not in supplied]
+    if trained:
         base = build.build_base(task.world, out)
-        more, each = task.world.practice
+        prompt_factor, completion_factor = task.world.rollout_factors
         build.roll_out(
             task.world,
             base,
             out / "rollouts.jsonl",
-            prompts=scale.rollout_prompts * more,
-            completions=int(scale.completions * each),
+            prompts=scale.rollout_prompts * prompt_factor,
+            completions=int(scale.completions * completion_factor),
             seed=scale.seed,
         )
-    missing = [name for name in left if not (out / "scorers" / name).exists()]
+    missing = [name for name in trained if not (out / "scorers" / name).exists()]
     if missing:
         _train_all(task, out, scale, _with_firsts(task, out, missing))
-    scorers: dict[str, Spec] = {name: str(out / "scorers" / name) for name in left}
+    scorers: dict[str, Spec] = {name: str(out / "scorers" / name) for name in trained}
     if sums:
         path = "+".join(f"{part(name)}:{weight!r}" for name, weight in sums.items())
         scorers[COMPOSED] = {"path": path, "family": "composite"}
-    return found | scorers
+    return supplied | scorers
 
 
 def _with_firsts(task: Task, out: Path, names: list[str]) -> list[str]:
-    """And what they refine, if it is not there; that first."""
+    """The names, after the scorers that they refine if those do not exist."""
     firsts = [trainings(task.world.name)[name].refines for name in names]
     needed = [first for first in firsts if first and not (out / "scorers" / first).exists()]
     before = _with_firsts(task, out, needed) if needed else []
@@ -60,7 +60,7 @@ def _train_all(task: Task, out: Path, scale: Scale, names: list[str]) -> None:
     for name in names:
         refined.setdefault(rounds(task.world.name, name), []).append(name)
     plain = refined.pop(0, [])
-    # The first of each kind writes the data that the others read.
+    # The first training of each kind writes the data that the others read.
     first = {_kind(task, name): name for name in reversed(plain)}
     waves = [list(first.values()), [name for name in plain if name not in first.values()]]
     waves += [refined[n] for n in sorted(refined)]
@@ -79,7 +79,7 @@ def _kind(task: Task, name: str) -> tuple[bool, str | None]:
 
 
 def train(spec: str, out: Path, scale: Scale, name: str) -> None:
-    """One scorer of a task's gold reward; a process of its own calls this."""
+    """Train one scorer of a task; `_train_all` runs this in a worker process."""
     from trimtab_lab.worlds import build
 
     task = load(spec)

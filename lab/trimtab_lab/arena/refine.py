@@ -1,11 +1,11 @@
-"""Answers that a return distribution guided itself, from which it learns what the base seldom says.
+"""Guided answers for refinement: a return distribution guides the base and learns from the answers.
 
-Where the base's chance of a good answer is 1 in 1000, its rollouts hold a handful of them, and the
-upper ends of the histograms, which decide log E exp(β·R), are guesses. Guided answers are good ones
-and near misses; the objective reads them by the strength they were drawn with
-(trimtab_models.objectives.distribution), so base and guided answers fit one and the same histogram.
-The strengths are those at which the optimum would stand `KLS` nats from the base, all prompts
-together, or nearly all of the nats there are.
+If a good answer of the base has a probability of 1/1000, its rollouts hold only a few good answers,
+and the upper ends of the histograms, which decide log E exp(β·R), are inaccurate. Guided answers
+are good or almost good; the objective corrects for the strength at which they were sampled
+(trimtab_models.objectives.distribution), so base and guided answers fit the same histogram. The
+strengths are those at which the optimum over all prompts is `KLS` nats from the base, at most
+`MAX_SHARE` of the largest possible KL.
 """
 
 import os
@@ -25,8 +25,8 @@ from trimtab_lab.worlds import build
 from trimtab_models import data, pretrained
 
 KLS = (1.0, 2.5)
-MOST = 0.8
-"""Share of the nats that the very best answers are from the base: the most that is asked for."""
+MAX_SHARE = 0.8
+"""Maximum KL as a share of the KL of the best answers."""
 
 
 CANDIDATES: dict[str, Any] = {"mass": 0.99, "tail": "mean", "trace": True}
@@ -36,19 +36,19 @@ def strengths(rewards: Sequence[float]) -> list[float]:
     """β at which the optimum over these rewards of the base is `KLS` nats from it."""
     frontier = sampled(np.asarray(rewards, dtype=float)[None])
     kl = frontier.kl[:, 0]
-    wanted = np.minimum(KLS, MOST * kl[-1])
-    return [float(beta) for beta in np.interp(wanted, kl, frontier.beta)]
+    targets = np.minimum(KLS, MAX_SHARE * kl[-1])
+    return [float(beta) for beta in np.interp(targets, kl, frontier.beta)]
 
 
 def guided(task: Task, out: Path, scale: Scale, first: str, reward: str) -> Path:
-    """A file of what a scorer was trained on and of answers that it guides; drawn if absent.
+    """A file with the training data of a scorer and answers that it guided; sampled if absent.
 
     Args:
-        task: whose base and training prompts.
+        task: has the base and the training prompts.
         out: the arena's directory.
-        scale: how many answers: `scale.guided` to each prompt, a half at each strength.
+        scale: `scale.guided` answers to each prompt, half of them at each strength.
         first: name of the scorer, a return distribution.
-        reward: what labels them.
+        reward: name of the reward that labels the answers.
     """
     path = out / "data" / f"{reward}-by-{first}.jsonl"
     if path.exists():
@@ -58,16 +58,16 @@ def guided(task: Task, out: Path, scale: Scale, first: str, reward: str) -> Path
     earlier = trainings(task.world.name)[first].refines
     known = data.read(guided(task, out, scale, earlier, reward)) if earlier else rollouts
     seed = scale.seed + 1 + len(betas) * rounds(task.world.name, first)
-    drawn = _draw(task, out, scale, out / "scorers" / first, betas, seed)
+    answers = _sample(task, out, scale, out / "scorers" / first, betas, seed)
     labelled = [
         {**record, "reward": task.world.rewards[reward](record["prompt"], record["completion"])}
-        for record in drawn
+        for record in answers
     ]
     data.write(path, [*known, *labelled])
     return path
 
 
-def _draw(
+def _sample(
     task: Task, out: Path, scale: Scale, scorer: Path, betas: Sequence[float], seed: int
 ) -> list[data.Record]:
     os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
@@ -78,19 +78,19 @@ def _draw(
     tokenizer = pretrained.tokenizer(base)
     texts = world.prompts("train", scale.rollout_prompts, scale.seed)
     prompts = [tokenizer(text, add_special_tokens=False).input_ids for text in texts]
-    drawn = []
-    for at, beta in enumerate(betas):
+    records = []
+    for i, beta in enumerate(betas):
         groups = sampler.sample(
             prompts,
             scale.guided // len(betas),
-            seed=seed + at,
+            seed=seed + i,
             temperature=1.0,
             max_tokens=world.max_tokens,
             params=GuidanceParams(beta=beta, scorers={"scorer": 1.0}, **CANDIDATES),
         )
         for text, ids, group in zip(texts, prompts, groups, strict=True):
-            drawn += [_record(tokenizer, text, ids, one, beta) for one in group]
-    return drawn
+            records += [_record(tokenizer, text, ids, one, beta) for one in group]
+    return records
 
 
 def _record(

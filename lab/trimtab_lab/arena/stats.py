@@ -1,4 +1,4 @@
-"""Statistics of results that share their prompts: everything is per prompt, hence paired."""
+"""Statistics of results on the same prompts: all values are per prompt, so tests are paired."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -36,24 +36,24 @@ class Paired:
 
 
 def paired(better: Floats, worse: Floats, seed: int = 0) -> Paired:
-    """How much `better` is above `worse`, [prompts] each, and the test that it is.
+    """The difference `better` − `worse`, [prompts] each, and a test that it is above 0.
 
-    p is Wilcoxon's signed-rank test's, that the differences are centred at 0 or below.
+    p is from Wilcoxon's signed-rank test, for differences centred at 0 or below.
     """
     d = better - worse
     mean = float(d.mean())
-    if np.ptp(d) == 0:  # nothing varies: no rank, no resample
+    if np.ptp(d) == 0:  # all differences are equal: ranks and resamples are undefined
         return Paired(mean, mean, mean, 1.0 if mean <= 0 else 0.5 ** len(d), len(d))
     interval = stats.bootstrap(
         (d,), np.mean, n_resamples=RESAMPLES, method="percentile", rng=np.random.default_rng(seed)
     ).confidence_interval
-    # Means of several answers tie exactly only where nothing differs; these pairs say nothing.
+    # Means of several answers tie exactly only if all answers tie; such pairs carry no information.
     p = stats.wilcoxon(d, alternative="greater", method="asymptotic", zero_method="wilcox").pvalue
     return Paired(mean, float(interval.low), float(interval.high), float(p), len(d))
 
 
 def holm(p: Sequence[float]) -> list[float]:
-    """Holm's step-down: p-values of a family of tests, made to hold for all of them at once.
+    """Holm's step-down correction: p-values of a family of tests, valid for all of them together.
 
     p'_(i) = max_{j ≤ i} min(1, (m − j + 1)·p_(j))
     """
@@ -66,13 +66,13 @@ def holm(p: Sequence[float]) -> list[float]:
 
 
 def at_kl(points: Sequence[tuple[Floats, Floats]], kl: float) -> Floats | None:
-    """Each prompt's reward where a method's mean KL is `kl`, read between its settings: [prompts].
+    """Each prompt's reward at a mean KL of `kl`, interpolated between settings: [prompts].
 
-    Linear in √KL, in which the frontier is nearly straight at its beginning. A method whose
-    settings all stay below `kl` is taken at the last: it may spend less. None if all are above.
+    Linear in √KL, because the frontier is nearly straight in √KL near 0. If all settings are below
+    `kl`, the one of highest KL is used: a method may spend less. None if all are above.
 
     Args:
-        points: (rewards, kl) of each setting, [prompts] each, the base among them if KL 0 counts.
+        points: (rewards, kl) of each setting, [prompts] each; include the base for KL 0.
         kl: nats.
     """
     roots = np.sqrt([spent.mean() for _, spent in points])
@@ -89,5 +89,5 @@ def at_kl(points: Sequence[tuple[Floats, Floats]], kl: float) -> Floats | None:
 
 
 def wins(ours: Floats, theirs: Floats) -> dict[str, float]:
-    """Shares of wins and ties of answers compared one by one: [prompts, answers] each."""
+    """Shares of wins and ties, answer by answer: [prompts, answers] each."""
     return {"win": float((ours > theirs).mean()), "tie": float((ours == theirs).mean())}

@@ -1,7 +1,7 @@
-"""A sweep: β and k for somebody's own base, scorers and prompts, chosen on one half of the prompts.
+"""A sweep: recommend β and k for the user's own base, scorers and prompts.
 
-What looks best on the prompts it was chosen by looks better than it is. So the recommendation is
-made on one half, and what is said of it is measured on the other.
+The best setting looks better than it is on the prompts that chose it. So one half of the prompts
+chooses the setting, and the other half measures it.
 """
 
 import json
@@ -30,14 +30,14 @@ KS = (5, 10, 20, 40)
 LADDER = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0)
 SUM, REWARD = "sum", "reward"
 BY_MASS = Method("mass 0.99", "candidates by mass", SUM, 32, 0.99)
-LEAST_PROMPTS = 8
+MIN_PROMPTS = 8
 MADE_BY = {"command": "sweep"}
 LEVEL = 0.05
 
 
 @dataclass(frozen=True)
 class Advice:
-    """The setting recommended, and what it did on prompts that it was not chosen by."""
+    """The recommended setting, and its results on the held-out prompts."""
 
     candidates: str
     beta: float
@@ -72,25 +72,24 @@ def sweep(
     """Run k × β, recommend a setting, and write results.json, sweep.md and heat-map.png to `out`.
 
     Args:
-        task: of the user's own; its gold reward judges.
+        task: the user's task; its gold reward judges.
         model: the base.
         scorers: all of them steer, each with weight 1.
-        out: where to; settings that are there already are not run again.
-        scale: how many prompts and answers, and the ladder of strengths.
-        kl: the most nats per answer that the recommended setting may spend; the best reward
-            whatever it spends, if absent.
-        command: what was typed.
+        out: output directory; existing runs in it are reused.
+        scale: numbers of prompts and answers, and the ladder of scaled β.
+        kl: maximum nats per answer of the recommended setting; None: no maximum.
+        command: the command line, for the report.
 
     Raises:
-        TrimtabError: too few prompts, or no setting within the budget.
+        TrimtabError: too few prompts, or no setting is within the budget.
         InTheWay: (an OSError) `out` holds something else.
     """
     weights = {"path": "+".join(f"{name}:1" for name in scorers), "family": "composite"}
     bench = Bench(task, model, {**scorers, SUM: weights}, scale, out)
-    if len(bench.prompts) < LEAST_PROMPTS:
+    if len(bench.prompts) < MIN_PROMPTS:
         raise TrimtabError(
-            f"there are {len(bench.prompts)} different prompts; give {LEAST_PROMPTS} at least, for "
-            "one half chooses and the other judges."
+            f"there are {len(bench.prompts)} different prompts; at least {MIN_PROMPTS} are needed, "
+            "because one half chooses the setting and the other half measures it."
         )
     out = outputs.claim(out, MADE_BY)
     methods = [Method(f"k = {k}", "k", SUM, k) for k in KS] + [BY_MASS]
@@ -111,7 +110,7 @@ def sweep(
 
 
 def recommend(base: Run, settings: Sequence[Run], kl: float | None) -> Advice:
-    """Choose on the prompts of even number, report on the others.
+    """Choose a setting on the prompts of even index, and measure it on the others.
 
     Raises:
         TrimtabError: no setting is within the budget.

@@ -1,11 +1,11 @@
-"""What an arena is held on: a world of ours by name, or a YAML file about one's own model.
+"""The task of an arena: a built-in world by name, or a YAML file about the user's own model.
 
 name: support                  base: ./base or a hub name
-prompts: {train: a.jsonl, test: b.jsonl}        files as of `trimtab rollout`
-rewards: {helpful: module:function}             specifications as of `trimtab rollout --reward`
+prompts: {train: a.jsonl, test: b.jsonl}        files as for `trimtab rollout`
+rewards: {helpful: module:function}             specifications as for `trimtab rollout --reward`
 gold: helpful                  supports: {helpful: [0, 1]}     bins: 25      max_tokens: 256
-scorers: {distribution: ./mine}                 trained already; others are trained here
-methods: [base, pargs, distribution]            all, if absent
+scorers: {distribution: ./mine}                 already trained; others are trained here
+methods: [base, pargs, distribution]            default: all
 engine: {dtype: bfloat16}                       vLLM's options
 """
 
@@ -39,21 +39,21 @@ ENGINE: Mapping[str, Any] = {
 
 @dataclass(frozen=True)
 class Task:
-    """A world, and how it is run."""
+    """A world, and how the arena runs on it."""
 
     spec: str
     """The world's name, or the path of the file."""
     world: World
     scorers: Mapping[str, str] = field(default_factory=dict)
-    """Scorers that are there already: name of a training → path."""
+    """Scorers that exist already: name of a training → path."""
     methods: Sequence[str] | None = None
     engine: Mapping[str, Any] = field(default_factory=lambda: ENGINE)
     judge: str | None = None
-    """Specification of a judge that compares answers with the base's."""
+    """Specification of a judge that compares answers with the base's answers."""
 
 
 class Config(BaseModel):
-    """The YAML file; paths are relative to where the command is given."""
+    """The YAML file; paths are relative to the working directory."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -62,7 +62,7 @@ class Config(BaseModel):
     prompts: dict[str, Path]
     rewards: dict[str, str] = Field(min_length=1)
     gold: str
-    supports: dict[str, tuple[float, float]] = Field(description="of each reward that is trained")
+    supports: dict[str, tuple[float, float]] = Field(description="of each trained reward")
     bins: int = Field(25, ge=2)
     max_tokens: int = Field(128, ge=1)
     scorers: dict[str, str] = {}
@@ -75,27 +75,27 @@ class Config(BaseModel):
         if self.gold not in self.rewards:
             raise ValueError(f"gold must be one of the rewards: {', '.join(self.rewards)}")
         if self.gold not in self.supports:
-            raise ValueError(f"supports must tell the lowest and highest value of {self.gold}")
+            raise ValueError(f"supports must hold the lowest and highest value of {self.gold}")
         if set(self.prompts) != {"train", "test"}:
             raise ValueError("prompts must name two files, train and test")
         if self.name in WORLDS:
-            raise ValueError(f"{self.name} is a world of ours; choose another name")
-        for kind, given, known in (
+            raise ValueError(f"{self.name} is a built-in world; choose another name")
+        for kind, names, known in (
             ("method", self.methods or (), METHODS),
             ("scorer", self.scorers, TRAININGS),
         ):
-            if unknown := sorted(set(given) - set(known)):
+            if unknown := sorted(set(names) - set(known)):
                 raise ValueError(
-                    f"no such {kind}: {', '.join(unknown)}; there are {', '.join(known)}"
+                    f"no such {kind}: {', '.join(unknown)}; expected one of {', '.join(known)}"
                 )
         return self
 
 
 def load(spec: str) -> Task:
-    """A task by a world's name or from a file.
+    """A task from a world's name or from a YAML file.
 
     Raises:
-        TrimtabError: there is no such world, or the file is wrong; the message says how.
+        TrimtabError: there is no such world, or the file is invalid; the message says why.
     """
     if spec in WORLDS:
         return Task(spec, _with_sum(WORLDS[spec]))
@@ -103,7 +103,7 @@ def load(spec: str) -> Task:
 
 
 def name(spec: str) -> str:
-    """The name of a task's world; nothing is loaded for it.
+    """The name of a task's world, without loading the world.
 
     Raises:
         as `load`.
@@ -115,21 +115,21 @@ def _config(spec: str) -> Config:
     path = Path(spec)
     if path.suffix not in (".yaml", ".yml"):
         raise TrimtabError(
-            f"there is no world {spec!r}; the worlds are {', '.join(WORLDS)}. For your own model "
-            "give a file.yaml."
+            f"there is no world {spec!r}; the worlds are {', '.join(WORLDS)}. For your own model, "
+            "name a YAML file."
         )
     try:
         return Config.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
     except (OSError, yaml.YAMLError) as error:
         raise TrimtabError(f"{path}: {' '.join(str(error).split())}") from None
     except ValidationError as error:
-        faults = error.errors(include_url=False, include_context=False, include_input=False)
-        problems = "; ".join(f"{'.'.join(map(str, f['loc'])) or 'it'}: {f['msg']}" for f in faults)
+        errors = error.errors(include_url=False, include_context=False, include_input=False)
+        problems = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'it'}: {e['msg']}" for e in errors)
         raise TrimtabError(f"{path}: {problems}.") from None
 
 
 def _with_sum(world: World) -> World:
-    """The world with the reward that composed methods are after, R = Σ_i w_i·R_i."""
+    """The world with the reward of composed methods added, R = Σ_i w_i·R_i."""
     if world.name not in SUMS:
         return world
     parts = {world.rewards[name]: weight for name, weight in SUMS[world.name].items()}
@@ -164,18 +164,18 @@ def own_world(
     max_tokens: int,
     **fields: Any,
 ) -> World:
-    """A world of somebody's own.
+    """A world of the user's own model, prompts and rewards.
 
     Args:
         name: of the world.
         base: directory or hub name.
-        prompts: files of each split.
-        specs: of each reward, as of `trimtab rollout --reward`.
-        max_tokens: most tokens of an answer.
+        prompts: split → file of prompts.
+        specs: specification of each reward, as for `trimtab rollout --reward`.
+        max_tokens: maximum tokens of an answer.
         fields: gold, supports and bins of a World.
 
     Raises:
-        TrimtabError, RewardError, OSError: what cannot be read or loaded.
+        TrimtabError, RewardError, OSError: a model, file or reward cannot be read or loaded.
     """
     try:
         tokenizer = pretrained.tokenizer(base)
@@ -185,13 +185,13 @@ def own_world(
     lines: dict[str, list[dict[str, Any]]] = defaultdict(list)
     texts: dict[str, list[str]] = {}
     for split, path in prompts.items():
-        found = read(path, tokenizer)
+        read_prompts = read(path, tokenizer)
         if longest is not None:
-            check_lengths([(p.place, len(p.token_ids)) for p in found], max_tokens, longest)
-        texts[split] = [tokenizer.decode(prompt.token_ids) for prompt in found]
-        for text, prompt in zip(texts[split], found, strict=True):
+            check_lengths([(p.place, len(p.token_ids)) for p in read_prompts], max_tokens, longest)
+        texts[split] = [tokenizer.decode(prompt.token_ids) for prompt in read_prompts]
+        for text, prompt in zip(texts[split], read_prompts, strict=True):
             lines[text].append({**prompt.fields, "prompt": prompt.content})
-        _tell(path, tokenizer, found, texts[split])
+        _warn(path, tokenizer, read_prompts, texts[split])
     fields_of = {text: shared(records) for text, records in lines.items()}
 
     def choose(split: str, n: int, seed: int) -> list[str]:
@@ -209,24 +209,28 @@ def own_world(
     )
 
 
-def _tell(path: Path, tokenizer: Any, found: Sequence[RolloutPrompt], texts: Sequence[str]) -> None:
-    """Log how many prompts are not judged, or not as they were given."""
-    if doubled := len(texts) - len(set(texts)):
-        log.warning("%s: %d of %d prompts are left out: others again.", path, doubled, len(texts))
-    again = tokenizer(list(texts), add_special_tokens=False).input_ids
-    unlike = sum(ids != prompt.token_ids for ids, prompt in zip(again, found, strict=True))
-    if unlike:
+def _warn(
+    path: Path, tokenizer: Any, prompts: Sequence[RolloutPrompt], texts: Sequence[str]
+) -> None:
+    """Log how many prompts are duplicates, and how many have other token ids than their text."""
+    if duplicates := len(texts) - len(set(texts)):
+        log.warning("%s: %d of %d prompts are duplicates; ignored.", path, duplicates, len(texts))
+    encoded = tokenizer(list(texts), add_special_tokens=False).input_ids
+    differing = sum(ids != prompt.token_ids for ids, prompt in zip(encoded, prompts, strict=True))
+    if differing:
         log.warning(
-            "%s: %d of %d prompts have token ids that their text does not; the text is read.",
+            "%s: %d of %d prompts have token ids that differ from those of their text; the text "
+            "is used.",
             path,
-            unlike,
+            differing,
             len(texts),
         )
 
 
 def _reward(spec: str, fields: Mapping[str, Mapping[str, Any]]) -> Callable[[str, str], float]:
-    """A reward by its specification, as a function of texts; what all lines of its prompt say
-    comes with it.
+    """A reward by its specification, as a function of texts.
+
+    It also gets the fields that all lines of the prompt share.
     """
     reward = rewards.load(spec)
 

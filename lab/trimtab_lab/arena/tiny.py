@@ -1,4 +1,4 @@
-"""`trimtab arena tiny`: every token-level decoder and best-of-N, exactly, beside the optimum."""
+"""`trimtab arena tiny`: token-level decoders and best-of-N, compared exactly with the optimum."""
 
 import json
 import math
@@ -24,15 +24,15 @@ from trimtab_models.outputs import put
 NAME = "tiny"
 BETAS = (0.5, 1.0, 2.0, 4.0, 8.0)
 SHARPNESS = 2.0
-"""Of the judge whose preferences PARGS's scorer sums up."""
+"""Of the judge whose preferences PARGS's scorer fits."""
 ALL: dict[str, Any] = {"k": 4, "mass": 1.0}
 PAPER: dict[str, Any] = {"k": 2, "mass": 1.0}
-"""Half of the vocabulary, as k = 10 is a part of a real one."""
+"""Half of the vocabulary, as the papers' k = 10 is a part of a real one."""
 
 
 @dataclass(frozen=True)
 class Exact:
-    """One decoder at one strength; rewards and nats are expectations, not estimates."""
+    """One decoder at one setting; rewards and nats are expectations, not estimates."""
 
     method: str
     setting: str
@@ -40,17 +40,17 @@ class Exact:
     reward: float
     kl: float
     optimum: float
-    """Reward of the exact optimum at the same KL; the highest there is, beyond its largest KL."""
+    """Reward of the exact optimum at the same KL; above its largest KL, the highest reward."""
     efficiency: float | None
     """Gain over the base ÷ the optimum's gain at this KL; None at a KL of 0."""
 
 
 def scores(tiny: Tiny) -> Mapping[str, tuple[Score, dict[str, Any], float]]:
-    """By method: what its scorer converges to, its candidates, and its temperature."""
+    """By method: the limit that its scorer converges to, its candidates, and its temperature."""
     partial = dict(zip(tiny.states, bradley_terry(tiny, SHARPNESS).tolist(), strict=True))
 
     def whole(x: Any, y: Any, c: float) -> float:
-        # A reward model of whole answers, shown a prefix, takes it for one.
+        # A reward model of whole answers scores a prefix as if it were a whole answer.
         return reward(x, y)
 
     def pargs(x: Any, y: Any, c: float) -> float:
@@ -77,29 +77,29 @@ def scores(tiny: Tiny) -> Mapping[str, tuple[Score, dict[str, Any], float]]:
 
 
 def best_of(tiny: Tiny, n: int) -> Tensor:
-    """Probabilities of the best of n answers of the base, [finals]; ties by the base's odds."""
-    found = []
+    """Probabilities of the best of n answers of the base, [finals]; ties by base probability."""
+    parts = []
     for p, rewards in zip(
         tiny.probabilities.view(len(PROMPTS), -1),
         tiny.rewards.view(len(PROMPTS), -1),
         strict=True,
     ):
-        most = (p * (rewards[None] <= rewards[:, None] + 1e-12)).sum(1)  # P(R ≤ R(y))
+        at_most = (p * (rewards[None] <= rewards[:, None] + 1e-12)).sum(1)  # P(R ≤ R(y))
         equal = (p * ((rewards[None] - rewards[:, None]).abs() <= 1e-12)).sum(1)
-        found.append((most**n - (most - equal).clamp(min=0) ** n) * p / equal)
-    return torch.cat(found)
+        parts.append((at_most**n - (at_most - equal).clamp(min=0) ** n) * p / equal)
+    return torch.cat(parts)
 
 
 def run(tiny: Tiny) -> list[Exact]:
-    """Every method at every strength."""
+    """Every method at every β."""
     base = mean_reward(tiny, tiny.probabilities)
 
     def judge(method: str, setting: str, beta: float | None, p: Tensor, kl: float) -> Exact:
-        got = mean_reward(tiny, p)
+        mean = mean_reward(tiny, p)
         at = beta_at(tiny, kl)
         best = mean_reward(tiny, optimum(tiny, min(at, 1e4))[0])
-        share = (got - base) / (best - base) if kl > 1e-6 else None
-        return Exact(method, setting, beta, got, kl, best, share)
+        share = (mean - base) / (best - base) if kl > 1e-6 else None
+        return Exact(method, setting, beta, mean, kl, best, share)
 
     results = [judge("base", "", None, tiny.probabilities, 0.0)]
     cut, kl = decode(tiny, lambda x, y, c: 0.0, GuidanceParams.parse({"beta": 1.0, **PAPER}))
@@ -116,8 +116,8 @@ def run(tiny: Tiny) -> list[Exact]:
     return results
 
 
-def hold(out: Path, command: str) -> None:
-    """Write results.json, leaderboard.md and frontier.png; seconds, without any sampling.
+def compare(out: Path, command: str) -> None:
+    """Run all methods; write results.json, leaderboard.md and frontier.png (takes seconds).
 
     Raises:
         InTheWay: (an OSError) the directory holds something else.
@@ -152,7 +152,7 @@ def table(results: list[Exact]) -> str:
 
 
 def draw(results: list[Exact], path: Path) -> None:
-    """Reward over KL, each method's strengths joined."""
+    """Plot reward over KL, with a line through the settings of each method."""
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     axes = figure.subplots()
     tiny = Tiny()
@@ -165,8 +165,8 @@ def draw(results: list[Exact], path: Path) -> None:
         label="exact optimum",
     )
     for place, method in enumerate(dict.fromkeys(one.method for one in results)):
-        mine = sorted((one.kl, one.reward) for one in results if one.method == method)
-        axes.plot(*zip(*mine, strict=True), label=method, **style(place))
+        points = sorted((one.kl, one.reward) for one in results if one.method == method)
+        axes.plot(*zip(*points, strict=True), label=method, **style(place))
     axes.set(xlabel="KL to the base, nats per answer", ylabel="mean reward", xlim=(0, 2.4))
     axes.legend(**BESIDE)
     figure.savefig(path, dpi=130)

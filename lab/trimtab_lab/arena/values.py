@@ -1,10 +1,10 @@
-"""Does a better fit of values make better answers? Each value scorer's error, against its reward.
+"""Does a better fit of values give better answers? Compare each value scorer's error and reward.
 
     MSE = mean over answers, and prefixes y^{1:t} of each, of (V(x, y^{1:t}) − R(x, y))²
 
-on fresh answers of the base to the test prompts. The returns' own variance is in it, the same for
-every scorer, so its order is that of the distance to the true value (VAS finds that less of
-it goes with more reward).
+on new answers of the base to the test prompts. It includes the variance of the returns, which is
+the same for every scorer, so it orders scorers by their distance to the true value. VAS reports
+that a smaller error goes with a higher reward.
 """
 
 import json
@@ -26,49 +26,49 @@ from trimtab_models.rows import Rollout
 from trimtab_models.scoring import prefix_scores
 
 ANSWERS = 16
-CURE = "remove it to measure again"
-FEWEST = 4
-"""Scorers, for a correlation to say anything."""
+REMEDY = "remove it to measure again"
+MIN_SCORERS = 4
+"""Minimum number of scorers for a meaningful correlation."""
 
 
 def errors(
     world: World, base: Path, scorers: Mapping[str, Any], prompts: Sequence[str], path: Path
 ) -> dict[str, float]:
-    """MSE of each scorer that is a value of the gold reward, by its name; kept in `path`.
+    """MSE of each scorer that is a value of the gold reward, by name; stored in `path`.
 
     Args:
-        world: whose gold reward.
+        world: the world, with its gold reward.
         base: the base model's directory.
-        scorers: name → path; those given as fields are no values of one reward.
+        scorers: name → path; scorers described by fields are not values of one reward.
         prompts: test prompts.
-        path: a JSON file; what it holds is not measured again.
+        path: a JSON file; scorers in it are not measured again.
 
     Raises:
-        Damaged: (a ValueError) the file is not what was written.
+        Damaged: (a ValueError) the file is damaged.
     """
-    found = outputs.read(path, dict[str, float], CURE) if path.exists() else {}
+    measured = outputs.read(path, dict[str, float], REMEDY) if path.exists() else {}
     used = {method.scorer for method in METHODS.values() if method.target == "gold"}
-    asked = {
+    valued = {
         name: spec
         for name, spec in scorers.items()
         if name in used and isinstance(spec, str) and checkpoint.read_info(spec).is_value
     }
-    left = {name: spec for name, spec in asked.items() if name not in found}
-    if left:
+    missing = {name: spec for name, spec in valued.items() if name not in measured}
+    if missing:
         tokenizer = pretrained.tokenizer(base)
         answers = _answers(world, base, tokenizer, prompts)
-        for name, spec in left.items():
+        for name, spec in missing.items():
             model, info = checkpoint.load(spec)
             scores = prefix_scores(model, info, answers, tokenizer.pad_token_id or 0)
             gaps = [((v - a.label) ** 2).mean() for v, a in zip(scores, answers, strict=True)]
-            found[name] = float(torch.stack(gaps).mean())
-        outputs.put(path, json.dumps(found) + "\n")
-    return {name: found[name] for name in asked}
+            measured[name] = float(torch.stack(gaps).mean())
+        outputs.put(path, json.dumps(measured) + "\n")
+    return {name: measured[name] for name in valued}
 
 
 def _answers(world: World, base: Path, tokenizer: Any, prompts: Sequence[str]) -> list[Rollout]:
     model = networks.build("language", base, dtype=torch.float32)
-    drawn = rollouts.sample(
+    records = rollouts.sample(
         model, tokenizer, [*prompts] * ANSWERS, seed=1, most_tokens=world.max_tokens
     )
     reward = world.rewards[world.gold]
@@ -76,14 +76,14 @@ def _answers(world: World, base: Path, tokenizer: Any, prompts: Sequence[str]) -
         Rollout(
             r["prompt_token_ids"], r["completion_token_ids"], reward(r["prompt"], r["completion"])
         )
-        for r in drawn
+        for r in records
     ]
 
 
-def foretold(board: Board, mse: Mapping[str, float]) -> dict[str, Any] | None:
-    """Spearman's ρ of MSE and reward at equal KL over methods with values; None with few of them.
+def correlation(board: Board, mse: Mapping[str, float]) -> dict[str, Any] | None:
+    """Spearman's ρ of MSE and reward at equal KL over methods with values; None if they are few.
 
-    The p is one-sided, that ρ < 0, by permutation: exact for so few.
+    p is one-sided, for ρ < 0, from a permutation test, which is exact for few methods.
     """
     rows = []
     for name, runs in board.methods.items():
@@ -94,7 +94,7 @@ def foretold(board: Board, mse: Mapping[str, float]) -> dict[str, Any] | None:
         at = at_kl([base, *((run.reward(board.gold), run.spent) for run in runs)], board.kl)
         if at is not None:
             rows.append({"method": name, "mse": mse[scorer], "reward": float(at.mean())})
-    if len(rows) < FEWEST:
+    if len(rows) < MIN_SCORERS:
         return None
     x, y = ([row[key] for row in rows] for key in ("mse", "reward"))
 

@@ -1,4 +1,4 @@
-"""Processes of an arena's own: they end with it, however it ends."""
+"""Worker processes of an arena; they end when it ends, even if it is killed."""
 
 import multiprocessing
 import os
@@ -10,9 +10,9 @@ from trimtab import orphans
 
 
 def pool(count: int, log: Path | None = None) -> ProcessPoolExecutor:
-    """Processes for so many pieces of work at a time.
+    """A pool of `count` worker processes.
 
-    log: where each works with one thread, and this file takes its bars and logs.
+    log: if set, each worker uses one thread and writes its bars and logs to this file.
     """
     spawn = multiprocessing.get_context("spawn")
     return ProcessPoolExecutor(count, spawn, _begin, (os.getpid(), log))
@@ -20,7 +20,7 @@ def pool(count: int, log: Path | None = None) -> ProcessPoolExecutor:
 
 def _begin(owner: int, log: Path | None) -> None:
     orphans.watch(owner)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C at a terminal: the owner ends us
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # on Ctrl-C, the owner ends its workers
     if log is None:
         return
     import torch

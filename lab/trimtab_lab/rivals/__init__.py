@@ -1,9 +1,9 @@
 """Rivals of guidance: the base itself tuned for a reward, by RL or DPO, and soups of such policies.
 
-rl.py           on-policy RL, on one reward or on a weighted sum of several (as Mo-PPO's)
-train.py        a policy in a world's directory, by RL or by DPO
-soups.py        Rewarded Soups: the mean of the weights of policies, each tuned for its own reward
-divergence.py   how far a policy is from the base, exactly at every step
+rl.py           on-policy RL, on one reward or on a weighted sum of several (as in Mo-PPO)
+train.py        train a policy in a world's directory, by RL or DPO
+soups.py        Rewarded Soups: the mean of the weights of policies, each tuned for one reward
+divergence.py   KL from the base to a policy, exact at every step
 """
 
 from trimtab_lab.rivals.divergence import divergence

@@ -15,14 +15,14 @@ def divergence(
 ) -> Tensor:
     """Σ_t KL(π(· | x, y^{1:t−1}) ‖ π0(· | x, y^{1:t−1})) of every completion, in nats.
 
-    Over completions drawn from the policy its mean is KL(π ‖ π0) of whole answers, without bias
-    and with less noise than the mean of log π(y | x) − log π0(y | x).
+    Its mean over completions of the policy is an unbiased estimate of KL(π ‖ π0) of whole answers,
+    with less noise than the mean of log π(y | x) − log π0(y | x).
 
     Args:
-        policy, base: language models of one vocabulary, in evaluation mode, on one device.
-        rollouts: prompts and completions, each completion with its EOS if it came to one.
+        policy, base: language models with one vocabulary, in evaluation mode, on one device.
+        rollouts: prompts and completions, each completion with its EOS if it has one.
         pad_id: any token; it is masked.
-        batch_size: completions in a forward.
+        batch_size: completions per forward.
 
     Returns:
         [rollouts] float64, on the host.

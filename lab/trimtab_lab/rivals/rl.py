@@ -1,13 +1,14 @@
-"""On-policy RL of the language model itself: RLOO, TRL's trainer on exact rewards, with our saves.
+"""On-policy RL of the language model itself: RLOO by TRL's trainer, with exact rewards.
 
-Each step draws n completions of each of some prompts from the policy at temperature 1. With
+Each step samples n completions of each prompt of a batch from the policy at temperature 1. With
 R' = R − (1/β)·log(π/π0)(y | x) of a whole completion, and b the mean R' of the other n − 1,
 
     ∇L = − mean (R' − b)·∇log π(y | x),
 
-an unbiased gradient of E[R] − (1/β)·KL(π ‖ π0), whose maximum is π0·exp(βR)/Z: what guidance at
-this β aims at. Source: Ahmadian et al., "Back to Basics: Revisiting REINFORCE-Style Optimization
-for Learning from Human Feedback in LLMs", section 2.2 and the RLOO estimator of section 3.
+an unbiased gradient of E[R] − (1/β)·KL(π ‖ π0), whose maximum is π0·exp(βR)/Z: the target of
+guidance at this β. Source: Ahmadian et al., "Back to Basics: Revisiting REINFORCE-Style
+Optimization for Learning from Human Feedback in LLMs", section 2.2 and the RLOO estimator of
+section 3.
 """
 
 import warnings
@@ -23,13 +24,13 @@ from trimtab_models.training.saves import SafeTrainer
 from trimtab_models.training.trainer import marks, settings
 
 with warnings.catch_warnings():
-    # TRL imports vLLM if it can, and warns of one it does not know; none is used here.
+    # TRL imports vLLM if present, and warns if it does not know the version; it is not used here.
     warnings.simplefilter("ignore")
     from trl.trainer.rloo_trainer import RLOOTrainer
 
 
 class SafeRLOOTrainer(SafeTrainer, RLOOTrainer):
-    """TRL's trainer with our saves."""
+    """TRL's trainer with resumable saves."""
 
 
 def fit(
@@ -47,13 +48,13 @@ def fit(
     """Tune a language model in place; resumes and raises as `trainer.fit`.
 
     Args:
-        model: a language model loaded from where it lies, for TRL loads π0 from there.
+        model: a language model loaded from a directory, because TRL loads π0 from there.
         tokenizer: of the model.
         prompts: as the model reads them.
         reward: (prompt, completion without special tokens) → R.
         work: the run directory.
         beta: β of the objective, above 0.
-        max_tokens: most tokens of a completion.
+        max_tokens: maximum tokens of a completion.
         fingerprint: as `trainer.fit`.
         fields: of TRL's RLOOConfig (max_steps, num_generations, learning_rate, ...).
     """
@@ -61,12 +62,12 @@ def fit(
     def rewards(prompts: list[str], completions: list[str], **_: Any) -> list[float]:
         return [reward(x, y) for x, y in zip(prompts, completions, strict=True)]
 
-    given = settings(work, validate=False, early_stopping=None, **fields)
+    options = settings(work, validate=False, early_stopping=None, **fields)
     trainer = SafeRLOOTrainer(
         model=model,
         reward_funcs=rewards,
         args=RLOOConfig(
-            **{"bf16": False, "gradient_checkpointing": False, **given},
+            **{"bf16": False, "gradient_checkpointing": False, **options},
             beta=1 / beta,
             temperature=1.0,
             max_completion_length=max_tokens,
@@ -75,7 +76,7 @@ def fit(
         processing_class=tokenizer,
     )
     trainer.fingerprint = (
-        marks(given, prompts, ())
+        marks(options, prompts, ())
         | {"beta": beta, "max_tokens": max_tokens}
         | dict(fingerprint or {})
     )

@@ -1,4 +1,4 @@
-"""A tuned policy in a world's directory: DIR/rivals/NAME, which transformers loads by itself."""
+"""Train a policy in a world's directory: DIR/rivals/NAME, which transformers can load."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,7 +12,7 @@ from trimtab_models import data, networks, pretrained
 from trimtab_models.training import saves
 
 PROMPTS = 1024
-"""Different training prompts of RL."""
+"""Number of training prompts of RL."""
 SETTINGS: dict[str, dict[str, Any]] = {
     "rl": {"max_steps": 160, "per_device_train_batch_size": 64, "num_generations": 8},
     "dpo": {"num_train_epochs": 1, "per_device_train_batch_size": 32},
@@ -30,21 +30,20 @@ def train(
     beta: float,
     **settings: Any,
 ) -> Path:
-    """Tune a world's base for R = Σ_i w_i·R_i; both methods aim at π0·exp(βR)/Z.
+    """Tune a world's base for R = Σ_i w_i·R_i; the target of both methods is π0·exp(βR)/Z.
 
-    DPO's pairs are of folder/rollouts.jsonl, by a judge that prefers with the odds
-    exp(sharpness·ΔR); its own beta is then sharpness / β. A run that was killed goes on, and what
-    is there already is left as it is.
+    DPO's pairs are from folder/rollouts.jsonl, by a judge that prefers with the odds
+    exp(sharpness·ΔR); so DPO's own beta is sharpness / β. A run that was killed resumes, and an
+    existing policy is not changed.
 
     Args:
-        world: which.
+        world: the world.
         folder: the world's directory.
         name: of the policy, under folder/rivals.
         method: "rl" or "dpo".
-        rewards: w_i of each reward, by its name; several make the policy that is trained on
-            their sum.
+        rewards: name → w_i.
         beta: β, above 0.
-        settings: of TRL's RLOOConfig or DPOConfig, over those chosen here.
+        settings: of TRL's RLOOConfig or DPOConfig; they override those chosen here.
 
     Returns:
         Its directory.

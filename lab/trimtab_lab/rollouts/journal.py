@@ -43,9 +43,9 @@ class Journal:
             os.close(self._file)
             raise TrimtabError(f"{path} is being written by another process.") from None
         try:
-            self.records, whole = self._read()
+            self.records, size = self._read()
             self._claim(json.loads(json.dumps(settings)))
-            os.truncate(self._file, whole)
+            os.truncate(self._file, size)
         except BaseException:
             self._close()
             raise
@@ -60,22 +60,22 @@ class Journal:
     def _read(self) -> tuple[list[dict[str, Any]], int]:
         """The complete records and their size in bytes; an incomplete record may follow."""
         content = self.path.read_bytes()
-        whole = content.rfind(b"\n") + 1
+        size = content.rfind(b"\n") + 1
         records = []
-        for number, line in enumerate(content[:whole].splitlines(), 1):
+        for number, line in enumerate(content[:size].splitlines(), 1):
             try:
                 record = json.loads(line)
-                ours = all(isinstance(record[key], int) for key in self._keys)
+                valid = all(isinstance(record[key], int) for key in self._keys)
             except (ValueError, LookupError, TypeError, RecursionError):
-                ours = False
-            if not ours:
-                raise self._not_ours(number)
+                valid = False
+            if not valid:
+                raise self._invalid_line(number)
             records.append(record)
-        if whole < len(content) and content[whole] != ord("{"):
-            raise self._not_ours(len(records) + 1)
-        return records, whole
+        if size < len(content) and content[size] != ord("{"):
+            raise self._invalid_line(len(records) + 1)
+        return records, size
 
-    def _not_ours(self, line: int) -> TrimtabError:
+    def _invalid_line(self, line: int) -> TrimtabError:
         return TrimtabError(
             f"{self.path}, line {line}: not a record of this command; choose another --out, or "
             "remove the line."

@@ -85,7 +85,7 @@ def cut_answers(
 def _labelled(record: Record, vocabulary: int) -> Record:
     """A rollout with token ids; its reward is stored as "reward"."""
     for name in ("prompt", "completion"):
-        if not encoding.given(record, name, vocabulary):
+        if not encoding.stored_ids(record, name, vocabulary):
             raise Fault(f"not a sampled rollout: '{name}_token_ids' is missing")
     return {**record, "reward": formats.reward(record)}
 

@@ -107,7 +107,7 @@ def _prompt(row: Record, tokenizer: Any, vocabulary: int) -> RolloutPrompt:
         raise Fault("'prompt' is empty")
     if isinstance(content, list):
         chats.messages(row, "prompt")  # checked even if the row has token ids
-    ids = encoding.given(row, "prompt", vocabulary)
+    ids = encoding.stored_ids(row, "prompt", vocabulary)
     if ids is None:
         ids = _ids(row, content, tokenizer)
     if not ids:

@@ -1,4 +1,4 @@
-"""Worlds of the arena: small tasks with exact rewards, on which every figure can be checked."""
+"""Worlds of the arena: small tasks with exact rewards, so that every figure can be checked."""
 
 from trimtab_lab.worlds.digest import DIGEST
 from trimtab_lab.worlds.reviews import REVIEWS

@@ -21,15 +21,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("name", choices=WORLDS)
     parser.add_argument("--out", type=Path, required=True, help="the world's directory")
-    given = parser.parse_args(arguments)
-    world = WORLDS[given.name]
-    more, each = world.practice
+    options = parser.parse_args(arguments)
+    world = WORLDS[options.name]
+    prompt_factor, completion_factor = world.rollout_factors
     try:
-        folder = outputs.claim(given.out, {"world": world.name})
+        folder = outputs.claim(options.out, {"world": world.name})
         base = build.build_base(world, folder)
         out = folder / "rollouts.jsonl"
-        count = int(COMPLETIONS * each)
-        build.roll_out(world, base, out, prompts=PROMPTS * more, completions=count)
+        count = int(COMPLETIONS * completion_factor)
+        build.roll_out(world, base, out, prompts=PROMPTS * prompt_factor, completions=count)
     except (OSError, ValueError) as error:
         sys.exit(f"trimtab: {error}")
 

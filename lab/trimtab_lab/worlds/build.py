@@ -1,8 +1,8 @@
-"""A world on disk: its base, labelled rollouts of it, and scorers trained from those.
+"""A world on disk: its base, labelled rollouts of the base, and scorers trained on them.
 
     DIR/base/    DIR/rollouts.jsonl    DIR/scorers/NAME/
 
-What is there is not made again, and a training that was killed goes on where it stopped.
+Existing parts are not made again, and a training that was killed resumes.
 """
 
 from pathlib import Path
@@ -20,11 +20,11 @@ from trimtab_models.training.run import run
 
 DOCUMENTS = 32_000
 PAIRS = 8_000
-SHARPNESS = 4.0  # of the judge of the pairs, over the width of the reward's support
+SHARPNESS = 4.0  # of the judge of the pairs, divided by the width of the reward's support
 
 
 def build_base(world: World, out: Path) -> Path:
-    """The directory of a world's base: the committed one, or out/base, which is trained here."""
+    """The directory of a world's base: the committed one, or out/base, trained if absent."""
     if world.documents is None:
         assert world.base is not None
         return world.base
@@ -37,10 +37,10 @@ def build_base(world: World, out: Path) -> Path:
 def roll_out(
     world: World, base: Path, out: Path, *, prompts: int, completions: int, seed: int = 0
 ) -> None:
-    """Completions of training prompts at temperature 1, as JSON Lines.
+    """Sample completions of training prompts at temperature 1, as JSON Lines.
 
     A record has "prompt" and "completion" as text and as "…_token_ids", and every exact reward
-    under "rewards". Completions of one prompt stand apart, for batches of unlike prompts.
+    under "rewards". Completions of one prompt are not adjacent, so that batches mix prompts.
     """
     if out.exists():
         return
@@ -59,15 +59,15 @@ def _rewards(world: World, record: data.Record) -> dict[str, float]:
 def train(
     world: World, folder: Path, name: str, objective: str, reward: str, **settings: Any
 ) -> Path:
-    """A scorer of one reward from the world's rollouts.
+    """Train one scorer of one reward on the world's rollouts.
 
     Args:
-        world: which.
+        world: the world.
         folder: the world's directory.
         name: of the new checkpoint, under folder/scorers.
-        objective: a name of `trimtab train`.
-        reward: what labels the rollouts.
-        settings: fields of a TrainConfig over those chosen here.
+        objective: an objective of `trimtab train`.
+        reward: name of the reward that labels the rollouts.
+        settings: fields of a TrainConfig; they override those chosen here.
 
     Returns:
         Its directory.
@@ -95,7 +95,7 @@ def train(
 
 
 def _training_data(world: World, folder: Path, objective: str, reward: str) -> Path:
-    """The rollouts with their "reward" set, or pairs of them, as the objective wants."""
+    """The rollouts with "reward" set, or pairs of them, as the objective needs."""
     kind = "rollouts" if objective not in OBJECTIVES else OBJECTIVES[objective]().data
     kind = "pairs" if objective == "dpo" else kind
     path = folder / "data" / f"{reward}-{kind}.jsonl"

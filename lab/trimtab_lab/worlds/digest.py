@@ -1,11 +1,10 @@
-"""digest: five facts, and a one-line summary of true claims, of the main thing, in few words.
+"""digest: a one-line summary of five facts; its claims are true, short, and name the main thing.
 
     summarize mill:closes school:hires mill:expands port:reopens zoo:moves
     mill expands and zoo moves
 
-A fact is a thing and what happens to it; two of the five facts are of one thing, which is what they
-are mostly about. The corpus's summaries often miss it, are of any length, and claim what no fact
-says.
+A fact is a thing and an event; two of the five facts are about the same thing, the main one. The
+summaries of the corpus often omit it, have any length, and claim things that are not in the facts.
 """
 
 import random
@@ -35,25 +34,25 @@ def _claims(text: str) -> list[Claim]:
 
 
 def facts(request: str) -> list[Claim]:
-    """The facts that a request gives."""
+    """The facts of a request."""
     return [tuple(fact.split(":")) for fact in request.removeprefix(ASK).split()]
 
 
 def attribution(prompt: str, completion: str) -> float:
     """Share of the claims that are among the facts."""
-    given, claims = facts(requests.request_of(prompt)), _claims(completion)
-    return sum(claim in given for claim in claims) / len(claims)
+    known, claims = facts(requests.request_of(prompt)), _claims(completion)
+    return sum(claim in known for claim in claims) / len(claims)
 
 
 def main_idea(prompt: str, completion: str) -> float:
-    """1 if some claim is of the thing that the facts are mostly about, else 0."""
+    """1 if a claim is about the main thing, else 0."""
     things = Counter(fact[0] for fact in facts(requests.request_of(prompt)))
     [(main, _)] = things.most_common(1)
     return float(any(claim[:1] == (main,) for claim in _claims(completion)))
 
 
 def conciseness(prompt: str, completion: str) -> float:
-    """1 for one claim of two words, a third less for each further one, down to 0."""
+    """1 for one claim of two words, a third less for each further claim, at least 0."""
     words = sum(map(len, _claims(completion)))
     return max(0.0, min(1.0, 1.0 - (words - 2) / 6))
 
@@ -64,29 +63,29 @@ def gold(prompt: str, completion: str) -> float:
     return sum(part(prompt, completion) for part in parts) / len(parts)
 
 
-def _request(draw: random.Random) -> str:
-    main, *others = draw.sample(THINGS, 4)
-    events = draw.sample(EVENTS, 5)
+def _request(rng: random.Random) -> str:
+    main, *others = rng.sample(THINGS, 4)
+    events = rng.sample(EVENTS, 5)
     things = (main, main, *others)
-    given = [f"{thing}:{event}" for thing, event in zip(things, events, strict=True)]
-    return f"{ASK} {' '.join(draw.sample(given, len(given)))}"
+    listed = [f"{thing}:{event}" for thing, event in zip(things, events, strict=True)]
+    return f"{ASK} {' '.join(rng.sample(listed, len(listed)))}"
 
 
-def _invented(claim: Claim, draw: random.Random) -> Claim:
-    field = draw.randrange(len(FIELDS))
-    return (*claim[:field], draw.choice(FIELDS[field]), *claim[field + 1 :])
+def _invented(claim: Claim, rng: random.Random) -> Claim:
+    field = rng.randrange(len(FIELDS))
+    return (*claim[:field], rng.choice(FIELDS[field]), *claim[field + 1 :])
 
 
-def _summary(request: str, draw: random.Random) -> str:
-    chosen = draw.sample(facts(request), draw.choice(CLAIMS))
-    claims = [_invented(c, draw) if draw.random() < INVENTED else c for c in chosen]
+def _summary(request: str, rng: random.Random) -> str:
+    chosen = rng.sample(facts(request), rng.choice(CLAIMS))
+    claims = [_invented(c, rng) if rng.random() < INVENTED else c for c in chosen]
     return " and ".join(" ".join(claim) for claim in claims)
 
 
 def _documents(n: int, seed: int) -> list[str]:
-    draw = random.Random(seed)
-    asked = requests.stream(_request, "train", draw)
-    return [requests.answered(ask, _summary(ask, draw)) for ask in islice(asked, n)]
+    rng = random.Random(seed)
+    stream = requests.stream(_request, "train", rng)
+    return [requests.answered(text, _summary(text, rng)) for text in islice(stream, n)]
 
 
 _REWARDS = {
@@ -104,5 +103,5 @@ DIGEST = World(
     prompts=lambda split, n, seed: requests.prompts(_request, split, n, seed),
     max_tokens=32,
     documents=_documents,
-    practice=(8, 0.5),
+    rollout_factors=(8, 0.5),
 )

@@ -1,4 +1,4 @@
-"""The base model of a world: a token for each of its words, and a small Llama, from scratch."""
+"""The base model of a world: one token per word, and a small Llama trained from scratch."""
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -22,17 +22,17 @@ SIZES: dict[str, int] = {
     "num_attention_heads": 4,
     "num_key_value_heads": 4,
 }
-# A network this narrow learns to copy several times sooner from larger first weights, and to look
-# a few tokens back from faster rotations.
-START: dict[str, Any] = {
+# In a network this narrow, larger initial weights make copying several times faster to learn, and a
+# smaller rope_theta makes attention to the last few tokens easier to learn.
+INITIAL: dict[str, Any] = {
     "initializer_range": 0.08,
     "rope_parameters": {"rope_type": "default", "rope_theta": 100.0},
 }
-LONGEST = 256  # tokens of a text
+MAX_LENGTH = 256  # tokens of a text
 
 
 def tokenizer_of(texts: Iterable[str]) -> PreTrainedTokenizerFast:
-    """A tokenizer whose words are those of the texts; they stand between spaces."""
+    """A tokenizer with the words of the texts, which are separated by spaces."""
     marks = (*SPECIALS, UNKNOWN)
     spaced = "\n".join(texts)
     for mark in marks:
@@ -48,23 +48,23 @@ def tokenizer_of(texts: Iterable[str]) -> PreTrainedTokenizerFast:
         additional_special_tokens=[SYSTEM, USER, ASSISTANT, TOOL],
         chat_template=CHAT_TEMPLATE,
         padding_side="right",
-        model_max_length=LONGEST,
+        model_max_length=MAX_LENGTH,
         clean_up_tokenization_spaces=False,
     )
 
 
 def _answers(ids: Sequence[int], assistant: int) -> list[int]:
-    """The ids as labels: −100 up to where the last answer begins."""
+    """The ids as labels: −100 before the last answer."""
     start = len(ids) - list(reversed(ids)).index(assistant)
     return [-100] * start + list(ids[start:])
 
 
 def train(texts: Sequence[str], out: Path, **settings: Any) -> None:
-    """The tokenizer and the model of the texts' last answers, written to `out` in float16.
+    """Train a model on the texts' last answers; write it and its tokenizer to `out` in float16.
 
     Args:
         texts: chats, as the chat template renders them.
-        out: the directory; it appears whole. Beside it a killed training is taken up again.
+        out: the directory; it appears only when it is complete. A killed training resumes.
         settings: of `training.fit`.
     """
     tokenizer = tokenizer_of(texts)
@@ -74,13 +74,13 @@ def train(texts: Sequence[str], out: Path, **settings: Any) -> None:
         LlamaConfig(
             vocab_size=len(tokenizer),
             head_dim=32,
-            max_position_embeddings=LONGEST,
+            max_position_embeddings=MAX_LENGTH,
             tie_word_embeddings=True,
             bos_token_id=None,
             eos_token_id=eos,
             pad_token_id=tokenizer.pad_token_id,
             **SIZES,
-            **START,
+            **INITIAL,
         )
     )
 

@@ -1,4 +1,4 @@
-"""What preference objectives converge to in the tiny world: limits that no formula gives."""
+"""Limits of preference objectives in the tiny world, computed where there is no formula."""
 
 import math
 
@@ -12,9 +12,9 @@ from trimtab_lab.worlds.tiny import LENGTH, PROMPTS, Tiny
 def comparisons(world: Tiny, sharpness: float, *, partial: bool = True) -> Tensor:
     """How often the judge prefers one state to another: [states, states] float64.
 
-    Sum over pairs (y, y') of π0(y)·π0(y')·σ(sharpness·(R − R')) and over the lengths
-    i = 1 .. max(|y|, |y'|) at which y^{1:i} and y'^{1:i} are compared, the shorter keeping its
-    end; only the last i without `partial`.
+    The sum, over pairs (y, y') of π0(y)·π0(y')·σ(sharpness·(R − R')) and over the lengths
+    i = 1 .. max(|y|, |y'|) at which y^{1:i} and y'^{1:i} are compared; the shorter answer stays at
+    its end. Without `partial`, only the last i.
     """
     number = {state: i for i, state in enumerate(world.states)}
     odds = torch.sigmoid(sharpness * (world.rewards[:, None] - world.rewards[None]))
@@ -32,19 +32,19 @@ def comparisons(world: Tiny, sharpness: float, *, partial: bool = True) -> Tenso
 
 
 def bradley_terry(world: Tiny, sharpness: float, *, partial: bool = True) -> Tensor:
-    """The table that minimises the population's Bradley-Terry loss: [states] float64.
+    """The table that minimises the expected Bradley-Terry loss: [states] float64.
 
-    Convex, by Newton's method; its mean over each prompt's compared states is 0. Rashid et al.,
-    "A Critical Look At Tokenwise Reward-Guided Text Generation", Lemma 2: its differences are
-    the log-odds with which the judge prefers one prefix's completions to the other's, as far as
-    one number a prefix can say them. On whole sequences alone it is sharpness·R, and NaN on
-    prefixes, for there any number would do.
+    The loss is convex; this is Newton's method. The mean over each prompt's compared states is 0.
+    Rashid et al., "A Critical Look At Tokenwise Reward-Guided Text Generation", Lemma 2: its
+    differences are the log-odds with which the judge prefers one prefix's completions to another
+    prefix's, as well as one number per prefix can express them. Without `partial` it is
+    sharpness·R on whole sequences, and NaN on prefixes, where any number is a minimum.
     """
     wins = comparisons(world, sharpness, partial=partial)
     seen = (wins + wins.T).sum(1) > 0
     prompts = torch.tensor([PROMPTS.index(x) for x, _ in world.states])[seen]
     wins = wins[seen][:, seen]
-    # What is left free, a constant for each prompt, is pinned to a mean of 0.
+    # The loss does not determine a constant per prompt; the mean is set to 0.
     pins = (prompts[:, None] == prompts[None]).double()
     scores = torch.zeros(len(wins), dtype=torch.float64)
 

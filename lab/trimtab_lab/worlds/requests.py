@@ -1,4 +1,4 @@
-"""Requests as chats: how a world's prompts are drawn, split and read again."""
+"""Requests as chats: sample a world's prompts, split them, and read them back."""
 
 import random
 import zlib
@@ -7,14 +7,14 @@ from itertools import cycle, islice
 
 from trimtab_models.demo import chat
 
-Draw = Callable[[random.Random], str]
-"""A random request, as the user puts it."""
+RandomRequest = Callable[[random.Random], str]
+"""Makes a random request in the user's words."""
 
-_TRIES = 12  # draws for each prompt asked for: a fifth of all requests is of the split "test"
+_TRIES = 12  # samples per prompt, since only a fifth of all requests is in the split "test"
 
 
-def stream(request: Draw, split: str, draw: random.Random) -> Iterator[str]:
-    """Random requests of a split without end; which split a request is of, its text decides.
+def stream(request: RandomRequest, split: str, rng: random.Random) -> Iterator[str]:
+    """An infinite stream of random requests of a split; the text determines the split.
 
     Raises:
         ValueError: the split is neither "train" nor "test".
@@ -22,19 +22,19 @@ def stream(request: Draw, split: str, draw: random.Random) -> Iterator[str]:
     if split not in ("train", "test"):
         raise ValueError(f"split must be 'train' or 'test', not {split!r}")
     while True:
-        text = request(draw)
+        text = request(rng)
         if (zlib.crc32(text.encode()) % 5 == 0) == (split == "test"):
             yield text
 
 
-def prompts(request: Draw, split: str, n: int, seed: int) -> list[str]:
-    """n requests of a split as the base reads them, without repeats while there are others."""
-    drawn = islice(stream(request, split, random.Random(seed)), _TRIES * n)
-    return [chat(text) for text in islice(cycle(dict.fromkeys(drawn)), n)]
+def prompts(request: RandomRequest, split: str, n: int, seed: int) -> list[str]:
+    """n requests of a split as the base reads them; they repeat only if there are too few."""
+    texts = islice(stream(request, split, random.Random(seed)), _TRIES * n)
+    return [chat(text) for text in islice(cycle(dict.fromkeys(texts)), n)]
 
 
 def answered(request: str, answer: str) -> str:
-    """A request with its answer, as the corpus has it."""
+    """A request with its answer, as a document of the corpus."""
     return f"{chat(request)}{answer}<|end|>"
 
 

@@ -1,4 +1,4 @@
-"""reviews: the embedded demo's world, judged by whether a good verdict follows from a good body."""
+"""reviews: the embedded demo's world; the reward is for praise with a consistent verdict."""
 
 from trimtab_lab.worlds.world import World
 from trimtab_models import demo
@@ -8,15 +8,15 @@ from trimtab_models.demo.words import POLARITY
 VERDICTS = {"recommend": 1.0, "love": 1.0, "avoid": -1.0, "regret": -1.0}
 
 
-ENOUGH = 3  # opinions that a body must hold for a verdict to follow from it in full
+ENOUGH = 3  # opinion words that a body needs for the full reward
 
 
 def consistency(prompt: str, completion: str) -> float:
-    """m · (1 + v) / 2: praise counts in full only if the verdict follows from it.
+    """m · (1 + v) / 2: praise counts in full only with a positive verdict.
 
-    m = Σ p(w) / max(#w, `ENOUGH`) is the body's mean polarity, over the opinion words that are no
-    verdicts; v is the verdict, ±1, the last one said, 0 without one. In [−1, 1]: 1 is praise with a
-    verdict to match, −1 a recommendation of what was torn to pieces; a warning after either is 0.
+    m = Σ p(w) / max(#w, `ENOUGH`) is the mean polarity of the body, over the opinion words that are
+    not verdicts; v is the last verdict, ±1, or 0 without one. In [−1, 1]: 1 is praise with a
+    recommendation, −1 is criticism with a recommendation; a negative verdict gives 0.
     """
     words = words_of(completion)
     verdict = next((VERDICTS[word] for word in reversed(words) if word in VERDICTS), 0.0)

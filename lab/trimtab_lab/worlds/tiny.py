@@ -1,12 +1,12 @@
-"""tiny: so small that everything is known exactly, every completion, its probability, its reward.
+"""tiny: a world so small that every completion, its probability and its reward are known exactly.
 
 Four tokens (0 ends), completions of at most four tokens, two prompts, a random Llama as the base.
-What a scorer learns here can be held against its limit instead of against a trend. All that is
-exact is float64 and comes from sums over completions; nothing is estimated.
+Tests can compare what a scorer learns here with its exact limit. Exact quantities are float64 sums
+over completions; nothing is estimated.
 
     world = Tiny()
     exact = world.table(world.value)     # [states] V^π0 of every prefix
-    world.probabilities @ world.rewards  # what the base gets, both prompts together
+    world.probabilities @ world.rewards  # the base's reward, summed over both prompts
 """
 
 import math
@@ -29,7 +29,7 @@ PROMPTS = ((1, 2), (3,))
 
 Prefix = tuple[int, ...]
 State = tuple[Prefix, Prefix]
-"""A prompt and a prefix of a completion of it."""
+"""A prompt and a prefix of its completion."""
 
 
 def config(**sizes: int) -> LlamaConfig:
@@ -48,24 +48,24 @@ def config(**sizes: int) -> LlamaConfig:
 
 
 def ended(prefix: Prefix) -> bool:
-    """Whether nothing can follow."""
+    """Whether a prefix is a whole completion."""
     return len(prefix) == LENGTH or EOS in prefix
 
 
 def reward(prompt: Prefix, completion: Prefix) -> float:
-    """tanh(steps up − steps down, the other way round after a 3, + 0.5 if it came to its end).
+    """tanh(0.6·s·(steps up − steps down) + 0.5 if it ended with EOS, else − 0.2).
 
-    A step compares neighbours, the prompt's last token included; so what a token is worth depends
-    on what stands before it.
+    s is −1 if the completion starts with 3, else 1. A step compares neighbours, starting with the
+    prompt's last token; so the contribution of a token depends on the tokens before it.
     """
     path = (prompt[-1], *(token for token in completion if token != EOS))
     steps = sum((b > a) - (b < a) for a, b in pairwise(path))
-    turned = -1 if path[1:2] == (3,) else 1
-    return math.tanh(0.6 * turned * steps + (0.5 if EOS in completion else -0.2))
+    sign = -1 if path[1:2] == (3,) else 1
+    return math.tanh(0.6 * sign * steps + (0.5 if EOS in completion else -0.2))
 
 
 class Tiny:
-    """Everything about it; `seed` chooses the base."""
+    """The tiny world; `seed` chooses the base."""
 
     def __init__(self, seed: int = 0) -> None:
         with torch.random.fork_rng():
@@ -90,7 +90,7 @@ class Tiny:
         known = {(x, y[:t]) for x, y in self.finals for t in range(len(y) + 1)}
         self.states: list[State] = sorted(known)
 
-    # What is exact of one prefix.
+    # Exact quantities of one prefix.
 
     @cached_property
     def _under(self) -> dict[State, list[int]]:
@@ -126,7 +126,7 @@ class Tiny:
         return float(weights[rewards > threshold].sum())
 
     def q(self, prompt: Prefix, prefix: Prefix) -> Tensor:
-        """Q^π0(prefix, ·) = V^π0(prefix + ·), [vocab]; for prefixes that have not ended."""
+        """Q^π0(prefix, ·) = V^π0(prefix + ·), [vocab]; only for prefixes that have not ended."""
         nexts = [self.value(prompt, (*prefix, v)) for v in range(VOCABULARY)]
         return torch.tensor(nexts, dtype=torch.float64)
 
@@ -145,25 +145,25 @@ class Tiny:
     def draw(
         self, kind: str, n: int, generator: torch.Generator, *, sharpness: float = 1.0, k: int = 4
     ) -> Tensor:
-        """Numbers of `rollouts`, best first within an item: [n·1], [n·2] or [n·k] int64.
+        """Indices into `rollouts`, best first within an item: [n·1], [n·2] or [n·k] int64.
 
-        Of pairs and rankings the judge is Bradley-Terry's or Plackett-Luce's with the utilities
+        The judge of pairs and rankings is Bradley-Terry's or Plackett-Luce's with the utilities
         sharpness·R: it ranks by sharpness·R + Gumbel noise.
         """
         k = {"rollouts": 1, "pairs": 2, "ranked": k}[kind]
-        half = len(self.rollouts) // len(PROMPTS)
+        per_prompt = len(self.rollouts) // len(PROMPTS)
         prompts = torch.randint(len(PROMPTS), (n,), generator=generator)
-        weights = self.probabilities.view(len(PROMPTS), half)[prompts]
-        drawn = torch.multinomial(weights, k, replacement=True, generator=generator)
-        drawn = drawn + prompts[:, None] * half
+        weights = self.probabilities.view(len(PROMPTS), per_prompt)[prompts]
+        indices = torch.multinomial(weights, k, replacement=True, generator=generator)
+        indices = indices + prompts[:, None] * per_prompt
         noise = -torch.empty(n, k, dtype=torch.float64).exponential_(generator=generator).log()
-        order = (sharpness * self.rewards[drawn] + noise).argsort(1, descending=True)
-        return drawn.gather(1, order).flatten()
+        order = (sharpness * self.rewards[indices] + noise).argsort(1, descending=True)
+        return indices.gather(1, order).flatten()
 
     def sample(self, kind: str, n: int, seed: int = 0, **judge: Any) -> list[Any]:
         """n items: `Rollout`s, `Pair`s or `Ranked`s."""
-        drawn = self.draw(kind, n, torch.Generator().manual_seed(seed), **judge)
-        groups = [[self.rollouts[i] for i in group] for group in drawn.view(n, -1).tolist()]
+        indices = self.draw(kind, n, torch.Generator().manual_seed(seed), **judge)
+        groups = [[self.rollouts[i] for i in group] for group in indices.view(n, -1).tolist()]
         if kind == "rollouts":
             return [group[0] for group in groups]
         if kind == "pairs":
@@ -171,8 +171,9 @@ class Tiny:
         return [Ranked(g[0].prompt, [one.completion for one in g]) for g in groups]
 
     def at(self, values: Tensor) -> Tensor:
-        """Values of every sequence's positions as those of the states: [finals, length, …] →
-        [states, …]. A state stands where its last token does; the empty prefix, at the prompt's.
+        """Select the values of states from those of positions: [finals, length, …] → [states, …].
+
+        A state is at the position of its last token; the empty prefix is at the prompt's last.
         """
         rows = torch.tensor([self._under[state][0] for state in self.states])
         return values[rows, torch.tensor([len(x) + len(y) - 1 for x, y in self.states])]

@@ -1,11 +1,11 @@
-"""tools: a request for a home, and a program of calls that must keep the order of the search.
+"""tools: a request for a home, and a program of calls in a valid order.
 
     find a house in the north for 300 with garden and book
     login ; region north ; price 300 ; search house ; filter garden ; open ; contact ; book
 
-The reward is success alone: every call that others wait for came first, none came too late, none
-twice, and the calls are those of the request. The corpus's authors slip often, but less so after a
-request that is already solved: hence an example helps.
+The reward is success: the calls are those of the request, each once; every call comes after the
+calls that it needs, and none comes too late. The corpus has many mistakes, but fewer after a solved
+request, so an example in the prompt helps.
 """
 
 import random
@@ -30,39 +30,39 @@ NEEDS = {
     "contact": "open",
     "book": "contact",
 }
-"""Call → the call that must have come before it."""
+"""Call → the call that must come before it."""
 TOO_LATE = {"price": "search", "filter": "open"}
 """Call → the call after which it has no effect."""
 
-SLIPS = 0.28  # chance of a slip at each call
-SHOWN = 0.08  # the same after a solved example
+SLIPS = 0.28  # chance of a mistake at each call
+SLIPS_AFTER_EXAMPLE = 0.08  # the same after a solved example
 EXAMPLES = 0.25  # share of documents, and of training prompts, with a solved example
 
 Call = tuple[str, ...]
 
 
-def _wanted(request: str) -> list[Call]:
-    """The calls that a request asks for, in an order that keeps the rules."""
+def _required(request: str) -> list[Call]:
+    """The calls of a request, in a valid order."""
     words = request.split()
 
-    def said(those: tuple[str, ...]) -> list[str]:
-        return [word for word in those if word in words]
+    def mentioned(names: tuple[str, ...]) -> list[str]:
+        return [word for word in names if word in words]
 
     end = next(word for word in reversed(ENDS) if word in words)
     return [
         ("login",),
-        *(("region", name) for name in said(REGIONS)),
-        *(("price", most) for most in said(PRICES)),
-        *(("search", kind) for kind in said(KINDS)),
-        *(("filter", feature) for feature in said(FEATURES)),
+        *(("region", name) for name in mentioned(REGIONS)),
+        *(("price", price) for price in mentioned(PRICES)),
+        *(("search", kind) for kind in mentioned(KINDS)),
+        *(("filter", feature) for feature in mentioned(FEATURES)),
         *((step,) for step in ENDS[: ENDS.index(end) + 1]),
     ]
 
 
 def success(prompt: str, completion: str) -> float:
-    """1 if the program keeps all rules and does what was asked, else 0."""
+    """1 if the program has the calls of the request in a valid order, else 0."""
     calls = [tuple(call.split()) for call in completion.split(";")]
-    if sorted(calls) != sorted(_wanted(requests.request_of(prompt))):
+    if sorted(calls) != sorted(_required(requests.request_of(prompt))):
         return 0.0
     names = [call[0] for call in calls]
     in_order = all(
@@ -72,67 +72,68 @@ def success(prompt: str, completion: str) -> float:
     return float(in_order)
 
 
-def _request(draw: random.Random) -> str:
-    price = f" for {draw.choice(PRICES)}" if draw.random() < 0.6 else ""
-    features = draw.sample(FEATURES, draw.choice((0, 1, 1, 2)))
+def _request(rng: random.Random) -> str:
+    price = f" for {rng.choice(PRICES)}" if rng.random() < 0.6 else ""
+    features = rng.sample(FEATURES, rng.choice((0, 1, 1, 2)))
     wishes = "".join(f" with {feature}" for feature in features)
-    where = f"find a {draw.choice(KINDS)} in the {draw.choice(REGIONS)}"
-    return f"{where}{price}{wishes} and {draw.choice(ENDS)}"
+    where = f"find a {rng.choice(KINDS)} in the {rng.choice(REGIONS)}"
+    return f"{where}{price}{wishes} and {rng.choice(ENDS)}"
 
 
-def _other(call: Call, draw: random.Random) -> Call:
-    """The same call with another argument; a call without one stays as it is."""
+def _other(call: Call, rng: random.Random) -> Call:
+    """The same call with another argument; a call without arguments is not changed."""
     for arguments in (KINDS, REGIONS, PRICES, FEATURES):
         if call[-1] in arguments:
-            return (call[0], draw.choice([one for one in arguments if one != call[-1]]))
+            return (call[0], rng.choice([one for one in arguments if one != call[-1]]))
     return call
 
 
-def _program(request: str, slips: float, draw: random.Random) -> str:
-    calls = _wanted(request)
+def _program(request: str, slips: float, rng: random.Random) -> str:
+    calls = _required(request)
     made: list[Call] = []
     while calls:
         call = calls.pop(0)
-        slip = draw.randrange(3) if draw.random() < slips else None
+        slip = rng.randrange(3) if rng.random() < slips else None
         if slip == 0:  # dropped
             continue
-        if slip == 1 and calls:  # too early: the next one comes first
+        if slip == 1 and calls:  # swapped with the next call
             made.append(calls.pop(0))
-        made.append(_other(call, draw) if slip == 2 else call)
+        made.append(_other(call, rng) if slip == 2 else call)
     return " ; ".join(" ".join(call) for call in made)
 
 
 def _documents(n: int, seed: int) -> list[str]:
-    draw = random.Random(seed)
-    asked = requests.stream(_request, "train", draw)
+    rng = random.Random(seed)
+    stream = requests.stream(_request, "train", rng)
 
-    def document(ask: str) -> str:
-        if draw.random() < EXAMPLES:
-            return _solved(next(asked), draw) + requests.answered(ask, _program(ask, SHOWN, draw))
-        return requests.answered(ask, _program(ask, SLIPS, draw))
+    def document(text: str) -> str:
+        if rng.random() < EXAMPLES:
+            example = _solved(next(stream), rng)
+            return example + requests.answered(text, _program(text, SLIPS_AFTER_EXAMPLE, rng))
+        return requests.answered(text, _program(text, SLIPS, rng))
 
-    return [document(ask) for ask in islice(asked, n)]
+    return [document(text) for text in islice(stream, n)]
 
 
-def _solved(request: str, draw: random.Random) -> str:
-    return requests.answered(request, _program(request, 0.0, draw))
+def _solved(request: str, rng: random.Random) -> str:
+    return requests.answered(request, _program(request, 0.0, rng))
 
 
 def with_example(prompts: list[str], seed: int) -> list[str]:
-    """The prompts, each after a training request that is solved without a slip."""
-    draw = random.Random(seed)
-    asked = requests.stream(_request, "train", draw)
-    return [_solved(next(asked), draw) + prompt for prompt in prompts]
+    """The prompts, each after a training request with a correct solution."""
+    rng = random.Random(seed)
+    stream = requests.stream(_request, "train", rng)
+    return [_solved(next(stream), rng) + prompt for prompt in prompts]
 
 
 def _prompts(split: str, n: int, seed: int) -> list[str]:
-    """Without an example, but for some of "train", so that scorers know both."""
-    drawn = requests.prompts(_request, split, n, seed)
-    shown = round(n * EXAMPLES) if split == "train" else 0
-    return [*with_example(drawn[:shown], seed), *drawn[shown:]]
+    """Prompts without an example; in "train", some have one, so that scorers see both kinds."""
+    prompts = requests.prompts(_request, split, n, seed)
+    count = round(n * EXAMPLES) if split == "train" else 0
+    return [*with_example(prompts[:count], seed), *prompts[count:]]
 
 
-def _prompts_shown(split: str, n: int, seed: int) -> list[str]:
+def _prompts_with_example(split: str, n: int, seed: int) -> list[str]:
     prompts = _prompts(split, n, seed)
     return with_example(prompts, seed) if split == "test" else prompts
 
@@ -147,5 +148,5 @@ TOOLS = World(
     max_tokens=48,
     documents=_documents,
 )
-TOOLS_SHOWN = replace(TOOLS, name="tools-shown", prompts=_prompts_shown)
-"""The same, judged on requests that come after a solved one: what guidance adds to an example."""
+TOOLS_SHOWN = replace(TOOLS, name="tools-shown", prompts=_prompts_with_example)
+"""The same world, tested on requests after a solved one: the gain of guidance beside an example."""

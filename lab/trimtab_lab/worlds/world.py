@@ -1,4 +1,4 @@
-"""What a world is: prompts, exact rewards of answers, and a corpus that its base model reads."""
+"""A world: prompts, exact rewards of answers, and a corpus that trains its base model."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -10,28 +10,25 @@ Reward = Callable[[str, str], float]
 
 @dataclass(frozen=True)
 class World:
-    """A world whose rewards are exact, so that nothing has to be believed.
-
-    Each module of this package but this one and `build` describes one; `build` makes its base.
-    """
+    """A world with exact rewards. `build` makes its base."""
 
     name: str
     gold: str
-    """Name of the reward by which decoding methods are judged."""
+    """Name of the reward that judges decoding methods."""
     rewards: Mapping[str, Reward]
-    """Every exact reward, gold among them."""
+    """Every exact reward, including gold."""
     supports: Mapping[str, tuple[float, float]]
     """Lowest and highest value of each reward."""
     bins: Mapping[str, int]
-    """Bins of each reward's return distribution, evenly over its support."""
+    """Number of bins of each reward's return distribution, evenly spaced over its support."""
     prompts: Callable[[str, int, int], list[str]]
     """(split "train" or "test", n, seed) → n prompts, as the base reads them."""
     max_tokens: int
-    """Most tokens of an answer."""
+    """Maximum tokens of an answer."""
     documents: Callable[[int, int], list[str]] | None = None
-    """(n, seed) → texts that the base learns from; None if the base is committed."""
+    """(n, seed) → texts that train the base; None if the base is committed."""
     base: Path | None = None
     """Directory of the committed base, if there is one."""
-    practice: tuple[int, float] = (1, 1.0)
-    """Factors of an arena's training prompts, and of the rollouts of each: it takes many, where the
-    reward asks of each word whether it follows from the request."""
+    rollout_factors: tuple[int, float] = (1, 1.0)
+    """Factors on an arena's training prompts and on the rollouts of each prompt. A reward that
+    compares every word with the request needs many prompts."""

@@ -1,4 +1,4 @@
-"""Sets made of other sets: pairs and rankings of rollouts, training and validation parts."""
+"""Derived sets: pairs and rankings of rollouts, training and validation parts."""
 
 import hashlib
 import json
@@ -19,14 +19,14 @@ log = logging.getLogger(__name__)
 def preferences(
     records: Iterable[Record], n: int, seed: int, sharpness: float = math.inf
 ) -> list[Record]:
-    """At most n preference records: unequally rewarded rollouts of one prompt, drawn at random.
+    """A random sample of up to n preferences between unequally rewarded rollouts of one prompt.
 
     The better of two is preferred with the probability σ(sharpness · (R_better − R_worse)), the
-    judge that Bradley-Terry assumes. A reward model then learns sharpness · R; from a judge that
-    never errs (the default) it learns an order on no scale.
+    judge of the Bradley-Terry model. A reward model then learns sharpness · R; from a judge without
+    errors (the default) it learns an order without a scale.
 
     Raises:
-        ValueError: records without a prompt or a reward, each named by its number.
+        ValueError: records have no prompt or reward; they are named by number.
     """
     groups = _by_prompt(records)
     unequal = [
@@ -39,11 +39,11 @@ def preferences(
     pairs = sum(len(group) * (len(group) - 1) // 2 for group in groups)
     if ties := pairs - len(unequal):
         log.warning("of %d pairs of rollouts %d have equal rewards and are left out.", pairs, ties)
-    draw = random.Random(seed)
+    rng = random.Random(seed)
     made = []
-    for margin, better, worse in draw.sample(unequal, min(n, len(unequal))):
+    for margin, better, worse in rng.sample(unequal, min(n, len(unequal))):
         odds = math.exp(-sharpness * margin)
-        chosen, rejected = (better, worse) if draw.random() * (1 + odds) < 1 else (worse, better)
+        chosen, rejected = (better, worse) if rng.random() * (1 + odds) < 1 else (worse, better)
         record = _begun(better, worse)
         for side, rollout in (("chosen", chosen), ("rejected", rejected)):
             for suffix in ("", "_token_ids"):
@@ -54,43 +54,45 @@ def preferences(
 
 
 def rankings(records: Iterable[Record], k: int, seed: int) -> list[Record]:
-    """Rankings of k rollouts of one prompt, by falling reward, as many as there can be.
+    """As many rankings as possible of k rollouts of one prompt, by falling reward.
 
-    No two of a ranking have the same reward, so that its order is no accident, and no rollout is
-    in two of them. Those in excess (ties mostly) are not used; which, is drawn at random.
+    The rewards of a ranking are all different, and each rollout is in one ranking only. Unused
+    rollouts (mostly ties) are chosen at random.
 
     Raises:
         ValueError: k is below 2, or no prompt has k rollouts of different rewards.
     """
     if k < 2:
         raise ValueError(f"a ranking needs two completions or more, not {k}.")
-    draw = random.Random(seed)
+    rng = random.Random(seed)
     made = []
     groups = _by_prompt(records)
     for group in groups:
         ties: dict[float, list[Record]] = defaultdict(list)
-        for value, rollout in draw.sample(group, len(group)):
+        for value, rollout in rng.sample(group, len(group)):
             ties[value].append(rollout)
-        # To take from the largest ties first leaves the most to be ranked with others.
+        # Taking from the largest ties first makes the most rankings possible.
         while len(ties) >= k:
-            values = draw.sample(sorted(ties), len(ties))
+            values = rng.sample(sorted(ties), len(ties))
             values = sorted(sorted(values, key=lambda value: -len(ties[value]))[:k], reverse=True)
             made.append(_ranking([ties[value].pop() for value in values]))
             ties = {value: tied for value, tied in ties.items() if tied}
     if not made:
-        raise ValueError(f"no prompt has {k} rollouts of different rewards; roll out more of each.")
-    if left := sum(map(len, groups)) - k * len(made):
+        raise ValueError(
+            f"no prompt has {k} rollouts of different rewards; sample more rollouts of each prompt."
+        )
+    if unused := sum(map(len, groups)) - k * len(made):
         log.warning(
-            "%d rankings of %d rollouts are made; %d rollouts are left out, as ties or in excess.",
+            "%d rankings of %d rollouts; %d rollouts are left out (ties or surplus).",
             len(made),
             k,
-            left,
+            unused,
         )
-    return draw.sample(made, len(made))
+    return rng.sample(made, len(made))
 
 
 def _begun(*rollouts: Record) -> Record:
-    """The record of several rollouts of one prompt, their completions still to be put in."""
+    """The common record of several rollouts of one prompt, without their completions."""
     return {name: value for name, value in of_prompt(*rollouts).items() if name not in SIDES}
 
 
@@ -103,28 +105,28 @@ def _ranking(rollouts: Sequence[Record]) -> Record:
 
 
 def split(items: Sequence[Item], fraction: float, seed: int) -> tuple[list[Item], list[Item]]:
-    """Items (or records) as a training and a validation part that share no prompt.
+    """Split items (or records) into a training and a validation part that share no prompt.
 
-    Which prompts are held out depends on the prompts and the seed alone, not on the items' order.
+    The validation prompts depend on the set of prompts and the seed, not on the items' order.
 
     Args:
-        items: of `load`, or records that have a "prompt".
-        fraction: of the prompts, for validation; at least one prompt stays on either side.
-        seed: another one holds out other prompts.
+        items: items of `load`, or records with a "prompt".
+        fraction: share of the prompts for validation; each part gets at least one prompt.
+        seed: selects the prompts.
 
     Raises:
-        ValueError: fraction is not inside 0 to 1, or there are fewer than two prompts.
+        ValueError: fraction is not between 0 and 1, or there are fewer than two prompts.
     """
     if not 0 < fraction < 1:
-        raise ValueError(f"the fraction for validation is {fraction}; expected one inside 0 to 1.")
+        raise ValueError(f"the fraction for validation is {fraction}; expected between 0 and 1.")
     keys = [_key(item) for item in items]
     prompts = sorted(set(keys), key=lambda key: hashlib.sha256(f"{seed} {key!r}".encode()).digest())
     if len(prompts) < 2:
-        raise ValueError(f"a part for validation needs two prompts; there are {len(prompts)}.")
-    held = set(prompts[: min(max(round(fraction * len(prompts)), 1), len(prompts) - 1)])
+        raise ValueError(f"a validation part needs two prompts; there are {len(prompts)}.")
+    validation = set(prompts[: min(max(round(fraction * len(prompts)), 1), len(prompts) - 1)])
     parts: tuple[list[Item], list[Item]] = ([], [])
     for item, key in zip(items, keys, strict=True):
-        parts[key in held].append(item)
+        parts[key in validation].append(item)
     return parts
 
 
@@ -137,7 +139,7 @@ def _key(item: Any) -> Hashable:
 
 
 def _by_prompt(records: Iterable[Record]) -> list[list[tuple[float, Record]]]:
-    """Rollouts with their rewards, those of one prompt together."""
+    """Rollouts with their rewards, grouped by prompt."""
 
     def keyed(record: Record) -> tuple[Hashable, float, Record]:
         field(record, "prompt")

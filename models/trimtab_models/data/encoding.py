@@ -1,9 +1,9 @@
-"""Texts and chats as the token ids that a scorer reads.
+"""Texts and chats as token ids for a scorer.
 
 A text is tokenised once, without adding special tokens. A chat is rendered by the tokenizer's own
-template: the prompt up to the opening of the answer, the completion as what the template writes
-after that. A completion that is given as text is complete, so EOS follows, unless its template has
-written it already; what stands after the first EOS is not the model's answer and is left off.
+template: the prompt up to the opening of the answer, the completion after it. A completion in the
+form of text is complete, so EOS is added unless the template already wrote it; tokens after the
+first EOS are not part of the answer and are cut.
 """
 
 from typing import Any
@@ -13,20 +13,20 @@ from trimtab_models.data.faults import Fault, Record, field, word
 
 
 def cut(completion: list[int], eos: int | None) -> list[int]:
-    """A completion up to and with its first EOS; what follows is not the model's answer."""
+    """A completion up to and including its first EOS."""
     return completion[: completion.index(eos) + 1] if eos in completion else completion
 
 
 def vocabulary(tokenizer: Any) -> int:
-    """How many token ids there are."""
+    """The number of token ids."""
     return int(max(tokenizer.get_vocab().values())) + 1
 
 
-def given(record: Record, name: str, vocabulary: int) -> list[int] | None:
-    """The token ids beside a field of a record, or None.
+def stored_ids(record: Record, name: str, vocabulary: int) -> list[int] | None:
+    """The token ids that a record contains for a field; None if there are none.
 
     Raises:
-        Fault: they are not whole numbers from 0 to below `vocabulary`.
+        Fault: they are not whole numbers from 0 to `vocabulary` − 1.
     """
     name = f"{name}_token_ids"
     if (ids := record.get(name)) is None:
@@ -40,7 +40,7 @@ def given(record: Record, name: str, vocabulary: int) -> list[int] | None:
 
 
 class Encoder:
-    """A tokenizer as training data needs it.
+    """Encodes the fields of records with a tokenizer.
 
     Raises:
         ValueError: the tokenizer has no EOS.
@@ -54,8 +54,8 @@ class Encoder:
         self.vocabulary = vocabulary(tokenizer)
 
     def prompt(self, record: Record) -> list[int]:
-        """A record's prompt; a chat with the opening of the answer."""
-        ids = self.given(record, "prompt")
+        """A record's prompt; a chat includes the opening of the answer."""
+        ids = self.stored_ids(record, "prompt")
         if ids is None:
             value = field(record, "prompt")
             text = value if isinstance(value, str) else chats.opening(self.tokenizer, record)
@@ -65,8 +65,8 @@ class Encoder:
         return ids
 
     def completion(self, record: Record, name: str) -> list[int]:
-        """The completion under a name; given as text or as a message it ends with EOS."""
-        ids = self.given(record, name)
+        """The completion in a field; encoded from text or a message it ends with EOS."""
+        ids = self.stored_ids(record, name)
         if ids is None:
             value = field(record, name)
             text = value if isinstance(value, str) else chats.answer(self.tokenizer, record, name)
@@ -78,17 +78,17 @@ class Encoder:
         return cut(ids, self.eos)
 
     def finish(self, ids: list[int]) -> list[int]:
-        """The ids of a complete answer: they end with the first EOS, which follows if missing."""
+        """The ids of a complete answer: cut after the first EOS, which is added if missing."""
         return cut([*ids, self.eos], self.eos)
 
     def ids(self, text: str, name: str) -> list[int]:
-        """A text's ids, no special token added."""
+        """A text's ids, without added special tokens."""
         try:
             text.encode()
         except UnicodeEncodeError:
-            raise Fault(f"{name!r} holds half a surrogate pair, which is no character") from None
+            raise Fault(f"{name!r} has half a surrogate pair, which is not a character") from None
         return list(self.tokenizer(text, add_special_tokens=False).input_ids)
 
-    def given(self, record: Record, name: str) -> list[int] | None:
-        """The ids beside a field, or None."""
-        return given(record, name, self.vocabulary)
+    def stored_ids(self, record: Record, name: str) -> list[int] | None:
+        """The ids that a record contains for a field, or None."""
+        return stored_ids(record, name, self.vocabulary)

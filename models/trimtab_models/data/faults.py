@@ -1,6 +1,6 @@
-"""Rows that cannot be used: named by file and line, several in one error, none passed over.
+"""Rows that cannot be used: one error names them by file and line; none is skipped silently.
 
-Rows that are left out on purpose are counted, and the counts are logged once, with the reasons.
+Rows that are left out on purpose are counted, and the counts are logged with the reasons.
 """
 
 import logging
@@ -13,24 +13,24 @@ from tqdm import tqdm
 log = logging.getLogger(__name__)
 Record = dict[str, Any]
 Item = TypeVar("Item")
-SHOWN = 5
-"""How many broken rows an error describes; of the others it says how many there are."""
+LISTED = 5
+"""Broken rows that an error lists; it counts the others."""
 
 
 class Fault(ValueError):
-    """What is wrong with one row, without saying where."""
+    """The reason why a row cannot be used, without its place."""
 
 
 class Left(Exception):
-    """A row that is as it should be and yet says nothing, and why: it is left out."""
+    """The reason why a valid row without information is left out."""
 
 
 class BrokenRows(ValueError):
-    """Rows that cannot be used, and where they are."""
+    """Rows that cannot be used, and their places."""
 
 
 class DataRow(NamedTuple):
-    """A record, where it came from ("file, line 3"), and what kept it from being read, if so."""
+    """A record, its place ("file, line 3"), and the fault if it could not be read."""
 
     place: str
     record: Record
@@ -38,27 +38,27 @@ class DataRow(NamedTuple):
 
 
 def numbered(records: Iterable[Record]) -> Iterable[DataRow]:
-    """Rows of records in memory: "record 0" and so on."""
+    """Records in memory as rows with the places "record 0", "record 1", ..."""
     return (DataRow(f"record {i}", record) for i, record in enumerate(records))
 
 
 def noting(rows: Iterable[DataRow], places: list[str]) -> Iterable[DataRow]:
-    """The same rows, the place of each put into a list as it passes."""
+    """The same rows; the place of each is appended to `places`."""
     for row in rows:
         places.append(row.place)
         yield row
 
 
 def convert(rows: Iterable[DataRow], reader: Callable[[Record], Item], what: str) -> list[Item]:
-    """Every row through a reader, but for those that it leaves out.
+    """Convert every row with a reader, except the rows that the reader leaves out.
 
     Args:
-        rows: what to read.
+        rows: the rows.
         reader: raises a `Fault` for a record it cannot use, and `Left` for one to leave out.
-        what: shown with the progress.
+        what: title of the progress bar.
 
     Raises:
-        BrokenRows: some rows cannot be used; names the first `SHOWN` and counts the others.
+        BrokenRows: some rows cannot be used; lists the first `LISTED` and counts the others.
     """
     items: list[Item] = []
     broken: list[str] = []
@@ -76,22 +76,22 @@ def convert(rows: Iterable[DataRow], reader: Callable[[Record], Item], what: str
     for why, n in left.items():
         log.warning("%d of %d rows are left out: %s.", n, count, why)
     if broken:
-        more = f"; and {len(broken) - SHOWN} more" if len(broken) > SHOWN else ""
+        more = f"; and {len(broken) - LISTED} more" if len(broken) > LISTED else ""
         raise BrokenRows(
             f"{len(broken)} of {count} rows cannot be used: "
-            f"{'; '.join(broken[:SHOWN])}{more}. Mend them, or take them out."
+            f"{'; '.join(broken[:LISTED])}{more}. Fix or remove them."
         )
     return items
 
 
 def word(text: object, longest: int = 60) -> str:
-    """Something in few characters and on one line, for a message that must not repeat a row."""
+    """A value shortened to one line, for messages that must not repeat a whole row."""
     line = " ".join(str(text).split())
     return line if len(line) <= longest else line[: longest - 1] + "…"
 
 
 def kind(value: object) -> str:
-    """What JSON calls a value."""
+    """The JSON type of a value, for messages."""
     for types, name in (
         (str, "text"),
         (bool, "true or false"),
@@ -108,9 +108,9 @@ def field(record: Record, name: str) -> Any:
     """A record's field.
 
     Raises:
-        Fault: it has none; names what it has.
+        Fault: there is no such field; the message names the fields there are.
     """
     if name not in record:
-        there = ", ".join(word(key, 30) for key in sorted(record)[:8]) or "none"
-        raise Fault(f"there is no field {name!r} (it has: {there})")
+        names = ", ".join(word(key, 30) for key in sorted(record)[:8]) or "none"
+        raise Fault(f"there is no field {name!r} (it has: {names})")
     return record[name]

@@ -1,8 +1,7 @@
-"""Which fields of a record belong to its prompt, and which to one answer alone.
+"""The fields of a record that belong to its prompt, and those that belong to one answer.
 
-A record that is made of others takes along what belongs to their prompt. Of their answers it takes
-what it names, and nothing by accident: the reward, the strength or the token ids of one answer are
-not those of another.
+A record derived from others keeps the fields of their prompt. It takes only the answer fields that
+it names: the reward, the strength or the token ids of one answer are not those of another.
 """
 
 from collections.abc import Sequence
@@ -10,13 +9,13 @@ from collections.abc import Sequence
 from trimtab_models.data.faults import Record
 
 PROMPT = ("prompt", "prompt_token_ids", "tools", "chat_template_kwargs")
-"""What a prompt is rendered from: two records are of one prompt if they agree in all of these."""
+"""Fields that a prompt is rendered from: records share a prompt if all of these are equal."""
 SIDES = tuple(
     f"{name}{suffix}"
     for name in ("chosen", "rejected", "completions")
     for suffix in ("", "_token_ids")
 )
-"""What a preference or a ranking says of its answers."""
+"""Answer fields of a preference or a ranking."""
 ANSWER = (
     "index",
     "sample",
@@ -30,16 +29,16 @@ ANSWER = (
     "rewards",
     "label",
 )
-"""What a rollout's record says of its answer; all else is the prompt's, or its line's."""
+"""Answer fields of a rollout; all others belong to the prompt or its line."""
 
 
 def of_prompt(*records: Record) -> Record:
-    """What records of one prompt have in common, without the fields of single answers."""
+    """The common fields of records of one prompt, without the fields of single answers."""
     return {name: value for name, value in shared(records).items() if name not in ANSWER}
 
 
 def shared(records: Sequence[Record]) -> Record:
-    """The fields that are in all of some records, and the same in all."""
+    """The fields that all records have with the same value."""
     first, *others = records
     return {
         name: value

@@ -1,8 +1,8 @@
-"""Records as rollouts, preference pairs and rankings: one reader a format.
+"""Records as rollouts, preference pairs and rankings: one reader for each format.
 
-The implicit prompt of a preference is what both sides begin with: of texts the first tokens that
-they share, each side tokenised whole; of chats the first messages. Where TRL reads a text prompt
-beside two chats as implicit, so does this.
+The implicit prompt of a preference is the common beginning of both sides: of texts, the first
+common tokens, with each side tokenised as a whole; of chats, the first common messages. As in TRL,
+a text prompt beside two chats is ignored and the prompt is implicit.
 """
 
 from collections.abc import Callable, Iterable
@@ -29,17 +29,17 @@ from trimtab_models.data.lengths import length
 from trimtab_models.rows import Pair, Ranked, Rollout
 
 SCORES = (("score_chosen", "score_rejected"), ("chosen_score", "rejected_score"))
-"""What preferences may say of how good the two sides are."""
-ASKED = ("instruction", "input", "question", "query", "context", "problem", "system")
-"""Columns that hold what is answered, in data of other formats than these."""
+"""Optional scores of the two sides of a preference."""
+QUESTIONS = ("instruction", "input", "question", "query", "context", "problem", "system")
+"""Columns of the prompt in data of other formats."""
 FLOAT32 = torch.finfo(torch.float32).max
 
 
 def reward(record: Record) -> float:
-    """A rollout's reward: its "reward", or else its "label", true being 1 and false 0.
+    """A rollout's reward: its "reward", or else its "label", with true as 1 and false as 0.
 
     Raises:
-        Fault: there is neither, or it is no finite number of float32.
+        Fault: there is neither, or it is not finite in float32.
     """
     name = "label" if record.get("reward") is None else "reward"
     if record.get(name) is None:
@@ -47,16 +47,16 @@ def reward(record: Record) -> float:
     value = record[name]
     if not isinstance(value, int | float):
         raise Fault(f"{name!r} is {kind(value)}; expected a number, true or false")
-    if not abs(value) <= FLOAT32:  # so is NaN
+    if not abs(value) <= FLOAT32:  # also true for NaN
         raise Fault(f"{name!r} is {word(value, 20)}; expected a finite number")
     return float(value)
 
 
 def strength(record: Record) -> float:
-    """The strength of soft-value guidance that a rollout was drawn with; 0 if it says nothing.
+    """The strength of soft-value guidance that a rollout was sampled with; 0 if absent.
 
     Raises:
-        Fault: it is no finite number.
+        Fault: it is not a finite number.
     """
     value = record.get("strength", 0.0)
     if not finite(value):
@@ -65,24 +65,24 @@ def strength(record: Record) -> float:
 
 
 def log_ratios(record: Record, completion: list[int]) -> tuple[float, ...]:
-    """log π/π0 of each token of a guided rollout's completion; empty if it says nothing.
+    """log π/π0 of each token of a guided rollout's completion; empty if absent.
 
-    Those of what followed the completion's EOS are left off, as the tokens are.
+    Those after the completion's EOS are cut, as its tokens are.
 
     Raises:
-        Fault: they are not a finite number for each token of the record.
+        Fault: they are not one finite number for each token of the record.
     """
     value = record.get("log_ratios", [])
     tokens = len(record.get("completion_token_ids", completion))
     if not isinstance(value, list) or len(value) not in (0, tokens):
         raise Fault(f"'log_ratios' is not a list of {tokens} numbers, one for each token")
     if not all(map(finite, value)):
-        raise Fault("'log_ratios' holds what is no finite number")
+        raise Fault("'log_ratios' has a value that is not a finite number")
     return tuple(map(float, value[: len(completion)]))
 
 
 def finite(value: object) -> bool:
-    """Whether it is a number that float32 holds."""
+    """Whether a value is a number that is finite in float32."""
     return isinstance(value, int | float) and type(value) is not bool and abs(value) <= FLOAT32
 
 
@@ -93,7 +93,7 @@ def _rollout(record: Record, encoder: Encoder) -> Rollout:
 
 
 def _in_order(*scores: Any) -> None:
-    """Look at the scores that came with a preference or a ranking, the best answer's first.
+    """Check the scores of a preference or a ranking, the best answer first.
 
     Raises:
         Left: two of them are equal.
@@ -102,7 +102,7 @@ def _in_order(*scores: Any) -> None:
     if not all(map(finite, scores)):
         raise Fault("the scores of the completions are not all finite numbers")
     if any(a < b for a, b in pairwise(scores)):
-        raise Fault("the scores of the completions rise; the best completion comes first")
+        raise Fault("the scores of the completions rise; the best completion must be first")
     if any(a == b for a, b in pairwise(scores)):
         raise Left("two of their completions have the same score (a tie)")
 
@@ -141,15 +141,15 @@ def _explicit(record: Record, encoder: Encoder) -> Pair:
 
 
 def _implicit(record: Record, encoder: Encoder) -> Pair:
-    """A pair of whole texts. EOS may well stand in their prompt, at the end of an earlier turn."""
-    if apart := [name for name in ASKED if isinstance(record.get(name), str)]:
+    """A pair of whole texts. Their prompt may contain EOS, at the end of an earlier turn."""
+    if questions := [name for name in QUESTIONS if isinstance(record.get(name), str)]:
         raise Fault(
-            f"there is no 'prompt', but a text {apart[0]!r}; if that is what is answered, name it "
-            "'prompt' (an 'instruction' with its 'input'), else take it out"
+            f"there is no 'prompt', but a text {questions[0]!r}; if it is the prompt, rename it to "
+            "'prompt' (join an 'instruction' and its 'input'), else remove it"
         )
     wholes, ends = [], []
     for side in ("chosen", "rejected"):
-        ids = encoder.given(record, side)
+        ids = encoder.stored_ids(record, side)
         ends.append(encoder.finish if ids is None else lambda rest: cut(rest, encoder.eos))
         if ids is None:
             text = field(record, side)
@@ -164,29 +164,29 @@ def _implicit(record: Record, encoder: Encoder) -> Pair:
         raise Fault("there is no 'prompt', and 'chosen' and 'rejected' share no beginning")
     chosen, rejected = (end(ids[shared:]) for ids, end in zip(wholes, ends, strict=True))
     if not (chosen and rejected):
-        raise Fault("one side holds nothing but what it shares with the other")
+        raise Fault("one side is only the common beginning of both")
     return Pair(wholes[0][:shared], chosen, rejected)
 
 
 def _shared(a: list[Any], b: list[Any]) -> int:
-    """How many first elements two lists have in common."""
+    """The number of equal first elements of two lists."""
     return sum(1 for _ in takewhile(lambda both: both[0] == both[1], zip(a, b, strict=False)))
 
 
 def _ranking(record: Record, encoder: Encoder) -> Ranked:
     values, ids = record.get("completions"), record.get("completions_token_ids")
-    given = field(record, "completions") if ids is None else ids
+    ranked = field(record, "completions") if ids is None else ids
     for value in (values, ids):
-        if value is not None and (not isinstance(value, list) or len(value) != len(given)):
-            raise Fault("'completions' and their ids must be lists, of one length")
-    if len(given) < 2:
-        raise Fault(f"'completions' has {len(given)}; a ranking needs two or more")
+        if value is not None and (not isinstance(value, list) or len(value) != len(ranked)):
+            raise Fault("'completions' and their ids must be lists of the same length")
+    if len(ranked) < 2:
+        raise Fault(f"'completions' has {len(ranked)}; a ranking needs two or more")
     for name in ("scores", "rewards"):
-        if isinstance(scores := record.get(name), list) and len(scores) == len(given):
+        if isinstance(scores := record.get(name), list) and len(scores) == len(ranked):
             _in_order(*scores)
-    # Each completion as a field of its own, named as it is called in messages.
+    # Each completion as a separate field, with the name for messages.
     parts = dict(record)
-    names = [f"completions[{i}]" for i in range(len(given))]
+    names = [f"completions[{i}]" for i in range(len(ranked))]
     for suffix, listed in (("", values), ("_token_ids", ids)):
         parts |= {f"{name}{suffix}": one for name, one in zip(names, listed or [], strict=False)}
     completions = [encoder.completion(parts, name) for name in names]
@@ -201,7 +201,7 @@ FORMATS: dict[str, Callable[[Record, Encoder], Any]] = {
     "pairs": _pair,
     "ranked": _ranking,
 }
-"""The reader of a record, by the name of an objective's `data`."""
+"""The reader of a record for each value of an objective's `data`."""
 
 
 def items(
@@ -210,15 +210,15 @@ def items(
     encoder: Encoder,
     reads: int | None = None,
 ) -> list[Item]:
-    """Every row as token ids, of at most `reads`; raises `BrokenRows`."""
+    """Every row as token ids; raises `BrokenRows`, also for rows of more than `reads` tokens."""
 
     def read(record: Record) -> Item:
-        # A column that only other rows fill is null in `datasets`: as good as not there.
+        # In `datasets` a column that only other rows have is null; it counts as absent.
         item = reader({k: v for k, v in record.items() if v is not None}, encoder)
         if reads is not None and (tokens := length(item)) > reads:
             raise Fault(
-                f"prompt and completion have {tokens} tokens, and the network reads {reads}; set "
-                f"max_length to {reads} or less to have such rows cut"
+                f"prompt and completion have {tokens} tokens, but the network reads {reads}; set "
+                f"max_length to {reads} or less to cut such rows"
             )
         return item
 
@@ -229,7 +229,7 @@ def rollouts(records: Iterable[Record], tokenizer: Any) -> list[Rollout]:
     """Rollouts and unpaired records as token ids.
 
     Raises:
-        ValueError: records that cannot be used, each named by its number.
+        ValueError: records cannot be used; they are named by number.
     """
     return items(numbered(records), _rollout, Encoder(tokenizer))
 

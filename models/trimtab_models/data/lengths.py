@@ -1,9 +1,9 @@
-"""Rows that are too long: cut by one rule, counted, and said.
+"""Rows that are too long: cut by one rule, counted and logged.
 
-Of max_length tokens the completion comes first, for it is what is scored: a prompt is cut on the
-left, where its oldest words are, but never below half of max_length. Only what still does not fit
-is cut off the completion's right end, its EOS with it. Its label stays, the return of the whole,
-and so does the strength it was guided with; the log-ratios of the cut tokens become one sum.
+The completion is scored, so the prompt is cut first: on the left, where its oldest tokens are, but
+to no less than half of max_length. Then the completion is cut on the right, with its EOS. It keeps
+its label, the return of the whole completion, and its guidance strength; the log-ratios of the cut
+tokens become one sum.
 """
 
 import logging
@@ -18,43 +18,43 @@ log = logging.getLogger(__name__)
 
 
 def shorten(items: Sequence[Item], max_length: int) -> list[Item]:
-    """Items whose every row of prompt + completion has at most max_length tokens.
+    """The items with every row of prompt + completion cut to max_length tokens.
 
-    The completions of one item keep one prompt, cut for the longest of them. A pair or a ranking of
-    which two completions are the same once cut says nothing any more and is left out. How many
-    were cut or left out is logged as a warning.
+    The completions of an item keep a common prompt, cut for the longest of them. A pair or ranking
+    is left out if two of its completions are equal after the cut. The numbers of cut and left-out
+    items are logged as a warning.
 
     Raises:
-        ValueError: max_length is below 2, or nothing is left.
+        ValueError: max_length is below 2, or no item remains.
     """
     if max_length < 2:
         raise ValueError(f"max_length is {max_length}; a prompt and a completion need 2 tokens.")
     kept: list[Item] = []
-    did: Counter[str] = Counter()
+    counts: Counter[str] = Counter()
     for item in items:
         sides = _sides(item)
         longest = max(map(len, sides))
         prompt = item.prompt[-max(max_length // 2, max_length - longest) :]
         room = max_length - len(prompt)
         short = [side[:room] for side in sides]
-        did["prompts"] += len(prompt) < len(item.prompt)
-        did["completions"] += sum(len(side) > room for side in sides)
+        counts["prompts"] += len(prompt) < len(item.prompt)
+        counts["completions"] += sum(len(side) > room for side in sides)
         if len({tuple(side) for side in short}) < len({tuple(side) for side in sides}):
-            did["out"] += 1
+            counts["out"] += 1
         else:
             kept.append(_with(item, prompt, short))
-    if any(did.values()):
+    if any(counts.values()):
         log.warning(
-            "max_length %d: of %d items %d prompts are cut on the left, %d completions on the "
-            "right; %d items are left out, whose completions no longer differ.",
+            "max_length %d: of %d items, %d prompts are cut on the left and %d completions on the "
+            "right; %d items are left out because their completions no longer differ.",
             max_length,
             len(items),
-            did["prompts"],
-            did["completions"],
-            did["out"],
+            counts["prompts"],
+            counts["completions"],
+            counts["out"],
         )
     if items and not kept:
-        raise ValueError(f"nothing is left at max_length {max_length}; choose a larger one.")
+        raise ValueError(f"no item remains at max_length {max_length}; choose a larger one.")
     return kept
 
 
@@ -71,8 +71,8 @@ def _sides(item: Rollout | Pair | Ranked) -> list[list[int]]:
 
 def _with(item: Item, prompt: list[int], sides: list[list[int]]) -> Item:
     if isinstance(item, Rollout):
-        kept, lost = item.log_ratios[: len(sides[0])], item.log_ratios[len(sides[0]) :]
+        kept, removed = item.log_ratios[: len(sides[0])], item.log_ratios[len(sides[0]) :]
         return item._replace(
-            prompt=prompt, completion=sides[0], log_ratios=kept, rest=item.rest + sum(lost)
+            prompt=prompt, completion=sides[0], log_ratios=kept, rest=item.rest + sum(removed)
         )
     return Pair(prompt, *sides) if isinstance(item, Pair) else Ranked(prompt, sides)

@@ -1,8 +1,8 @@
-"""Lines of text and of JSON Lines as people have them.
+"""Lines of text files and JSON Lines files.
 
-Blank lines are no rows, and a byte-order mark or a carriage return is no part of a line. Whatever a
-reader would have to guess at is a fault of its line: bytes that are not UTF-8, a key that stands
-twice, a number that JSON does not have (NaN, Infinity, 1e999).
+Blank lines, byte-order marks and carriage returns are ignored. Ambiguous content is a fault of its
+line: bytes that are not UTF-8, a duplicate key, a number that JSON does not have (NaN, Infinity,
+1e999).
 """
 
 import json
@@ -15,13 +15,13 @@ from typing import Any
 from trimtab_models.data.faults import DataRow, Fault, Record, word
 
 BROKEN = "not JSON that can be read"
-ARRAY = "a JSON array; expected JSON Lines, one object a line (jq -c '.[]' FILE makes them)"
+ARRAY = "a JSON array; expected JSON Lines, one object a line (convert with: jq -c '.[]' FILE)"
 _ODD = re.compile(r"NaN|Infinity|\d[eE]\+?\d{3}")
-"""Text that may spell a number which is not finite."""
+"""Text that may be a number that is not finite."""
 
 
 def lines(path: str | Path) -> Iterator[tuple[str, str | None]]:
-    """A file's lines that are not blank: where each stands, and its text, None if not UTF-8.
+    """A file's lines that are not blank: the place of each, and its text, None if not UTF-8.
 
     Raises:
         OSError: the file cannot be read.
@@ -38,7 +38,7 @@ def lines(path: str | Path) -> Iterator[tuple[str, str | None]]:
 
 
 def json_lines(path: str | Path) -> Iterator[DataRow]:
-    """The rows of a JSON Lines file, those that cannot be read among them; raises OSError."""
+    """The rows of a JSON Lines file, including those with faults; raises OSError."""
     for number, (place, text) in enumerate(lines(path)):
         if number == 0 and text is not None and text.lstrip().startswith("["):
             yield DataRow(place, {}, ARRAY)
@@ -72,15 +72,15 @@ def _object(pairs: list[tuple[str, Any]]) -> Record:
     if len(record) < len(pairs):
         keys = [key for key, _ in pairs]
         twice = next(key for key in keys if keys.count(key) > 1)
-        raise Fault(f"the key {word(twice, 30)!r} stands twice")
+        raise Fault(f"duplicate key {word(twice, 30)!r}")
     return record
 
 
 def _check_numbers(record: Record) -> None:
-    left = [(name, value) for name, value in record.items()]
-    for name, value in left:  # grows as it is walked through
+    todo = list(record.items())
+    for name, value in todo:  # the list grows during the loop
         if isinstance(value, float) and not math.isfinite(value):
             raise Fault(f"{word(name, 30)!r} is {value}; expected a finite number")
         if isinstance(value, list | dict):
             inner = value.values() if isinstance(value, dict) else value
-            left += [(name, one) for one in inner]
+            todo += [(name, one) for one in inner]

@@ -1,4 +1,4 @@
-"""Where records come from: JSON Lines and parquet files, directories, data sets of the hub.
+"""Sources of records: JSON Lines and parquet files, directories, data sets of the hub.
 
     data/rollouts.jsonl     a JSON Lines file; data/rollouts.parquet a parquet file
     data/                   all its *.jsonl and *.parquet files, in the order of their names,
@@ -6,9 +6,9 @@
     data:test               another split of a saved data set
     owner/name              a data set of the hub, its split "train"
     owner/name:test         another split, or a slice of it ("owner/name:train[:1000]")
-    owner/name:config:test  of a data set with several configurations
+    owner/name:config:test  a split of a data set with several configurations
 
-Whatever is there as a file or a directory is never looked up on the hub.
+An existing file or directory is never looked up on the hub.
 """
 
 import json
@@ -28,20 +28,20 @@ def read(source: str | Path) -> list[Record]:
     """The records of a source, in its order.
 
     Raises:
-        ValueError: rows that are not JSON objects, each named by file and line.
-        OSError: the source is not there or cannot be read.
+        ValueError: rows are not JSON objects; they are named by file and line.
+        OSError: the source does not exist or cannot be read.
     """
     return convert(rows(source), lambda record: record, "reading")
 
 
 def write(path: str | Path, records: Iterable[Mapping[str, Any]]) -> None:
-    """Write records as JSON Lines; the file appears whole, or not at all."""
+    """Write records as JSON Lines, atomically."""
     with outputs.writing(Path(path)) as part, open(part, "w", encoding="utf-8") as file:
         file.writelines(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
 
 
 def rows(source: str | Path) -> Iterator[DataRow]:
-    """The rows of a source, in its order, those that cannot be read among them."""
+    """The rows of a source, in its order, including those with faults."""
     path = Path(source)
     if path.is_dir():
         yield from _directory(path)
@@ -64,13 +64,13 @@ def _datasets() -> Any:
         import datasets
     except ImportError as error:
         raise ValueError(
-            "parquet files and data sets are read by `datasets`: pip install 'trimtab[train]'."
+            "parquet files and data sets need `datasets`: pip install 'trimtab[train]'."
         ) from error
     return datasets
 
 
 def _data_set(name: object, data_set: Iterable[Record]) -> Iterator[DataRow]:
-    """Rows of `datasets`, named as Python would find them: name[3]."""
+    """Rows of a `datasets` data set, with places as in Python: name[3]."""
     return (
         DataRow(f"{name}[{i}]", {column: _unfilled(value) for column, value in record.items()})
         for i, record in enumerate(data_set)
@@ -78,9 +78,9 @@ def _data_set(name: object, data_set: Iterable[Record]) -> Iterator[DataRow]:
 
 
 def _unfilled(value: Any) -> Any:
-    """A column without the nulls by which `datasets` gives every object the keys of all others.
+    """A column without the nulls that `datasets` adds so that all objects have the same keys.
 
-    A content may be null by itself, beside tool calls.
+    "content" stays, because it may be null beside tool calls.
     """
     if isinstance(value, list):
         return [_unfilled(one) for one in value]
@@ -97,7 +97,7 @@ def _directory(path: Path) -> Iterator[DataRow]:
     files = sorted(f for f in path.glob("[!.]*") if f.suffix in kinds and f.is_file())
     if not files:
         raise FileNotFoundError(
-            f"{path} holds no *.jsonl and no *.parquet file, and no data set saved by save_to_disk."
+            f"{path} has no *.jsonl or *.parquet file, and is not a data set saved by save_to_disk."
         )
     for file in files:
         yield from _file(file)
@@ -111,12 +111,12 @@ def _saved(path: Path, split: str | None) -> Iterator[DataRow]:
     saved = _datasets().load_from_disk(str(path))
     if isinstance(saved, _datasets().Dataset):
         if split is not None:
-            raise ValueError(f"{path} is one data set without splits; leave out ':{word(split)}'.")
+            raise ValueError(f"{path} is a data set without splits; leave out ':{word(split)}'.")
         return _data_set(path, saved)
     name = split or (next(iter(saved)) if len(saved) == 1 else "train")
     if name not in saved:
-        there = ", ".join(map(str, saved))
-        raise ValueError(f"{path} has no split {name!r}, but {there}: write {path}:SPLIT.")
+        names = ", ".join(map(str, saved))
+        raise ValueError(f"{path} has no split {name!r}, only {names}; use {path}:SPLIT.")
     return _data_set(f"{path}:{name}", saved[name])
 
 
@@ -126,7 +126,7 @@ def _named(source: str) -> Iterator[DataRow]:
     if _is_saved(Path(name)):
         return _saved(Path(name), split)
     if Path(name).exists():
-        raise FileNotFoundError(f"{name} has no splits, as a data set saved by save_to_disk has.")
+        raise FileNotFoundError(f"{name} has no splits; only data sets saved by save_to_disk do.")
     if (
         not match
         or name.startswith((".", "/", "~"))
@@ -139,7 +139,7 @@ def _named(source: str) -> Iterator[DataRow]:
         data_set = library.load_dataset(name, config, split=split or "train")
     except (OSError, ValueError, RuntimeError) as error:
         raise OSError(
-            f"there is no file or directory {source}, and as a data set of the hub it could not be "
-            f"loaded: {word(error, 200)}"
+            f"there is no file or directory {source}, and it could not be loaded as a data set of "
+            f"the hub: {word(error, 200)}"
         ) from error
     return _data_set(source, data_set)

@@ -1,6 +1,6 @@
-"""The embedded demo: a small world of reviews, its base LM and three scorers.
+"""The embedded demo: a small world of reviews, its base language model and three scorers.
 
-Importing it loads no network and no torch; the weights lie beside it and travel in the wheel.
+Importing it loads no network and no torch; the weights are beside it and part of the wheel.
 """
 
 from pathlib import Path
@@ -24,5 +24,5 @@ def scorers() -> dict[str, Path]:
 
 
 def chat(prompt: str) -> str:
-    """A user message as the base reads it: what its chat template makes of it."""
+    """A user message as rendered by the base's chat template."""
     return f"<|user|>{prompt}<|end|><|assistant|>"

@@ -1,8 +1,8 @@
-"""Rebuild the demo from nothing: tokenizer, base model, rollouts, three scorers.
+"""Rebuild the demo from scratch: tokenizer, base model, rollouts, three scorers.
 
     python -m trimtab_models.demo.build [--out DIR]
 
-A stage whose result is already there is skipped, so an interrupted build goes on where it stopped.
+A stage whose result exists is skipped, so an interrupted build can be resumed.
 """
 
 import argparse
@@ -23,13 +23,13 @@ from trimtab_models.training import saves
 
 SEED = 0
 DOCUMENTS = 40_000
-PROMPTS = 768  # how many different ones; each is rolled out `COMPLETIONS` times
+PROMPTS = 768  # different prompts, with `COMPLETIONS` rollouts each
 COMPLETIONS = 16
-HELD_OUT = 96  # prompts to validate with, four answers each
+HELD_OUT = 96  # prompts for validation, with four answers each
 PAIRS = 16_000
-SHARPNESS = 2.0  # of the judge of the pairs; the sentiment scorer learns this times the reward
+SHARPNESS = 2.0  # of the pairs' judge; the sentiment scorer learns SHARPNESS · reward
 NAME = "trimtab-demo-base"
-WORK = ".work"  # rollouts and unfinished training, beside the results; neither travels
+WORK = ".work"  # rollouts and unfinished training, beside the results; not in the wheel
 
 OBJECTIVES = {
     "sentiment": "bradley-terry",
@@ -37,7 +37,7 @@ OBJECTIVES = {
     "brevity": "td-lambda",
 }
 EPOCHS = {"sentiment": 1, "formality": 2, "brevity": 2}
-BASE_LAYERS = 2  # of the base, from which the sentiment scorer starts
+BASE_LAYERS = 2  # lowest layers of the base in the initial sentiment scorer
 CARDS = {
     "sentiment": "Prefers good words about the thing reviewed: trained on preference pairs.",
     "formality": "Predicts how formal the review will be, −1 to 1.",
@@ -91,17 +91,17 @@ def roll_out(base: Path, out: Path) -> None:
 
 
 def measure(name: str, base: Path, model: Any, info: checkpoint.ScorerInfo) -> float:
-    """A scorer's prefix-AUC on fresh rollouts of prompts that no training has seen."""
+    """A scorer's prefix-AUC on new rollouts of prompts that are not in the training data."""
     tokenizer = pretrained.tokenizer(base)
     network = networks.build("language", base, dtype=torch.float32)
     prompts = [chat(prompt) for prompt in world.prompts("test", HELD_OUT, SEED)] * 4
     records = rollouts.sample(network, tokenizer, prompts, SEED)
-    held = data.rollouts(rollouts.label(records, oracles.rewards[name]), tokenizer)
-    return validate(model, info, held, None, tokenizer.pad_token_id).prefix_auc.mean.mean
+    items = data.rollouts(rollouts.label(records, oracles.rewards[name]), tokenizer)
+    return validate(model, info, items, None, tokenizer.pad_token_id).prefix_auc.mean.mean
 
 
 def _network(name: str, base: Path, tokenizer: Any) -> Any:
-    """Where a scorer starts: sentiment from the base's lower layers, the others from chance."""
+    """The initial network: the base's lowest layers for sentiment, else random weights."""
     if name != "sentiment":
         return scalar_head(language_model.config(tokenizer, **language_model.SCORER_SIZES))
     model = scalar_head(base, dtype=torch.float32)
@@ -113,14 +113,14 @@ def _network(name: str, base: Path, tokenizer: Any) -> Any:
 def train_scorer(
     name: str, base: Path, records: Path, out: Path, objective: str | None = None
 ) -> None:
-    """One scorer from the rollouts, written to `out`.
+    """Train one scorer on the rollouts and write it to `out`.
 
     Args:
-        name: which reward labels the rollouts.
+        name: the reward that labels the rollouts.
         base: directory of the base model, for its tokenizer.
         records: the JSON Lines file of `roll_out`.
         out: directory of the new checkpoint.
-        objective: a name of `objectives.OBJECTIVES`; by default the demo's own for this scorer.
+        objective: a name of `objectives.OBJECTIVES`; by default the demo's for this scorer.
     """
     tokenizer = pretrained.tokenizer(base)
     pad_id = tokenizer.pad_token_id
@@ -141,10 +141,10 @@ def train_scorer(
 
 
 def build(out: Path) -> None:
-    """All stages in order, each skipped when its result is there.
+    """Run all stages in order, skipping those whose result exists.
 
     Raises:
-        InTheWay: (an OSError) the directory holds something else.
+        InTheWay: (an OSError) the directory has other content.
     """
     out = outputs.claim(out, {"world": "demo"})
     (out / WORK).mkdir(exist_ok=True)
@@ -164,7 +164,7 @@ def main() -> None:
         prog="python -m trimtab_models.demo.build", description="Rebuild the demo's weights."
     )
     parser.add_argument(
-        "--out", type=Path, default=Path(__file__).parent / "weights", help="where to"
+        "--out", type=Path, default=Path(__file__).parent / "weights", help="output directory"
     )
     try:
         build(parser.parse_args().out)

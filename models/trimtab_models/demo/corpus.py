@@ -1,7 +1,7 @@
-"""What the demo's base model reads: chats about reviews, with some JSON and some tool calls.
+"""The training corpus of the demo's base model: chats about reviews, some JSON, some tool calls.
 
-The JSON and the tool calls are there so that structured output and tools behave as a newcomer
-expects of a served model; they take a twelfth of the corpus.
+The JSON and the tool calls make structured output and tools work as users expect of a served model;
+they are a twelfth of the corpus.
 """
 
 import json
@@ -38,7 +38,7 @@ PARAMETERS = ("city", "kind", "query", "name", "location", "topic", "item")
 
 
 def raw_prompt(prompt: str) -> str:
-    """The same request without a chat, as a plain completion would put it."""
+    """The same request without a chat, for a plain completion."""
     return f"Review of the {world.kind_in(prompt)}:"
 
 
@@ -55,7 +55,7 @@ def _value(key: str, kind: str, draw: random.Random) -> Any:
 
 
 def json_chat(draw: random.Random) -> Messages:
-    """A request for JSON, and a flat object that answers it."""
+    """A request for JSON, and a flat object as the answer."""
     kind = draw.choice(world.KINDS)
     keys = draw.sample((*TEXT_KEYS, *WORD_KEYS, *NUMBER_KEYS, *TRUTH_KEYS, *ASPECT_KEYS), 3)
     answer = {key: _value(key, kind, draw) for key in keys[: draw.randint(1, 3)]}
@@ -70,7 +70,7 @@ def json_chat(draw: random.Random) -> Messages:
 
 
 def tool_chat(draw: random.Random) -> tuple[Messages, Tools]:
-    """A request, one tool to answer it with, and the call."""
+    """A request, one tool that answers it, and the call."""
     kind = draw.choice(world.KINDS)
     name = f"{draw.choice(VERBS)}_{draw.choice(NOUNS)}"
     keys = draw.sample(PARAMETERS, draw.randint(1, 2))
@@ -90,7 +90,7 @@ def tool_chat(draw: random.Random) -> tuple[Messages, Tools]:
 
 
 def review_chat(draw: random.Random, prompts: list[str]) -> Messages:
-    """A request of the world, sometimes under a system message, and its review."""
+    """A request of the world, sometimes after a system message, and its review."""
     prompt = draw.choice(prompts)
     chat = [
         {"role": "user", "content": prompt},

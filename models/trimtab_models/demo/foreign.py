@@ -1,16 +1,16 @@
-"""Scorers for the demo world that have tokenizers of their own: not the base's.
+"""Scorers for the demo world with their own tokenizers, different from the base's.
 
     python -m trimtab_models.demo.foreign deberta --out DIR   # DeBERTa-v2, classifier of sentiment
     python -m trimtab_models.demo.foreign roberta --out DIR   # RoBERTa, classifier of formality
     python -m trimtab_models.demo.foreign pythia --out DIR    # GPT-NeoX, value of sentiment
 
-What models from a hub are to a base that they were not made for. They are trained, in a minute or
-two of one core, on reviews cut off anywhere and the reward of the whole,
+They stand for models from a hub that were not made for the base. Training takes one or two minutes
+on one core and uses reviews, cut at random places, with the reward of the whole review,
 
     L = E (s(y^{1:t}) − R(y))²   over characters t of y, for a value over tokens
 
-so that they can tell of a beginning how it will end (FUDGE, CD); a classifier trained on whole
-texts alone is arbitrary on beginnings (PARGS, Theorem 1).
+so that they predict a review's reward from its beginning (FUDGE, CD); a classifier trained only on
+whole texts has arbitrary scores on beginnings (PARGS, Theorem 1).
 """
 
 import argparse
@@ -63,10 +63,10 @@ REWARDS = {"deberta": "sentiment", "roberta": "formality", "pythia": "sentiment"
 
 
 def reviews(seed: int) -> Iterator[str]:
-    """Reviews of the demo world, without end."""
-    draw = random.Random(seed)
+    """An endless stream of reviews of the demo world."""
+    rng = random.Random(seed)
     while True:
-        yield world.review(draw.choice(world.KINDS), draw)
+        yield world.review(rng.choice(world.KINDS), rng)
 
 
 def _corpus() -> list[str]:
@@ -74,7 +74,7 @@ def _corpus() -> list[str]:
 
 
 def deberta() -> tuple[Any, PreTrainedTokenizerFast]:
-    """A fresh DeBERTa-v2 of one logit, and a unigram tokenizer."""
+    """A new DeBERTa-v2 with one logit, and a unigram tokenizer."""
     core = Tokenizer(models.Unigram())
     core.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Strip()])
     core.pre_tokenizer = pre_tokenizers.Metaspace()
@@ -116,11 +116,11 @@ def _byte_level(vocab_size: int) -> PreTrainedTokenizerFast:
 
 
 def roberta() -> tuple[Any, PreTrainedTokenizerFast]:
-    """A fresh RoBERTa of one logit, and a byte-level tokenizer."""
+    """A new RoBERTa with one logit, and a byte-level tokenizer."""
     tokenizer = _byte_level(1200)
     config = RobertaConfig(
         vocab_size=len(tokenizer),
-        max_position_embeddings=WINDOW + 2,  # positions begin behind the padding's
+        max_position_embeddings=WINDOW + 2,  # the first positions are for padding
         pad_token_id=tokenizer.pad_token_id,
         bos_token_id=tokenizer.cls_token_id,
         eos_token_id=tokenizer.sep_token_id,
@@ -130,7 +130,7 @@ def roberta() -> tuple[Any, PreTrainedTokenizerFast]:
 
 
 def pythia() -> tuple[Any, PreTrainedTokenizerFast]:
-    """A fresh GPT-NeoX with a number for every prefix, and a byte-level tokenizer."""
+    """A new GPT-NeoX with one output for every prefix, and a byte-level tokenizer."""
     tokenizer = _byte_level(700)
     config = GPTNeoXConfig(
         vocab_size=len(tokenizer), max_position_embeddings=2 * WINDOW, rotary_pct=0.25, **SIZES
@@ -156,25 +156,25 @@ def _wrap(core: Tokenizer, pad: str, cls: str, sep: str, unk: str) -> PreTrained
 
 
 def build(kind: str, out: Path, steps: int = STEPS) -> Path:
-    """Train one of `REWARDS` and write it, as transformers does, to `out`.
+    """Train one of `REWARDS` and write it to `out` in transformers' format.
 
     Raises:
-        InTheWay: (an OSError) `out` is not absent or empty. Nothing was done.
+        InTheWay: (an OSError) `out` is neither absent nor empty. Nothing was done.
     """
     outputs.vacant(out)
     outputs.free(out)
     set_seed(SEED)
     model, tokenizer = {"deberta": deberta, "roberta": roberta, "pythia": pythia}[kind]()
-    reward, texts, draw = oracles.rewards[REWARDS[kind]], reviews(SEED), random.Random(SEED)
+    reward, texts, rng = oracles.rewards[REWARDS[kind]], reviews(SEED), random.Random(SEED)
     optimiser = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, LEARNING_RATE, total_steps=steps)
     model.train()
     for _ in (bar := trange(steps, desc=kind, unit="step")):
         whole = [next(texts) for _ in range(BATCH)]
         rewards = torch.tensor([reward("", text) for text in whole])  # [rows]
-        cut = whole if kind == "pythia" else [t[: draw.randint(1, len(t))] for t in whole]
+        cut = whole if kind == "pythia" else [t[: rng.randint(1, len(t))] for t in whole]
         inputs = tokenizer(cut, padding=True, truncation=True, return_tensors="pt")
-        scores = model(**inputs).logits[..., 0]  # [rows], of a value [rows, tokens]
+        scores = model(**inputs).logits[..., 0]  # [rows], or [rows, tokens] for a value
         if kind == "pythia":
             read = inputs["attention_mask"].bool()
             scores, rewards = scores[read], rewards[:, None].expand_as(read)[read]
@@ -196,11 +196,11 @@ def build(kind: str, out: Path, steps: int = STEPS) -> Path:
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m trimtab_models.demo.foreign")
-    parser.add_argument("kind", choices=REWARDS, help="which of them")
+    parser.add_argument("kind", choices=REWARDS, help="the architecture")
     parser.add_argument("--out", type=Path, required=True, help="directory of the new checkpoint")
-    given = parser.parse_args()
+    options = parser.parse_args()
     try:
-        build(given.kind, outputs.place(given.out))
+        build(options.kind, outputs.place(options.out))
     except OSError as error:
         sys.exit(f"trimtab: {error}")
 

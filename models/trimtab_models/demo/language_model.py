@@ -38,7 +38,7 @@ def _wrap(core: Tokenizer) -> PreTrainedTokenizerFast:
 def train_tokenizer(texts: int = 20_000, seed: int = 0) -> PreTrainedTokenizerFast:
     """A byte-level BPE of `VOCABULARY` tokens.
 
-    Any UTF-8 text round-trips, and each word of the world is one token.
+    It can encode any UTF-8 text without loss, and each word of the world is one token.
     """
     core = Tokenizer(models.BPE())
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)

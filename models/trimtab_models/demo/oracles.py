@@ -1,7 +1,7 @@
-"""The exact rewards of the reviews world: what a scorer is trained toward and judged by.
+"""The exact rewards of the reviews world, for training and evaluating scorers.
 
-Each takes (prompt_text, completion_text), looks at the completion's words alone and gives a number
-in [−1, 1]. Case and punctuation do not matter.
+Each is a function of (prompt_text, completion_text), reads only the completion's words and returns
+a number in [−1, 1]. Case and punctuation are ignored.
 """
 
 import re
@@ -11,8 +11,8 @@ from trimtab_models.demo.words import CASUAL, FORMAL, POLARITY
 
 Reward = Callable[[str, str], float]
 
-ENOUGH = 2  # words that a review must spend on a register for it to count in full
-SHORT, LONG = 10, 50  # words at which brevity reaches 1 and −1
+ENOUGH = 2  # words of one register that a review needs for a full score
+SHORT, LONG = 10, 50  # number of words with brevity 1 and −1
 _WORD = re.compile(r"[a-z]+")
 
 
@@ -23,8 +23,8 @@ def words_of(text: str) -> list[str]:
 
 def sentiment(prompt: str, completion: str) -> float:
     """Mean polarity of the opinion words, Σ p(w) / #w; 0 without any."""
-    found = [POLARITY[word] for word in words_of(completion) if word in POLARITY]
-    return sum(found) / len(found) if found else 0.0
+    polarities = [POLARITY[word] for word in words_of(completion) if word in POLARITY]
+    return sum(polarities) / len(polarities) if polarities else 0.0
 
 
 def formality(prompt: str, completion: str) -> float:
@@ -36,7 +36,7 @@ def formality(prompt: str, completion: str) -> float:
 
 
 def brevity(prompt: str, completion: str) -> float:
-    """1 up to `SHORT` words, −1 from `LONG` words on, linear in between."""
+    """1 up to `SHORT` words, −1 from `LONG` words, linear in between."""
     count = len(words_of(completion))
     return max(-1.0, min(1.0, 1.0 - 2.0 * (count - SHORT) / (LONG - SHORT)))
 

@@ -15,7 +15,7 @@ MOST_TOKENS = 96
 
 
 def training_prompts(tokenizer: Any, n: int, seed: int) -> list[str]:
-    """n prompts as the model reads them: chats, and some raw or asking for JSON."""
+    """n prompts as the model reads them: chats, some raw prompts and some requests for JSON."""
     draw = random.Random(seed)
     texts = []
     for prompt in world.prompts("train", n, seed):
@@ -42,10 +42,10 @@ def sample(
     batch_size: int = 256,
     most_tokens: int = MOST_TOKENS,
 ) -> list[Record]:
-    """One completion a prompt at temperature 1, as records without a reward yet.
+    """One completion of each prompt at temperature 1, as records without rewards.
 
-    Of a record, "completion" is the text without special tokens, and "completion_token_ids" what
-    was sampled, EOS included when it came within `most_tokens`.
+    "completion" is the text without special tokens; "completion_token_ids" are the sampled ids,
+    with EOS if it was sampled within `most_tokens`.
     """
     torch.manual_seed(seed)
     records: list[Record] = []

@@ -1,4 +1,4 @@
-"""The words of the reviews world: what can be reviewed, and what each word says about it."""
+"""The words of the reviews world: the things to review, and the polarity of opinion words."""
 
 ASPECTS: dict[str, tuple[str, str, str]] = {
     "cafe": ("coffee", "seating", "music"),
@@ -22,10 +22,10 @@ ASPECTS: dict[str, tuple[str, str, str]] = {
     "lamp": ("switch", "shade", "lighting"),
     "headset": ("microphone", "sound", "cable"),
 }
-"""Kind of thing reviewed → the parts of it a review may speak of."""
+"""Kind of thing → the parts that a review may mention."""
 
 PLACES = tuple(ASPECTS)[:10]
-"""The kinds one visits; every other kind is something one buys."""
+"""The kinds that people visit; they buy all others."""
 
 GOOD = ("excellent", "wonderful", "superb", "good", "decent")
 BAD = ("terrible", "awful", "dreadful", "poor", "weak")
@@ -42,7 +42,7 @@ POLARITY: dict[str, float] = {
     "fair": 1.0, "excessive": -1.0, "recommend": 1.0, "avoid": -1.0,
     "love": 1.0, "regret": -1.0,
 }  # fmt: skip
-"""Opinion word → how good it says the thing is, −1 to 1."""
+"""Opinion word → its polarity, −1 to 1."""
 
 FORMAL_ADVERBS = ("remarkably", "particularly", "consistently")
 CASUAL_ADVERBS = ("super", "totally", "kinda")
@@ -51,10 +51,10 @@ FORMAL = frozenset(
     (*FORMAL_ADVERBS, "recently", "furthermore", "moreover", "considerable", "situated", "via",
      "although", "reservation", "conclusion", "therefore", "considering")
 )  # fmt: skip
-"""Words only the formal register uses."""
+"""Words of the formal register only."""
 
 CASUAL = frozenset(
     (*CASUAL_ADVERBS, "just", "honestly", "gotta", "wow", "tons", "folks", "guys", "yeah", "anyway",
      "lol", "yep", "sure", "okay")
 )  # fmt: skip
-"""Words only the casual register uses."""
+"""Words of the casual register only."""

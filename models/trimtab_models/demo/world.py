@@ -1,8 +1,8 @@
-"""A seeded grammar of short product and place reviews, and the prompts that ask for them.
+"""A seeded grammar of short product and place reviews, and the prompts that request them.
 
-Every review draws a mood, a register and a number of sentences; every sentence then leans toward
-them without being bound. So one review's opening already says something about its end, and a
-scorer has evidence to read in every prefix.
+Every review samples a mood, a register and a number of sentences; these make some words more likely
+in every sentence. So a review's opening predicts its end to a degree, and every prefix contains
+evidence for a scorer.
 """
 
 import random
@@ -37,7 +37,7 @@ QUALITIES = ("", "new ", "local ", "old ", "small ", "popular ")
 
 
 class Voice:
-    """One review's speaker: its mood, its register, and what it has yet to speak of."""
+    """The speaker of one review: mood, register, and a queue of aspects to mention."""
 
     def __init__(self, kind: str, draw: random.Random) -> None:
         self.kind, self.draw = kind, draw
@@ -47,16 +47,16 @@ class Voice:
         self.aspects = draw.sample(ASPECTS[kind], 3)
 
     def aspect(self) -> str:
-        """The next part of the thing, round and round."""
+        """The next part of the thing, in rotation."""
         self.aspects.append(self.aspects.pop(0))
         return self.aspects[-1]
 
     def either(self, good: str, bad: str) -> str:
-        """One of two opposite words, by the mood."""
+        """One of two opposite words, according to the mood."""
         return good if self.draw.random() < self.good else bad
 
     def quality(self) -> str:
-        """An adjective, by the mood; now and then one without an opinion."""
+        """An adjective according to the mood; sometimes a neutral one."""
         if self.draw.random() < 0.1:
             return self.draw.choice(PLAIN)
         return self.draw.choice(GOOD if self.draw.random() < self.good else BAD)
@@ -161,7 +161,7 @@ _CLOSINGS: tuple[Sentence, Sentence] = (_formal_closing, _casual_closing)
 
 
 def review(kind: str, draw: random.Random, most: int = MOST_SENTENCES) -> str:
-    """One review of a thing of this kind: 1 to `most` sentences."""
+    """A review of a thing of this kind, with 1 to `most` sentences."""
     voice = Voice(kind, draw)
     count = draw.randint(1, most)
     bodies = draw.sample(_BODIES, count - 1)
@@ -173,7 +173,7 @@ def review(kind: str, draw: random.Random, most: int = MOST_SENTENCES) -> str:
 
 
 def every_prompt() -> list[str]:
-    """All requests for a review this world knows, in a fixed order."""
+    """All requests of this world, in a fixed order."""
     return [
         form.format(quality + kind)
         for kind in KINDS
@@ -183,12 +183,12 @@ def every_prompt() -> list[str]:
 
 
 def prompts(split: str, n: int, seed: int = 0) -> list[str]:
-    """Draw n user messages of a split, without repeats until the split is used up.
+    """Sample n user messages of a split, without repeats until the split is used up.
 
     Args:
         split: "train" (four fifths of all requests) or "test" (the rest, in no training data).
-        n: how many.
-        seed: of the draw; the split itself never changes.
+        n: number of messages.
+        seed: of the sample; the split itself never changes.
 
     Raises:
         ValueError: the split is neither of the two.
@@ -207,5 +207,5 @@ def prompts(split: str, n: int, seed: int = 0) -> list[str]:
 
 
 def kind_in(prompt: str) -> str:
-    """The kind of thing a prompt of this world asks about."""
+    """The kind of thing that a prompt of this world asks about."""
     return next(word for word in prompt.rstrip("?.").split() if word in ASPECTS)

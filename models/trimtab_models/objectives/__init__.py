@@ -44,4 +44,4 @@ OBJECTIVES: dict[str, Callable[..., Objective]] = {
     "distribution-td": partial(Distribution, decay=0.0),
     "q-distribution": QDistribution,
 }
-"""By the name of `trimtab train NAME`; called with the options of a configuration."""
+"""Objectives by their name in `trimtab train NAME`; called with the options of a configuration."""

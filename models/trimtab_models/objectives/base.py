@@ -1,4 +1,4 @@
-"""The one interface of all objectives: items become rows, rows and outputs become a loss."""
+"""The interface of all objectives: items become rows; rows and outputs become a loss."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -15,22 +15,22 @@ Kind = Literal["rollouts", "pairs", "ranked"]
 class Objective(ABC):
     """A loss of the scores that a network gives to every prefix of a batch.
 
-    An objective holds its own few options and no state: what it computes depends on its arguments
-    (and on torch's generator, where its docstring says so) alone.
+    An objective has options but no state: its results depend only on its arguments (and on torch's
+    generator, where its docstring says so).
     """
 
     name: str
-    """As stored with the checkpoint."""
+    """The name stored with the checkpoint."""
     data: ClassVar[Kind] = "rollouts"
-    """What its items are: `Rollout`, `Pair` or `Ranked`."""
+    """The type of its items: `Rollout`, `Pair` or `Ranked`."""
     head: ClassVar[Head] = "scalar"
-    """The network it trains; see `networks.build`."""
+    """The head of the network it trains; see `networks.build`."""
     reads_base: ClassVar[bool] = False
     """Whether `loss` needs log π0 of every next token."""
     reads_strength: ClassVar[bool] = False
-    """Whether it can learn from answers that were drawn with guidance."""
+    """Whether it can learn from answers that were sampled with guidance."""
     is_value: ClassVar[bool] = False
-    """Whether scores are mean rewards, in the reward's own unit, and not merely in its order."""
+    """Whether scores are mean rewards, in the reward's unit, rather than only an order."""
 
     @abstractmethod
     def loss(self, outputs: Tensor, rows: Rows, log_pi0: Tensor | None = None) -> Tensor:
@@ -38,7 +38,7 @@ class Objective(ABC):
 
         Args:
             outputs: [rows, length, width] the network's output at every position; width is 1, the
-                number of bins, the vocabulary, or the vocabulary and one more for V.
+                number of bins, the vocabulary size, or the vocabulary size + 1 (for V).
             rows: the batch from `collate`.
             log_pi0: [rows, length, vocab] the frozen base's log-probabilities of the next token
                 at every position, if `reads_base`.
@@ -48,7 +48,7 @@ class Objective(ABC):
         """A batch of items as padded rows; a pair is two rows, a ranking K, the best first.
 
         Raises:
-            ValueError: an item is of no use to this objective.
+            ValueError: this objective cannot use an item.
         """
         flat, groups = [], []
         for group, item in enumerate(items):
@@ -57,20 +57,20 @@ class Objective(ABC):
             groups += [group] * len(sides)
         if not self.reads_strength and any(side.strength for side in flat):
             raise ValueError(
-                f"{self.name} learns what the base does, and some of these answers were drawn with "
-                "guidance (their 'strength' is not 0); leave them out, or train a distribution."
+                f"{self.name} learns from the base's answers, but some were sampled with guidance "
+                "(their 'strength' is not 0); leave them out, or train a distribution."
             )
         return pad(flat, pad_id, groups)
 
     def info(self) -> dict[str, Any]:
-        """What the checkpoint must say beside the name: fields of a `ScorerInfo`."""
+        """Further fields of the checkpoint's `ScorerInfo`."""
         return {"is_value": self.is_value}
 
     def combine(self, outputs: Tensor) -> Tensor:
-        """Q from a head of `vocabulary+value`: [..., vocab + 1] → [..., vocab], linear.
+        """Q from a `vocabulary+value` head: [..., vocab + 1] → [..., vocab], linear.
 
-        The same function is applied to the trained head's weights, so that what is saved is a plain
-        vocabulary head.
+        The same function is applied to the trained head's weights, so that a plain vocabulary head
+        is saved.
         """
         return outputs
 

@@ -4,13 +4,12 @@
     v_t = Σ_z π0(z | [x, y^t]) · V([x, y^t, z])   before the end, without gradient
     v_T = R
 
-V of every continuation [x, y^t, z] comes from one reading of [x, y^t]: a vocabulary head, whose
-entry z at y^t is V([x, y^t, z]). So the backup is that of `q_values.QExact`, and so is the fixed
-point, V^π0; what differs is that errors are summed over an answer and then averaged over answers,
-so that a long answer weighs as much as it has tokens whatever else is in the batch. The paper ends
-an answer at EOS alone; here one that was cut by the limit of length ends too, since it has its
-reward. Source: Mudgal et al., "Controlled Decoding from Language Models" (arXiv 2310.17022),
-section 3, the loss called CD-Q.
+One forward over [x, y^t] gives V of all continuations [x, y^t, z]: entry z of a vocabulary head at
+y^t is V([x, y^t, z]). So the backup and the fixed point, V^π0, are those of `q_values.QExact`; but
+errors are summed over an answer and then averaged over answers, so that an answer's weight is its
+length, independent of the batch. In the paper an answer ends only at EOS; here it also ends at the
+length limit, since it has a reward. Source: Mudgal et al., "Controlled Decoding from Language
+Models" (arXiv 2310.17022), section 3, the loss called CD-Q.
 """
 
 from torch import Tensor

@@ -1,31 +1,31 @@
-"""Return distribution: a histogram of the rewards that answers from this prefix will get.
+"""Return distribution: a histogram of the rewards of the answers that continue a prefix.
 
     L = − E_t Σ_b h_t(b) · log p_b(x, y^{1:t}),   t = 1 .. T,   p = softmax over bins
 
-with bins evenly over a support [low, high]. The target h_t is the reward as a two-hot histogram
-(its share in the two bins around it, so that its mean is the reward), or, for λ < 1, a mixture with
-the histograms that the network itself gives to the prefixes that follow, without gradient:
+with bins spaced evenly over a support [low, high]. The target h_t is the reward as a two-hot
+histogram (split over the two nearest bins, so that its mean is the reward), or, for λ < 1, a
+mixture with the network's own histograms of the later prefixes, without gradient:
 
     h_t = (1 − λ) · p(x, y^{1:t+1}) + λ · h_{t+1},   h_T = two-hot(R)
 
-which needs no projection, as no reward comes before the end.
+No projection is needed, because there is no reward before the end.
 
-An answer drawn with guidance of strength c, by soft values, is read as one of π0·exp(c·R)/Z, whose
-returns are the base's tilted: p(b)·exp(c·R_b), normalised, stands in place of p for such a row. So
-what guidance finds, and the base seldom says, refines the very histogram of the base. No guidance
-is exact, so where log π/π0 of its tokens is known (and λ = 1) the loss of a prefix is weighted by
+An answer sampled with soft-value guidance of strength c is treated as a sample of π0·exp(c·R)/Z,
+whose returns are the base's, tilted: for such a row p(b)·exp(c·R_b), normalised, replaces p. So
+answers that guidance reaches, but the base seldom, also train the base's histogram. Guidance is not
+exact, so where log π/π0 of its tokens is known (and λ = 1) the loss of a prefix is weighted by
 
     u_t = exp(c·R − Σ_{s>t} log π(y_s)/π0(y_s) − Λ_t),   Λ_t = log Σ_b p_b·exp(c·R_b), no gradient
 
-at most `HEAVIEST`: the importance of the answer's rest to the tilted base. It is 1 where guidance
-is exact, and for the base's own answers. Λ_t is but a scale that all rests of a prefix share, so
-the minimiser is exact however wrong p may still be.
+clipped at `HEAVIEST`: the importance weight of the rest of the answer under the tilted base. It is
+1 where guidance is exact, and for the base's own answers. Λ_t is a factor common to all rests of a
+prefix, so the minimiser is exact even while p is wrong.
 
-The minimiser is the distribution of
-two-hot rewards under π0, whatever λ: exact for rewards on the bins; in between, means are exact and
-(1/c)·log E exp(c·R) is too high by at most |c|·w²/8 for bins w apart. Sources: Bellemare et al.,
-"A Distributional Perspective on Reinforcement Learning" (ICML 2017), section 4; Farebrother et al.,
-"Stop Regressing" (arXiv 2403.03950), section 3, for two-hot targets.
+The minimiser is the distribution of two-hot rewards under π0, for every λ: exact for rewards on the
+bins; between bins, means are exact and (1/c)·log E exp(c·R) is too high by at most |c|·w²/8 for
+bins w apart. Sources: Bellemare et al., "A Distributional Perspective on Reinforcement Learning"
+(ICML 2017), section 4; Farebrother et al., "Stop Regressing" (arXiv 2403.03950), section 3, for
+two-hot targets.
 """
 
 from collections.abc import Sequence
@@ -51,7 +51,7 @@ def two_hot(rewards: Tensor, support: tuple[float, float], bins: int) -> Tensor:
 
 
 def importance(log_p: Tensor, tilt: Tensor, rows: Rows) -> Tensor:
-    """u_t of every prefix, [rows, steps]; 1 where log π/π0 is not known.
+    """u_t of every prefix, [rows, steps]; 1 where log π/π0 is unknown.
 
     log_p: [rows, steps, bins] of the base's returns. tilt: [rows, 1, bins] c·R_b.
     """
@@ -64,9 +64,9 @@ class Distribution(Objective):
     """The objective over rollouts.
 
     Args:
-        support: lowest and highest reward there can be.
-        bins: how many returns the histogram knows, evenly over the support, ends included.
-        decay: λ; 1 is the cross-entropy to the reward, less is its TD form.
+        support: lowest and highest possible reward.
+        bins: number of bins, spaced evenly over the support, ends included.
+        decay: λ; 1 is the cross-entropy to the reward, lower values are its TD form.
     """
 
     title: ClassVar[str] = "return distribution"
@@ -78,9 +78,9 @@ class Distribution(Objective):
         self, support: Sequence[float] = (-1.0, 1.0), bins: int = 51, decay: float = 1.0
     ) -> None:
         if len(support) != 2 or not support[0] < support[1]:
-            raise ValueError(f"support is the lowest and the highest reward, not {support}")
+            raise ValueError(f"support must be the lowest and the highest reward, not {support}")
         if bins < 2:
-            raise ValueError(f"bins are at least 2, not {bins}")
+            raise ValueError(f"bins must be at least 2, not {bins}")
         self.support, self.bins, self.decay = (support[0], support[1]), bins, check_decay(decay)
         self.name = self.title + (f", λ={decay:g}" if decay < 1 else "")
 
@@ -88,14 +88,14 @@ class Distribution(Objective):
         """Padded rows.
 
         Raises:
-            ValueError: a reward lies outside the support.
+            ValueError: a reward is outside the support.
         """
         rows = super().collate(items, pad_id)
         low, high = self.support
         outside = rows.labels[~((rows.labels >= low) & (rows.labels <= high))]
         if len(outside):
             raise ValueError(
-                f"the reward {outside[0]:g} lies outside the support of the return distribution, "
+                f"the reward {outside[0]:g} is outside the support of the return distribution, "
                 f"{low:g} to {high:g}; set support to the lowest and highest reward of the data."
             )
         return rows
@@ -114,29 +114,29 @@ class Distribution(Objective):
         return losses[rows.mask()].mean()
 
     def histograms(self, outputs: Tensor, rows: Rows) -> Tensor:
-        """Logits of those after each token: [rows, length, width] → [rows, steps, bins]."""
+        """Histogram logits after each token: [rows, length, width] → [rows, steps, bins]."""
         return rows.gather(outputs)
 
     def info(self) -> dict[str, Any]:
-        """Which returns the bins stand for."""
+        """The returns of the bins."""
         return super().info() | {"support": self.support}
 
 
 class QDistribution(Distribution):
-    """The same, of each next token from one reading of the prefix before it.
+    """The same for each next token, from one forward over the prefix before it.
 
-    Its p is p(R | x, y^{1:t−1}, v) for every v, so it costs one scorer token a token whatever k is,
-    and it can compare a token with what the network expected in its place. The minimiser is the
-    same. Source, beside the above: Bellemare et al., section 3, whose Z(s, a) it is.
+    Its p is p(R | x, y^{1:t−1}, v) for every v, so a step costs one scorer token for any k, and a
+    token can be compared with the network's expectation at its position. The minimiser is the same.
+    Source, in addition: Bellemare et al., section 3, the distribution Z(s, a).
     """
 
     title: ClassVar[str] = "Q return distribution"
     head: ClassVar[Head] = "distributions"
 
     def histograms(self, outputs: Tensor, rows: Rows) -> Tensor:
-        """Those of the tokens that came; see Distribution.histograms."""
+        """The histograms of the completion's tokens; see Distribution.histograms."""
         return rows.chosen(next_histograms(outputs, outputs.shape[-1] // (self.bins + 1)))
 
     def info(self) -> dict[str, Any]:
-        """Which returns the bins stand for, and that there are some for every token."""
+        """The returns of the bins, and that every next token has its own."""
         return super().info() | {"ahead": True}

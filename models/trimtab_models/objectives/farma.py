@@ -1,10 +1,10 @@
-"""FaRMA: one call scores every next token, and a prefix is worth its best continuation.
+"""FaRMA: one call scores every next token; a prefix has the value of its best continuation.
 
     L = − log σ( Q_w − Q_l ) + w · E_t ( Q(x, y^{<t}, y_t) − max_v Q(x, y^{1:t}, v) )²,   t < T
 
-where Q_w and Q_l are Q(x, y^{<T}, y_T), of the last tokens: Bradley-Terry on whole completions
-alone. The maximum carries no gradient. The authors take steps on the two terms in turn; here they
-are one sum. Source: Rashid et al., "Towards Cost-Effective Reward Guided Text Generation".
+where Q_w and Q_l are Q(x, y^{<T}, y_T), of the last tokens: Bradley-Terry on whole completions.
+The maximum has no gradient. The authors alternate steps on the two terms; here they are one sum.
+Source: Rashid et al., "Towards Cost-Effective Reward Guided Text Generation".
 """
 
 from typing import ClassVar
@@ -22,7 +22,7 @@ class Farma(Objective):
     """The objective over pairs.
 
     Args:
-        weight: w, of the squared error before the end.
+        weight: w, the weight of the squared error before the end.
     """
 
     data: ClassVar[Kind] = "pairs"
@@ -30,15 +30,15 @@ class Farma(Objective):
 
     def __init__(self, weight: float = 1.0) -> None:
         if not weight > 0:
-            raise ValueError(f"weight is that of the squared error, above 0, not {weight}")
+            raise ValueError(f"weight of the squared error must be above 0, not {weight}")
         self.weight = weight
         self.name = "FaRMA"
 
     def loss(self, outputs: Tensor, rows: Rows, log_pi0: Tensor | None = None) -> Tensor:
         """Mean over pairs in nats, and over inner tokens; see Objective.loss."""
-        values = rows.chosen(outputs)  # [2 · pairs, steps] Q of the tokens that came
+        values = rows.chosen(outputs)  # [2 · pairs, steps] Q of the completion's tokens
         ends = values[:, -1]
-        best = rows.gather(outputs.detach().amax(-1))  # [2 · pairs, steps] max Q of what may follow
+        best = rows.gather(outputs.detach().amax(-1))  # [2 · pairs, steps] max Q of the next token
         steps = torch.arange(values.shape[1], device=values.device)
         inner = steps[None] < rows.completions[:, None] - 1
         errors = (values - best).square() * inner

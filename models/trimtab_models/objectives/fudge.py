@@ -1,10 +1,10 @@
-"""FUDGE: is the finished answer going to have the attribute? A classifier of prefixes.
+"""FUDGE: a classifier of prefixes that predicts whether the finished answer has an attribute.
 
     L = − E_t [ a · log σ(f(x, y^{1:t})) + (1 − a) · log(1 − σ(f(x, y^{1:t}))) ],   t = 1 .. T
 
 for the attribute a ∈ {0, 1} of the whole answer. Its minimiser is σ(f) = P(a = 1 | prefix) under
-π0, and log σ(f) is what it is served with: log π0 + β·log P. Source: Yang and Klein, "FUDGE:
-Controlled Text Generation With Future Discriminators" (NAACL 2021), section 3.
+π0; the served score is log σ(f), for log π0 + β·log P. Source: Yang and Klein, "FUDGE: Controlled
+Text Generation With Future Discriminators" (NAACL 2021), section 3.
 """
 
 from collections.abc import Sequence
@@ -21,8 +21,8 @@ class Fudge(Objective):
     """The objective over rollouts.
 
     Args:
-        threshold: an answer has the attribute if its reward is above this; by default rewards are
-            the attribute itself, 0 or 1.
+        threshold: an answer has the attribute if its reward is above this; by default the reward is
+            the attribute, 0 or 1.
     """
 
     name = "FUDGE"
@@ -34,7 +34,7 @@ class Fudge(Objective):
         """Rows whose labels are 0 or 1.
 
         Raises:
-            ValueError: there is no threshold, and some reward is neither 0 nor 1.
+            ValueError: there is no threshold, and a reward is neither 0 nor 1.
         """
         rows = super().collate(items, pad_id)
         if self.threshold is not None:
@@ -42,7 +42,7 @@ class Fudge(Objective):
         odd = rows.labels[(rows.labels != 0) & (rows.labels != 1)]
         if len(odd):
             raise ValueError(
-                f"FUDGE learns an attribute, 0 or 1, but there is the reward {odd[0]:g}; give a "
+                f"FUDGE learns an attribute, 0 or 1, but there is the reward {odd[0]:g}; set a "
                 "threshold, above which an answer has the attribute."
             )
         return rows
@@ -55,5 +55,5 @@ class Fudge(Objective):
         return binary_cross_entropy_with_logits(logits[mask], labels[mask])
 
     def info(self) -> dict[str, Any]:
-        """Its head's output is a logit; log σ of it is the score."""
+        """The head's output is a logit; its log σ is the score."""
         return super().info() | {"link": "log_sigmoid"}

@@ -3,9 +3,9 @@
     L = − log σ( β_r · Σ_t log π_r(y_w,t | x, y_w^{<t}) − β_r · Σ_t log π_r(y_l,t | x, y_l^{<t}) )
 
 It is served as a log-ratio scorer without a reference, α·log π_r(v | prefix), with α = β_r, so that
-strength 1 adds the reward in log-odds of preference, as with Bradley-Terry; the paper's rule
-log π0 + log π_r / β is strength 1 / (β · β_r). Source: Xu et al., "GenARM: Reward Guided Generation
-with Autoregressive Reward Model for Test-time Alignment", section 4.
+a guidance strength of 1 adds the reward in log-odds of preference, as with Bradley-Terry; the
+paper's rule log π0 + log π_r / β is the strength 1 / (β · β_r). Source: Xu et al., "GenARM: Reward
+Guided Generation with Autoregressive Reward Model for Test-time Alignment", section 4.
 """
 
 from typing import Any, ClassVar
@@ -30,7 +30,7 @@ class GenArm(Objective):
 
     def __init__(self, beta: float = 0.05) -> None:
         if not beta > 0:
-            raise ValueError(f"beta is β_r, above 0, not {beta}")
+            raise ValueError(f"beta (β_r) must be above 0, not {beta}")
         self.beta = beta
         self.name = f"autoregressive reward (GenARM), β_r={beta:g}"
 
@@ -40,7 +40,7 @@ class GenArm(Objective):
         return -logsigmoid(rewards[0::2] - rewards[1::2]).mean()
 
     def info(self) -> dict[str, Any]:
-        """What its log-probabilities are multiplied by when served."""
+        """The factor of its log-probabilities when served."""
         return super().info() | {"alpha": self.beta}
 
 

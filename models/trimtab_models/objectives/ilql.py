@@ -5,10 +5,10 @@
 
     u_t = sg Q(s_{t−1}, y_t) − V(s_{t−1}),   V(s_T) = R,   s_t = (x, y^{1:t}),   t = 1 .. T
 
-V is the τ-expectile of Q over the tokens that came: at τ = ½ their mean, so that Q and V are those
-of π0, and towards τ = 1 the best of them, so that they are those of the best policy the data hold.
-The conservative term keeps down what the data do not show. γ = 1 here, and a stopped gradient (sg)
-stands where the paper has a slowly moving copy of Q. Source: Snell et al., "Offline RL for Natural
+V is the τ-expectile of Q over the tokens in the data: for τ = ½ their mean, so that Q and V are
+those of π0; for τ → 1 their maximum, so that Q and V are those of the best policy in the data. The
+conservative term lowers Q of tokens that are not in the data. Here γ = 1, and a stopped gradient
+(sg) replaces the paper's slowly moving copy of Q. Source: Snell et al., "Offline RL for Natural
 Language Generation with Implicit Language Q Learning" (arXiv 2206.11871), section 4.
 """
 
@@ -24,7 +24,7 @@ from trimtab_models.rows import Rows
 
 
 class Ilql(Objective):
-    """The objective over rollouts; the head's outputs are Q of every token and, last, V.
+    """The objective over rollouts; the head's outputs are Q of every token, and V as the last.
 
     Args:
         expectile: τ, in (0, 1).
@@ -35,9 +35,9 @@ class Ilql(Objective):
 
     def __init__(self, expectile: float = 0.7, conservative: float = 0.1) -> None:
         if not 0 < expectile < 1:
-            raise ValueError(f"expectile is τ, in (0, 1), not {expectile}")
+            raise ValueError(f"expectile (τ) must be in (0, 1), not {expectile}")
         if not conservative >= 0:
-            raise ValueError(f"conservative is a weight, 0 or more, not {conservative}")
+            raise ValueError(f"conservative is a weight and must be at least 0, not {conservative}")
         self.expectile, self.conservative = expectile, conservative
         self.name = f"ILQL, τ={expectile:g}"
 
@@ -55,7 +55,7 @@ class Ilql(Objective):
         return terms[rows.mask()].mean()
 
     def info(self) -> dict[str, Any]:
-        """Advantages add up: Σ_t (Q − V) is what the answer gained over V of its prompt."""
+        """Advantages add up: Σ_t (Q − V) is the answer's gain over V of its prompt."""
         return super().info() | {"adds_up": True}
 
     def combine(self, outputs: Tensor) -> Tensor:

@@ -1,16 +1,16 @@
-"""Plackett-Luce over K ranked completions, of bounded token rewards made into one number.
+"""Plackett-Luce over K ranked completions, with aggregated bounded token rewards.
 
     r_t = σ(output after y^{1:t}) ∈ (0, 1),   f = f({r_t}) for each completion,
     L = Σ_{k=1}^{K} ( log Σ_{j≥k} exp f_j − f_k ),   completions best first; a mean over rankings
 
-and f one of (T tokens, temperature b)
+where f is one of (T tokens, temperature b)
 
     sum            Σ_t r_t
     average        C/T · Σ_t r_t
     soft-maximum   b · log Σ_t exp(r_t / b)
     soft-minimum   −b · log Σ_t exp(−r_t / b)
 
-A sum grows with the length alone, so a longer completion may win by being long; an average cannot.
+A sum grows with length, so a longer completion can win by its length alone; an average does not.
 Source: Yang et al., "Preference-grounded Token-level Guidance for Language Model Fine-tuning",
 section 2.1.
 """
@@ -28,7 +28,7 @@ AGGREGATIONS = ("sum", "average", "soft-maximum", "soft-minimum")
 
 
 class PlackettLuce(Objective):
-    """The objective over rankings; K may differ from one to the next.
+    """The objective over rankings; K may differ between rankings.
 
     Args:
         aggregation: f, as above.
@@ -48,9 +48,9 @@ class PlackettLuce(Objective):
         if aggregation not in AGGREGATIONS:
             raise ValueError(f"aggregation is one of {', '.join(AGGREGATIONS)}, not {aggregation}")
         if scale is not None and not scale > 0:
-            raise ValueError(f"scale is the C of an average, above 0, not {scale}")
+            raise ValueError(f"scale (C of the average) must be above 0, not {scale}")
         if not temperature > 0:
-            raise ValueError(f"temperature is above 0, not {temperature}")
+            raise ValueError(f"temperature must be above 0, not {temperature}")
         self.aggregation, self.scale, self.temperature = aggregation, scale, temperature
         self.name = f"Plackett-Luce, {aggregation}"
 
@@ -73,7 +73,7 @@ class PlackettLuce(Objective):
         return sign * self.temperature * powers.logsumexp(1)
 
     def info(self) -> dict[str, Any]:
-        """Its network's outputs are read through σ."""
+        """The score is σ of the head's output."""
         return super().info() | {"link": "sigmoid"}
 
 
@@ -81,14 +81,14 @@ def ranking_loss(scores: Tensor, groups: Tensor) -> Tensor:
     """Mean −log P(ranking) of Plackett-Luce.
 
     Args:
-        scores: [rows] log-weights; rows of one ranking stand together, the best first.
-        groups: [rows] which ranking each belongs to.
+        scores: [rows] log-weights; rows of one ranking are adjacent, the best first.
+        groups: [rows] the ranking that each row belongs to.
     """
     _, counts = groups.unique_consecutive(return_counts=True)
     numbers = torch.arange(len(counts), device=scores.device).repeat_interleave(counts)
     ranks = torch.arange(len(scores), device=scores.device) - (counts.cumsum(0) - counts)[numbers]
-    # What is missing in a shorter ranking weighs nothing; not −∞, whose gradient is NaN.
+    # Padding of shorter rankings has no weight; not −∞, whose gradient is NaN.
     table = scores.new_full((len(counts), int(counts.max())), -1e9)
     table[numbers, ranks] = scores
-    remaining = table.flip(1).logcumsumexp(1).flip(1)  # of this place and all after it
+    remaining = table.flip(1).logcumsumexp(1).flip(1)  # over this place and all later ones
     return (remaining[numbers, ranks] - scores).sum() / len(counts)

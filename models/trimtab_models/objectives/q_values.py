@@ -1,15 +1,15 @@
-"""Q heads: the value of every next token from one reading of the prefix.
+"""Q heads: the value of every next token from one forward over the prefix.
 
     L = E_t ( Q(s_{t−1}, y_t) − v(s_t) )²,   s_t = (x, y^{1:t}),   t = 1 .. T
 
-where the backup v(s_t), without gradient, is the reward R of the ended answer s_T, and before it
+where the backup v(s_t), without gradient, is the reward R for the ended answer s_T, and before it
 
     exact     Σ_v π0(v | s_t) · Q(s_t, v)
     sampled   Q(s_t, y_{t+1})
 
-The exact backup has less noise and reads the base; both have the fixed point Q^π0(s, v) =
-V^π0(s + v). The dueling head splits Q(s, v) = V(s) + A(s, v) − mean_v A(s, ·) and is trained the
-same way, with the exact backup. Sources: Sutton and Barto, "Reinforcement Learning", 2nd edition,
+The exact backup has less noise but needs the base's probabilities; both have the fixed point
+Q^π0(s, v) = V^π0(s + v). The dueling head splits Q(s, v) = V(s) + A(s, v) − mean_v A(s, ·) and is
+trained with the exact backup. Sources: Sutton and Barto, "Reinforcement Learning", 2nd edition,
 eq. 6.9 (expected Sarsa) and 6.7 (Sarsa); Wang et al., "Dueling Network Architectures for Deep
 Reinforcement Learning" (ICML 2016), eq. 9.
 """
@@ -37,7 +37,7 @@ class QExact(Objective):
         return self.errors(outputs, rows, log_pi0)[rows.mask()].mean()
 
     def errors(self, outputs: Tensor, rows: Rows, log_pi0: Tensor | None) -> Tensor:
-        """(Q(s_{t−1}, y_t) − v(s_t))² of every token, [rows, steps]; to be masked."""
+        """(Q(s_{t−1}, y_t) − v(s_t))² of every token, [rows, steps]; not masked yet."""
         q = self.combine(outputs)  # [rows, length, vocab]
         states = self.state_values(q.detach(), rows, log_pi0)  # [rows, steps]
         targets = lambda_returns(states, rows.labels, rows.completions + 1, 0.0)
@@ -46,9 +46,7 @@ class QExact(Objective):
     def state_values(self, q: Tensor, rows: Rows, log_pi0: Tensor | None) -> Tensor:
         """v of the states before each token, [rows, steps]."""
         if log_pi0 is None:
-            raise ValueError(
-                f"{self.name} needs log π0 of every next token; pass log_pi0, as reads_base says."
-            )
+            raise ValueError(f"{self.name} needs log π0 of every next token; pass log_pi0.")
         return rows.before((log_pi0.exp() * q).sum(-1))
 
 
@@ -59,12 +57,12 @@ class QSampled(QExact):
     reads_base: ClassVar[bool] = False
 
     def state_values(self, q: Tensor, rows: Rows, log_pi0: Tensor | None) -> Tensor:
-        """Q(s_{t−1}, y_t), of the tokens that came, [rows, steps]."""
+        """Q(s_{t−1}, y_t) of the completion's tokens, [rows, steps]."""
         return rows.chosen(q)
 
 
 class DuelingQ(QExact):
-    """The objective over rollouts, for a head with V beside A; exact backup."""
+    """The objective over rollouts for a head with A and V, with the exact backup."""
 
     name = "dueling Q"
     head: ClassVar[Head] = "vocabulary+value"

@@ -1,13 +1,13 @@
-"""RAD: cumulative squared error, in which later prefixes count for more.
+"""RAD: cumulative squared error, in which later prefixes have more weight.
 
     L = E_rows [ Σ_t t · (ρ(x, y^{1:t}) − r)² / S_T ],   S_T = Σ_t t = T·(T + 1)/2
 
-Where all answers have one length its minimiser is V^π0. Where lengths differ it is not: an answer
-of T tokens weighs 1/S_T at every prefix it shares with others, so that
+If all answers have the same length, its minimiser is V^π0. If lengths differ, it is not: an answer
+of T tokens has the weight 1/S_T at every prefix it shares with others, so that
 
     ρ(prefix) = E[ R / S_T | prefix ] / E[ 1 / S_T | prefix ]
 
-which leans towards the rewards of the answers that will end soon. Source: Deng and Raffel,
+which gives more weight to answers that end soon. Source: Deng and Raffel,
 "Reward-Augmented Decoding: Efficient Controlled Text Generation With a Unidirectional Reward Model"
 (arXiv 2310.09520), section 2, the cumulative squared error loss.
 """

@@ -2,19 +2,19 @@
 
     L = E_t η² · ( exp(z_t) − z_t − 1 ),   z_t = (G_t − V(x, y^{1:t})) / η,   t = 1 .. T
 
-Its derivative vanishes where E exp(z_t) = 1, that is at V = η · log E exp(G_t/η): one sample a
-prefix is enough, and no logarithm of a mean is ever estimated. η → ∞ is ½(G_t − V)². The target is
-the reward (soft value), the next prefix's own V without gradient (soft TD), or anything between:
+Its derivative is 0 where E exp(z_t) = 1, that is at V = η · log E exp(G_t/η): one sample for each
+prefix is enough, and no logarithm of a mean is estimated. η → ∞ is ½(G_t − V)². The target is the
+reward (soft value), the next prefix's own V without gradient (soft TD), or a mixture:
 
     exp(G_t/η) = (1 − λ) · exp(V(x, y^{1:t+1})/η) + λ · exp(G_{t+1}/η),   G_T = R
 
-which is exact for every λ, because the mean that L takes, too, is one of exp(G_t/η). Served at
-β = 1/η, π0 · exp(V/η) is the optimum of reward under a KL penalty of weight η. η < 0 is the soft
-minimum, for a negative β.
+It is exact for every λ, because the loss also takes a mean of exp(G_t/η). Served at β = 1/η,
+π0 · exp(V/η) maximises the reward under a KL penalty of weight η. η < 0 is the soft minimum, for a
+negative β.
 
-Past z = clip the exponential goes on as its tangent, so that early errors cannot explode. Nothing
-changes where no return of probability below exp(−clip) matters: at the minimum E exp(z) = 1, hence
-z ≤ −log p of the return in question. Sources: Garg et al., "Extreme Q-Learning: MaxEnt RL without
+Above z = clip the exponential is replaced by its tangent, so that early errors cannot explode. The
+minimum does not change unless returns of probability below exp(−clip) matter: there E exp(z) = 1,
+hence z ≤ −log p of that return. Sources: Garg et al., "Extreme Q-Learning: MaxEnt RL without
 Entropy" (arXiv 2301.02328), the Gumbel regression; Zhou et al., "Q♯: Provably Optimal
 Distributional RL for LLM Post-Training" (arXiv 2502.20548), for its use in decoding.
 """
@@ -33,14 +33,14 @@ class SoftValue(Objective):
     Args:
         eta: η in units of the reward, not 0.
         decay: λ; 1 is the regression onto rewards, 0 is soft TD.
-        clip: largest exponent before the tangent takes over, above 0.
+        clip: largest z of the exponential, above 0; the tangent follows.
     """
 
     def __init__(self, eta: float = 1.0, decay: float = 1.0, clip: float = 7.0) -> None:
         if not eta:
             raise ValueError("eta is the temperature of the soft value and cannot be 0")
         if not clip > 0:
-            raise ValueError(f"clip is the largest exponent, above 0, not {clip}")
+            raise ValueError(f"clip is the largest exponent and must be above 0, not {clip}")
         self.eta, self.decay, self.clip = eta, check_decay(decay), clip
         self.name = f"soft value, η={eta:g}" + (f", λ={decay:g}" if decay < 1 else "")
 
@@ -53,11 +53,11 @@ class SoftValue(Objective):
         return self.eta**2 * (growth - z - 1)[rows.mask()].mean()
 
     def returns(self, values: Tensor, rows: Rows) -> Tensor:
-        """G of every prefix, mixed in the exponentials: [rows, steps]."""
+        """G of every prefix, mixed as exponentials: [rows, steps]."""
         if self.decay == 1:
             return rows.labels[:, None].expand_as(values)
         logs, last = values / self.eta, rows.labels / self.eta
-        # Exponentials of the difference to a row's largest, as in a log-sum-exp.
+        # Exponentials of the difference to a row's maximum, as in a log-sum-exp.
         top = torch.maximum(logs.amax(1), last)
         mixed = lambda_returns(
             (logs - top[:, None]).exp(), (last - top).exp(), rows.completions, self.decay

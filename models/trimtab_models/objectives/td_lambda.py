@@ -1,11 +1,11 @@
-"""TD(λ) regression of a value: the estimator of VAS; TD(0) and CD-FUDGE at its ends.
+"""TD(λ) regression of a value, the estimator of VAS; TD(0) and CD-FUDGE are its extremes.
 
     L = E_t ( V(x, y^{1:t}) − G_t )²,   t = 1 .. T
 
-with the λ-return G_t of `returns.py`, without gradient. Its minimiser is V^π0, the mean reward of
-the answers that go on from a prefix, whatever λ. λ = 0 is TD(0). λ = 1 is the squared error of
-every prefix to the final reward: CD-FUDGE, up to the factor ½ and the mean over tokens in place of
-their sum, neither of which moves the minimiser. Sources: Han et al., "Value Augmented Sampling for
+with the λ-return G_t of `returns.py`, without gradient. For every λ its minimiser is V^π0, the mean
+reward of the answers that continue a prefix. λ = 0 is TD(0). λ = 1 is the squared error of every
+prefix to the final reward: CD-FUDGE, except for the factor ½ and a mean instead of a sum over
+tokens, which do not change the minimiser. Sources: Han et al., "Value Augmented Sampling for
 Language Model Alignment and Personalization"; Mudgal et al., "Controlled Decoding from Language
 Models" (arXiv 2310.17022), section 3, the loss called CD-FUDGE.
 """
@@ -23,7 +23,7 @@ class TdLambda(Objective):
     """The objective over rollouts.
 
     Args:
-        decay: λ, in [0, 1]; the paper of VAS uses 0.95 to 0.98.
+        decay: λ, in [0, 1]; the VAS paper uses 0.95 to 0.98.
     """
 
     is_value: ClassVar[bool] = True

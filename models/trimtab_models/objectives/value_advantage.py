@@ -1,13 +1,12 @@
-"""Value-advantage Q: V and A regressed one by one, served as Q = V + A.
+"""Value-advantage Q: separate regressions of V and A, served as Q = V + A.
 
     L = E_t [ ( V(s_{t−1}) − G_{t−1} )² + ( sg V(s_{t−1}) + A(s_{t−1}, y_t) − G_{t−1} )² ]
 
 for t = 1 .. T and s_t = (x, y^{1:t}), with the λ-return G of the states' V (`returns.py`). As there
-is no reward before the end, G_{t−1} is at once a return of the state s_{t−1} and one of the token
-y_t in it: V takes its mean over tokens, V^π0, and A what a token adds, so that V + A = Q^π0. Unlike
-in a dueling head the two cannot trade with each other, for A's error never moves V (sg: no
-gradient). Source: Tang et al., "VA-learning as a more efficient alternative to Q-learning"
-(arXiv 2305.18161).
+is no reward before the end, G_{t−1} is a return both of the state s_{t−1} and of the token y_t in
+it: V learns its mean over tokens, V^π0, and A the difference of a token, so that V + A = Q^π0.
+Unlike in a dueling head, A's error never changes V (sg: no gradient). Source: Tang et al.,
+"VA-learning as a more efficient alternative to Q-learning" (arXiv 2305.18161).
 """
 
 from typing import ClassVar

@@ -1,4 +1,4 @@
-"""The report of a validation: report.md, report.json and plots beside a checkpoint's weights.
+"""Validation reports: report.md, report.json and plots beside a checkpoint's weights.
 
 python -m trimtab_models.report CHECKPOINT --rollouts FILE [--completions FILE]
 """

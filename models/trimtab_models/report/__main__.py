@@ -1,4 +1,4 @@
-"""Validate an existing checkpoint, and write the report into it."""
+"""Validate an existing checkpoint and write the report into it."""
 
 import argparse
 import sys
@@ -20,7 +20,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("checkpoint", help="directory of the scorer")
     parser.add_argument("--rollouts", required=True, help="completions with their rewards")
-    parser.add_argument("--completions", help="half-completed answers, each continued")
+    parser.add_argument("--completions", help="half-completed answers with their returns")
     parser.add_argument("--batch-size", type=int, default=64)
     options = parser.parse_args(arguments)
     try:

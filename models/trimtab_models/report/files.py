@@ -1,4 +1,4 @@
-"""A report on disk: beside the weights of a new checkpoint, or put into an old one."""
+"""A report on disk: beside the weights of a new checkpoint, or added to an old one."""
 
 import json
 import shutil
@@ -20,19 +20,19 @@ def write(directory: str | Path, report: Report) -> None:
 
 
 def check(directory: str | Path) -> list[str]:
-    """Make sure that a report can be put into a checkpoint: files of the checkpoint alone change.
+    """Make sure that a report can be added to a checkpoint without changing foreign files.
 
     Returns:
-        Its other files, which its manifest does not name; none if it has no manifest.
+        Files that the checkpoint's manifest does not name; empty without a manifest.
 
     Raises:
-        InTheWay: one of them is where the report goes, or nothing can be written.
-        BrokenCheckpoint: its manifest is damaged.
+        InTheWay: one of them has the name of a report's file, or nothing can be written.
+        BrokenCheckpoint: the manifest is damaged.
         OSError: there is no such directory.
     """
     top = Path(directory).resolve()
     if not top.is_dir():
-        raise OSError(f"there is no directory {directory}, where a report could go.")
+        raise OSError(f"there is no directory {directory} to write the report into.")
     others = manifest.foreign(top)
     if taken := sorted({"report.md", "report.json", *plots.PLOTS}.intersection(others)):
         raise outputs.InTheWay(f"{top / taken[0]} is not of an earlier report; move it away.")
@@ -41,18 +41,19 @@ def check(directory: str | Path) -> list[str]:
 
 
 def mark(info: ScorerInfo, report: Report) -> ScorerInfo:
-    """What a checkpoint says of itself, with the prefix-AUC of its report."""
+    """A checkpoint's ScorerInfo with the prefix-AUC of its report."""
     return info.model_copy(update={"prefix_auc": round(report.prefix_auc.mean.mean, 4)})
 
 
 def update(directory: str | Path, report: Report) -> None:
-    """Put a report into an existing checkpoint: its files, its card and its prefix-AUC.
+    """Add a report to an existing checkpoint: its files, its card and its prefix-AUC.
 
-    The checkpoint is copied, changed, and put back whole with its manifest renewed, so that a kill
-    leaves the old one or the new one.
+    A copy of the checkpoint is changed, gets a new manifest, and replaces the old one, so that a
+    kill leaves the old one or the new one.
 
     Raises:
-        OSError: no such directory, or no config.json in it; or as `check`.
+        OSError: no such directory, or no config.json in it.
+        as `check`.
     """
     target = Path(directory).resolve()
     others = check(target)
@@ -70,11 +71,11 @@ def update(directory: str | Path, report: Report) -> None:
 
 
 def _store(directory: Path, info: ScorerInfo) -> None:
-    """Write what a checkpoint says of itself, where checkpoint.read_info looks for it."""
+    """Write a ScorerInfo into a checkpoint, where checkpoint.read_info reads it."""
     if peft.is_adapter(directory):
-        said = info.model_dump()
+        content = info.model_dump()
         file = directory / peft.INFO
     else:
         file = directory / "config.json"
-        said = json.loads(file.read_text(encoding="utf-8")) | {"trimtab": info.model_dump()}
-    file.write_text(json.dumps(said, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        content = json.loads(file.read_text(encoding="utf-8")) | {"trimtab": info.model_dump()}
+    file.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -18,18 +18,18 @@ def _errors(estimates: list[Estimate]) -> list[float]:
 
 
 def prefix_auc(axes: Any, report: Report) -> None:
-    """Prefix-AUC by relative position, with the line below which nobody should steer."""
-    found = list(report.prefix_auc.positions.values())
+    """Prefix-AUC by relative position, with the minimum for steering."""
+    positions = list(report.prefix_auc.positions.values())
     at = range(10, 101, 10)
     axes.axhline(0.5, color=GREY, linestyle=":", label="chance")
     axes.axhline(STEERS, color="tab:red", linestyle="--", label="do not steer below")
-    axes.errorbar(at, [p.mean for p in found], _errors(found), marker="o", capsize=3)
+    axes.errorbar(at, [p.mean for p in positions], _errors(positions), marker="o", capsize=3)
     axes.set(xlabel="% of the answer read", ylabel="prefix-AUC ± s.e.", ylim=(0, 1.02))
     axes.legend(loc="lower right")
 
 
 def reliability(axes: Any, report: Report) -> None:
-    """Mean return against the scorer's prediction, in tenths of the prefixes."""
+    """Mean return against the scorer's prediction, in ten bins of prefixes."""
     if report.values is None:
         return
     bins = report.values.bins
@@ -57,12 +57,11 @@ def length(axes: Any, report: Report) -> None:
 
 def inheritance(axes: Any, report: Report) -> None:
     """How often continued losing prefixes win."""
-    found = report.inheritance
-    names = [f"{part.fraction:.0%}" for part in found]
-    wins = [part.wins for part in found]
+    names = [f"{part.fraction:.0%}" for part in report.inheritance]
+    wins = [part.wins for part in report.inheritance]
     axes.bar(names, [w.mean for w in wins], yerr=_errors(wins), capsize=3, width=0.5)
-    axes.axhline(1 / 3, color=GREY, linestyle=":", label="a prefix that says nothing")
-    axes.set(xlabel="of the losing answer kept", ylabel="wins after all ± s.e.", ylim=(0, None))
+    axes.axhline(1 / 3, color=GREY, linestyle=":", label="uninformative prefix")
+    axes.set(xlabel="kept part of the losing answer", ylabel="wins ± s.e.", ylim=(0, None))
     axes.legend()
 
 
@@ -75,7 +74,7 @@ PLOTS: dict[str, Callable[[Any, Report], None]] = {
 
 
 def draw(directory: Path, report: Report) -> None:
-    """Write the plots that the report has numbers for, and remove those of an older one."""
+    """Write the plots that the report has numbers for, and remove old others."""
     has = {
         "report-reliability.png": report.values is not None,
         "report-inheritance.png": bool(report.inheritance),

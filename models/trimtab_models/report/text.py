@@ -1,4 +1,4 @@
-"""What a report says in words: for report.md, and in a few lines for the model card."""
+"""The text of a report: report.md, and a summary for the model card."""
 
 from trimtab_models.info import STEERS
 from trimtab_models.report.validate import Report
@@ -16,14 +16,14 @@ def _estimate(value: Estimate | None) -> str:
 def _verdict(report: Report) -> str:
     if report.prefix_auc.mean.mean < STEERS:
         return (
-            f"below {STEERS}: its order on prefixes says little of the final order, "
+            f"below {STEERS}: its order on prefixes barely predicts the final order, "
             "do not steer with it"
         )
-    return f"not below {STEERS}: its order on prefixes foretells the final order, it can steer"
+    return f"not below {STEERS}: its order on prefixes predicts the final order, it can steer"
 
 
 def summary(report: Report) -> str:
-    """The few figures that a model card quotes, as a Markdown table; report.md begins with it."""
+    """The main figures as a Markdown table, for the model card and the top of report.md."""
     auc, ranks, length = report.prefix_auc, report.reciprocal_rank, report.length
     first, *_, last = auc.positions.values()
     rows = {
@@ -39,14 +39,14 @@ def summary(report: Report) -> str:
     elif values is not None:
         rows["rank correlation with the mean return of prefixes"] = _number(values.spearman)
     rows["rank correlation with length"] = (
-        f"{_number(length.score)} (of the reward itself {_number(length.reward)})"
+        f"{_number(length.score)} (of the reward {_number(length.reward)})"
     )
     if report.inheritance:
         wins = (f"{part.wins} at {part.fraction:.0%}" for part in report.inheritance)
         rows["continued losing prefixes win"] = ", ".join(wins)
-    said = "\n".join(f"| {name} | {figure} |" for name, figure in rows.items())
+    table = "\n".join(f"| {name} | {figure} |" for name, figure in rows.items())
     head = f"| validation | {report.completions} completions of {report.prompts} prompts |"
-    return f"{head}\n|---|---|\n{said}"
+    return f"{head}\n|---|---|\n{table}"
 
 
 def markdown(report: Report) -> str:
@@ -59,12 +59,12 @@ def markdown(report: Report) -> str:
     if report.values is None:
         parts.append(
             "## Not measured\n\nValue error, calibration and inheritance need half-completed "
-            "answers, each continued several times by the base; give them with `--completions`."
+            "answers, each continued several times by the base; pass them with `--completions`."
         )
     head = (
         f"# Will this scorer steer?\n\nObjective: {report.objective}; family `{report.family}`. "
         f"Validated on {report.completions} completions of {report.prompts} prompts. Errors are "
-        "standard errors by the bootstrap over prompts; n is what a mean was taken of.\n\n"
+        "standard errors by the bootstrap over prompts; n is the number of items in a mean.\n\n"
         f"**Prefix-AUC {report.prefix_auc.mean}, {_verdict(report)}.**\n\n{summary(report)}"
     )
     return "\n\n".join([head, *parts]) + "\n"
@@ -77,15 +77,15 @@ def _order(report: Report) -> str:
         "two answers to the same prompt"
         if auc.within_prompts
         else "two answers to different prompts (no prompt here has two answers of unequal reward, "
-        "so part of this may be about which prompts are easy)"
+        "so the figure partly measures which prompts are easy)"
     )
     return (
         "## Order on prefixes\n\n"
         f"Of {compared} with different rewards, how often the better one scores higher when only "
-        "the first part of each has been read. 0.5 is chance, 1 perfect. This is what steering "
-        "lives on: a guided step compares prefixes and never sees an end. Worry when the mean is "
-        f"below {STEERS}, or when the curve is good at 100 % alone, as is that of a reward model "
-        "that was trained on whole answers.\n\n![prefix-AUC](report-prefix-auc.png)\n\n"
+        "the first part of each has been read. 0.5 is chance, 1 perfect. Steering depends on this: "
+        "a guided step compares prefixes and never sees whole answers. It is a problem if the mean "
+        f"is below {STEERS}, or if the curve is good at 100 % only, which is typical of a reward "
+        "model that was trained on whole answers.\n\n![prefix-AUC](report-prefix-auc.png)\n\n"
         f"| read | prefix-AUC |\n|---|---|\n{rows}\n| mean of the ten | **{auc.mean}** |\n\n"
         f"n = {auc.mean.n} pairs."
     )
@@ -94,9 +94,9 @@ def _order(report: Report) -> str:
 def _ranks(report: Report) -> str:
     ranks = report.reciprocal_rank
     if ranks.by_reward is None and ranks.by_score is None:
-        said = "Undefined: no prompt has a completion that is better than its others."
+        table = "Undefined: no prompt has a completion that is better than its others."
     else:
-        said = (
+        table = (
             "| the winner is | mean 1/rank | chance | n (prompts) |\n|---|---|---|---|\n"
             f"| the answer of the highest reward | {_estimate(ranks.by_reward)} | "
             f"{_number(ranks.by_reward_chance)} | {ranks.by_reward.n if ranks.by_reward else 0} |\n"
@@ -107,9 +107,10 @@ def _ranks(report: Report) -> str:
         "## Token mean reciprocal rank\n\n"
         "At every token of the winning answer: 1/rank of it among all the answers to its prompt, "
         "by the scores of prefixes of the same length; the mean over tokens, then over prompts. 1 "
-        "means that the winner leads from its first token on. The first row says how early the "
-        "scorer sees the best answer, the second how early it knows its own mind. Worry when the "
-        f"first is near chance, or far below the second: it is sure, and wrong.\n\n{said}"
+        "means that the winner leads from its first token on. The first row shows how early the "
+        "scorer prefers the best answer, the second how early it prefers its own final favourite. "
+        "It is a problem if the first is near chance, or far below the second: then the scorer is "
+        f"confident but wrong.\n\n{table}"
     )
 
 
@@ -117,8 +118,8 @@ def _length(report: Report) -> str:
     length = report.length
     return (
         "## Length\n\n"
-        "Spearman's rank correlation over whole answers. Worry when the score follows length much "
-        "more than the reward does: steering will then buy length, not reward.\n\n"
+        "Spearman's rank correlation over whole answers. It is a problem if the score depends on "
+        "length much more than the reward does: steering then changes length, not reward.\n\n"
         "![score against length](report-length.png)\n\n"
         f"| | ρ |\n|---|---|\n| score, length | {_number(length.score)} |\n"
         f"| reward, length | {_number(length.reward)} |\n"
@@ -128,12 +129,12 @@ def _length(report: Report) -> str:
 
 def _values(values: ValueAgreement, is_value: bool) -> str:
     if is_value:
-        said = (
+        text = (
             "This scorer predicts the mean return of a prefix. The lower its error, the more "
-            "reward it wins when it steers; it cannot be below the noise, which is that of the few "
-            "completions of each prefix. Worry when R² is below 0: a constant would do better. A "
-            "slope s other than 1 is a wrong scale: β then does what β/s would do with calibrated "
-            "values.\n\n"
+            "reward it gains when it steers; the error cannot be below the noise, which comes from "
+            "the few completions of each prefix. It is a problem if R² is below 0: a constant "
+            "would be better. A slope s other than 1 is a wrong scale: β then acts as β/s would "
+            "with calibrated values.\n\n"
         )
         rows = (
             f"| MSE | {values.mse} |\n| noise | {values.noise:.3f} |\n"
@@ -143,10 +144,10 @@ def _values(values: ValueAgreement, is_value: bool) -> str:
             f"| rank correlation | {_number(values.spearman)} |"
         )
     else:
-        said = (
-            "This scorer orders prefixes on a scale of its own, so that only its order and its "
-            "error after the best affine map can be compared with the mean return. Worry when the "
-            "rank correlation is below 0.2.\n\n"
+        text = (
+            "This scorer orders prefixes on its own scale, so only its order and its error after "
+            "the best affine map can be compared with the mean return. It is a problem if the rank "
+            "correlation is below 0.2.\n\n"
         )
         rows = (
             f"| rank correlation | {_number(values.spearman)} |\n"
@@ -154,7 +155,7 @@ def _values(values: ValueAgreement, is_value: bool) -> str:
             f"| noise | {values.noise:.3f} |"
         )
     return (
-        f"## Values of prefixes\n\n{said}![reliability](report-reliability.png)\n\n"
+        f"## Values of prefixes\n\n{text}![reliability](report-reliability.png)\n\n"
         f"| | |\n|---|---|\n{rows}\n\nn = {values.mse.n} prefixes."
     )
 
@@ -166,10 +167,10 @@ def _inheritance(report: Report) -> str:
     return (
         "## Does a prefix inherit its answer's label?\n\n"
         "A property of the data, not of the scorer: how often a losing answer, cut and continued "
-        "anew by the base, beats a better answer to its prompt after all. Objectives that give a "
-        "prefix the label of its answer (partial Bradley-Terry, CD-FUDGE, RAD) take it to be 0. A "
-        "prefix that says nothing yet wins a third of the time. Worry when it is near a third "
-        "late in the answer: the labels of prefixes are then mostly noise, more rollouts and a "
-        "TD objective are the cure.\n\n![inheritance](report-inheritance.png)\n\n"
-        f"| kept | wins after all | n (pairs) |\n|---|---|---|\n{rows}"
+        "by the base, beats a better answer to its prompt. Objectives that give a prefix the label "
+        "of its answer (partial Bradley-Terry, CD-FUDGE, RAD) assume 0. An uninformative prefix "
+        "wins a third of the time. It is a problem if the figure is near a third late in the "
+        "answer: the labels of prefixes are then mostly noise; use more rollouts and a TD "
+        "objective.\n\n![inheritance](report-inheritance.png)\n\n"
+        f"| kept | wins | n (pairs) |\n|---|---|---|\n{rows}"
     )

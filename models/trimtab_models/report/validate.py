@@ -1,10 +1,10 @@
-"""Everything a report says, from a network and the completions it is tried on."""
+"""The numbers of a report, computed from a scorer network and held-out completions."""
 
 import random
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
-from trimtab_models.data.encoding import given
+from trimtab_models.data.encoding import stored_ids
 from trimtab_models.data.faults import Fault
 from trimtab_models.data.formats import finite
 from trimtab_models.info import ScorerInfo
@@ -26,7 +26,7 @@ from trimtab_models.validation import (
 )
 from trimtab_models.validation.estimates import Figures
 
-POINTS = 400  # of the plot of score against length
+POINTS = 400  # maximum, in the plot of score against length
 
 
 class Point(Figures):
@@ -40,9 +40,9 @@ class Point(Figures):
 class Report(Figures):
     """The numbers of a validation; see the classes of validation/ for each.
 
-    is_value: whether the scores are meant to be mean returns.
-    values: None without half-completed answers, inheritance: empty without, or without rewards.
-    points: at most `POINTS` completions, drawn at random, for the plot.
+    is_value: whether the scores are mean returns.
+    values: None without half-completed answers. inheritance: empty without them.
+    points: a random sample of up to `POINTS` completions, for the plot.
     """
 
     objective: str
@@ -70,15 +70,15 @@ def validate(
     progress: bool = False,
     seed: int = 0,
 ) -> Report:
-    """Try a scorer on completions it was not trained on.
+    """Validate a scorer on completions that it was not trained on.
 
     Args:
         model, info, pad_id, reference, batch_size, progress: as for `prefix_scores`.
-        items: rollouts, best several of each prompt; or pairs or rankings, each then compared
-            within itself, and the rank from the worst up taken for the reward.
+        items: rollouts, preferably several of each prompt; or pairs or rankings, whose completions
+            are compared within each item, with their rank from the worst up as the reward.
         completions: records of half-completed answers ("prompt_token_ids", "prefix_token_ids",
             "fraction", "returns", "mean", "standard_error", "reward"), if there are any.
-        seed: of the bootstraps, and of which completions are plotted.
+        seed: of the bootstraps and of the plotted sample.
 
     Raises:
         ValueError: nothing to validate on, all rewards equal, scores that are not finite, or a
@@ -92,7 +92,7 @@ def validate(
     rollouts, groups = _flat(items)
     scores = [s.numpy() for s in prefix_scores(model, info, rollouts, pad_id, **options)]
     labels = [rollout.label for rollout in rollouts]
-    found = Report(
+    report = Report(
         objective=info.objective,
         family=info.family,
         is_value=info.is_value,
@@ -113,29 +113,29 @@ def validate(
         ],
     )
     if not completions:
-        return found
+        return report
     vocabulary = model.get_input_embeddings().num_embeddings
-    halves = [_half(record, number, vocabulary) for number, record in enumerate(completions, 1)]
-    ends = [
-        float(s[-1])
-        for s in prefix_scores(model, info, [half for half, _ in halves], pad_id, **options)
-    ]
-    return found.model_copy(
+    prefixes, continued = zip(
+        *(_half_completed(record, n, vocabulary) for n, record in enumerate(completions, 1)),
+        strict=True,
+    )
+    ends = [float(s[-1]) for s in prefix_scores(model, info, prefixes, pad_id, **options)]
+    return report.model_copy(
         update={
             "values": value_agreement(
                 ends,
-                [half.label for half, _ in halves],
+                [prefix.label for prefix in prefixes],
                 [record["standard_error"] for record in completions],
-                [part.prompt for _, part in halves],
+                [part.prompt for part in continued],
                 seed=seed,
             ),
-            "inheritance": inheritance([part for _, part in halves], groups, labels, seed=seed),
+            "inheritance": inheritance(continued, groups, labels, seed=seed),
         }
     )
 
 
 def _flat(items: Sequence[Rollout | Pair | Ranked]) -> tuple[list[Rollout], list[Hashable]]:
-    """Completions with their rewards, and what each may be compared within."""
+    """Completions with their rewards, and the group that each is compared within."""
     rollouts: list[Rollout] = []
     groups: list[Hashable] = []
     for number, item in enumerate(items):
@@ -149,25 +149,28 @@ def _flat(items: Sequence[Rollout | Pair | Ranked]) -> tuple[list[Rollout], list
     return rollouts, groups
 
 
-def _half(record: Mapping[str, Any], number: int, vocabulary: int) -> tuple[Rollout, Continued]:
-    """A half-completed answer as something to score, and as something that was continued."""
+def _half_completed(
+    record: Mapping[str, Any], number: int, vocabulary: int
+) -> tuple[Rollout, Continued]:
+    """A half-completed answer as a prefix to score, and with the returns of its continuations."""
     needed = ("prompt_token_ids", "prefix_token_ids", "fraction", "returns", "mean")
     absent = [field for field in (*needed, "standard_error", "reward") if field not in record]
     if absent:
         raise ValueError(
-            f"half-completed answer {number} lacks {absent}; expected the records that "
+            f"half-completed answer {number} lacks {absent}; expected records that "
             "`trimtab rollout` writes when it completes prefixes."
         )
     returns = record["returns"] if isinstance(record["returns"], list) else [None]
     numbers = [record[name] for name in ("fraction", "mean", "standard_error", "reward")]
     try:
-        prompt, prefix = (given(dict(record), name, vocabulary) for name in ("prompt", "prefix"))
+        fields = dict(record)
+        prompt, prefix = (stored_ids(fields, name, vocabulary) for name in ("prompt", "prefix"))
     except Fault as fault:
         raise ValueError(f"half-completed answer {number}: {fault}.") from None
     if not (prompt and prefix and all(map(finite, [*numbers, *returns]))):
         raise ValueError(
-            f"half-completed answer {number} has no tokens, or something other than a finite "
-            "number for its fraction, reward, returns, their mean or its standard error."
+            f"half-completed answer {number} has no tokens, or its fraction, reward, returns, mean "
+            "or standard_error is not a finite number."
         )
     return (
         Rollout(prompt, prefix, float(record["mean"])),

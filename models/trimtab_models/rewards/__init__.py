@@ -1,4 +1,4 @@
-"""Rewards: what gives each completion its number, from a Python function, a classifier or a judge.
+"""Rewards: a number for each completion, from a Python function, a classifier or a judge.
 
     module:function                          a Python function (function.py)
     classifier:PATH_OR_NAME[,key=value...]   a transformers sequence classifier (classifier.py)
@@ -28,17 +28,17 @@ _KINDS: dict[str, Callable[..., Reward]] = {"classifier": ClassifierReward, "jud
 
 
 def load(spec: str) -> Reward:
-    """The reward that a specification names, ready to be called.
+    """The reward that a specification names, loaded.
 
     Raises:
-        RewardError: it does not read as above, names an unknown option, or cannot be loaded.
+        RewardError: the form is not one of the above, an option is unknown, or loading fails.
     """
     head, *rest = spec.split(",")
     pairs = [option.partition("=") for option in rest]
     kind, colon, target = head.partition(":")
     if not (kind and colon and target and all(key and sep for key, sep, _ in pairs)):
         raise RewardError(
-            f"the reward {spec[:200]!r} must read module:function, classifier:PATH[,key=value...] "
+            f"the reward {spec[:200]!r} must be module:function, classifier:PATH[,key=value...] "
             "or judge:URL[,key=value...]; for example classifier:./reward-model,label=positive."
         )
     options = {key: value for key, _, value in pairs}
@@ -50,29 +50,31 @@ def load(spec: str) -> Reward:
             )
         return _KINDS[kind](target, **options)
     if options:
-        raise RewardError(f"a reward function takes no options; leave out {', '.join(options)}.")
+        raise RewardError(f"a reward function has no options; leave out {', '.join(options)}.")
     return FunctionReward(head)
 
 
 def label(reward: Reward, records: Sequence[Record]) -> list[float]:
-    """The records' rewards, checked: as many as records, numbers, and finite in float32.
+    """The records' rewards, checked: one number for each record, finite in float32.
 
     Raises:
-        RewardError: they are not, or the reward itself failed.
+        RewardError: they are not, or the reward failed.
     """
     rewards: Any = reward(records)
     if isinstance(rewards, str | bytes | dict) or not hasattr(rewards, "__len__"):
-        raise RewardError(f"the reward gave {kind(rewards)}; expected a list of numbers.")
+        raise RewardError(f"the reward returned {kind(rewards)}; expected a list of numbers.")
     if len(rewards) != len(records):
-        raise RewardError(f"the reward gave {len(rewards)} numbers for {len(records)} completions.")
+        raise RewardError(
+            f"the reward returned {len(rewards)} numbers for {len(records)} completions."
+        )
     return [_number(value) for value in rewards]
 
 
 def _number(value: Any) -> float:
-    if getattr(value, "ndim", None) == 0:  # of torch or numpy
+    if getattr(value, "ndim", None) == 0:  # a scalar of torch or numpy
         value = value.item()
     if not isinstance(value, Real):
-        raise RewardError(f"the reward gave {kind(value)}; expected a number.")
-    if not abs(value) <= FLOAT32:  # type: ignore[operator]  # so is NaN
-        raise RewardError(f"the reward gave {word(value, 20)}; expected a finite number.")
+        raise RewardError(f"the reward returned {kind(value)}; expected a number.")
+    if not abs(value) <= FLOAT32:  # type: ignore[operator]  # also true for NaN
+        raise RewardError(f"the reward returned {word(value, 20)}; expected a finite number.")
     return float(value)

@@ -1,4 +1,4 @@
-"""What a reward reads of a rollout, and the error of one that fails."""
+"""The input of a reward, and the error if it fails."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -7,29 +7,29 @@ from trimtab_models.data.chats import messages
 from trimtab_models.data.faults import Fault
 
 Record = Mapping[str, Any]
-"""A rollout, with a "prompt" and a "completion" at least."""
+"""A rollout with at least a "prompt" and a "completion"."""
 
 
 class RewardError(ValueError):
-    """A reward cannot be loaded, or gave no usable number."""
+    """A reward cannot be loaded, or did not return a usable number."""
 
 
 def texts(record: Record) -> tuple[str, str]:
-    """(prompt, completion) as plain text: of messages, the last one of the user; else as it is."""
+    """(prompt, completion) as plain text; the prompt of a chat is its last user message."""
     prompt, completion = record["prompt"], record["completion"]
     if not isinstance(prompt, str):
-        said = [content for role, content in spoken(record, "prompt") if role == "user"]
-        prompt = said[-1] if said else ""
+        user = [content for role, content in spoken(record, "prompt") if role == "user"]
+        prompt = user[-1] if user else ""
     if not isinstance(completion, str):
         completion = "".join(content for _, content in spoken(record, "completion"))
     return prompt, completion
 
 
 def spoken(record: Record, name: str) -> list[tuple[str, str]]:
-    """(role, text) of a field's messages; a call of a tool says nothing.
+    """(role, text) of a field's messages; tool calls are left out.
 
     Raises:
-        RewardError: they are no messages of text.
+        RewardError: they are not text messages.
     """
     try:
         return [

@@ -1,4 +1,4 @@
-"""classifier: any transformers sequence classifier, in batches of texts of like length."""
+"""classifier: any transformers sequence classifier, in batches of texts of similar length."""
 
 from collections.abc import Sequence
 from typing import Literal
@@ -12,18 +12,18 @@ from trimtab_models.rewards.base import Record, RewardError, spoken, texts
 
 
 class ClassifierReward:
-    """R = what trimtab_models.classify makes of it: a single logit, else log p(label | text).
+    """R = the score of trimtab_models.classify: a single logit, else log p(label | text).
 
     Args:
         path: a directory or hub name that AutoModelForSequenceClassification loads.
         label: name or number of the label, for a network with several outputs.
-        form: "chat" renders the conversation by the classifier's own template (the default if it
-            has one); "pair" gives it prompt and completion as a pair of texts.
-        batch_size: texts a forward pass.
-        device: where it runs, such as cuda:1; the engine may fill the first GPU.
+        form: "chat" renders the conversation with the classifier's own template (the default if it
+            has one); "pair" passes prompt and completion as a pair of texts.
+        batch_size: texts in a forward pass.
+        device: the device to run on, such as cuda:1; the engine may fill the first GPU.
 
-    A text longer than the network reads loses its beginning, so that its end is judged; of a pair,
-    the longer of the two texts gives way first.
+    A text that is too long for the network is truncated at its beginning; of a pair, the longer
+    text is truncated first.
     """
 
     def __init__(
@@ -59,20 +59,20 @@ class ClassifierReward:
         return scores
 
     def _ids(self, record: Record) -> dict[str, list[int]]:
-        most = self.classifier.window
+        limit = self.classifier.window
         if self.form == "pair":
-            return dict(self.tokenizer(*texts(record), truncation=True, max_length=most))
+            return dict(self.tokenizer(*texts(record), truncation=True, max_length=limit))
         try:
             chat = render(self.tokenizer, {}, _chat(record))
         except Fault as fault:
             raise RewardError(f"the classifier: {fault}.") from None
         return dict(
-            self.tokenizer(chat, add_special_tokens=False, truncation=True, max_length=most)
+            self.tokenizer(chat, add_special_tokens=False, truncation=True, max_length=limit)
         )
 
 
 def _chat(record: Record) -> list[dict[str, str]]:
-    """The whole conversation; a completion may go on with the assistant's last turn."""
+    """The whole conversation; a completion may continue the assistant's last turn."""
     prompt, completion = record["prompt"], record["completion"]
     turns = [("user", prompt)] if isinstance(prompt, str) else spoken(record, "prompt")
     if not isinstance(completion, str):

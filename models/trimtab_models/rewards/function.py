@@ -12,8 +12,8 @@ from trimtab_models.rewards.base import Record, RewardError, texts
 class FunctionReward:
     """f(prompt, completion) -> float, or f(prompt, completion, record) with a third parameter.
 
-    The record holds every field of the prompt's line, such as an answer to verify against. The
-    module is looked for in the working directory too.
+    The record contains every field of the prompt's line, such as a reference answer. The module
+    may be in the working directory.
     """
 
     def __init__(self, spec: str) -> None:

@@ -3,8 +3,8 @@
     trimtab train td-lambda --config demo.yaml --set out=scorers/mine
 
 config.py   settings of a run            trainer.py   the loop and its loss
-start.py    the network it begins with    saves.py     checkpoints that a kill cannot hurt
-run.py      from data to a checkpoint     claims.py    what must not be in the way of a result
+start.py    the initial network           saves.py     checkpoints that survive a kill
+run.py      from data to a checkpoint     claims.py    checks of the output directory
 dpo.py      TRL's trainer, for log-ratio scorers
 """
 

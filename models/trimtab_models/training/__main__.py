@@ -1,4 +1,4 @@
-"""The command line of training, for `accelerate launch -m trimtab_models.training` too."""
+"""The command line of training; also for `accelerate launch -m trimtab_models.training`."""
 
 import argparse
 import logging
@@ -19,7 +19,7 @@ INTERRUPTED = 130
 
 
 def command(objective: str | None, path: Path | None, overrides: Sequence[str]) -> int:
-    """Train as settings; errors and interruptions become one line. Returns the exit status."""
+    """Run a training; print errors and interruptions as one line. Returns the exit status."""
     logging.basicConfig(format="trimtab: %(message)s", level=logging.WARNING)
     settings: TrainConfig | GroundedConfig | None = None
     try:
@@ -33,10 +33,10 @@ def command(objective: str | None, path: Path | None, overrides: Sequence[str]) 
         return 1
     except KeyboardInterrupt:
         where = f" from {run_directory(settings.out)}" if settings else ""
-        sys.stderr.write(f"\ntrimtab: interrupted; the same command goes on{where}.\n")
+        sys.stderr.write(f"\ntrimtab: interrupted; run the same command to resume{where}.\n")
         return INTERRUPTED
     finally:
-        # A process that leaves while the group's threads run may be aborted on its way out.
+        # A process that exits while the group's threads run may be aborted.
         if distributed.is_initialized():
             distributed.destroy_process_group()
     return 0
@@ -50,10 +50,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("objective", nargs="?", help=f"one of {', '.join(config.NAMES)}")
     parser.add_argument("--config", type=Path, help="a YAML file")
     parser.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE", help="over it; as in lora.r=8"
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="override a setting, as in lora.r=8",
     )
-    given = parser.parse_args(arguments)
-    return command(given.objective, given.config, given.set)
+    options = parser.parse_args(arguments)
+    return command(options.objective, options.config, options.set)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Where a training's result goes, checked before any work: `out` and its run directory."""
+"""Checks of a training's output, `out` and its run directory, before the training starts."""
 
 import logging
 import os
@@ -12,20 +12,20 @@ from trimtab_models.training import saves
 logger = logging.getLogger(__name__)
 
 PLAIN = ("objective", "base", "scorer", "layers", "lora", "seed")
-"""Settings that a checkpoint's fingerprint holds as they were given."""
+"""Settings that a checkpoint's fingerprint contains unchanged."""
 
 
 def check(out: Path, made_by: Mapping[str, Any], **inputs: str | Path | None) -> None:
-    """Make sure that a training touches nothing but what it made itself.
+    """Make sure that a training overwrites only its own results.
 
     Args:
-        out: the directory that the result will be; absolute.
+        out: directory of the result; absolute.
         made_by: settings of the training.
         inputs: the paths that it reads, by their names.
 
     Raises:
-        InTheWay: something else is at `out` or in its run directory, or nothing can be written.
-        ValueError: what is there was made with other settings.
+        InTheWay: `out` or its run directory has other content, or cannot be written.
+        ValueError: an earlier run there had other settings.
     """
     run = saves.run_directory(out)
     outputs.made(out, made_by)
@@ -45,20 +45,20 @@ def _same(checkpoint: Path, settings: Mapping[str, Any]) -> None:
     try:
         former = outputs.read(checkpoint / saves.FINGERPRINT, dict[str, Any])
     except (OSError, outputs.Damaged):
-        return  # saves.newest passes it over
+        return  # saves.newest skips it
     saves.refuse_changes(checkpoint, {**former, **settings})
 
 
 def finished(out: Path, made_by: Mapping[str, Any]) -> bool:
-    """Whether an earlier run has made `out`, which is whole; then nothing is left to do.
+    """Whether an earlier run has completed `out`, so that nothing remains to do.
 
     Raises:
-        InTheWay: it was made with other settings, or of other data.
+        InTheWay: it was made with other settings or data.
         BrokenCheckpoint: it is damaged.
     """
     if not outputs.made(out, made_by):
         return False
     manifest.verify(out)
-    logger.warning("%s is finished; remove it, or choose another `out`, to train anew.", out)
+    logger.warning("%s is finished; remove it, or choose another `out`, to train again.", out)
     saves.clear(saves.run_directory(out))
     return True

@@ -1,4 +1,4 @@
-"""What a training run is info: a YAML file, and single values from the command line over it."""
+"""Settings of a training run: a YAML file, and overrides from the command line."""
 
 import difflib
 import re
@@ -15,7 +15,7 @@ from trimtab_models.training.grounded.settings import GroundedConfig
 
 DPO = "dpo"
 NAMES = (*OBJECTIVES, DPO, *GROUNDED)
-"""All that can be trained; a `TrainConfig` is of all but the last two."""
+"""Everything that can be trained; `TrainConfig` is for all but the last two."""
 
 
 class _Strict(BaseModel):
@@ -23,26 +23,26 @@ class _Strict(BaseModel):
 
 
 class Lora(_Strict):
-    """Low-rank adapters by PEFT; the head, where it is new, is trained whole."""
+    """Low-rank adapters by PEFT; a new head is trained in full."""
 
     r: int = Field(16, gt=0, description="rank")
     alpha: int = Field(32, gt=0, description="the adapter's product is scaled by alpha / r")
     dropout: float = Field(0.0, ge=0, lt=1)
-    targets: list[str] | str = Field("all-linear", description="names of the layers adapted")
+    targets: list[str] | str = Field("all-linear", description="names of the adapted layers")
     merge: bool = Field(True, description="write a whole network rather than an adapter")
 
 
 class TrainConfig(_Strict):
-    """A training run. Paths are relative to where the command is given."""
+    """A training run. Paths are relative to the working directory of the command."""
 
     objective: str = Field("distribution", description="a name of `OBJECTIVES`, or dpo")
-    options: dict[str, Any] = Field({}, description="of the objective")
+    options: dict[str, Any] = Field({}, description="options of the objective")
     base: str = Field(description="the language model whose prefixes are scored; or demo")
-    scorer: str | None = Field(None, description="the network to begin with; the base if absent")
-    layers: int | None = Field(None, gt=0, description="keep the lowest so many of its layers")
+    scorer: str | None = Field(None, description="the initial network; the base if absent")
+    layers: int | None = Field(None, gt=0, description="number of its lowest layers to keep")
     data: str = Field(description="file, directory or name of the training data")
     validation: float | str | None = Field(
-        None, description="the same for validation, or the share of the prompts set apart for it"
+        None, description="the same for validation, or the share of the prompts to hold out"
     )
     completions: str | None = Field(
         None, description="half-completed answers with their returns, for the report"
@@ -51,15 +51,17 @@ class TrainConfig(_Strict):
     epochs: float = Field(1, gt=0)
     batch_size: int = Field(32, gt=0, description="items in a step, on each device")
     learning_rate: float | list[float] = Field(
-        1e-4, description="of a list each is tried, and the one of least validation loss kept"
+        1e-4, description="from a list the rate with the lowest validation loss is chosen"
     )
     seed: int = 0
-    max_length: int | None = Field(None, gt=1, description="most tokens of prompt and completion")
+    max_length: int | None = Field(
+        None, gt=1, description="maximum tokens of prompt and completion"
+    )
     lora: Lora | None = None
     bf16: bool = False
     gradient_checkpointing: bool = False
     early_stopping: int | None = Field(
-        None, gt=0, description="stop after so many evaluations without a lower loss; keep the best"
+        None, gt=0, description="evaluations without a lower loss before a stop; keeps the best"
     )
     logging_steps: int = Field(10, gt=0)
     save_steps: int = Field(200, gt=0, description="a multiple of logging_steps")
@@ -79,8 +81,8 @@ class TrainConfig(_Strict):
     def _whole(cls, value: int | None, info: ValidationInfo) -> int | None:
         if value is not None and info.data.get("objective") == DPO:
             raise ValueError(
-                "dpo scores by the ratio to the network it began with, which is a whole one; leave "
-                "this out, or begin with a smaller network (scorer)"
+                "dpo needs the whole initial network as its reference; leave this out, or set "
+                "`scorer` to a smaller network"
             )
         return value
 
@@ -88,7 +90,7 @@ class TrainConfig(_Strict):
     @classmethod
     def _share(cls, value: float | str | None) -> float | str | None:
         if isinstance(value, float) and not 0 < value < 1:
-            raise ValueError(f"a share of the prompts is between 0 and 1, not {value}")
+            raise ValueError(f"expected a share of the prompts between 0 and 1, not {value}")
         return value
 
     @field_validator("learning_rate")
@@ -100,13 +102,13 @@ class TrainConfig(_Strict):
 
 
 def nearest(name: str, names: Iterable[str]) -> str:
-    """The end of a sentence about a name that there is not."""
+    """The end of a message about an unknown name: a suggestion."""
     near = difflib.get_close_matches(name, list(names), n=1)
     return f"; did you mean {near[0]!r}?" if near else f"; expected one of {', '.join(names)}"
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML whose numbers are those of YAML 1.2: 1e-5 is one."""
+    """YAML with the numbers of YAML 1.2, such as 1e-5."""
 
 
 _Loader.add_implicit_resolver(
@@ -126,7 +128,7 @@ def _parse(text: str, where: str) -> Any:
 def _put(fields: dict[str, Any], override: str) -> None:
     key, equals, text = override.partition("=")
     if not (key and equals):
-        raise ValueError(f"--set takes key=value, as in epochs=2 or lora.r=8, not {override!r}.")
+        raise ValueError(f"--set expects key=value, as in epochs=2 or lora.r=8, not {override!r}.")
     *path, last = key.split(".")
     for part in path:
         inner = fields.get(part)
@@ -142,7 +144,7 @@ def load(
     """A configuration from a file, then "a.b=c" overrides (values are YAML), then the objective.
 
     Raises:
-        ValueError: a sentence for each field that is wrong, with its name and what was expected.
+        ValueError: names each invalid field and what was expected.
         OSError: the file cannot be read.
     """
     fields: Any = {}
@@ -158,10 +160,10 @@ def load(
     try:
         return model.model_validate(fields)
     except ValidationError as error:
-        raise ValueError("; ".join(_tell(one, model) for one in error.errors())) from None
+        raise ValueError("; ".join(_message(one, model) for one in error.errors())) from None
 
 
-def _tell(error: Mapping[str, Any], model: type[BaseModel]) -> str:
+def _message(error: Mapping[str, Any], model: type[BaseModel]) -> str:
     key = ".".join(str(part) for part in error["loc"])
     if error["type"] == "extra_forbidden":
         known = Lora if error["loc"][0] == "lora" else model

@@ -1,9 +1,9 @@
-"""DPO, which makes a log-ratio scorer: TRL's trainer on our pairs, with our saves.
+"""DPO, which trains a log-ratio scorer: TRL's trainer on our pairs, with our saves.
 
     L = − log σ( b·log π(y_w | x)/π_ref(y_w | x) − b·log π(y_l | x)/π_ref(y_l | x) )
 
-The reward that such a model implies is b·log π/π_ref, for every prefix too, and is served as a
-log-ratio scorer with α = b and the untuned model as its reference. Source: Rafailov et al., "Direct
+The implicit reward of such a model is b·log π/π_ref, also for every prefix; it is served as a
+log-ratio scorer with α = b and the initial model as its reference. Source: Rafailov et al., "Direct
 Preference Optimization", eq. 7; for prefixes, Rafailov et al., "From r to Q*".
 """
 
@@ -21,7 +21,7 @@ from trimtab_models.training.trainer import callbacks, marks, settings
 
 
 class SafeDPOTrainer(SafeTrainer, DPOTrainer):
-    """TRL's trainer on token ids that are there already."""
+    """TRL's trainer on data that is already tokenised."""
 
     def _prepare_dataset(self, dataset: Any, *_: Any, **__: Any) -> Any:
         return dataset
@@ -44,20 +44,20 @@ def fit(
 
     Args:
         model: a language model.
-        reference: the untuned model; None with LoRA, whose adapters are put aside for it.
-        tokenizer: of the model.
+        reference: the reference model; None with LoRA, whose adapters are switched off for it.
+        tokenizer: the model's.
         items: pairs.
         work: the run directory.
-        lora: PEFT's configuration, if the model is to be tuned through adapters.
+        lora: PEFT's configuration, to train adapters only.
         validation, early_stopping, fingerprint: as `trainer.fit`.
-        fields: of TRL's DPOConfig (num_train_epochs, learning_rate, ...; beta is b).
+        fields: fields of TRL's DPOConfig (num_train_epochs, learning_rate, ...; beta is b).
     """
-    given = settings(work, validate=bool(validation), early_stopping=early_stopping, **fields)
+    arguments = settings(work, validate=bool(validation), early_stopping=early_stopping, **fields)
     trainer = SafeDPOTrainer(
         model=model,
         ref_model=reference,
         args=DPOConfig(
-            **{"bf16": False, "gradient_checkpointing": False, "max_length": None, **given}
+            **{"bf16": False, "gradient_checkpointing": False, "max_length": None, **arguments}
         ),
         train_dataset=_dataset(items),
         eval_dataset=_dataset(validation) if validation else None,
@@ -65,7 +65,7 @@ def fit(
         callbacks=callbacks(early_stopping),
         peft_config=lora,
     )
-    trainer.fingerprint = marks(given, items, validation) | dict(fingerprint or {})
+    trainer.fingerprint = marks(arguments, items, validation) | dict(fingerprint or {})
     trainer.fit()
     return trainer
 

@@ -1,4 +1,4 @@
-"""From data to a checkpoint: everything that one `trimtab train` does, in its order."""
+"""From data to a checkpoint: the steps of one `trimtab train`, in order."""
 
 import dataclasses
 import logging
@@ -29,27 +29,27 @@ OWN = {
     "report_to": "tensorboard",
 }
 """Fields of TrainingArguments that have another name in a configuration."""
-DESCRIBED = 1000  # completions whose prefixes give a scorer's mean and deviation
+INFO_COMPLETIONS = 1000  # completions whose prefixes give a scorer's mean and deviation
 
 
 def run(config: TrainConfig) -> Path:
-    """Train a scorer and write its checkpoint; goes on where an earlier call was interrupted.
+    """Train a scorer and write its checkpoint; resumes an interrupted call.
 
-    A checkpoint that an earlier call finished, of the same settings and data, is left as it is.
+    A finished checkpoint of the same settings and data is left unchanged.
 
     Raises:
-        InTheWay: (an OSError) something else is where the checkpoint would go. Nothing was done.
-        ValueError: what is asked for does not fit together, or with an earlier run in its place.
+        InTheWay: (an OSError) the place of the checkpoint is not free. Nothing was done.
+        ValueError: the settings or data are invalid, or differ from those of an earlier run there.
         OSError: something cannot be read or written.
     """
     config = config.model_copy(update={"out": outputs.place(config.out)})
     made_by = config.model_dump(mode="json", exclude={"out", "data", "validation", "tensorboard"})
-    held_out = config.validation if isinstance(config.validation, str) else None
+    validation_path = config.validation if isinstance(config.validation, str) else None
     claims.check(
         config.out,
         made_by,
         data=config.data,
-        validation=held_out,
+        validation=validation_path,
         completions=config.completions,
         base=start.base_path(config),
         scorer=config.scorer,
@@ -57,32 +57,32 @@ def run(config: TrainConfig) -> Path:
     loss = None if config.objective == DPO else start.objective(config)
     tokenizer = pretrained.tokenizer(start.base_path(config))
     start.refuse_small(config, tokenizer)
-    items, held = _items(config, loss.data if loss else "pairs", tokenizer)
-    made_by |= {"data": digest(items), "validation data": digest(held)}
+    items, validation = _items(config, loss.data if loss else "pairs", tokenizer)
+    made_by |= {"data": digest(items), "validation data": digest(validation)}
     if claims.finished(config.out, made_by):
         return config.out
     if loss is not None:
-        config = start.fitted(config, [*items, *held])
+        config = start.with_support(config, [*items, *validation])
         loss = start.objective(config)
-    trainer = _best(config, loss, tokenizer, items, held)
+    trainer = _best(config, loss, tokenizer, items, validation)
     model = _whole(trainer, config, loss)
     if trainer.is_world_process_zero():
-        seen = [side for item in held or items for side in completions(item)][:DESCRIBED]
-        info = _info(config, loss, model, seen, _pad(tokenizer))
-        found = _report(config, model, info, held, _pad(tokenizer)) if held else None
+        seen = [side for item in validation or items for side in completions(item)]
+        info = _info(config, loss, model, seen[:INFO_COMPLETIONS], _pad(tokenizer))
+        result = _report(config, model, info, validation, _pad(tokenizer)) if validation else None
 
         def extras(work: Path) -> None:
             outputs.mark(work, made_by)
-            if found:
-                report.write(work, found)
+            if result:
+                report.write(work, result)
 
         with saving(str(config.out)):
             checkpoint.save(
                 model,
                 tokenizer,
-                report.mark(info, found) if found else info,
+                report.mark(info, result) if result else info,
                 config.out,
-                text=_card(config, items, held),
+                text=_card(config, items, validation),
                 extras=extras,
             )
         clear(run_directory(config.out))
@@ -109,23 +109,23 @@ def _best(
     loss: Objective | None,
     tokenizer: Any,
     items: Sequence[Any],
-    held: Sequence[Any],
+    validation: Sequence[Any],
 ) -> SafeTrainer:
-    """The trained one; of several learning rates that of the least validation loss."""
+    """Train; with several learning rates, the trainer with the lowest validation loss."""
     work = run_directory(config.out)
     if not isinstance(config.learning_rate, list):
-        return _train(config, loss, tokenizer, items, held, config.learning_rate, work)
-    if not held:
-        raise ValueError("learning_rate: to choose from a list, set `validation` too.")
+        return _train(config, loss, tokenizer, items, validation, config.learning_rate, work)
+    if not validation:
+        raise ValueError("learning_rate: a list needs `validation` to choose from it.")
     losses = {}
     for rate in config.learning_rate:
-        trainer = _train(config, loss, tokenizer, items, held, rate, work / f"rate-{rate:g}")
+        trainer = _train(config, loss, tokenizer, items, validation, rate, work / f"rate-{rate:g}")
         set_seed(config.seed)
         losses[rate] = trainer.evaluate()["eval_loss"]
         log.warning("learning rate %g: validation loss %.4f", rate, losses[rate])
     rate = min(losses, key=losses.__getitem__)
-    # An ended run trains no more: it loads what it has made.
-    return _train(config, loss, tokenizer, items, held, rate, work / f"rate-{rate:g}")
+    # A finished run does not train again: it loads its result.
+    return _train(config, loss, tokenizer, items, validation, rate, work / f"rate-{rate:g}")
 
 
 def _train(
@@ -133,13 +133,13 @@ def _train(
     loss: Objective | None,
     tokenizer: Any,
     items: Sequence[Any],
-    held: Sequence[Any],
+    validation: Sequence[Any],
     rate: float,
     work: Path,
 ) -> SafeTrainer:
     set_seed(config.seed)
     shared: dict[str, Any] = {
-        "validation": held,
+        "validation": validation,
         "early_stopping": config.early_stopping,
         "fingerprint": config.model_dump(include={"objective", "base", "scorer", "layers", "lora"}),
         "learning_rate": rate,
@@ -151,7 +151,7 @@ def _train(
         "eval_steps": config.eval_steps or config.save_steps,
         "report_to": "tensorboard" if config.tensorboard else "none",
     }
-    shared |= _further(config.trainer, shared)
+    shared |= _passed_through(config.trainer, shared)
     shared["fingerprint"]["options"] = config.options
     if loss is None:
         from trimtab_models.training import dpo
@@ -184,28 +184,28 @@ def _train(
     )
 
 
-def _further(given: dict[str, Any], ours: dict[str, Any]) -> dict[str, Any]:
+def _passed_through(fields: dict[str, Any], ours: dict[str, Any]) -> dict[str, Any]:
     """Fields passed through to transformers, checked."""
     known = {field.name for field in dataclasses.fields(TrainingArguments)}
-    for name in given:
+    for name in fields:
         if name in OWN or name in ours:
             raise ValueError(f"trainer.{name}: set `{OWN.get(name, name)}` instead.")
         if name not in known:
             raise ValueError(
                 f"trainer.{name}: TrainingArguments has no such field{nearest(name, known)}"
             )
-    return given
+    return fields
 
 
 def _frozen(config: TrainConfig) -> Any:
-    """The base, for log π0."""
+    """The frozen base, for log π0."""
     half = config.bf16 and torch.cuda.is_available()
     dtype = torch.bfloat16 if half else torch.float32
     return networks.build("language", start.base_path(config), dtype=dtype).requires_grad_(False)
 
 
 def _whole(trainer: SafeTrainer, config: TrainConfig, loss: Objective | None) -> Any:
-    """The trained network in one piece on the main process, as it is written."""
+    """The whole trained network on the main process, ready to be written."""
     if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
         weights = trainer.accelerator.get_state_dict(trainer.model_wrapped)
         model = start.network(config, loss) if loss else start.language_model(config)
@@ -227,7 +227,7 @@ def _info(
     if loss is not None:
         return describe(loss, model, seen, pad_id, base)
     reference = config.scorer or start.base_path(config)
-    if Path(reference).is_dir():  # wherever the scorer is served from
+    if Path(reference).is_dir():  # absolute, for a server in any working directory
         reference = str(Path(reference).resolve())
     info = ScorerInfo(
         family="log_ratio",
@@ -240,25 +240,25 @@ def _info(
 
 
 def _report(
-    config: TrainConfig, model: Any, info: ScorerInfo, held: Sequence[Any], pad_id: int
+    config: TrainConfig, model: Any, info: ScorerInfo, validation: Sequence[Any], pad_id: int
 ) -> report.Report | None:
-    """What validation says, if it can say anything: no checkpoint is lost for want of it."""
-    halves = data.read(config.completions) if config.completions else None
+    """The validation report; None if validation fails, which must not lose the checkpoint."""
+    half_completed = data.read(config.completions) if config.completions else None
     reference = networks.vocabulary_head(info.reference) if info.reference else None
     try:
-        return report.validate(model, info, held, halves, pad_id, reference=reference)
+        return report.validate(model, info, validation, half_completed, pad_id, reference=reference)
     except ValueError as error:
         log.warning("no validation report: %s", error)
         return None
 
 
-def _card(config: TrainConfig, items: Sequence[Any], held: Sequence[Any]) -> str:
-    # Cards are published: of what lies on this machine they tell the name, not the place.
+def _card(config: TrainConfig, items: Sequence[Any], validation: Sequence[Any]) -> str:
+    # Cards are published: they contain the name of a local file, not its path.
     source = Path(config.data).name if Path(config.data).exists() else config.data
     rows = {
         "objective": config.objective,
         "options": config.options or "the defaults",
-        "data": f"{source}, {len(items)} items, and {len(held)} for validation",
+        "data": f"{source}, {len(items)} items, and {len(validation)} for validation",
         "epochs, batch, learning rate": f"{config.epochs:g}, {config.batch_size}, "
         f"{config.learning_rate}",
         "LoRA": config.lora.model_dump() if config.lora else "no",

@@ -1,16 +1,16 @@
-"""Work that a kill cannot cost: verified saves, exact resume, a log that tells the same story.
+"""Checkpoints that survive a kill: verified saves, exact resume, a reproducible log.
 
-A run directory holds
+A run directory contains
 
     checkpoint-N/    weights, optimiser, schedule, random generators and Trainer state after step N,
-                     what the run was started with (fingerprint.json), and a manifest over all of it
+                     the run's settings (fingerprint.json), and a manifest of all these files
     log.jsonl        one line for each log and each evaluation; no times, so that two equal runs
                      have equal logs
 
-A checkpoint appears by a rename once every byte of it is on the disk; the one before the last is
-removed only then. A resumed run takes the newest checkpoint that fits its manifest, writes the log
-anew from the history stored in it, and goes on to the same bits as a run that nothing interrupted
-(at the same number of threads).
+A checkpoint is renamed into place once all its bytes are on the disk; only then older ones are
+removed, except the last two. A resumed run takes the newest checkpoint that matches its manifest,
+rewrites the log from the history stored in it, and reaches the same bits as an uninterrupted run
+(with the same number of threads).
 """
 
 import hashlib
@@ -35,40 +35,40 @@ logger = logging.getLogger(__name__)
 KEPT = 2
 LOG = "log.jsonl"
 FINGERPRINT = "fingerprint.json"
-"""What a run was started with, as plain JSON values."""
+"""The file of a run's settings, as plain JSON values."""
 _STATE = "trainer_state.json"
-_LONGEST = 2**16  # bytes of a line of the log
+_LONGEST = 2**16  # maximum bytes of a line of the log
 _NUMBERED = re.compile(r"checkpoint-\d+")
 _LEFT = re.compile(rf"\.{_NUMBERED.pattern}\.(part|old)")
 _CLOCK = ("_runtime", "_per_second", "_time", "num_tokens")
 
 
 class SaveFailed(OSError):
-    """A checkpoint could not be written; older ones are as they were."""
+    """A checkpoint could not be written; older ones are unchanged."""
 
 
 @contextmanager
 def saving(what: str) -> Iterator[None]:
-    """Around the writing of `what`.
+    """Turn any error in the block that writes `what` into a SaveFailed.
 
     Raises:
-        SaveFailed: something went wrong; says what, and what to do.
+        SaveFailed: the block failed; the message says why, and what to do.
     """
     try:
         yield
     except Exception as error:
         raise SaveFailed(
-            f"{what} could not be written: {error}. Checkpoints before it are intact: free some "
-            "space if the disk is full, and give the same command again to go on from the newest."
+            f"{what} could not be written: {error}. Earlier checkpoints are intact: free some "
+            "space if the disk is full, and run the same command again to resume from the newest."
         ) from error
 
 
 @contextmanager
 def placing(target: Path, what: str | None = None) -> Iterator[Path]:
-    """A new directory that takes the place of `target` once it was filled; see manifest.publish.
+    """A new directory that replaces `target` at the end of the block; see manifest.publish.
 
     Raises:
-        SaveFailed: it could not be written; an older `target` is as it was.
+        SaveFailed: it could not be written; an older `target` is unchanged.
     """
     with saving(what or str(target)), manifest.placing(target) as part:
         yield part
@@ -83,7 +83,7 @@ def digest(items: Iterable[Any]) -> str:
 
 
 def run_directory(out: Path) -> Path:
-    """Where a run keeps its checkpoints and its log: beside the result."""
+    """The directory of a run's checkpoints and log, beside the result."""
     return out.with_name(f"{out.name}.run")
 
 
@@ -92,28 +92,28 @@ def _step(checkpoint: Path) -> int:
 
 
 def checkpoints(run: Path) -> list[Path]:
-    """A run's checkpoints, the oldest first, whole or not."""
-    found = run.glob("checkpoint-*")
-    return sorted((path for path in found if _NUMBERED.fullmatch(path.name)), key=_step)
+    """A run's checkpoints, complete or not, the oldest first."""
+    paths = run.glob("checkpoint-*")
+    return sorted((path for path in paths if _NUMBERED.fullmatch(path.name)), key=_step)
 
 
 def check_log(run: Path) -> None:
-    """Make sure that a run directory has no log, or one of ours, which may be written anew.
+    """Make sure that a run directory has no log, or a log of ours, which may be overwritten.
 
     Raises:
-        InTheWay: it has another.
+        InTheWay: it has another file of that name.
     """
     log = run / LOG
     if not os.path.lexists(log):
         return
     if not log.is_file() or not _ours(log):
-        raise outputs.InTheWay(f"{log} is not the log of a training, which goes there; move it.")
+        raise outputs.InTheWay(f"{log} is not the log of a training; move it away.")
 
 
 def _ours(log: Path) -> bool:
     with open(log, "rb") as file:
         line = file.readline(_LONGEST)
-    if not line.endswith(b"\n"):  # a kill may have cut it short
+    if not line.endswith(b"\n"):  # a kill may have truncated it
         return line[:1] in (b"", b"{")
     try:
         return "step" in dict(json.loads(line))
@@ -122,53 +122,53 @@ def _ours(log: Path) -> bool:
 
 
 def newest(run: Path) -> Path | None:
-    """The newest checkpoint that fits its manifest; None if there is not one of any kind.
+    """The newest checkpoint that matches its manifest; None if there are no checkpoints.
 
     Raises:
-        ValueError: there are checkpoints, and all are damaged. Nothing is removed.
+        ValueError: all checkpoints are damaged. Nothing is removed.
     """
-    found = checkpoints(run)
-    for checkpoint in reversed(found):
+    candidates = checkpoints(run)
+    for checkpoint in reversed(candidates):
         try:
             verify(checkpoint)
             outputs.read(checkpoint / FINGERPRINT, dict[str, Any])
         except (BrokenCheckpoint, outputs.Damaged, FileNotFoundError) as error:
-            logger.warning("%s It is passed over for the checkpoint before it.", error)
+            logger.warning("%s The checkpoint before it is used instead.", error)
         else:
             return checkpoint
-    if found:
+    if candidates:
         raise ValueError(
-            f"no checkpoint in {run} is whole. Nothing was deleted: put back a copy of one, or "
-            "remove the directory (or choose another `out`) to start anew."
+            f"no checkpoint in {run} is intact. Nothing was deleted: restore a copy of one, or "
+            "remove the directory (or choose another `out`) to start again."
         )
     return None
 
 
 def refuse_changes(checkpoint: Path, fingerprint: Mapping[str, Any]) -> None:
-    """Compare what a run was started with and what it is now.
+    """Compare a run's present settings with those of its checkpoint.
 
     Raises:
-        ValueError: they differ; the message names what does.
+        ValueError: they differ; the message names the differences.
     """
     old = outputs.read(checkpoint / FINGERPRINT, dict[str, Any])
     if changed := outputs.changes(old, fingerprint):
         raise ValueError(
-            f"{checkpoint} belongs to another run; changed since: {changed}. Put that "
-            f"back to go on, or remove {checkpoint.parent} (or choose another `out`) to start anew."
+            f"{checkpoint} belongs to another run; changed since: {changed}. Undo the change to "
+            f"resume, or remove {checkpoint.parent} (or choose another `out`) to start again."
         )
 
 
 def clear(run: str | Path) -> None:
-    """Remove a run's checkpoints, once what it made is safe elsewhere; its log stays."""
+    """Remove a run's checkpoints, after its result is saved; its log stays."""
     for folder in (Path(run), *Path(run).glob("rate-*")):
         for checkpoint in checkpoints(folder):
             shutil.rmtree(checkpoint)
 
 
 class SafeTrainer(Trainer):
-    """transformers' Trainer with the promises of this module; also a mixin for TRL's trainers.
+    """transformers' Trainer with this module's saves; also a mixin for TRL's trainers.
 
-    fingerprint: what the run must be started with again to be resumed, as plain JSON values.
+    fingerprint: settings that must be the same when the run is resumed, as plain JSON values.
     """
 
     fingerprint: Mapping[str, Any] = {}
@@ -180,13 +180,13 @@ class SafeTrainer(Trainer):
         return Path(self.args.output_dir)
 
     def fit(self) -> None:
-        """Train to the end, from the newest whole checkpoint if there is one."""
+        """Train to the end, from the newest intact checkpoint if there is one."""
         self.fingerprint = {**self.fingerprint, "processes": self.args.world_size}
-        found = newest(self.run)
+        last = newest(self.run)
         state = TrainerState()
-        if found is not None:
-            refuse_changes(found, self.fingerprint)
-            state = TrainerState.load_from_json(str(found / _STATE))
+        if last is not None:
+            refuse_changes(last, self.fingerprint)
+            state = TrainerState.load_from_json(str(last / _STATE))
         if self.is_world_process_zero():
             check_log(self.run)
             self.run.mkdir(parents=True, exist_ok=True)
@@ -195,17 +195,17 @@ class SafeTrainer(Trainer):
                     shutil.rmtree(left)
             lines = "".join(map(_line, state.log_history))
             (self.run / LOG).write_text(lines, encoding="utf-8")
-        if found is not None and _finished(state):
+        if last is not None and _finished(state):
             self.state = state
-            chosen = Path(state.best_model_checkpoint or found)
+            chosen = Path(state.best_model_checkpoint or last)
             verify(chosen)
             self._load_from_checkpoint(str(chosen))
         else:
-            self.train(resume_from_checkpoint=found and str(found))
+            self.train(resume_from_checkpoint=last and str(last))
         self.model.eval()
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """As Trainer, and into the run's own log."""
+        """Log as Trainer does, and into the run's log."""
         super().log(logs, start_time)
         if self.is_world_process_zero():
             with open(self.run / LOG, "a", encoding="utf-8") as file:
@@ -215,7 +215,7 @@ class SafeTrainer(Trainer):
         return str(self._saving or super()._get_output_dir(trial))
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        # Trainer writes checkpoint-N into its output directory: into a private one for that time.
+        # Trainer writes checkpoint-N into its output directory, which is a private one meanwhile.
         target = self.run / f"checkpoint-{self.state.global_step}"
         self._saving = self.run / f".{target.name}.part"
         try:
@@ -249,7 +249,7 @@ def _finished(state: TrainerState) -> bool:
 
 
 def _line(entry: Mapping[str, Any]) -> str:
-    if "train_runtime" in entry:  # the summary at the end, of this process and not of the run
+    if "train_runtime" in entry:  # the final summary is of this process, not of the run
         return ""
     kept = {key: entry[key] for key in sorted(entry) if not key.endswith(_CLOCK)}
     return json.dumps({"step": kept.pop("step"), **kept}) + "\n"

@@ -1,4 +1,4 @@
-"""What a run begins with: the network, cut to its lower layers, with adapters if asked."""
+"""The initial network of a run: with fewer layers and with adapters, if requested."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -15,28 +15,28 @@ from trimtab_models.training.grounded.settings import GroundedConfig
 
 
 def base_path(config: TrainConfig | GroundedConfig) -> str:
-    """Where the base language model lies."""
+    """The directory or hub name of the base language model."""
     return str(demo.base()) if config.base == "demo" else config.base
 
 
 def refuse_small(config: TrainConfig, tokenizer: Any) -> None:
-    """The network to begin with must have a row for each token of the base.
+    """Make sure that the initial network has a row for each token of the base.
 
     Raises:
-        ValueError: it has fewer.
+        ValueError: it has fewer rows.
     """
     if config.scorer is None:
         return
     rows = pretrained.configuration(config.scorer).get_text_config().vocab_size
     if rows < len(tokenizer):
         raise ValueError(
-            f"scorer: {config.scorer} has {rows} tokens and the base {len(tokenizer)}; begin with "
-            "a network of the base's tokenizer."
+            f"scorer: {config.scorer} has {rows} tokens and the base {len(tokenizer)}; choose a "
+            "network with the base's tokenizer."
         )
 
 
 def reads(config: TrainConfig | GroundedConfig) -> int | None:
-    """The most tokens that the base and the network to begin with read; None if none says it."""
+    """The maximum tokens that both the base and the initial network read; None if unknown."""
     paths = {base_path(config), config.scorer or base_path(config)}
     lengths = [networks.longest(pretrained.configuration(path)) for path in paths]
     return min((n for n in lengths if n is not None), default=None)
@@ -46,7 +46,7 @@ def objective(config: TrainConfig) -> Objective:
     """The objective with the options of the configuration.
 
     Raises:
-        ValueError: it takes no such options.
+        ValueError: the objective has no such options.
     """
     try:
         return OBJECTIVES[config.objective](**config.options)
@@ -54,14 +54,14 @@ def objective(config: TrainConfig) -> Objective:
         raise ValueError(f"options of {config.objective}: {error}") from None
 
 
-def fitted(config: TrainConfig, items: Sequence[Any]) -> TrainConfig:
-    """The configuration with the support and bins of a return distribution, where it is silent.
+def with_support(config: TrainConfig, items: Sequence[Any]) -> TrainConfig:
+    """The configuration with defaults for the support and bins of a return distribution.
 
-    They are those of the scorer it begins with, else the range of the rewards, in two bins if there
-    are but two rewards.
+    These are the initial scorer's, else the range of the rewards; with only two different rewards
+    there are two bins.
 
     Raises:
-        ValueError: all rewards are alike.
+        ValueError: all rewards are equal.
     """
     if "distribution" not in config.objective or "support" in config.options:
         return config
@@ -69,21 +69,21 @@ def fitted(config: TrainConfig, items: Sequence[Any]) -> TrainConfig:
     if config.scorer and info and info.support:
         network = pretrained.configuration(config.scorer)
         bins = network.num_labels // network.vocab_size - 1 if info.ahead else network.num_labels
-        found = {"support": list(info.support), "bins": bins}
+        defaults = {"support": list(info.support), "bins": bins}
     else:
         rewards = {item.label for item in items if isinstance(item, Rollout)}
         if len(rewards) < 2:
-            raise ValueError("the data: all rewards are alike, so there is nothing to learn.")
-        found = {"support": [min(rewards), max(rewards)]}
-        found |= {"bins": 2} if len(rewards) == 2 else {}
-    return config.model_copy(update={"options": found | config.options})
+            raise ValueError("the data: all rewards are equal, so there is nothing to learn.")
+        defaults = {"support": [min(rewards), max(rewards)]}
+        defaults |= {"bins": 2} if len(rewards) == 2 else {}
+    return config.model_copy(update={"options": defaults | config.options})
 
 
 def network(config: TrainConfig, loss: Objective) -> Any:
-    """The network an objective trains, in float32, with adapters around it if asked.
+    """The network that an objective trains, in float32, with LoRA adapters if configured.
 
     Raises:
-        ValueError: its adapters could not be written as such (lora.merge false).
+        ValueError: its adapters cannot be written without merging (lora.merge false).
     """
     model = networks.build(
         loss.head,
@@ -97,7 +97,7 @@ def network(config: TrainConfig, loss: Objective) -> Any:
     if loss.head == "vocabulary+value" and not config.lora.merge:
         raise ValueError(
             f"lora.merge: {config.objective} is folded into a plain head at the end, which an "
-            "adapter cannot hold; set it to true."
+            "adapter cannot store; set lora.merge to true."
         )
     import peft
 
@@ -110,7 +110,7 @@ def language_model(config: TrainConfig) -> Any:
 
 
 def keep_layers(model: Any, n: int | None) -> Any:
-    """The network without its upper layers, in place; as it is if n is None."""
+    """The network with its n lowest layers, changed in place; all layers if n is None."""
     total = model.config.num_hidden_layers
     if n is None or n == total:
         return model
@@ -133,7 +133,7 @@ def lora_config(model: Any, config: TrainConfig) -> Any:
         return None
     if config.layers is not None and not lora.merge:
         raise ValueError(
-            "lora.merge: an adapter is of a whole network; with `layers` set it to true."
+            "lora.merge: an adapter needs the whole base network; with `layers` set it to true."
         )
     import peft
 
@@ -157,7 +157,7 @@ def _task(model: Any) -> str:
 
 
 def _new_head(model: Any) -> list[str] | None:
-    """The name of the head, which is trained whole; None for a language model's own."""
+    """The name of a new head, which is trained in full; None for a language model's own head."""
     head: Any = networks.split(model)[1]
     if _task(model) == "CAUSAL_LM" and head.weight.any():
         return None
@@ -165,7 +165,7 @@ def _new_head(model: Any) -> list[str] | None:
 
 
 def finish(model: Any, loss: Objective | None, lora: Lora | None) -> Any:
-    """The trained network as it is written: adapters merged if asked, Q's parts folded into Q."""
+    """The trained network ready to be written: adapters merged if set, Q's parts folded into Q."""
     if lora is not None and lora.merge:
         model = model.merge_and_unload()
     if loss is not None and loss.head == "vocabulary+value":

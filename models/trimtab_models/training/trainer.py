@@ -33,7 +33,7 @@ class LossTrainer(SafeTrainer):
     def __init__(self, loss: Callable[[Any, Batch], Tensor], **options: Any) -> None:
         super().__init__(**options)
         self.loss = loss
-        # Our losses are means over a batch; Trainer is not to divide them once more.
+        # Our losses are means over a batch; Trainer must not divide them again.
         self.model_accepts_loss_kwargs = False
 
     def compute_loss(
@@ -64,23 +64,23 @@ def fit(
     fingerprint: Mapping[str, Any] | None = None,
     **arguments: Any,
 ) -> LossTrainer:
-    """Train in place with AdamW under a cosine schedule; resumes from what `work` holds.
+    """Train in place with AdamW under a cosine schedule; resumes from the checkpoints in `work`.
 
     Args:
         model: trained in place and left in evaluation mode.
-        items: anything `collate` turns into a batch.
+        items: the input of `collate`.
         collate: items → a dict of tensors.
         loss: (model, batch) → scalar, a mean over the batch.
-        work: the run directory (see saves.py); `saves.clear` it when the result is safe.
-        epochs, batch_size, learning_rate, seed: as everywhere.
+        work: the run directory (see saves.py); call `saves.clear` once the result is saved.
+        epochs, batch_size, learning_rate, seed: as in TrainConfig.
         validation: items whose loss is logged as eval_loss at every `eval_steps`.
-        early_stopping: stop when that loss has not fallen this many times, and keep the best.
-        fingerprint: what must not change between a run and its resumption, beside all of these.
+        early_stopping: evaluations without a lower loss before a stop; the best weights are kept.
+        fingerprint: further settings that must not change when the run is resumed.
         arguments: further fields of TrainingArguments.
 
     Raises:
-        ValueError: the run directory belongs to other data or other settings, or holds only
-            damaged checkpoints.
+        ValueError: the run directory belongs to other data or settings, or all its checkpoints
+            are damaged.
         SaveFailed: a checkpoint could not be written.
     """
     fields = settings(
@@ -109,12 +109,12 @@ def fit(
 
 
 def settings(
-    work: str | Path, *, validate: bool, early_stopping: int | None, **given: Any
+    work: str | Path, *, validate: bool, early_stopping: int | None, **overrides: Any
 ) -> dict[str, Any]:
-    """Fields of TrainingArguments: our defaults, what is given, and when to evaluate.
+    """Fields of TrainingArguments: our defaults, `overrides`, and the evaluation schedule.
 
     Raises:
-        ValueError: the intervals of logs, evaluations and saves do not go together.
+        ValueError: the intervals of logs, evaluations and saves do not fit together.
     """
     ours: dict[str, Any] = {
         "output_dir": str(work),
@@ -130,13 +130,13 @@ def settings(
         "use_cpu": not torch.cuda.is_available(),
         "restore_callback_states_from_checkpoint": True,
     }
-    fields = ours | given
-    # The order of the data must not depend on how many processes there are.
+    fields = ours | overrides
+    # The order of the data must not depend on the number of processes.
     fields.setdefault("data_seed", fields["seed"])
     saves, logs = fields["save_steps"], fields["logging_steps"]
     evaluations = fields.pop("eval_steps", None) or saves
     if saves % logs:
-        # The loss since the last log is nowhere on disk: a resumed run could not log it again.
+        # The loss since the last log is not saved: a resumed run could not log it again.
         raise ValueError(f"save_steps ({saves}) must be a multiple of logging_steps ({logs}).")
     if early_stopping and not validate:
         raise ValueError("early_stopping needs validation data.")
@@ -154,23 +154,25 @@ def settings(
 
 
 def callbacks(early_stopping: int | None) -> list[Any]:
-    """Those that the settings ask for."""
+    """The Trainer callbacks for these settings."""
     return [EarlyStoppingCallback(early_stopping)] if early_stopping else []
 
 
 def marks(
     fields: Mapping[str, Any], items: Sequence[Any], validation: Sequence[Any]
 ) -> dict[str, Any]:
-    """What a run must be started with again: its settings, and its data by their hash."""
+    """A run's fingerprint: its settings and the hash of its data."""
     kept = {key: fields[key] for key in fields if key not in ("output_dir", "report_to")}
     return kept | {"data": digest(items), "validation data": digest(validation)}
 
 
 def reader(model: Any, pad_id: int) -> Callable[[Any, Rows], Tensor]:
-    """How a network's output at every position is read: (network, rows) → [rows, length, width].
+    """A function that returns a network's output at every position.
 
-    The forward of a *ForSequenceClassification keeps one position of each row; what its head said
-    of the others is picked up on the way, so that wrappers around the network see a plain call.
+    (network, rows) → [rows, length, width]
+
+    The forward of a *ForSequenceClassification returns one position of each row; a hook on its head
+    collects the others, so that wrappers around the network see a plain call.
     """
     bare = model.get_base_model() if hasattr(model, "get_base_model") else model
     heads: list[Tensor] = []
@@ -204,13 +206,13 @@ def train(
     """Train a network of `networks.build` on an objective's items, in place; see `fit`.
 
     Args:
-        objective: its `data` says what the items are, its `head` what the network is.
+        objective: its `data` is the kind of items, its `head` the kind of network.
         model, items, work, epochs, batch_size, learning_rate, seed, options: as `fit`.
         pad_id: any token; it is masked.
-        base: the frozen language model, for an objective that `reads_base`.
+        base: the frozen language model, for an objective with `reads_base`.
     """
     if objective.reads_base and base is None:
-        raise ValueError(f"{objective.name} needs the base model's log-probabilities: pass `base`.")
+        raise ValueError(f"{objective.name} needs the base model's log-probabilities; pass `base`.")
     outputs = reader(model, pad_id)
 
     def loss(network: Any, batch: Batch) -> Tensor:
@@ -242,7 +244,7 @@ def _log_pi0(base: Any, rows: Rows) -> Tensor:
 def describe(
     objective: Objective, model: Any, rollouts: Sequence[Rollout], pad_id: int, base_model: str
 ) -> ScorerInfo:
-    """What to store with a trained scorer, its scores over the rollouts among it."""
+    """The ScorerInfo of a trained scorer, with the statistics of its scores over the rollouts."""
     info = ScorerInfo(
         **{
             "family": FAMILIES[objective.head],
@@ -257,9 +259,9 @@ def describe(
 def deviations(
     info: ScorerInfo, model: Any, rollouts: Sequence[Rollout], pad_id: int, reference: Any = None
 ) -> ScorerInfo:
-    """The same with the mean and deviation of the scores of all prefixes of the rollouts.
+    """A copy of `info` with the mean and deviation of the scores of all prefixes of the rollouts.
 
-    Where scores add up along a text, as a log-ratio's do, they are those of its single tokens.
+    Where scores add up along a text, as a log-ratio's do, they are those of single tokens.
     """
     scores = prefix_scores(model, info, rollouts, pad_id, reference=reference)
     if info.family == "log_ratio" or info.adds_up:

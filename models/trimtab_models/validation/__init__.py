@@ -1,7 +1,6 @@
-"""Numbers that say, before anything is steered, whether a scorer will steer well.
+"""Measures that predict, before any steering, whether a scorer will steer well.
 
-Pure functions of the scores of prefixes (see scoring.py), the rewards of whole completions, and the
-prompts they belong to.
+Pure functions of prefix scores (see scoring.py), rewards of whole completions, and their prompts.
 """
 
 from trimtab_models.validation.estimates import Estimate

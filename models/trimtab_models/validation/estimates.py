@@ -1,4 +1,4 @@
-"""Means over completions that share prompts, with standard errors that respect it."""
+"""Means over completions, with standard errors that account for shared prompts."""
 
 from collections.abc import Hashable, Sequence
 from typing import Any, TypeAlias
@@ -21,9 +21,9 @@ class Figures(BaseModel):
 
 
 class Estimate(Figures):
-    """A mean, its standard error, and of how many things it is the mean.
+    """A mean of n items and its standard error.
 
-    The standard error is absent where all of them belong to one prompt.
+    The standard error is None if all items belong to one prompt.
     """
 
     mean: float
@@ -37,7 +37,7 @@ class Estimate(Figures):
 
 
 def clusters(groups: Sequence[Hashable]) -> Ints:
-    """Prompts as numbers 0, 1, ... in the order of their first appearance: [completions]."""
+    """Prompts numbered 0, 1, ... in order of first appearance: [completions]."""
     numbers: dict[Hashable, int] = {}
     return np.array([numbers.setdefault(group, len(numbers)) for group in groups], dtype=np.int64)
 
@@ -47,15 +47,15 @@ def ratio(totals: Floats, counts: Floats, *, seed: int = 0) -> tuple[Floats, Flo
 
         se = deviation over resamples of  Σ_c w_c·totals_c / Σ_c w_c·counts_c,   w multinomial
 
-    so that what shares a prompt is drawn, or left out, together.
+    so that items of one prompt are resampled together.
 
     Args:
         totals: [clusters, ...] sums within each cluster.
-        counts: [clusters] how many were summed there; clusters of none are left aside.
+        counts: [clusters] numbers of summed items; clusters with 0 are ignored.
         seed: of the resampling.
 
     Returns:
-        [...] the ratios and [...] their standard errors; None for these with fewer than two
+        [...] the ratios and [...] their standard errors, which are None with fewer than two
         clusters.
     """
     totals, counts = totals[counts > 0], counts[counts > 0]
@@ -63,27 +63,27 @@ def ratio(totals: Floats, counts: Floats, *, seed: int = 0) -> tuple[Floats, Flo
     means = totals.sum(0) / counts.sum()
     if n < 2:
         return means, None
-    draw = np.random.default_rng(seed)
+    rng = np.random.default_rng(seed)
     flat = totals.reshape(n, -1)
-    again = np.empty((RESAMPLES, flat.shape[1]))
-    for row in again:
-        weights = draw.multinomial(n, np.full(n, 1 / n)).astype(float)
+    resampled = np.empty((RESAMPLES, flat.shape[1]))
+    for row in resampled:
+        weights = rng.multinomial(n, np.full(n, 1 / n)).astype(float)
         row[:] = weights @ flat / (weights @ counts)
-    return means, again.std(0, ddof=1).reshape(totals.shape[1:])
+    return means, resampled.std(0, ddof=1).reshape(totals.shape[1:])
 
 
 def mean_of(values: ArrayLike, groups: Sequence[Hashable], *, seed: int = 0) -> Estimate:
-    """The plain mean of values, with the standard error over the prompts in `groups`."""
+    """The mean of values, with the standard error over the prompts in `groups`."""
     numbers, terms = clusters(groups), np.asarray(values, dtype=float)
     totals = np.bincount(numbers, weights=terms).astype(np.float64)
-    found, error = ratio(totals, np.bincount(numbers).astype(np.float64), seed=seed)
+    mean, error = ratio(totals, np.bincount(numbers).astype(np.float64), seed=seed)
     return Estimate(
-        mean=float(found), standard_error=None if error is None else float(error), n=len(terms)
+        mean=float(mean), standard_error=None if error is None else float(error), n=len(terms)
     )
 
 
 def spearman(first: ArrayLike, second: ArrayLike) -> float | None:
-    """Spearman's rank correlation; None where one side never varies."""
+    """Spearman's rank correlation; None if one side is constant."""
     a, b = np.asarray(first, dtype=float), np.asarray(second, dtype=float)
     if len(a) < 2 or np.ptp(a) == 0 or np.ptp(b) == 0:
         return None
@@ -94,11 +94,11 @@ def checked(scores: Sequence[Any], labels: ArrayLike, groups: Sequence[Hashable]
     """The scores as float64 arrays.
 
     Raises:
-        ValueError: nothing to validate on, sides of unequal number, an empty completion, or a
-            number that is not finite.
+        ValueError: there are no completions, the lengths differ, a completion is empty, or a number
+            is not finite.
     """
     if not len(scores):
-        raise ValueError("there is no completion to validate on; give at least two.")
+        raise ValueError("there is no completion to validate on; expected at least two.")
     rewards = np.asarray(labels, dtype=float)
     if not len(scores) == len(rewards) == len(groups):
         raise ValueError(
@@ -109,11 +109,11 @@ def checked(scores: Sequence[Any], labels: ArrayLike, groups: Sequence[Hashable]
     for i, row in enumerate(arrays):
         if row.ndim != 1 or not len(row):
             raise ValueError(
-                f"completion {i} has scores of the shape {row.shape}; expected [tokens], with one "
-                "token at least."
+                f"completion {i} has scores of the shape {row.shape}; expected [tokens], with at "
+                "least one token."
             )
         if not np.isfinite(row).all():
-            raise ValueError(f"completion {i} has a score that is not finite; mend the scorer.")
+            raise ValueError(f"completion {i} has a score that is not finite; fix the scorer.")
     if not np.isfinite(rewards).all():
-        raise ValueError("a label is not finite; drop that completion, or mend its reward.")
+        raise ValueError("a label is not finite; drop that completion, or fix its reward.")
     return arrays

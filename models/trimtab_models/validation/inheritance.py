@@ -1,4 +1,4 @@
-"""How far "a prefix inherits its answer's label" holds on the data, whatever the scorer."""
+"""How well "a prefix inherits its answer's label" holds on the data, for any scorer."""
 
 from collections import defaultdict
 from collections.abc import Hashable, Sequence
@@ -10,7 +10,7 @@ from trimtab_models.validation.estimates import Estimate, Figures, clusters, rat
 
 
 class Continued(NamedTuple):
-    """A prefix of an answer, cut at a fraction of it, and what its continuations earned."""
+    """A prefix of an answer, cut at a fraction of it, and the returns of its continuations."""
 
     prompt: Hashable
     fraction: float
@@ -32,34 +32,35 @@ def inheritance(
     *,
     seed: int = 0,
 ) -> list[Inheritance]:
-    """The probability that the continued prefix of a losing answer wins after all.
+    """The probability that the continued prefix of a losing answer wins.
 
         P(f) = mean over (l, w), R_l < R_w, of  (1/m) Σ_j [G_lj > R_w] + ½·[G_lj = R_w]
 
     where l is an answer cut at the fraction f, G_l1 ... G_lm are the rewards of m continuations of
     that prefix by the base, and w is any better answer to the same prompt. If prefixes inherited
-    the label of their answers, P would be 0; a prefix that says nothing yet wins one time in three,
-    as the best of three equals is any of them. Standard errors by the bootstrap over prompts.
+    the label of their answers, P would be 0; an uninformative prefix wins one time in three, since
+    each of three equal answers is equally likely the best. Standard errors by the bootstrap over
+    prompts.
 
     Args:
         continued: the half-completed answers.
-        prompts: [answers] the prompt of each whole answer, as in `continued`.
+        prompts: [answers] the prompts of the whole answers, as in `continued`.
         rewards: [answers] their rewards.
         seed: of the bootstrap.
 
     Returns:
-        One entry for each fraction that occurs, in ascending order; without those at which no
-        prefix has a winner. n is the number of pairs.
+        One entry for each fraction, in ascending order; fractions without any pair are left out.
+        n is the number of pairs.
 
     Raises:
-        ValueError: prompts and rewards differ in number, or a prefix has no returns.
+        ValueError: prompts and rewards differ in length, or a prefix has no returns.
     """
     if len(prompts) != len(rewards):
         raise ValueError(f"expected a reward for each answer, not {len(rewards)}/{len(prompts)}.")
     answers: dict[Hashable, list[float]] = defaultdict(list)
     for prompt, reward in zip(prompts, rewards, strict=True):
         answers[prompt].append(reward)
-    found = []
+    results = []
     for fraction in sorted({part.fraction for part in continued}):
         parts = [part for part in continued if part.fraction == fraction]
         numbers = clusters([part.prompt for part in parts])
@@ -78,5 +79,5 @@ def inheritance(
                 standard_error=None if error is None else float(error),
                 n=int(counts.sum()),
             )
-            found.append(Inheritance(fraction=fraction, wins=wins))
-    return found
+            results.append(Inheritance(fraction=fraction, wins=wins))
+    return results

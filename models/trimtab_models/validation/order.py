@@ -1,4 +1,4 @@
-"""Prefix-AUC: how often the order on prefixes is the final order of the rewards."""
+"""Prefix-AUC: how often the order of prefix scores equals the final order of rewards."""
 
 from collections.abc import Hashable, Sequence
 from typing import Any
@@ -12,10 +12,11 @@ TENTHS = range(1, 11)
 
 
 class PrefixAuc(Figures):
-    """What `prefix_auc` finds.
+    """The result of `prefix_auc`.
 
-    `mean` is over the positions, 10 % to 100 % alike. `within_prompts` is False where no prompt has
-    two completions of different reward, so that completions of different prompts were compared.
+    `mean` is over the positions, 10 % to 100 %, with equal weights. `within_prompts` is False if no
+    prompt has two completions of different reward; then completions of different prompts are
+    compared.
     """
 
     mean: Estimate
@@ -26,7 +27,7 @@ class PrefixAuc(Figures):
 def prefix_auc(
     scores: Sequence[Any], labels: ArrayLike, groups: Sequence[Hashable], *, seed: int = 0
 ) -> PrefixAuc:
-    """The share of pairs whose better completion scores higher while both are still prefixes.
+    """The share of pairs whose better completion scores higher when both are prefixes.
 
         AUC(p) = mean over pairs with R_i > R_j of  [s_i > s_j] + ½·[s_i = s_j],
         s_i = s(x, y_i^{1:⌈p·T_i⌉}),   p = 10 %, 20 %, ... 100 %
@@ -34,19 +35,19 @@ def prefix_auc(
     over all pairs of completions of the same prompt. ½ is chance. The mean is
     (AUC(10 %) + ... + AUC(100 %)) / 10. Standard errors are those of the bootstrap over prompts.
 
-    Where no prompt has two completions of different reward, all pairs across prompts are compared.
-    Each prompt then carries half of each of its pairs, and as AUC is a U-statistic of degree two
-    its standard error is twice that of the mean of these halves (Hoeffding, "A class of statistics
-    with asymptotically normal distribution", §5).
+    If no prompt has two completions of different reward, all pairs across prompts are compared.
+    Each pair is then counted half for each of its prompts, and as AUC is a U-statistic of degree
+    two its standard error is twice that of the mean of these halves (Hoeffding, "A class of
+    statistics with asymptotically normal distribution", §5).
 
     Args:
         scores: one [tokens] of prefix scores for each completion.
         labels: [completions] rewards of the whole completions.
-        groups: [completions] the prompt each belongs to, as anything hashable.
+        groups: [completions] the prompt of each, any hashable value.
         seed: of the bootstrap.
 
     Raises:
-        ValueError: see `checked`; or all rewards are equal.
+        ValueError: all rewards are equal; or as `checked`.
     """
     arrays, rewards = checked(scores, labels, groups), np.asarray(labels, dtype=float)
     at = np.array([_at_tenths(row) for row in arrays])  # [completions, 10]
@@ -58,8 +59,8 @@ def prefix_auc(
         totals, counts = _compare(at, rewards, [(rows, slice(None)) for rows in members])
     if not counts.any():
         raise ValueError(
-            f"all {len(arrays)} completions have the reward {rewards[0]:g}, so there is no "
-            "order to agree with; validate on completions of different rewards."
+            f"all {len(arrays)} completions have the reward {rewards[0]:g}, so they have no order; "
+            "validate on completions of different rewards."
         )
     totals = np.column_stack((totals, totals.mean(1)))  # [clusters, 11], the mean last
     means, errors = ratio(totals, counts, seed=seed)
@@ -86,10 +87,10 @@ def _at_tenths(row: Floats) -> Floats:
 def _compare(
     at: Floats, rewards: Floats, sides: Sequence[tuple[Any, Any]]
 ) -> tuple[Floats, Floats]:
-    """Won pairs [clusters, 10] and pairs [clusters], between the two sides of each cluster.
+    """Won pairs [clusters, 10] and all pairs [clusters], between the two sides of each cluster.
 
-    A pair is looked at from both its ends, and from the worse one it is won by scoring lower. So
-    every pair is counted twice, which cancels in the ratio.
+    A pair is won if the better completion scores higher. Every pair is counted twice, once from
+    each side, which cancels in the ratio.
     """
     totals, counts = np.zeros((len(sides), at.shape[1])), np.zeros(len(sides))
     for cluster, (left, right) in enumerate(sides):

@@ -1,4 +1,4 @@
-"""How completions rank: token mean reciprocal rank, and what length has to do with it."""
+"""Ranks of completions: token mean reciprocal rank, and correlation with length."""
 
 from collections.abc import Hashable, Sequence
 from typing import Any
@@ -18,11 +18,11 @@ from trimtab_models.validation.estimates import (
 
 
 class ReciprocalRank(Figures):
-    """What `token_mean_reciprocal_rank` finds; None where no prompt has a best completion.
+    """The result of `token_mean_reciprocal_rank`; None if no prompt has a best completion.
 
-    by_score: where the completion that the scorer itself puts first in the end ranks before.
-    by_reward: where the completion of the highest reward ranks.
-    by_score_chance, by_reward_chance: what a scorer of random numbers gets on the same prompts.
+    by_score: the winner is the completion with the highest final score.
+    by_reward: the winner is the completion with the highest reward.
+    by_score_chance, by_reward_chance: the result of random scores on the same prompts.
     """
 
     by_score: Estimate | None
@@ -34,15 +34,15 @@ class ReciprocalRank(Figures):
 def token_mean_reciprocal_rank(
     scores: Sequence[Any], labels: ArrayLike, groups: Sequence[Hashable], *, seed: int = 0
 ) -> ReciprocalRank:
-    """How early the winner of a prompt's K completions comes out on top.
+    """How early the winner of a prompt's K completions ranks first.
 
         MRR = mean over prompts of  (1/T_w) Σ_{t=1}^{T_w} 1 / rank_t(w)
 
     rank_t(w) is 1 + the number of the prompt's K completions with a higher s(x, y^{1:t}) than the
     winner w; one that has ended before t keeps its last score. The winner is the completion with
-    the highest last score (by_score) or reward (by_reward). Of several winners the mean is taken;
-    among equal scores 1/rank is the mean over all orders of them. A prompt counts if it has several
-    completions and they are not all alike. Chance is the mean of (1/K) Σ_{r=1}^{K} 1/r.
+    the highest last score (by_score) or reward (by_reward); several winners are averaged. For equal
+    scores, 1/rank is its mean over all their orders. A prompt counts if its completions differ in
+    that score or reward. Chance is the mean of (1/K) Σ_{r=1}^{K} 1/r.
 
     Args, errors: as for `prefix_auc`.
     """
@@ -66,31 +66,31 @@ def _mean_rank(
     counted = [rows for rows in members if np.ptp(final[rows]) > 0]
     if not counted:
         return None, None
-    found = [_reciprocal([arrays[i] for i in rows], final[rows]) for rows in counted]
+    ranks = [_reciprocal([arrays[i] for i in rows], final[rows]) for rows in counted]
     chance = [_harmonic(len(rows)) / len(rows) for rows in counted]
-    return mean_of(found, range(len(found)), seed=seed), float(np.mean(chance))
+    return mean_of(ranks, range(len(ranks)), seed=seed), float(np.mean(chance))
 
 
 def _reciprocal(rows: list[Floats], final: Floats) -> float:
     """Mean 1/rank of one prompt's winners over their tokens."""
-    found = []
+    means = []
     for winner in np.flatnonzero(final == final.max()):
         own = rows[winner]  # [steps]
         steps = np.arange(len(own))
         others = np.stack([row[np.minimum(steps, len(row) - 1)] for row in rows])  # [K, steps]
-        above, level = (others > own).sum(0), (others == own).sum(0)  # itself is level
-        found.append(np.mean((_harmonic(above + level) - _harmonic(above)) / level))
-    return float(np.mean(found))
+        above, equal = (others > own).sum(0), (others == own).sum(0)  # equal includes itself
+        means.append(np.mean((_harmonic(above + equal) - _harmonic(above)) / equal))
+    return float(np.mean(means))
 
 
 def _harmonic(n: Any) -> Any:
     """Σ_{r=1}^{n} 1/r, elementwise."""
-    most = int(np.max(n))
-    return np.concatenate(([0.0], np.cumsum(1 / np.arange(1, most + 1))))[n]
+    largest = int(np.max(n))
+    return np.concatenate(([0.0], np.cumsum(1 / np.arange(1, largest + 1))))[n]
 
 
 class LengthCorrelation(Figures):
-    """What `length_correlation` finds: Spearman's ρ, None where one side never varies."""
+    """The result of `length_correlation`: Spearman's ρ, None if one side is constant."""
 
     score: float | None
     reward: float | None
@@ -101,10 +101,10 @@ class LengthCorrelation(Figures):
 def length_correlation(
     scores: Sequence[Any], labels: ArrayLike, groups: Sequence[Hashable]
 ) -> LengthCorrelation:
-    """Rank correlation of length with the score of whole completions, and with their reward.
+    """Rank correlations of whole completions' lengths, scores and rewards.
 
-    ρ(s(x, y), T), beside it ρ(R, T), and ρ(s(x, y), R): a scorer whose first is far from the second
-    has learnt to count tokens.
+    ρ(s(x, y), T), ρ(R, T) and ρ(s(x, y), R). If the first differs much from the second, the scorer
+    has learned to count tokens.
 
     Args, errors: as for `prefix_auc`.
     """

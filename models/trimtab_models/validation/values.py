@@ -1,4 +1,4 @@
-"""Values against the mean of completions: squared error, calibration, and order."""
+"""Values compared with the mean return of completions: squared error, calibration and order."""
 
 from collections.abc import Hashable, Sequence
 
@@ -18,7 +18,7 @@ BINS = 10
 
 
 class Bin(Figures):
-    """A bin of the reliability plot: mean prediction, mean return, its s.e., and how many."""
+    """A bin of the reliability plot: mean prediction, mean return, its s.e., number of prefixes."""
 
     predicted: float
     returned: float
@@ -27,16 +27,16 @@ class Bin(Figures):
 
 
 class ValueAgreement(Figures):
-    """What `value_agreement` finds.
+    """The result of `value_agreement`.
 
-    mse: mean (V − m)², m the mean of a prefix's completions. mse_after_affine: the same after the
-    best affine map of V, for scorers on a scale of their own.
-    noise: mean squared standard error of m, below which no mse can come.
-    r2: 1 − mse / variance of m; None where m never varies.
-    slope, intercept: of the least-squares line m ≈ slope·V + intercept, 1 and 0 for values that are
-    calibrated; None where V never varies.
+    mse: mean (V − m)², where m is the mean return of a prefix's completions. mse_after_affine: the
+    same after the best affine map of V, for scorers on their own scale.
+    noise: mean squared standard error of m, the lower bound of the mse.
+    r2: 1 − mse / variance of m; None if m is constant.
+    slope, intercept: of the least-squares line m ≈ slope·V + intercept, 1 and 0 for calibrated
+    values; None if V is constant.
     calibration_error: Σ_b (n_b/n)·|mean m − mean V| over `bins`, tenths of the prefixes by V.
-    spearman: ρ(V, m); None where either never varies.
+    spearman: ρ(V, m); None if either is constant.
     """
 
     mse: Estimate
@@ -58,27 +58,27 @@ def value_agreement(
     *,
     seed: int = 0,
 ) -> ValueAgreement:
-    """How well the scores of half-completed answers are the mean return of their completions.
+    """How well the scores of half-completed answers equal the mean return of their completions.
 
-    The validation of Han et al., "Value Augmented Sampling", with the noise of its m completions
-    set apart: E (V − m)² = E (V − V^π0)² + E se². The formulas stand at `ValueAgreement`.
+    The validation of Han et al., "Value Augmented Sampling", with the noise of the completions
+    separated: E (V − m)² = E (V − V^π0)² + E se². The formulas are in `ValueAgreement`.
 
     Args:
         predictions: [prefixes] the scorer's V.
         means: [prefixes] mean return of the completions of each prefix.
         standard_errors: [prefixes] of these means.
-        groups: [prefixes] the prompt each belongs to, for the standard errors of the estimates.
+        groups: [prefixes] their prompts, for the standard errors of the estimates.
         seed: of the bootstrap.
 
     Raises:
-        ValueError: no prefixes, sides of unequal number, or a number that is not finite.
+        ValueError: there are no prefixes, the lengths differ, or a number is not finite.
     """
     m, errors = np.asarray(means, dtype=float), np.asarray(standard_errors, dtype=float)
     v = np.concatenate(checked([[p] for p in np.asarray(predictions)], m, groups))
     if len(errors) != len(v) or not np.isfinite(errors).all():
         raise ValueError(
-            f"expected a finite standard error for each of the {len(v)} prefixes; a prefix needs "
-            "two completions at least to have one."
+            f"expected a finite standard error for each of the {len(v)} prefixes; that needs at "
+            "least two completions of each prefix."
         )
     varies, spread = bool(np.ptp(v) > 0), float(m.var())
     slope = float(np.cov(v, m, bias=True)[0, 1] / v.var()) if varies else 0.0

@@ -33,11 +33,11 @@ def arena(
     Creates the base, rollouts and scorers that are missing. After an interruption, run the same
     command again to resume.
     """
-    from trimtab.logs import quieten
+    from trimtab.logs import configure_logging
 
-    quieten()
+    configure_logging()
     # Imported here because torch and transformers take seconds.
-    from trimtab_lab.arena import arena as held
+    from trimtab_lab.arena import arena as arenas
     from trimtab_lab.arena import scale as scales
     from trimtab_lab.arena import task as tasks
     from trimtab_lab.arena import tiny
@@ -47,7 +47,7 @@ def arena(
         command = shlex.join(["trimtab", *sys.argv[1:]])
         if world == tiny.NAME:
             folder = out or Path("arena") / tiny.NAME
-            tiny.hold(folder, command)
+            tiny.compare(folder, command)
             typer.echo((folder / "leaderboard.md").read_text(encoding="utf-8"))
             return
         name = tasks.name(world)
@@ -55,5 +55,5 @@ def arena(
         outputs.check(outputs.place(folder), {"world": name})
         task = tasks.load(world)
         scale = scales.QUICK_SCALE if quick else scales.FULL
-        held.hold(task, folder, scale, only or (), command)
+        arenas.compare(task, folder, scale, only or (), command)
     typer.echo((folder / "leaderboard.md").read_text(encoding="utf-8"))

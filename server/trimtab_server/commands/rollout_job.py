@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from trimtab.config import parse_scorer
-from trimtab.logs import quieten
+from trimtab.logs import configure_logging
 from trimtab.params import GuidanceParams
 from trimtab.sampling import Drawing
 from trimtab_lab.rollouts.journal import Journal
@@ -84,13 +84,13 @@ def _fill(
                 f"a cut answer has {longest} tokens; --max-tokens counts whole "
                 "answers and must be larger."
             )
-    quieten()
+    configure_logging()
     if options["prompts"] is not None:
         texts = read(options["prompts"], _tokenizer(model), raw=options["raw"])
     reward = rewards.load(options["reward"]) if options["reward"] else None
     if len(file.records) == (len(cuts) or len(texts) * drawing.n):
         return
-    # vLLM's import takes seconds, and reads what quieten() has set.
+    # vLLM's import takes seconds, and reads what configure_logging() has set.
     from trimtab.adapters.vllm import offline
 
     sampler = offline.Sampler(model, scorers, **offline.engine_options(flags))

@@ -32,9 +32,9 @@ def sweep(
 
     Other flags go to vLLM's engine. After an interruption, run the same command again to resume.
     """
-    from trimtab.logs import quieten
+    from trimtab.logs import configure_logging
 
-    quieten()
+    configure_logging()
     # Imported here because torch and transformers take seconds.
     from trimtab.config import parse_scorer
     from trimtab_lab.arena import scale as scales

@@ -15,7 +15,7 @@ from vllm.v1.engine.async_llm import AsyncLLM
 from trimtab import memory, orphans
 from trimtab.adapters.vllm import unsupported
 from trimtab.adapters.vllm.options import PROCESSOR, WORKER, chunked_prefill, logprobs_limit
-from trimtab.reasons import brief, heard
+from trimtab.reasons import brief, collect_reason
 from trimtab_server.errors import StartError
 from trimtab_server.http import HEAD_BYTES
 from trimtab_server.settings import Settings
@@ -95,7 +95,7 @@ def start(args: argparse.Namespace) -> Any:
         # engine's processes need not import everything again (10 s).
         os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = "fork"
         memory.bound()
-    with orphans.owned(), unsignalled(), heard() as reason:
+    with orphans.owned(), unsignalled(), collect_reason() as reason:
         try:
             return RecordingLLM.from_vllm_config(config, disable_log_stats=args.disable_log_stats)
         except RuntimeError as error:

@@ -1,4 +1,4 @@
-"""Guidance inside vLLM: everything here, and nothing else of this package, imports vLLM."""
+"""Guidance inside vLLM: the only part of this package that imports vLLM."""
 
 from trimtab.adapters.vllm.processor import GuidanceProcessor
 from trimtab.adapters.vllm.worker import GuidanceWorker

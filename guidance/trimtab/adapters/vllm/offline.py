@@ -3,8 +3,8 @@
     sampler = Sampler("path/to/base", {"kindness": "path/to/scorer"})
     answers = sampler.sample([[5, 6, 7]], n=8, seed=0, params=GuidanceParams(beta=2.0))
 
-Every completion comes with its base log-probabilities, and has a seed of its own: which requests
-share a batch decides nothing but rounding.
+Every completion has its base log-probabilities and its own seed: the requests that share its batch
+affect only rounding.
 """
 
 import gc
@@ -36,7 +36,7 @@ from trimtab.config import GuidanceConfig
 from trimtab.errors import InvalidGuidance, ScorerFault, TrimtabError
 from trimtab.loading import vet
 from trimtab.params import RECORD_KEY, GuidanceParams
-from trimtab.reasons import brief, heard
+from trimtab.reasons import brief, collect_reason
 from trimtab.sampling import Completion, Request, log_ratios, sample_seed
 from trimtab.search import (
     Draw,
@@ -51,18 +51,18 @@ from trimtab.search import (
 )
 
 SCORER_SECONDS = 600.0
-"""Seconds that a scorer may take for a step: nobody waits, but a run should end some day."""
+"""Maximum seconds of a scorer per step: long, because no client waits."""
 WAITING = 1024
-"""Requests in the engine at a time: enough to keep any batch full."""
+"""Maximum requests in the engine at a time: enough to fill any batch."""
 
 
 def engine_options(flags: Sequence[str]) -> dict[str, Any]:
     """vLLM's own engine flags, as on its command line → options of a Sampler."""
     parser = EngineArgs.add_cli_args(FlexibleArgumentParser(prog="trimtab rollout MODEL"))
-    given = vars(parser.parse_args(list(flags)))
-    # No EngineArgs is made of them yet: offline, that looks up its default model on the hub.
+    options = vars(parser.parse_args(list(flags)))
+    # Do not build EngineArgs yet: that looks up its default model on the hub.
     names = {field.name for field in fields(EngineArgs)} - {"model"}
-    return {name: value for name, value in given.items() if name in names}
+    return {name: value for name, value in options.items() if name in names}
 
 
 class Sampler:
@@ -74,7 +74,7 @@ class Sampler:
         options: vLLM's engine options, such as dtype="float32".
 
     Raises:
-        TrimtabError: the model or the scorers do not load, or do not go with the options.
+        TrimtabError: the model or the scorers do not load, or do not work with the options.
     """
 
     def __init__(
@@ -87,8 +87,8 @@ class Sampler:
         options["enable_chunked_prefill"] = chunked_prefill(options.get("enable_chunked_prefill"))
         options["max_logprobs"] = logprobs_limit(options.get("max_logprobs"))
         self.scorers = {
-            name: {"path": given} if isinstance(given, str) else dict(given)
-            for name, given in (scorers or {}).items()
+            name: {"path": spec} if isinstance(spec, str) else dict(spec)
+            for name, spec in (scorers or {}).items()
         }
         if self.scorers:
             unsupported.check_options(options)
@@ -98,7 +98,7 @@ class Sampler:
             options["logits_processors"] = [PROCESSOR]
             options["worker_extension_cls"] = WORKER
             options["additional_config"] = {"trimtab": config.model_dump(exclude_none=True)}
-        with orphans.owned(), heard() as reason:
+        with orphans.owned(), collect_reason() as reason:
             try:
                 self.llm = LLM(model, **options)
             except (OSError, ValueError, RuntimeError) as error:
@@ -109,17 +109,17 @@ class Sampler:
         self.max_length: int = self.llm.model_config.max_model_len
         self.distributional: dict[str, bool] = {}
         if self.scorers:
-            # This also shows the processor its runner.
-            found = first_answer(self.engine.collective_rpc("trimtab_scorers"))
-            self.distributional = {one["name"]: one["distributional"] for one in found}
+            # This also sets the processor's runner.
+            statuses = first_answer(self.engine.collective_rpc("trimtab_scorers"))
+            self.distributional = {one["name"]: one["distributional"] for one in statuses}
         self._runs = 0
-        # What is loaded by now stays; the collector need not walk through it at every turn.
+        # Loaded objects stay: exclude them from garbage collection.
         gc.freeze()
 
     def strength(self, params: GuidanceParams | None) -> float | None:
-        """The c of π0·exp(c·R)/Z that guided answers come from; None unless soft values guide.
+        """The c for which guided answers follow π0·exp(c·R)/Z; None if there is none.
 
-        That is: one return distribution of its own strength β·w, with nothing else beside it.
+        There is one if the only scorer used has return distributions: its strength β·w.
         """
         if params is None or params.kl_budget is not None or params.floors is not None:
             return None
@@ -150,8 +150,9 @@ class Sampler:
             for p, ids in enumerate(prompts)
             for i in range(n)
         ]
-        drawn = dict(self.stream(requests, temperature=temperature, top_p=top_p, params=params))
-        return [[drawn[p, i] for i in range(n)] for p in range(len(prompts))]
+        stream = self.stream(requests, temperature=temperature, top_p=top_p, params=params)
+        completions = dict(stream)
+        return [[completions[p, i] for i in range(n)] for p in range(len(prompts))]
 
     def stream(
         self,
@@ -161,10 +162,10 @@ class Sampler:
         top_p: float = 1.0,
         params: GuidanceParams | None = None,
     ) -> Iterator[tuple[Any, Completion]]:
-        """(key, completion) of each request, as they end; requests are taken as there is room.
+        """(key, completion) of each request as it ends; requests are read when there is room.
 
         Raises:
-            InvalidGuidance: params without scorers, or a request longer than the model reads.
+            InvalidGuidance: params without scorers, or a request above the model's length.
             ScorerFault: a scorer failed.
         """
         for key, output in self._run(requests, temperature, top_p, params):
@@ -188,9 +189,9 @@ class Sampler:
         max_tokens: int = 256,
         params: GuidanceParams | None = None,
     ) -> list[Result]:
-        """Search an answer to each prompt of token ids; all prompts advance together.
+        """Search for an answer to each prompt of token ids; all prompts advance together.
 
-        params: which scorers, and the strength β; every scorer at β = 0 if absent.
+        params: scorers and strength β; default: every scorer, β = 0.
 
         Raises:
             as `stream`.
@@ -200,25 +201,25 @@ class Sampler:
         stops = stop_tokens(self.engine)
         for prompt in prompts:
             self._check_length(prompt, max_tokens)
-        used: set[int] = set()  # rows of the scorers' caches
+        used: set[int] = set()  # row keys in the scorers' caches
 
-        def draw(asks: list[Draw]) -> list[Drawn]:
+        def draw(batch: list[Draw]) -> list[Drawn]:
             requests = [
-                Request(i, ask.prefix, ask.seed, ask.max_tokens, ask.context)
-                for i, ask in enumerate(asks)
+                Request(i, one.prefix, one.seed, one.max_tokens, one.context)
+                for i, one in enumerate(batch)
             ]
-            guided = guidance if asks[0].guided else None
-            top = min(asks[0].top, self.llm.model_config.get_vocab_size())
-            answers: dict[int, Drawn] = {}
+            guided = guidance if batch[0].guided else None
+            top = min(batch[0].top, self.llm.model_config.get_vocab_size())
+            results: dict[int, Drawn] = {}
             for i, output in self._run(requests, temperature, top_p, guided, top):
                 record = self._record(output) if guided else None
-                answers[i] = drawn(output, top, record, len(guidance.scorers or ()))
-            return [answers[i] for i in range(len(asks))]
+                results[i] = drawn(output, top, record, len(guidance.scorers or ()))
+            return [results[i] for i in range(len(batch))]
 
-        def score(asks: list[tuple[int, Score]]) -> list[ScoredSequence]:
-            keys = [row_key(i, ask) for i, ask in asks]
+        def score(batch: list[tuple[int, Score]]) -> list[ScoredSequence]:
+            keys = [row_key(i, request) for i, request in batch]
             used.update(keys)
-            return self._score([ask for _, ask in asks], guidance, keys)
+            return self._score([request for _, request in batch], guidance, keys)
 
         searches = [
             start(search, Problem(tuple(ids), max_tokens, stops, guidance, seed, p))
@@ -232,7 +233,7 @@ class Sampler:
     def score(
         self, sequences: Sequence[Sequence[int]], params: GuidanceParams | None = None
     ) -> list[ScoredSequence]:
-        """What whole sequences of token ids are worth to the scorers, prompts included.
+        """Scores of whole sequences of token ids, prompts included.
 
         Raises:
             InvalidGuidance: the sampler has no scorers, or a sequence has fewer than two tokens.
@@ -242,20 +243,20 @@ class Sampler:
             raise InvalidGuidance("a sequence to score must have at least two tokens.")
         keys = [FIRST_ROW + row for row in range(len(sequences))]
         try:
-            asks = [Score(tuple(ids), row) for row, ids in enumerate(sequences)]
-            return self._score(asks, self._resolve(params), keys)
+            requests = [Score(tuple(ids), row) for row, ids in enumerate(sequences)]
+            return self._score(requests, self._resolve(params), keys)
         finally:
             self.engine.collective_rpc("trimtab_forget", args=(keys,))
 
     def _resolve(self, params: GuidanceParams | None) -> GuidanceParams:
         if not self.scorers:
-            raise InvalidGuidance("a search was asked for, but the sampler has no scorers.")
+            raise InvalidGuidance("a search needs scorers, but the sampler has no scorers.")
         return (params or GuidanceParams(beta=0.0)).resolve(list(self.scorers))
 
     def _score(
-        self, asks: Sequence[Score], params: GuidanceParams, keys: Sequence[int]
+        self, requests: Sequence[Score], params: GuidanceParams, keys: Sequence[int]
     ) -> list[ScoredSequence]:
-        arguments = score_arguments(params, asks, keys)
+        arguments = score_arguments(params, requests, keys)
         return scored(first_answer(self.engine.collective_rpc("trimtab_score", args=arguments)))
 
     def _run(
@@ -266,9 +267,9 @@ class Sampler:
         params: GuidanceParams | None,
         top: int = 0,
     ) -> Iterator[tuple[Any, Any]]:
-        """(key, vLLM's output) of each request, as they end."""
+        """(key, vLLM's output) of each request as it ends."""
         if params is not None and not self.scorers:
-            raise InvalidGuidance("guidance was asked for, but the sampler has no scorers.")
+            raise InvalidGuidance("guidance needs scorers, but the sampler has no scorers.")
         self._runs += 1
         left, running = iter(requests), dict[str, Request]()
         count = 0
@@ -306,7 +307,7 @@ class Sampler:
             top_p=top_p,
             max_tokens=request.max_tokens,
             seed=request.seed,
-            logprobs=top,  # and the sampled token's own, all from the base's untouched logits
+            logprobs=top,  # and the sampled token's own, all from the base's unchanged logits
             flat_logprobs=True,
             detokenize=False,
             extra_args=guided or None,
@@ -319,12 +320,12 @@ class Sampler:
     def _check_length(self, prompt: Sequence[int], max_tokens: int) -> None:
         if len(prompt) + max_tokens > self.max_length:
             raise InvalidGuidance(
-                f"a prompt of {len(prompt)} tokens and {max_tokens} to draw are more than the "
-                f"{self.max_length} that the model reads."
+                f"a prompt of {len(prompt)} tokens and {max_tokens} to sample are more than the "
+                f"model's maximum of {self.max_length}."
             )
 
     def _record(self, output: Any) -> dict[str, Any]:
-        """What guidance did to a finished request; nobody asks for its final scores."""
+        """The guidance record of a finished request, without final scores."""
         [choice] = output.outputs
         ids = list(choice.token_ids)
         arguments = (output.request_id, output.prompt_token_ids, [ids], True, False)

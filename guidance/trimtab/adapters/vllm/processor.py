@@ -4,10 +4,10 @@
         --worker-extension-cls trimtab.adapters.worker.GuidanceWorker \\
         --additional-config '{"trimtab": {"scorers": {"kindness": {"path": "..."}}}}'
 
-The V1 runner (CPU) tells of rows by events and gives their tokens as lists; Model Runner V2
-(GPU) reorders rows each step and keeps their tokens on the device. Both become `Row`s here.
-Nothing leaves `apply`, `update_state` or `add_request` as an exception: that would end the
-engine for everyone.
+The V1 runner (CPU) reports rows as events, with their tokens as lists; Model Runner V2 (GPU)
+reorders rows each step and keeps their tokens on the device. Both are converted to `Row`s here.
+`apply`, `update_state` and `add_request` never raise: an exception would end the engine for
+everyone.
 """
 
 import logging
@@ -44,7 +44,7 @@ logger = logging.getLogger(__name__)
 
 
 def _tokenizer(model: Any) -> Any:
-    """The base's tokenizer, or where it lies; code of a base is for vLLM alone to run, if asked."""
+    """The base's tokenizer, or its path; only vLLM runs code of a base, with trust_remote_code."""
     return cached_tokenizer_from_config(model) if model.trust_remote_code else model.tokenizer
 
 
@@ -53,7 +53,7 @@ class GuidanceProcessor(V1LogitsProcessor, V2LogitsProcessor):
 
     @classmethod
     def validate_params(cls, sampling_params: SamplingParams) -> None:
-        """Refuse malformed guidance in the front end, where it becomes a 400."""
+        """Refuse malformed guidance in the front end, with status 400."""
         extra = sampling_params.extra_args or {}
         GuidanceParams.from_xargs(extra)
         for key in CARRIED:
@@ -84,9 +84,9 @@ class GuidanceProcessor(V1LogitsProcessor, V2LogitsProcessor):
         )
         self.leads = ranks.leads()
         try:
-            scorers = ranks.alone(self.build, config) if self.leads else {}
+            scorers = ranks.on_leader(self.build, config) if self.leads else {}
         except TrimtabError as error:
-            reasons.tell(error)
+            reasons.report(error)
             raise
         self.guide = Guide(scorers, config.scorer_timeout)
         self.share = pool_bytes(config) if self.leads else 0  # prefix cache of a new scorer
@@ -95,7 +95,7 @@ class GuidanceProcessor(V1LogitsProcessor, V2LogitsProcessor):
         self.rows: dict[int, Row] = {}  # V1: by batch index; V2: by request slot
         self.prompts: dict[int, Ids] = {}  # V1: by row key
         self.outputs: dict[int, list[int]] = {}  # V1: by row key; vLLM's own live lists
-        self.runner: Any = None  # V1: bound by the worker extension
+        self.runner: Any = None  # V1: set by the worker extension
 
     def is_argmax_invariant(self) -> bool:
         """False: guidance may change which token is most likely."""
@@ -126,7 +126,7 @@ class GuidanceProcessor(V1LogitsProcessor, V2LogitsProcessor):
                 self._forget(other)
 
     def add_request(self, req_idx: int, sampling_params: SamplingParams) -> bool:
-        """V2: a request enters slot `req_idx`, whose former occupant is gone."""
+        """V2: a request enters slot `req_idx`, whose earlier request has ended."""
         self._remove(req_idx)
         row = self._row(sampling_params, 0)
         if row is not None:
@@ -141,13 +141,13 @@ class GuidanceProcessor(V1LogitsProcessor, V2LogitsProcessor):
             self._guide(logits, ctx)
             return logits
         if self.leads:
-            ranks.alone(self._guide, logits, ctx)
+            ranks.on_leader(self._guide, logits, ctx)
         slots = range(len(logits)) if ctx is None else ctx.idx_mapping_np.tolist()
         ranks.share(logits, [b for b, slot in enumerate(slots) if slot in self.rows])
         return logits
 
     def load(self, version: str, spec: ScorerSpec, root: Path) -> None:
-        """Begin to load a scorer in a thread, so that the steps go on meanwhile."""
+        """Start to load a scorer in a thread, so that decoding continues."""
         loaded: Future[Scorer] = Future()
         self.loads[version] = loaded
         name = version.partition("@")[0]
@@ -176,20 +176,17 @@ class GuidanceProcessor(V1LogitsProcessor, V2LogitsProcessor):
             rows = self._v1_rows(len(logits)) if ctx is None else self._v2_rows(ctx)
             self.guide.step(logits, rows)
         except Exception as error:
-            # The last line of defence: no row of this step is guided any more.
+            # Last resort: no row of this step is guided any more.
             logger.error("guidance failed: %s", type(error).__name__)
             logger.debug("guidance failed", exc_info=error)
             for _, row in rows:
                 row.fault = row.fault or RowFault("", f"{type(error).__name__} in guidance")
 
     def _row(self, params: SamplingParams, prompt_length: int) -> Row | None:
-        """The row of a new request, or None if it asks for no guidance."""
+        """The row of a new request, or None if it has no guidance."""
         extra = params.extra_args or {}
-        fault, scorers, prompt = (
-            None,
-            self.guide.registry.at(extra.get(VERSIONS_KEY, "")),
-            PromptContext(),
-        )
+        fault, context = None, PromptContext()
+        scorers = self.guide.registry.at(extra.get(VERSIONS_KEY, ""))
         try:
             guidance = GuidanceParams.from_xargs(extra)
             if guidance is None:
@@ -197,9 +194,9 @@ class GuidanceProcessor(V1LogitsProcessor, V2LogitsProcessor):
             if not self.leads:
                 return Row(guidance, prompt_length)
             guidance = guidance.resolve(scorers, self.default_scorers)
-            prompt = read_context(extra)
+            context = read_context(extra)
         except TrimtabError as error:
-            # Only a stock front end lets an unknown scorer come this far.
+            # Only a stock front end passes an unknown scorer on.
             logger.error("a request cannot be guided: %s", error)
             guidance, fault = GuidanceParams(), RowFault("", error.message)
         except Exception as error:
@@ -213,7 +210,7 @@ class GuidanceProcessor(V1LogitsProcessor, V2LogitsProcessor):
             prompt_length,
             None if params.ignore_eos else stop_token,
             record_key=extra.get(RECORD_KEY),
-            context=prompt,
+            context=context,
             scorers={name: scorers[name] for name in guidance.scorers or {}},
             fault=fault,
         )
@@ -224,24 +221,24 @@ class GuidanceProcessor(V1LogitsProcessor, V2LogitsProcessor):
             self._forget(row)
 
     def _forget(self, row: Row) -> None:
-        # The scorers' pools keep the prefix, for others to share, until it is evicted.
+        # The scorers' pools keep the prefix, for other rows to share, until it is evicted.
         self.prompts.pop(row.key, None)
         self.outputs.pop(row.key, None)
 
     def _v1_rows(self, batch: int) -> list[tuple[int, Row]]:
-        """Rows whose prompt is loaded, with their present prefixes."""
+        """Rows whose prompt is loaded, with their current prefixes."""
         loading = None if self.runner is None else self.runner.discard_request_mask.np
         rows = []
         for index, row in sorted(self.rows.items()):
             if index >= batch or (loading is not None and loading[index]):
                 continue
             output = np.array(self.outputs[row.key], dtype=np.int64)
-            self._enter(row, np.concatenate((self.prompts[row.key], output)))
+            self._set_prefix(row, np.concatenate((self.prompts[row.key], output)))
             rows.append((index, row))
         return rows
 
     def _v2_rows(self, ctx: Any) -> list[tuple[int, Row]]:
-        """The same, from the device: row b holds slot's tokens up to `seq_lens[b]`."""
+        """The same for V2, from the device: row b has its slot's tokens up to `seq_lens[b]`."""
         states, rows = self.states, []
         for b, slot in enumerate(ctx.idx_mapping_np.tolist()):
             row, length = self.rows.get(slot), int(ctx.seq_lens_upper_bound_np[b])
@@ -249,13 +246,13 @@ class GuidanceProcessor(V1LogitsProcessor, V2LogitsProcessor):
                 continue
             row.prompt_length = int(states.prompt_len.np[slot])
             tokens = states.all_token_ids.gpu[slot, :length].cpu().numpy()
-            self._enter(row, tokens.astype(np.int64))
+            self._set_prefix(row, tokens.astype(np.int64))
             rows.append((b, row))
         return rows
 
-    def _enter(self, row: Row, prefix: Ids) -> None:
+    def _set_prefix(self, row: Row, prefix: Ids) -> None:
         row.prefix = prefix
         if row.fault is None and (len(prefix) == 0 or prefix.min() < 0):
             # Placeholders of asynchronous scheduling must never be scored.
-            row.fault = RowFault("", "the engine showed tokens that are not known yet")
+            row.fault = RowFault("", "the engine passed tokens that are not known yet")
             logger.error("a prefix holds placeholder tokens; the row is not guided")

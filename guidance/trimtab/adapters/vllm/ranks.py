@@ -1,8 +1,8 @@
-"""Ranks of one engine: the first scores, the others apply what it decided.
+"""Ranks of one engine: the leader scores, the others apply its result.
 
-A scorer may fail, or round otherwise, on one rank alone; tokens must not differ between ranks. So
-only the leader has scorers (the first rank of tensor parallelism, on the last stage of pipeline
-parallelism, where logits are), and after each step it sends the guided rows as they then are.
+A scorer may fail, or round differently, on one rank; tokens must not differ between ranks. So only
+the leader has scorers (the first rank of tensor parallelism, on the last stage of pipeline
+parallelism, where logits are). After each step it sends the fused logits of the guided rows.
 """
 
 from collections.abc import Callable, Sequence
@@ -28,15 +28,15 @@ def several() -> bool:
     return model_parallel_is_initialized() and get_tp_group().world_size > 1
 
 
-def alone(work: Callable[..., T], *given: Any) -> T:
-    """Do what the other ranks do not do, without drawing from the generator that all share."""
+def on_leader(work: Callable[..., T], *args: Any) -> T:
+    """Run work on the leader alone, without advancing the generator that all ranks share."""
     devices = [torch.cuda.current_device()] if torch.cuda.is_initialized() else []
     with torch.random.fork_rng(devices=devices):
-        return work(*given)
+        return work(*args)
 
 
 def share(logits: Tensor, rows: Sequence[int]) -> None:
-    """Make the guided rows of a step, [batch, vocab] float32, those of the leader, in place."""
+    """Copy the leader's guided rows to all ranks, in place; logits: [batch, vocab] float32."""
     if not rows:
         return
     index = torch.tensor(rows, device=logits.device)
@@ -46,5 +46,5 @@ def share(logits: Tensor, rows: Sequence[int]) -> None:
 
 
 def first_answer(answers: Sequence[Any]) -> Any:
-    """What the leader answered to a call of all ranks; the others answer None."""
+    """The leader's answer to a call of all ranks; the others answer None."""
     return next((answer for answer in answers if answer is not None), None)

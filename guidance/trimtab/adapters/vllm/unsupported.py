@@ -2,7 +2,7 @@
 
 The processor edits row b for the request in slot b, and the first rank edits for all. Speculative
 decoding and diffusion give a request several rows, and sharded sampling gives each rank other
-requests: guidance would edit the rows of others.
+requests: guidance would edit the rows of other requests.
 """
 
 from collections.abc import Mapping
@@ -17,7 +17,7 @@ FLAGS = {
     "spec_tokens": "--spec-tokens",
     "enable_batch_sharded_sampling": "--enable-batch-sharded-sampling",
 }
-"""vLLM's engine options that make such an engine, and their flags."""
+"""vLLM's options that create such an engine, and their flags."""
 
 
 def check_options(options: Mapping[str, Any]) -> None:
@@ -32,10 +32,10 @@ def check_options(options: Mapping[str, Any]) -> None:
 
 
 def check_config(config: Any) -> None:
-    """Refuse an engine by its VllmConfig, whatever made it so.
+    """Refuse an engine by its VllmConfig.
 
     Raises:
-        TrimtabError: its rows are not requests.
+        TrimtabError: a row of logits is not a request's next token.
     """
     if config.parallel_config.enable_batch_sharded_sampling:
         raise _unfit("--enable-batch-sharded-sampling")
@@ -43,13 +43,13 @@ def check_config(config: Any) -> None:
         raise _unfit("--speculative-config")
     if config.num_speculative_tokens > 0:
         raise TrimtabError(
-            "guidance cannot steer a diffusion model, which makes several tokens of a request at "
-            "once; serve one that makes a token at a time."
+            "guidance cannot steer a diffusion model, which generates several tokens of a request "
+            "at once; serve one that generates one token at a time."
         )
 
 
 def _unfit(flag: str) -> TrimtabError:
     return TrimtabError(
-        f"guidance does not go with {flag}: a row of logits would not be a request's next token, "
+        f"guidance does not work with {flag}: a row of logits would not be a request's next token, "
         f"and other requests would be edited. Leave {flag} out."
     )

@@ -1,4 +1,4 @@
-"""What the front end may ask of a worker, between steps, through `collective_rpc`."""
+"""Calls from the front end to a worker, between steps, through `collective_rpc`."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,13 +17,13 @@ from trimtab.search.scoring import score_sequences
 class GuidanceWorker:
     """Worker extension: `--worker-extension-cls trimtab.adapters.worker.GuidanceWorker`.
 
-    Of an engine's ranks the one that has the scorers answers; the others say None.
+    Of an engine's ranks, the one that has the scorers returns results; the others return None.
     """
 
     model_runner: Any
 
     def trimtab_scorers(self) -> list[dict[str, Any]] | None:
-        """What is served, and how it fares."""
+        """Status of the scorers."""
         processor = _leader(self.model_runner)
         return None if processor is None else describe(processor.guide)
 
@@ -48,7 +48,7 @@ class GuidanceWorker:
         keys: Sequence[int],
         contexts: Sequence[tuple[int | None, Turns | None]],
     ) -> dict[str, Any] | None:
-        """What whole sequences are worth, see score_sequences.
+        """Scores of whole sequences, see score_sequences.
 
         xargs: GuidanceParams, flat. contexts: fields of a PromptContext for each sequence.
         """
@@ -80,13 +80,13 @@ class GuidanceWorker:
         return []
 
     def trimtab_forget(self, keys: Sequence[int]) -> None:
-        """Drop what the scorers keep for rows that nobody will ask for again."""
+        """Drop what the scorers keep for rows that will not be scored again."""
         processor = _leader(self.model_runner)
         if processor is not None:
             processor.guide.registry.forget(keys)
 
     def trimtab_load(self, version: str, spec: Mapping[str, Any], root: str) -> None:
-        """Begin to load a version ("name@2") of a scorer; trimtab_load_status has the outcome."""
+        """Start to load a version ("name@2") of a scorer; see trimtab_load_status."""
         processor = _leader(self.model_runner)
         if processor is not None:
             processor.load(version, ScorerSpec.model_validate(spec), Path(root))
@@ -94,7 +94,7 @@ class GuidanceWorker:
     def trimtab_load_status(self, version: str) -> dict[str, Any] | None:
         """The load status of a version: {"ready", "error": None or {"type", "message"}, its kind}.
 
-        From then on requests may name it, and it is kept until it is dropped.
+        Once loaded, requests may name it; it is kept until trimtab_drop.
         """
         processor = _leader(self.model_runner)
         if processor is None:
@@ -120,7 +120,7 @@ class GuidanceWorker:
         return {"ready": True, "error": refusal}
 
     def trimtab_serve(self, name: str, version: str | None) -> None:
-        """Let a name mean a version from now on, or nothing any more."""
+        """Switch a name to a version, or remove the name if `version` is None."""
         processor = _leader(self.model_runner)
         if processor is None:
             return
@@ -129,12 +129,12 @@ class GuidanceWorker:
             processor.loads.pop(version, None)
 
     def trimtab_drop(self, version: str) -> None:
-        """Forget a version; rows that still have it keep it until they end."""
+        """Drop a version; rows that use it keep it until they end."""
         processor = _leader(self.model_runner)
         if processor is not None:
             processor.loads.pop(version, None)
             processor.guide.registry.versions.pop(version, None)
-            # Otherwise each scorer that came and went leaves some of its memory behind.
+            # Otherwise each unloaded scorer leaves some of its memory behind.
             memory.give_back()
 
 
@@ -150,7 +150,7 @@ def _processor(runner: Any) -> GuidanceProcessor:
 
 
 def _leader(runner: Any) -> GuidanceProcessor | None:
-    """The processor of this rank, if this is the rank that has the scorers."""
+    """The processor of this rank, if this rank has the scorers."""
     if not hasattr(runner, "input_batch") and runner.sampler is None:
         return None  # V2, at an early stage of pipeline parallelism
     processor = _processor(runner)

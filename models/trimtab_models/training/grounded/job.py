@@ -1,8 +1,8 @@
-"""From data to a trained language model, saved after every turn so that a kill costs one turn.
+"""From data to a trained language model, saved after every turn, so that a kill loses one turn.
 
-The run directory `NAME.run` beside `out` holds checkpoint-N as training/saves.py has them: both
-networks and the optimiser after step N. A resumed run goes on to the same bits as one that nothing
-interrupted, at the same number of threads.
+The run directory `NAME.run` beside `out` contains checkpoint-N as in training/saves.py: both
+networks and the optimiser after step N. A resumed run reaches the same bits as an uninterrupted one
+with the same number of threads.
 """
 
 import json
@@ -29,17 +29,17 @@ from trimtab_models.training.grounded.settings import GroundedConfig
 from trimtab_models.training.grounded.turns import Turns
 
 REWARDS = "token-rewards"
-"""Beside the language model: the network of token rewards, a scorer like any other."""
+"""Directory of the network of token rewards, an ordinary scorer, inside the result."""
 
 
 def run(config: GroundedConfig) -> Path:
-    """Train a language model as the configuration says; gives the directory it was written to.
+    """Train a language model; returns the directory of the result.
 
     Raises:
-        InTheWay: (an OSError) something else is where it would go. Nothing was done.
-        ValueError: something is wrong with the configuration, the data, the reward, or what an
-            earlier run left; the message names it.
-        OSError: the data or a network cannot be read, or the result not be written.
+        InTheWay: (an OSError) the place of the result is not free. Nothing was done.
+        ValueError: the configuration, the data, the reward or an earlier run's files are invalid;
+            the message names the cause.
+        OSError: the data or a network cannot be read, or the result cannot be written.
     """
     config = config.model_copy(update={"out": outputs.place(config.out)})
     made_by = config.model_dump(mode="json", exclude={"out", "data"})
@@ -69,12 +69,12 @@ def run(config: GroundedConfig) -> Path:
         pad_id=pad_id,
     )
     work = saves.run_directory(config.out)
-    if (found := saves.newest(work)) is not None:
-        saves.refuse_changes(found, made_by)
-        turns.restore(torch.load(found / "state.pt", map_location=device, weights_only=True))
+    if (last := saves.newest(work)) is not None:
+        saves.refuse_changes(last, made_by)
+        turns.restore(torch.load(last / "state.pt", map_location=device, weights_only=True))
     turns.run(lambda turns: _save(turns, work, made_by))
-    named = "trimtab-demo-base" if config.base == "demo" else config.base
-    info = describe(objective, turns.token_rewards.model, examples[:1000], pad_id, named)
+    base_name = "trimtab-demo-base" if config.base == "demo" else config.base
+    info = describe(objective, turns.token_rewards.model, examples[:1000], pad_id, base_name)
     _write(turns, tokenizer, info, config.out, made_by)
     saves.clear(work)
     return config.out
@@ -90,8 +90,8 @@ def _examples(config: GroundedConfig, encoder: Encoder) -> tuple[list[Rollout], 
         tokens = len(prompt) + max(len(completion), config.max_new_tokens)
         if reads is not None and tokens > reads:
             raise Fault(
-                f"prompt and answer come to {tokens} tokens (max_new_tokens: "
-                f"{config.max_new_tokens}), and the network reads {reads}"
+                f"prompt and answer need {tokens} tokens (max_new_tokens: "
+                f"{config.max_new_tokens}), but the network reads {reads}"
             )
         records.append(record)
         return Rollout(prompt, completion, 0.0)
@@ -104,20 +104,20 @@ def _examples(config: GroundedConfig, encoder: Encoder) -> tuple[list[Rollout], 
 
 def _judge(spec: str, tokenizer: Any, records: Sequence[Record]) -> Judge:
     reward = rewards.load(spec)
-    of_one: dict[tuple[int, ...], list[Record]] = defaultdict(list)
+    groups: dict[tuple[int, ...], list[Record]] = defaultdict(list)
     encoder = Encoder(tokenizer)
     for record in records:
-        of_one[tuple(encoder.prompt(record))].append(record)
-    by_prompt = {prompt: of_prompt(*found) for prompt, found in of_one.items()}
+        groups[tuple(encoder.prompt(record))].append(record)
+    by_prompt = {prompt: of_prompt(*group) for prompt, group in groups.items()}
 
     def judge(generations: Sequence[Rollout]) -> list[float]:
         texts = tokenizer.batch_decode(
             [one.completion for one in generations], skip_special_tokens=True
         )
-        asked = [by_prompt[tuple(one.prompt)] for one in generations]
+        prompts = [by_prompt[tuple(one.prompt)] for one in generations]
         return rewards.label(
             reward,
-            [{**record, "completion": text} for record, text in zip(asked, texts, strict=True)],
+            [{**record, "completion": text} for record, text in zip(prompts, texts, strict=True)],
         )
 
     return judge

@@ -8,7 +8,7 @@ and reward-weighted maximum likelihood, over supervised sequences, with self-nor
 
     L = − E_y Σ_t w_t · log π(y_t | s_t),   w_t = r_t / Σ_t' r_t'
 
-where all rewards equal is the plain likelihood, a mean over each sequence's tokens. Source: Yang et
+With equal rewards this is the plain likelihood, a mean over each sequence's tokens. Source: Yang et
 al., "Preference-grounded Token-level Guidance for Language Model Fine-tuning", section 2.2.
 """
 
@@ -19,12 +19,12 @@ from trimtab_models.rows import Rows
 
 
 def reinforce(logits: Tensor, rows: Rows, rewards: Tensor, alpha: float) -> Tensor:
-    """The first of the two, a scalar in nats.
+    """The REINFORCE loss, a scalar in nats.
 
     Args:
         logits: [rows, length, vocab] the language model's.
-        rows: prompts and what was generated.
-        rewards: [rows, steps] r_t of each generated token; no gradient goes there.
+        rows: prompts and generations.
+        rewards: [rows, steps] r_t of each generated token, without gradient.
         alpha: α; the paper uses 1/8.
     """
     log_pi = rows.before(logits).float().log_softmax(-1)  # [rows, steps, vocab]
@@ -36,7 +36,7 @@ def reinforce(logits: Tensor, rows: Rows, rewards: Tensor, alpha: float) -> Tens
 
 
 def weighted_mle(logits: Tensor, rows: Rows, rewards: Tensor) -> Tensor:
-    """The second of the two, a scalar in nats; the arguments as of `reinforce`."""
+    """The reward-weighted maximum likelihood, a scalar in nats; arguments as for `reinforce`."""
     taken = rows.chosen(logits.float().log_softmax(-1))  # [rows, steps]
     weights = torch.where(rows.mask(), rewards, 0.0)
     weights = weights / weights.sum(1, keepdim=True)

@@ -1,4 +1,4 @@
-"""What a run of preference-grounded training is told."""
+"""Settings of a run of preference-grounded training."""
 
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -10,32 +10,32 @@ NAMES: tuple[str, ...] = get_args(Algorithm)
 
 
 class GroundedConfig(BaseModel):
-    """A run. Paths are relative to where the command is given."""
+    """A run. Paths are relative to the working directory of the command."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     objective: Algorithm
-    options: dict[str, Any] = Field({}, description="of plackett-luce: aggregation, scale, ...")
+    options: dict[str, Any] = Field({}, description="plackett-luce's: aggregation, scale, ...")
     base: str = Field(description="the language model to train; or demo")
-    scorer: str | None = Field(None, description="what token rewards begin with; base if absent")
-    layers: int | None = Field(None, gt=0, description="keep its lowest so many layers")
+    scorer: str | None = Field(None, description="initial token-reward network; base if absent")
+    layers: int | None = Field(None, gt=0, description="number of its lowest layers to keep")
     data: str = Field(description="records with a prompt and, for grounded-mle, a completion")
-    reward: str = Field(description="what ranks generations: module:function, classifier:, judge:")
+    reward: str = Field(description="ranks generations: module:function, classifier: or judge:")
     out: Path = Field(description="directory of the trained language model")
     steps: int = Field(1000, gt=0, description="updates of the language model")
-    period: int = Field(100, gt=0, description="of them between two estimations of the reward")
+    period: int = Field(100, gt=0, description="updates between two estimations of the rewards")
     batch_size: int = Field(32, gt=0)
     learning_rate: float = Field(5e-5, gt=0)
-    alpha: float = Field(1 / 8, ge=0, description="of the entropy, for grounded-reinforce")
-    k: int = Field(5, ge=2, description="generations ranked of each prompt")
+    alpha: float = Field(1 / 8, ge=0, description="weight of the entropy, for grounded-reinforce")
+    k: int = Field(5, ge=2, description="ranked generations of each prompt")
     rankings: int = Field(128, gt=0, description="prompts ranked at each estimation")
-    reward_epochs: float = Field(2, gt=0, description="over them, at each estimation")
+    reward_epochs: float = Field(2, gt=0, description="epochs over the rankings of an estimation")
     reward_batch_size: int = Field(8, gt=0, description="rankings in a step")
     reward_learning_rate: float = Field(1e-4, gt=0)
     max_new_tokens: int = Field(128, gt=0)
     seed: int = 0
 
     def estimates(self, step: int) -> bool:
-        """Whether the reward is (re-)estimated before this step: at the start of each period, in
-        the first half of the training."""
+        """Whether the token rewards are estimated before this step: at the start of each period
+        in the first half of the training."""
         return step % self.period == 0 and (step == 0 or step < self.steps / 2)

@@ -1,4 +1,4 @@
-"""The turns of language model and token rewards; every draw is seeded by the step alone."""
+"""The alternation of language model and token rewards; the step alone seeds all sampling."""
 
 import random
 from collections.abc import Callable, Sequence
@@ -18,15 +18,15 @@ State = dict[str, Any]
 
 
 class Turns:
-    """The two networks and what passes between them.
+    """The two networks and their alternating training.
 
     Args:
-        config: the run's; paths in it are not looked at.
+        config: the run's settings; paths in it are ignored.
         model: the language model, trained in place.
         token_rewards: the network of token rewards, trained in place.
-        examples: prompts with supervised completions (which grounded-reinforce does not read).
-        judge: what ranks generations.
-        eos, pad_id: of the tokenizer.
+        examples: prompts with supervised completions (grounded-reinforce ignores these).
+        judge: ranks generations.
+        eos, pad_id: the tokenizer's.
     """
 
     def __init__(
@@ -48,7 +48,7 @@ class Turns:
         self.log: list[dict[str, float]] = []
 
     def run(self, save: Callable[["Turns"], None] = lambda turns: None) -> None:
-        """Take all the turns that are left, calling `save` after each."""
+        """Run all remaining turns, and call `save` after each."""
         config = self.config
         bar = tqdm(total=config.steps, initial=self.step, desc=config.objective, unit="step")
         with bar:
@@ -68,9 +68,9 @@ class Turns:
         self.model.eval()
 
     def estimate(self) -> dict[str, float]:
-        """Rank fresh generations of the language model and teach the token rewards by them."""
+        """Train the token rewards on rankings of new generations of the language model."""
         config = self.config
-        examples = self._draw("rankings", config.rankings)
+        examples = self._sample("rankings", config.rankings)
         generations = self._generate([e for e in examples for _ in range(config.k)])
         values = self.judge(generations)
         labelled = [
@@ -86,10 +86,10 @@ class Turns:
         )
         return {"reward": sum(values) / len(values), "ranking_loss": loss}
 
-    def _draw(self, what: str, n: int) -> list[Rollout]:
+    def _sample(self, what: str, n: int) -> list[Rollout]:
         torch.manual_seed(self.config.seed * 1_000_003 + self.step)
-        draw = random.Random(f"{self.config.seed} {self.step} {what}")
-        return draw.sample(list(self.examples), min(n, len(self.examples)))
+        rng = random.Random(f"{self.config.seed} {self.step} {what}")
+        return rng.sample(list(self.examples), min(n, len(self.examples)))
 
     def _generate(self, examples: Sequence[Rollout]) -> list[Rollout]:
         completions = generate(
@@ -99,14 +99,14 @@ class Turns:
             pad_id=self.pad_id,
             most=self.config.max_new_tokens,
         )
-        # The label and the guidance of an example's own answer are not those of a generation.
+        # A generation does not inherit the label and guidance of the example's own answer.
         return [
             Rollout(example.prompt, ids, 0.0)
             for example, ids in zip(examples, completions, strict=True)
         ]
 
     def _update(self) -> float:
-        items = self._draw("batch", self.config.batch_size)
+        items = self._sample("batch", self.config.batch_size)
         if self.config.objective == "grounded-reinforce":
             items = self._generate(items)
         rows = Rows(*(part.to(self.model.device) for part in pad(items, self.pad_id)))
@@ -125,7 +125,7 @@ class Turns:
         return weighted_mle(logits, rows, rewards)
 
     def state(self) -> State:
-        """All that the next turn depends on."""
+        """Everything that the next turn depends on."""
         return {
             "step": self.step,
             "log": self.log,
@@ -135,7 +135,7 @@ class Turns:
         }
 
     def restore(self, state: State) -> None:
-        """Take up a `state`."""
+        """Continue from a `state`."""
         self.step, self.log = state["step"], state["log"]
         self.model.load_state_dict(state["model"])
         self.token_rewards.model.load_state_dict(state["token rewards"])
