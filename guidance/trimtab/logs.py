@@ -19,7 +19,7 @@ from typing import Any
 
 CONFIG = Path(__file__).with_name("logging.json")
 """The same configuration for vLLM's other processes, which read it when they start."""
-OURS = ("trimtab", "trimtab_models", "trimtab_server")
+OURS = ("trimtab", "trimtab_lab", "trimtab_models", "trimtab_server")
 """Our own loggers, whose messages contain nothing of a request."""
 PLACEHOLDER = re.compile(r"%(\(\w+\))?[-#0 +]*[\d*]*(\.[\d*]+)?[a-zA-Z]")
 PLACES = 6

@@ -103,7 +103,7 @@ def test_errors_of_others_are_passed_on_by_name():
 
 def test_a_configuration_that_does_not_fit_is_one_line():
     for given in (
-        {"scorers": {"x": {"path": "p", "family": "grand"}}},
+        {"scorers": {"x": {"path": "p", "family": "Grand one"}}},
         {"scorers": {"x": {"path": ""}}},
         {"scorers": {"X": {"path": "p"}}},
         {"scorers": {}, "cache_bytes": "secret", "more": 1},
@@ -114,7 +114,7 @@ def test_a_configuration_that_does_not_fit_is_one_line():
         assert "secret" not in str(refused.value)
         assert "pydantic" not in str(refused.value)
     with pytest.raises(ScorerLoadError) as refused:
-        parse_scorer("x=p,family=grand,alpha=much")
+        parse_scorer("x=p,family=head,alpha=much")
     assert "\n" not in str(refused.value)
     with pytest.raises(pydantic.ValidationError) as raw:
         GuidanceConfig(cache_bytes="secret")

@@ -1,12 +1,12 @@
 """What may be asked of a search, and how whole sequences are scored."""
 
 import json
+import warnings
 
 import numpy as np
 import pytest
 import torch
 
-from trimtab.adapters.vllm.search import scored
 from trimtab.errors import InvalidGuidance, ScorerFault
 from trimtab.guide import Guide
 from trimtab.params import GuidanceParams
@@ -15,6 +15,10 @@ from trimtab.scorers.base import Scorer
 from trimtab.search import Beam, BestOfN, Blockwise, Mcts, SearchParams, Smc
 from trimtab.search.scoring import score_sequences
 from trimtab_models.checkpoint import ScorerInfo
+
+with warnings.catch_warnings():  # vLLM's own, as it is imported
+    warnings.simplefilter("ignore")
+    from trimtab.adapters.vllm.search import scored
 
 GOOD = [
     ({"method": "best_of_n"}, BestOfN(n=16)),
