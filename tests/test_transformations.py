@@ -164,7 +164,7 @@ def _estimated(before: Fields) -> Fields:
     held = SimpleNamespace(
         config=SimpleNamespace(rankings=1, k=2, seed=0, **dict.fromkeys(FIT, 1)),
         step=0,
-        _draw=lambda *_: [Rollout(**before)],
+        _sample=lambda *_: [Rollout(**before)],
         _generate=list,
         judge=lambda generations: [500.0 + i for i in range(len(generations))],
         token_rewards=SimpleNamespace(learn=learn),
@@ -238,15 +238,15 @@ ITEMS: dict[str, tuple[type, Case]] = {
     "report.validate:_flat": (Pair, Case(_reported(Pair), PAIR)),
     "report.validate:_flat, rankings": (Ranked, Case(_reported(Ranked), RANKED)),
     "report.validate:_flat, rollouts": (Rollout, Case(_reported(Rollout), ALL)),
-    "grounded.turns:Turns._generate": (
+    "training.grounded.turns:Turns._generate": (
         Rollout,
         Case(_generated, {"prompt": KEPT, "completion": MADE, **NO_GUIDANCE}),
     ),
-    "grounded.turns:Turns.estimate": (
+    "training.grounded.turns:Turns.estimate": (
         Rollout,
         Case(_estimated, {"prompt": KEPT, "completion": KEPT, **NO_GUIDANCE}),
     ),
-    "grounded.guidance:rank": (
+    "training.grounded.guidance:rank": (
         Rollout,
         Case(_ranked_by_label, {"prompt": KEPT, "completion": KEPT, **NO_GUIDANCE}),
     ),
@@ -496,8 +496,10 @@ RECORDS: dict[str, Case] = {
             **dict.fromkeys((*DRAWN, "kl", "strength", "log_ratios"), MADE),
         },
     ),
-    "grounded.job:_examples.read": Case(_in_files(_example), READ),
-    "grounded.job:_judge": Case(_grounded_judge, {**PROMPTS_KEPT, **SAID, "completion": MADE}),
+    "training.grounded.job:_examples.read": Case(_in_files(_example), READ),
+    "training.grounded.job:_judge": Case(
+        _grounded_judge, {**PROMPTS_KEPT, **SAID, "completion": MADE}
+    ),
     "arena.task:_reward.one": Case(_arena_reward, {**PROMPTS_KEPT, **SAID, "completion": MADE}),
 }
 
@@ -511,8 +513,8 @@ MAKERS = {
     "arena.refine:_record": "fresh guided answers; `test_arena_refine` reads them",
     "worlds.tiny:Tiny.__init__": "every answer there is, with its reward",
     "worlds.tiny:Tiny.sample": "of those; the base says them all",
-    "grounded.guidance:TokenRewards.learn": "moves a batch to a device",
-    "grounded.turns:Turns._update": "moves a batch to a device",
+    "training.grounded.guidance:TokenRewards.learn": "moves a batch to a device",
+    "training.grounded.turns:Turns._update": "moves a batch to a device",
     "rivals.divergence:divergence": "moves a batch to a device",
     "scoring:prefix_scores": "moves a batch to a device",
     "training.trainer:train.loss": "reads a batch",
@@ -523,7 +525,7 @@ MAKERS = {
     "arena.sweep:_figures": "a result",
     "arena.values:correlation": "a result",
     "adapters.vllm.offline:Sampler._add": "a request of vLLM",
-    "grounded.job:_judge.judge": "see grounded.job:_judge",
+    "training.grounded.job:_judge.judge": "see training.grounded.job:_judge",
     "rollouts.prompts:_prompt": "see rollouts.run:roll_out.record",
     "data.fields:of_prompt": "see data.derive:_begun",
 }
@@ -590,7 +592,7 @@ def test_an_inherited_field_is_noticed() -> None:
     def inherits(before: Fields) -> Fields:
         return {**before, "completion": [1, 2]}
 
-    case = ITEMS["grounded.turns:Turns._generate"][1]
+    case = ITEMS["training.grounded.turns:Turns._generate"][1]
     with pytest.raises(AssertionError, match="label is not dropped"):
         check("inherits", case._replace(call=inherits), GUIDED)
 

@@ -59,7 +59,7 @@ def parse(fields: Any, where: str) -> ScorerInfo:
     try:
         return ScorerInfo.model_validate(fields)
     except ValidationError as error:
-        names = sorted({".".join(map(str, one["loc"])) or "all of it" for one in error.errors()})
+        names = sorted({".".join(map(str, one["loc"])) or "all of them" for one in error.errors()})
         raise Unusable(
             f"{where}: the scorer's description has invalid fields: {listed(names)}."
         ) from None

@@ -122,7 +122,9 @@ def apart(folder: Path, inputs: Mapping[str, str | Path | None]) -> None:
     for name, value in kept.items():
         for path in (str(value), str(value).partition(":")[0]) if value else ():
             if os.path.exists(path) and place(path).is_relative_to(folder):
-                raise InTheWay(f"{folder} contains {name}; choose another place for the result.")
+                raise InTheWay(
+                    f"{folder} is or contains {name}; choose another place for the result."
+                )
 
 
 def free(folder: Path) -> None:

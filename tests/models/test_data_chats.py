@@ -147,7 +147,7 @@ SILENT = PLAIN.replace("in messages", "in messages if m.role != 'system'")
         (PLAIN, {"prompt": ASKED, "tools": TOOLS}, "leaves out the 'tools'"),
         (PLAIN, {"prompt": ASKED, "tools": "price"}, "'tools' is text, but not JSON"),
         (PLAIN, {"prompt": ASKED, "tools": {"a": 1}}, "'tools' is an object"),
-        (PLAIN, {"prompt": ASKED, "chat_template_kwargs": 3}, "'chat_template_kwargs' is an"),
+        (PLAIN, {"prompt": ASKED, "chat_template_kwargs": 3}, "'chat_template_kwargs' must be an"),
         (PLAIN, {"prompt": ASKED, "chat_template_kwargs": {"tokenize": True}}, "without"),
         (SILENT, {"prompt": [SYSTEM, *ASKED]}, "leaves out a message of 'system'"),
         (
@@ -160,7 +160,7 @@ SILENT = PLAIN.replace("in messages", "in messages if m.role != 'system'")
             {"prompt": ASKED, "completion": [_answer("So.", reasoning="Hm.")]},
             "leaves out a part of 'completion'",
         ),
-        (PLAIN, {"prompt": ASKED, "completion": [_user("Fine.")]}, "a message of 'user', not"),
+        (PLAIN, {"prompt": ASKED, "completion": [_user("Fine.")]}, "has the role 'user'"),
         (PLAIN, {"prompt": ASKED, "completion": [_answer(None)]}, "without the texts"),
     ],
 )

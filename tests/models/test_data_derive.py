@@ -168,7 +168,9 @@ def test_a_prompt_is_cut_on_the_left_before_a_completion_on_the_right(
             Rollout([1], [5, 6, 7, 8, 9], 1.0),
         ]
     (said,) = caplog.messages
-    assert "of 4 items 2 prompts are cut on the left, 2 completions on the right; 0 items" in said
+    assert (
+        "of 4 items, 2 prompts are cut on the left and 2 completions on the right; 0 items" in said
+    )
     caplog.clear()
     assert data.shorten(items, 9) == items
     assert not caplog.messages
@@ -260,4 +262,4 @@ def test_ties_are_counted_once(caplog: pytest.LogCaptureFixture) -> None:
     caplog.clear()
     data.rankings(records, 2, 0)
     (said,) = caplog.messages
-    assert said.startswith("1 rankings of 2 rollouts are made; 4 rollouts are left out")
+    assert said.startswith("1 rankings of 2 rollouts; 4 rollouts are left out")

@@ -302,7 +302,7 @@ def test_five_broken_rows_are_shown_and_all_counted(tmp_path: Path) -> None:
         data.load(path, "rollouts", TOKENIZER)
     said = str(caught.value)
     assert [f"line {n}:" in said for n in range(1, 9)] == [True] * 5 + [False] * 3
-    assert "; and 3 more. Mend" in said
+    assert "; and 3 more. Fix" in said
 
 
 def test_a_tokenizer_needs_an_end() -> None:

@@ -167,13 +167,13 @@ WAYS: dict[str, tuple[Callable[[Path], Path], str]] = {
     "the data": (lambda top: top / "rollouts.jsonl", "not a directory"),
     "the directory of the data": (lambda top: top, "not empty"),
     "the base": (lambda top: top / "base", "not empty"),
-    "the working directory": (lambda top: Path(), "the working directory is"),
+    "the working directory": (lambda top: Path(), "or contains the working directory"),
     "a mount point": (lambda top: Path("/proc"), "not empty"),
     "an unwritable place": (lambda top: Path("/proc/out"), "nothing can be written into /proc"),
     "a file above": (_a_file_above, "nothing can be written into"),
     "a run that is a file": (_a_run_that_is_a_file, "out.run is not a directory"),
     "a log of other work": (_a_log_of_other_work, "is not the log of a training"),
-    "data in the run": (_data_in_the_run, "out.run is where data is"),
+    "data in the run": (_data_in_the_run, "out.run is or contains data"),
     "checkpoints of other work": (_other_checkpoints, "seed (7 then, 0 now)"),
 }
 
@@ -224,7 +224,7 @@ def test_a_result_does_not_take_the_place_of_what_it_is_made_from(
     arguments = [part for one in given for part in ("--set", one)]
     (tmp_path / "x").mkdir()
     assert main(arguments) == 1
-    assert f"x is where {name} is" in capsys.readouterr().err
+    assert f"x is or contains {name}" in capsys.readouterr().err
 
 
 def test_a_finished_training_stays_as_it_is(
