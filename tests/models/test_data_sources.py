@@ -131,13 +131,7 @@ def test_what_is_not_there_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         raise ConnectionError("no way out\nand more")
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-<<<<<<< HEAD
-    with pytest.raises(
-        OSError, match=r"no file or directory owner/name, and it could not .*: no way out"
-    ):
-=======
     with pytest.raises(OSError, match=r"directory owner/name, and it could not .*: no way out"):
->>>>>>> main
         data.read("owner/name")
     for source in (tmp_path / "none", "./none", "a/b/c", "none.jsonl", "~/rows", ":train"):
         with pytest.raises(FileNotFoundError, match="there is no file or directory"):

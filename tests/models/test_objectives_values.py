@@ -111,7 +111,7 @@ def test_returns_of_bins_are_returns_bin_by_bin(decay: float) -> None:
 def test_fudge_takes_a_threshold_or_an_attribute() -> None:
     rewards = [Rollout([1], [2], reward) for reward in (-0.5, 0.2, 0.3)]
     assert Fudge(threshold=0.2).collate(rewards, 0).labels.tolist() == [0, 0, 1]
-    with pytest.raises(ValueError, match=r"reward -0\.5; give a threshold"):
+    with pytest.raises(ValueError, match=r"reward -0\.5; set a threshold"):
         Fudge().collate(rewards, 0)
 
 

@@ -44,14 +44,14 @@ def reliability(axes: Any, report: Report) -> None:
 def length(axes: Any, report: Report) -> None:
     """Score against length, coloured by reward."""
     points = report.points
-    drawn = axes.scatter(
+    scatter = axes.scatter(
         [p.length for p in points],
         [p.score for p in points],
         c=[p.reward for p in points],
         s=8,
         cmap="viridis",
     )
-    axes.figure.colorbar(drawn, ax=axes, label="reward")
+    axes.figure.colorbar(scatter, ax=axes, label="reward")
     axes.set(xlabel="tokens of the answer", ylabel="score of the whole answer")
 
 
