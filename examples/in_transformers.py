@@ -2,8 +2,7 @@
 
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from trimtab import Guidance
-from trimtab_models import demo  # a small base and scorers; use your own paths or hub names
+from trimtab import Guidance, demo  # the demo: a small base and scorers; use your own paths
 
 model = AutoModelForCausalLM.from_pretrained(demo.base(), dtype="float32")
 tokenizer = AutoTokenizer.from_pretrained(demo.base())

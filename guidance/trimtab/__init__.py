@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from trimtab.rows import Row
     from trimtab.scorers import NetworkScorer, Scorer
     from trimtab.testing import check_scorer
+    from trimtab_models import demo
 
 __all__ = [
     "Guidance",
@@ -39,26 +40,29 @@ __all__ = [
     "TrimtabError",
     "UnknownScorer",
     "check_scorer",
+    "demo",
     "load_scorers",
 ]
 
 _LATE = {
-    "Guidance": "local",
-    "Guide": "guide",
-    "NetworkScorer": "scorers",
-    "Row": "rows",
-    "Scorer": "scorers",
-    "check_scorer": "testing",
-    "load_scorers": "loading",
+    "Guidance": "trimtab.local",
+    "Guide": "trimtab.guide",
+    "NetworkScorer": "trimtab.scorers",
+    "Row": "trimtab.rows",
+    "Scorer": "trimtab.scorers",
+    "check_scorer": "trimtab.testing",
+    "load_scorers": "trimtab.loading",
 }
 """Names that need torch, and the modules that have them."""
 
 
 def __getattr__(name: str) -> Any:
     """Import a late name when it is first used."""
+    if name == "demo":
+        return importlib.import_module(".demo", "trimtab_models")
     if name not in _LATE:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(f"{__name__}.{_LATE[name]}"), name)
+    value = getattr(importlib.import_module(_LATE[name]), name)
     globals()[name] = value
     return value
 
