@@ -176,7 +176,8 @@ def test_architecture_names_every_folder():
 
 
 def test_architecture_names_modules_that_exist():
-    modules = {path for package in PACKAGES for path in (ROOT / package).rglob("*.py")}
+    folders = (*PACKAGES, "tests")
+    modules = {path for folder in folders for path in (ROOT / folder).rglob("*.py")}
     ends = {"/".join(path.parts[-n:]) for path in modules for n in (1, 2, 3, 4)}
     named = set(re.findall(r"`((?:\w+/)*\w+\.py)`", ARCHITECTURE))
     assert len(named) > 10

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 with warnings.catch_warnings():  # vLLM's own, as it is imported
     warnings.simplefilter("ignore")
-    from trimtab.adapters import vllm as adapter
+    from trimtab.adapters.vllm import processor as adapter
 
 
 def test_only_a_trusted_base_has_vllm_load_its_tokenizer(monkeypatch):
