@@ -2,7 +2,7 @@
 PYTHON ?= python3
 PORT ?= 8000
 
-.PHONY: setup serve test scorecard format demo bench clean
+.PHONY: setup serve test check scorecard format demo bench clean
 
 setup:
 	@$(PYTHON) scripts/setup_env.py
@@ -13,7 +13,10 @@ serve: setup  ## serve the embedded demo on http://localhost:$(PORT)
 test: setup  ## every check there is: format, lint, types, layers, tests
 	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n 2 --dist loadfile
 
-scorecard: $(addprefix scorecard-,R F B S T)  ## what the server must survive, in full (an hour)
+check: setup  ## format, lint, types, contracts, and every test that needs no engine
+	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n 2 --dist loadfile -m "not engine"
+
+scorecard: $(addprefix scorecard-,R F B S T)  ## what the server must survive, in full (40 minutes)
 
 scorecard-%: setup  ## one letter of it: R soak, F faults, B bad inputs, S security, T training
 	SCORECARD=full .venv/bin/python -m pytest -q -m "scorecard(letter='$*')"
