@@ -1,1 +1,1 @@
-"""The server: what clients talk to."""
+"""The HTTP server."""

@@ -1,7 +1,7 @@
-"""Admission: at most so many answers are on their way at once, so that those end in time.
+"""Admission: a limit on concurrent answers, so that admitted ones end in time.
 
-What comes beyond them is refused at once, before the engine or an upstream hears of it, and may be
-sent again after `Retry-After`. GETs always pass, and so do the routes that load scorers.
+A request beyond the limit gets 429 with `Retry-After`, before it reaches the engine or an upstream.
+GETs and the routes that load scorers always pass.
 """
 
 from collections.abc import Mapping
@@ -15,11 +15,11 @@ from trimtab_server.errors import Busy, response
 from trimtab_server.strict_json import PARSED
 
 TURNS = 2
-"""How many times over an engine's places may be taken: one half runs, the other waits."""
+"""Default limit, as a multiple of the engine's slots: one half runs, the other half waits."""
 
 
 class Admission:
-    """ASGI middleware: counts answers that are asked for and have not ended."""
+    """ASGI middleware: counts requested answers that have not ended."""
 
     def __init__(self, app: ASGIApp, most: int) -> None:
         self.app = app
@@ -32,21 +32,21 @@ class Admission:
             await self.app(scope, receive, send)
             return
         fields: Mapping[str, Any] = scope.get(PARSED, {})
-        wanted = min(answers(fields), self.most)
-        if self.taken + wanted > self.most:
+        requested = min(answers(fields), self.most)
+        if self.taken + requested > self.most:
             metrics.REFUSED.labels("busy").inc()
             await response(_busy(self.most))(scope, receive, send)
             return
-        self.taken += wanted
+        self.taken += requested
         try:
             await self.app(scope, receive, send)
         finally:
-            self.taken -= wanted
+            self.taken -= requested
 
 
 def _busy(most: int) -> Busy:
     return Busy(
-        f"the server is busy: {most} answers are on their way, the most it takes at once; send the "
-        "request again in a moment.",
+        f"the server is busy: {most} answers are in progress, which is its limit; send the request "
+        "again in a moment.",
         code="busy",
     )

@@ -1,8 +1,8 @@
-"""What a user may call. Every other route of an application needs the admin key.
+"""Routes that a user may call. Every other route of an application needs the admin key.
 
-The list is of what is known to be harmless, so a route that a later vLLM adds is refused until it
-is listed here. Routes of vLLM that stay out of it change what others are served (sleep, adapters,
-weights, scaling, aborting by id), run code (collective_rpc), or show the machine (server_info).
+This is an allow list: a route that a later vLLM adds is refused until it is listed here. The vLLM
+routes left out affect other users (sleep, adapters, weights, scaling, aborting by id), run code
+(collective_rpc), or reveal the machine (server_info).
 """
 
 import re
@@ -11,11 +11,11 @@ from starlette.routing import Match, compile_path
 from starlette.types import Scope
 
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
-"""Methods that may reach an application: its metrics have a series for each."""
+"""Methods that may reach an application. Its metrics have one series per method."""
 OPEN = frozenset({"/health"})
-"""What needs no key at all."""
+"""Paths that need no key."""
 
-READ = (
+GET_PATHS = (
     "/health",
     "/ready",
     "/metrics",
@@ -32,7 +32,7 @@ READ = (
     "/redoc",
     "/static/{file:path}",
 )
-ASK = (
+POST_PATHS = (
     "/generate",
     "/v1/completions",
     "/v1/completions/render",
@@ -61,20 +61,20 @@ def _pattern(paths: tuple[str, ...]) -> re.Pattern[str]:
     return re.compile("|".join(compile_path(path)[0].pattern for path in paths))
 
 
-USER = {"GET": _pattern(READ), "HEAD": _pattern(READ), "POST": _pattern(ASK)}
+USER = {"GET": _pattern(GET_PATHS), "HEAD": _pattern(GET_PATHS), "POST": _pattern(POST_PATHS)}
 
 
 def route_path(scope: Scope) -> str:
-    """The path as routes see it: without the root path that a proxy adds."""
+    """The path that is routed: without the root path that a proxy adds."""
     path, root = scope["path"], scope.get("root_path", "")
     return path[len(root) :] if root and path.startswith(root + "/") else path
 
 
 def admin_alone(scope: Scope) -> bool:
-    """Whether an application's route is there for this request, and is not a user's."""
+    """Whether the application has a route for this request that is not open to users."""
     pattern = USER.get(scope.get("method", ""))
     path = route_path(scope)
-    # A path with a slash too many is answered with a redirect to the one without.
+    # A path with a trailing slash is redirected to the path without it.
     if pattern is not None and pattern.fullmatch(path.removesuffix("/")):
         return False
     return any(route.matches(scope)[0] == Match.FULL for route in scope["app"].routes)

@@ -1,8 +1,8 @@
-"""Applications: our routes and layers, over vLLM's application or over none.
+"""Applications: our routes and middleware, alone or on top of vLLM's application.
 
 A request passes, outermost first:
-CORS → API key → drain → the body's size → its parts' → admission → what an engine's own application
-adds (vllm/app.py) → its route → the engine.
+CORS → API key → drain → size of the body → sizes of its parts → admission → middleware of the
+engine's own application (vllm/app.py) → route → engine.
 """
 
 import asyncio
@@ -28,7 +28,7 @@ from trimtab_server.limits import BodyLimit
 from trimtab_server.loading import Loading
 from trimtab_server.refusals import Failures
 from trimtab_server.routes import generate, models, openai, scorers, status
-from trimtab_server.scorer_warnings import doubts
+from trimtab_server.scorer_warnings import prefix_warnings
 from trimtab_server.settings import Settings
 from trimtab_server.shutdown import Signals
 from trimtab_server.sizes import Bounds, Sizes
@@ -38,9 +38,9 @@ log = logging.getLogger(__name__)
 
 
 def build(engine: Engine, state: State, settings: Settings, bounds: Bounds, most: int) -> FastAPI:
-    """An application over an engine that has none of its own.
+    """The application for an engine that has none of its own.
 
-    most: answers on their way at once.
+    most: maximum concurrent answers.
     """
 
     @asynccontextmanager
@@ -59,7 +59,7 @@ def build(engine: Engine, state: State, settings: Settings, bounds: Bounds, most
 
 
 def include(app: FastAPI, state: State, settings: Settings) -> None:
-    """The routes that every server of ours has."""
+    """Add the routes that every server has."""
     app.state.trimtab = state
     app.state.trimtab_loading = None
     if settings.admin_key is not None and settings.scorer_dir is not None:
@@ -70,7 +70,7 @@ def include(app: FastAPI, state: State, settings: Settings) -> None:
 
 
 def cover(app: FastAPI, settings: Settings, bounds: Bounds, most: int) -> None:
-    """The layers that every server of ours has."""
+    """Add the middleware that every server has."""
     app.add_middleware(Admission, most=most)
     app.add_middleware(Sizes, bounds=bounds)
     app.add_middleware(BodyLimit, max_bytes=bounds.body)
@@ -81,7 +81,7 @@ def cover(app: FastAPI, settings: Settings, bounds: Bounds, most: int) -> None:
 
 
 def versions(statuses: list[ScorerStatus], settings: Settings) -> dict[str, Version]:
-    """The scorers that a server starts with, as requests know them."""
+    """The first version of each scorer that the server starts with."""
     return {
         one["name"]: Version(
             one["name"],
@@ -96,7 +96,7 @@ def versions(statuses: list[ScorerStatus], settings: Settings) -> dict[str, Vers
 
 
 def _parts(settings: Settings, name: str) -> frozenset[str]:
-    """The scorers that a composite is made of."""
+    """The parts of a composite scorer."""
     spec = settings.scorer[name]
     if spec.family != "composite":
         return frozenset()
@@ -111,27 +111,27 @@ async def run(
     died: Callable[[], bool] = lambda: False,
     config: uvicorn.Config | None = None,
 ) -> bool:
-    """Serve until stopped, and check readiness meanwhile; False if the engine died of itself.
+    """Check readiness and serve until stopped; False if the engine died.
 
-    config: see serving.configure; the default one if absent.
+    config: see serving.configure; its default if absent.
     """
     host, port = listener.getsockname()[:2]
-    beginning = asyncio.create_task(_begin(app.state.trimtab, f"http://{host}:{port}"))
+    startup = asyncio.create_task(_check_and_announce(app.state.trimtab, f"http://{host}:{port}"))
     config = config or serving.configure(app, log_level=logging.getLogger().level)
     in_flight, drain = app.state.in_flight, settings.drain_timeout
     try:
         return await serving.serve(config, listener, in_flight, signals, drain, died)
     finally:
-        beginning.cancel()
+        startup.cancel()
 
 
-async def _begin(state: State, address: str) -> None:
+async def _check_and_announce(state: State, address: str) -> None:
     await readiness.check_all(state)
     with suppress(NotReady):  # /ready has the reason
-        for doubt in doubts(await state.statuses()):
-            log.warning("%s", doubt)
-    well = all(state.complaint(name) is None for name in state.scorers)
-    word = "ready" if well and state.engine.problem() is None else "NOT READY"
+        for warning in prefix_warnings(await state.statuses()):
+            log.warning("%s", warning)
+    healthy = all(state.complaint(name) is None for name in state.scorers)
+    word = "ready" if healthy and state.engine.problem() is None else "NOT READY"
     typer.echo(f"{word}: {state.model} at {address}, steered by {', '.join(state.scorers)}")
 
 

@@ -1,7 +1,7 @@
 """API keys: one ASGI middleware that guards every route but /health.
 
-A user's key opens what a user may call (allowed.py); an admin key opens every route, and alone
-those that change what is served, or how. Without users' keys anybody is a user.
+A user's key opens the user routes (allowed.py); the admin key opens every route. Without users'
+keys, every client is a user.
 """
 
 import hashlib
@@ -16,14 +16,14 @@ from trimtab_server.errors import Forbidden, Unauthorized, UnknownMethod, respon
 
 
 def digest(key: bytes) -> bytes:
-    """SHA-256 of a key; comparing digests hides both the length and the content of the keys."""
+    """SHA-256 of a key. Comparing digests hides the length and the content of the keys."""
     return hashlib.sha256(key).digest()
 
 
 class ApiKeys:
     """ASGI middleware: `Authorization: Bearer KEY` or `x-api-key: KEY` with a known key, or 401.
 
-    Every method, mount and websocket is guarded; what is open is named, by exact path.
+    Every method, mount and websocket is guarded; open paths are listed exactly.
     """
 
     def __init__(self, app: ASGIApp, keys: Iterable[str], admin_key: str | None = None) -> None:
@@ -45,9 +45,9 @@ class ApiKeys:
             await response(refusal)(scope, receive, send)
 
     def _refusal(self, scope: Scope) -> TrimtabError | None:
-        """Why a request may not pass; None if it may."""
+        """The error for a request that may not pass; None if it may."""
         if scope["type"] == "http" and scope["method"] not in METHODS:
-            return UnknownMethod("this method is none that a route of this server has.")
+            return UnknownMethod("no route of this server has this method.")
         if scope["path"] in OPEN:
             return None
         holder = self._holder(scope)
@@ -66,7 +66,7 @@ class ApiKeys:
         return Forbidden("this route needs the admin key; the key that was sent is a user's.")
 
     def _holder(self, scope: Scope) -> str | None:
-        """Whose key came with a request, "admin" or "user"; None without one, or with several."""
+        """The owner of a request's key, "admin" or "user"; None if unknown or ambiguous."""
         sent = []
         for name, value in scope["headers"]:
             if name == b"authorization":
@@ -76,7 +76,7 @@ class ApiKeys:
                 sent.append((name, value.strip()))
         if len({name for name, _ in sent}) != len(sent) or len({key for _, key in sent}) != 1:
             return None
-        given = digest(sent[0][1])
-        # Every key is compared, so that time does not tell which one was near.
-        matches = [who for known, who in self.digests if hmac.compare_digest(given, known)]
+        received = digest(sent[0][1])
+        # Compare every key, so that the time reveals nothing about the match.
+        matches = [owner for known, owner in self.digests if hmac.compare_digest(received, known)]
         return matches[-1] if matches else None

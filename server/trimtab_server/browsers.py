@@ -1,4 +1,4 @@
-"""CORS: which pages a browser lets call the server. As in vLLM, none without a flag."""
+"""CORS: the pages that may call the server from a browser. As in vLLM, none by default."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -7,14 +7,16 @@ from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
 
 READABLE = ("Retry-After", "X-Request-Id")
-"""Headers of an answer that a page may read, beside those that any may."""
+"""Response headers that a page may read, besides those that CORS always allows."""
 
 
 def let_browsers_in(app: FastAPI, origins: Sequence[str], **options: Any) -> None:
-    """Put CORS around all that `app` has: preflights need no key, and refusals can be read.
+    """Add CORS as the outermost layer: preflights need no key, and pages can read our errors.
 
-    options: Starlette's, by default every method and header, without credentials.
+    options: those of Starlette; by default, all methods and headers, without credentials.
     """
     if origins:
-        given = {"allow_methods": ["*"], "allow_headers": ["*"], **options}
-        app.add_middleware(CORSMiddleware, allow_origins=origins, expose_headers=READABLE, **given)
+        settings = {"allow_methods": ["*"], "allow_headers": ["*"], **options}
+        app.add_middleware(
+            CORSMiddleware, allow_origins=origins, expose_headers=READABLE, **settings
+        )

@@ -1,7 +1,7 @@
-"""The caps of a generation request, and the one reading of its numbers, on every route.
+"""Caps and JSON types of a generation request's fields, on every route.
 
-vLLM takes `"n": "100"`, `100.0` and `true` for integers. What is not of its JSON type is refused
-here, so that what the caps count is what vLLM counts.
+vLLM accepts `"n": "100"`, `100.0` and `true` as integers. Here a value of another JSON type is
+refused, so that the caps see the numbers that vLLM sees.
 """
 
 from collections.abc import Mapping
@@ -61,15 +61,15 @@ IDS = {"stop_token_ids": MAX_STOP_IDS, "allowed_token_ids": None, "logprob_token
 
 
 def check_caps(fields: Mapping[str, Any]) -> None:
-    """Refuse a generation request that asks for too much at once, or not in JSON's own types.
+    """Check the caps and JSON types of a generation request.
 
-    Null is as if absent; what else a field may hold is left to the route.
+    Null means absent; the route checks everything else.
 
     Raises:
         InvalidRequest: naming the field, and its type or its cap.
     """
     for name in INTEGERS:
-        # The chat routes have a switch of this name, completions a count.
+        # logprobs is a switch on the chat routes and a count on completions.
         switch = name == "logprobs" and isinstance(fields.get(name), bool)
         _check(fields, name, _integer(fields.get(name)) or switch, "an integer")
     for name in NUMBERS:
@@ -95,8 +95,8 @@ def _integer(value: Any) -> bool:
     return type(value) is int  # a boolean is an int too
 
 
-def _check(fields: Mapping[str, Any], name: str, well: bool, expected: str) -> None:
-    if not well and fields.get(name) is not None:
+def _check(fields: Mapping[str, Any], name: str, valid: bool, expected: str) -> None:
+    if not valid and fields.get(name) is not None:
         raise InvalidRequest(f"{name} must be {expected}.", param=name)
 
 
@@ -118,13 +118,13 @@ def _check_list(
 
 def _check_biases(fields: Mapping[str, Any]) -> None:
     biases = fields.get("logit_bias")
-    well = isinstance(biases, dict) and all(type(b) in (int, float) for b in biases.values())
-    _check(fields, "logit_bias", well, "an object of numbers by token id")
+    valid = isinstance(biases, dict) and all(type(b) in (int, float) for b in biases.values())
+    _check(fields, "logit_bias", valid, "an object of numbers by token id")
     _cap("logit_bias", len(biases or ()), MAX_BIASES)
 
 
 def _prompts(prompt: Any) -> int:
-    """How many prompts they are: a flat list of integers is one, given as token ids."""
+    """The number of prompts. A flat list of integers is one prompt of token ids."""
     if not isinstance(prompt, list) or all(map(_integer, prompt)):
         return 1
     if len(prompt) > MAX_PROMPTS:
@@ -138,13 +138,13 @@ def _prompts(prompt: Any) -> int:
 
 
 def _conversations(messages: Any) -> int:
-    """How many conversations they are, on the route that takes several at once."""
+    """The number of conversations; one route accepts several."""
     several = isinstance(messages, list) and any(isinstance(entry, list) for entry in messages)
     return len(messages) if several else 1
 
 
 def answers(fields: Mapping[str, Any]) -> int:
-    """How many answers a request asks for; where its fields do not fit, at least one."""
+    """The number of answers that a request needs; at least one, even if its fields are invalid."""
     prompt, search = fields.get("prompt"), fields.get("search")
     prompts = 1
     if isinstance(prompt, list) and not all(map(_integer, prompt)):

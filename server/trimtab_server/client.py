@@ -1,4 +1,4 @@
-"""A client of a running server's POST /generate, for `trimtab generate`."""
+"""The client of POST /generate, for `trimtab generate`."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -21,11 +21,11 @@ class Refused(TrimtabError):
 
 
 def generate(url: str, body: Mapping[str, Any], key: str | None, *, stream: bool) -> Iterator[str]:
-    """Yield pieces of text to print: the answer, then a line on what guidance did.
+    """Yield pieces of text to print: the answer, then a line about guidance.
 
     Raises:
-        ServerUnreachable: nothing answers at `url`.
-        Refused: the server refused the request, or failed while it was answering.
+        ServerUnreachable: no server answers at `url`.
+        Refused: the server refused the request, or failed during the answer.
     """
     headers = {"Authorization": f"Bearer {key}"} if key else {}
     try:

@@ -11,7 +11,7 @@ ENGINE = [
     *("--max-num-seqs", "64"),
     "--enforce-eager",
 ]
-"""vLLM's engine flags for it, served or offline."""
+"""vLLM's engine flags for the demo, served or offline."""
 
 FLAGS = [
     *ENGINE,
@@ -22,7 +22,7 @@ FLAGS = [
 
 
 def fill(settings: Settings) -> tuple[Settings, list[str]]:
-    """The demo's model and scorers (beside those that were asked for), and its vLLM flags."""
+    """Settings with the demo's model and scorers added, and the demo's vLLM flags."""
     scorers = {name: ScorerSpec(path=str(path)) for name, path in demo.scorers().items()}
     filled = settings.model_copy(
         update={"model": str(demo.base()), "scorer": {**scorers, **settings.scorer}}

@@ -1,8 +1,8 @@
-"""Requests in flight, and how they end when the server does.
+"""Requests in flight, and how they end when the server stops.
 
-While the server stops, new requests are refused, and those that were admitted go on. What is
-still open at the end gets an error in its route's own shape, as a whole answer or as the last
-event of its stream; to the routes it looks as if the client had left, so they abort their work.
+During the drain, new requests are refused and admitted ones continue. A request that is still open
+at the end gets an error in its route's own shape, as a whole answer or as the last event of its
+stream. Its route sees a client disconnect, so it aborts its work.
 """
 
 import asyncio
@@ -15,12 +15,12 @@ from trimtab_server import shapes
 from trimtab_server.errors import headers
 
 OPEN = frozenset({"/health", "/metrics"})
-"""Routes that answer to the end: the process lives."""
-LEFT: Message = {"type": "http.disconnect"}
+"""Routes that answer until the process ends."""
+DISCONNECT: Message = {"type": "http.disconnect"}
 
 
 class InFlight:
-    """The requests that have begun and not ended, and what new ones are told."""
+    """The open requests, and the error for new ones."""
 
     def __init__(self) -> None:
         self.requests: set[Request] = set()
@@ -31,17 +31,17 @@ class InFlight:
         self.refusal = error
 
     async def end(self, error: TrimtabError) -> None:
-        """End what is open with an error. Waits for clients to read as much."""
+        """End open requests with an error, and wait until it is written."""
         await asyncio.gather(*(request.end(error) for request in self.requests))
 
     def cancel(self) -> None:
-        """Cancel the work of requests that have ended and do not notice it."""
+        """Cancel requests whose routes ignore the disconnect."""
         for request in self.requests:
             request.task.cancel()
 
 
 class Drain:
-    """ASGI middleware: keeps account of the requests in flight, and refuses new ones."""
+    """ASGI middleware: tracks the requests in flight, and refuses new ones during the drain."""
 
     def __init__(self, app: ASGIApp, in_flight: InFlight) -> None:
         self.app = app
@@ -71,7 +71,7 @@ class Drain:
             await self.app(scope, request.receive, request.send)
         except BaseException as error:
             if request.over.is_set():
-                return  # it was ended on purpose, and has its answer
+                return  # ended by `end`, which has answered
             if request.streams and isinstance(error, Exception):
                 await request.end(TrimtabError("the server failed while it was answering."))
             raise
@@ -80,33 +80,33 @@ class Drain:
 
 
 class Request:
-    """One request's way in and out."""
+    """The receive and send channels of one request."""
 
     def __init__(self, path: str, receive: Receive, send: Send) -> None:
         self.path = path
         self.task: asyncio.Task[None] = asyncio.current_task()  # type: ignore[assignment]
         self.over = asyncio.Event()
-        self.streams = False  # whether the answer has begun as server-sent events
-        self._begun = self._whole = False
+        self.streams = False  # whether an event stream has begun
+        self._begun = self._complete = False
         self._sent = 0  # events
         self._receive = receive
         self._send = send
 
     async def receive(self) -> Message:
-        """What the client sends; once the request was ended, that it has left."""
+        """The next message of the client; a disconnect once the request has ended."""
         if self.over.is_set():
-            return LEFT
-        given = asyncio.ensure_future(_call(self._receive))
+            return DISCONNECT
+        message = asyncio.ensure_future(_call(self._receive))
         over = asyncio.ensure_future(self.over.wait())
         try:
-            await asyncio.wait({given, over}, return_when=asyncio.FIRST_COMPLETED)
-            return given.result() if given.done() else LEFT
+            await asyncio.wait({message, over}, return_when=asyncio.FIRST_COMPLETED)
+            return message.result() if message.done() else DISCONNECT
         finally:
-            given.cancel()
+            message.cancel()
             over.cancel()
 
     async def send(self, message: Message) -> None:
-        """Pass the answer on; nothing after the request was ended."""
+        """Forward the answer; drop messages after the request has ended."""
         if self.over.is_set():
             return
         if message["type"] == "http.response.start":
@@ -114,15 +114,15 @@ class Request:
             self._begun, self.streams = True, kind.startswith(b"text/event-stream")
         elif message["type"] == "http.response.body":
             self._sent += message.get("body", b"").count(b"\n\n")
-            self._whole = not message.get("more_body", False)
+            self._complete = not message.get("more_body", False)
         await self._send(message)
 
     async def end(self, error: TrimtabError) -> None:
-        """End the answer with an error, unless it is whole."""
+        """End the answer with an error, unless it is complete."""
         self.over.set()
-        if self._whole:
+        if self._complete:
             return
-        self._whole = True
+        self._complete = True
         if not self._begun:
             answer = JSONResponse(shapes.body(self.path, error), error.status, headers(error))
             await answer({"type": "http"}, self._receive, self._send)

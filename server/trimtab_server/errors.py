@@ -28,28 +28,28 @@ from starlette.responses import JSONResponse
 
 from trimtab.errors import InvalidRequest, NotReady, ScorerFault, TrimtabError
 
-SHOWN = 3
-"""Most validation errors that one answer reports."""
-TOLD = "trimtab_told"
-"""Entry of a request's scope: its refusal is ours, and needs no rewriting (refusals.py)."""
+MAX_DETAILS = 3
+"""Maximum number of validation errors in one answer."""
+OWN_ERROR = "trimtab_own_error"
+"""Scope entry of a request whose error is ours and needs no rewriting (refusals.py)."""
 
 
 class Unauthorized(TrimtabError):
-    """The request carries no API key, or a wrong one."""
+    """The request has no API key, or an unknown one."""
 
     status = 401
     type = "authentication_error"
 
 
 class Forbidden(TrimtabError):
-    """The key is good, but not for this; or the server does not do this at all."""
+    """The key does not allow this, or the server does not offer it."""
 
     status = 403
     type = "permission_error"
 
 
 class ScorerInUse(TrimtabError):
-    """The scorer cannot go: others rest on it."""
+    """The scorer cannot be unloaded: it is a default or a part of a composite."""
 
     status = 409
     type = "conflict_error"
@@ -63,7 +63,7 @@ class UnknownModel(TrimtabError):
 
 
 class UnknownMethod(TrimtabError):
-    """The request's method is one that no route has."""
+    """No route has the request's method."""
 
     status = 405
     type = "invalid_request_error"
@@ -91,32 +91,32 @@ class UnsupportedMediaType(TrimtabError):
 
 
 class Busy(TrimtabError):
-    """The server has as many requests as it takes at once; the next may be sent a little later."""
+    """The server is at its limit of concurrent requests; retry later."""
 
     status = 429
     type = "rate_limit_error"
 
 
 class HeadersTooLarge(TrimtabError):
-    """The request has more headers than this server reads, or larger ones."""
+    """The request's headers are too many or too large."""
 
     status = 431
     type = "request_too_large"
 
 
 class StartError(TrimtabError):
-    """The server cannot start as asked."""
+    """The server cannot start with these settings."""
 
 
 class UpstreamFailed(TrimtabError):
-    """The upstream refused a call, or gave no answer that can be used."""
+    """The upstream refused a call, or its answer is unusable."""
 
     status = 502
     type = "upstream_error"
 
 
 class SlowLoad(TrimtabError):
-    """A scorer was not read in time; what was served before is still there."""
+    """A scorer was not read in time; the served scorers are unchanged."""
 
     status = 504
     type = "timeout_error"
@@ -130,11 +130,11 @@ class UpstreamTimeout(TrimtabError):
 
 
 class Stopping(NotReady):
-    """The server ends, or its engine has died."""
+    """The server is stopping, or its engine has died."""
 
 
 def headers(error: TrimtabError) -> dict[str, str]:
-    """What the HTTP answer says beside the error."""
+    """Additional response headers for an error."""
     if isinstance(error, Unauthorized):
         return {"WWW-Authenticate": "Bearer"}
     if isinstance(error, Busy):
@@ -150,12 +150,12 @@ def response(error: TrimtabError) -> JSONResponse:
 async def handle(request: Request, error: Exception) -> JSONResponse:
     """Exception handler for every TrimtabError that leaves a route."""
     assert isinstance(error, TrimtabError)
-    request.scope[TOLD] = True
+    request.scope[OWN_ERROR] = True
     return response(error)
 
 
 def scorer_failed(error: Mapping[str, str]) -> ScorerFault:
-    """What a request is told whose record holds a scorer's error."""
+    """The error for a request whose record contains a scorer's error."""
     return ScorerFault(
         f"scorer '{error['scorer']}' failed while it steered this request ({error['message']}). "
         "Leave it out, or send on_error 'unguided' to go on as the base model.",
@@ -164,7 +164,7 @@ def scorer_failed(error: Mapping[str, str]) -> ScorerFault:
 
 
 def unreadable(scorer: str, reason: str) -> InvalidRequest:
-    """What a request gets whose conversation a scorer's chat template refuses."""
+    """The error for a conversation that a scorer's chat template refuses."""
     return InvalidRequest(
         f"scorer '{scorer}' cannot read this conversation: its chat template refuses it "
         f"({reason}). Change the messages, or leave the scorer out.",
@@ -173,19 +173,19 @@ def unreadable(scorer: str, reason: str) -> InvalidRequest:
 
 
 def invalid(error: ValidationError, fields: Iterable[str]) -> InvalidRequest:
-    """Explain a validation error: at most SHOWN fields, never their values."""
+    """Summarize a validation error: at most MAX_DETAILS fields, never their values."""
     details = error.errors(include_url=False, include_context=False, include_input=False)
     known = set(fields)
-    shown: dict[str, None] = {}
-    for detail in details[:SHOWN]:
+    problems: dict[str, None] = {}
+    for detail in details[:MAX_DETAILS]:
         name = str(detail["loc"][0]) if detail["loc"] else ""
         if detail["type"] == "extra_forbidden":
-            shown["there is an unknown field; the fields are " + ", ".join(sorted(known))] = None
+            problems["there is an unknown field; the fields are " + ", ".join(sorted(known))] = None
         else:
-            shown[f"{name}: {detail['msg']}" if name else detail["msg"]] = None
-    more = f" (and {len(details) - SHOWN} more)" if len(details) > SHOWN else ""
+            problems[f"{name}: {detail['msg']}" if name else detail["msg"]] = None
+    more = f" (and {len(details) - MAX_DETAILS} more)" if len(details) > MAX_DETAILS else ""
     first = str(details[0]["loc"][0]) if details[0]["loc"] else ""
     return InvalidRequest(
-        "Invalid request: " + "; ".join(shown) + more + ".",
+        "Invalid request: " + "; ".join(problems) + more + ".",
         param=first if first in known else None,
     )

@@ -1,8 +1,8 @@
-"""Connections: uvicorn's h11 protocol with limits on what comes before a request is one.
+"""Connections: uvicorn's h11 protocol with limits on request heads and open connections.
 
-All of it holds before any key is read. The head of a request has at most HEAD_BYTES and MAX_HEADERS
-headers, and HEAD_SECONDS to arrive. At most MAX_CONNECTIONS are open; a further one closes the
-connection that has been without a request for longest.
+The limits apply before any key is read. The head of a request has at most HEAD_BYTES and
+MAX_HEADERS headers, and must arrive within HEAD_SECONDS. At most MAX_CONNECTIONS are open; one more
+closes the connection that has been idle for longest.
 """
 
 import asyncio
@@ -27,14 +27,14 @@ HEAD_SECONDS = 10.0
 MAX_CONNECTIONS = 1000
 
 log = logging.getLogger(__name__)
-log.setLevel(logging.ERROR)  # uvicorn would warn of each request that is refused here
+log.setLevel(logging.ERROR)  # uvicorn warns of each request that is refused here
 
 
 class Protocol(H11Protocol):
     """One connection. Its Config also needs h11_max_incomplete_event_size=HEAD_BYTES."""
 
-    def __init__(self, *given: Any, **named: Any) -> None:
-        super().__init__(*given, **named)
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
         self.logger = log
         self.app = _count_headers(self.app)
         self.idle_since = time.monotonic()
@@ -42,11 +42,11 @@ class Protocol(H11Protocol):
 
     @property
     def idle(self) -> bool:
-        """Whether no request is under way."""
+        """Whether no request is in progress."""
         return self.cycle is None or self.cycle.response_complete
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Make room if need be, and wait for a request."""
+        """Close an idle connection if there are too many, and wait for a request."""
         super().connection_made(transport)
         self._watch()
         if len(self.connections) > MAX_CONNECTIONS:
@@ -55,24 +55,24 @@ class Protocol(H11Protocol):
             min(idle, key=lambda one: one.idle_since).transport.abort()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """The connection has gone."""
+        """Stop the deadline."""
         super().connection_lost(exc)
         self._stop_watch()
 
     def data_received(self, data: bytes) -> None:
-        """What has come."""
+        """Read data, and update the deadline."""
         super().data_received(data)
         self._watch()
 
     def on_response_complete(self) -> None:
-        """An answer has ended."""
+        """Note the time, and wait for the rest of an unread body."""
         self.idle_since = time.monotonic()
         super().on_response_complete()
-        if self.conn.their_state is h11.SEND_BODY:  # else uvicorn closes what it keeps alive
+        if self.conn.their_state is h11.SEND_BODY:  # otherwise uvicorn handles keep-alive
             self._watch()
 
     def send_400_response(self, msg: str) -> None:
-        """Refuse what is no HTTP (uvicorn calls this while it handles h11's error)."""
+        """Refuse invalid HTTP (uvicorn calls this in its handler of h11's error)."""
         if getattr(sys.exception(), "error_status_hint", 400) == 431:
             metrics.REFUSED.labels("large_headers").inc()
             self._refuse(_too_large())
@@ -81,7 +81,7 @@ class Protocol(H11Protocol):
             self._refuse(InvalidRequest("the request is not valid HTTP/1.1."))
 
     def _watch(self) -> None:
-        """A deadline for a head, and for a body that was answered before it was all here."""
+        """Set a deadline for a head, and for a body that was answered before it arrived."""
         ours, theirs = self.conn.our_state, self.conn.their_state
         answered = ours in (h11.DONE, h11.MUST_CLOSE) and theirs is h11.SEND_BODY
         if theirs is not h11.IDLE and not answered:
@@ -100,11 +100,11 @@ class Protocol(H11Protocol):
         self._refuse(SlowRequest(message))
 
     def _refuse(self, error: TrimtabError) -> None:
-        """Answer, if that can still be done, and close."""
+        """Answer if that is still possible, and close."""
         cycle = self.cycle
         begun = cycle is not None and not cycle.response_complete and cycle.response_started
         if cycle is not None and not cycle.response_complete:
-            cycle.disconnected = True  # the application need not answer any more
+            cycle.disconnected = True  # the application can stop
             cycle.message_event.set()
         if not begun and self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
             body = json.dumps(error.body()).encode()
@@ -118,7 +118,7 @@ class Protocol(H11Protocol):
             for event in (head, h11.Data(data=body), h11.EndOfMessage()):
                 self.transport.write(self.conn.send(event) or b"")
         self.transport.close()
-        self.loop.call_later(HEAD_SECONDS, self.transport.abort)  # if it does not even read that
+        self.loop.call_later(HEAD_SECONDS, self.transport.abort)  # if the client does not read
 
 
 def _count_headers(app: ASGIApp) -> ASGIApp:

@@ -1,4 +1,4 @@
-"""Request ids of clients: they come back in headers and may stand in logs, so they are plain."""
+"""Request ids of clients: visible ASCII, because they appear in headers and logs."""
 
 import re
 from collections.abc import Mapping
@@ -12,15 +12,15 @@ PLAIN = re.compile(r"[!-~]{1,128}")
 
 
 def check_ids(scope: Scope, fields: Mapping[str, Any]) -> None:
-    """Refuse an id that is long, empty, or more than visible ASCII.
+    """Refuse an id that is empty, too long, or not visible ASCII.
 
     Raises:
-        InvalidRequest: naming where it stands.
+        InvalidRequest: naming the header or field.
     """
     headers = [value for name, value in scope["headers"] if name == b"x-request-id"]
-    found = [("X-Request-Id", value.decode("latin-1")) for value in headers]
-    found.append(("request_id", fields.get("request_id")))
-    for name, value in found:
+    ids = [("X-Request-Id", value.decode("latin-1")) for value in headers]
+    ids.append(("request_id", fields.get("request_id")))
+    for name, value in ids:
         if isinstance(value, str) and not PLAIN.fullmatch(value):
             raise InvalidRequest(
                 f"{name} must be 1 to 128 visible ASCII characters, without spaces.",

@@ -1,9 +1,9 @@
 """`trimtab serve`, from settings to a served application.
 
-1. The port is taken first: a busy one is reported before anything is loaded.
-2. The environment is made quiet; vLLM is imported; its own parser reads the flags.
-3. The engine starts, with our processor and worker extension in it.
-4. vLLM's application is built; ours is laid over it (app.py) and served.
+1. The port is bound first, so that a busy one is reported before anything is loaded.
+2. Logging is configured; vLLM is imported; its own parser reads the flags.
+3. The engine starts with our processor and worker extension.
+4. vLLM's application is built; our routes and middleware are added (app.py); it is served.
 
 With an upstream there is no engine, and vLLM need not be installed: see upstream/app.py.
 """
@@ -24,12 +24,12 @@ from trimtab_server.shutdown import Signals, leave
 
 
 def serve(settings: Settings, flags: Sequence[str]) -> None:
-    """Serve until stopped; then the process ends, with 0, or 1 if the engine died.
+    """Serve until stopped; then exit with 0, or 1 if the engine died.
 
     Raises:
-        StartError: it cannot start as asked.
+        StartError: it cannot start with these settings.
     """
-    well = True
+    succeeded = True
     with Signals() as signals, listen(settings.host, settings.port) as listener:
         configure_logging(settings.log_level)
         if settings.upstream is not None:
@@ -40,7 +40,7 @@ def serve(settings: Settings, flags: Sequence[str]) -> None:
                 )
             from trimtab_server.upstream import app as upstream
 
-            well = asyncio.run(upstream.serve(settings, listener, signals))
+            succeeded = asyncio.run(upstream.serve(settings, listener, signals))
         else:
             defaults: Sequence[str] = ()
             if settings.model == demo.NAME:
@@ -49,28 +49,28 @@ def serve(settings: Settings, flags: Sequence[str]) -> None:
             if not settings.scorer:
                 raise StartError("give at least one scorer: --scorer NAME=PATH.")
             settings = settings.ready_to_load()
-            # Are they sound? Told before vLLM is imported, and tracebacks of its processes.
+            # Check the scorers before vLLM is imported: errors are short, without its tracebacks.
             from trimtab.loading import vet
 
             vet(GuidanceConfig.model_validate(settings.guidance()))
-            well = asyncio.run(_run(settings, flags, defaults, listener, signals))
-    if not well:
+            succeeded = asyncio.run(_run(settings, flags, defaults, listener, signals))
+    if not succeeded:
         typer.echo("trimtab: the engine died; the server stops with it.", err=True)
-    leave(0 if well else 1)  # Python's own farewell takes seconds, and is not needed
+    leave(0 if succeeded else 1)  # Python's own exit takes seconds
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """Take the port, before anything costly.
+    """Bind the port.
 
     Raises:
-        StartError: it is taken, or the address is not ours.
+        StartError: the port is busy, or the address is not local.
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind((host, port))
-        # Another server may hold the port without listening yet; ours is then told here.
+        # Another server may have bound the port without listening yet; then this fails.
         listener.listen()
     except OSError as error:
         listener.close()
@@ -87,7 +87,7 @@ async def _run(
     listener: socket.socket,
     signals: Signals,
 ) -> bool:
-    # Imported this late because vLLM's import takes seconds, and reads the environment.
+    # Imported late: vLLM's import takes seconds and reads the environment.
     from trimtab_server.vllm import app as application
     from trimtab_server.vllm import engine as engines
 

@@ -1,4 +1,4 @@
-"""Limits on what a request may bring: the size and time of its body."""
+"""Limits on a request's body: its size and its time to arrive."""
 
 import asyncio
 
@@ -10,17 +10,17 @@ from trimtab_server.errors import BodyTooLarge, Busy, SlowRequest, response
 
 BODY_SECONDS = 30.0
 HELD_BYTES = 2**28
-"""What the bodies of all requests may take together."""
+"""Maximum size of the bodies of all open requests together."""
 
 
 class BodyLimit:
-    """ASGI middleware: reads a body whole before any route sees it, or answers 413, 408 or 429."""
+    """ASGI middleware: reads the whole body before the route, or answers 413, 408 or 429."""
 
     def __init__(self, app: ASGIApp, max_bytes: int, seconds: float = BODY_SECONDS) -> None:
         self.app = app
         self.max_bytes = max_bytes
         self.seconds = seconds
-        self.held = 0  # bytes of all bodies whose requests have not ended
+        self.held = 0  # bytes of the bodies of open requests
         self.most = max(HELD_BYTES, max_bytes)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -32,8 +32,8 @@ class BodyLimit:
         try:
             try:
                 whole = await self._read(scope, receive, body)
-            except TrimtabError as refused:
-                await response(refused)(scope, receive, send)
+            except TrimtabError as error:
+                await response(error)(scope, receive, send)
                 return
             size, content = len(body), bytes(body)
             body.clear()
@@ -43,11 +43,11 @@ class BodyLimit:
             self.held -= size or len(body)
 
     async def _read(self, scope: Scope, receive: Receive, body: bytearray) -> bool:
-        """Fill `body`; False if the client leaves meanwhile.
+        """Fill `body`; False if the client disconnects.
 
         Raises:
-            BodyTooLarge, SlowRequest: it is larger than may be, or does not arrive in time.
-            Busy: all bodies together take as much as they may.
+            BodyTooLarge, SlowRequest: it is too large, or does not arrive in time.
+            Busy: all bodies together reach their limit.
         """
         declared = dict(scope["headers"]).get(b"content-length", b"0")
         if not declared.isdigit() or int(declared[:20]) > self.max_bytes:
@@ -78,7 +78,7 @@ class BodyLimit:
 
 
 def replay(body: bytes, receive: Receive) -> Receive:
-    """A `receive` that gives `body` first and then what the client really does (disconnect)."""
+    """A `receive` that returns `body` first, then the client's further messages (disconnect)."""
     pending: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
 
     async def receive_again() -> Message:

@@ -1,11 +1,11 @@
-"""Scorers that are loaded and unloaded while serving.
+"""Hot loading: scorers are loaded and unloaded while the server runs.
 
-Of each load a new version is made, that no request knows yet:
+Each load makes a new version that no request uses yet:
 
-1. The engine checks and builds it in a thread; the steps continue.
-2. A readiness check goes through it. If anything is wrong, it is dropped, and nothing has changed.
-3. Its name means it from now on. What a request began with, it keeps to its end; then the version
-   that nobody uses any more is dropped.
+1. The engine checks and builds the version in a thread; decoding continues.
+2. A readiness check runs on it. If the check fails, the version is dropped and nothing changes.
+3. New requests use the version. A running request keeps the version that it began with; a replaced
+   version is dropped when no request uses it.
 """
 
 import asyncio
@@ -28,9 +28,9 @@ from trimtab_server.state import State
 
 POLL_SECONDS = 0.05
 LOAD_SECONDS = 300.0
-"""A checkpoint must be read by then. One that hangs (on a disk that is gone) is left to itself."""
-CANARY_SECONDS = 300.0
-"""A canary that comes while others are served may have to wait its turn."""
+"""Maximum time to read a checkpoint. A hanging read (lost disk) is abandoned."""
+CHECK_SECONDS = 300.0
+"""Maximum time of the readiness check, which may queue behind other requests."""
 
 Name = Field(pattern=rf"^{NAME.pattern}$")
 
@@ -65,10 +65,10 @@ class LoadRequest(BaseModel):
             raise invalid(error, cls.model_fields) from None
 
     def spec(self, root: Path) -> ScorerSpec:
-        """Where it is.
+        """The spec with full paths.
 
         Raises:
-            ScorerRefused: it is not there.
+            ScorerRefused: a directory does not exist.
         """
         for name in (self.path, self.reference):
             if name is not None and not (root / name).is_dir():
@@ -82,34 +82,36 @@ class LoadRequest(BaseModel):
 
 
 class Loading:
-    """Changes what a server serves, one change at a time."""
+    """Loads and unloads scorers, one change at a time."""
 
     def __init__(self, state: State, root: Path) -> None:
         self.state = state
         self.root = root
-        self.loading = asyncio.Lock()  # one at a time is read: two may not fit side by side
+        self.loading = asyncio.Lock()  # one load at a time: two may not fit into memory
         self.lock = asyncio.Lock()
         self.numbers = count(2)
         self.retiring: set[asyncio.Task[None]] = set()
 
-    async def load(self, asked: LoadRequest) -> Version:
-        """Serve a checkpoint under a name, in place of what had the name.
+    async def load(self, request: LoadRequest) -> Version:
+        """Serve a checkpoint under a name; it replaces a scorer of that name.
 
         Raises:
-            ScorerRefused, NoRoom: it does not load, or does not steer.
+            ScorerRefused, NoRoom: it does not load, or fails its readiness check.
             SlowLoad: it took too long.
-            ScorerInUse: a composite rests on what has the name.
+            ScorerInUse: a scorer of that name is a part of a composite.
         """
         async with self.loading:
-            self._check_parts(asked.name)
-            version = Version(asked.name, next(self.numbers), None)
+            self._check_parts(request.name)
+            version = Version(request.name, next(self.numbers), None)
             try:
-                kind = await self._load(version, asked)
-                version.family, version.reads = kind["family"], kind["reads"]
-                version.distributional = kind["distributional"]
-                wrong = await readiness.complaint(self.state, asked.name, version, CANARY_SECONDS)
-                if wrong is not None:
-                    raise ScorerRefused(f"scorer '{asked.name}' is not loaded: it {wrong}.")
+                description = await self._load(version, request)
+                version.family, version.reads = description["family"], description["reads"]
+                version.distributional = description["distributional"]
+                problem = await readiness.complaint(
+                    self.state, request.name, version, CHECK_SECONDS
+                )
+                if problem is not None:
+                    raise ScorerRefused(f"scorer '{request.name}' is not loaded: it {problem}.")
                 async with self.lock:
                     await self._serve(version)
             except BaseException:
@@ -120,19 +122,19 @@ class Loading:
 
     async def _serve(self, version: Version) -> None:
         await self.state.engine.serve(version.name, version.key)
-        before = self.state.scorers.get(version.name)
+        replaced = self.state.scorers.get(version.name)
         self.state.scorers[version.name] = version
         self.state.complaints[version.name] = None
         self.state.faults[version.name] = 0
-        if before is not None:
-            self._retire(before)
+        if replaced is not None:
+            self._retire(replaced)
 
     async def unload(self, name: str) -> None:
-        """Serve a scorer no more.
+        """Unload a scorer.
 
         Raises:
             UnknownScorer: it is not served.
-            ScorerInUse: requests that name none get it, or a composite rests on it.
+            ScorerInUse: it is a default scorer, or a part of a composite.
         """
         async with self.lock:
             if name not in self.state.scorers:
@@ -142,8 +144,8 @@ class Loading:
                 )
             if name in (self.state.default or ()):
                 raise ScorerInUse(
-                    f"scorer '{name}' is one that requests get which name none; start the server "
-                    "with other --default-scorer first."
+                    f"scorer '{name}' is a default scorer; restart the server without it before "
+                    "unloading it."
                 )
             self._check_parts(name)
             version = self.state.scorers.pop(name)
@@ -159,11 +161,11 @@ class Loading:
                     f"scorer '{name}' is a part of composite '{other.name}'; unload that first."
                 )
 
-    async def _load(self, version: Version, asked: LoadRequest) -> Mapping[str, Any]:
+    async def _load(self, version: Version, request: LoadRequest) -> Mapping[str, Any]:
         try:
             async with asyncio.timeout(LOAD_SECONDS):
-                # Even to look for a directory may take for ever, where its disk is gone.
-                spec = await asyncio.to_thread(asked.spec, self.root)
+                # On a lost disk, even looking for a directory may take forever.
+                spec = await asyncio.to_thread(request.spec, self.root)
                 return await self.state.engine.load(version.key, spec, self.root)
         except TimeoutError:
             raise SlowLoad(
@@ -172,13 +174,13 @@ class Loading:
             ) from None
 
     def _retire(self, version: Version) -> None:
-        """Drop a version when the last request that began with it has ended."""
+        """Drop a version once no request uses it."""
 
         async def wait() -> None:
-            await asyncio.sleep(POLL_SECONDS)  # for requests that have just found it
+            await asyncio.sleep(POLL_SECONDS)  # for requests that have just looked it up
             while version.users:
                 await asyncio.sleep(POLL_SECONDS)
-            with suppress(TrimtabError):  # a dead engine has dropped it
+            with suppress(TrimtabError):  # a dead engine has already lost it
                 await self.state.engine.drop(version.key)
 
         task = asyncio.create_task(wait())

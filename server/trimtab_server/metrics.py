@@ -1,6 +1,6 @@
 """Trimtab's metrics, in the same Prometheus registry as vLLM's own (`GET /metrics`).
 
-Never labelled by β, by request or by anything else that a client invents.
+No label comes from a client: not β, not the request.
 """
 
 from collections.abc import Mapping
@@ -10,13 +10,13 @@ from prometheus_client import Counter, Histogram
 
 REQUESTS = Counter("trimtab_guided_choices", "Guided choices that ended, by outcome", ["outcome"])
 FAULTS = Counter("trimtab_scorer_faults", "Choices in which a scorer failed", ["scorer"])
-OVERRUNS = Counter(
-    "trimtab_scorer_overruns", "Choices in which a scorer took longer than it may", ["scorer"]
-)
+OVERRUNS = Counter("trimtab_scorer_overruns", "Choices in which a scorer took too long", ["scorer"])
 STEPS = Counter("trimtab_steps", "Tokens generated under guidance")
-SCORED_STEPS = Counter("trimtab_scored_steps", "Tokens for which scorers were asked")
+SCORED_STEPS = Counter("trimtab_scored_steps", "Tokens for which scorers were called")
 SCORED_TOKENS = Counter("trimtab_scored_tokens", "Candidates that were scored")
-REFUSED = Counter("trimtab_refused_requests", "Requests refused unheard, by reason", ["reason"])
+REFUSED = Counter(
+    "trimtab_refused_requests", "Requests refused before the engine, by reason", ["reason"]
+)
 KL = Histogram(
     "trimtab_kl_nats",
     "KL divergence of a guided choice from the base model, in nats",
@@ -25,9 +25,9 @@ KL = Histogram(
 
 
 def observe(record: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
-    """Count one ended choice; its error, if it has one.
+    """Count one ended choice; return its error, if any.
 
-    Scorer names come from the operator's configuration, so their number is bounded.
+    Scorer names come from the operator, so their number is bounded.
     """
     if record is None:
         REQUESTS.labels("unrecorded").inc()

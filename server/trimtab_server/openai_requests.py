@@ -1,4 +1,4 @@
-"""The bodies of OpenAI's routes, for engines without an application of their own."""
+"""Bodies of OpenAI's routes, for engines without their own application."""
 
 import uuid
 from collections.abc import Mapping, Sequence
@@ -31,17 +31,17 @@ NEUTRAL: Mapping[str, Any] = {
     "best_of": 1,
     "suffix": "",
 }
-"""OpenAI's fields that only pass where they ask for nothing."""
+"""OpenAI's fields that are accepted only with their neutral value."""
 COMPLETION_TOKENS = 16
 CHAT_TOKENS = 1024
 
 
 @dataclass
 class Parsed:
-    """A request of an OpenAI route: one generation a prompt."""
+    """A request of an OpenAI route: one generation per prompt."""
 
     requests: list[GenerationRequest]
-    usage: bool = False  # of a stream: whether it ends with the token counts
+    usage: bool = False  # whether a stream ends with the token counts
 
 
 def completion(fields: Mapping[str, Any], state: State) -> Parsed:
@@ -100,7 +100,7 @@ def _parsed(fields: Mapping[str, Any], state: State, bodies: Sequence[GenerateRe
 
 
 def _present(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """Fields that say something, without those that only have a say elsewhere."""
+    """The fields to parse: without nulls, neutral, ignored and guidance fields."""
     for name, neutral in NEUTRAL.items():
         _refuse(name, fields.get(name) not in (None, neutral))
     _refuse("logprobs", fields.get("logprobs") == 0 and fields["logprobs"] is not False)
@@ -123,7 +123,7 @@ def _request(fields: Mapping[str, Any]) -> GenerateRequest:
 
 
 def _turn(message: Any) -> Any:
-    """A message with its text parts joined; images and the like are refused."""
+    """A message with its text parts joined. Other parts are refused."""
     if not isinstance(message, dict) or not isinstance(message.get("content"), list):
         return message
     parts = message["content"]
@@ -135,8 +135,8 @@ def _turn(message: Any) -> Any:
     return {**message, "content": "".join(texts)}
 
 
-def _refuse(name: str, asked: bool) -> None:
-    if asked:
+def _refuse(name: str, requested: bool) -> None:
+    if requested:
         raise InvalidRequest(
             f"{name} does not go with an upstream, which reveals only its most likely tokens; "
             "leave it out.",

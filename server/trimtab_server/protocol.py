@@ -1,4 +1,4 @@
-"""The body of POST /generate. Field names and meanings are vLLM's; guidance fields stand beside."""
+"""The body of POST /generate: vLLM's field names and meanings, plus the guidance fields."""
 
 from collections.abc import Mapping
 from dataclasses import fields
@@ -14,7 +14,7 @@ from trimtab_server.caps import MAX_CHOICES, MAX_LOGPROBS, MAX_STOP, MAX_STOP_ID
 from trimtab_server.errors import invalid
 
 MAX_TOKENS = 1_000_000
-SEARCHED = {
+ACCEPTED = {
     "max_tokens",
     "temperature",
     "top_p",
@@ -24,12 +24,12 @@ SEARCHED = {
     "stop_token_ids",
     "stream",
 }
-"""The sampling fields that a search takes."""
+"""The sampling fields that a search accepts."""
 TokenId = Annotated[int, Field(ge=0, lt=2**31)]
 
 
 class Message(BaseModel):
-    """One turn of a conversation, text alone."""
+    """One turn of a conversation, text only."""
 
     model_config = ConfigDict(strict=True, extra="forbid")
 
@@ -38,7 +38,7 @@ class Message(BaseModel):
 
 
 class GenerateRequest(BaseModel):
-    """What to continue, and how to sample; without the guidance fields."""
+    """Prompt and sampling fields, without the guidance fields."""
 
     model_config = ConfigDict(strict=True, extra="forbid")
 
@@ -52,7 +52,7 @@ class GenerateRequest(BaseModel):
     top_p: Number = Field(1.0, gt=0, le=1)
     top_k: int = Field(0, ge=-1, lt=2**31)
     min_p: Number = Field(0.0, ge=0, le=1)
-    seed: int | None = Field(None, ge=-1, lt=2**63, description="-1, as none: another each time")
+    seed: int | None = Field(None, ge=-1, lt=2**63, description="-1 or null: a new seed each time")
     n: int = Field(1, ge=1, le=MAX_CHOICES)
     stop: (
         Annotated[str, Field(min_length=1, max_length=1000)]
@@ -87,7 +87,7 @@ class GenerateRequest(BaseModel):
         return None if self.messages is None else [turn.model_dump() for turn in self.messages]
 
     def sampling(self) -> Sampling:
-        """How to sample."""
+        """The sampling fields."""
         names = {field.name for field in fields(Sampling)}
         return Sampling(**self.model_dump(include=names))
 
@@ -97,26 +97,26 @@ def parse(
 ) -> tuple[GenerateRequest, GuidanceParams, SearchParams | None]:
     """Split a body into the request, its guidance and its search, and check them.
 
-    Null means the default of a field of the request, as on the OpenAI routes.
+    In a request field, null means the default, as on the OpenAI routes.
 
     Raises:
-        InvalidRequest: a field that is not guidance's is unknown, missing or out of range.
-        InvalidGuidance: a guidance field is, or one of the search.
+        InvalidRequest: a request field is unknown, missing or out of range.
+        InvalidGuidance: the same for a field of guidance or search.
     """
     guidance = GuidanceParams.parse({k: v for k, v in fields.items() if k in FIELDS})
     search = SearchParams.parse(fields["search"]) if "search" in fields else None
     rest = {k: v for k, v in fields.items() if k not in (*FIELDS, "search") and v is not None}
     try:
-        asked = GenerateRequest.model_validate(rest)
+        request = GenerateRequest.model_validate(rest)
     except ValidationError as error:
         raise invalid(error, [*GenerateRequest.model_fields, *FIELDS, "search"]) from None
     if search is not None:
-        search.check(guidance, asked.temperature)
+        search.check(guidance, request.temperature)
         for name, field in GenerateRequest.model_fields.items():
-            ours = {"prompt", "prompt_token_ids", "messages", "model", *SEARCHED}
-            if name not in ours and getattr(asked, name) != field.default:
+            accepted = {"prompt", "prompt_token_ids", "messages", "model", *ACCEPTED}
+            if name not in accepted and getattr(request, name) != field.default:
                 raise InvalidRequest(
-                    f"{name} does not go with search, which takes {', '.join(sorted(SEARCHED))}.",
+                    f"{name} does not go with search, which takes {', '.join(sorted(ACCEPTED))}.",
                     param=name,
                 )
-    return asked, guidance, search
+    return request, guidance, search

@@ -1,11 +1,11 @@
-"""Readiness: before the server calls itself ready, each scorer must change the logits.
+"""Readiness: the server is ready once each scorer has changed the logits.
 
-A short request per scorer goes the whole way through the real engine. With k = 10 candidates and
-the tail cut, any working scorer moves the distribution (even a constant one, by the cut alone), so
-KL(π‖π0) > 0 and scored_steps > 0 show that guidance really works.
+For each scorer, one short request passes through the real engine. With k = 10 candidates and the
+tail cut, any working scorer changes the distribution (a constant one does so by the cut), so
+KL(π‖π0) > 0 and scored_steps > 0 show that guidance works.
 
-A scorer that has failed since is checked again when somebody asks for `/ready`: one strange prompt
-does not take the server out of service, a broken scorer does.
+GET /ready checks a scorer again if it has failed since its last check: one strange prompt does not
+take the server out of service, a broken scorer does.
 """
 
 import asyncio
@@ -25,17 +25,17 @@ from trimtab_server.state import State
 log = logging.getLogger(__name__)
 
 AGAIN_SECONDS = 10.0
-"""A scorer whose check failed is checked again after this time."""
+"""Minimum time before a failed check is repeated."""
 
 
 async def check_all(state: State) -> None:
     """Check every scorer once."""
-    new = {"faults": 0, "suspended": False}
-    await check(state, [{"name": name, **new} for name in state.scorers])
+    initial = {"faults": 0, "suspended": False}
+    await check(state, [{"name": name, **initial} for name in state.scorers])
 
 
 async def check(state: State, statuses: Iterable[Mapping[str, Any]]) -> None:
-    """Check scorers that have failed since they were last checked, or failed that check."""
+    """Check scorers that failed their last check, or have failed requests since."""
     for status in statuses:
         name, faults = status["name"], status["faults"]
         if status["suspended"] or not _due(state, name, faults):
@@ -50,24 +50,24 @@ async def check(state: State, statuses: Iterable[Mapping[str, Any]]) -> None:
 def _due(state: State, name: str, faults: int) -> bool:
     if state.faults.get(name) != faults:
         return True
-    well = state.complaint(name) is None and state.engine.problem() is None
-    return not well and time.monotonic() - state.checked.get(name, 0.0) >= AGAIN_SECONDS
+    healthy = state.complaint(name) is None and state.engine.problem() is None
+    return not healthy and time.monotonic() - state.checked.get(name, 0.0) >= AGAIN_SECONDS
 
 
 async def complaint(
     state: State, name: str, version: Version | None = None, seconds: float | None = None
 ) -> str | None:
-    """What a request to a scorer, or to a version of it, finds wrong; None if nothing."""
+    """Check a scorer, or a version of it, with one request: the problem, or None."""
     try:
         async with asyncio.timeout(state.engine.patience if seconds is None else seconds):
-            return await _ask(state, name, version)
+            return await _run_check(state, name, version)
     except TrimtabError as error:
         return f"failed its readiness check: {error.message}"
-    except Exception as error:  # whatever it is, the server is up but the scorer is not ready
+    except Exception as error:  # of any kind: the scorer is not ready
         return f"failed its readiness check ({type(error).__name__})"
 
 
-async def _ask(state: State, name: str, version: Version | None) -> str | None:
+async def _run_check(state: State, name: str, version: Version | None) -> str | None:
     request = replace(
         state.engine.greeting,
         id=f"readiness-{uuid.uuid4().hex}",

@@ -1,21 +1,21 @@
-"""A check that is made again now and then: one at a time, and nobody waits for it for long."""
+"""A repeated check: one at a time, with a bounded wait."""
 
 import asyncio
 from collections.abc import Callable, Coroutine
 from typing import Any
 
 SECONDS = 5.0
-"""How long who asks for it waits; it goes on without."""
+"""Maximum wait of a caller. The check continues after it."""
 
 
 class Again:
-    """The present check, if one is under way."""
+    """The running check, if any."""
 
     def __init__(self) -> None:
         self.task: asyncio.Task[None] | None = None
 
     async def done(self, check: Callable[[], Coroutine[Any, Any, None]]) -> bool:
-        """Begin `check` unless one is under way; whether it ends within SECONDS."""
+        """Start `check` unless one is running; True if it ends within SECONDS."""
         if self.task is None:
             self.task = asyncio.create_task(check())
         task = self.task

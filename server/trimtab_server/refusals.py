@@ -1,7 +1,8 @@
-"""What a client is told of an error, whoever made it: our shape, bounded, and nothing of its input.
+"""Error responses, ours and vLLM's: our shape, bounded, and without the client's input.
 
-Failures stands outermost: what nobody has caught becomes a 500, and a line in the log.
-Plain stands around vLLM: its errors, whole or as an event of a stream, in plain words (wording.py).
+Failures is the outermost layer: it logs an uncaught exception and answers 500.
+Plain wraps vLLM: it rewrites vLLM's errors, as answers or stream events, in known words only
+(wording.py).
 """
 
 import json
@@ -18,7 +19,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from trimtab.errors import InvalidRequest, TrimtabError
 from trimtab_server import shapes
 from trimtab_server.allowed import route_path
-from trimtab_server.errors import SHOWN, TOLD, handle, response
+from trimtab_server.errors import MAX_DETAILS, OWN_ERROR, handle, response
 from trimtab_server.wording import field, plain
 
 log = logging.getLogger(__name__)
@@ -31,15 +32,15 @@ TYPES = {
     429: "rate_limit_error",
     503: "service_unavailable_error",
 }
-"""Error types that are not a client's mistake (4xx) or ours (5xx) alone."""
-SPOKEN = {501, 503}
-"""What vLLM may give its reasons for, of all that is not a client's mistake."""
+"""Error types by status; all others are invalid_request_error (4xx) or internal_error (5xx)."""
+PASSED_ON = {501, 503}
+"""Server-side statuses (5xx) whose message from vLLM is passed on."""
 OURS = "/generate"
-"""The route whose streams hold our own errors."""
+"""The route whose streams contain our own errors."""
 
 
 class Failures:
-    """ASGI middleware: an exception that leaves the application becomes an answer."""
+    """ASGI middleware: turns an exception of the application into an answer."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -78,47 +79,47 @@ class Plain:
 
 
 async def handle_invalid(request: Request, error: Exception) -> JSONResponse:
-    """Exception handler for bodies that do not fit a route of vLLM's."""
+    """Exception handler for bodies that fail the validation of a vLLM route."""
     assert isinstance(error, RequestValidationError)
-    shown, names = [], []
-    for detail in error.errors()[:SHOWN]:
-        if not isinstance(detail, Mapping):  # vLLM's own, such as for a media type
-            shown.append(plain(str(detail)))
+    problems, names = [], []
+    for detail in error.errors()[:MAX_DETAILS]:
+        if not isinstance(detail, Mapping):  # one of vLLM's own, such as for a media type
+            problems.append(plain(str(detail)))
             continue
         place = detail.get("loc", ())[1:2]
         name = field(str(place[0])) if place else None
         names.append(name)
         message = plain(str(detail.get("msg", "")))
-        shown.append(f"{name}: {message}" if name else message)
-    problems = "; ".join(dict.fromkeys(shown)).rstrip(".")
-    refused = InvalidRequest(f"Invalid request: {problems}.", param=next(iter(names), None))
+        problems.append(f"{name}: {message}" if name else message)
+    text = "; ".join(dict.fromkeys(problems)).rstrip(".")
+    refused = InvalidRequest(f"Invalid request: {text}.", param=next(iter(names), None))
     return await handle(request, refused)
 
 
 class _Answer:
-    """One answer of vLLM's application on its way out."""
+    """One answer of vLLM's application, while it is sent."""
 
     def __init__(self, scope: Scope, send: Send) -> None:
         self.scope = scope
         self.path = route_path(scope)
         self.forward = send
-        self.start: Message | None = None  # of an error whose body is still coming
+        self.start: Message | None = None  # of an error whose body is incomplete
         self.body = b""
         self.streams = False
 
     async def send(self, message: Message) -> None:
-        """Pass a message on, or what it becomes."""
+        """Forward a message, rewritten if it is an error."""
         if message["type"] == "http.response.start":
             kind = dict(message["headers"]).get(b"content-type", b"")
             self.streams = kind.startswith(b"text/event-stream") and self.path != OURS
-            if message["status"] >= 400 and not self.scope.get(TOLD):
+            if message["status"] >= 400 and not self.scope.get(OWN_ERROR):
                 self.start = message
                 return
         elif self.start is not None:
             await self._whole(self.start, message)
             return
         elif self.streams and b'"error":' in message.get("body", b""):
-            # vLLM sends each event as one message; in a text, this would be escaped.
+            # vLLM sends each event as one message. Generated text contains this only escaped.
             events = message["body"].split(b"\n\n")
             message = {**message, "body": b"\n\n".join(self._event(event) for event in events)}
         await self.forward(message)
@@ -136,36 +137,36 @@ class _Answer:
         await self.forward({"type": "http.response.body", "body": content})
 
     def _refusal(self, status: int, error: Mapping[str, Any]) -> dict[str, Any]:
-        if status >= 500 and status not in SPOKEN:
-            shown = FAILED
+        if status >= 500 and status not in PASSED_ON:
+            text = FAILED
         else:
             message = plain(str(error.get("message") or error.get("detail") or ""))
-            shown = message or f"{HTTPStatus(status).phrase.lower()}."
+            text = message or f"{HTTPStatus(status).phrase.lower()}."
         param = error.get("param")
-        refusal = TrimtabError(shown, param=field(param) if isinstance(param, str) else None)
+        refusal = TrimtabError(text, param=field(param) if isinstance(param, str) else None)
         answer = shapes.body(self.path, refusal)
         kind = "invalid_request_error" if status < 500 else "internal_error"
         answer["error"]["type"] = TYPES.get(status, kind)
         return answer
 
     def _event(self, event: bytes) -> bytes:
-        head, found, data = event.partition(b"data: ")
+        head, separator, data = event.partition(b"data: ")
         try:
             fields = json.loads(data)
         except ValueError:
             return event
-        holder = fields.get("response") if isinstance(fields.get("response"), dict) else fields
-        error = holder.get("error")
+        owner = fields.get("response") if isinstance(fields.get("response"), dict) else fields
+        error = owner.get("error")
         if not isinstance(error, dict):
             return event
         code = error.get("code")
         status = code if isinstance(code, int) and code in list(HTTPStatus) else 500
-        holder["error"] = self._refusal(status, error)["error"]
-        return head + found + json.dumps(fields, ensure_ascii=False).encode()
+        owner["error"] = self._refusal(status, error)["error"]
+        return head + separator + json.dumps(fields, ensure_ascii=False).encode()
 
 
 def _read(body: bytes) -> Mapping[str, Any]:
-    """The error in the body of an answer, in whatever shape it has."""
+    """The error in the body of an answer, in any of vLLM's shapes."""
     try:
         answer = json.loads(body)
     except ValueError:

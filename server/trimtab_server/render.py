@@ -1,4 +1,4 @@
-"""Answers: the pieces of a request's choices, in the shapes of the routes, whole or streamed."""
+"""Answers: pieces of choices in the shape of each route, whole or streamed."""
 
 import asyncio
 import time
@@ -30,7 +30,7 @@ class GenerateRenderer:
     spent: dict[str, Any] = field(default_factory=dict)
 
     def head(self, stream: bool) -> dict[str, Any]:
-        """What an answer or an event begins with."""
+        """The first fields of an answer or an event."""
         return {"id": f"gen-{self.id}", "model": self.model}
 
     def count(self, piece: Piece) -> None:
@@ -42,7 +42,7 @@ class GenerateRenderer:
             self.spent = {"search": dict(piece.spent)}
 
     def choice(self, piece: Piece, stream: bool) -> dict[str, Any]:
-        """One choice, or what is new of it."""
+        """One choice, or its newest part."""
         fields: dict[str, Any] = {
             "index": piece.index,
             "text": piece.text,
@@ -61,7 +61,7 @@ class GenerateRenderer:
         return fields
 
     def usage(self) -> dict[str, Any]:
-        """Token counts so far; an upstream without a tokenizer counts a prompt as one."""
+        """Token counts so far. Without a tokenizer, an upstream's prompt counts as one token."""
         prompt = sum(self.prompt_tokens.values())
         return {
             "prompt_tokens": prompt,
@@ -117,17 +117,17 @@ class ChatRenderer(CompletionRenderer):
 async def answer(
     request: Request, pieces: AsyncGenerator[Piece, None], renderer: GenerateRenderer
 ) -> Response:
-    """The answer to a request. What fails before anything is sent has a status of its own."""
+    """The answer to a request. An error before the first piece keeps its own status."""
     if renderer.requests[0].stream:
-        first = await _unless_left(request, anext(pieces))
+        first = await _unless_disconnected(request, anext(pieces))
         return StreamingResponse(_events(first, pieces, renderer), media_type="text/event-stream")
-    choices = await _unless_left(request, _whole(pieces, renderer))
+    choices = await _unless_disconnected(request, _whole(pieces, renderer))
     body = [renderer.choice(piece, False) for piece in choices]
     return JSONResponse({**renderer.head(False), "choices": body, "usage": renderer.usage()})
 
 
 async def _whole(pieces: AsyncGenerator[Piece, None], renderer: GenerateRenderer) -> list[Piece]:
-    """Every choice in one piece, in order."""
+    """All choices in order, each as one piece."""
     choices: dict[int, Piece] = {}
     async with aclosing(pieces):
         async for piece in pieces:
@@ -162,20 +162,20 @@ async def _events(
     yield DONE
 
 
-async def _unless_left(request: Request, work: Awaitable[Any]) -> Any:
-    """The result of `work`, which is cancelled if the client leaves: nobody reads its answer."""
+async def _unless_disconnected(request: Request, work: Awaitable[Any]) -> Any:
+    """The result of `work`, which is cancelled if the client disconnects."""
 
-    async def left() -> None:
+    async def disconnected() -> None:
         while (await request.receive())["type"] != "http.disconnect":
             pass
 
-    working, leaving = asyncio.ensure_future(work), asyncio.create_task(left())
+    working, disconnecting = asyncio.ensure_future(work), asyncio.create_task(disconnected())
     try:
-        await asyncio.wait({working, leaving}, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait({working, disconnecting}, return_when=asyncio.FIRST_COMPLETED)
         if not working.done():
-            raise NotReady("the client has left.")  # nobody reads this
+            raise NotReady("the client has disconnected.")  # nobody reads this
         return working.result()
     finally:
-        leaving.cancel()
+        disconnecting.cancel()
         working.cancel()
-        await asyncio.gather(working, leaving, return_exceptions=True)
+        await asyncio.gather(working, disconnecting, return_exceptions=True)

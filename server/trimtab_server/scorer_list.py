@@ -1,18 +1,18 @@
-"""Scorers as requests and GET /v1/scorers know them."""
+"""The body of GET /v1/scorers."""
 
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-NOT_ASKED = "has not been asked yet"
+NOT_CHECKED = "has not been checked yet"
 SUSPENDED = "is suspended: it took too long several times within an hour"
 
 
 def listed(
-    found: Iterable[Mapping[str, Any]],
+    statuses: Iterable[Mapping[str, Any]],
     complaint: Callable[[str], str | None],
     default: Mapping[str, float],
 ) -> dict[str, Any]:
-    """The answer of GET /v1/scorers, of what the guide tells of each scorer."""
+    """The answer of GET /v1/scorers, from the scorers' statuses."""
     return {
         "object": "list",
         "data": [
@@ -23,6 +23,6 @@ def listed(
                 "healthy": complaint(status["name"]) is None and not status["suspended"],
                 "default_weight": default.get(status["name"], 0.0),
             }
-            for status in found
+            for status in statuses
         ],
     }

@@ -1,8 +1,8 @@
-"""How both applications are served, watched and ended: one uvicorn server.
+"""Serve an application with uvicorn, watch it and stop it.
 
-A signal begins the drain: new requests are refused, those in flight go on for at most so long,
-then they end with an error. So they do at once when the engine has died. A client that does not
-read its answer is cut. From the end of the drain the process has LAST_SECONDS.
+A signal starts the drain: new requests are refused; requests in flight continue until the drain
+timeout, then end with an error. If the engine dies, they end at once. A client that does not read
+its answer is disconnected. After the drain, the process ends within LAST_SECONDS.
 """
 
 import asyncio
@@ -23,26 +23,26 @@ from trimtab_server.shutdown import Signals, leave_within
 TICK = 0.1
 LAST_SECONDS = 2.0
 DEAD_SECONDS = 1.0
-"""How long routes may take to tell their clients themselves that the engine has died."""
+"""Time in which routes may report the dead engine to their clients themselves."""
 STALL_SECONDS = 30.0
-"""A client must read STALL_BYTES of what waits for it in this time."""
+"""A client must read STALL_BYTES of its pending data within this time."""
 DRAIN_STALL_SECONDS = 5.0
 """The same while the server drains."""
 STALL_BYTES = 64 * 2**10
 
 
 class Server(uvicorn.Server):
-    """uvicorn's, without signal handlers of its own."""
+    """uvicorn's server without its signal handlers."""
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """Leave the signals alone."""
+        """Install no signal handlers."""
         yield
 
 
 def configure(app: ASGIApp, **options: Any) -> uvicorn.Config:
-    """uvicorn's configuration for an application; options: its own."""
-    # Without a configuration of its own, its records go where ours do (trimtab.logs).
+    """uvicorn's configuration for an application; options: those of uvicorn.Config."""
+    # Without log_config, uvicorn logs through our configuration (trimtab.logs).
     options = {"h11_max_incomplete_event_size": HEAD_BYTES, "log_config": None, **options}
     config = uvicorn.Config(app, access_log=False, http=Protocol, **options)
     config.load()
@@ -57,18 +57,18 @@ async def serve(
     drain: float,
     died: Callable[[], bool] = lambda: False,
 ) -> bool:
-    """Serve until a signal comes or the engine has died; True if it was a signal.
+    """Serve until a signal arrives or the engine dies; True if it was a signal.
 
-    in_flight: as the application's Drain has it. drain: seconds for requests in flight after the
+    in_flight: that of the application's Drain. drain: seconds for requests in flight after the
     signal.
     """
     loop = asyncio.get_running_loop()
     server = Server(config)
-    asked = asyncio.Event()
+    signalled = asyncio.Event()
 
     def stop() -> None:
         in_flight.refuse(_STOPPING)
-        asked.set()
+        signalled.set()
 
     def stop_soon() -> None:
         loop.call_soon_threadsafe(stop)
@@ -83,17 +83,17 @@ async def serve(
             stalls.cut(stall)
             await asyncio.sleep(TICK)
 
-    await until(lambda: asked.is_set() or died(), math.inf, STALL_SECONDS)
+    await until(lambda: signalled.is_set() or died(), math.inf, STALL_SECONDS)
     if serving.done():
-        serving.result()  # it did not start, and has logged why
+        serving.result()  # raises if the server did not start
     if died():
         in_flight.refuse(_DIED)
         await until(lambda: not in_flight.requests, DEAD_SECONDS, DRAIN_STALL_SECONDS)
     else:
         await until(lambda: not in_flight.requests or died(), drain, DRAIN_STALL_SECONDS)
-    leave_within(LAST_SECONDS, 0 if asked.is_set() else 1)
-    await _close(server, serving, in_flight, _STOPPING if asked.is_set() else _DIED)
-    return asked.is_set()
+    leave_within(LAST_SECONDS, 0 if signalled.is_set() else 1)
+    await _close(server, serving, in_flight, _STOPPING if signalled.is_set() else _DIED)
+    return signalled.is_set()
 
 
 async def _close(
@@ -113,23 +113,23 @@ async def _close(
 
 
 class Stalls:
-    """Connections whose client does not read."""
+    """Disconnects clients that do not read."""
 
     def __init__(self, server: Server) -> None:
         self.server = server
-        self.known: dict[Any, tuple[float, int]] = {}  # since when how many bytes wait
+        self.known: dict[Any, tuple[float, int]] = {}  # time and pending bytes
 
     def cut(self, seconds: float) -> None:
-        """Cut those that have not read STALL_BYTES in so many seconds."""
-        now, before, self.known = asyncio.get_running_loop().time(), self.known, {}
+        """Abort connections that have not read STALL_BYTES within `seconds`."""
+        now, previous, self.known = asyncio.get_running_loop().time(), self.known, {}
         for connection in list(self.server.server_state.connections):
-            waiting = connection.transport.get_write_buffer_size()
-            if waiting == 0:
+            pending = connection.transport.get_write_buffer_size()
+            if pending == 0:
                 continue
-            since, size = before.get(connection, (now, waiting))
-            if waiting <= size - STALL_BYTES:
-                since, size = now, waiting
-            self.known[connection] = since, max(size, waiting)
+            since, size = previous.get(connection, (now, pending))
+            if pending <= size - STALL_BYTES:
+                since, size = now, pending
+            self.known[connection] = since, max(size, pending)
             if now - since > seconds:
                 connection.transport.abort()
 

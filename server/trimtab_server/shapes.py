@@ -1,4 +1,4 @@
-"""An error in the shape of the protocol that a route speaks: OpenAI's, or Anthropic's."""
+"""An error in the shape of a route's protocol: OpenAI's or Anthropic's."""
 
 from typing import Any
 
@@ -17,7 +17,7 @@ def body(path: str, error: TrimtabError) -> dict[str, Any]:
 
 
 def last_events(path: str, error: TrimtabError, sent: int) -> bytes:
-    """What ends a stream of the route at `path` after `sent` events: the error, and [DONE]."""
+    """The end of a stream of the route at `path` after `sent` events: the error and [DONE]."""
     if path.startswith(RESPONSES):
         fields = {
             "type": "error",

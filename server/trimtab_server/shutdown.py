@@ -1,4 +1,4 @@
-"""How the process ends: on a signal, by a deadline, and with nothing left behind."""
+"""End the process on a signal or by a deadline, with all its children."""
 
 import os
 import signal
@@ -17,11 +17,11 @@ STOPPING = (signal.SIGINT, signal.SIGTERM)
 
 
 class Signals:
-    """SIGINT and SIGTERM of this process, heeded by a thread of its own; to be used in a `with`.
+    """Handles SIGINT and SIGTERM of this process in its own thread. Use it in a `with`.
 
-    A signal ends the process and its children at once, with a line on stderr and status 128 + its
-    number, until `first` says what the next one does instead; those after it end it so again.
-    The thread does not wait for the main one, which may be in a long call of a library.
+    By default, a signal ends the process and its children at once, with a line on stderr and status
+    128 + signal number. `first` sets another action for the next signal only.
+    The thread does not wait for the main one, which may be in a long library call.
     """
 
     def __init__(self, farewell: str = "stopped.") -> None:
@@ -49,7 +49,7 @@ class Signals:
         self._theirs.close()
 
     def first(self, work: Callable[[], None]) -> None:
-        """Do `work`, in the thread of this class, at the next signal."""
+        """Call `work` in this class's thread at the next signal."""
         self._first = work
 
     def _wait(self) -> None:
@@ -69,27 +69,27 @@ def _nothing(*_: object) -> None:
     pass
 
 
-# A forked process would write its signals to the socket of this one.
+# Otherwise a forked process would write its signals to this process's socket.
 os.register_at_fork(after_in_child=lambda: signal.set_wakeup_fd(-1))
 
 
 @contextmanager
 def unsignalled() -> Iterator[None]:
-    """Processes that are started meanwhile do not see SIGINT and SIGTERM.
+    """Block SIGINT and SIGTERM in processes that are started in this context.
 
-    Ctrl-C at a terminal and a service manager send them to the engine too, which must outlive the
-    drain. vLLM ends it with SIGKILL as well.
+    Ctrl-C in a terminal and service managers signal the engine too, which must outlive the drain.
+    vLLM can still end it with SIGKILL.
     """
-    resource_tracker.ensure_running()  # else, when it is started, it unblocks them
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
+    resource_tracker.ensure_running()  # its later start would unblock the signals
+    previous = signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
     try:
         yield
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        signal.pthread_sigmask(signal.SIG_SETMASK, previous)
 
 
 def leave(status: int) -> NoReturn:
-    """End the process now, whatever its threads do, and its children with it."""
+    """End the process and its children now, whatever its threads do."""
     try:
         end_children()
     finally:
@@ -97,7 +97,7 @@ def leave(status: int) -> NoReturn:
 
 
 def leave_within(seconds: float, status: int) -> None:
-    """End the process as `leave` does, unless it has ended by itself by then."""
+    """End the process as `leave` does, unless it ends by itself within `seconds`."""
 
     def wait() -> None:
         sleep(seconds)
@@ -107,13 +107,13 @@ def leave_within(seconds: float, status: int) -> None:
 
 
 def end_children() -> None:
-    """Kill all processes below this one, except the tracker that cleans up their shared memory."""
+    """Kill all descendants, except the tracker that cleans up their shared memory."""
     known: set[psutil.Process] = set()
-    while found := set(psutil.Process().children(recursive=True)) - known:
-        for child in found:
+    while new := set(psutil.Process().children(recursive=True)) - known:
+        for child in new:
             with suppress(psutil.Error):
-                child.suspend()  # now it starts no other
-        known |= found
+                child.suspend()  # so that it starts no other
+        known |= new
     for child in known:
         with suppress(psutil.Error):
             if any("resource_tracker" in word for word in child.cmdline()):

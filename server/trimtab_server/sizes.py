@@ -1,9 +1,9 @@
-"""The sizes of a body's parts, checked before anything reads them at a cost of its own.
+"""Size limits on the parts of a body, checked before any costly processing.
 
-Everything behind this takes time with the length, and some of it (templates, validation errors, the
-patterns with which vLLM cleans its messages) more than linearly. So text is bounded by the model's
-context, names and keys by numbers that nobody needs to exceed, and lists by how many entries they
-have. One pass over the parsed body, which is handed on in the scope.
+The time of all later steps grows with the length, for some (templates, validation errors, the
+patterns with which vLLM cleans its messages) faster than linearly. So text is bounded by the
+model's context, names and keys by generous constants, and lists by their number of entries. One
+pass over the parsed body, which is passed on in the scope.
 """
 
 from collections.abc import Mapping
@@ -20,15 +20,15 @@ from trimtab_server.ids import check_ids
 from trimtab_server.limits import replay
 
 SHORT = 1000
-"""Characters of a text that is no prompt: a name, an id, a stop string."""
+"""Maximum characters of a short text: a name, an id, a stop string."""
 MAX_KEY = 256
 MAX_FIELDS = 256
 MAX_VALUES = 2**15
 MAX_ENTRIES = 2048
 ENTRIES = {"content": 256, "input": 1024, "tools": 512, "functions": 512}
-"""Entries of a list, where vLLM's validation tells much of each that does not fit."""
+"""Maximum entries of lists whose invalid entries cost vLLM's validation much."""
 VOCABULARY = 2**20
-"""Entries of a list of token ids that are no prompt."""
+"""Maximum entries of a list of token ids other than a prompt."""
 PATH = 1000
 
 PROMPTS = {"prompt", "prompt_token_ids", "messages", "input", "system", "instructions", "suffix"}
@@ -36,30 +36,30 @@ PROMPTS |= {"documents", "tokens", "token_ids"}
 SCHEMAS = {"tools", "functions", "response_format", "structured_outputs", "text", "chat_template"}
 SCHEMAS |= {"chat_template_kwargs", "output_config"}
 SCHEMA = 2**16
-"""Characters of a text in one of SCHEMAS."""
+"""Maximum characters of a text in one of SCHEMAS."""
 NAMES = {"role", "name", "id", "type", "model", "tool_call_id", "call_id", "status", "url"}
-"""Keys whose texts are short wherever they stand."""
+"""Keys whose texts are short in any field."""
 MEDIA = {"url", "data", "file_data", "image_url", "audio_url", "video_url", "prompt_embeds"}
-"""Keys whose texts are images and the like, where the model takes any."""
+"""Keys whose texts hold media, if the model accepts media."""
 KNOWN = PROMPTS | SCHEMAS | NAMES | {"user", "stop", "metadata", "cache_salt", "request_id"}
-"""Fields that an error names: ours to say, whatever the client has sent."""
+"""Fields that an error may name: they are not client input."""
 
 
 @dataclass(frozen=True)
 class Bounds:
-    """What the model's context leaves room for."""
+    """Size limits that follow from the model's context."""
 
     tokens: int
     text: int  # characters
     body: int  # bytes
-    media: bool = False  # whether a request may hold images, sounds or embeddings
+    media: bool = False  # whether a request may contain images, sounds or embeddings
 
     @staticmethod
     def of(tokens: int, longest: int, max_body_bytes: int, media: bool = False) -> "Bounds":
-        """For a context of `tokens`, where no token has more than `longest` characters.
+        """Bounds for a context of `tokens`, each of at most `longest` characters.
 
-        A prompt may consist of the longest tokens alone; beyond 2¹⁸ characters, at most 16 a token.
-        A body has room for MAX_PROMPTS full ones at 32 bytes a token, and 2¹⁸ bytes besides.
+        text = min(tokens · longest, max(2¹⁸, 16 · tokens)) characters. A body may contain
+        MAX_PROMPTS full prompts at 32 bytes per token, plus 2¹⁸ bytes.
         """
         text = min(tokens * longest, max(2**18, tokens * 16))
         body = max_body_bytes if media else min(max_body_bytes, 2**18 + MAX_PROMPTS * tokens * 32)
@@ -67,14 +67,14 @@ class Bounds:
 
 
 class Sizes:
-    """ASGI middleware: parses a JSON body strictly, checks its parts, and hands it on."""
+    """ASGI middleware: parses a JSON body strictly, checks its parts, and passes it on."""
 
     def __init__(self, app: ASGIApp, bounds: Bounds) -> None:
         self.app = app
         self.bounds = bounds
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one request, whose body comes as one message."""
+        """Serve one request. BodyLimit delivers its body as one message."""
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
@@ -100,11 +100,11 @@ def check(fields: Mapping[str, Any], bounds: Bounds) -> None:
     """Refuse a body with a part that is too large.
 
     Raises:
-        InvalidRequest: naming the field, and its limit.
+        InvalidRequest: naming the field and its limit.
     """
     if len(fields) > MAX_FIELDS:
         raise InvalidRequest(f"the body has more than {MAX_FIELDS} fields.")
-    if fields.get("truncate_prompt_tokens") is not None:  # then a prompt may be longer
+    if fields.get("truncate_prompt_tokens") is not None:  # a prompt may then be longer
         bounds = Bounds(4 * bounds.tokens, 4 * bounds.text, bounds.body, bounds.media)
     left = MAX_VALUES
     values: list[tuple[str, str, Any]] = [(key, key, value) for key, value in fields.items()]

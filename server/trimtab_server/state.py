@@ -1,4 +1,4 @@
-"""What our routes know of their server (`app.state.trimtab`), whatever its engine."""
+"""The state that our routes share (`app.state.trimtab`), for any engine."""
 
 import asyncio
 from collections.abc import AsyncGenerator, Mapping, Sequence
@@ -7,31 +7,31 @@ from dataclasses import dataclass, field, replace
 
 from trimtab.engine import Engine, GenerationRequest, Piece, ScorerStatus, Version
 from trimtab_server.recheck import Again
-from trimtab_server.scorer_list import NOT_ASKED
+from trimtab_server.scorer_list import NOT_CHECKED
 
 ANSWER_SECONDS = 5.0
-"""How long the engine may take to list its scorers before it counts as stalled."""
+"""Maximum time for the engine to list its scorers."""
 
 
 @dataclass
 class State:
-    """The engine, what it serves, and whether guidance has been seen to work."""
+    """The engine, its scorers, and the results of their readiness checks."""
 
     engine: Engine
     scorers: dict[str, Version]
     default: Mapping[str, float] | None
     complaints: dict[str, str | None] = field(default_factory=dict)
-    """What each scorer's last readiness check found wrong; None if nothing."""
+    """The problem that each scorer's last readiness check reported, or None."""
     faults: dict[str, int] = field(default_factory=dict)
-    """How often each scorer had failed when it was last checked."""
+    """Number of failures of each scorer at its last check."""
     checked: dict[str, float] = field(default_factory=dict)
-    """When each scorer was last checked (time.monotonic)."""
+    """Time of each scorer's last check (time.monotonic)."""
     again: Again = field(default_factory=Again)
-    """The check that somebody who asks for /ready waits for."""
+    """The repeated check that GET /ready waits for."""
 
     @property
     def model(self) -> str:
-        """The model's name, as clients know it."""
+        """The model's name for clients."""
         return self.engine.model
 
     @property
@@ -40,8 +40,8 @@ class State:
         return self.default or dict.fromkeys(self.scorers, 1.0)
 
     def complaint(self, name: str) -> str | None:
-        """What is wrong with a scorer; None if nothing."""
-        return self.complaints.get(name, NOT_ASKED)
+        """The problem of a scorer, or None."""
+        return self.complaints.get(name, NOT_CHECKED)
 
     async def statuses(self) -> list[ScorerStatus]:
         """The scorers that are served, with their versions.
@@ -56,19 +56,19 @@ class State:
         ]
 
     def versions(self, names: Mapping[str, float] | None) -> list[Version]:
-        """What the names of a request mean now."""
+        """The current versions of a request's scorers."""
         return [self.scorers[name] for name in names or ()]
 
     async def generate(self, requests: Sequence[GenerationRequest]) -> AsyncGenerator[Piece, None]:
-        """The choices of one or several prompts side by side; choice i of prompt p is p·n + i.
+        """The choices of all prompts, concurrently. Choice i of prompt p has the index p·n + i.
 
-        The versions of the requests' scorers are in use until it is closed.
+        The versions of the requests' scorers stay in use until the generator is closed.
         """
         used = [version for request in requests for version in request.versions]
         for version in used:
             version.users += 1
         try:
-            async with aclosing(_side_by_side(self.engine, requests)) as pieces:
+            async with aclosing(_concurrently(self.engine, requests)) as pieces:
                 async for piece in pieces:
                     yield piece
         finally:
@@ -76,7 +76,7 @@ class State:
                 version.users -= 1
 
 
-async def _side_by_side(
+async def _concurrently(
     engine: Engine, requests: Sequence[GenerationRequest]
 ) -> AsyncGenerator[Piece, None]:
     if len(requests) == 1:

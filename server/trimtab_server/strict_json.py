@@ -1,7 +1,7 @@
-"""Strict JSON: what a request's body, or an upstream's answer, may hold.
+"""Strict JSON, for request bodies and upstream answers.
 
-Python's reader takes time linear in the length, but is lenient; this one refuses what that lets
-through: NaN and Infinity, numbers beyond a float, duplicate keys, lone surrogates and deep nesting.
+Python's reader takes linear time but is lenient. This one also refuses NaN and Infinity, numbers
+beyond a float, duplicate keys, lone surrogates and deep nesting.
 """
 
 import json
@@ -17,14 +17,14 @@ from trimtab_server.errors import UnsupportedMediaType
 MAX_DEPTH = 64
 MAX_DIGITS = 300
 PARSED = "trimtab.parsed"
-"""Where a request's scope holds its body, once it is parsed (sizes.py)."""
+"""Scope entry of a request's parsed body (sizes.py)."""
 
 
 def check_declared(scope: Scope) -> None:
     """Refuse a body that is not declared as JSON.
 
     Raises:
-        UnsupportedMediaType: its content type is another one.
+        UnsupportedMediaType: the content type is not JSON.
     """
     kind = _declared(scope)
     if kind != "application/json" and not kind.endswith("+json"):
@@ -32,7 +32,7 @@ def check_declared(scope: Scope) -> None:
 
 
 def may_be_json(scope: Scope) -> bool:
-    """Whether a route may read the body as JSON: it is declared so, or not at all."""
+    """Whether a route may read the body as JSON: declared as JSON or undeclared."""
     kind = _declared(scope)
     return kind in ("", "application/json") or kind.endswith("+json")
 
@@ -43,13 +43,13 @@ def _declared(scope: Scope) -> str:
 
 
 async def fields(request: Request) -> dict[str, Any]:
-    """The request's body (a dependency of routes, so that it is read before the handler)."""
+    """The request's body. A dependency of routes: it is read before the handler runs."""
     check_declared(request.scope)
     return parsed(request.scope, await request.body())
 
 
 def parsed(scope: Scope, body: bytes) -> dict[str, Any]:
-    """The request's body, parsed already or now; the caller may change it.
+    """The request's body, parsed now if not before. The caller may change it.
 
     Raises:
         InvalidRequest: see loads.
@@ -62,7 +62,7 @@ def loads(body: bytes) -> dict[str, Any]:
     """Read a JSON object.
 
     Raises:
-        InvalidRequest: it is not one, or not strictly.
+        InvalidRequest: it is not strict JSON of that kind.
     """
     value = read(body)
     if not isinstance(value, dict):
@@ -74,7 +74,7 @@ def read(body: bytes) -> Any:
     """Read a JSON value.
 
     Raises:
-        InvalidRequest: it is not one, or not strictly.
+        InvalidRequest: it is not strict JSON of that kind.
     """
     try:
         value = json.loads(
@@ -86,7 +86,7 @@ def read(body: bytes) -> Any:
         )
         _check_depth(value)
         if b"\\u" in body:
-            # An escape may spell half of a surrogate pair, which is no text at all.
+            # An escape may be half of a surrogate pair, which is not text.
             json.dumps(value, ensure_ascii=False).encode("utf-8")
     except UnicodeError:
         raise InvalidRequest(

@@ -1,4 +1,4 @@
-"""A conversation as scorers read it: the same, whatever route it came by."""
+"""A conversation as scorers read it, in one form for all routes."""
 
 from typing import Any
 
@@ -8,26 +8,25 @@ from trimtab_server import strict_json
 Turn = dict[str, Any]
 
 
-def turns(messages: Any, goes_on: bool = False) -> list[Turn] | None:
-    """OpenAI's messages, each as a role and a text; None if they are not messages.
+def turns(messages: Any, continued: bool = False) -> list[Turn] | None:
+    """OpenAI's messages as turns of role and text; None if they are not messages.
 
-    goes_on: whether the answer continues the last of them.
+    continued: whether the answer continues the last message.
 
-    Parts of text are joined, and a developer is the system. An assistant's tool calls stay beside
-    its text, with their arguments as an object. Whatever is not text is left out, so that routes
-    refuse it first.
+    Parts of text are joined, and the developer role becomes system. An assistant's tool calls are
+    kept, with their arguments as an object. Everything else is left out; the routes refuse it.
     """
     if not isinstance(messages, list) or not messages:
         return None
     if not all(isinstance(m, dict) and isinstance(m.get("role"), str) for m in messages):
         return None
     *before, last = [_turn(message) for message in messages]
-    return [*before, {**last, "open": True} if goes_on else last]
+    return [*before, {**last, "open": True} if continued else last]
 
 
 def _turn(message: dict[str, Any]) -> Turn:
     role = message["role"]
-    # vLLM puts the parts of a tool's result on lines of their own, from Anthropic's route as well.
+    # vLLM joins the parts of a tool's result with newlines, also on Anthropic's route.
     text = _text(message.get("content"), "\n" if role == "tool" else "")
     turn: Turn = {"role": "system" if role == "developer" else role, "content": text}
     calls = message.get("tool_calls")
@@ -54,10 +53,10 @@ def _call(call: Any) -> dict[str, Any]:
     if isinstance(arguments, str):
         try:
             arguments = strict_json.loads(arguments.encode())
-        except InvalidRequest:  # vLLM takes what is no object for an empty one, too
+        except InvalidRequest:  # vLLM, too, reads anything else as an empty object
             arguments = {}
-    given = arguments if isinstance(arguments, dict) else {}
+    valid = arguments if isinstance(arguments, dict) else {}
     return {
         "type": "function",
-        "function": {"name": str(function.get("name", "")), "arguments": given},
+        "function": {"name": str(function.get("name", "")), "arguments": valid},
     }

@@ -1,1 +1,1 @@
-"""HTTP routes of ours, over any engine."""
+"""Our HTTP routes, over any engine."""

@@ -1,4 +1,4 @@
-"""GET /health, /metrics and /v1/models, for engines without an application of their own."""
+"""GET /health, /metrics and /v1/models, for engines without their own application."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""/v1/completions and /v1/chat/completions, for engines without an application of their own."""
+"""/v1/completions and /v1/chat/completions, for engines without their own application."""
 
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any
@@ -23,7 +23,7 @@ async def completions(fields: Body, request: Request) -> Response:
 
 @router.post("/v1/chat/completions")
 async def chat(fields: Body, request: Request) -> Response:
-    """The same for a conversation."""
+    """Continue a conversation, in OpenAI's shape."""
     return await _answer(request, fields, openai_requests.chat, ChatRenderer)
 
 

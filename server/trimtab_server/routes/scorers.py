@@ -1,6 +1,6 @@
-"""POST /v1/scorers and DELETE /v1/scorers/{name}: what is served, changed while serving.
+"""POST /v1/scorers and DELETE /v1/scorers/{name}: hot loading.
 
-The middleware lets the admin key alone come here (allowed.py).
+The middleware requires the admin key (allowed.py).
 """
 
 from typing import Annotated, Any
@@ -13,17 +13,21 @@ from trimtab_server.loading import Loading, LoadRequest
 
 
 async def loading(request: Request) -> Loading:
-    """What loads."""
-    found: Loading | None = request.app.state.trimtab_loading
-    if found is None:
+    """The server's Loading.
+
+    Raises:
+        Forbidden: hot loading is off.
+    """
+    loader: Loading | None = request.app.state.trimtab_loading
+    if loader is None:
         raise Forbidden(
             "this server does not load scorers while it serves; start it with --admin-key and "
             "--scorer-dir."
         )
-    return found
+    return loader
 
 
-router = APIRouter(dependencies=[Depends(loading)])  # before a body is looked at
+router = APIRouter(dependencies=[Depends(loading)])  # runs before the body is parsed
 
 
 @router.post("/v1/scorers")
@@ -31,7 +35,7 @@ async def load(
     fields: Annotated[dict[str, Any], Depends(strict_json.fields)],
     loads: Annotated[Loading, Depends(loading)],
 ) -> dict[str, Any]:
-    """Load a checkpoint of the server's directory, in place of what had its name."""
+    """Load a checkpoint of the server's scorer_dir; it replaces a scorer of that name."""
     version = await loads.load(LoadRequest.parse(fields))
     return {
         "id": version.name,
@@ -44,6 +48,6 @@ async def load(
 
 @router.delete("/v1/scorers/{name}")
 async def unload(name: str, loads: Annotated[Loading, Depends(loading)]) -> dict[str, Any]:
-    """Serve a scorer no more; requests that began with it keep it."""
+    """Unload a scorer; running requests keep it."""
     await loads.unload(name)
     return {"id": name, "object": "scorer", "deleted": True}

@@ -21,18 +21,18 @@ async def scorers(request: Request) -> dict[str, Any]:
 
 @router.get("/ready")
 async def ready(request: Request) -> dict[str, str]:
-    """200 once every scorer has been seen to change logits, and while engine and scorers do."""
+    """200 if every scorer has passed its readiness check and the engine works."""
     state: State = request.app.state.trimtab
     try:
         statuses = await state.statuses()
     except NotReady as error:
         raise NotReady(f"not ready: {error}") from None
-    begun = state.complaints.keys() >= set(state.scorers)  # the first check has ended
-    if begun and not await state.again.done(lambda: readiness.check(state, statuses)):
+    checked = state.complaints.keys() >= set(state.scorers)  # the first check has ended
+    if checked and not await state.again.done(lambda: readiness.check(state, statuses)):
         raise NotReady("not ready: scorers that have failed are being checked again.")
-    wrong = {name: state.complaint(name) for name in state.scorers}
-    wrong |= {one["name"]: SUSPENDED for one in statuses if one["suspended"]}
-    reasons = [f"scorer '{name}' {what}" for name, what in wrong.items() if what is not None]
+    problems = {name: state.complaint(name) for name in state.scorers}
+    problems |= {one["name"]: SUSPENDED for one in statuses if one["suspended"]}
+    reasons = [f"scorer '{name}' {what}" for name, what in problems.items() if what is not None]
     if not reasons and (problem := state.engine.problem()) is not None:
         reasons = [problem]
     if reasons:

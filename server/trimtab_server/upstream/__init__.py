@@ -1,1 +1,1 @@
-"""Black-box base: a model behind an OpenAI-compatible endpoint, steered token by token."""
+"""A black-box base: a model behind an OpenAI-compatible endpoint, steered token by token."""

@@ -1,4 +1,4 @@
-"""The application of `trimtab serve --upstream`: our own routes over an upstream, without vLLM."""
+"""The application of `trimtab serve --upstream`: our routes over an upstream, without vLLM."""
 
 import socket
 
@@ -23,13 +23,13 @@ from trimtab_server.upstream.naming import Naming
 from trimtab_server.upstream.texts import ByText
 
 UNBOUNDED = 2**20
-"""Tokens of a prefix that nobody counts; a scorer's own window is what bounds it."""
+"""Maximum tokens of a prefix without a tokenizer; the scorer's own window applies."""
 UNCOUNTED = 2**17
-"""Tokens that a prompt may have where nobody can count them, nor says how many there may be."""
+"""Maximum tokens of a prompt without a tokenizer and without --upstream-length."""
 
 
 def build(settings: Settings, transport: httpx.AsyncBaseTransport | None = None) -> FastAPI:
-    """The application; `transport` stands for the upstream in tests.
+    """The application; `transport` replaces the upstream in tests.
 
     Raises:
         StartError, ScorerLoadError: the tokenizer or a scorer cannot be loaded, or cannot serve.

@@ -1,10 +1,9 @@
-"""Calls to the upstream: one connection pool, a bound on calls at once, bounded retries.
+"""Calls to the upstream: one connection pool, bounded concurrency, bounded retries.
 
-A call is tried again after 408, 409, 425, 429, any 5xx, a fault of the connection, a timeout, and
-an answer that cannot be used; not after another 4xx, which would only be refused again. No message
-holds what the upstream said, nor its key.
+A call is retried after 408, 409, 425, 429, any 5xx, a connection fault, a timeout and an unusable
+answer; other 4xx are final. No message contains the upstream's text or key.
 
-An answer is read up to a number of bytes, unpacked ones too, and within the time of its call.
+The size of an answer, compressed and decompressed, and the time of its call are bounded.
 """
 
 import asyncio
@@ -29,28 +28,29 @@ AGAIN = frozenset({408, 409, 425, 429})
 FIRST_WAIT = 0.25
 LONGEST_WAIT = 30.0
 ANSWER_BYTES = 2**20
-"""What an answer may have beside its alternatives."""
+"""Maximum bytes of an answer without its alternatives."""
 ALTERNATIVE_BYTES = 2**10
+"""Maximum bytes of one alternative."""
 GZIP = zlib.MAX_WBITS + 16
 T = TypeVar("T")
 
 
 class Unusable(Exception):
-    """An answer of the upstream that cannot be used; it may do better when asked again."""
+    """An unusable answer of the upstream; the call is retried."""
 
 
 class _Retry(Exception):
-    """A call failed such that it is worth another try."""
+    """A failed call; see `outcome` for whether it is retried."""
 
     def __init__(self, error: TrimtabError, outcome: str, wait: float = 0.0) -> None:
         super().__init__(outcome)
         self.error = error
         self.outcome = outcome
-        self.wait = wait  # seconds that the upstream asks for
+        self.wait = wait  # seconds, from Retry-After
 
 
 class Client:
-    """The upstream, as far as one POST goes."""
+    """Sends POST requests to the upstream."""
 
     def __init__(self, settings: Settings, transport: httpx.AsyncBaseTransport | None = None):
         key = settings.upstream_key
@@ -61,28 +61,28 @@ class Client:
         self.http = httpx.AsyncClient(
             base_url=str(settings.upstream).rstrip("/") + "/",
             headers=headers,
-            timeout=None,  # one bound on the whole call, below
+            timeout=None,  # the whole call is bounded in _post
             limits=httpx.Limits(max_connections=most, max_keepalive_connections=most),
             transport=transport,
         )
-        self.alternatives = (settings.upstream_top + 1) * ALTERNATIVE_BYTES  # bytes of a token
+        self.alternatives = (settings.upstream_top + 1) * ALTERNATIVE_BYTES  # bytes per token
         self.slots = asyncio.Semaphore(most)
         self.seconds = settings.upstream_timeout
         self.tries = settings.upstream_retries + 1
         self.failing = False
-        """Whether the last call failed for good."""
+        """Whether the last call failed after all retries."""
 
     async def ask(self, path: str, body: Mapping[str, Any], read: Callable[[Any], T]) -> T:
-        """POST a body, and what `read` makes of the answer.
+        """POST a body, and return the answer as parsed by `read`.
 
         Raises:
             UpstreamTimeout: the last try took too long.
-            UpstreamFailed: it was refused, or nothing usable came back.
+            UpstreamFailed: it was refused, or its answer is unusable.
         """
         for left in reversed(range(self.tries)):
             try:
                 async with self.slots:
-                    found = read(await self._post(path, body))
+                    result = read(await self._post(path, body))
             except Unusable as error:
                 message = f"the upstream's answer cannot be used: {error}."
                 failure = _Retry(UpstreamFailed(message), "unusable")
@@ -91,11 +91,11 @@ class Client:
             else:
                 CALLS.labels("ok").inc()
                 self.failing = False
-                return found
+                return result
             CALLS.labels(failure.outcome).inc()
             if not left or failure.outcome == "refused":
                 break
-            log.info("the upstream failed (%s); trying again", failure.outcome)
+            log.info("the upstream failed (%s); retrying", failure.outcome)
             doubled = FIRST_WAIT * 2.0 ** (self.tries - 1 - left) * random.uniform(0.5, 1.0)
             await asyncio.sleep(min(max(doubled, failure.wait), LONGEST_WAIT))
         self.failing = True
@@ -131,23 +131,23 @@ def _check_status(answer: httpx.Response) -> None:
     status = answer.status_code
     if status != 200:
         error = UpstreamFailed(f"the upstream answered with HTTP status {status}.")
-        again = status in AGAIN or status >= 500
-        outcome = "limited" if status == 429 else "failed" if again else "refused"
-        raise _Retry(error, outcome, _asked_wait(answer.headers))
+        retry = status in AGAIN or status >= 500
+        outcome = "limited" if status == 429 else "failed" if retry else "refused"
+        raise _Retry(error, outcome, _retry_after(answer.headers))
 
 
 async def _content(answer: httpx.Response, most: int) -> bytes:
-    """The answer's bytes, unpacked; httpx would unpack however much there is."""
+    """The answer's decompressed bytes; httpx would decompress without a limit."""
     assert isinstance(answer.stream, AsyncIterable)
     content = bytearray()
     async for chunk in answer.stream:
         content += chunk
         if len(content) > most:
             raise Unusable(f"it has more than {most} bytes")
-    packed = answer.headers.get("content-encoding", "identity").strip().lower()
-    if packed == "identity":
+    encoding = answer.headers.get("content-encoding", "identity").strip().lower()
+    if encoding == "identity":
         return bytes(content)
-    if packed != "gzip":
+    if encoding != "gzip":
         raise Unusable("it is packed in a way that was not accepted")
     try:
         whole = zlib.decompressobj(GZIP).decompress(content, most + 1)
@@ -158,7 +158,7 @@ async def _content(answer: httpx.Response, most: int) -> bytes:
     return whole
 
 
-def _asked_wait(headers: Mapping[str, str]) -> float:
-    """Seconds of `Retry-After`; a date there is too rare to read."""
+def _retry_after(headers: Mapping[str, str]) -> float:
+    """Seconds of `Retry-After`; dates are ignored."""
     digits = headers.get("retry-after", "").strip()
     return float(digits) if digits.isdecimal() and len(digits) < 10 else 0.0

@@ -1,8 +1,8 @@
-"""The decode loop: what is revealed is guided, a token is drawn, and the longer text is asked on.
+"""The decode loop over an upstream: guide the revealed tokens, sample one, send the longer prefix.
 
     upstream → alternatives of the next token → candidates, scores, fusion → a token → upstream …
 
-Everything that touches the scorers runs in one thread of its own, so the event loop never waits.
+All calls to the scorers run in one separate thread, so the event loop never waits for them.
 """
 
 import asyncio
@@ -35,7 +35,7 @@ from trimtab_server.upstream.sampling import TokenSampler, spread
 
 GREETING = "Hello"
 CHARACTER = 4
-"""Tokens that one character may take: it has at most as many bytes."""
+"""Maximum tokens of one character: its maximum number of UTF-8 bytes."""
 T = TypeVar("T")
 
 
@@ -53,20 +53,20 @@ NEEDS_IDS = ("stop_token_ids", "ignore_eos")
 
 @dataclass
 class Choice:
-    """One answer on its way."""
+    """One answer in progress."""
 
     prompt: UpstreamPrompt
-    asked: Sampling
+    sampling: Sampling
     params: GuidanceParams | None
     row: Row
     sampler: TokenSampler
     shown: Shown
     output: list[int] = field(default_factory=list)
-    unrevealed: list[float] = field(default_factory=list)  # probability, by step
+    unrevealed: list[float] = field(default_factory=list)  # probability mass, by step
 
 
 class UpstreamEngine:
-    """Scorers, an upstream, and how its tokens are named. See trimtab.engine.Engine."""
+    """Scorers over an upstream; `naming` identifies its tokens. See trimtab.engine.Engine."""
 
     def __init__(self, guide: Guide, naming: Naming, client: Client, settings: Settings) -> None:
         self.guide, self.naming, self.client = guide, naming, client
@@ -85,11 +85,11 @@ class UpstreamEngine:
         Raises:
             UpstreamFailed, UpstreamTimeout: see Client.ask; or the deadline has passed.
             ScorerFault: a scorer failed, and `on_error` is `fail`.
-            InvalidRequest: the upstream cannot do what is asked, or a scorer's chat template
+            InvalidRequest: the upstream does not support a field, or a scorer's chat template
                 refuses the conversation.
         """
         self._check(request)
-        # In a thread: templates and tokenizers take time with a prompt's length.
+        # In a thread: the time of templates and tokenizers grows with the prompt.
         prompt = await asyncio.to_thread(
             self.naming.prompt, request.text, request.token_ids, request.turns
         )
@@ -126,7 +126,7 @@ class UpstreamEngine:
             self._later(self.naming.release, prompt)
 
     def _check(self, request: GenerationRequest) -> None:
-        """Refuse what an upstream cannot do."""
+        """Refuse fields that an upstream does not support."""
         if request.search is not None:
             raise InvalidRequest(
                 "an upstream cannot be searched; leave search out.", param="search"
@@ -148,7 +148,7 @@ class UpstreamEngine:
                 )
 
     def _check_conversation(self, prompt: UpstreamPrompt, params: GuidanceParams) -> None:
-        """Let the scorers' chat templates render the conversation before anything is asked."""
+        """Check that the scorers' chat templates accept the conversation."""
         conversation = turns(prompt.turns)
         for name in params.scorers or () if conversation else ():
             reason = self.guide.registry.scorers[name].refusal(conversation or [])
@@ -167,7 +167,7 @@ class UpstreamEngine:
         return "the upstream fails" if self.client.failing else None
 
     async def load(self, version: str, spec: ScorerSpec, root: Path) -> Mapping[str, Any]:
-        """Not supported: the scorers of an upstream are those that it started with."""
+        """Not supported: an upstream server keeps the scorers that it started with."""
         raise ScorerRefused("a server over an upstream does not load scorers while it serves.")
 
     async def serve(self, name: str, version: str | None) -> None:
@@ -179,7 +179,7 @@ class UpstreamEngine:
         await self._guided(self.guide.registry.versions.pop, version, None)
 
     async def close(self) -> None:
-        """Let go of the upstream and of the thread."""
+        """Close the upstream's connections and the thread."""
         self.thread.shutdown(cancel_futures=True)
         await self.client.close()
 
@@ -189,7 +189,7 @@ class UpstreamEngine:
         prompt: UpstreamPrompt,
         request: GenerationRequest,
     ) -> AsyncGenerator[Piece, None]:
-        asked, params = request.sampling, request.guidance
+        sampling, params = request.sampling, request.guidance
         key = uuid.uuid4().hex
         row = Row(
             params or GuidanceParams(beta=0.0),
@@ -198,8 +198,8 @@ class UpstreamEngine:
             context=PromptContext(turns=turns(prompt.turns)),
             prefix=np.array(prompt.ids, dtype=np.int64),
         )
-        stops = [asked.stop] if isinstance(asked.stop, str) else list(asked.stop or ())
-        choice = Choice(prompt, asked, params, row, TokenSampler(asked, index), Shown(stops))
+        stops = [sampling.stop] if isinstance(sampling.stop, str) else list(sampling.stop or ())
+        choice = Choice(prompt, sampling, params, row, TokenSampler(sampling, index), Shown(stops))
         follow = False
         try:
             await self._guided(self.guide.records.keep, row)
@@ -229,20 +229,20 @@ class UpstreamEngine:
     async def _token(
         self, choice: Choice, position: Position, on: bool, follow: bool
     ) -> int | None:
-        """The next token of a choice, which now has it.
+        """Sample the next token of a choice and append it to the output.
 
-        Where half a character is drawn, the upstream must be followed through it: None asks for
-        that. It has been where `follow`; then its own half is taken if what comes after is known
-        (`on`), else another token is drawn.
+        A token that is part of a character can only be followed by the upstream's own tokens. If
+        such a token is sampled, None requests a call with `follow`. After that call, the upstream's
+        own part is taken if the next position is known (`on`); otherwise, another token is sampled.
         """
-        seen = self._sendable(choice, position, halves=True)
+        seen = self._sendable(choice, position, parts=True)
         token = position.token if follow else await self._decide(choice, seen)
-        if follow or self._half(choice, token):
+        if follow or self._is_part(choice, token):
             if not follow and not on:
                 return None
             token = position.token
-            if not (on and self._half(choice, token)):
-                seen = self._sendable(choice, position, halves=False)
+            if not (on and self._is_part(choice, token)):
+                seen = self._sendable(choice, position, parts=False)
                 token = await self._decide(choice, seen)
         choice.output.append(token)
         choice.unrevealed.append(seen.unrevealed)
@@ -251,13 +251,13 @@ class UpstreamEngine:
     async def _ask(self, choice: Choice, follow: bool) -> list[Position]:
         """The next positions; none if the upstream has ended the answer.
 
-        follow: whether enough of the upstream's own tokens are wanted to make a character. Half of
-        one cannot be sent, so the text before it is, and the upstream must say it again.
+        follow: request enough of the upstream's own tokens to complete a character. Part of a
+        character cannot be sent: the text before it is sent, and the upstream must repeat the part.
         """
         output, tail = choice.output, self.naming.tail(choice.output)
         greedy = follow or tail > 0 or choice.sampler.greedy
         wanted = self.block if choice.sampler.greedy else 1
-        wanted = min(wanted, choice.asked.max_tokens - len(output))
+        wanted = min(wanted, choice.sampling.max_tokens - len(output))
         if follow or tail:
             wanted = max(wanted, tail + CHARACTER)
         sent = output[: len(output) - tail]
@@ -265,15 +265,15 @@ class UpstreamEngine:
         answer = await self.client.ask(self.naming.path, body, self.naming.read)
         before, after = answer.positions[:tail], answer.positions[tail:]
         if tail and ([p.token for p in before] != output[-tail:] or not after):
-            raise UpstreamFailed("the upstream did not go on from half a character as it did.")
+            raise UpstreamFailed("the upstream did not repeat its part of a character.")
         return after
 
-    def _half(self, choice: Choice, token: int) -> bool:
+    def _is_part(self, choice: Choice, token: int) -> bool:
         return token != NONE and self.naming.fit(choice.output, token) is Fit.PART
 
-    def _sendable(self, choice: Choice, position: Position, *, halves: bool) -> Position:
-        """Without tokens that make no text; with half characters, or without."""
-        fits = {Fit.WHOLE, Fit.PART} if halves else {Fit.WHOLE}
+    def _sendable(self, choice: Choice, position: Position, *, parts: bool) -> Position:
+        """Only the tokens that complete characters, and with `parts`, those that begin one."""
+        fits = {Fit.WHOLE, Fit.PART} if parts else {Fit.WHOLE}
         revealed = position.logprobs.items()
         kept = {v: logprob for v, logprob in revealed if self.naming.fit(choice.output, v) in fits}
         if not kept:
@@ -281,11 +281,11 @@ class UpstreamEngine:
         return Position(position.token, kept)
 
     async def _decide(self, choice: Choice, position: Position) -> int:
-        """One step of guidance, and the token that is drawn from it."""
+        """One step of guidance: the sampled token."""
         row, revealed = choice.row, len(position.logprobs)
         row.prefix = np.array([*choice.prompt.ids, *choice.output], dtype=np.int64)
         if choice.params is not None:
-            # What was not revealed can be no candidate.
+            # Only revealed tokens can be candidates.
             fewer = {"k": min(choice.params.k, revealed)}
             row.params = choice.params.model_copy(update=fewer)
         logits = spread(position, self.naming.columns, self.naming.closed)
@@ -296,24 +296,24 @@ class UpstreamEngine:
         return choice.sampler.draw(tokens, logits[0, tokens])
 
     def _finish(self, choice: Choice, token: int) -> str | None:
-        asked, length = choice.asked, len(choice.output)
-        if token in self.naming.ends and not asked.ignore_eos:
+        sampling, length = choice.sampling, len(choice.output)
+        if token in self.naming.ends and not sampling.ignore_eos:
             return "stop"
-        if token in (asked.stop_token_ids or ()):
+        if token in (sampling.stop_token_ids or ()):
             return "stop"
         whole = len(choice.prompt.ids) + length >= self.naming.length
-        return "length" if length >= asked.max_tokens or whole else None
+        return "length" if length >= sampling.max_tokens or whole else None
 
     def _grow(self, choice: Choice, finish: str | None) -> str:
-        """What is new to show; the token that ends an answer is not."""
+        """The new text to send, without the end token."""
         ended = finish == "stop" and len(choice.output) > 0 and self._ends(choice)
         output = choice.output[:-1] if ended else choice.output
         return choice.shown.grow(self.naming.text(choice.prompt, output), finish is not None)
 
     def _ends(self, choice: Choice) -> bool:
         last = choice.output[-1]
-        eos = last in self.naming.ends and not choice.asked.ignore_eos
-        return eos or last in (choice.asked.stop_token_ids or ())
+        eos = last in self.naming.ends and not choice.sampling.ignore_eos
+        return eos or last in (choice.sampling.stop_token_ids or ())
 
     async def _end(self, choice: Choice) -> Record | None:
         """The record of a choice that has ended.
@@ -323,8 +323,8 @@ class UpstreamEngine:
         """
         if choice.params is None:
             return None
-        asked = str(choice.row.record_key), choice.prompt.ids, [choice.output], True
-        [record] = await self._guided(self.guide.records.report, *asked)
+        arguments = str(choice.row.record_key), choice.prompt.ids, [choice.output], True
+        [record] = await self._guided(self.guide.records.report, *arguments)
         error = metrics.observe(record)
         if record is None:
             return None
@@ -338,10 +338,10 @@ class UpstreamEngine:
                 step["texts"] = [self.naming.decode([token]) for token in step["candidates"]]
         return record
 
-    async def _guided(self, work: Callable[..., T], *given: Any) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self.thread, work, *given)
+    async def _guided(self, work: Callable[..., T], *arguments: Any) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self.thread, work, *arguments)
 
-    def _later(self, work: Callable[..., Any], *given: Any) -> None:
-        """After the thread's present work, which may still read what is to be forgotten."""
-        with suppress(RuntimeError):  # the server is going down
-            self.thread.submit(work, *given)
+    def _later(self, work: Callable[..., Any], *arguments: Any) -> None:
+        """Call `work` after the thread's current work, which may still use the data."""
+        with suppress(RuntimeError):  # the server is stopping
+            self.thread.submit(work, *arguments)

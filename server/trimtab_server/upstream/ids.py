@@ -1,7 +1,7 @@
-"""Tokens by id: the tokenizer is here too, and the upstream names tokens as vLLM can.
+"""Tokens by id, with a local tokenizer and an upstream that names tokens as vLLM can.
 
-The prompt goes as a list of ids, and with `return_tokens_as_token_ids` a token is named
-`token_id:N`. Any scorer may serve, and nothing is lost on the way.
+The prompt is sent as a list of ids, and with `return_tokens_as_token_ids` a token is named
+`token_id:N`. All scorers work, and no text is re-tokenized.
 """
 
 from collections.abc import Sequence
@@ -23,10 +23,10 @@ from trimtab_server.upstream.naming import (
 )
 
 LENGTH = 4096
-"""Most tokens of prompt and answer, where nothing tells."""
+"""Maximum tokens of prompt and answer if no configuration states it."""
 PREFIX = "token_id:"
 AHEAD = 6
-"""Tokens of the prompt that are decoded with the answer: some join only behind others."""
+"""Prompt tokens decoded with the answer, because a token's text depends on its predecessors."""
 
 
 class ById:
@@ -71,7 +71,7 @@ class ById:
     def _templated(self, turns: Turns) -> str:
         if self.tokenizer.chat_template is None:
             raise InvalidRequest("the tokenizer has no chat template; send a prompt instead.")
-        if "developer" not in str(self.tokenizer.chat_template):  # as vLLM does
+        if "developer" not in str(self.tokenizer.chat_template):  # as in vLLM
             turns = [{**t, "role": t["role"].replace("developer", "system")} for t in turns]
         try:
             return str(
@@ -112,7 +112,7 @@ class ById:
             raise Unusable(
                 "it does not name tokens as token_id:N; leave --tokenizer out, or ask a vLLM server"
             )
-        return int(digits) if int(digits) < self.columns else NONE  # rows that only pad a model
+        return int(digits) if int(digits) < self.columns else NONE  # padding rows of the model
 
     def text(self, prompt: UpstreamPrompt, output: Sequence[int]) -> str:
         """See Naming.text."""
@@ -134,7 +134,7 @@ class ById:
 
 
 def _ends(source: str, tokenizer: Any) -> frozenset[int]:
-    """The tokens that end an answer, as vLLM knows them."""
+    """The tokens that end an answer, as in vLLM."""
     file = pretrained.file(source, "generation_config.json")
     stated = None if file is None else read_json(file).get("eos_token_id")
     more = stated if isinstance(stated, list) else [stated]
@@ -144,7 +144,7 @@ def _ends(source: str, tokenizer: Any) -> frozenset[int]:
 def _length(source: str, tokenizer: Any) -> int:
     try:
         stated = getattr(pretrained.configuration(source), "max_position_embeddings", None)
-    except (OSError, ValueError):  # a tokenizer alone has no configuration of a model
+    except (OSError, ValueError):  # a tokenizer without a model configuration
         stated = None
     if stated is None and tokenizer.model_max_length < 10**7:
         stated = tokenizer.model_max_length

@@ -1,4 +1,4 @@
-"""What an upstream reveals at a step, and what the two ways to name its tokens have in common."""
+"""The revealed tokens of a step, and the interface of the two ways to name tokens."""
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -10,16 +10,16 @@ from trimtab.scoring.text import Detokenizer, Turns
 from trimtab_server.upstream.client import Unusable
 
 NONE = -1
-"""In place of a token that has no name here."""
+"""Number of a token that cannot be named."""
 FLOOR = -9000.0
 """vLLM writes −9999 for −inf."""
 ROUNDING = 0.02
-"""What probabilities may sum to beyond 1."""
+"""Tolerance of Σ p ≤ 1."""
 
 
 @dataclass(frozen=True)
 class UpstreamPrompt:
-    """What is to be continued."""
+    """The prompt to continue."""
 
     ids: list[int]
     text: str = ""
@@ -28,14 +28,14 @@ class UpstreamPrompt:
 
 @dataclass(frozen=True)
 class Position:
-    """What was revealed of one step."""
+    """The revealed tokens of one step."""
 
-    token: int  # the upstream's own choice
-    logprobs: dict[int, float]  # the most likely tokens, falling
+    token: int  # the upstream's own sample
+    logprobs: dict[int, float]  # of the most likely tokens, descending
 
     @property
     def unrevealed(self) -> float:
-        """Probability of all other tokens together."""
+        """Total probability of all other tokens."""
         return max(0.0, 1.0 - math.fsum(map(math.exp, self.logprobs.values())))
 
 
@@ -44,14 +44,14 @@ class UpstreamAnswer:
     """Consecutive positions of one call."""
 
     positions: list[Position] = field(default_factory=list)
-    """Empty if the upstream ended the answer without showing a token."""
+    """Empty if the upstream ended the answer without a token."""
 
 
 class Fit(Enum):
-    """What a token makes of the text that it is put after."""
+    """The result of appending a token to a text."""
 
     WHOLE = "whole"
-    PART = "part"  # of a character, so that it cannot be sent as text
+    PART = "part"  # ends inside a character, so it cannot be sent as text
     BROKEN = "broken"
 
 
@@ -60,7 +60,7 @@ class Naming(Protocol):
 
     @property
     def path(self) -> str:
-        """Where to ask."""
+        """The endpoint's path."""
 
     @property
     def ends(self) -> frozenset[int]:
@@ -68,23 +68,23 @@ class Naming(Protocol):
 
     @property
     def length(self) -> float:
-        """Most tokens of prompt and answer together."""
+        """Maximum tokens of prompt and answer together."""
 
     @property
     def longest(self) -> int:
-        """Characters that a token of a prompt may have."""
+        """Maximum characters of a prompt token."""
 
     @property
     def columns(self) -> int:
-        """Tokens that have a number."""
+        """Number of numbered tokens."""
 
     @property
     def closed(self) -> bool:
-        """Whether these are all the tokens there are."""
+        """Whether the numbered tokens are the whole vocabulary."""
 
     @property
     def decoder(self) -> Detokenizer:
-        """What makes text of tokens: the tokenizer, if it is here."""
+        """Decodes tokens: the tokenizer, if it is known."""
 
     def prompt(
         self,
@@ -92,46 +92,46 @@ class Naming(Protocol):
         ids: Sequence[int] | None = None,
         turns: Turns | None = None,
     ) -> UpstreamPrompt:
-        """What is to be continued, given in one of three ways.
+        """The prompt to continue, from exactly one of text, ids and turns.
 
         Raises:
-            InvalidRequest: the upstream cannot be given it so.
+            InvalidRequest: the upstream does not accept this form.
         """
 
     def release(self, prompt: UpstreamPrompt) -> None:
-        """Forget a prompt, whose answers have ended."""
+        """Forget a prompt whose answers have ended."""
 
     def body(
         self, prompt: UpstreamPrompt, output: Sequence[int], tokens: int, greedy: bool
     ) -> dict[str, Any]:
-        """The call that asks for the next tokens."""
+        """The body of the call that requests the next tokens."""
 
     def read(self, data: Any) -> UpstreamAnswer:
-        """What it answered.
+        """Parse the answer of the call.
 
         Raises:
-            Unusable: nothing that can be used.
+            Unusable: the answer cannot be used.
         """
 
     def text(self, prompt: UpstreamPrompt, output: Sequence[int]) -> str:
-        """What the answer reads."""
+        """The text of the answer."""
 
     def decode(self, token_ids: Any, /, *, skip_special_tokens: bool = False) -> str:
-        """The text of any ids, prompts included."""
+        """The text of ids of tokens or prompts."""
 
     def fit(self, output: Sequence[int], token: int) -> Fit:
-        """What a token makes of the answer so far."""
+        """The result of appending a token to the answer."""
 
     def tail(self, output: Sequence[int]) -> int:
-        """How many of the last tokens are a character that is not whole yet."""
+        """Number of last tokens that form an incomplete character."""
 
 
 Name = Callable[[str, Any], int]
-"""A token's text, and its bytes if the upstream tells → its number, or NONE."""
+"""A token's text, and its bytes if the upstream sends them → its number, or NONE."""
 
 
 def read_completion(data: Any, top: int, name: Name) -> UpstreamAnswer:
-    """An answer of a completions endpoint, at most `top` alternatives a position."""
+    """An answer of a completions endpoint, with at most `top` alternatives per position."""
 
     def positions(choice: Mapping[str, Any]) -> Iterable[Position]:
         logprobs = choice["logprobs"] or {"tokens": []}
@@ -171,13 +171,13 @@ def _read(
 
 def _position(token: int, pairs: Iterable[tuple[int, Any]], top: int) -> Position:
     logprobs: dict[int, float] = {}
-    # vLLM adds the token that was drawn, wherever it ranks: no chance shall decide what is seen.
+    # vLLM adds the sampled token at any rank; keep only the top ones, independent of chance.
     for named, value in sorted(pairs, key=lambda pair: -_checked(pair[1]))[:top]:
         if named != NONE and value > FLOOR:
-            known = logprobs.get(named)  # two tokens may read the same
+            known = logprobs.get(named)  # two tokens may have the same text
             logprobs[named] = value if known is None else _add(known, value)
     if not logprobs:
-        raise Unusable("it reveals no token that can be gone on from")
+        raise Unusable("it reveals no token that can be continued")
     if math.fsum(map(math.exp, logprobs.values())) > 1 + ROUNDING:
         raise Unusable("its probabilities sum to more than 1")
     return Position(token, dict(sorted(logprobs.items(), key=lambda pair: -pair[1])))

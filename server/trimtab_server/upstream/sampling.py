@@ -1,4 +1,4 @@
-"""One step's distribution, from what was revealed to the token that is drawn."""
+"""One step: from the revealed tokens to base logits, and from fused logits to a token."""
 
 from collections.abc import Sequence
 
@@ -16,19 +16,19 @@ from trimtab.engine import Sampling
 from trimtab_server.upstream.naming import Position
 
 GREEDY = 1e-5
-"""Temperatures below are greedy, as in vLLM."""
+"""Temperatures below this are greedy, as in vLLM."""
 FILLERS = 2**18
-"""Most columns over which the unrevealed mass is spread."""
+"""Maximum columns over which the unrevealed mass is spread."""
 BELOW = 1e-5
-"""Nats by which a filler stays below the least likely token that was revealed."""
+"""Minimum difference in nats between the least likely revealed token and a filler."""
 
 
 def spread(position: Position, columns: int, closed: bool) -> Tensor:
     """Base logits of a step, [1, columns or more] float32.
 
-    Revealed tokens have their log-probabilities. What is left of 1 is spread evenly over all other
-    columns, so that Σ π0 = 1 and the KL is right; where the vocabulary is not known (not closed),
-    enough of them are put behind for each to be less likely than any revealed token.
+    Revealed tokens have their log-probabilities. The remaining mass is spread evenly over all other
+    columns, so that Σ π0 = 1 and the KL is correct. If the vocabulary is unknown (not closed),
+    enough columns are appended that each is less likely than any revealed token.
     """
     tokens = list(position.logprobs)
     values = torch.tensor(list(position.logprobs.values()), dtype=torch.float64)
@@ -44,27 +44,27 @@ def spread(position: Position, columns: int, closed: bool) -> Tensor:
 
 
 class TokenSampler:
-    """Draws one answer's tokens: temperature, min_p, top_k, top_p, in vLLM's order."""
+    """Samples one answer's tokens: temperature, min_p, top_k, top_p, in vLLM's order."""
 
-    def __init__(self, asked: Sampling, index: int) -> None:
-        self.greedy = asked.temperature < GREEDY
+    def __init__(self, sampling: Sampling, index: int) -> None:
+        self.greedy = sampling.temperature < GREEDY
         self.generator = torch.Generator()
-        if asked.seed is None:
+        if sampling.seed is None:
             self.generator.seed()
         else:
-            self.generator.manual_seed((asked.seed + index) % 2**63)
+            self.generator.manual_seed((sampling.seed + index) % 2**63)
         self.warpers = LogitsProcessorList()
         if not self.greedy:
-            self.warpers.append(TemperatureLogitsWarper(float(asked.temperature)))
-            if asked.min_p > 0:
-                self.warpers.append(MinPLogitsWarper(asked.min_p))
-            if asked.top_k > 0:
-                self.warpers.append(TopKLogitsWarper(asked.top_k))
-            if asked.top_p < 1:
-                self.warpers.append(TopPLogitsWarper(asked.top_p))
+            self.warpers.append(TemperatureLogitsWarper(float(sampling.temperature)))
+            if sampling.min_p > 0:
+                self.warpers.append(MinPLogitsWarper(sampling.min_p))
+            if sampling.top_k > 0:
+                self.warpers.append(TopKLogitsWarper(sampling.top_k))
+            if sampling.top_p < 1:
+                self.warpers.append(TopPLogitsWarper(sampling.top_p))
 
     def draw(self, tokens: Sequence[int], logits: Tensor) -> int:
-        """One of `tokens`, whose fused logits are [tokens] float32."""
+        """Sample one of `tokens` by its fused logits, [tokens] float32."""
         if self.greedy:
             return tokens[int(logits.argmax())]
         warped = self.warpers(torch.empty(1, 0, dtype=torch.long), logits[None])  # [1, tokens]

@@ -1,8 +1,8 @@
-"""Tokens by their text: nothing of the upstream's tokenizer is known here.
+"""Tokens by their text, for an upstream whose tokenizer is unknown.
 
-Each piece of text, in bytes where the upstream tells them, gets a number when it is first seen.
-Text is what can be sent, so a token that ends inside a character is only followed where the
-upstream itself goes on from it within one call (steps.py).
+Each piece of text (its bytes, if the upstream sends them) gets a number at its first use. Only text
+can be sent, so a token that ends inside a character is used only if the upstream itself continues
+it within one call (engine.py).
 """
 
 import codecs
@@ -24,17 +24,17 @@ from trimtab_server.upstream.naming import (
 )
 
 PROMPTS = 2**40
-"""Numbers of prompts begin here, far above those of tokens."""
+"""First number of a prompt, far above those of tokens."""
 MAX_PIECES = 2**20
-"""Far more than a vocabulary has: an upstream that names ever more is not followed."""
+"""Maximum number of pieces, far more than a vocabulary has. Further pieces are ignored."""
 MAX_PIECE_BYTES = 1024
 UNKNOWN = "\ufffd".encode()
-"""What a server writes for bytes that are no text, and does not tell."""
+"""The replacement for bytes that are not text and that the server does not send."""
 _ESCAPED = re.compile(r"bytes:((?:\\x[0-9a-f]{2})+)")
 
 
 class Pieces:
-    """Pieces of text by number: a table of tokens that grows, and the prompts now in use."""
+    """Pieces of text by number: a growing table of tokens, and the prompts in use."""
 
     def __init__(self) -> None:
         self.tokens: list[bytes] = []
@@ -50,13 +50,13 @@ class Pieces:
         return self.numbers[piece]
 
     def hold(self, text: str) -> int:
-        """A fresh number for a prompt, never used again."""
+        """A new number for a prompt, never reused."""
         number = self.next_prompt()
         self.prompts[number] = text.encode()
         return number
 
     def joined(self, token_ids: Any) -> bytes:
-        """The bytes of some ids."""
+        """The joined bytes of ids."""
         return b"".join(
             self.prompts[i] if i >= PROMPTS else self.tokens[i] for i in map(int, token_ids)
         )
@@ -66,7 +66,7 @@ class ByText:
     """See Naming."""
 
     length = float("inf")
-    longest = 16  # more than any text has on the average
+    longest = 16  # more than the average of any text
     closed = False
 
     def __init__(self, settings: Settings) -> None:
@@ -119,19 +119,19 @@ class ByText:
         self, prompt: UpstreamPrompt, output: Sequence[int], tokens: int, greedy: bool
     ) -> dict[str, Any]:
         """See Naming.body."""
-        asked = {"model": self.model, "max_tokens": tokens, "temperature": 0 if greedy else 1}
-        begun = self.decode(output)
+        fields = {"model": self.model, "max_tokens": tokens, "temperature": 0 if greedy else 1}
+        answer = self.decode(output)
         if not self.chat:
-            return {**asked, "prompt": prompt.text + begun, "logprobs": self.top}
-        asked |= {"logprobs": True, "top_logprobs": self.top}
+            return {**fields, "prompt": prompt.text + answer, "logprobs": self.top}
+        fields |= {"logprobs": True, "top_logprobs": self.top}
         turns: list[dict[str, Any]] = [dict(turn) for turn in prompt.turns or ()]
-        if begun:
-            turns.append({"role": "assistant", "content": begun})
+        if answer:
+            turns.append({"role": "assistant", "content": answer})
             if self.prefix:
                 turns[-1]["prefix"] = True
             else:
-                asked |= {"continue_final_message": True, "add_generation_prompt": False}
-        return {**asked, "messages": turns}
+                fields |= {"continue_final_message": True, "add_generation_prompt": False}
+        return {**fields, "messages": turns}
 
     def read(self, data: Any) -> UpstreamAnswer:
         """See Naming.read."""
@@ -140,8 +140,8 @@ class ByText:
     def _name(self, token: str, utf8: Any) -> int:
         escaped = _ESCAPED.fullmatch(token)
         if utf8 is not None:
-            piece = bytes(list(utf8))  # of a number, bytes() would make as many zeros
-        elif escaped:  # how OpenAI's completions show half a character
+            piece = bytes(list(utf8))  # bytes(5) would be 5 zeros
+        elif escaped:  # OpenAI's completions escape an incomplete character
             piece = bytes.fromhex(escaped[1].replace("\\x", ""))
         else:
             piece = token.encode()
@@ -169,7 +169,7 @@ class ByText:
     def tail(self, output: Sequence[int]) -> int:
         """See Naming.tail."""
         for tail in range(min(len(output), 3) + 1):
-            # At most 3 bytes of a character can wait for its last, so the last few tokens tell.
+            # At most 3 bytes can wait for the last one of their character: check the last tokens.
             if _whole_end(self.pieces.joined(output[: len(output) - tail][-8:])):
                 return tail
         return 0

@@ -1,1 +1,1 @@
-"""The server over vLLM: everything of this package that imports vLLM is here."""
+"""The server over vLLM. Only this subpackage of the server imports vLLM."""

@@ -1,4 +1,4 @@
-"""vLLM as an Engine: its outputs become pieces, and its worker's answers statuses and versions."""
+"""vLLM as an Engine: converts its outputs to pieces and its workers' answers to statuses."""
 
 import asyncio
 from collections.abc import AsyncGenerator, Mapping
@@ -21,11 +21,11 @@ from trimtab_server.vllm.search import search_pieces
 from trimtab_server.wording import plain
 
 SUMS = ("faults", "overruns", "tokens_forwarded")
-"""Counts of a scorer that add up over the engines of a data-parallel server."""
+"""Counts of a scorer that are summed over the engines of a data-parallel server."""
 POLL_SECONDS = 0.05
 ERRORS = {"NoRoom": NoRoom, "ScorerRefused": ScorerRefused}
 LOWEST = -9999.0
-"""−∞ is not JSON; vLLM's OpenAI routes show the same floor."""
+"""−∞ is not JSON; vLLM's OpenAI routes use the same floor."""
 
 
 class VllmEngine:
@@ -33,8 +33,8 @@ class VllmEngine:
 
     Args:
         client: a Recording engine client.
-        renderer: vLLM's, from text or messages to what the engine takes.
-        model: its name, as clients know it.
+        renderer: vLLM's renderer, from text or messages to an engine prompt.
+        model: the model's name for clients.
     """
 
     greeting = GenerationRequest(
@@ -48,7 +48,7 @@ class VllmEngine:
         self.model = model
 
     async def generate(self, request: GenerationRequest) -> AsyncGenerator[Piece, None]:
-        """See Engine.generate. vLLM's own errors pass before the first piece: it answers them."""
+        """See Engine.generate. Before the first piece, some vLLM errors pass: vLLM answers them."""
         exchange = Exchange(versions=request.versions)
         EXCHANGE.set(exchange)
         begun = False
@@ -66,7 +66,7 @@ class VllmEngine:
                     yield piece
                     begun = True
         except (ValueError, VLLMError) as error:
-            raise _explained(error, exchange, begun) from None
+            raise _translated(error, exchange, begun) from None
 
     async def _prompt(self, request: GenerationRequest) -> Any:
         if request.turns is not None:
@@ -95,7 +95,7 @@ class VllmEngine:
                     )
 
     async def scorers(self, seconds: float) -> list[ScorerStatus]:
-        """See Engine.scorers; over several engines, counts are added up."""
+        """See Engine.scorers; counts are summed over the engines."""
         engines = await self._call("trimtab_scorers", seconds=seconds)
         if len(engines) == 1:
             statuses: list[ScorerStatus] = engines[0]
@@ -140,13 +140,13 @@ class VllmEngine:
         self.client.shutdown(timeout=0)
 
     async def _call(self, method: str, *arguments: Any, seconds: float | None = None) -> list[Any]:
-        """The answers of the ranks that have scorers, one an engine."""
+        """The answers of the ranks that have scorers, one per engine."""
         answers = await rpc.call(self.client, method, *arguments, seconds=seconds)
         return [answer for answer in answers if answer is not None]
 
 
-def _explained(error: Exception, exchange: Exchange, begun: bool) -> Exception:
-    """What ended a request, in our words where they are better."""
+def _translated(error: Exception, exchange: Exchange, begun: bool) -> Exception:
+    """The error to report for a request: ours where it is clearer."""
     if exchange.fault is not None:
         return exchange.fault
     if isinstance(error, TrimtabError):

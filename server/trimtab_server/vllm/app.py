@@ -1,4 +1,4 @@
-"""The application over vLLM: its own, with our routes, middleware and error handler over it."""
+"""The application over vLLM: vLLM's own plus our routes, middleware and error handler."""
 
 import argparse
 import logging
@@ -33,16 +33,16 @@ UVICORN = (
     *("ssl_keyfile", "ssl_certfile", "ssl_ca_certs", "ssl_cert_reqs", "ssl_ciphers"),
     "h11_max_incomplete_event_size",
 )
-"""vLLM's arguments that are uvicorn's."""
+"""vLLM's arguments that are passed to uvicorn."""
 START_SECONDS = 600.0
-"""What vLLM's application may take to begin, with the engine's help."""
+"""Maximum time for vLLM's application to start."""
 
 
 async def build(client: EngineClient, args: argparse.Namespace, settings: Settings) -> FastAPI:
-    """vLLM's application around its engine, and ours over it.
+    """vLLM's application for its engine, with our parts added.
 
     Raises:
-        NotReady: the engine dies meanwhile.
+        NotReady: the engine dies during the start.
     """
     tasks = await rpc.within(client, client.get_supported_tasks(), START_SECONDS)
     app: FastAPI = build_app(args, tasks, client.model_config)
@@ -52,10 +52,10 @@ async def build(client: EngineClient, args: argparse.Namespace, settings: Settin
     learn(str(online.chat_template or own))
     engine = VllmEngine(client, online, (args.served_model_name or [args.model])[0])
     scorers = shared.versions(await engine.scorers(START_SECONDS), settings)
-    places = TURNS * client.vllm_config.scheduler_config.max_num_seqs
+    slots = TURNS * client.vllm_config.scheduler_config.max_num_seqs
     bounds = _bounds(client, settings.max_body_bytes)
     state = State(engine, scorers, settings.default_scorer or None)
-    return cover(app, args, settings, state, bounds, settings.max_in_flight or places)
+    return cover(app, args, settings, state, bounds, settings.max_in_flight or slots)
 
 
 def cover(
@@ -66,17 +66,17 @@ def cover(
     bounds: Bounds,
     most: int,
 ) -> FastAPI:
-    """Our routes, middleware and error handler over vLLM's."""
+    """Add our routes, middleware and error handler to vLLM's application."""
     shared.include(app, state, settings)
     app.add_exception_handler(RequestValidationError, refusals.handle_invalid)
-    # vLLM has built its stack of middleware already; with ours, it is built anew when serving.
+    # vLLM has already built its middleware stack; None rebuilds it with ours when serving.
     app.middleware_stack = None
     app.add_middleware(refusals.Plain)
     served: Mapping[str, Version] = state.scorers
     app.add_middleware(Guidance, scorers=served, default=state.default)
     shared.cover(app, settings, bounds, most)
-    # vLLM's, which lets browsers in, moves to the outside: it answers before a key is looked for,
-    # and browsers may read our refusals.
+    # vLLM's CORS layer is replaced by an outermost one: preflights need no key, and pages can read
+    # our errors.
     layers: list[Any] = app.user_middleware
     app.user_middleware = [layer for layer in layers if layer.cls is not CORSMiddleware]
     let_browsers_in(
@@ -104,8 +104,8 @@ async def serve(
     listener: socket.socket,
     signals: Signals,
 ) -> bool:
-    """Serve until stopped; False if the engine died of itself."""
-    # A handler of vLLM's for a dead engine stops what it finds here; ours is watched (serving.py).
+    """Serve until stopped; False if the engine died."""
+    # vLLM's handler for a dead engine stops this object; our server watches `died` (serving.py).
     app.state.server = SimpleNamespace(should_exit=False)
     options = {name: getattr(args, name) for name in UVICORN}
     config = serving.configure(app, log_level=logging.getLogger().level, **options)

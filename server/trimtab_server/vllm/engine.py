@@ -1,4 +1,4 @@
-"""vLLM's engine, started with Trimtab's processor in it."""
+"""Start vLLM's engine with Trimtab's processor."""
 
 import argparse
 import os
@@ -29,27 +29,27 @@ except ImportError:
 
 
 class RecordingLLM(Recording, AsyncLLM):
-    """vLLM's engine client; its guided calls leave records."""
+    """vLLM's engine client; fetches records for guided calls."""
 
 
 def parse(
     settings: Settings, flags: Sequence[str], defaults: Sequence[str] = ()
 ) -> argparse.Namespace:
-    """vLLM's arguments: `defaults`, over these the `vllm` setting, over that `flags`.
+    """vLLM's arguments: `defaults`, overridden by the `vllm` setting, overridden by `flags`.
 
     Raises:
-        StartError: a flag is one that Trimtab sets itself, or would open what it guards.
-        TrimtabError: guidance does not go with a flag.
+        StartError: Trimtab sets the flag itself, or replaces it by its own setting.
+        TrimtabError: guidance does not support a flag.
     """
     parser = make_arg_parser(FlexibleArgumentParser(prog="trimtab serve MODEL"))
     parser.set_defaults(h11_max_incomplete_event_size=HEAD_BYTES)
-    given = [*defaults, *_flags(parser, settings.vllm), *flags]
-    args = parser.parse_args(["--model", settings.model, *given])
+    options = [*defaults, *_flags(parser, settings.vllm), *flags]
+    args = parser.parse_args(["--model", settings.model, *options])
     unsupported.check_options(vars(args))
     if args.worker_extension_cls:
         raise StartError("--worker-extension-cls is set by trimtab itself; leave it out.")
     if args.api_key or os.environ.get("VLLM_API_KEY"):
-        # vLLM's own keys would guard a part of the routes, and not ours.
+        # vLLM's own keys would guard only some of its routes, and none of ours.
         raise StartError(
             "vLLM's api-key and VLLM_API_KEY are not read here; set --api-key or TRIMTAB_API_KEY."
         )
@@ -64,10 +64,10 @@ def parse(
     return args
 
 
-def _flags(parser: FlexibleArgumentParser, given: Mapping[str, Any]) -> list[str]:
-    """The `vllm` setting as flags: vLLM reads it as a YAML file of its own."""
+def _flags(parser: FlexibleArgumentParser, options: Mapping[str, Any]) -> list[str]:
+    """The `vllm` setting as flags, parsed by vLLM as its YAML configuration."""
     with NamedTemporaryFile("w", suffix=".yaml", encoding="utf-8") as file:
-        yaml.safe_dump({name.replace("_", "-"): value for name, value in given.items()}, file)
+        yaml.safe_dump({name.replace("_", "-"): value for name, value in options.items()}, file)
         file.flush()
         return list(parser.load_config_file(file.name))
 
@@ -80,9 +80,9 @@ def start(args: argparse.Namespace) -> Any:
     """The running engine.
 
     Raises:
-        StartError: the flags or the model do not fit, or its process did not start; that
-            has then said why on its standard error.
-        TrimtabError: guidance cannot serve such an engine.
+        StartError: vLLM refuses the flags or the model, or its process did not start (it has
+            then written the reason to stderr).
+        TrimtabError: guidance does not support this engine.
     """
     args.enable_chunked_prefill = chunked_prefill(args.enable_chunked_prefill)
     try:
@@ -91,8 +91,8 @@ def start(args: argparse.Namespace) -> Any:
         raise StartError(f"vLLM refuses to begin: {brief(error)}") from None
     unsupported.check_config(config)
     if current_platform.is_cpu():
-        # vLLM has just asked for "spawn", with a device in mind. Here a fork is safe, and the
-        # engine's processes need not import everything again (10 s).
+        # vLLM has just set "spawn", for devices. On a CPU a fork is safe, and saves the engine's
+        # processes their imports (10 s).
         os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = "fork"
         memory.bound()
     with orphans.owned(), unsignalled(), collect_reason() as reason:

@@ -1,7 +1,7 @@
-"""vLLM's routes that are guided: what their requests hold, and the conversations in them.
+"""vLLM's guided routes: where their requests hold sampling parameters and conversations.
 
-Every other route refuses guidance. What a scorer reads is what the route makes of its request for
-the base's chat template, by vLLM's own conversion, in one form (turns.py).
+Every other route refuses guidance. A scorer reads the messages that the route renders with the
+base's chat template: converted by vLLM's own code, in one form (turns.py).
 """
 
 import copy
@@ -28,29 +28,29 @@ Conversations = list[list[Turn] | None]
 XARGS = "vllm_xargs"
 MEDIA = ("image", "audio", "video", "file", "document")
 UNGUIDED = ("use_beam_search", "prompt_embeds", "background", "features", "content_parts")
-"""Fields of requests whose answers guidance cannot steer, or cannot come back to."""
+"""Fields of requests that guidance cannot steer, or whose answer cannot carry records."""
 
 
 @dataclass(frozen=True)
 class Route:
-    """What the requests of one route hold."""
+    """Where the requests of one route hold their parts."""
 
     conversations: Callable[[Fields, Any], Conversations]
-    """Those of its engine calls, in order, of a body and the application's state."""
+    """(body, application state) → the conversations of its engine calls, in order."""
     within: str | None = None
-    """The field that holds the sampling parameters; the body itself does if None."""
+    """The field with the sampling parameters; None: the body itself."""
     flat: str = XARGS
-    """The field of the sampling parameters that holds `trimtab_*` keys."""
+    """The field of the sampling parameters with the `trimtab_*` keys."""
     items: bool = False
-    """Whether the entries of `input` are looked at one by one (items.py)."""
+    """Whether the entries of `input` are validated one by one (items.py)."""
 
     def sampling(self, fields: Fields) -> Fields:
-        """A body's sampling parameters; the route itself refuses what is no object."""
-        given = fields if self.within is None else fields.get(self.within)
-        return given if isinstance(given, dict) else {}
+        """A body's sampling parameters; empty if not an object, which the route refuses."""
+        parameters = fields if self.within is None else fields.get(self.within)
+        return parameters if isinstance(parameters, dict) else {}
 
     def put(self, fields: Fields, flat: Mapping[str, Any]) -> None:
-        """Give a body its flat keys."""
+        """Write the flat keys into a body."""
         if self.within is None:
             fields[self.flat] = flat
         else:
@@ -62,22 +62,22 @@ def _none(_: Fields, __: Any) -> Conversations:
 
 
 def _chat(fields: Fields, _: Any) -> Conversations:
-    return [turns(fields.get("messages"), _goes_on(fields))]
+    return [turns(fields.get("messages"), _continued(fields))]
 
 
 def _batch(fields: Fields, _: Any) -> Conversations:
-    several = fields.get("messages")
-    if not isinstance(several, list):
+    batch = fields.get("messages")
+    if not isinstance(batch, list):
         return []
-    return [turns(messages, _goes_on(fields)) for messages in several]
+    return [turns(messages, _continued(fields)) for messages in batch]
 
 
-def _goes_on(fields: Fields) -> bool:
+def _continued(fields: Fields) -> bool:
     return fields.get("continue_final_message") is True
 
 
 def _invoked(fields: Fields, state: Any) -> Conversations:
-    """Either a chat or a completion, whichever reads it first."""
+    """A chat if the body is a valid one; otherwise a completion (the error is caught)."""
     ChatCompletionRequest.model_validate(copy.deepcopy(fields))
     return _chat(fields, state)
 
@@ -120,15 +120,15 @@ GUIDED: Mapping[str, Route] = {
 
 
 def conversations(route: Route, fields: Fields, state: Any) -> Conversations:
-    """The conversations of a request; none if the route cannot read it, which it then says."""
+    """The conversations of a request; none if it is invalid, which the route reports."""
     try:
         return route.conversations(fields, state)
-    except Exception:  # what vLLM's conversion raises here, it raises there again
+    except Exception:  # the route raises it again
         return []
 
 
 def misplaced(fields: Fields, route: Route | None) -> bool:
-    """Whether a body asks for guidance where nothing reads it; route: None if it is not guided."""
+    """Whether a body has guidance in a place that is not read. route: None if not guided."""
     read = None if route is None else route.sampling(fields).get(route.flat)
     sampling = fields.get("sampling_params")
     places = [fields, sampling] if isinstance(sampling, dict) else [fields]
@@ -140,7 +140,7 @@ def misplaced(fields: Fields, route: Route | None) -> bool:
 
 
 def refuse_unguidable(fields: Fields) -> None:
-    """Refuse guidance of what it cannot steer.
+    """Refuse requests that guidance cannot steer.
 
     Raises:
         InvalidGuidance: naming the field.
@@ -154,7 +154,7 @@ def refuse_unguidable(fields: Fields) -> None:
     transfer = fields.get("kv_transfer_params")
     if isinstance(transfer, dict) and transfer.get("prompt_token_ids"):
         raise InvalidGuidance(
-            "guidance cannot steer a request whose messages are not what is read; leave out "
+            "guidance cannot steer a request whose messages are replaced by token ids; leave out "
             "prompt_token_ids.",
             param="kv_transfer_params",
         )
@@ -167,11 +167,13 @@ def refuse_unguidable(fields: Fields) -> None:
 
 
 def _has_media(value: Any) -> bool:
-    """Whether messages, a list of these, or their parts hold more than text."""
+    """Whether messages or their parts, at any depth of lists, contain media."""
     if isinstance(value, list):
         return any(map(_has_media, value))
     if not isinstance(value, dict):
         return False
-    kind = " ".join(map(str, (value.get("type", ""), *value)))  # vLLM also knows parts by their key
+    kind = " ".join(
+        map(str, (value.get("type", ""), *value))
+    )  # vLLM also detects parts by their key
     media = "role" not in value and any(word in kind for word in MEDIA)
     return media or any(_has_media(value.get(name)) for name in ("content", "output"))

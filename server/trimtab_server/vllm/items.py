@@ -1,7 +1,7 @@
-"""The entries of `input` on /v1/responses, looked at one by one.
+"""Validate the entries of `input` on /v1/responses one by one.
 
-vLLM's validation tries each entry as some thirty kinds of things, and tells of every kind why it is
-none: a list of wrong ones would hold the server for milliseconds each. Here the first ends it.
+vLLM's validation tries about thirty types per entry and reports an error for each type, so every
+invalid entry blocks the server for milliseconds. Here the first invalid entry ends the validation.
 """
 
 from collections.abc import Mapping
@@ -12,14 +12,14 @@ from vllm.entrypoints.openai.responses.protocol import ResponsesRequest
 from trimtab.errors import InvalidRequest
 
 FEW = 16
-"""Entries that may all be wrong, at no cost to speak of."""
+"""Number of entries that may all be invalid at little cost."""
 
 
 def check_items(fields: Mapping[str, Any]) -> None:
-    """Refuse a list in which an entry is wrong.
+    """Refuse a list with an invalid entry.
 
     Raises:
-        InvalidRequest: saying which.
+        InvalidRequest: with the number of the entry.
     """
     items = fields.get("input")
     if not isinstance(items, list) or len(items) <= FEW:
@@ -27,6 +27,6 @@ def check_items(fields: Mapping[str, Any]) -> None:
     for number, item in enumerate(items):
         try:
             ResponsesRequest.model_validate({"input": [item]})
-        except Exception:  # validators raise what they like
-            message = f"entry {number} of input is nothing that this route takes."
+        except Exception:  # validators raise any type
+            message = f"entry {number} of input is not a type that this route accepts."
             raise InvalidRequest(message, param="input") from None

@@ -1,14 +1,13 @@
 """The `guidance` object on vLLM's own routes.
 
-1. A body's `guidance` is parsed, its scorers filled in, and moved to where vLLM takes further
-   arguments (flat form); flat `trimtab_*` keys that a client sends itself go through the same
-   parser.
-2. The request then goes to vLLM's route, with an open Exchange.
-3. The answer gets each choice's record back as `guidance`, in JSON or in the server-sent event
-   that ends the choice; a scorer's fault becomes the answer's error.
+1. A body's `guidance` is parsed, completed with default scorers, and moved to vLLM's field for
+   extra arguments (flat form). Flat `trimtab_*` keys from a client pass the same parser.
+2. The request passes to vLLM's route, with an open Exchange.
+3. Each choice's record is added to the answer as `guidance`, in the JSON or in the server-sent
+   event that ends the choice. A scorer's fault replaces the answer by an error.
 
-A request that asks for no guidance passes untouched: it is the base model. Routes that are not
-guided (guidable.py) refuse a body that asks for it.
+A request without guidance passes unchanged, to the base model. Routes that are not guided
+(guided_routes.py) refuse a body with guidance.
 """
 
 import json
@@ -35,14 +34,14 @@ from trimtab_server.vllm.items import check_items
 from trimtab_server.vllm.records import Exchange, begin, converse, using_versions
 
 OWN = frozenset({"/generate", "/v1/scorers"})
-"""Our own routes read their bodies themselves."""
+"""Our own routes, which read their bodies themselves."""
 FORMS = (b"multipart/form-data", b"application/x-www-form-urlencoded")
 FINAL_EVENTS = frozenset({"response.completed", "response.incomplete", "message_delta"})
 """Events of the routes without choices (responses, messages) that carry the records."""
 
 
 class Guidance:
-    """ASGI middleware: reads `guidance` out of requests, and writes records into answers."""
+    """ASGI middleware: reads `guidance` from requests and writes records into answers."""
 
     def __init__(
         self, app: ASGIApp, scorers: Mapping[str, Version], default: Mapping[str, float] | None
@@ -72,7 +71,7 @@ class Guidance:
     async def _read(
         self, scope: Scope, route: Route, body: bytes, send: Send
     ) -> tuple[Scope, bytes, Send]:
-        """The request as vLLM's route takes it, and where its answer goes."""
+        """The scope and body for vLLM's route, and the `send` for its answer."""
         strict_json.check_declared(scope)
         fields = strict_json.parsed(scope, body)
         sampling = route.sampling(fields)
@@ -95,7 +94,7 @@ class Guidance:
         return {**scope, "headers": headers}, body, answer.send
 
     def _move(self, fields: dict[str, Any], route: Route) -> GuidanceParams | None:
-        """Move `guidance` to the flat keys; None if the request asks for none."""
+        """Move `guidance` to the flat keys; None if the request has none."""
         if misplaced(fields, route):
             place = route.flat if route.within is None else f"{route.within}.{route.flat}"
             raise InvalidGuidance(f"{PREFIX}* keys belong in {place} here, or send guidance.")
@@ -109,14 +108,18 @@ class Guidance:
         for key in CARRIED:
             if key in flat:
                 raise InvalidGuidance(f"{key} is set by the server alone; leave it out.")
-        asked = fields.pop("guidance", None)
-        if asked is not None and flat:
+        requested = fields.pop("guidance", None)
+        if requested is not None and flat:
             raise InvalidGuidance(
                 f"guidance came both as an object and as {PREFIX}* keys of {route.flat}; "
                 "send one of the two.",
                 param="guidance",
             )
-        params = GuidanceParams.from_xargs(flat) if asked is None else GuidanceParams.parse(asked)
+        params = (
+            GuidanceParams.from_xargs(flat)
+            if requested is None
+            else GuidanceParams.parse(requested)
+        )
         if params is None:
             return None
         refuse_unguidable({**sampling, **fields})
@@ -128,26 +131,26 @@ class Guidance:
 
 
 def _path(scope: Scope) -> str:
-    """The path that is routed: without the root path, if that is where it begins."""
+    """The path that is routed: without the root path."""
     path, root = str(scope["path"]), str(scope.get("root_path", ""))
     return path.removeprefix(root) if path.startswith(f"{root}/") else path
 
 
 def _refuse_guidance(scope: Scope, body: bytes) -> None:
-    """Refuse a body that asks for guidance on a route that is not guided.
+    """Refuse a body with guidance on a route that is not guided.
 
     Raises:
-        InvalidGuidance: it does.
-        InvalidRequest: it is declared as JSON, and is not.
+        InvalidGuidance: the body has guidance.
+        InvalidRequest: the body is declared as JSON but is not JSON.
     """
     declared = dict(scope["headers"]).get(b"content-type", b"")
     if declared.startswith(FORMS):
-        asks = b'name="guidance"' in body or PREFIX.encode() in body
+        requested = b'name="guidance"' in body or PREFIX.encode() in body
     elif body and strict_json.may_be_json(scope):
-        asks = misplaced(strict_json.parsed(scope, body), None)
+        requested = misplaced(strict_json.parsed(scope, body), None)
     else:
-        asks = False
-    if asks:
+        requested = False
+    if requested:
         raise InvalidGuidance(
             f"guidance does not go with this route; leave it out, or use {', '.join(GUIDED)} or "
             "/generate.",
@@ -191,7 +194,7 @@ class _Answer:
             self.buffer[:] = json.dumps(self.exchange.fault.body()).encode()
         elif self.start["status"] == 200:
             answer = json.loads(self.buffer)
-            if isinstance(answer, dict):  # null, where the client has left
+            if isinstance(answer, dict):  # null if the client has disconnected
                 self._attach(answer, final=True)
                 self.buffer[:] = json.dumps(answer, ensure_ascii=False).encode()
         self.start["headers"] = _with_length(self.start["headers"], len(self.buffer))
@@ -199,9 +202,9 @@ class _Answer:
         await self.forward({"type": "http.response.body", "body": bytes(self.buffer)})
 
     async def _events(self, message: Message) -> None:
-        searched = max(len(self.buffer) - 1, 0)
+        scanned = max(len(self.buffer) - 1, 0)
         self.buffer += message.get("body", b"")
-        end = self.buffer.rfind(b"\n\n", searched) + 2
+        end = self.buffer.rfind(b"\n\n", scanned) + 2
         whole, self.buffer = (
             (self.buffer[:end], self.buffer[end:]) if end > 1 else (b"", self.buffer)
         )
@@ -213,15 +216,15 @@ class _Answer:
         await self.forward({"type": "http.response.body", "body": body, "more_body": more})
 
     def _event(self, event: bytes) -> bytes:
-        head, found, data = event.partition(b"data: ")  # the first: text may hold it too
-        if not found or not data.startswith(b"{"):
+        head, separator, data = event.partition(b"data: ")  # the first: text may contain it too
+        if not separator or not data.startswith(b"{"):
             return event
         chunk = json.loads(data)
         if self.exchange.fault is not None and "error" in chunk:
             chunk = self.exchange.fault.body()
         else:
             self._attach(chunk, final=chunk.get("type") in FINAL_EVENTS)
-        return head + found + json.dumps(chunk, ensure_ascii=False).encode()
+        return head + separator + json.dumps(chunk, ensure_ascii=False).encode()
 
     def _attach(self, answer: dict[str, Any], final: bool) -> None:
         if "choices" in answer:

@@ -1,4 +1,4 @@
-"""From what a client sends (text, token ids, messages) to what the engine takes."""
+"""Engine prompts from text, token ids or messages."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -15,16 +15,16 @@ async def text(renderer: Any, prompt: str | Sequence[int]) -> Any:
     Raises:
         InvalidRequest: vLLM refuses it (too long, ids out of the vocabulary).
     """
-    # With one token to generate, only the prompt's own length is checked.
+    # With max_tokens=1, only the prompt's own length is checked.
     request = CompletionRequest(prompt=prompt, max_tokens=1)
     return _rendered(await renderer.render_completion(request), "prompt")[0]
 
 
 async def messages(renderer: Any, turns: Sequence[Mapping[str, str]]) -> Any:
-    """A conversation, through the model's chat template.
+    """A conversation, rendered with the model's chat template.
 
     Raises:
-        InvalidRequest: vLLM refuses it, or the template does.
+        InvalidRequest: vLLM or the template refuses it.
     """
     request = ChatCompletionRequest(messages=turns, max_tokens=1)
     return _rendered(await renderer.render_chat(request), "messages")[1][0]

@@ -1,12 +1,12 @@
-"""Records: how the front end learns what guidance did to a request.
+"""Records: how the server gets the record of each guided choice from the worker.
 
 1. A route or the middleware opens an Exchange for its HTTP request (a context variable).
-2. The engine is a `Recording` one: each guided call gets a record key of its own.
+2. The engine client is a `Recording`: each guided call gets its own record key.
 3. When a choice ends, its record is fetched from the worker before the choice is passed on.
-4. The Exchange holds the records; whoever opened it puts them in the answer.
+4. The route or middleware writes the Exchange's records into the answer.
 
-An Exchange also holds the versions of the scorers that its request began with, whatever is loaded
-meanwhile: they travel with the record key, and are in use until the HTTP request has ended.
+An Exchange also pins the scorer versions that its request began with. They are sent with the record
+key, and stay in use until the HTTP request ends.
 """
 
 import asyncio
@@ -37,20 +37,20 @@ Record = dict[str, Any]
 
 @dataclass
 class Exchange:
-    """What one HTTP request learns from the engine."""
+    """Records and scorer versions of one HTTP request."""
 
     calls: list[dict[int, Record | None]] = field(default_factory=list)
     """Records by choice index, one mapping per engine call (one call per prompt), in order."""
     fault: TrimtabError | None = None
-    """Why it fails: a scorer did, or the worker does not answer."""
+    """The error of the request: a scorer failed, or the worker does not answer."""
     versions: Sequence[Version] = ()
-    """Those of its scorers that it began with; the present ones where none is named."""
+    """The versions of its scorers; empty: the current ones."""
     contexts: Sequence[PromptContext] = ()
-    """What scorers that read text should know of the prompts, by engine call."""
+    """Contexts of the prompts for scorers that read text, by engine call."""
 
     @property
     def carried(self) -> dict[str, str]:
-        """Versions and the next call's prompt, as extra arguments carry them to the worker."""
+        """Versions and the next call's prompt context, as extra arguments for the worker."""
         keys = ",".join(version.key for version in self.versions)
         prompt = (
             self.contexts[len(self.calls)]
@@ -75,7 +75,7 @@ IN_USE: ContextVar[list[Version]] = ContextVar("trimtab_in_use")
 
 @contextmanager
 def using_versions() -> Iterator[None]:
-    """The time of an HTTP request: what its exchanges begin with is in use until it ends."""
+    """Keep the versions of an HTTP request's exchanges in use until it ends."""
     versions: list[Version] = []
     IN_USE.set(versions)
     try:
@@ -86,7 +86,7 @@ def using_versions() -> Iterator[None]:
 
 
 def begin(scorers: Mapping[str, Version], guidance: GuidanceParams) -> Exchange:
-    """Open the exchange of a request whose scorers were just found among `scorers`."""
+    """Open the exchange of a request; its scorers are in `scorers`."""
     exchange = Exchange(versions=[scorers[name] for name in guidance.scorers or {}])
     for version in exchange.versions:
         version.users += 1
@@ -98,7 +98,7 @@ def begin(scorers: Mapping[str, Version], guidance: GuidanceParams) -> Exchange:
 async def converse(
     engine: EngineClient, exchange: Exchange, conversations: Sequence[Turns | None]
 ) -> None:
-    """Let scorers that read conversations have those of a request's engine calls, in order.
+    """Pass the conversations of a request's engine calls, in order, to scorers that read them.
 
     Raises:
         InvalidRequest: a scorer's chat template refuses one of them.
@@ -115,15 +115,15 @@ async def converse(
 
 
 class Recording:
-    """A mixin over vLLM's engine client: guided calls of an open Exchange leave records.
+    """A mixin for vLLM's engine client: fetches records for guided calls of an open Exchange.
 
-    `class RecordingLLM(Recording, AsyncLLM)` is what serves.
+    The server uses `class RecordingLLM(Recording, AsyncLLM)`.
     """
 
     def generate(
         self, prompt: Any, sampling_params: Any, request_id: str, **options: Any
     ) -> AsyncGenerator[Any, None]:
-        """As vLLM's, with the request's records.
+        """vLLM's generate; also stores the request's records.
 
         Raises:
             InvalidGuidance: the request is guided, and no route has opened an Exchange for it.
@@ -138,7 +138,7 @@ class Recording:
                 prompt, sampling_params, request_id, **options
             )
             return outputs
-        arguments = exchange.carried  # before the call is one of the exchange
+        arguments = exchange.carried  # before _Call adds itself to the exchange
         call = _Call(self, exchange, guidance)
         params = copy.copy(sampling_params)
         params.extra_args = {**extra, RECORD_KEY: call.key, **arguments}
@@ -147,7 +147,7 @@ class Recording:
 
 
 _background: set[asyncio.Task[Any]] = set()
-"""Calls that let the worker forget, and that nobody awaits."""
+"""Running calls that make the worker forget a record; not awaited."""
 
 
 class _Call:
@@ -164,7 +164,7 @@ class _Call:
         self.tokens: dict[int, list[int]] = {}
 
     async def follow(self, outputs: Any, delta: bool) -> AsyncGenerator[Any, None]:
-        """Pass outputs on, each only once the records of its ended choices are here."""
+        """Forward outputs, each after the records of its ended choices have arrived."""
         done = False
         try:
             async for output in outputs:
@@ -184,33 +184,35 @@ class _Call:
         finally:
             await outputs.aclose()
             if not done:
-                # Cancelled or failed: the worker may forget. Nobody is left to await this here.
-                task = asyncio.ensure_future(self._ask([], True))
+                # Cancelled or failed: let the worker forget, without awaiting it here.
+                task = asyncio.ensure_future(self._report([], True))
                 _background.add(task)
                 task.add_done_callback(self._forgotten)
 
-    async def _ask(self, outputs: list[list[int]], done: bool) -> list[Record | None]:
-        asked = self.key, self.prompt, outputs, done
-        answers = await rpc.call(self.engine, "trimtab_record", *asked)
-        return next((found for found in answers if any(found or ())), first_answer(answers) or [])
+    async def _report(self, outputs: list[list[int]], done: bool) -> list[Record | None]:
+        arguments = self.key, self.prompt, outputs, done
+        answers = await rpc.call(self.engine, "trimtab_record", *arguments)
+        return next(
+            (records for records in answers if any(records or ())), first_answer(answers) or []
+        )
 
     async def _fetch(self, ended: list[int], done: bool) -> None:
         try:
-            found = await self._ask([self.tokens[index] for index in ended], done)
+            records = await self._report([self.tokens[index] for index in ended], done)
         except TrimtabError as error:
             self.exchange.fault = error
             raise GenerationError(error.message) from None
         numbers = {version.name: version.number for version in self.exchange.versions}
-        for index, record in zip(ended, found, strict=True):
+        for index, record in zip(ended, records, strict=True):
             if record is not None and any(number > 1 for number in numbers.values()):
                 record["versions"] = numbers
             self.records[index] = record
-            wrong = metrics.observe(record)
-            if wrong is not None and self.guidance.on_error == "fail":
-                self.exchange.fault = scorer_failed(wrong)
+            fault = metrics.observe(record)
+            if fault is not None and self.guidance.on_error == "fail":
+                self.exchange.fault = scorer_failed(fault)
                 raise GenerationError(self.exchange.fault.message)
 
     def _forgotten(self, task: asyncio.Task[Any]) -> None:
         _background.discard(task)
         if not task.cancelled():
-            task.exception()  # A dead engine has nothing left to forget.
+            task.exception()  # retrieved, so that asyncio does not log it

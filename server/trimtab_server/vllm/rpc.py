@@ -1,4 +1,4 @@
-"""Calls of the engine and its workers: none waits for ever, or for an engine that is dead."""
+"""Calls to the engine and its workers, with a time limit and a check for a dead engine."""
 
 import asyncio
 import logging
@@ -15,7 +15,7 @@ from trimtab.errors import NotReady, TrimtabError
 log = logging.getLogger(__name__)
 
 SECONDS = 60.0
-"""A call is answered between two steps of the engine."""
+"""Default time limit of a call. The engine answers between two steps."""
 TICK = 0.2
 T = TypeVar("T")
 
@@ -24,7 +24,7 @@ async def within(engine: EngineClient, work: Coroutine[Any, Any, T], seconds: fl
     """The result of `work`, which waits for the engine.
 
     Raises:
-        NotReady: the engine is dead, or dies meanwhile, or takes too long.
+        NotReady: the engine is dead, dies during the call, or takes too long.
         Exception: whatever `work` raises.
     """
     task = asyncio.ensure_future(work)
@@ -32,7 +32,7 @@ async def within(engine: EngineClient, work: Coroutine[Any, Any, T], seconds: fl
     deadline = loop.time() + seconds
     try:
         while not task.done():
-            # vLLM leaves a call unanswered whose engine dies.
+            # vLLM never answers a call if the engine dies.
             if engine.errored:
                 raise NotReady("the engine is dead.")
             if loop.time() > deadline:
@@ -48,13 +48,13 @@ async def within(engine: EngineClient, work: Coroutine[Any, Any, T], seconds: fl
 async def call(
     engine: EngineClient, method: str, *arguments: Any, seconds: float | None = None
 ) -> list[Any]:
-    """What the workers of all engines answer to a method of GuidanceWorker, in order.
+    """Call a method of GuidanceWorker: the answers of the workers of all engines, in order.
 
     Raises:
         NotReady: see `within`; `seconds` is SECONDS if absent.
         TrimtabError: the method failed.
     """
-    # vLLM's own collective_rpc asks all engines, and passes on what the first one answers.
+    # vLLM's own collective_rpc calls all engines, but returns only the first one's answer.
     work = engine.engine_core.call_utility_all_async(
         "collective_rpc", method, None, arguments, None
     )
@@ -62,7 +62,7 @@ async def call(
         answers = await within(engine, work, SECONDS if seconds is None else seconds)
     except (TrimtabError, VLLMError):
         raise
-    except Exception as error:  # a plain one is how vLLM tells that the call failed
+    except Exception as error:  # vLLM raises a plain Exception if the call failed
         log.debug("%s failed: %s", method, error)
         raise TrimtabError(f"the call {method} of the worker failed; its log says why.") from None
     return list(chain.from_iterable(answers))

@@ -1,8 +1,8 @@
-"""Searches on the served engine: the asynchronous driver.
+"""Search on the served engine: the asynchronous driver.
 
-A turn's draws go to `engine.generate` side by side, each with a record of its own if it is guided;
-a turn's scores go to the worker in one call between two steps. A client that goes away cancels
-the driver, and that aborts every draw.
+The draws of a turn are concurrent calls of `engine.generate`, each with its own record if guided.
+The scores of a turn are one call to the worker, between two steps. If the client disconnects, the
+driver is cancelled, which aborts every draw.
 """
 
 import asyncio
@@ -43,7 +43,7 @@ background: set[asyncio.Task[Any]] = set()
 async def search_pieces(
     engine: EngineClient, request: GenerationRequest, prompt: Any, exchange: Exchange
 ) -> AsyncGenerator[Piece, None]:
-    """The answer of a search, in the pieces that it commits to, or whole.
+    """The answer of a search: in committed pieces if streamed, else whole.
 
     Raises:
         TrimtabError: a scorer failed.
@@ -61,7 +61,7 @@ async def search_pieces(
 
 @dataclass
 class _Text:
-    """The text of an answer that grows."""
+    """The text of a growing answer."""
 
     tokenizer: Any
     prompt: list[int]
@@ -69,16 +69,16 @@ class _Text:
     text: str = ""
 
     def piece(self, token_ids: list[int], *, whole: bool = False) -> Piece:
-        """What is new up to `token_ids`; all that is left if they are the whole answer."""
+        """The new text up to `token_ids`, with incomplete characters only if `whole`."""
         text = self._decode(token_ids)
-        if not whole and text.endswith("\ufffd"):  # a character that is not whole yet
+        if not whole and text.endswith("\ufffd"):  # an incomplete character
             text = self.text
         piece = Piece(0, text[len(self.text) :], token_ids[self.tokens :])
         self.tokens, self.text = len(token_ids), text
         return piece
 
     def last(self, result: Result, request: GenerationRequest) -> Piece:
-        """The last piece, with what the search found and spent."""
+        """The last piece, with the search's result and usage."""
         piece = self.piece(result.token_ids, whole=True)
         piece.finish_reason = result.finish_reason
         piece.record = {
@@ -95,7 +95,7 @@ class _Text:
         return piece
 
     def _decode(self, token_ids: list[int]) -> str:
-        # Some tokenizers join tokens differently at the beginning of a text.
+        # Some tokenizers decode tokens differently at the beginning of a text.
         before = self.tokenizer.decode(self.prompt[-6:], skip_special_tokens=True)
         ids = [*self.prompt[-6:], *token_ids]
         whole: str = self.tokenizer.decode(ids, skip_special_tokens=True)
@@ -110,12 +110,12 @@ class Driver:
         engine: EngineClient,
         request: GenerationRequest,
         prompt: list[int],
-        begun: Exchange,
+        exchange: Exchange,
     ) -> None:
         sampling = request.sampling
         assert request.search is not None
         self.engine = engine
-        self.versions = begun.versions
+        self.versions = exchange.versions
         self.guidance = request.guidance or GuidanceParams()
         self.sampling = {
             **{
@@ -133,7 +133,7 @@ class Driver:
             stop_tokens(engine) | frozenset(sampling.stop_token_ids or ()),
             self.guidance,
             random.getrandbits(56) if sampling.seed is None else sampling.seed,
-            turns=begun.contexts[0].turns if begun.contexts else None,
+            turns=exchange.contexts[0].turns if exchange.contexts else None,
         )
         self.search = start(request.search, problem)
         self.number = next(numbers)
@@ -141,7 +141,7 @@ class Driver:
         self.rows: set[int] = set()
 
     async def run(self) -> AsyncGenerator[Commit | Result, None]:
-        """What the search commits to, as it goes, and its result.
+        """Run the search: yield its commits, then its result.
 
         Raises:
             TrimtabError: a scorer failed.
@@ -161,50 +161,50 @@ class Driver:
                 else:
                     answers = await self._answer(turn)
         finally:
-            # Nobody may be left to await this here.
+            # Not awaited: this task may be cancelled.
             task = asyncio.ensure_future(self._forget())
             background.add(task)
             task.add_done_callback(background.discard)
 
     async def _answer(self, turn: list[Draw] | list[Score]) -> list[Any]:
-        scores = [ask for ask in turn if isinstance(ask, Score)]
+        scores = [item for item in turn if isinstance(item, Score)]
         if scores:
             return await self._score(scores)
         try:
             async with asyncio.TaskGroup() as group:
-                draws = [ask for ask in turn if isinstance(ask, Draw)]
-                tasks = [group.create_task(self._draw(ask)) for ask in draws]
+                draws = [item for item in turn if isinstance(item, Draw)]
+                tasks = [group.create_task(self._draw(item)) for item in draws]
         except (
             ExceptionGroup
         ) as failed:  # one is reported; the others were cancelled, or say the same
             raise failed.exceptions[0] from None
         return [task.result() for task in tasks]
 
-    async def _draw(self, ask: Draw) -> Drawn:
-        exchange = Exchange(versions=self.versions, contexts=[ask.context])
+    async def _draw(self, item: Draw) -> Drawn:
+        exchange = Exchange(versions=self.versions, contexts=[item.context])
         EXCHANGE.set(exchange)  # in this task's own context
-        top = min(ask.top, self.engine.model_config.get_vocab_size())
+        top = min(item.top, self.engine.model_config.get_vocab_size())
         params = SamplingParams(
             **self.sampling,
-            max_tokens=ask.max_tokens,
-            seed=ask.seed,
+            max_tokens=item.max_tokens,
+            seed=item.seed,
             logprobs=top or None,
-            extra_args=self.guidance.to_xargs() if ask.guided else None,
+            extra_args=self.guidance.to_xargs() if item.guided else None,
         )
         name = f"search-{self.number}-{next(self.draws)}"
-        prompt = {"prompt_token_ids": list(ask.prefix)}
+        prompt = {"prompt_token_ids": list(item.prefix)}
         try:
             async for output in self.engine.generate(prompt, params, name):
                 last = output
         except GenerationError as error:
             raise exchange.fault or TrimtabError(plain(str(error))) from None
-        record = exchange.record(0, 0) if ask.guided else None
+        record = exchange.record(0, 0) if item.guided else None
         return drawn(last, top, record, len(self.guidance.scorers or ()))
 
-    async def _score(self, asks: list[Score]) -> list[ScoredSequence]:
-        keys = [row_key(self.number, ask) for ask in asks]
+    async def _score(self, items: list[Score]) -> list[ScoredSequence]:
+        keys = [row_key(self.number, item) for item in items]
         self.rows.update(keys)
-        xargs, *rest = score_arguments(self.guidance, asks, keys)
+        xargs, *rest = score_arguments(self.guidance, items, keys)
         arguments = ({**xargs, **Exchange(versions=self.versions).carried}, *rest)
         return scored(first_answer(await rpc.call(self.engine, "trimtab_score", *arguments)))
 
