@@ -69,10 +69,10 @@ class Bench:
         """The engine; it starts on first use."""
         os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
         disable_progress_bar()  # the arena shows its own bars
-        from trimtab.adapters.vllm import offline
+        from trimtab.adapters.vllm.offline import Sampler
 
         zero = {"path": f"{__name__}:nothing", "family": "function"}
-        return offline.Sampler(self.base, {**self.scorers, NOTHING: zero}, **self.task.engine)
+        return Sampler(self.base, {**self.scorers, NOTHING: zero}, **self.task.engine)
 
     @cached_property
     def parameters(self) -> int:

@@ -91,9 +91,9 @@ def _fill(
     if len(file.records) == (len(cuts) or len(texts) * drawing.n):
         return
     # vLLM's import takes seconds, and reads what configure_logging() has set.
-    from trimtab.adapters.vllm import offline
+    from trimtab.adapters.vllm.offline import Sampler, engine_options
 
-    sampler = offline.Sampler(model, scorers, **offline.engine_options(flags))
+    sampler = Sampler(model, scorers, **engine_options(flags))
     if cuts:
         assert reward is not None
         complete(sampler, cuts, drawing, reward, file)
