@@ -71,7 +71,7 @@ def test_scorers_keep_nothing_of_what_is_over(checks):
 def test_refusals(checks):
     told = the(checks, "refusals")
     assert "no scorers" in told["scorers"]
-    assert "more than the 512" in told["long"]
+    assert "maximum of 512" in told["long"]
     assert "two tokens" in told["short"]
     assert "no scorer of that name" in told["unknown"]
     assert "'faulty' failed" in told["fault"]

@@ -81,7 +81,7 @@ def test_seeds_decide(checks):
 
 def test_faults_are_told_and_survived(checks):
     assert "faulty" in checks["fault"]["told"]
-    assert "more than the 512" in checks["too long"]["told"]
+    assert "maximum of 512" in checks["too long"]["told"]
     assert checks["after faults"]["again"] >= 0.95
 
 

@@ -193,7 +193,7 @@ async def test_a_scorer_with_a_low_prefix_auc_is_warned_of(caplog, monkeypatch, 
 
     monkeypatch.setattr(readiness, "check_all", check_all)
     state = State(Listing(), {name: Version(name, 1, "head") for name in aucs}, None)
-    await app._begin(state, "http://here")
+    await app._check_and_announce(state, "http://here")
     assert "ready: m at http://here" in capsys.readouterr().out
     told = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
     assert [line.split(",")[0] for line in told] == [

@@ -97,7 +97,7 @@ async def test_what_nobody_catches_is_told_in_our_shape(here, log, monkeypatch):
     def fails(*_):
         raise KeyError(MARK)
 
-    monkeypatch.setattr("trimtab_server.upstream.routes.requests.generate", fails)
+    monkeypatch.setattr("trimtab_server.routes.generate.parse", fails)
     answer = await here.post(prompt="x")
     assert answer.status_code == 500
     assert answer.json()["error"]["message"] == FAILED
