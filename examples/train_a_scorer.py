@@ -1,6 +1,6 @@
 """Train a scorer from a reward function, without a server: sample the base, train, score.
 
-    python examples/train_a_scorer.py [DIRECTORY]     about a minute on two CPU cores
+    python examples/train_a_scorer.py [DIRECTORY]     half a minute on two CPU cores
 
 For a large base, sample with `trimtab rollout` (vLLM) and train with `trimtab train`.
 """
@@ -23,7 +23,7 @@ model = AutoModelForCausalLM.from_pretrained(demo.base(), dtype="float32")
 tokenizer = AutoTokenizer.from_pretrained(demo.base())
 
 # 1. Rollouts of the base, with a reward: does the answer speak of the price?
-prompts = training_prompts(tokenizer, 1024, seed=0)
+prompts = training_prompts(tokenizer, 512, seed=0)
 records = sample(model, tokenizer, prompts, seed=0, most_tokens=32)
 records = label(records, lambda prompt, completion: float("price" in completion))
 lines = "".join(json.dumps(record) + "\n" for record in records)

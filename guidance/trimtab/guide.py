@@ -14,6 +14,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
+from weakref import WeakMethod
 
 import numpy as np
 import torch
@@ -39,7 +40,8 @@ class Guide:
     def __init__(self, scorers: Mapping[str, Scorer], timeout: float = math.inf) -> None:
         """timeout: maximum seconds of a scorer per step, see ScorerCalls."""
         self.registry = Registry(scorers, timeout)
-        self.records = Records(self.registry, self.score_rows)
+        # Weak, so that a guide, and its scorers' thread, end when nobody holds it any more.
+        self.records = Records(self.registry, WeakMethod(self.score_rows))
 
     def step(self, logits: Tensor, rows: Sequence[tuple[int, Row]]) -> None:
         """Guide one decode step, in place.

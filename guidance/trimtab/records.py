@@ -38,8 +38,8 @@ def size(step: Step) -> int:
 class Records:
     """The rows of each request whose record will be fetched, by record key."""
 
-    def __init__(self, registry: Registry, score_rows: ScoreRows) -> None:
-        """score_rows: Guide.score_rows, for the scores of whole sequences."""
+    def __init__(self, registry: Registry, score_rows: Callable[[], ScoreRows | None]) -> None:
+        """score_rows: a weak reference to Guide.score_rows, for the scores of whole sequences."""
         self.registry = registry
         self.score_rows = score_rows
         self.rows: OrderedDict[str, list[Row]] = OrderedDict()
@@ -181,7 +181,9 @@ class Records:
             if row.fault is not None and row.fault.scorer == name:
                 continue  # it would fail again
             last = replace(row, prefix=sequence[:-1], fault=None)
-            score = float(self.score_rows(name, [last], [sequence[-1:]])[0])
+            score_rows = self.score_rows()
+            assert score_rows is not None, "the guide asks for its own records"
+            score = float(score_rows(name, [last], [sequence[-1:]])[0])
             if last.fault is None:
                 scores[name] = score
             elif row.fault is None:
