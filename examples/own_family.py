@@ -1,6 +1,7 @@
 """A scorer family of your own, in one file.
 
-    trimtab serve demo --scorer shouting=1.0,family=own_family:Shouting    (from this folder)
+    cd examples
+    PYTHONPATH=. trimtab serve demo --scorer shouting=1.0,family=own_family:Shouting
 
 What a family must keep is in `trimtab.Scorer`; `trimtab.check_scorer` tests it.
 """
