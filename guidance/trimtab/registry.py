@@ -4,6 +4,7 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
+from trimtab.engine import GenerationRequest
 from trimtab.rows import Row
 from trimtab.scorers.base import Scorer
 from trimtab.scoring.calls import ScorerCalls
@@ -29,6 +30,12 @@ class Registry:
         """The scorers by name: in the listed versions ("a@2,b@1"), else the current ones."""
         keys = [key for key in versions.split(",") if key in self.versions]
         return {**self.scorers, **{key.partition("@")[0]: self.versions[key] for key in keys}}
+
+    def pinned(self, request: GenerationRequest) -> dict[str, Scorer]:
+        """The scorers of a request, in the versions that it began with."""
+        scorers = self.at(",".join(version.key for version in request.versions))
+        names = request.guidance.scorers if request.guidance is not None else None
+        return {name: scorers[name] for name in names or ()}
 
     def scorer_of(self, row: Row, name: str) -> Scorer:
         """The version of a scorer that a row started with."""

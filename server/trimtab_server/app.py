@@ -17,7 +17,7 @@ from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
-from trimtab.engine import Engine, ScorerStatus, Version
+from trimtab.engine import ScorerStatus, Version
 from trimtab.errors import InvalidRequest, NotReady, TrimtabError
 from trimtab_server import errors, readiness, serving
 from trimtab_server.admission import Admission
@@ -37,8 +37,8 @@ from trimtab_server.state import State
 log = logging.getLogger(__name__)
 
 
-def build(engine: Engine, state: State, settings: Settings, bounds: Bounds, most: int) -> FastAPI:
-    """The application for an engine that has none of its own.
+def build(state: State, settings: Settings, bounds: Bounds, most: int) -> FastAPI:
+    """The application over an engine that has none of its own.
 
     most: maximum concurrent answers.
     """
@@ -46,7 +46,7 @@ def build(engine: Engine, state: State, settings: Settings, bounds: Bounds, most
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         yield
-        await engine.close()
+        await state.engine.close()
 
     app = FastAPI(title="Trimtab", lifespan=lifespan)
     app.include_router(openai.router)

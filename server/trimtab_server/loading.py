@@ -151,6 +151,7 @@ class Loading:
             version = self.state.scorers.pop(name)
             self.state.complaints.pop(name, None)
             self.state.faults.pop(name, None)
+            self.state.checked.pop(name, None)
             await self.state.engine.serve(name, None)
             self._retire(version)
 

@@ -14,8 +14,10 @@ from faulty import FAILS_AT
 from trimtab.adapters.memory import MemoryEngine
 from trimtab.config import GuidanceConfig
 from trimtab.description import describe
+from trimtab.engine import GenerationRequest, Sampling
 from trimtab.guide import Guide
 from trimtab.loading import load_scorers
+from trimtab.params import GuidanceParams
 from trimtab_server import app, readiness, settings
 from trimtab_server.settings import Settings
 from trimtab_server.sizes import Bounds
@@ -66,7 +68,7 @@ def memory():
     config = GuidanceConfig.model_validate(chosen.guidance())
     guide = Guide(load_scorers(config, max_length=512, vocab_size=70))
     state = State(MemoryEngine(guide), app.versions(describe(guide), chosen), None)
-    return app.build(state.engine, state, chosen, Bounds.of(512, 1, 2**20), 64)
+    return app.build(state, chosen, Bounds.of(512, 1, 2**20), 64)
 
 
 def upstream():
@@ -273,3 +275,25 @@ async def test_what_is_served_is_listed(served):
     models = (await served.http.get("/v1/models")).json()["data"]
     assert [model["id"] for model in models] == [served.model]
     assert "trimtab_steps" in (await served.http.get("/metrics")).text
+
+
+async def test_a_request_keeps_a_scorer_that_is_unloaded_meanwhile():
+    """Over the engines without vLLM; test_loading has it over vLLM."""
+    for made in (memory(), upstream()):
+        engine = made.state.trimtab.engine
+        version = made.state.trimtab.scorers["good"]
+        request = GenerationRequest(
+            id="r",
+            text="Say it:",
+            sampling=Sampling(max_tokens=6, seed=4),
+            guidance=GuidanceParams(scorers={"good": 1.0}),
+            versions=[version],
+        )
+        pieces = engine.generate(request)
+        await anext(pieces)
+        await engine.serve("good", None)
+        last = [piece async for piece in pieces][-1]
+        assert last.finish_reason is not None
+        assert last.record["error"] is None
+        assert "good" in last.record["scores"]
+        await engine.close()

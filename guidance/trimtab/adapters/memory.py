@@ -61,6 +61,7 @@ class MemoryEngine:
         """See Engine.generate: token by token, all choices in step."""
         prompt = self._prompt(request)
         sampling, params = request.sampling, request.guidance
+        scorers = self.guide.registry.pinned(request)
         context = PromptContext(turns=list(request.turns) if request.turns else None)
         rows = [
             Row(
@@ -69,6 +70,7 @@ class MemoryEngine:
                 stop_token=STOP,
                 record_key=f"{request.id}-{index}",
                 context=context,
+                scorers=scorers,
             )
             for index in range(sampling.n)
         ]

@@ -42,7 +42,7 @@ def build(settings: Settings, transport: httpx.AsyncBaseTransport | None = None)
     scorers = shared.versions(describe(guide), settings)
     state = State(engine, scorers, settings.default_scorer or None)
     most = settings.max_in_flight or TURNS * settings.upstream_concurrency
-    return shared.build(engine, state, settings, _bounds(settings, naming), most)
+    return shared.build(state, settings, _bounds(settings, naming), most)
 
 
 def _bounds(settings: Settings, naming: Naming) -> Bounds:

@@ -23,6 +23,7 @@ from trimtab.errors import InvalidRequest, NotReady, ScorerRefused
 from trimtab.guide import Guide
 from trimtab.params import GuidanceParams
 from trimtab.rows import Row
+from trimtab.scorers.base import Scorer
 from trimtab.scoring.text import PromptContext
 from trimtab_server import metrics
 from trimtab_server.errors import UpstreamFailed, UpstreamTimeout, scorer_failed, unreadable
@@ -98,7 +99,7 @@ class UpstreamEngine:
         async def work(index: int) -> None:
             try:
                 async with asyncio.timeout(self.deadline):
-                    async for piece in self._choice(index, prompt, request):
+                    async for piece in self._choice(index, prompt, request, scorers):
                         pieces.put_nowait(piece)
             except TimeoutError:
                 message = f"the answer was not whole after {self.deadline:g} seconds."
@@ -108,8 +109,8 @@ class UpstreamEngine:
 
         tasks: list[asyncio.Task[None]] = []
         try:
-            if request.guidance is not None:
-                await self._guided(self._check_conversation, prompt, request.guidance)
+            scorers = self.guide.registry.pinned(request)
+            await self._guided(_check_conversation, prompt, scorers)
             tasks += [asyncio.create_task(work(index)) for index in range(request.sampling.n)]
             left = len(tasks)
             while left:
@@ -147,14 +148,6 @@ class UpstreamEngine:
                     param=name,
                 )
 
-    def _check_conversation(self, prompt: UpstreamPrompt, params: GuidanceParams) -> None:
-        """Check that the scorers' chat templates accept the conversation."""
-        conversation = turns(prompt.turns)
-        for name in params.scorers or () if conversation else ():
-            reason = self.guide.registry.scorers[name].refusal(conversation or [])
-            if reason is not None:
-                raise unreadable(name, reason)
-
     async def scorers(self, seconds: float) -> list[ScorerStatus]:
         """See Engine.scorers."""
         try:
@@ -188,6 +181,7 @@ class UpstreamEngine:
         index: int,
         prompt: UpstreamPrompt,
         request: GenerationRequest,
+        scorers: Mapping[str, Scorer],
     ) -> AsyncGenerator[Piece, None]:
         sampling, params = request.sampling, request.guidance
         key = uuid.uuid4().hex
@@ -196,6 +190,7 @@ class UpstreamEngine:
             len(prompt.ids),
             record_key=key,
             context=PromptContext(turns=turns(prompt.turns)),
+            scorers=scorers,
             prefix=np.array(prompt.ids, dtype=np.int64),
         )
         stops = [sampling.stop] if isinstance(sampling.stop, str) else list(sampling.stop or ())
@@ -345,3 +340,12 @@ class UpstreamEngine:
         """Call `work` after the thread's current work, which may still use the data."""
         with suppress(RuntimeError):  # the server is stopping
             self.thread.submit(work, *arguments)
+
+
+def _check_conversation(prompt: UpstreamPrompt, scorers: Mapping[str, Scorer]) -> None:
+    """Check that the scorers' chat templates accept the conversation."""
+    conversation = turns(prompt.turns)
+    for name, scorer in scorers.items() if conversation else ():
+        reason = scorer.refusal(conversation or [])
+        if reason is not None:
+            raise unreadable(name, reason)

@@ -118,9 +118,10 @@ class Driver:
         self.versions = exchange.versions
         self.guidance = request.guidance or GuidanceParams()
         self.sampling = {
-            **{
-                name: getattr(sampling, name) for name in ("temperature", "top_p", "top_k", "min_p")
-            },
+            "temperature": sampling.temperature,
+            "top_p": sampling.top_p,
+            "top_k": sampling.top_k,
+            "min_p": sampling.min_p,
             "stop_token_ids": sampling.stop_token_ids,
             "detokenize": False,
             "flat_logprobs": True,
@@ -174,9 +175,8 @@ class Driver:
             async with asyncio.TaskGroup() as group:
                 draws = [item for item in turn if isinstance(item, Draw)]
                 tasks = [group.create_task(self._draw(item)) for item in draws]
-        except (
-            ExceptionGroup
-        ) as failed:  # one is reported; the others were cancelled, or say the same
+        except ExceptionGroup as failed:
+            # One error is reported: the other draws were cancelled, or failed in the same way.
             raise failed.exceptions[0] from None
         return [task.result() for task in tasks]
 
