@@ -69,13 +69,13 @@ def test_scorers_keep_nothing_of_what_is_over(checks):
 
 
 def test_refusals(checks):
-    told = the(checks, "refusals")
-    assert "no scorers" in told["scorers"]
-    assert "maximum of 512" in told["long"]
-    assert "two tokens" in told["short"]
-    assert "no scorer of that name" in told["unknown"]
-    assert "'faulty' failed" in told["fault"]
-    assert "methods are" in told["method"]
+    messages = the(checks, "refusals")
+    assert "no scorers" in messages["scorers"]
+    assert "maximum of 512" in messages["long"]
+    assert "two tokens" in messages["short"]
+    assert "no scorer of that name" in messages["unknown"]
+    assert "'faulty' failed" in messages["fault"]
+    assert "methods are" in messages["method"]
 
 
 def test_the_server_finds_the_same(checks, server):

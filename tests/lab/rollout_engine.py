@@ -106,14 +106,14 @@ def main():
 
     try:
         sampler.sample(prompts[:2], n=2, seed=0, params=GuidanceParams(scorers={"faulty": 1.0}))
-        say("fault", told="")
+        say("fault", message="")
     except ScorerFault as error:
-        say("fault", told=error.message)
+        say("fault", message=error.message)
     try:
         sampler.sample([[5] * 500], n=1, seed=0, max_tokens=64)
-        say("too long", told="")
+        say("too long", message="")
     except TrimtabError as error:
-        say("too long", told=error.message)
+        say("too long", message=error.message)
     say("after faults", again=same(plain, sampler.sample(prompts, seed=1, **settings)))
 
     # The command, killed and resumed, must write the same file.

@@ -80,8 +80,8 @@ def test_seeds_decide(checks):
 
 
 def test_faults_are_told_and_survived(checks):
-    assert "faulty" in checks["fault"]["told"]
-    assert "maximum of 512" in checks["too long"]["told"]
+    assert "faulty" in checks["fault"]["message"]
+    assert "maximum of 512" in checks["too long"]["message"]
     assert checks["after faults"]["again"] >= 0.95
 
 

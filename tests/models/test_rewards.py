@@ -152,8 +152,8 @@ def test_classifier_gives_what_transformers_gives(classifier):
 
 def test_classifier_wants_a_label_it_has(classifier):
     path, labels, _ = classifier
-    told = "leave out label=" if labels == 1 else "choose the one"
-    with pytest.raises(RewardError, match=told):
+    hint = "leave out label=" if labels == 1 else "choose the one"
+    with pytest.raises(RewardError, match=hint):
         rewards.load(f"classifier:{path},label=splendid")
 
 
