@@ -5,13 +5,22 @@ import math
 import numpy as np
 import pytest
 import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
+import kinds_made
+import test_kinds
+import tokenizers_made
 from networks import LENGTH, VOCAB, configs
+from trimtab import Guidance
+from trimtab.config import GuidanceConfig
 from trimtab.guide import Guide
+from trimtab.loading import load_scorers
 from trimtab.params import GuidanceParams
 from trimtab.rows import Row
 from trimtab.scorers import DistributionScorer, HeadScorer
 from trimtab.scoring.backbone import Backbone
+from trimtab.scoring.text import Prompt
+from trimtab_models import demo
 from trimtab_models.checkpoint import ScorerInfo
 from trimtab_models.networks import scalar_head
 
@@ -32,18 +41,27 @@ def guide(device, family):
     return Guide({"value": family(info, backbone)})
 
 
-@pytest.mark.parametrize("family", [HeadScorer, DistributionScorer])
-@pytest.mark.parametrize("tail", ["truncate", "mean"])
-def test_a_step_equals_the_cpu(tail, family):
+@pytest.mark.parametrize(
+    ("family", "fields"),
+    [
+        (HeadScorer, {"tail": "truncate"}),
+        (HeadScorer, {"tail": "mean"}),
+        (DistributionScorer, {"tail": "truncate"}),
+        (DistributionScorer, {"tail": "mean"}),
+        (DistributionScorer, {"kl_budget": 3.0}),
+    ],
+)
+def test_a_step_equals_the_cpu(family, fields):
     rng = np.random.default_rng(0)
     base = torch.randn(5, VOCAB, generator=torch.Generator().manual_seed(0)) * 2
     fused, prefixes = {}, [rng.integers(VOCAB, size=n) for n in rng.integers(1, 60, size=5)]
     for device in ("cpu", "cuda"):
-        logits, params = base.clone().to(device), GuidanceParams(scorers={"value": 1.0}, tail=tail)
-        guide(device, family).step(
-            logits, [(i, Row(params, 1, prefix=prefix)) for i, prefix in enumerate(prefixes)]
-        )
+        logits, params = base.clone().to(device), GuidanceParams(scorers={"value": 1.0}, **fields)
+        rows = [Row(params, 1, prefix=prefix) for prefix in prefixes]
+        guide(device, family).step(logits, list(enumerate(rows)))
+        assert not any(row.fault for row in rows)
         fused[device] = logits.cpu()
+    assert not torch.equal(fused["cpu"], base)
     torch.testing.assert_close(fused["cuda"], fused["cpu"], rtol=1e-4, atol=1e-4)
 
 
@@ -62,12 +80,74 @@ def test_the_thread_of_the_scorers_works_on_the_callers_stream(timeout):
     base, rows = torch.randn(1, VOCAB), [(0, Row(GuidanceParams(), 1, prefix=np.arange(5)))]
     fused = []
     for kind in (HeadScorer, Elsewhere):
-        scorer = guide("cuda", kind).scorers["value"]
+        scorer = guide("cuda", kind).registry.scorers["value"]
         rows[0][1].params = GuidanceParams(scorers={"value": 1.0})
         with torch.cuda.stream(torch.cuda.Stream()) as _, torch.inference_mode():
-            asked = torch.cuda.current_stream()
+            expected = torch.cuda.current_stream()
             logits = base.to("cuda", non_blocking=True)
             Guide({"value": scorer}, timeout).step(logits, rows)
             fused.append(logits.cpu())
-    assert seen == [asked]
+    assert seen == [expected]
     assert torch.equal(*fused)
+
+
+@pytest.fixture(scope="module")
+def base():
+    return tokenizers_made.base()
+
+
+@pytest.fixture(scope="module")
+def shelf(base, tmp_path_factory):
+    root = tmp_path_factory.mktemp("kinds")
+    kinds_made.build(root, base)
+    return root
+
+
+@pytest.mark.parametrize(
+    ("kind", "family"),
+    [(kind, family) for kind, served in test_kinds.SERVED.items() for family in served if family],
+)
+def test_every_family_scores_as_on_the_cpu(kind, family, base, shelf):
+    rng = np.random.default_rng(0)
+    prefixes = [rng.integers(3, len(base), size=n) for n in (2, 9, 23)]
+    groups = [rng.integers(3, len(base), size=n) for n in (4, 1, 7)]
+    prompts = [Prompt(1)] * 3
+    spec = {"path": str(shelf / kind), "family": family}
+    if (kind, family) == ("sequence-3", "text"):
+        spec["label"] = "LABEL_1"
+    config = GuidanceConfig.parse({"trimtab": {"scorers": {"s": spec}}})
+    scores = []
+    for device in ("cpu", "cuda"):
+        [scorer] = load_scorers(
+            config, max_length=48, vocab_size=len(base), tokenizer=base, device=device
+        ).values()
+        scores.append(scorer.score([-1, -2, -3], prefixes, groups, [1.0] * 3, prompts).cpu())
+    assert scores[0].std() > 0
+    torch.testing.assert_close(scores[1], scores[0], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"beta": 4.0},
+        {"beta": 4.0, "tail": "mean", "mass": 1.0, "k": 10},
+        {"beta": -2.0, "normalize": True},
+    ],
+)
+def test_the_demo_answers_as_on_the_cpu(fields):
+    """Greedy, in float32, with left padding: the same tokens, all scorers at once."""
+    tokenizer = AutoTokenizer.from_pretrained(demo.base(), padding_side="left")
+    texts = [demo.chat(text) for text in demo.prompts("test", 4, seed=1)]
+    answers = []
+    for device in ("cpu", "cuda"):
+        model = AutoModelForCausalLM.from_pretrained(demo.base(), dtype=torch.float32).to(device)
+        guidance = Guidance(demo.scorers(), tokenizer, device=device, max_length=128, **fields)
+        inputs = tokenizer(texts, return_tensors="pt", padding=True, add_special_tokens=False).to(
+            device
+        )
+        processors = guidance.processors(**inputs)
+        out = model.generate(
+            **inputs, max_new_tokens=24, do_sample=False, logits_processor=processors
+        )
+        answers.append(out[:, inputs.input_ids.shape[1] :].tolist())
+    assert answers[0] == answers[1]
