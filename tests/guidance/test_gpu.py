@@ -57,7 +57,7 @@ def test_a_step_equals_the_cpu(family, fields):
     fused, prefixes = {}, [rng.integers(VOCAB, size=n) for n in rng.integers(1, 60, size=5)]
     for device in ("cpu", "cuda"):
         logits, params = base.clone().to(device), GuidanceParams(scorers={"value": 1.0}, **fields)
-        rows = [Row(params, 1, prefix=prefix) for prefix in prefixes]
+        rows = [Row(params, len(prefix), prefix=prefix) for prefix in prefixes]
         guide(device, family).step(logits, list(enumerate(rows)))
         assert [row.fault for row in rows] == [None] * 5
         fused[device] = logits.cpu()
