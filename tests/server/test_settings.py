@@ -179,8 +179,26 @@ def test_unknown_yaml_and_missing_file_are_told(tmp_path):
 def test_the_command_line_takes_every_setting_and_passes_other_flags_on(monkeypatch):
     served = []
     monkeypatch.setattr(launcher, "serve", lambda *given: served.append(given))
-    given = "serve m --scorer a=x,family=log_ratio,alpha=2 --scorer b=y --default-scorer b".split()
-    given += "--port 3 --log-level debug --api-key k --allowed-origins https://a".split()
+    given = [
+        "serve",
+        "m",
+        "--scorer",
+        "a=x,family=log_ratio,alpha=2",
+        "--scorer",
+        "b=y",
+        "--default-scorer",
+        "b",
+    ]
+    given += [
+        "--port",
+        "3",
+        "--log-level",
+        "debug",
+        "--api-key",
+        "k",
+        "--allowed-origins",
+        "https://a",
+    ]
     given += ["--upstream-end", "two words", "--max-num-seqs", "8", "--admin-key", "adm"]
     assert CliRunner().invoke(cli.app, given).exit_code == 0
     ((loaded, flags),) = served
