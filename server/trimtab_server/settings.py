@@ -20,6 +20,7 @@ from pydantic_settings import (
     YamlConfigSettingsSource,
 )
 
+from trimtab import reasons
 from trimtab.config import (
     CACHE_BYTES,
     SCORER_SECONDS,
@@ -313,11 +314,7 @@ def load(options: Mapping[str, Any], config: Path | None = None) -> Settings:
     try:
         settings: Settings = source(**{k: v for k, v in options.items() if v not in (None, [], ())})
     except ValidationError as error:
-        details = error.errors(include_url=False, include_context=False, include_input=False)
-        problems = "; ".join(
-            ": ".join(filter(None, (".".join(map(str, d["loc"])), d["msg"]))) for d in details
-        )
-        raise StartError(f"invalid settings: {problems}.") from None
+        raise StartError(f"invalid settings: {reasons.fields(error)}.") from None
     except yaml.YAMLError as error:
         raise StartError(f"{file} is not valid YAML: {error}") from None
     return settings
