@@ -22,6 +22,7 @@ from pydantic import (
     model_validator,
 )
 
+from trimtab import reasons
 from trimtab.errors import InvalidGuidance, UnknownScorer
 
 MAX_BETA = 100.0
@@ -276,17 +277,7 @@ def _parse_numbers(field: str, text: str) -> dict[str, float]:
 
 
 def _invalid(error: ValidationError) -> InvalidGuidance:
-    details = error.errors(include_url=False, include_context=False, include_input=False)
-    reasons = []
-    for detail in details[:3]:
-        name = str(detail["loc"][0]) if detail["loc"] else "guidance"
-        if detail["type"] == "extra_forbidden":
-            reasons.append(f"there is an unknown field; the fields are {', '.join(FIELDS)}")
-        else:
-            reasons.append(f"{name}: {detail['msg']}")
-    first = details[0]["loc"]
-    field = str(first[0]) if first and str(first[0]) in FIELDS else "guidance"
-    more = f" (and {len(details) - 3} more)" if len(details) > 3 else ""
     return InvalidGuidance(
-        "Invalid guidance: " + "; ".join(dict.fromkeys(reasons)) + more + ".", param=field
+        f"Invalid guidance: {reasons.fields(error, FIELDS)}.",
+        param=reasons.first(error, FIELDS) or "guidance",
     )

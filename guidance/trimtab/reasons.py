@@ -5,7 +5,7 @@ not apply here. Only the class name of their errors is passed on.
 """
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import NamedTemporaryFile
@@ -32,15 +32,29 @@ def why(error: BaseException) -> str:
     return f"its files cannot be served as a scorer ({type(error).__name__})."
 
 
-def fields(error: ValidationError, most: int = 3) -> str:
-    """The invalid fields of a configuration and the reasons, never the values."""
+def fields(error: ValidationError, known: Collection[str] = ()) -> str:
+    """The first three invalid fields and the reasons, never the values.
+
+    known: the fields of a request, whose other names are the client's input and stay unnamed.
+    """
     details = error.errors(include_url=False, include_context=False, include_input=False)
-    reasons = [
-        ": ".join(filter(None, (".".join(map(str, detail["loc"])), detail["msg"])))
-        for detail in details[:most]
-    ]
-    more = f" (and {len(details) - most} more)" if len(details) > most else ""
-    return "; ".join(reasons) + more
+    texts: dict[str, None] = {}
+    for detail in details[:3]:
+        places = [str(part) for part in detail["loc"]]
+        if known:
+            places = [place for place in places if place in known][:1]
+        if known and detail["type"] == "extra_forbidden":
+            texts[f"there is an unknown field; the fields are {', '.join(sorted(known))}"] = None
+        else:
+            texts[": ".join(filter(None, (".".join(places), detail["msg"])))] = None
+    more = f" (and {len(details) - 3} more)" if len(details) > 3 else ""
+    return "; ".join(texts) + more
+
+
+def first(error: ValidationError, known: Collection[str]) -> str | None:
+    """The first invalid field, if it is one of those of the request."""
+    place = error.errors(include_url=False, include_context=False)[0]["loc"][:1]
+    return str(place[0]) if place and place[0] in known else None
 
 
 def brief(error: BaseException) -> str:

@@ -15,6 +15,8 @@ from typing import Any, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
+from trimtab_models import strict_json
+
 MARK = ".trimtab.json"
 T = TypeVar("T")
 
@@ -199,20 +201,13 @@ def read(path: Path, kind: type[T], cure: str = "restore a copy, or remove it") 
     if path.exists() and not path.is_file():  # reading a pipe would never end
         raise Damaged(f"{path} is damaged: it is not a file; {cure}.")
     try:
-        content = json.loads(path.read_bytes(), object_pairs_hook=_unique)
+        content = json.loads(path.read_bytes(), object_pairs_hook=strict_json.unique)
         return TypeAdapter(kind).validate_python(content)
     except ValidationError:
         why = "its content is not what Trimtab writes"
     except (ValueError, RecursionError):
         why = "not JSON"
     raise Damaged(f"{path} is damaged: {why}; {cure}.")
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    fields = dict(pairs)
-    if len(fields) < len(pairs):
-        raise ValueError("duplicate key")
-    return fields
 
 
 def changes(old: Mapping[str, Any], new: Mapping[str, Any], *, partly: bool = False) -> str:

@@ -10,9 +10,9 @@ from typing import Any
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from trimtab_server import metrics
+from trimtab_server.bodies import PARSED
 from trimtab_server.caps import answers
 from trimtab_server.errors import Busy, response
-from trimtab_server.strict_json import PARSED
 
 TURNS = 2
 """Default limit, as a multiple of the engine's slots: one half runs, the other half waits."""

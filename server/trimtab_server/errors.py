@@ -20,16 +20,15 @@ TrimtabError
 └── UpstreamTimeout       504  upstream_error
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Mapping
 
 from pydantic import ValidationError
 from starlette.requests import Request
 from starlette.responses import JSONResponse
 
+from trimtab import reasons
 from trimtab.errors import InvalidRequest, NotReady, ScorerFault, TrimtabError
 
-MAX_DETAILS = 3
-"""Maximum number of validation errors in one answer."""
 OWN_ERROR = "trimtab_own_error"
 """Scope entry of a request whose error is ours and needs no rewriting (refusals.py)."""
 
@@ -172,20 +171,9 @@ def unreadable(scorer: str, reason: str) -> InvalidRequest:
     )
 
 
-def invalid(error: ValidationError, fields: Iterable[str]) -> InvalidRequest:
-    """Summarize a validation error: at most MAX_DETAILS fields, never their values."""
-    details = error.errors(include_url=False, include_context=False, include_input=False)
-    known = set(fields)
-    problems: dict[str, None] = {}
-    for detail in details[:MAX_DETAILS]:
-        name = str(detail["loc"][0]) if detail["loc"] else ""
-        if detail["type"] == "extra_forbidden":
-            problems["there is an unknown field; the fields are " + ", ".join(sorted(known))] = None
-        else:
-            problems[f"{name}: {detail['msg']}" if name else detail["msg"]] = None
-    more = f" (and {len(details) - MAX_DETAILS} more)" if len(details) > MAX_DETAILS else ""
-    first = str(details[0]["loc"][0]) if details[0]["loc"] else ""
+def invalid(error: ValidationError, fields: Collection[str]) -> InvalidRequest:
+    """Summarize a validation error: the first fields, never their values."""
     return InvalidRequest(
-        "Invalid request: " + "; ".join(problems) + more + ".",
-        param=first if first in known else None,
+        f"Invalid request: {reasons.fields(error, fields)}.",
+        param=reasons.first(error, fields),
     )

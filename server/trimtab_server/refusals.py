@@ -19,7 +19,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from trimtab.errors import InvalidRequest, TrimtabError
 from trimtab_server import shapes
 from trimtab_server.allowed import route_path
-from trimtab_server.errors import MAX_DETAILS, OWN_ERROR, handle, response
+from trimtab_server.errors import OWN_ERROR, handle, response
 from trimtab_server.wording import field, plain
 
 log = logging.getLogger(__name__)
@@ -82,7 +82,7 @@ async def handle_invalid(request: Request, error: Exception) -> JSONResponse:
     """Exception handler for bodies that fail the validation of a vLLM route."""
     assert isinstance(error, RequestValidationError)
     problems, names = [], []
-    for detail in error.errors()[:MAX_DETAILS]:
+    for detail in error.errors()[:3]:
         if not isinstance(detail, Mapping):  # one of vLLM's own, such as for a media type
             problems.append(plain(str(detail)))
             continue

@@ -2,12 +2,16 @@
 
 import json
 import os
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Mapping
+from inspect import Parameter, Signature, signature
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self, get_args, get_origin
 
+import typer
 import yaml
 from pydantic import BeforeValidator, Field, SecretStr, ValidationError, model_validator
+from pydantic.fields import FieldInfo
 from pydantic_settings import (
     BaseSettings,
     NoDecode,
@@ -16,6 +20,7 @@ from pydantic_settings import (
     YamlConfigSettingsSource,
 )
 
+from trimtab import reasons
 from trimtab.config import (
     CACHE_BYTES,
     SCORER_SECONDS,
@@ -309,14 +314,38 @@ def load(options: Mapping[str, Any], config: Path | None = None) -> Settings:
     try:
         settings: Settings = source(**{k: v for k, v in options.items() if v not in (None, [], ())})
     except ValidationError as error:
-        details = error.errors(include_url=False, include_context=False, include_input=False)
-        problems = "; ".join(
-            ": ".join(filter(None, (".".join(map(str, d["loc"])), d["msg"]))) for d in details
-        )
-        raise StartError(f"invalid settings: {problems}.") from None
+        raise StartError(f"invalid settings: {reasons.fields(error)}.") from None
     except yaml.YAMLError as error:
         raise StartError(f"{file} is not valid YAML: {error}") from None
     return settings
+
+
+def options(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a typer command an option for each setting, in the place of its `**` parameter.
+
+    typer reads a command's signature, and passes on what is given on the command line.
+    """
+    *own, _ = signature(command).parameters.values()
+    for name, field in Settings.model_fields.items():
+        if name == "vllm":  # typer passes on what it does not know
+            continue
+        text = re.sub(
+            r"\[([^]]+)\]\([^)]+\)", r"\1", str(field.description)
+        )  # links, for docs alone
+        kind: Any = field.annotation
+        if get_origin(kind) in (list, dict):
+            kind, text = list[str], f"{text}; repeatable"
+        elif SecretStr in get_args(kind):
+            kind = str
+        info = (typer.Argument if name == "model" else typer.Option)(
+            help=f"{text[0].upper()}{text[1:]}.",
+            metavar=name.rpartition("_")[2].upper(),
+            show_default=_default(field) or False,
+        )
+        annotation = Annotated[kind | None, info]
+        own.append(Parameter(name, Parameter.KEYWORD_ONLY, default=None, annotation=annotation))
+    vars(command)["__signature__"] = Signature(own)
+    return command
 
 
 def table() -> str:
@@ -326,9 +355,14 @@ def table() -> str:
         flag = {"model": "`MODEL`", "vllm": "any vLLM flag"}.get(
             name, f"`--{name.replace('_', '-')}`"
         )
-        default = "" if field.is_required() else str(field.get_default(call_default_factory=True))
-        value = "" if default in ("", "[]", "{}", "None") else f"`{default}`"
+        value = f"`{default}`" if (default := _default(field)) else ""
         lines.append(
             f"| {flag}, `{name}` | `TRIMTAB_{name.upper()}` | {field.description} | {value} |"
         )
     return "\n".join(lines) + "\n"
+
+
+def _default(field: FieldInfo) -> str:
+    """A setting's default as text; empty if it has none."""
+    value = field.get_default(call_default_factory=True)
+    return "" if value in ("", [], {}, None) else str(value)

@@ -13,7 +13,7 @@ from typing import Any
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from trimtab.errors import InvalidRequest, TrimtabError
-from trimtab_server import strict_json
+from trimtab_server import bodies
 from trimtab_server.caps import MAX_PROMPTS
 from trimtab_server.errors import response
 from trimtab_server.ids import check_ids
@@ -84,11 +84,11 @@ class Sizes:
             check_ids(scope, {})
             if scope["method"] in ("POST", "PUT", "PATCH"):
                 body = (await receive()).get("body", b"")
-                if body and strict_json.may_be_json(scope):
-                    fields = strict_json.loads(body)
+                if body and bodies.may_be_json(scope):
+                    fields = bodies.loads(body)
                     check(fields, self.bounds)
                     check_ids(scope, fields)
-                    scope = {**scope, strict_json.PARSED: fields}
+                    scope = {**scope, bodies.PARSED: fields}
                 receive = replay(body, receive)
         except TrimtabError as error:
             await response(error)(scope, receive, send)

@@ -2,8 +2,7 @@
 
 from typing import Any
 
-from trimtab.errors import InvalidRequest
-from trimtab_server import strict_json
+from trimtab_models import strict_json
 
 Turn = dict[str, Any]
 
@@ -52,8 +51,8 @@ def _call(call: Any) -> dict[str, Any]:
     arguments = function.get("arguments")
     if isinstance(arguments, str):
         try:
-            arguments = strict_json.loads(arguments.encode())
-        except InvalidRequest:  # vLLM, too, reads anything else as an empty object
+            arguments = strict_json.read(arguments)
+        except ValueError:  # vLLM, too, reads anything else as an empty object
             arguments = {}
     valid = arguments if isinstance(arguments, dict) else {}
     return {

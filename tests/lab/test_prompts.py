@@ -59,7 +59,7 @@ def test_marks_and_carriage_returns_are_no_part_of_a_prompt(tmp_path):
         ('{"prompt": "a", "prompt_token_ids": "12"}', "not a list of whole numbers"),
         ('{"prompt": "a", "prompt_token_ids": []}', "the prompt has no tokens"),
         ('{"prompt": "\\ud800"}', "half a surrogate pair"),
-        ('{"prompt": "a", "answer": NaN}', "'answer' is nan"),
+        ('{"prompt": "a", "answer": NaN}', "not a finite 64-bit float 'NaN'"),
         ('{"prompt": "a", "prompt": "b"}', "duplicate key 'prompt'"),
         (f'{{"prompt": {json.dumps(CHAT)}, "tools": "price"}}', "'tools' is text, but not JSON"),
     ],

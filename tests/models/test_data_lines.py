@@ -24,9 +24,9 @@ GOOD = b'{"prompt": "How?", "completion": "Fine.", "reward": 1}'
     [
         (b'{"prompt": "a", "prompt": "b"}', "duplicate key 'prompt'"),
         (b'{"prompt": [{"role": "user", "role": "x"}]}', "duplicate key 'role'"),
-        (b'{"a": NaN}', "'a' is nan; expected a finite number"),
-        (b'{"a": {"b": [1, -Infinity]}}', "'a' is -inf"),
-        (b'{"a": 1e999}', "'a' is inf"),
+        (b'{"a": NaN}', "a number that is not a finite 64-bit float 'NaN'"),
+        (b'{"a": {"b": [1, -Infinity]}}', "a number that is not a finite 64-bit float '-Infinity'"),
+        (b'{"a": 1e999}', "a number that is not a finite 64-bit float '1e999'"),
         (b'{"a": "\xe9"}', "not UTF-8"),
         ('{"a": 1}'.encode("utf-16"), "not UTF-8"),
         (b'{"a": 1} {"b": 2}', "not JSON (Extra data, column 10)"),

@@ -5,10 +5,11 @@ from pathlib import Path
 
 import pytest
 import yaml
+from typer.testing import CliRunner
 
 from trimtab.config import ScorerSpec
 from trimtab.errors import TrimtabError
-from trimtab_server import settings
+from trimtab_server import cli, launcher, settings
 from trimtab_server.errors import StartError
 
 pytestmark = pytest.mark.scorecard(letter="S")
@@ -173,6 +174,46 @@ def test_unknown_yaml_and_missing_file_are_told(tmp_path):
         settings.load({}, config)
     with pytest.raises(StartError, match="no configuration file"):
         settings.load({}, tmp_path / "absent.yaml")
+
+
+def test_the_command_line_takes_every_setting_and_passes_other_flags_on(monkeypatch):
+    served = []
+    monkeypatch.setattr(launcher, "serve", lambda *given: served.append(given))
+    given = [
+        "serve",
+        "m",
+        "--scorer",
+        "a=x,family=log_ratio,alpha=2",
+        "--scorer",
+        "b=y",
+        "--default-scorer",
+        "b",
+    ]
+    given += [
+        "--port",
+        "3",
+        "--log-level",
+        "debug",
+        "--api-key",
+        "k",
+        "--allowed-origins",
+        "https://a",
+    ]
+    given += ["--upstream-end", "two words", "--max-num-seqs", "8", "--admin-key", "adm"]
+    assert CliRunner().invoke(cli.app, given).exit_code == 0
+    ((loaded, flags),) = served
+    assert (loaded.model, loaded.port, loaded.log_level) == ("m", 3, "debug")
+    assert loaded.scorer == {
+        "a": ScorerSpec(path="x", family="log_ratio", alpha=2),
+        "b": ScorerSpec(path="y"),
+    }
+    assert loaded.default_scorer == {"b": 1.0}
+    assert (loaded.allowed_origins, loaded.upstream_end) == (["https://a"], ["two words"])
+    assert loaded.keys() == {"keys": ["k"], "admin_key": "adm"}
+    assert flags == ["--max-num-seqs", "8"]
+    shown = CliRunner().invoke(cli.app, ["serve", "--help"], env={"COLUMNS": "200"}).output
+    for name in settings.Settings.model_fields.keys() - {"model", "vllm"}:
+        assert f" --{name.replace('_', '-')} " in shown
 
 
 def test_every_setting_is_described_and_documented():

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
+from trimtab import reasons
 from trimtab.errors import InvalidGuidance
 from trimtab.params import GuidanceParams, Number
 
@@ -42,10 +43,8 @@ class SearchParams(BaseModel):
         try:
             return ANY.validate_python(dict(fields))
         except ValidationError as error:
-            details = error.errors(include_url=False, include_context=False, include_input=False)
-            known = set(METHODS[fields["method"]].model_fields)
-            reasons = dict.fromkeys(_explain(detail, known) for detail in details[:3])
-            message = f"Invalid search ({fields['method']}): " + "; ".join(reasons) + "."
+            problems = reasons.fields(error, METHODS[fields["method"]].model_fields)
+            message = f"Invalid search ({fields['method']}): {problems}."
             raise InvalidGuidance(message, param="search") from None
 
     def check(self, guidance: GuidanceParams, temperature: float) -> None:
@@ -136,10 +135,3 @@ METHODS: dict[str, type[SearchParams]] = {
 ANY: TypeAdapter[Any] = TypeAdapter(
     Annotated[BestOfN | Blockwise | Beam | Smc | Mcts, Field(discriminator="method")]
 )
-
-
-def _explain(detail: Mapping[str, Any], known: set[str]) -> str:
-    name = str(detail["loc"][-1]) if detail["loc"] else ""
-    if detail["type"] == "extra_forbidden":
-        return f"there is an unknown field; the fields are {', '.join(sorted(known))}"
-    return f"{name}: {detail['msg']}" if name in known else str(detail["msg"])

@@ -20,6 +20,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from trimtab import reasons
 from trimtab.errors import TrimtabError
 from trimtab_lab.arena.methods import COMPOSED, METHODS, SUMS, TRAININGS
 from trimtab_lab.rollouts.prompts import RolloutPrompt, check_lengths, read
@@ -123,9 +124,7 @@ def _config(spec: str) -> Config:
     except (OSError, yaml.YAMLError) as error:
         raise TrimtabError(f"{path}: {' '.join(str(error).split())}") from None
     except ValidationError as error:
-        errors = error.errors(include_url=False, include_context=False, include_input=False)
-        problems = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'it'}: {e['msg']}" for e in errors)
-        raise TrimtabError(f"{path}: {problems}.") from None
+        raise TrimtabError(f"{path}: {reasons.fields(error)}.") from None
 
 
 def _with_sum(world: World) -> World:

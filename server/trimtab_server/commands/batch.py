@@ -1,6 +1,5 @@
 """`trimtab batch`: send a file of requests to a running server."""
 
-import os
 from pathlib import Path
 from typing import Annotated
 
@@ -16,7 +15,7 @@ def batch(
     out: Annotated[Path, typer.Option(help="JSON Lines of answers; a started file is resumed.")],
     url: Annotated[str, typer.Option(help="Address of the server.")] = "http://127.0.0.1:8000",
     api_key: Annotated[
-        str | None, typer.Option(help="Key (or TRIMTAB_API_KEY).", metavar="KEY")
+        str | None, typer.Option(help="API key.", metavar="KEY", envvar="TRIMTAB_API_KEY")
     ] = None,
     concurrency: Annotated[
         int, typer.Option(help="Requests in flight at once.", min=1, max=1024)
@@ -30,6 +29,5 @@ def batch(
     from trimtab_server.commands import batch_job
 
     with resumable():
-        key = api_key or os.environ.get("TRIMTAB_API_KEY")
-        answers, errors = batch_job.run(requests, out, url, key, concurrency)
+        answers, errors = batch_job.run(requests, out, url, api_key, concurrency)
         typer.echo(f"{answers} answers in {out}, {errors} of them errors.")

@@ -6,7 +6,7 @@ from fastapi import APIRouter, Depends, Request
 from fastapi.responses import Response
 
 from trimtab.engine import GenerationRequest
-from trimtab_server import strict_json
+from trimtab_server import bodies
 from trimtab_server.protocol import parse
 from trimtab_server.render import GenerateRenderer, answer
 from trimtab_server.state import State
@@ -16,7 +16,7 @@ router = APIRouter()
 
 @router.post("/generate")
 async def generate(
-    fields: Annotated[dict[str, Any], Depends(strict_json.fields)], request: Request
+    fields: Annotated[dict[str, Any], Depends(bodies.fields)], request: Request
 ) -> Response:
     """Continue a prompt under guidance."""
     body, guidance, search = parse(fields)

@@ -6,13 +6,13 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, Request
 from fastapi.responses import Response
 
-from trimtab_server import openai_requests, strict_json
+from trimtab_server import bodies, openai_requests
 from trimtab_server.openai_requests import Parsed
 from trimtab_server.render import ChatRenderer, CompletionRenderer, answer
 from trimtab_server.state import State
 
 router = APIRouter()
-Body = Annotated[dict[str, Any], Depends(strict_json.fields)]
+Body = Annotated[dict[str, Any], Depends(bodies.fields)]
 
 
 @router.post("/v1/completions")

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Request
 
-from trimtab_server import strict_json
+from trimtab_server import bodies
 from trimtab_server.errors import Forbidden
 from trimtab_server.loading import Loading, LoadRequest
 
@@ -32,7 +32,7 @@ router = APIRouter(dependencies=[Depends(loading)])  # runs before the body is p
 
 @router.post("/v1/scorers")
 async def load(
-    fields: Annotated[dict[str, Any], Depends(strict_json.fields)],
+    fields: Annotated[dict[str, Any], Depends(bodies.fields)],
     loads: Annotated[Loading, Depends(loading)],
 ) -> dict[str, Any]:
     """Load a checkpoint of the server's scorer_dir; it replaces a scorer of that name."""

@@ -16,8 +16,8 @@ from typing import Any, TypeVar
 import httpx
 from prometheus_client import Counter
 
-from trimtab.errors import InvalidRequest, TrimtabError
-from trimtab_server import strict_json
+from trimtab.errors import TrimtabError
+from trimtab_models import strict_json
 from trimtab_server.errors import UpstreamFailed, UpstreamTimeout
 from trimtab_server.settings import Settings
 
@@ -119,7 +119,7 @@ class Client:
             raise _Retry(UpstreamFailed(message), "connection") from None
         try:
             return strict_json.read(content)
-        except InvalidRequest:
+        except ValueError:
             raise Unusable("it is not JSON") from None
 
     async def close(self) -> None:

@@ -19,7 +19,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from trimtab.engine import Version
 from trimtab.errors import InvalidGuidance, TrimtabError
 from trimtab.params import CARRIED, PREFIX, GuidanceParams
-from trimtab_server import strict_json
+from trimtab_server import bodies
 from trimtab_server.caps import check_caps
 from trimtab_server.errors import response
 from trimtab_server.limits import replay
@@ -72,8 +72,8 @@ class Guidance:
         self, scope: Scope, route: Route, body: bytes, send: Send
     ) -> tuple[Scope, bytes, Send]:
         """The scope and body for vLLM's route, and the `send` for its answer."""
-        strict_json.check_declared(scope)
-        fields = strict_json.parsed(scope, body)
+        bodies.check_declared(scope)
+        fields = bodies.parsed(scope, body)
         sampling = route.sampling(fields)
         check_caps(fields)
         check_caps(sampling)
@@ -146,8 +146,8 @@ def _refuse_guidance(scope: Scope, body: bytes) -> None:
     declared = dict(scope["headers"]).get(b"content-type", b"")
     if declared.startswith(FORMS):
         requested = b'name="guidance"' in body or PREFIX.encode() in body
-    elif body and strict_json.may_be_json(scope):
-        requested = misplaced(strict_json.parsed(scope, body), None)
+    elif body and bodies.may_be_json(scope):
+        requested = misplaced(bodies.parsed(scope, body), None)
     else:
         requested = False
     if requested:
