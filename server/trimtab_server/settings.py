@@ -21,6 +21,7 @@ from pydantic_settings import (
 )
 
 from trimtab import reasons
+from trimtab.adapters.openai.config import UpstreamConfig
 from trimtab.config import (
     CACHE_BYTES,
     SCORER_SECONDS,
@@ -28,7 +29,7 @@ from trimtab.config import (
     ScorerSpec,
     parse_scorer,
 )
-from trimtab_server.errors import StartError
+from trimtab.errors import StartError
 
 CONFIG_VARIABLE = "TRIMTAB_CONFIG"
 
@@ -259,16 +260,32 @@ class Settings(BaseSettings):
             return self
         if self.upstream_model is None:
             raise ValueError("--upstream needs --upstream-model")
-        if not self.upstream.startswith(("http://", "https://")):
-            raise ValueError("--upstream must be a URL such as https://host/v1")
-        if self.upstream_api == "chat" and self.upstream_continue == "none":
-            raise ValueError(
-                "steering works token by token, so a chat upstream must continue partial answers; "
-                "set --upstream-continue, or use --upstream-api completions"
-            )
-        if self.upstream_api == "chat" and self.tokenizer is not None:
-            raise ValueError("--tokenizer needs --upstream-api completions")
+        self.upstream_config()
         return self
+
+    def upstream_config(self) -> UpstreamConfig:
+        """The settings of the adapter; only with an upstream.
+
+        Raises:
+            ValueError: they contradict each other.
+        """
+        key = self.upstream_key
+        return UpstreamConfig(
+            url=str(self.upstream),
+            model=str(self.upstream_model),
+            key=None if key is None else key.get_secret_value(),
+            api=self.upstream_api,
+            continuation=self.upstream_continue,
+            top=self.upstream_top,
+            block=self.upstream_block,
+            ends=tuple(self.upstream_end),
+            concurrency=self.upstream_concurrency,
+            retries=self.upstream_retries,
+            timeout=self.upstream_timeout,
+            deadline=self.upstream_deadline,
+            length=self.upstream_length,
+            tokenizer=self.tokenizer,
+        )
 
     def guidance(self) -> dict[str, Any]:
         """The `trimtab` part of vLLM's additional configuration.
