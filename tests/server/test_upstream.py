@@ -368,10 +368,10 @@ async def test_retry_after_is_honoured_and_bounded(here, monkeypatch):
     assert long == upstream_client.LONGEST_WAIT
     assert words < 1
     soon, late = (formatdate(time.time() + after, usegmt=True) for after in (20, 3600))
-    date, late_date, no_date = await waited(soon, late, soon.replace("GMT", "o'clock GMT", 1)[4:8])
+    date, late_date, broken_date = await waited(soon, late, soon.replace(":", ""))
     assert 15 < date <= 20
     assert late_date == upstream_client.LONGEST_WAIT
-    assert no_date < 1
+    assert broken_date < 1  # the control
 
 
 SLOW = {
