@@ -6,12 +6,12 @@ import sys
 
 import httpx
 import pytest
+from upstream_fake import KEY, Fake
 
 from trimtab import GuidanceConfig, GuidanceParams, ScorerFault
 from trimtab.adapters.openai import UpstreamConfig, load_engine
 from trimtab.engine import GenerationRequest, Sampling
 from trimtab.errors import InvalidRequest, StartError, UpstreamFailed, UpstreamTimeout
-from upstream_fake import KEY, Fake
 
 CONFIG = {"url": "http://upstream/v1", "model": "m", "ends": ("<end>",)}
 SCORERS = {
