@@ -178,21 +178,21 @@ class Settings(BaseSettings):
         None, validate_default=False, description="API key for the upstream"
     )
     upstream_api: Literal["completions", "chat"] = Field(
-        "completions", description="upstream route to call: `completions` or `chat`"
+        UpstreamConfig.api, description="upstream route to call: `completions` or `chat`"
     )
     upstream_continue: Literal["continue_final_message", "prefix", "none"] = Field(
-        "none",
+        UpstreamConfig.continuation,
         description="how a `chat` upstream continues a partial answer: `continue_final_message` "
         "(vLLM), `prefix` (DeepSeek, Mistral), or `none` if it cannot",
     )
     upstream_top: int = Field(
-        20,
+        UpstreamConfig.top,
         ge=2,
         le=256,
         description="number of most likely tokens to request from the upstream per step",
     )
     upstream_block: int = Field(
-        1,
+        UpstreamConfig.block,
         ge=1,
         le=64,
         description="tokens to request per call at temperature 0; tokens that guidance would also "
@@ -203,12 +203,18 @@ class Settings(BaseSettings):
         description="text of the upstream's end-of-turn token, if there is no tokenizer",
     )
     upstream_concurrency: int = Field(
-        16, ge=1, description="maximum concurrent calls to the upstream"
+        UpstreamConfig.concurrency, ge=1, description="maximum concurrent calls to the upstream"
     )
-    upstream_retries: int = Field(3, ge=0, le=20, description="retries of a failed upstream call")
-    upstream_timeout: float = Field(30, gt=0, description="seconds that an upstream call may take")
+    upstream_retries: int = Field(
+        UpstreamConfig.retries, ge=0, le=20, description="retries of a failed upstream call"
+    )
+    upstream_timeout: float = Field(
+        UpstreamConfig.timeout, gt=0, description="seconds that an upstream call may take"
+    )
     upstream_deadline: float = Field(
-        600, gt=0, description="seconds that a whole answer may take with an upstream"
+        UpstreamConfig.deadline,
+        gt=0,
+        description="seconds that a whole answer may take with an upstream",
     )
     upstream_length: int | None = Field(
         None,

@@ -1,8 +1,13 @@
 """The black-box upstream as an engine of the library, without a server."""
 
 import asyncio
+import json
+import re
 import subprocess
 import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import httpx
 import pytest
@@ -126,3 +131,47 @@ def test_its_configuration_is_light():
         "assert not {'torch', 'httpx', 'vllm'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+class Endpoint(BaseHTTPRequestHandler):
+    """The fake upstream over HTTP."""
+
+    def do_POST(self):
+        body = json.loads(self.rfile.read(int(self.headers["content-length"])))
+        answer = json.dumps(self.server.fake.answer(body, False)).encode()
+        self.send_response(200)
+        self.send_header("content-length", str(len(answer)))
+        self.end_headers()
+        self.wfile.write(answer)
+
+    def log_message(self, *_):
+        pass
+
+
+def test_the_documents_example_runs(capsys):
+    """Word for word but for the address and the scorer."""
+    page = Path(__file__).parents[2] / "docs" / "upstream.md"
+    [code] = re.findall(r"^```python\n(.*?)^```", page.read_text(), re.M | re.S)
+    with ThreadingHTTPServer(("127.0.0.1", 0), Endpoint) as server:
+        server.fake = Fake()
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        changes = {
+            "https://host/v1": f"http://127.0.0.1:{server.server_port}/v1",
+            "<|im_end|>": "<end>",
+            str({"path": "./formality-ranker", "family": "text", "reads": "answer"}): str(
+                SCORERS["good"]
+            ),
+        }
+        for old, new in changes.items():
+            old = old.replace("'", '"')
+            assert old in code
+            code = code.replace(old, new)
+        try:
+            exec(compile(code, "upstream.md", "exec"), {"__name__": "__main__"})
+        finally:
+            server.shutdown()
+            thread.join()
+    text, kl = capsys.readouterr().out.rsplit("KL ", 1)
+    assert len(text.split()) > 3
+    assert float(kl) > 0

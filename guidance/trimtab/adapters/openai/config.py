@@ -32,9 +32,9 @@ class UpstreamConfig:
     """Maximum concurrent calls."""
     retries: int = 3
     """Further tries of a failed call."""
-    timeout: float = 30.0
+    timeout: float = 30
     """Maximum seconds of a call."""
-    deadline: float = 600.0
+    deadline: float = 600
     """Maximum seconds of an answer."""
     length: int | None = None
     """Maximum tokens of prompt and answer; by default the tokenizer's."""
