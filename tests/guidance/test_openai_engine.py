@@ -159,12 +159,11 @@ def test_the_documents_example_runs(capsys):
         changes = {
             "https://host/v1": f"http://127.0.0.1:{server.server_port}/v1",
             "<|im_end|>": "<end>",
-            str({"path": "./formality-ranker", "family": "text", "reads": "answer"}): str(
+            '{"path": "./formality-ranker", "family": "text", "reads": "answer"}': str(
                 SCORERS["good"]
             ),
         }
         for old, new in changes.items():
-            old = old.replace("'", '"')
             assert old in code
             code = code.replace(old, new)
         try:
