@@ -125,6 +125,7 @@ def test_trimtab_needs_no_vllm():
         "import sys; sys.modules['vllm'] = None\n"
         "import trimtab, trimtab.adapters.transformers, trimtab.loading, trimtab.testing\n"
         "import trimtab.adapters.memory, trimtab.adapters.vllm, trimtab.engine\n"
+        "import trimtab.adapters.openai.engine, trimtab.adapters.openai.token_ids\n"
         "import trimtab_models.networks, trimtab_models.checkpoint"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

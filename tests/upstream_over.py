@@ -7,7 +7,7 @@ from conftest import KEY
 
 from trimtab_models import demo
 from trimtab_server import settings
-from trimtab_server.upstream.app import build
+from trimtab_server.upstream import build
 
 
 def given(server, **more):

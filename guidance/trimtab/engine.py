@@ -1,7 +1,7 @@
 """The engine: what a server needs of whatever decodes.
 
-Three implementations: vLLM and an OpenAI-compatible upstream, both in the server, and a tiny one
-in memory (adapters/memory.py).
+Three implementations: vLLM, in the server; an OpenAI-compatible upstream (adapters/openai/); and a
+tiny one in memory (adapters/memory.py).
 """
 
 from collections.abc import AsyncGenerator, Mapping, Sequence

@@ -7,8 +7,11 @@
     ├── ScorerLoadError          500  scorer_load_error     (at start-up: the server does not start)
     ├── ScorerRefused            422  scorer_refused        (while serving: loaded scorers stay)
     ├── NoRoom                   409  insufficient_memory   (the same: not enough memory)
+    ├── StartError               500  internal_error        (an engine or server does not start)
     ├── NotReady                 503  service_unavailable_error
-    └── ScorerFault              500  scorer_error          (only this request fails)
+    ├── ScorerFault              500  scorer_error          (only this request fails)
+    ├── UpstreamFailed           502  upstream_error        (the same: see adapters/openai)
+    └── UpstreamTimeout          504  upstream_error
 
 A message says what was wrong, what was expected, and what to do. It never contains the input.
 """
@@ -92,3 +95,39 @@ class NotReady(TrimtabError):
 
     status = 503
     type = "service_unavailable_error"
+
+
+class StartError(TrimtabError):
+    """An engine or a server cannot start with these settings."""
+
+
+class UpstreamFailed(TrimtabError):
+    """The upstream refused a call, or its answer is unusable."""
+
+    status = 502
+    type = "upstream_error"
+
+
+class UpstreamTimeout(TrimtabError):
+    """The upstream did not answer in time."""
+
+    status = 504
+    type = "upstream_error"
+
+
+def scorer_failed(scorer: str, message: str) -> ScorerFault:
+    """The error for a request whose scorer failed."""
+    return ScorerFault(
+        f"scorer '{scorer}' failed while it steered this request ({message}). "
+        "Leave it out, or send on_error 'unguided' to go on as the base model.",
+        code="scorer_failed",
+    )
+
+
+def unreadable(scorer: str, reason: str) -> InvalidRequest:
+    """The error for a conversation that a scorer's chat template refuses."""
+    return InvalidRequest(
+        f"scorer '{scorer}' cannot read this conversation: its chat template refuses it "
+        f"({reason}). Change the messages, or leave the scorer out.",
+        param="messages",
+    )

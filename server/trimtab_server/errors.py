@@ -12,22 +12,19 @@ TrimtabError
 ├── UnsupportedMediaType  415  invalid_request_error
 ├── Busy                  429  rate_limit_error
 ├── HeadersTooLarge       431  request_too_large
-├── StartError            (the server does not start; the command prints it and exits)
-├── UpstreamFailed        502  upstream_error
 ├── NotReady              503  service_unavailable_error
 │   └── Stopping          503  service_unavailable_error (with Retry-After)
-├── SlowLoad              504  timeout_error
-└── UpstreamTimeout       504  upstream_error
+└── SlowLoad              504  timeout_error
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 
 from pydantic import ValidationError
 from starlette.requests import Request
 from starlette.responses import JSONResponse
 
 from trimtab import reasons
-from trimtab.errors import InvalidRequest, NotReady, ScorerFault, TrimtabError
+from trimtab.errors import InvalidRequest, NotReady, TrimtabError
 
 OWN_ERROR = "trimtab_own_error"
 """Scope entry of a request whose error is ours and needs no rewriting (refusals.py)."""
@@ -103,29 +100,11 @@ class HeadersTooLarge(TrimtabError):
     type = "request_too_large"
 
 
-class StartError(TrimtabError):
-    """The server cannot start with these settings."""
-
-
-class UpstreamFailed(TrimtabError):
-    """The upstream refused a call, or its answer is unusable."""
-
-    status = 502
-    type = "upstream_error"
-
-
 class SlowLoad(TrimtabError):
     """A scorer was not read in time; the served scorers are unchanged."""
 
     status = 504
     type = "timeout_error"
-
-
-class UpstreamTimeout(TrimtabError):
-    """The upstream did not answer in time."""
-
-    status = 504
-    type = "upstream_error"
 
 
 class Stopping(NotReady):
@@ -151,24 +130,6 @@ async def handle(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, TrimtabError)
     request.scope[OWN_ERROR] = True
     return response(error)
-
-
-def scorer_failed(error: Mapping[str, str]) -> ScorerFault:
-    """The error for a request whose record contains a scorer's error."""
-    return ScorerFault(
-        f"scorer '{error['scorer']}' failed while it steered this request ({error['message']}). "
-        "Leave it out, or send on_error 'unguided' to go on as the base model.",
-        code="scorer_failed",
-    )
-
-
-def unreadable(scorer: str, reason: str) -> InvalidRequest:
-    """The error for a conversation that a scorer's chat template refuses."""
-    return InvalidRequest(
-        f"scorer '{scorer}' cannot read this conversation: its chat template refuses it "
-        f"({reason}). Change the messages, or leave the scorer out.",
-        param="messages",
-    )
 
 
 def invalid(error: ValidationError, fields: Collection[str]) -> InvalidRequest:

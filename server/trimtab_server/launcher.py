@@ -5,7 +5,7 @@
 3. The engine starts with our processor and worker extension.
 4. vLLM's application is built; our routes and middleware are added (app.py); it is served.
 
-With an upstream there is no engine, and vLLM need not be installed: see upstream/app.py.
+With an upstream there is no engine, and vLLM need not be installed: see upstream.py.
 """
 
 import asyncio
@@ -16,9 +16,9 @@ from collections.abc import Sequence
 import typer
 
 from trimtab.config import GuidanceConfig
+from trimtab.errors import StartError
 from trimtab.logs import configure_logging
 from trimtab_server import demo
-from trimtab_server.errors import StartError
 from trimtab_server.settings import Settings
 from trimtab_server.shutdown import Signals, leave
 
@@ -38,7 +38,7 @@ def serve(settings: Settings, flags: Sequence[str]) -> None:
                     "flags that trimtab does not know go to vLLM, which an upstream does without; "
                     "leave them out, and MODEL too."
                 )
-            from trimtab_server.upstream import app as upstream
+            from trimtab_server import upstream
 
             succeeded = asyncio.run(upstream.serve(settings, listener, signals))
         else:

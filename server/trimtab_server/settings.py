@@ -21,6 +21,7 @@ from pydantic_settings import (
 )
 
 from trimtab import reasons
+from trimtab.adapters.openai.config import UpstreamConfig
 from trimtab.config import (
     CACHE_BYTES,
     SCORER_SECONDS,
@@ -28,7 +29,7 @@ from trimtab.config import (
     ScorerSpec,
     parse_scorer,
 )
-from trimtab_server.errors import StartError
+from trimtab.errors import StartError
 
 CONFIG_VARIABLE = "TRIMTAB_CONFIG"
 
@@ -177,21 +178,21 @@ class Settings(BaseSettings):
         None, validate_default=False, description="API key for the upstream"
     )
     upstream_api: Literal["completions", "chat"] = Field(
-        "completions", description="upstream route to call: `completions` or `chat`"
+        UpstreamConfig.api, description="upstream route to call: `completions` or `chat`"
     )
     upstream_continue: Literal["continue_final_message", "prefix", "none"] = Field(
-        "none",
+        UpstreamConfig.continuation,
         description="how a `chat` upstream continues a partial answer: `continue_final_message` "
         "(vLLM), `prefix` (DeepSeek, Mistral), or `none` if it cannot",
     )
     upstream_top: int = Field(
-        20,
+        UpstreamConfig.top,
         ge=2,
         le=256,
         description="number of most likely tokens to request from the upstream per step",
     )
     upstream_block: int = Field(
-        1,
+        UpstreamConfig.block,
         ge=1,
         le=64,
         description="tokens to request per call at temperature 0; tokens that guidance would also "
@@ -202,12 +203,18 @@ class Settings(BaseSettings):
         description="text of the upstream's end-of-turn token, if there is no tokenizer",
     )
     upstream_concurrency: int = Field(
-        16, ge=1, description="maximum concurrent calls to the upstream"
+        UpstreamConfig.concurrency, ge=1, description="maximum concurrent calls to the upstream"
     )
-    upstream_retries: int = Field(3, ge=0, le=20, description="retries of a failed upstream call")
-    upstream_timeout: float = Field(30, gt=0, description="seconds that an upstream call may take")
+    upstream_retries: int = Field(
+        UpstreamConfig.retries, ge=0, le=20, description="retries of a failed upstream call"
+    )
+    upstream_timeout: float = Field(
+        UpstreamConfig.timeout, gt=0, description="seconds that an upstream call may take"
+    )
     upstream_deadline: float = Field(
-        600, gt=0, description="seconds that a whole answer may take with an upstream"
+        UpstreamConfig.deadline,
+        gt=0,
+        description="seconds that a whole answer may take with an upstream",
     )
     upstream_length: int | None = Field(
         None,
@@ -259,16 +266,32 @@ class Settings(BaseSettings):
             return self
         if self.upstream_model is None:
             raise ValueError("--upstream needs --upstream-model")
-        if not self.upstream.startswith(("http://", "https://")):
-            raise ValueError("--upstream must be a URL such as https://host/v1")
-        if self.upstream_api == "chat" and self.upstream_continue == "none":
-            raise ValueError(
-                "steering works token by token, so a chat upstream must continue partial answers; "
-                "set --upstream-continue, or use --upstream-api completions"
-            )
-        if self.upstream_api == "chat" and self.tokenizer is not None:
-            raise ValueError("--tokenizer needs --upstream-api completions")
+        self.upstream_config()
         return self
+
+    def upstream_config(self) -> UpstreamConfig:
+        """The settings of the adapter; only with an upstream.
+
+        Raises:
+            ValueError: they contradict each other.
+        """
+        key = self.upstream_key
+        return UpstreamConfig(
+            url=str(self.upstream),
+            model=str(self.upstream_model),
+            key=None if key is None else key.get_secret_value(),
+            api=self.upstream_api,
+            continuation=self.upstream_continue,
+            top=self.upstream_top,
+            block=self.upstream_block,
+            ends=tuple(self.upstream_end),
+            concurrency=self.upstream_concurrency,
+            retries=self.upstream_retries,
+            timeout=self.upstream_timeout,
+            deadline=self.upstream_deadline,
+            length=self.upstream_length,
+            tokenizer=self.tokenizer,
+        )
 
     def guidance(self) -> dict[str, Any]:
         """The `trimtab` part of vLLM's additional configuration.

@@ -16,8 +16,8 @@ from trimtab.errors import InvalidRequest, TrimtabError
 from trimtab_server import bodies
 from trimtab_server.caps import MAX_PROMPTS
 from trimtab_server.errors import response
-from trimtab_server.ids import check_ids
 from trimtab_server.limits import replay
+from trimtab_server.request_ids import check_ids
 
 SHORT = 1000
 """Maximum characters of a short text: a name, an id, a stop string."""

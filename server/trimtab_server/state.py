@@ -1,11 +1,11 @@
 """The state that our routes share (`app.state.trimtab`), for any engine."""
 
-import asyncio
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 
 from trimtab.engine import Engine, GenerationRequest, Piece, ScorerStatus, Version
+from trimtab.streams import merged
 from trimtab_server.recheck import Again
 from trimtab_server.scorer_list import NOT_CHECKED
 
@@ -68,47 +68,21 @@ class State:
         for version in used:
             version.users += 1
         try:
-            async with aclosing(_concurrently(self.engine, requests)) as pieces:
+            async with aclosing(self._pieces(requests)) as pieces:
                 async for piece in pieces:
                     yield piece
         finally:
             for version in used:
                 version.users -= 1
 
+    def _pieces(self, requests: Sequence[GenerationRequest]) -> AsyncGenerator[Piece, None]:
+        streams = [self._numbered(number, request) for number, request in enumerate(requests)]
+        return merged(streams) if len(streams) > 1 else streams[0]
 
-async def _concurrently(
-    engine: Engine, requests: Sequence[GenerationRequest]
-) -> AsyncGenerator[Piece, None]:
-    if len(requests) == 1:
-        async with aclosing(engine.generate(requests[0])) as pieces:
+    async def _numbered(
+        self, number: int, request: GenerationRequest
+    ) -> AsyncGenerator[Piece, None]:
+        """The pieces of one prompt, with the indices that its choices have among all."""
+        async with aclosing(self.engine.generate(request)) as pieces:
             async for piece in pieces:
-                yield piece
-        return
-    pieces_of_all: asyncio.Queue[Piece | Exception | None] = asyncio.Queue()
-
-    async def work(number: int, request: GenerationRequest) -> None:
-        try:
-            async with aclosing(engine.generate(request)) as pieces:
-                async for piece in pieces:
-                    index = number * request.sampling.n + piece.index
-                    pieces_of_all.put_nowait(replace(piece, index=index))
-        except Exception as error:
-            pieces_of_all.put_nowait(error)
-        else:
-            pieces_of_all.put_nowait(None)
-
-    tasks = [asyncio.create_task(work(i, request)) for i, request in enumerate(requests)]
-    try:
-        left = len(tasks)
-        while left:
-            latest = await pieces_of_all.get()
-            if isinstance(latest, Exception):
-                raise latest
-            if latest is None:
-                left -= 1
-            else:
-                yield latest
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+                yield replace(piece, index=number * request.sampling.n + piece.index)

@@ -19,7 +19,7 @@ from transformers import (
 
 from trimtab_models import demo, rewards
 from trimtab_models.rewards import RewardError
-from trimtab_models.rewards.judge import TEMPLATE, JudgeReward, _seconds
+from trimtab_models.rewards.judge import TEMPLATE, JudgeReward
 
 CHAT = [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "Say it."}]
 SAID = [{"role": "assistant", "content": "It was lovely."}]
@@ -262,14 +262,6 @@ def test_judge_with_a_template_of_its_own(judge, tmp_path):
     with pytest.raises(RewardError, match="must contain"):
         rewards.load(url(judge, f",template={tmp_path / 't.txt'}"))
     assert "{prompt}" in TEMPLATE
-
-
-def test_retry_after():
-    assert _seconds(None) is None
-    assert _seconds("2.5") == 2.5
-    assert _seconds("soon") is None
-    assert _seconds("Thu, 01 Jan 1970 00:00:00 GMT") == 0.0
-    assert _seconds("Fri, 01 Jan 2100 00:00:00 -0000") > 1e9
 
 
 def test_judge_needs_no_key(judge, monkeypatch):

@@ -6,11 +6,11 @@ import time
 import httpx
 import pytest
 from prometheus_client import REGISTRY
+from upstream_fake import Fake
 
 from test_upstream import GUIDED, TEXT, Here, no_waiting
 from trimtab_server import caps, readiness
 from trimtab_server.admission import Admission
-from upstream_fake import Fake
 
 __all__ = ["no_waiting"]  # a fixture
 MOST = 8

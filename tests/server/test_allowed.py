@@ -154,7 +154,7 @@ async def test_no_websocket_is_a_users(small):
 
 
 async def test_an_upstream_has_routes_of_users_alone():
-    from trimtab_server.upstream import app as upstream
+    from trimtab_server import upstream
 
     settings = Settings(
         upstream="http://127.0.0.1:9/v1",

@@ -14,7 +14,7 @@ KEPT = {"api_key": ["key"], "max_body_bytes": 100}
 
 
 def upstream(**settings):
-    from trimtab_server.upstream import app
+    from trimtab_server.upstream import build
 
     chosen = Settings(
         upstream="http://127.0.0.1:9/v1",
@@ -22,7 +22,7 @@ def upstream(**settings):
         scorer={"a": {"path": "builtins:len", "family": "function", "reads": "text"}},
         **settings,
     )
-    return app.build(chosen)
+    return build(chosen)
 
 
 def made(kind, *origins):

@@ -8,7 +8,7 @@ import pytest
 
 from trimtab.engine import Version
 from trimtab.scoring.text import PromptContext, template
-from trimtab_server.turns import turns
+from trimtab.scoring.turns import turns
 
 pytestmark = pytest.mark.scorecard(letter="B")
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import httpx
 import pytest
 from conftest import KEY
+from upstream_fake import Fake
 
 from faulty import FAILS_AT
 from trimtab.adapters.memory import MemoryEngine
@@ -22,8 +23,7 @@ from trimtab_server import app, readiness, settings
 from trimtab_server.settings import Settings
 from trimtab_server.sizes import Bounds
 from trimtab_server.state import State
-from trimtab_server.upstream.app import build
-from upstream_fake import Fake
+from trimtab_server.upstream import build
 
 LONG = 2 * FAILS_AT
 

@@ -8,9 +8,8 @@ import yaml
 from typer.testing import CliRunner
 
 from trimtab.config import ScorerSpec
-from trimtab.errors import TrimtabError
+from trimtab.errors import StartError, TrimtabError
 from trimtab_server import cli, launcher, settings
-from trimtab_server.errors import StartError
 
 pytestmark = pytest.mark.scorecard(letter="S")
 

@@ -6,25 +6,25 @@ import logging
 import subprocess
 import sys
 import time
+from email.utils import formatdate
 
 import httpx
 import numpy as np
 import pytest
 import torch
+import upstream_fake
 from transformers import (
     AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
     AutoTokenizer,
 )
+from upstream_fake import END, KEY, TOKENS, Fake, table
 
-import upstream_fake
-from trimtab.errors import TrimtabError
+from trimtab.adapters.openai import client as upstream_client
+from trimtab.errors import StartError, TrimtabError
 from trimtab_models.demo import foreign
 from trimtab_server import readiness, settings
-from trimtab_server.errors import StartError
-from trimtab_server.upstream import client as upstream_client
-from trimtab_server.upstream.app import build
-from upstream_fake import END, KEY, TOKENS, Fake, table
+from trimtab_server.upstream import build
 
 TEXT = "Say it:"
 CHAT = [{"role": "user", "content": "Hi"}]
@@ -355,13 +355,23 @@ async def test_retry_after_is_honoured_and_bounded(here, monkeypatch):
     async def sleep(seconds):
         waits.append(seconds)
 
-    monkeypatch.setattr(upstream_client.asyncio, "sleep", sleep)
-    for told in ("7", "100000", "soon"):
-        here.fake.faults.append(httpx.Response(429, headers={"Retry-After": told}))
-    await here.generate(max_tokens=1)
-    assert waits[0] == 7
-    assert waits[1] == upstream_client.LONGEST_WAIT
-    assert waits[2] < 1
+    monkeypatch.setattr(asyncio, "sleep", sleep)
+
+    async def waited(*values):
+        waits.clear()
+        here.fake.faults = [httpx.Response(429, headers={"Retry-After": v}) for v in values]
+        await here.generate(max_tokens=1)
+        return list(waits)
+
+    seconds, long, words = await waited("7", "100000", "soon")
+    assert seconds == 7
+    assert long == upstream_client.LONGEST_WAIT
+    assert words < 1
+    soon, late = (formatdate(time.time() + after, usegmt=True) for after in (20, 3600))
+    date, late_date, broken_date = await waited(soon, late, soon.replace(":", ""))
+    assert 15 < date <= 20
+    assert late_date == upstream_client.LONGEST_WAIT
+    assert broken_date < 1  # the control
 
 
 SLOW = {
@@ -578,7 +588,7 @@ async def test_a_client_that_leaves_costs_no_more_calls(here):
 def test_it_needs_no_vllm():
     code = (
         "import sys; sys.modules['vllm'] = None\n"
-        "import trimtab_server.cli, trimtab_server.launcher, trimtab_server.upstream.app\n"
+        "import trimtab_server.cli, trimtab_server.launcher, trimtab_server.upstream\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
 

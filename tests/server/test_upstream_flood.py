@@ -7,12 +7,12 @@ import math
 
 import httpx
 import pytest
+from upstream_fake import Fake
 
 from test_upstream import GUIDED, TEXT, Here, no_waiting
-from trimtab_server.upstream import texts
-from trimtab_server.upstream.client import ANSWER_BYTES, Unusable
-from trimtab_server.upstream.naming import read_completion
-from upstream_fake import Fake
+from trimtab.adapters.openai import token_texts
+from trimtab.adapters.openai.client import ANSWER_BYTES, Unusable
+from trimtab.adapters.openai.positions import read_completion
 
 pytestmark = pytest.mark.scorecard(letter="F")
 
@@ -149,7 +149,7 @@ async def test_bytes_that_are_a_number_are_not_made():
 
 
 async def test_ever_new_tokens_fill_no_memory(monkeypatch):
-    monkeypatch.setattr(texts, "MAX_PIECES", 30)
+    monkeypatch.setattr(token_texts, "MAX_PIECES", 30)
     here = Here(Fake(), upstream_retries=0)
     await here.generate(temperature=0, max_tokens=4)
     pieces = here.app.state.trimtab.engine.naming.pieces

@@ -4,11 +4,11 @@ import logging
 
 import httpx
 import pytest
+from upstream_fake import KEY, Fake
 
 from test_upstream import GUIDED, Here
 from trimtab.logs import Discreet
 from trimtab_server.refusals import FAILED
-from upstream_fake import KEY, Fake
 
 MARK = "zebracrossing"
 USER = "a-users-key"

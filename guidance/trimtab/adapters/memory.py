@@ -14,7 +14,7 @@ import torch
 from trimtab.config import ScorerSpec
 from trimtab.description import describe
 from trimtab.engine import GenerationRequest, Piece, Sampling, ScorerStatus
-from trimtab.errors import InvalidRequest, ScorerFault, ScorerRefused
+from trimtab.errors import InvalidRequest, ScorerRefused, scorer_failed
 from trimtab.guide import Guide
 from trimtab.params import GuidanceParams
 from trimtab.rows import Row
@@ -137,12 +137,7 @@ class MemoryEngine:
     ) -> dict[str, Any] | None:
         failed = row.fault is not None and row.params.on_error == "fail"
         if failed and row.fault is not None:
-            raise ScorerFault(
-                f"scorer '{row.fault.scorer}' failed while it steered this request "
-                f"({row.fault.message}). Leave it out, or send on_error 'unguided' to go on as the "
-                "base model.",
-                code="scorer_failed",
-            )
+            raise scorer_failed(row.fault.scorer, row.fault.message)
         if finish is None or params is None:
             return None
         [record] = self.guide.records.report(str(row.record_key), prompt, [answer], True)

@@ -1,17 +1,15 @@
 """judge: a language model at an OpenAI-compatible endpoint rates each completion, 0 to 10."""
 
 import os
-import random
 import re
-import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
 from pathlib import Path
 
 import httpx
+from tenacity import Retrying
 
+from trimtab_models.retries import Retry, policy, retry_after
 from trimtab_models.rewards.base import Record, RewardError, texts
 
 TEMPLATE = """You grade answers. Below is what somebody asked, and an answer to it.
@@ -24,16 +22,9 @@ Answer:
 
 How good is the answer: how helpful, correct and well written? Reply with one number from 0 \
 (useless) to 10 (could not be better) and nothing else."""
-LONGEST_WAIT = 60.0  # seconds, even if Retry-After is longer
+FIRST_WAIT = 0.5
+LONGEST_WAIT = 60.0
 _ONE_NUMBER = re.compile(r"[^\d-]*(-?\d+(?:\.\d+)?)(?:\s*/\s*10)?[^\d]*")
-
-
-class _Retry(Exception):
-    """This attempt failed; another may succeed. `wait`: the endpoint's Retry-After, in seconds."""
-
-    def __init__(self, message: str, wait: float | None = None) -> None:
-        super().__init__(message)
-        self.wait = wait
 
 
 class JudgeReward:
@@ -95,18 +86,14 @@ class JudgeReward:
         filled = {"{prompt}": prompt, "{completion}": completion}
         parts = re.split(r"(\{prompt\}|\{completion\})", self.template)
         question = "".join(filled.get(part, part) for part in parts)
-        for attempt in range(self.retries + 1):
-            try:
-                return self._ask(http, question)
-            except _Retry as failure:
-                if attempt == self.retries:
-                    raise RewardError(
-                        f"the judge at {self.url} failed {attempt + 1} time(s); the last error: "
-                        f"{failure}."
-                    ) from None
-                backoff = 0.5 * 2**attempt * random.uniform(0.75, 1.25)
-                time.sleep(min(LONGEST_WAIT, backoff if failure.wait is None else failure.wait))
-        raise AssertionError("unreachable")
+        retrying = Retrying(**policy(self.retries + 1, FIRST_WAIT, LONGEST_WAIT))
+        try:
+            return retrying(self._ask, http, question)
+        except Retry as failure:
+            raise RewardError(
+                f"the judge at {self.url} failed {self.retries + 1} time(s); the last error: "
+                f"{failure}."
+            ) from None
 
     def _ask(self, http: httpx.Client, question: str) -> float:
         body = {
@@ -117,33 +104,17 @@ class JudgeReward:
         try:
             answer = http.post(self.url, json=body)
         except httpx.TransportError as error:
-            raise _Retry(type(error).__name__) from None
+            raise Retry(type(error).__name__) from None
         status = answer.status_code
         if status in (408, 409, 429) or status >= 500:
-            raise _Retry(f"HTTP status {status}", _seconds(answer.headers.get("retry-after")))
+            raise Retry(f"HTTP status {status}", retry_after(answer.headers.get("retry-after")))
         if status != 200:
             raise RewardError(f"the judge at {self.url} refused: HTTP status {status}.")
         try:
             reply = str(answer.json()["choices"][0]["message"]["content"])
         except (ValueError, LookupError, TypeError):
-            raise _Retry("its answer was not a chat completion in JSON") from None
+            raise Retry("its answer was not a chat completion in JSON") from None
         match = _ONE_NUMBER.fullmatch(reply.strip())
         if not match or not 0 <= float(match[1]) <= 10:
-            raise _Retry("its reply was not one number from 0 to 10")
+            raise Retry("its reply was not one number from 0 to 10")
         return float(match[1])
-
-
-def _seconds(retry_after: str | None) -> float | None:
-    """Retry-After, in seconds or as a date."""
-    if retry_after is None:
-        return None
-    try:
-        return max(0.0, float(retry_after))
-    except ValueError:
-        pass
-    try:
-        when = parsedate_to_datetime(retry_after)
-    except ValueError:
-        return None
-    when = when if when.tzinfo else when.replace(tzinfo=UTC)
-    return max(0.0, (when - datetime.now(UTC)).total_seconds())

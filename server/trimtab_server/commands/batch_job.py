@@ -13,16 +13,19 @@ from typing import Annotated, Any, Literal
 
 import httpx
 from pydantic import BaseModel, ConfigDict, StringConstraints, ValidationError
+from tenacity import AsyncRetrying
 from tqdm import tqdm
 
 from trimtab_lab.rollouts.journal import Journal
 from trimtab_models.data.faults import Fault, convert, word
 from trimtab_models.data.lines import json_lines
+from trimtab_models.retries import Retry, policy, retry_after
 from trimtab_server.client import TIMEOUT, Refused, ServerUnreachable
 
 TRY_LATER = frozenset({429, 503})
 TRIES = 8
-LONGEST_WAIT = 30.0  # seconds
+FIRST_WAIT = 1.0
+LONGEST_WAIT = 30.0
 RESUME = "Run the same command again to resume."
 
 
@@ -121,14 +124,20 @@ async def _send(
 
 async def _post(http: httpx.AsyncClient, request: Request) -> httpx.Response:
     """The server's response; a 429 or 503 is tried again."""
-    for number in range(TRIES):
+
+    async def post() -> httpx.Response:
         answer = await http.post(request.url, json=request.body)
-        if answer.status_code not in TRY_LATER:
-            return answer
-        after = answer.headers.get("retry-after", "")
-        wait = float(after) if after.isdecimal() else 2.0**number
-        await asyncio.sleep(min(wait, LONGEST_WAIT))
-    raise Refused(f"the server was busy for {TRIES} tries of a request. {RESUME}")
+        if answer.status_code in TRY_LATER:
+            raise Retry("the server is busy", retry_after(answer.headers.get("retry-after")))
+        return answer
+
+    try:
+        result: httpx.Response = await AsyncRetrying(**policy(TRIES, FIRST_WAIT, LONGEST_WAIT))(
+            post
+        )
+    except Retry:
+        raise Refused(f"the server was busy for {TRIES} tries of a request. {RESUME}") from None
+    return result
 
 
 def _result(index: int, request: Request, answer: httpx.Response) -> dict[str, Any]:

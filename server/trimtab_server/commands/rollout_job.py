@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from trimtab.config import parse_scorer
+from trimtab.errors import StartError
 from trimtab.logs import configure_logging
 from trimtab.params import GuidanceParams
 from trimtab.sampling import Drawing
@@ -19,7 +20,6 @@ from trimtab_models import pretrained, rewards
 from trimtab_models.data.encoding import vocabulary
 from trimtab_models.demo import base
 from trimtab_server import demo
-from trimtab_server.errors import StartError
 
 GUIDANCE = ("beta", "k", "mass", "tail")
 

@@ -14,7 +14,7 @@ from vllm.sampling_params import RequestOutputKind, SamplingParams
 from trimtab.config import ScorerSpec
 from trimtab.engine import GenerationRequest, Piece, Sampling, ScorerStatus
 from trimtab.errors import InvalidRequest, NoRoom, ScorerRefused, TrimtabError
-from trimtab_server.turns import turns
+from trimtab.scoring.turns import turns
 from trimtab_server.vllm import prompts, rpc
 from trimtab_server.vllm.records import EXCHANGE, Exchange, converse
 from trimtab_server.vllm.search import search_pieces

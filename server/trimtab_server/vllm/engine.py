@@ -15,8 +15,8 @@ from vllm.v1.engine.async_llm import AsyncLLM
 from trimtab import memory, orphans
 from trimtab.adapters.vllm import unsupported
 from trimtab.adapters.vllm.options import PROCESSOR, WORKER, chunked_prefill, logprobs_limit
+from trimtab.errors import StartError
 from trimtab.reasons import brief, collect_reason
-from trimtab_server.errors import StartError
 from trimtab_server.http import HEAD_BYTES
 from trimtab_server.settings import Settings
 from trimtab_server.shutdown import unsignalled

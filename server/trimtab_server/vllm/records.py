@@ -25,11 +25,10 @@ from vllm.sampling_params import RequestOutputKind
 from trimtab.adapters.vllm.ranks import first_answer
 from trimtab.adapters.vllm.search import carried
 from trimtab.engine import Version
-from trimtab.errors import InvalidGuidance, TrimtabError
+from trimtab.errors import InvalidGuidance, TrimtabError, scorer_failed, unreadable
 from trimtab.params import PREFIX, RECORD_KEY, VERSIONS_KEY, GuidanceParams
 from trimtab.scoring.text import PromptContext, Turns
 from trimtab_server import metrics
-from trimtab_server.errors import scorer_failed, unreadable
 from trimtab_server.vllm import rpc
 
 Record = dict[str, Any]
@@ -209,7 +208,7 @@ class _Call:
             self.records[index] = record
             fault = metrics.observe(record)
             if fault is not None and self.guidance.on_error == "fail":
-                self.exchange.fault = scorer_failed(fault)
+                self.exchange.fault = scorer_failed(fault["scorer"], fault["message"])
                 raise GenerationError(self.exchange.fault.message)
 
     def _forgotten(self, task: asyncio.Task[Any]) -> None:

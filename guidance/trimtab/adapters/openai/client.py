@@ -8,23 +8,21 @@ The size of an answer, compressed and decompressed, and the time of its call are
 
 import asyncio
 import logging
-import random
 import zlib
 from collections.abc import AsyncIterable, Callable, Mapping
 from typing import Any, TypeVar
 
 import httpx
-from prometheus_client import Counter
+from tenacity import AsyncRetrying
 
-from trimtab.errors import TrimtabError
+from trimtab.adapters.openai.config import UpstreamConfig
+from trimtab.errors import TrimtabError, UpstreamFailed, UpstreamTimeout
 from trimtab_models import strict_json
-from trimtab_server.errors import UpstreamFailed, UpstreamTimeout
-from trimtab_server.settings import Settings
+from trimtab_models.retries import Retry, policy, retry_after
 
 log = logging.getLogger(__name__)
 
-CALLS = Counter("trimtab_upstream_calls", "Calls to the upstream, by outcome", ["outcome"])
-AGAIN = frozenset({408, 409, 425, 429})
+RETRIED = frozenset({408, 409, 425, 429})
 FIRST_WAIT = 0.25
 LONGEST_WAIT = 30.0
 ANSWER_BYTES = 2**20
@@ -39,36 +37,43 @@ class Unusable(Exception):
     """An unusable answer of the upstream; the call is retried."""
 
 
-class _Retry(Exception):
-    """A failed call; see `outcome` for whether it is retried."""
+class _Failed(Retry):
+    """A failed call that may succeed later. `error` is for the client of the engine."""
 
-    def __init__(self, error: TrimtabError, outcome: str, wait: float = 0.0) -> None:
-        super().__init__(outcome)
+    def __init__(self, error: TrimtabError, outcome: str, after: float | None = None) -> None:
+        super().__init__(outcome, after)
         self.error = error
         self.outcome = outcome
-        self.wait = wait  # seconds, from Retry-After
 
 
 class Client:
-    """Sends POST requests to the upstream."""
+    """Sends POST requests to the upstream.
 
-    def __init__(self, settings: Settings, transport: httpx.AsyncBaseTransport | None = None):
-        key = settings.upstream_key
-        most = settings.upstream_concurrency
+    on_call: called with the outcome of each call, see load_engine.
+    """
+
+    def __init__(
+        self,
+        config: UpstreamConfig,
+        transport: httpx.AsyncBaseTransport | None = None,
+        on_call: Callable[[str], Any] = lambda outcome: None,
+    ) -> None:
         headers = {"Accept-Encoding": "gzip"}
-        if key:
-            headers["Authorization"] = f"Bearer {key.get_secret_value()}"
+        if config.key:
+            headers["Authorization"] = f"Bearer {config.key}"
+        most = config.concurrency
         self.http = httpx.AsyncClient(
-            base_url=str(settings.upstream).rstrip("/") + "/",
+            base_url=config.url.rstrip("/") + "/",
             headers=headers,
             timeout=None,  # the whole call is bounded in _post
             limits=httpx.Limits(max_connections=most, max_keepalive_connections=most),
             transport=transport,
         )
-        self.alternatives = (settings.upstream_top + 1) * ALTERNATIVE_BYTES  # bytes per token
+        self.alternatives = (config.top + 1) * ALTERNATIVE_BYTES  # bytes per token
         self.slots = asyncio.Semaphore(most)
-        self.seconds = settings.upstream_timeout
-        self.tries = settings.upstream_retries + 1
+        self.timeout = config.timeout
+        self.tries = config.retries + 1
+        self.on_call = on_call
         self.failing = False
         """Whether the last call failed after all retries."""
 
@@ -79,44 +84,53 @@ class Client:
             UpstreamTimeout: the last try took too long.
             UpstreamFailed: it was refused, or its answer is unusable.
         """
-        for left in reversed(range(self.tries)):
-            try:
-                async with self.slots:
-                    result = read(await self._post(path, body))
-            except Unusable as error:
-                message = f"the upstream's answer cannot be used: {error}."
-                failure = _Retry(UpstreamFailed(message), "unusable")
-            except _Retry as error:
-                failure = error
-            else:
-                CALLS.labels("ok").inc()
-                self.failing = False
-                return result
-            CALLS.labels(failure.outcome).inc()
-            if not left or failure.outcome == "refused":
-                break
-            log.info("the upstream failed (%s); retrying", failure.outcome)
-            doubled = FIRST_WAIT * 2.0 ** (self.tries - 1 - left) * random.uniform(0.5, 1.0)
-            await asyncio.sleep(min(max(doubled, failure.wait), LONGEST_WAIT))
-        self.failing = True
-        log.warning("the upstream failed: %s", failure.error)
-        raise failure.error
+        retrying = AsyncRetrying(**policy(self.tries, FIRST_WAIT, LONGEST_WAIT))
+        try:
+            result: T = await retrying(self._try, path, body, read)
+        except (_Failed, UpstreamFailed) as failure:
+            error = failure.error if isinstance(failure, _Failed) else failure
+            self.failing = True
+            log.warning("the upstream failed: %s", error)
+            raise error from None
+        self.failing = False
+        return result
+
+    async def _try(self, path: str, body: Mapping[str, Any], read: Callable[[Any], T]) -> T:
+        try:
+            async with self.slots:
+                result = read(await self._post(path, body))
+        except Unusable as error:
+            self._failed("unusable")
+            message = f"the upstream's answer cannot be used: {error}."
+            raise _Failed(UpstreamFailed(message), "unusable") from None
+        except _Failed as failure:
+            self._failed(failure.outcome)
+            raise
+        except UpstreamFailed:
+            self._failed("refused")
+            raise
+        self.on_call("ok")
+        return result
+
+    def _failed(self, outcome: str) -> None:
+        self.on_call(outcome)
+        log.info("a call to the upstream failed (%s)", outcome)
 
     async def _post(self, path: str, body: Mapping[str, Any]) -> Any:
         most = ANSWER_BYTES + body["max_tokens"] * self.alternatives
         try:
             async with (
-                asyncio.timeout(self.seconds),
+                asyncio.timeout(self.timeout),
                 self.http.stream("POST", path, json=body) as answer,
             ):
                 _check_status(answer)
                 content = await _content(answer, most)
         except (TimeoutError, httpx.TimeoutException):
-            message = f"the upstream did not answer within {self.seconds:g} seconds."
-            raise _Retry(UpstreamTimeout(message), "timeout") from None
+            message = f"the upstream did not answer within {self.timeout:g} seconds."
+            raise _Failed(UpstreamTimeout(message), "timeout") from None
         except (httpx.TransportError, httpx.DecodingError):
             message = "the upstream cannot be reached, or its connection broke."
-            raise _Retry(UpstreamFailed(message), "connection") from None
+            raise _Failed(UpstreamFailed(message), "connection") from None
         try:
             return strict_json.read(content)
         except ValueError:
@@ -129,11 +143,13 @@ class Client:
 
 def _check_status(answer: httpx.Response) -> None:
     status = answer.status_code
-    if status != 200:
-        error = UpstreamFailed(f"the upstream answered with HTTP status {status}.")
-        retry = status in AGAIN or status >= 500
-        outcome = "limited" if status == 429 else "failed" if retry else "refused"
-        raise _Retry(error, outcome, _retry_after(answer.headers))
+    if status == 200:
+        return
+    error = UpstreamFailed(f"the upstream answered with HTTP status {status}.")
+    if status not in RETRIED and status < 500:
+        raise error
+    outcome = "limited" if status == 429 else "failed"
+    raise _Failed(error, outcome, retry_after(answer.headers.get("retry-after")))
 
 
 async def _content(answer: httpx.Response, most: int) -> bytes:
@@ -156,9 +172,3 @@ async def _content(answer: httpx.Response, most: int) -> bytes:
     if len(whole) > most:
         raise Unusable(f"it has more than {most} bytes")
     return whole
-
-
-def _retry_after(headers: Mapping[str, str]) -> float:
-    """Seconds of `Retry-After`; dates are ignored."""
-    digits = headers.get("retry-after", "").strip()
-    return float(digits) if digits.isdecimal() and len(digits) < 10 else 0.0

@@ -7,20 +7,14 @@ The prompt is sent as a list of ids, and with `return_tokens_as_token_ids` a tok
 from collections.abc import Sequence
 from typing import Any
 
-from trimtab.errors import InvalidRequest
+from trimtab.adapters.openai.client import Unusable
+from trimtab.adapters.openai.config import UpstreamConfig
+from trimtab.adapters.openai.naming import Fit, UpstreamPrompt
+from trimtab.adapters.openai.positions import NONE, UpstreamAnswer, read_completion
+from trimtab.errors import InvalidRequest, StartError
 from trimtab.scoring.text import Turns, reason
 from trimtab_models import pretrained
 from trimtab_models.files import read_json
-from trimtab_server.errors import StartError
-from trimtab_server.settings import Settings
-from trimtab_server.upstream.client import Unusable
-from trimtab_server.upstream.naming import (
-    NONE,
-    Fit,
-    UpstreamAnswer,
-    UpstreamPrompt,
-    read_completion,
-)
 
 LENGTH = 4096
 """Maximum tokens of prompt and answer if no configuration states it."""
@@ -35,8 +29,8 @@ class ById:
     path = "completions"
     closed = True
 
-    def __init__(self, settings: Settings) -> None:
-        source = str(settings.tokenizer)
+    def __init__(self, config: UpstreamConfig) -> None:
+        source = str(config.tokenizer)
         try:
             self.tokenizer = pretrained.tokenizer(source)
             self.ends = _ends(source, self.tokenizer)
@@ -45,8 +39,8 @@ class ById:
         self.decoder = self.tokenizer
         self.columns = len(self.tokenizer)
         self.longest = max(map(len, self.tokenizer.get_vocab()))
-        self.length = settings.upstream_length or _length(source, self.tokenizer)
-        self.model, self.top = settings.upstream_model, settings.upstream_top
+        self.length = config.length or _length(source, self.tokenizer)
+        self.model, self.top = config.model, config.top
 
     def prompt(
         self,

@@ -2,7 +2,7 @@
 
 Each piece of text (its bytes, if the upstream sends them) gets a number at its first use. Only text
 can be sent, so a token that ends inside a character is used only if the upstream itself continues
-it within one call (engine.py).
+it within one call (choice.py).
 """
 
 import codecs
@@ -11,17 +11,11 @@ from collections.abc import Sequence
 from itertools import count
 from typing import Any
 
+from trimtab.adapters.openai.config import UpstreamConfig
+from trimtab.adapters.openai.naming import Fit, UpstreamPrompt
+from trimtab.adapters.openai.positions import NONE, UpstreamAnswer, read_chat, read_completion
 from trimtab.errors import InvalidRequest
 from trimtab.scoring.text import Detokenizer, Turns
-from trimtab_server.settings import Settings
-from trimtab_server.upstream.naming import (
-    NONE,
-    Fit,
-    UpstreamAnswer,
-    UpstreamPrompt,
-    read_chat,
-    read_completion,
-)
 
 PROMPTS = 2**40
 """First number of a prompt, far above those of tokens."""
@@ -69,13 +63,13 @@ class ByText:
     longest = 16  # more than the average of any text
     closed = False
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, config: UpstreamConfig) -> None:
         self.pieces = Pieces()
-        self.ends = frozenset(self.pieces.number(end.encode()) for end in settings.upstream_end)
-        self.chat = settings.upstream_api == "chat"
+        self.ends = frozenset(self.pieces.number(end.encode()) for end in config.ends)
+        self.chat = config.api == "chat"
         self.path = "chat/completions" if self.chat else "completions"
-        self.prefix = settings.upstream_continue == "prefix"
-        self.model, self.top = settings.upstream_model, settings.upstream_top
+        self.prefix = config.continuation == "prefix"
+        self.model, self.top = config.model, config.top
 
     @property
     def decoder(self) -> Detokenizer:

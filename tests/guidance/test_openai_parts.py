@@ -7,13 +7,13 @@ import torch
 from hypothesis import given as examples
 from hypothesis import strategies as st
 
+from trimtab.adapters.openai.client import Unusable
+from trimtab.adapters.openai.holdback import Holdback
+from trimtab.adapters.openai.positions import Position, read_chat, read_completion
+from trimtab.adapters.openai.sampling import FILLERS, TokenSampler, spread
+from trimtab.adapters.openai.token_texts import Pieces
 from trimtab.candidates import select
-from trimtab_server.protocol import GenerateRequest
-from trimtab_server.upstream.client import Unusable
-from trimtab_server.upstream.holdback import Shown
-from trimtab_server.upstream.naming import Position, read_chat, read_completion
-from trimtab_server.upstream.sampling import FILLERS, TokenSampler, spread
-from trimtab_server.upstream.texts import Pieces
+from trimtab.engine import Sampling
 
 
 @examples(
@@ -60,34 +60,34 @@ def test_an_unknown_vocabulary_is_as_large_as_it_must_be():
     ],
 )
 def test_sampling(fields, expected):
-    asked = GenerateRequest(prompt="x", seed=1, **fields)
-    sampler = TokenSampler(asked, 0)
+    sampling = Sampling(seed=1, **fields)
+    sampler = TokenSampler(sampling, 0)
     logits = torch.tensor([0.6, 0.3, 0.1]).log()
-    drawn = torch.tensor([sampler.draw([0, 1, 2], logits) for _ in range(2000)])
+    drawn = torch.tensor([sampler.sample([0, 1, 2], logits) for _ in range(2000)])
     shares = torch.bincount(drawn, minlength=3) / 2000
     assert torch.allclose(shares, torch.tensor(expected) / sum(expected), atol=0.05)
-    again = TokenSampler(asked, 0)
-    assert [again.draw([0, 1, 2], logits) for _ in range(50)] == drawn[:50].tolist()
+    again = TokenSampler(sampling, 0)
+    assert [again.sample([0, 1, 2], logits) for _ in range(50)] == drawn[:50].tolist()
     if not sampler.greedy:
-        other = TokenSampler(asked, 1)
-        assert [other.draw([0, 1, 2], logits) for _ in range(50)] != drawn[:50].tolist()
+        other = TokenSampler(sampling, 1)
+        assert [other.sample([0, 1, 2], logits) for _ in range(50)] != drawn[:50].tolist()
 
 
 @examples(st.text("ab🙂\ufffd", max_size=30), st.lists(st.text("ab", min_size=1), max_size=3))
-def test_what_is_shown_piece_by_piece_is_the_text_before_the_first_stop(text, stops):
-    shown, told = Shown(stops), ""
+def test_what_is_sent_piece_by_piece_is_the_text_before_the_first_stop(text, stops):
+    holdback, sent = Holdback(stops), ""
     for n in range(len(text) + 1):
-        told += shown.grow(text[:n], n == len(text))
-        if shown.stopped:
+        sent += holdback.update(text[:n], n == len(text))
+        if holdback.stopped:
             break
     whole = text.rstrip("\ufffd")
     ends = [whole.index(stop) for stop in stops if stop in whole]
-    assert told == shown.text
+    assert sent == holdback.sent
     # A stop that is seen sooner ends the answer, though one that began before it was not whole.
-    assert whole.startswith(told)
+    assert whole.startswith(sent)
     if not ends:
-        assert told == whole
-    assert not any(stop in told for stop in stops)
+        assert sent == whole
+    assert not any(stop in sent for stop in stops)
 
 
 def test_pieces_are_bytes_and_prompts_come_and_go():

@@ -12,8 +12,8 @@ from transformers import (
     TopPLogitsWarper,
 )
 
+from trimtab.adapters.openai.positions import Position
 from trimtab.engine import Sampling
-from trimtab_server.upstream.naming import Position
 
 GREEDY = 1e-5
 """Temperatures below this are greedy, as in vLLM."""
@@ -63,10 +63,10 @@ class TokenSampler:
             if sampling.top_p < 1:
                 self.warpers.append(TopPLogitsWarper(sampling.top_p))
 
-    def draw(self, tokens: Sequence[int], logits: Tensor) -> int:
+    def sample(self, tokens: Sequence[int], logits: Tensor) -> int:
         """Sample one of `tokens` by its fused logits, [tokens] float32."""
         if self.greedy:
             return tokens[int(logits.argmax())]
         warped = self.warpers(torch.empty(1, 0, dtype=torch.long), logits[None])  # [1, tokens]
-        drawn = torch.multinomial(warped.softmax(-1), 1, generator=self.generator)
-        return tokens[int(drawn)]
+        index = torch.multinomial(warped.softmax(-1), 1, generator=self.generator)
+        return tokens[int(index)]

@@ -1,13 +1,11 @@
-"""The revealed tokens of a step, and the interface of the two ways to name tokens."""
+"""The revealed tokens of each step, and how they are read from an upstream's answer."""
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from enum import Enum
-from typing import Any, Protocol
+from typing import Any
 
-from trimtab.scoring.text import Detokenizer, Turns
-from trimtab_server.upstream.client import Unusable
+from trimtab.adapters.openai.client import Unusable
 
 NONE = -1
 """Number of a token that cannot be named."""
@@ -15,15 +13,6 @@ FLOOR = -9000.0
 """vLLM writes −9999 for −inf."""
 ROUNDING = 0.02
 """Tolerance of Σ p ≤ 1."""
-
-
-@dataclass(frozen=True)
-class UpstreamPrompt:
-    """The prompt to continue."""
-
-    ids: list[int]
-    text: str = ""
-    turns: Turns | None = None
 
 
 @dataclass(frozen=True)
@@ -45,85 +34,6 @@ class UpstreamAnswer:
 
     positions: list[Position] = field(default_factory=list)
     """Empty if the upstream ended the answer without a token."""
-
-
-class Fit(Enum):
-    """The result of appending a token to a text."""
-
-    WHOLE = "whole"
-    PART = "part"  # ends inside a character, so it cannot be sent as text
-    BROKEN = "broken"
-
-
-class Naming(Protocol):
-    """How tokens are named: by id, or by their text."""
-
-    @property
-    def path(self) -> str:
-        """The endpoint's path."""
-
-    @property
-    def ends(self) -> frozenset[int]:
-        """Tokens that end an answer."""
-
-    @property
-    def length(self) -> float:
-        """Maximum tokens of prompt and answer together."""
-
-    @property
-    def longest(self) -> int:
-        """Maximum characters of a prompt token."""
-
-    @property
-    def columns(self) -> int:
-        """Number of numbered tokens."""
-
-    @property
-    def closed(self) -> bool:
-        """Whether the numbered tokens are the whole vocabulary."""
-
-    @property
-    def decoder(self) -> Detokenizer:
-        """Decodes tokens: the tokenizer, if it is known."""
-
-    def prompt(
-        self,
-        text: str | None = None,
-        ids: Sequence[int] | None = None,
-        turns: Turns | None = None,
-    ) -> UpstreamPrompt:
-        """The prompt to continue, from exactly one of text, ids and turns.
-
-        Raises:
-            InvalidRequest: the upstream does not accept this form.
-        """
-
-    def release(self, prompt: UpstreamPrompt) -> None:
-        """Forget a prompt whose answers have ended."""
-
-    def body(
-        self, prompt: UpstreamPrompt, output: Sequence[int], tokens: int, greedy: bool
-    ) -> dict[str, Any]:
-        """The body of the call that requests the next tokens."""
-
-    def read(self, data: Any) -> UpstreamAnswer:
-        """Parse the answer of the call.
-
-        Raises:
-            Unusable: the answer cannot be used.
-        """
-
-    def text(self, prompt: UpstreamPrompt, output: Sequence[int]) -> str:
-        """The text of the answer."""
-
-    def decode(self, token_ids: Any, /, *, skip_special_tokens: bool = False) -> str:
-        """The text of ids of tokens or prompts."""
-
-    def fit(self, output: Sequence[int], token: int) -> Fit:
-        """The result of appending a token to the answer."""
-
-    def tail(self, output: Sequence[int]) -> int:
-        """Number of last tokens that form an incomplete character."""
 
 
 Name = Callable[[str, Any], int]
