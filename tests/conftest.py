@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 import httpx
 import psutil
@@ -21,6 +22,9 @@ pytest_plugins = ["scorecard.report"]
 HERE = Path(__file__).parent
 KEY = "a-key-for-tests"
 READY_SECONDS = 240
+ENGINES = {"server"}
+"""Fixtures of any module that start an engine."""
+running = SimpleNamespace(engine=True)
 
 
 @dataclass
@@ -62,9 +66,24 @@ def environment(**more: str) -> dict[str, str]:
     }
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what uses an engine, and run it first: short tests fill the workers' last minutes."""
+    for item in items:
+        if ENGINES & set(getattr(item, "fixturenames", ())):
+            item.add_marker("engine")
+    files = {item.path for item in items if item.get_closest_marker("engine")}
+    items.sort(key=lambda item: item.path not in files)
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Remember whether the test that runs may start an engine."""
+    running.engine = item.get_closest_marker("engine") is not None
+
+
 @contextmanager
 def start(command: list[str], *, ready: str, key: str = KEY, **env: str) -> Iterator[Server]:
     """Run a server until the block ends; `ready` is the path that must answer 200."""
+    assert running.engine or "--upstream" in command, "mark this test: pytest.mark.engine"
     port = free_port()
     url = f"http://127.0.0.1:{port}"
     with tempfile.TemporaryDirectory() as folder:

@@ -10,6 +10,8 @@ from conftest import KEY, start
 
 from trimtab_models import demo
 
+pytestmark = pytest.mark.engine
+
 ADMIN = "an-admin-key-for-tests"
 FIXED = {"max_tokens": 48, "ignore_eos": True}
 PROMPTS = ["The room was", "I bought a kettle and", "This cable"]

@@ -31,6 +31,8 @@ supports: {gold: [0, 1]}
 @pytest.fixture
 def trimtab(tmp_path, monkeypatch):
     """The commands in this process, where a directory holds other files."""
+    import vllm  # noqa: F401  # its logger keeps the stdout of its first import
+
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("trimtab.logs.configure_logging", lambda: None)
     monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", "1")

@@ -267,6 +267,8 @@ def test_half_completed_answers(tmp_path, sampler):
 @pytest.fixture
 def command(tmp_path, monkeypatch):
     """`trimtab rollout` in this process, with a sampler that needs no engine."""
+    import vllm  # noqa: F401  # its logger keeps the stdout of its first import
+
     offline = types.SimpleNamespace(Sampler=MadeUp, engine_options=lambda flags: {})
     monkeypatch.setitem(sys.modules, "trimtab.adapters.vllm.offline", offline)
     monkeypatch.setattr("trimtab_server.commands.rollout_job.configure_logging", lambda: None)

@@ -15,6 +15,8 @@ from upstream_over import over
 from trimtab_models import demo
 from trimtab_models.demo import foreign
 
+pytestmark = pytest.mark.engine
+
 OPEN = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}assistant:"
 STRICT = (
     "{% for m in messages %}{% if m.role == 'system' %}"

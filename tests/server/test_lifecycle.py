@@ -48,6 +48,7 @@ def test_a_stalled_engine_is_not_ready(server):
     assert server.http.get("/ready").status_code == 200
 
 
+@pytest.mark.engine
 def test_a_dead_engine_ends_the_server():
     with start(["trimtab_server.cli", "serve", "demo"], ready="/ready") as server:
         children = psutil.Process(server.process.pid).children(recursive=True)

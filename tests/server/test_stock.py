@@ -7,6 +7,8 @@ from conftest import start
 
 from trimtab_models import demo
 
+pytestmark = pytest.mark.engine
+
 SERVE = "vllm.entrypoints.launchers.api_server.entry"
 ASKED = {"prompt": "The room was", "max_tokens": 24, "temperature": 0}
 
