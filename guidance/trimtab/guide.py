@@ -27,9 +27,9 @@ from trimtab.records import Records
 from trimtab.registry import Registry
 from trimtab.rows import Row, RowFault, Step, StepPlan, StepScores, cohorts, members_of
 from trimtab.scorers.base import Scorer
-from trimtab.scorers.distribution import soft_value
 from trimtab.scoring.calls import ScorerFailed, checked
 from trimtab.scoring.pool import Ids
+from trimtab_models.readout import soft_value
 
 logger = logging.getLogger(__name__)
 

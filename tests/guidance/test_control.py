@@ -18,10 +18,10 @@ from trimtab.params import MAX_BETA, GuidanceParams
 from trimtab.rows import Row
 from trimtab.scorers import FunctionScorer
 from trimtab.scorers.base import Scorer
-from trimtab.scorers.distribution import soft_value
 from trimtab_lab.arena.exact import mean_reward, optimum
 from trimtab_lab.worlds.tiny import PROMPTS, Tiny, ended
 from trimtab_models.checkpoint import ScorerInfo
+from trimtab_models.readout import soft_value
 
 
 class Histograms(Scorer):

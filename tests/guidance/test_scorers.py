@@ -14,10 +14,10 @@ from trimtab.config import GuidanceConfig, parse_scorer
 from trimtab.errors import ScorerLoadError
 from trimtab.loading import load_scorers
 from trimtab.scorers import FunctionScorer, Scorer
-from trimtab.scorers.distribution import soft_value, soft_value_reference
 from trimtab.testing import check_scorer
 from trimtab_models.checkpoint import ScorerInfo, save
 from trimtab_models.networks import next_histograms, scalar_head, vocabulary_head
+from trimtab_models.readout import soft_value, soft_value_reference
 
 C = 1.7
 """A strength."""
