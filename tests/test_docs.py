@@ -17,7 +17,7 @@ from trimtab.params import FIELDS, GuidanceParams
 from trimtab_models.objectives import OBJECTIVES
 from trimtab_models.training.config import TrainConfig
 from trimtab_models.training.grounded.settings import GroundedConfig
-from trimtab_models.training.trainer import FAMILIES
+from trimtab_models.training.trainer import HEAD_FAMILIES
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -126,7 +126,7 @@ def test_every_objective_is_documented_with_its_options():
         objective, given = make(), getattr(make, "keywords", {})
         data = {"ranked": "rankings"}.get(objective.data, objective.data)
         options = set(inspect.signature(make).parameters) - set(given)
-        assert documented[name] == (data, FAMILIES[objective.head], options), name
+        assert documented[name] == (data, HEAD_FAMILIES[objective.head], options), name
 
 
 @pytest.mark.parametrize(

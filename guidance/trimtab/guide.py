@@ -40,7 +40,7 @@ class Guide:
     def __init__(self, scorers: Mapping[str, Scorer], timeout: float = math.inf) -> None:
         """timeout: maximum seconds of a scorer per step, see ScorerCalls."""
         self.registry = Registry(scorers, timeout)
-        # Weak, so that a guide, and its scorers' thread, end when nobody holds it any more.
+        # Weak, so that a guide, and its scorers' thread, end with its last reference.
         self.records = Records(self.registry, WeakMethod(self.score_rows))
 
     def step(self, logits: Tensor, rows: Sequence[tuple[int, Row]]) -> None:

@@ -18,6 +18,7 @@ from trimtab.params import MAX_BETA, GuidanceParams
 from trimtab.rows import Row
 from trimtab.scorers import FunctionScorer
 from trimtab.scorers.base import Scorer
+from trimtab.xargs import from_xargs, to_xargs
 from trimtab_lab.arena.exact import mean_reward, optimum
 from trimtab_lab.worlds.tiny import PROMPTS, Tiny, ended
 from trimtab_models.checkpoint import ScorerInfo
@@ -448,15 +449,15 @@ def test_what_cannot_be_asked(fields):
 )
 def test_what_flat_fields_cannot_ask(flat):
     with pytest.raises(InvalidGuidance):
-        GuidanceParams.from_xargs(flat)
+        from_xargs(flat)
 
 
 def test_flat_fields_say_the_same():
-    assert GuidanceParams(kl_budget=2.0).to_xargs()["trimtab_kl_budget"] == 2.0
-    assert "trimtab_beta" not in GuidanceParams(kl_budget=2.0).to_xargs()
+    assert to_xargs(GuidanceParams(kl_budget=2.0))["trimtab_kl_budget"] == 2.0
+    assert "trimtab_beta" not in to_xargs(GuidanceParams(kl_budget=2.0))
     floors = GuidanceParams(floors={"a": 0.5, "b": -1.0})
-    assert floors.to_xargs()["trimtab_floors"] == "a=0.5,b=-1.0"
-    assert GuidanceParams.from_xargs({"trimtab_floors": "a=0.5,b=-1"}) == floors
+    assert to_xargs(floors)["trimtab_floors"] == "a=0.5,b=-1.0"
+    assert from_xargs({"trimtab_floors": "a=0.5,b=-1"}) == floors
 
 
 def test_floors_name_scorers_too():

@@ -81,7 +81,7 @@ def test_a_checkpoint_serves_what_it_says_or_is_refused(name, family, base, shel
 
 
 @pytest.mark.parametrize("name", SERVED)
-def test_an_untuned_model_is_a_language_model(name, base, shelf):
+def test_a_reference_model_is_a_language_model(name, base, shelf):
     spec = {"family": "log_ratio", "reference": str(shelf / name)}
     if "log_ratio" in SERVED[name] or name == "our-log_ratio":
         load(base, shelf / "lm", **spec)

@@ -290,18 +290,18 @@ def test_what_is_committed_stays(engine, params):
         commits, answers = [()], None
         while True:
             try:
-                turn = search.send(answers)
+                yielded = search.send(answers)
             except StopIteration as end:
                 result = end.value
                 break
-            if isinstance(turn, Commit):
-                commits.append(turn.token_ids)
+            if isinstance(yielded, Commit):
+                commits.append(yielded.token_ids)
                 answers = None
-            elif isinstance(turn[0], Draw):
-                answers = engine.draw(turn)
+            elif isinstance(yielded[0], Draw):
+                answers = engine.draw(yielded)
             else:
-                assert all(isinstance(ask, Score) for ask in turn)
-                answers = engine.score([(0, ask) for ask in turn])
+                assert all(isinstance(ask, Score) for ask in yielded)
+                answers = engine.score([(0, ask) for ask in yielded])
         answer = tuple(result.token_ids)
         assert all(later[: len(earlier)] == earlier for earlier, later in pairwise(commits))
         assert answer[: len(commits[-1])] == commits[-1]
@@ -322,7 +322,7 @@ def test_searches_side_by_side_are_searches_alone(engine, params):
         batches.append(engine.batches - before)
     before = engine.batches
     assert drive(searches(), engine.draw, engine.score) == alone
-    # A turn's asks are one batch; draws and scores of unlike turns may make two.
+    # A round's requests are one batch; draws and scores of unlike rounds may make two.
     assert engine.batches - before <= 2 * max(batches)
     assert len({result.usage.drawn_tokens for result in alone}) > 1 or params.method == "mcts"
 

@@ -10,7 +10,7 @@ import torch
 from trimtab.params import GuidanceParams
 from trimtab_lab.arena import tiny as board
 from trimtab_lab.arena.exact import (
-    Score,
+    ScoreFunction,
     beta_at,
     decode,
     mean_reward,
@@ -31,7 +31,7 @@ def everything(beta: float, **fields: object) -> GuidanceParams:
     return GuidanceParams.parse({"beta": beta, "k": 4, "mass": 1.0, **fields})
 
 
-def value(tiny: Tiny) -> Score:
+def value(tiny: Tiny) -> ScoreFunction:
     return lambda x, y, _: tiny.value(x, y)
 
 

@@ -150,14 +150,14 @@ def test_an_adapter_is_published_with_the_hub_name_of_its_base(base, tmp_path):
     torch.testing.assert_close(plain(ids).logits, model(ids).logits, atol=1e-6, rtol=1e-6)
 
 
-def test_a_local_untuned_model_needs_its_hub_name(base, tmp_path):
+def test_a_local_reference_model_needs_its_hub_name(base, tmp_path):
     info = ScorerInfo(family="log_ratio", reference="../base", base_model="org/big")
     model = AutoModelForCausalLM.from_pretrained(base)
     path = checkpoint.save(model, None, info, tmp_path / "dpo")
     with pytest.raises(ValueError, match="--reference"):
         publish(path, str(tmp_path / "public"))
-    publish(path, str(tmp_path / "public"), reference="org/untuned")
-    assert checkpoint.read_info(tmp_path / "public").reference == "org/untuned"
+    publish(path, str(tmp_path / "public"), reference="org/reference")
+    assert checkpoint.read_info(tmp_path / "public").reference == "org/reference"
     readme = (tmp_path / "public" / "README.md").read_text()
     assert metadata(readme)["pipeline_tag"] == "text-generation"
 

@@ -19,7 +19,7 @@ async def written(events, size):
     async def send(message):
         sent.append(message)
 
-    answer = middleware._Answer(send, middleware.Exchange(calls=[{0: RECORD}]), 1)
+    answer = middleware._GuidedAnswer(send, middleware.Exchange(calls=[{0: RECORD}]), 1)
     headers = [(b"content-type", b"text/event-stream; charset=utf-8")]
     await answer.send({"type": "http.response.start", "status": 200, "headers": headers})
     for at in range(0, len(events), size):

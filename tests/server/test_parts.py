@@ -82,7 +82,7 @@ async def test_a_client_that_leaves_before_its_body_is_dropped():
 
 async def test_bodies_take_no_more_than_so_much_together(monkeypatch):
     """Slow ones hold what has come of them; once they are gone, there is room again."""
-    monkeypatch.setattr(limits, "HELD_BYTES", 25)
+    monkeypatch.setattr(limits, "ALL_BODIES_BYTES", 25)
     go_on = asyncio.Event()
 
     async def slow():
@@ -113,10 +113,10 @@ async def test_bodies_take_no_more_than_so_much_together(monkeypatch):
     held[0].cancel()
     go_on.set()
     assert await asyncio.gather(*held, return_exceptions=True) != []
-    assert app.held == 0
+    assert app.total == 0
     assert await answer(app, {"type": "http"}, sending(whole)) == []
     assert served == [b"1234567890"]
-    assert app.held == 0
+    assert app.total == 0
 
 
 async def test_websockets_need_a_key():

@@ -9,6 +9,7 @@ import pytest
 
 from trimtab.errors import NotReady, TrimtabError
 from trimtab.params import GuidanceParams
+from trimtab.xargs import to_xargs
 
 pytestmark = pytest.mark.scorecard(letter="F")
 
@@ -96,7 +97,7 @@ async def follow(engine):
     exchange = guided.Exchange()
     guided.EXCHANGE.set(exchange)
     params = SamplingParams(
-        output_kind=RequestOutputKind.DELTA, extra_args=GuidanceParams(beta=1.0).to_xargs()
+        output_kind=RequestOutputKind.DELTA, extra_args=to_xargs(GuidanceParams(beta=1.0))
     )
     before = asyncio.all_tasks()
     outputs = engine.generate("x", params, "r1")

@@ -124,7 +124,7 @@ def test_a_second_signal_ends_it_at_once(server):
 
 async def test_a_check_is_made_once_and_waited_for_briefly(monkeypatch):
     monkeypatch.setattr(recheck, "SECONDS", 0.1)
-    made, go, check = [], asyncio.Event(), recheck.Again()
+    made, go, check = [], asyncio.Event(), recheck.SharedCheck()
 
     async def work():
         made.append(1)

@@ -52,7 +52,7 @@ class Scorer(ABC):
 
     @classmethod  # noqa: B027  most families have nothing to check
     def vet(cls, spec: ScorerSpec) -> None:
-        """Refuse what `load` would, before an engine starts; fast, and without an engine's memory.
+        """Refuse what `load` would refuse: before an engine starts, fast, and in little memory.
 
         Raises:
             ScorerLoadError, OSError, ValueError: it cannot be loaded.

@@ -46,10 +46,20 @@ CLAIMS = (
     Claim("vas", "base", "VAS, tool use", "best settings", factor=1.6, world="tools"),
     Claim("distribution", "base", "VAS, tool use", "best settings", factor=1.6, world="tools"),
     Claim("q-distribution", "base", "VAS, tool use", "best settings", factor=1.6, world="tools"),
-    Claim("vas", "base", "VAS: adds to an example", "best settings", world="tools-shown"),
-    Claim("distribution", "base", "VAS: adds to an example", "best settings", world="tools-shown"),
+    Claim("vas", "base", "VAS: adds to an example", "best settings", world="tools-with-example"),
     Claim(
-        "q-distribution", "base", "VAS: adds to an example", "best settings", world="tools-shown"
+        "distribution",
+        "base",
+        "VAS: adds to an example",
+        "best settings",
+        world="tools-with-example",
+    ),
+    Claim(
+        "q-distribution",
+        "base",
+        "VAS: adds to an example",
+        "best settings",
+        world="tools-with-example",
     ),
     Claim("distribution-small", "base", "VAS: small scorers still help", "best settings"),
     Claim("vas", "best-of-128", "VAS, Table 2", "best settings", "≈"),

@@ -26,14 +26,14 @@ ASK = "summarize"
 CLAIMS = (1, 2, 2, 3, 3, 4)  # of a summary in the corpus
 INVENTED = 0.35  # chance that a claim of the corpus is untrue
 
-Claim = tuple[str, ...]
+Statement = tuple[str, ...]
 
 
-def _claims(text: str) -> list[Claim]:
+def _claims(text: str) -> list[Statement]:
     return [tuple(claim.split()) for claim in text.split(" and ")]
 
 
-def facts(request: str) -> list[Claim]:
+def facts(request: str) -> list[Statement]:
     """The facts of a request."""
     return [tuple(fact.split(":")) for fact in request.removeprefix(ASK).split()]
 
@@ -71,7 +71,7 @@ def _request(rng: random.Random) -> str:
     return f"{ASK} {' '.join(rng.sample(listed, len(listed)))}"
 
 
-def _invented(claim: Claim, rng: random.Random) -> Claim:
+def _invented(claim: Statement, rng: random.Random) -> Statement:
     field = rng.randrange(len(FIELDS))
     return (*claim[:field], rng.choice(FIELDS[field]), *claim[field + 1 :])
 

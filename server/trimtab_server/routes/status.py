@@ -28,7 +28,7 @@ async def ready(request: Request) -> dict[str, str]:
     except NotReady as error:
         raise NotReady(f"not ready: {error}") from None
     checked = state.complaints.keys() >= set(state.scorers)  # the first check has ended
-    if checked and not await state.again.done(lambda: readiness.check(state, statuses)):
+    if checked and not await state.recheck.done(lambda: readiness.check(state, statuses)):
         raise NotReady("not ready: scorers that have failed are being checked again.")
     problems = {name: state.complaint(name) for name in state.scorers}
     problems |= {one["name"]: SUSPENDED for one in statuses if one["suspended"]}

@@ -77,7 +77,7 @@ class VllmEngine:
         self, request: GenerationRequest, prompt: Any, exchange: Exchange
     ) -> AsyncGenerator[Piece, None]:
         kind = RequestOutputKind.DELTA if request.stream else RequestOutputKind.FINAL_ONLY
-        extra = None if request.guidance is None else request.guidance.to_xargs()
+        extra = None if request.guidance is None else to_xargs(request.guidance)
         params = SamplingParams(**asdict(request.sampling), output_kind=kind, extra_args=extra)
         outputs = self.client.generate(prompt, params, request.id)
         async with aclosing(outputs):

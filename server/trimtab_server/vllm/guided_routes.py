@@ -19,7 +19,7 @@ from vllm.entrypoints.openai.responses.utils import (
 )
 
 from trimtab.errors import InvalidGuidance
-from trimtab.params import PREFIX
+from trimtab.xargs import PREFIX
 from trimtab_server.turns import Turn, turns
 
 Fields = dict[str, Any]

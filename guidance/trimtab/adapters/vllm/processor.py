@@ -34,11 +34,12 @@ from trimtab.config import GuidanceConfig, ScorerSpec
 from trimtab.errors import InvalidGuidance, TrimtabError
 from trimtab.guide import Guide
 from trimtab.loading import load_scorers, pool_bytes
-from trimtab.params import CARRIED, RECORD_KEY, VERSIONS_KEY, GuidanceParams
+from trimtab.params import GuidanceParams
 from trimtab.rows import Row, RowFault
 from trimtab.scorers import Scorer
 from trimtab.scoring.pool import Ids
 from trimtab.scoring.text import PromptContext
+from trimtab.xargs import CARRIED, RECORD_KEY, VERSIONS_KEY, from_xargs
 
 logger = logging.getLogger(__name__)
 
@@ -55,7 +56,7 @@ class GuidanceProcessor(V1LogitsProcessor, V2LogitsProcessor):
     def validate_params(cls, sampling_params: SamplingParams) -> None:
         """Refuse malformed guidance in the front end, with status 400."""
         extra = sampling_params.extra_args or {}
-        GuidanceParams.from_xargs(extra)
+        from_xargs(extra)
         for key in CARRIED:
             if not isinstance(extra.get(key, ""), str):
                 raise InvalidGuidance(f"{key} is set by the server; leave it out.")
@@ -188,7 +189,7 @@ class GuidanceProcessor(V1LogitsProcessor, V2LogitsProcessor):
         fault, context = None, PromptContext()
         scorers = self.guide.registry.at(extra.get(VERSIONS_KEY, ""))
         try:
-            guidance = GuidanceParams.from_xargs(extra)
+            guidance = from_xargs(extra)
             if guidance is None:
                 return None
             if not self.leads:
