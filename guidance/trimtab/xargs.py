@@ -1,6 +1,6 @@
-"""The flat form of GuidanceParams: `trimtab_*` keys of vLLM's extra_args, or `vllm_xargs` over HTTP.
+"""The flat form of guidance parameters: `trimtab_*` keys of vLLM's extra_args.
 
-Its values are strings and numbers only, because vLLM's xargs have nothing else.
+Its values are strings and numbers only, like those of `vllm_xargs`, vLLM's own field over HTTP.
 """
 
 from collections.abc import Mapping

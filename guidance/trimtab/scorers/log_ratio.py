@@ -29,6 +29,7 @@ class LogRatioScorer(Scorer):
         super().__init__(tuned.info)
         self.tuned = tuned
         self.reference = reference
+        self.models = [tuned] if reference is None else [tuned, reference]
 
     @classmethod
     def pools(cls, spec: ScorerSpec) -> int:
@@ -80,28 +81,24 @@ class LogRatioScorer(Scorer):
     @property
     def keeps_time(self) -> bool:
         """See Scorer.keeps_time."""
-        return self.tuned.keeps_time and (self.reference is None or self.reference.keeps_time)
+        return all(model.keeps_time for model in self.models)
 
     def reset(self) -> None:
         """Drop every prefix from both models."""
-        self.tuned.reset()
-        if self.reference is not None:
-            self.reference.reset()
+        for model in self.models:
+            model.reset()
 
     def forget(self, key: int) -> None:
         """Drop the row's prefix from both models."""
-        self.tuned.forget(key)
-        if self.reference is not None:
-            self.reference.forget(key)
+        for model in self.models:
+            model.forget(key)
 
     @property
     def parameters(self) -> int:
         """Parameters of both models."""
-        return self.tuned.parameters + (self.reference.parameters if self.reference else 0)
+        return sum(model.parameters for model in self.models)
 
     @property
     def tokens_forwarded(self) -> int:
         """Prefix tokens that went through both models."""
-        return self.tuned.tokens_forwarded + (
-            self.reference.tokens_forwarded if self.reference else 0
-        )
+        return sum(model.tokens_forwarded for model in self.models)

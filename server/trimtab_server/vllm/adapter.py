@@ -14,6 +14,7 @@ from vllm.sampling_params import RequestOutputKind, SamplingParams
 from trimtab.config import ScorerSpec
 from trimtab.engine import GenerationRequest, Piece, Sampling, ScorerStatus
 from trimtab.errors import InvalidRequest, NoRoom, ScorerRefused, TrimtabError
+from trimtab.xargs import to_xargs
 from trimtab_server.turns import turns
 from trimtab_server.vllm import prompts, rpc
 from trimtab_server.vllm.records import EXCHANGE, Exchange, converse
