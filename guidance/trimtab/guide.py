@@ -31,7 +31,7 @@ from trimtab.scoring.calls import ScorerFailed, checked
 from trimtab.scoring.pool import Ids
 from trimtab_models.readout import soft_value
 
-logger = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 
 class Guide:
@@ -210,8 +210,8 @@ class Guide:
                     [self._call(name, [row], [group], read, shape, until) for row, group in pairs]
                 )
             if failure.again:
-                logger.warning("scorer %s failed: %s", name, failure.message)
-                logger.debug("scorer %s failed", name, exc_info=failure.__cause__)
+                log.warning("scorer %s failed: %s", name, failure.message)
+                log.debug("scorer %s failed", name, exc_info=failure.__cause__)
             for row in rows:
                 self.fail(row, name, failure.message, overrun=failure.overrun)
             return torch.zeros(sum(sizes), *shape)
@@ -220,7 +220,7 @@ class Guide:
         if not torch.isfinite(flat).all():
             for row, result in zip(rows, flat.split(sizes), strict=True):
                 if not torch.isfinite(result).all():
-                    logger.warning("scorer %s returned a score that is not finite", name)
+                    log.warning("scorer %s returned a score that is not finite", name)
                     self.fail(row, name, "returned a score that is not finite")
             flat = flat.nan_to_num(0.0, 0.0, 0.0)
         return flat

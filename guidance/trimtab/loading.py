@@ -46,7 +46,7 @@ def load_scorers(
     return scorers
 
 
-def vet(config: GuidanceConfig) -> None:
+def precheck(config: GuidanceConfig) -> None:
     """Check the scorers' checkpoints before an engine starts.
 
     Raises:
@@ -55,7 +55,7 @@ def vet(config: GuidanceConfig) -> None:
     for name, configured in config.scorers.items():
         spec = _complete(name, configured)
         try:
-            _class(spec).vet(spec)
+            _class(spec).precheck(spec)
         except Exception as error:
             raise ScorerLoadError(f"scorer '{name}' cannot be loaded: {why(error)}") from error
 

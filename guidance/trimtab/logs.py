@@ -26,7 +26,7 @@ PLACES = 6
 BEFORE_REQUESTS = "failed to start"
 """Text of vLLM's start-up errors, whose exceptions are shown in full: no request exists yet."""
 
-logger = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 
 class Discreet(logging.Filter):
@@ -92,4 +92,4 @@ def configure_logging(level: str = "warning") -> None:
 
 def _log(failure: Any) -> None:
     """Log an exception that no code can catch, from a thread or a finaliser."""
-    logger.error("an exception was lost", exc_info=failure.exc_value)
+    log.error("an exception was lost", exc_info=failure.exc_value)

@@ -101,7 +101,7 @@ def load(
     return _whole(source, info.family, dtype=dtype, **options), info
 
 
-def vet(source: str | Path, family: Family) -> None:
+def precheck(source: str | Path, family: Family) -> None:
     """Check a checkpoint as `load` does, without its manifest; the weights stay on disk.
 
     Raises:

@@ -15,6 +15,8 @@ from typing import Any, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
+from trimtab_models.files import listed
+
 MARK = ".trimtab.json"
 T = TypeVar("T")
 
@@ -71,11 +73,9 @@ def vacant(folder: Path) -> None:
         raise InTheWay(f"{folder} is not a directory; choose another path, or move it away.")
     content = sorted(entry.name for entry in folder.iterdir()) if folder.exists() else []
     if content:
-        more = f" and {len(content) - 3} more" if len(content) > 3 else ""
-        names = ", ".join(content[:3]) + more
         raise InTheWay(
-            f"{folder} is not empty, and this command did not make its content ({names}); choose "
-            "another directory, or move the content away."
+            f"{folder} is not empty, and this command did not make its content "
+            f"({listed(content)}); choose another directory, or move the content away."
         )
 
 

@@ -72,7 +72,7 @@ def publish(
         work = Path(scratch) / "repository"
         _write(top, work, to if folder is None else None, base_model, reference)
         if folder is not None:
-            manifest.publish(work, folder)
+            manifest.put_in_place(work, folder)
             return to
         manifest.write_manifest(work)
         return _upload(work, to, private)

@@ -7,7 +7,7 @@ import torch
 from networks import VOCAB, configs
 from trimtab.config import GuidanceConfig, parse_scorer
 from trimtab.errors import ScorerLoadError
-from trimtab.loading import load_scorers, vet
+from trimtab.loading import load_scorers, precheck
 from trimtab.scorers import FAMILIES, NetworkScorer, Scorer
 from trimtab.testing import check_scorer
 from trimtab_models.checkpoint import ScorerInfo, save
@@ -53,7 +53,7 @@ def config(**scorers):
 def test_a_class_of_ones_own_is_a_family():
     name, spec = parse_scorer(f"seven=7,family={__name__}:Prefers")
     asked = config(**{name: spec})
-    vet(asked)
+    precheck(asked)
     scorer = load_scorers(asked, **SHARED)["seven"]
     assert isinstance(scorer, Scorer)
     assert scorer.family == "prefers"
@@ -91,7 +91,7 @@ def test_it_may_be_a_network_and_a_part(tmp_path):
 )
 def test_what_is_no_family_is_refused(family, why):
     asked = config(own={"path": "7", "family": family})
-    for refuse in (vet, lambda asked: load_scorers(asked, **SHARED)):
+    for refuse in (precheck, lambda asked: load_scorers(asked, **SHARED)):
         with pytest.raises(ScorerLoadError, match=why):
             refuse(asked)
 

@@ -18,7 +18,7 @@ import tokenizers_made
 from trimtab import reasons
 from trimtab.config import GuidanceConfig, parse_scorer
 from trimtab.errors import ScorerLoadError
-from trimtab.loading import load_scorers, vet
+from trimtab.loading import load_scorers, precheck
 from trimtab_models import demo
 
 
@@ -39,10 +39,10 @@ def test_what_loading_refuses_is_refused_before_an_engine_starts(name, family, s
     config = GuidanceConfig.parse({"trimtab": {"scorers": {"s": spec}}})
     late = family == "distribution" or name.startswith("encoder-")
     if family in test_kinds.SERVED[name]:
-        vet(config)
+        precheck(config)
         return
     with suppress(ScorerLoadError) if late else pytest.raises(ScorerLoadError) as refused:
-        vet(config)
+        precheck(config)
     assert late or "\n" not in str(refused.value)
 
 
@@ -53,7 +53,7 @@ def test_a_missing_weight_is_seen_without_reading_the_others(shelf, tmp_path):
     save_file(tensors, path / "model.safetensors", {"format": "pt"})
     config = GuidanceConfig.parse({"trimtab": {"scorers": {"s": {"path": str(path)}}}})
     with pytest.raises(ScorerLoadError, match=r"lacks the weights score\.weight"):
-        vet(config)
+        precheck(config)
 
 
 def test_serve_says_why_in_one_line(tmp_path):

@@ -28,7 +28,7 @@ from trimtab.loading import load_scorers
 from trimtab_models import checkpoint, classify, demo, files, networks, peft, pretrained, rewards
 from trimtab_models.files import Unusable
 from trimtab_models.rewards import RewardError
-from trimtab_models.training import start
+from trimtab_models.training import initial
 from trimtab_models.training.config import TrainConfig
 
 pytestmark = pytest.mark.scorecard(letter="S")
@@ -299,8 +299,8 @@ def test_no_code_of_a_checkpoint_runs_and_nobody_is_asked(route, own_class, tmp_
 
     def train():
         told = TrainConfig(**{**trained, "base": str(lm)})
-        networks.build("scalar", start.base_path(told))
-        pretrained.tokenizer(start.base_path(told))
+        networks.build("scalar", initial.base_path(told))
+        pretrained.tokenizer(initial.base_path(told))
 
     def scorers():
         load_scorers(config, max_length=32, vocab_size=VOCAB, tokenizer=tokenizer())
@@ -488,9 +488,9 @@ def test_training_begins_with_a_network_of_the_bases_vocabulary(tmp_path):
     AutoModelForCausalLM.from_config(small).save_pretrained(tmp_path / "small")
     made("llama-lm", tmp_path / "same")
     told = {"objective": "td-lambda", "base": "demo", "data": "x", "out": tmp_path / "out"}
-    start.refuse_small(TrainConfig(**told, scorer=str(tmp_path / "same")), tokenizer())
+    initial.refuse_small(TrainConfig(**told, scorer=str(tmp_path / "same")), tokenizer())
     with pytest.raises(ValueError, match="choose a network"):
-        start.refuse_small(TrainConfig(**told, scorer=str(tmp_path / "small")), tokenizer())
+        initial.refuse_small(TrainConfig(**told, scorer=str(tmp_path / "small")), tokenizer())
 
 
 def test_an_encoder_decoder_is_no_language_model(tmp_path):

@@ -182,7 +182,7 @@ def test_a_log_must_end_where_a_save_does(tmp_path: Path) -> None:
 def test_a_manifest_names_what_is_wrong(tmp_path: Path) -> None:
     (tmp_path / "work" / "deep").mkdir(parents=True)
     (tmp_path / "work" / "deep" / "file").write_text("one")
-    manifest.publish(tmp_path / "work", tmp_path / "target")
+    manifest.put_in_place(tmp_path / "work", tmp_path / "target")
     manifest.verify(tmp_path / "target")
     assert not (tmp_path / "work").exists()
     (tmp_path / "target" / "deep" / "file").write_text("two")
@@ -197,7 +197,7 @@ def test_publishing_over_an_older_one(tmp_path: Path) -> None:
     for text in ("old", "new"):
         (tmp_path / "work").mkdir()
         (tmp_path / "work" / "file").write_text(text)
-        manifest.publish(tmp_path / "work", tmp_path / "target")
+        manifest.put_in_place(tmp_path / "work", tmp_path / "target")
     assert (tmp_path / "target" / "file").read_text() == "new"
     assert [path.name for path in tmp_path.iterdir()] == ["target"]
 
@@ -209,7 +209,7 @@ def _made_run(run: Path) -> None:
         work.mkdir(parents=True)
         (work / saves.FINGERPRINT).write_text('{"seed": 0}')
         (work / "weights").write_bytes(bytes([step]) * 8)
-        manifest.publish(work, run / f"checkpoint-{step}")
+        manifest.put_in_place(work, run / f"checkpoint-{step}")
 
 
 def test_every_flipped_bit_of_a_manifest_is_noticed(tmp_path: Path) -> None:

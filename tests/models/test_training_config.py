@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from accelerate.commands.config.config_args import load_config_from_file
 
-from trimtab_models.training import config, start
+from trimtab_models.training import config, initial
 from trimtab_models.training.grounded.settings import GroundedConfig
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -59,7 +59,7 @@ def test_all_that_is_wrong_is_said_at_once() -> None:
 
 def test_options_that_an_objective_does_not_take() -> None:
     with pytest.raises(ValueError, match=r"options of td-lambda: .*'lamda'"):
-        start.objective(config.load(None, [*NEEDED, "options.lamda=0.9"], "td-lambda"))
+        initial.objective(config.load(None, [*NEEDED, "options.lamda=0.9"], "td-lambda"))
 
 
 def test_training_the_language_model_itself_has_settings_of_its_own() -> None:
@@ -76,7 +76,7 @@ def test_the_configurations_that_come_along(file: Path) -> None:
     named = "objective:" in file.read_text()
     found = config.load(file, objective=None if named else "td-lambda")
     if found.objective != config.DPO:
-        start.objective(found)
+        initial.objective(found)
     header = [line for line in file.read_text().splitlines() if line.startswith("#")]
     assert any("paper" in line.lower() for line in header) or found.base == "demo"
 

@@ -37,11 +37,11 @@ class LogRatioScorer(Scorer):
         return 1 if spec.reference is None else 2
 
     @classmethod
-    def vet(cls, spec: ScorerSpec) -> None:
-        """See Scorer.vet."""
+    def precheck(cls, spec: ScorerSpec) -> None:
+        """See Scorer.precheck."""
         for path in filter(None, (spec.path, spec.reference)):
             tokenizer(path)
-            checkpoint.vet(path, "log_ratio")
+            checkpoint.precheck(path, "log_ratio")
 
     @classmethod
     def load(cls, spec: ScorerSpec, loader: Loader) -> Self:

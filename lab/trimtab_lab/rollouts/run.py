@@ -17,11 +17,11 @@ from trimtab.sampling import Completion, Drawing, SamplingRequest, sample_seed
 from trimtab_lab.rollouts.journal import Journal
 from trimtab_lab.rollouts.prompts import RolloutPrompt, check_lengths
 from trimtab_models import rewards
+from trimtab_models.data import Record
 
 if TYPE_CHECKING:  # importing vLLM takes seconds
     from trimtab.adapters.vllm.offline import Sampler
 
-Record = dict[str, Any]
 CompletedGroups = list[tuple["PromptGroup", list[Completion]]]
 BATCH = 64
 """Approximate number of answers that are labelled and written together."""

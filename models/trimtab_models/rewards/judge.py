@@ -28,7 +28,7 @@ LONGEST_WAIT = 60.0  # seconds, even if Retry-After is longer
 _ONE_NUMBER = re.compile(r"[^\d-]*(-?\d+(?:\.\d+)?)(?:\s*/\s*10)?[^\d]*")
 
 
-class _Retry(Exception):
+class _FailedAttempt(Exception):
     """This attempt failed; another may succeed. `wait`: the endpoint's Retry-After, in seconds."""
 
     def __init__(self, message: str, wait: float | None = None) -> None:
@@ -98,7 +98,7 @@ class JudgeReward:
         for attempt in range(self.retries + 1):
             try:
                 return self._ask(http, question)
-            except _Retry as failure:
+            except _FailedAttempt as failure:
                 if attempt == self.retries:
                     raise RewardError(
                         f"the judge at {self.url} failed {attempt + 1} time(s); the last error: "
@@ -117,19 +117,21 @@ class JudgeReward:
         try:
             answer = http.post(self.url, json=body)
         except httpx.TransportError as error:
-            raise _Retry(type(error).__name__) from None
+            raise _FailedAttempt(type(error).__name__) from None
         status = answer.status_code
         if status in (408, 409, 429) or status >= 500:
-            raise _Retry(f"HTTP status {status}", _seconds(answer.headers.get("retry-after")))
+            raise _FailedAttempt(
+                f"HTTP status {status}", _seconds(answer.headers.get("retry-after"))
+            )
         if status != 200:
             raise RewardError(f"the judge at {self.url} refused: HTTP status {status}.")
         try:
             reply = str(answer.json()["choices"][0]["message"]["content"])
         except (ValueError, LookupError, TypeError):
-            raise _Retry("its answer was not a chat completion in JSON") from None
+            raise _FailedAttempt("its answer was not a chat completion in JSON") from None
         match = _ONE_NUMBER.fullmatch(reply.strip())
         if not match or not 0 <= float(match[1]) <= 10:
-            raise _Retry("its reply was not one number from 0 to 10")
+            raise _FailedAttempt("its reply was not one number from 0 to 10")
         return float(match[1])
 
 

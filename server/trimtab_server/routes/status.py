@@ -6,7 +6,7 @@ from fastapi import APIRouter, Request
 
 from trimtab.errors import NotReady
 from trimtab_server import readiness
-from trimtab_server.scorer_list import SUSPENDED, listed
+from trimtab_server.scorer_list import SUSPENDED, scorer_list
 from trimtab_server.state import State
 
 router = APIRouter()
@@ -16,7 +16,7 @@ router = APIRouter()
 async def scorers(request: Request) -> dict[str, Any]:
     """The scorers of this server: family, objective, normalisation, prefix-AUC and health."""
     state: State = request.app.state.trimtab
-    return listed(await state.statuses(), state.complaint, state.default_weights)
+    return scorer_list(await state.statuses(), state.complaint, state.default_weights)
 
 
 @router.get("/ready")

@@ -24,7 +24,7 @@ from vllm.sampling_params import RequestOutputKind
 
 from trimtab.adapters.vllm.ranks import first_answer
 from trimtab.adapters.vllm.search import carried
-from trimtab.engine import Version
+from trimtab.engine import Record, Version
 from trimtab.errors import InvalidGuidance, TrimtabError
 from trimtab.params import GuidanceParams
 from trimtab.scoring.text import PromptContext, Turns
@@ -32,8 +32,6 @@ from trimtab.xargs import PREFIX, RECORD_KEY, VERSIONS_KEY, from_xargs
 from trimtab_server import metrics
 from trimtab_server.errors import scorer_failed, unreadable
 from trimtab_server.vllm import rpc
-
-Record = dict[str, Any]
 
 
 @dataclass

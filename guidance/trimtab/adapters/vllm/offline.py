@@ -34,7 +34,7 @@ from trimtab.adapters.vllm.search import (
 )
 from trimtab.config import GuidanceConfig
 from trimtab.errors import InvalidGuidance, ScorerFault, TrimtabError
-from trimtab.loading import vet
+from trimtab.loading import precheck
 from trimtab.params import GuidanceParams
 from trimtab.reasons import brief, collect_reason
 from trimtab.sampling import Completion, SamplingRequest, log_ratios, sample_seed
@@ -95,7 +95,7 @@ class Sampler:
             unsupported.check_options(options)
             section = {"scorers": self.scorers, "scorer_timeout": SCORER_SECONDS}
             config = GuidanceConfig.parse({"trimtab": section})
-            vet(config)
+            precheck(config)
             options["logits_processors"] = [PROCESSOR]
             options["worker_extension_cls"] = WORKER
             options["additional_config"] = {"trimtab": config.model_dump(exclude_none=True)}

@@ -9,7 +9,7 @@ from typing import Any
 from trimtab_models import manifest, outputs
 from trimtab_models.training import saves
 
-logger = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 PLAIN = ("objective", "base", "scorer", "layers", "lora", "seed")
 """Settings that a checkpoint's fingerprint contains unchanged."""
@@ -59,6 +59,6 @@ def finished(out: Path, made_by: Mapping[str, Any]) -> bool:
     if not outputs.made(out, made_by):
         return False
     manifest.verify(out)
-    logger.warning("%s is finished; remove it, or choose another `out`, to train again.", out)
+    log.warning("%s is finished; remove it, or choose another `out`, to train again.", out)
     saves.clear(saves.run_directory(out))
     return True
