@@ -100,14 +100,14 @@ WAYS_IN = {"pretrained.py", "peft.py"}
 def test_what_transformers_loads_has_one_way_in():
     """Elsewhere nobody checks for code, questions and weights that are made up."""
     loads = re.compile(r"\.from_pretrained\(|\bAuto(Config|Tokenizer)\b|\btorch\.load\(")
-    found = {
+    lines = {
         f"{path.name}: {line.strip()}"
         for package in PACKAGES
         for path in (ROOT / package).rglob("*.py")
         for line in path.read_text().splitlines()
         if loads.search(line) and path.name not in WAYS_IN
     }
-    assert {line for line in found if "weights_only=True" not in line} == set()
+    assert {line for line in lines if "weights_only=True" not in line} == set()
     assert loads.search((ROOT / "models/trimtab_models/pretrained.py").read_text())
 
 

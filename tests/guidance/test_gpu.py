@@ -55,9 +55,9 @@ def test_the_thread_of_the_scorers_works_on_the_callers_stream(timeout):
     class Elsewhere(HeadScorer):
         keeps_time = False
 
-        def score(self, *given):
+        def score(self, *args):
             seen.append(torch.cuda.current_stream())
-            return super().score(*given)
+            return super().score(*args)
 
     base, rows = torch.randn(1, VOCAB), [(0, Row(GuidanceParams(), 1, prefix=np.arange(5)))]
     fused = []
@@ -65,9 +65,9 @@ def test_the_thread_of_the_scorers_works_on_the_callers_stream(timeout):
         scorer = guide("cuda", kind).scorers["value"]
         rows[0][1].params = GuidanceParams(scorers={"value": 1.0})
         with torch.cuda.stream(torch.cuda.Stream()) as _, torch.inference_mode():
-            asked = torch.cuda.current_stream()
+            stream = torch.cuda.current_stream()
             logits = base.to("cuda", non_blocking=True)
             Guide({"value": scorer}, timeout).step(logits, rows)
             fused.append(logits.cpu())
-    assert seen == [asked]
+    assert seen == [stream]
     assert torch.equal(*fused)

@@ -67,8 +67,8 @@ def test_a_checkpoint_serves_what_it_says_or_is_refused(name, family, base, shel
     if family in SERVED[name]:
         scorer = load(base, shelf / name, **spec)
         assert scorer.family == (family or scorer.family)
-        given = [0], [np.arange(5, 12)], [np.array([7, 20, 40])], [1.0], [Prompt(3)]
-        scores = scorer.score(*given)
+        arguments = [0], [np.arange(5, 12)], [np.array([7, 20, 40])], [1.0], [Prompt(3)]
+        scores = scorer.score(*arguments)
         assert torch.isfinite(scores).all()
         assert len(set(scores.tolist())) == 3
         return

@@ -52,9 +52,9 @@ def config(**scorers):
 
 def test_a_class_of_ones_own_is_a_family():
     name, spec = parse_scorer(f"seven=7,family={__name__}:Prefers")
-    asked = config(**{name: spec})
-    precheck(asked)
-    scorer = load_scorers(asked, **SHARED)["seven"]
+    settings = config(**{name: spec})
+    precheck(settings)
+    scorer = load_scorers(settings, **SHARED)["seven"]
     assert isinstance(scorer, Scorer)
     assert scorer.family == "prefers"
     check_scorer(scorer, vocab_size=VOCAB)
@@ -90,10 +90,10 @@ def test_it_may_be_a_network_and_a_part(tmp_path):
     ],
 )
 def test_what_is_no_family_is_refused(family, why):
-    asked = config(own={"path": "7", "family": family})
-    for refuse in (precheck, lambda asked: load_scorers(asked, **SHARED)):
+    settings = config(own={"path": "7", "family": family})
+    for refuse in (precheck, lambda settings: load_scorers(settings, **SHARED)):
         with pytest.raises(ScorerLoadError, match=why):
-            refuse(asked)
+            refuse(settings)
 
 
 def test_its_own_refusals_are_told():

@@ -32,16 +32,16 @@ def the(checks, name):
 
 
 def test_best_of_n_is_the_best_of_n_draws(checks):
-    found = the(checks, "best of n")
-    assert found["equal"] == 4
-    assert found["values"] < 1e-4
-    assert found["drawn"]
+    check = the(checks, "best of n")
+    assert check["equal"] == 4
+    assert check["values"] < 1e-4
+    assert check["drawn"]
 
 
 def test_mcts_without_simulations_is_greedy_guidance(checks):
-    found = the(checks, "greedy")
-    assert found["equal"] == 4
-    assert found["moved"] > 0, "guidance must have done something"
+    check = the(checks, "greedy")
+    assert check["equal"] == 4
+    assert check["moved"] > 0, "guidance must have done something"
 
 
 def test_every_scorer_token_is_counted(checks):
@@ -60,8 +60,8 @@ def test_every_method_finds_better_answers_than_drawing(checks):
 
 
 def test_prefixes_are_read_once(checks):
-    found = the(checks, "prefix")
-    assert 0 < found["read"] < found["whole"] / 2
+    check = the(checks, "prefix")
+    assert 0 < check["read"] < check["whole"] / 2
 
 
 def test_scorers_keep_nothing_of_what_is_over(checks):

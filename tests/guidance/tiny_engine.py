@@ -13,7 +13,7 @@ class TinyEngine:
     def __init__(self, world, prompt, value):
         self.world, self.prompt, self.value = world, prompt, value
         self.drawn = self.read = self.scored = self.batches = 0
-        self.told = []  # every sequence that was scored
+        self.scored_sequences = []  # every sequence that was scored
         self.policy = {}
 
     def next(self, prefix):
@@ -59,7 +59,7 @@ class TinyEngine:
         answers = []
         for _, ask in asks:
             prefix = self.completion(ask.sequence)
-            self.told.append(prefix)
+            self.scored_sequences.append(prefix)
             self.scored += len(prefix)
             value = self.value(prefix)
             answers.append(ScoredSequence(value, {"exact": value}, len(prefix)))

@@ -87,9 +87,9 @@ def test_best_of_n_pays_for_all_it_drew(runs):
 
 
 def test_base_samples_are_the_bases(runs):
-    found = runs["samples"]
-    assert all(shape == [12, 20] for shape in found["shapes"].values())
-    assert set(found["shapes"]) == {"consistency", "sentiment", "formality", "brevity", "tokens"}
-    assert found["means"]["sentiment"] == pytest.approx(
+    samples = runs["samples"]
+    assert all(shape == [12, 20] for shape in samples["shapes"].values())
+    assert set(samples["shapes"]) == {"consistency", "sentiment", "formality", "brevity", "tokens"}
+    assert samples["means"]["sentiment"] == pytest.approx(
         np.mean(runs["base"]["rewards"]["sentiment"]), abs=0.5
     )

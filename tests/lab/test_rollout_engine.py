@@ -64,7 +64,7 @@ def test_log_probabilities_are_the_bases(checks):
 
 def test_offline_the_hub_would_not_answer(checks):
     """The control of `HF_HUB_OFFLINE`: what vLLM takes for a model without one is not here."""
-    assert checks["default model"]["found"] is False
+    assert checks["default model"]["loaded"] is False
 
 
 def test_completions_end_as_they_should(checks):

@@ -259,11 +259,11 @@ ROUTES = {
 def nobody_asks(monkeypatch):
     """Standard input says yes to everything, and must not be read."""
 
-    def asked(*_):
-        raise AssertionError("somebody asked on standard input")
+    def read_input(*_):
+        raise AssertionError("something was read from standard input")
 
     answers = io.StringIO("y\n" * 9)
-    monkeypatch.setattr(builtins, "input", asked)
+    monkeypatch.setattr(builtins, "input", read_input)
     monkeypatch.setattr(sys, "stdin", answers)
     yield
     assert answers.tell() == 0
@@ -298,9 +298,9 @@ def test_no_code_of_a_checkpoint_runs_and_nobody_is_asked(route, own_class, tmp_
     trained = {"objective": "td-lambda", "base": "demo", "data": "x", "out": tmp_path / "out"}
 
     def train():
-        told = TrainConfig(**{**trained, "base": str(lm)})
-        networks.build("scalar", initial.base_path(told))
-        pretrained.tokenizer(initial.base_path(told))
+        settings = TrainConfig(**{**trained, "base": str(lm)})
+        networks.build("scalar", initial.base_path(settings))
+        pretrained.tokenizer(initial.base_path(settings))
 
     def scorers():
         load_scorers(config, max_length=32, vocab_size=VOCAB, tokenizer=tokenizer())
@@ -346,8 +346,8 @@ def lora(path, **fields):
         network, LoraConfig(task_type="TOKEN_CLS", r=2, target_modules=["q_proj", "v_proj"])
     )
     adapted.save_pretrained(path / "adapter")
-    told = json.loads((path / "adapter" / "adapter_config.json").read_text())
-    (path / "adapter" / "adapter_config.json").write_text(json.dumps({**told, **fields}))
+    content = json.loads((path / "adapter" / "adapter_config.json").read_text())
+    (path / "adapter" / "adapter_config.json").write_text(json.dumps({**content, **fields}))
     return path / "adapter"
 
 
@@ -487,10 +487,10 @@ def test_training_begins_with_a_network_of_the_bases_vocabulary(tmp_path):
     small = LlamaConfig(**{**LLAMA, "vocab_size": VOCAB - 1})
     AutoModelForCausalLM.from_config(small).save_pretrained(tmp_path / "small")
     made("llama-lm", tmp_path / "same")
-    told = {"objective": "td-lambda", "base": "demo", "data": "x", "out": tmp_path / "out"}
-    initial.refuse_small(TrainConfig(**told, scorer=str(tmp_path / "same")), tokenizer())
+    settings = {"objective": "td-lambda", "base": "demo", "data": "x", "out": tmp_path / "out"}
+    initial.refuse_small(TrainConfig(**settings, scorer=str(tmp_path / "same")), tokenizer())
     with pytest.raises(ValueError, match="choose a network"):
-        initial.refuse_small(TrainConfig(**told, scorer=str(tmp_path / "small")), tokenizer())
+        initial.refuse_small(TrainConfig(**settings, scorer=str(tmp_path / "small")), tokenizer())
 
 
 def test_an_encoder_decoder_is_no_language_model(tmp_path):

@@ -84,13 +84,13 @@ def test_twenty_kills_change_nothing(tmp_path: Path) -> None:
     command = [sys.executable, Path(__file__).with_name("kills.py"), tmp_path, "20"]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
-    found = json.loads(done.stdout.splitlines()[-1])
-    assert found["killed"] == {"moment": 15, "save": 5}
-    assert found["equal"], found
-    assert found["backwards"] == 0, "a kill cost an older checkpoint"
-    assert found["lines"] == 30 + 15  # logs and evaluations of 90 steps
-    assert found["kept"] == ["checkpoint-84", "checkpoint-90", "log.jsonl"]
-    assert found["points"] >= 15
+    result = json.loads(done.stdout.splitlines()[-1])
+    assert result["killed"] == {"moment": 15, "save": 5}
+    assert result["equal"], result
+    assert result["backwards"] == 0, "a kill cost an older checkpoint"
+    assert result["lines"] == 30 + 15  # logs and evaluations of 90 steps
+    assert result["kept"] == ["checkpoint-84", "checkpoint-90", "log.jsonl"]
+    assert result["points"] >= 15
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "optimizer.pt", "trainer_state.json"])
@@ -224,11 +224,11 @@ def test_every_flipped_bit_of_a_manifest_is_noticed(tmp_path: Path) -> None:
             damaged = bytearray(content)
             damaged[at] ^= 1 << bit
             file.write_bytes(damaged)
-            found = saves.newest(tmp_path)
-            assert found in (older, newest)
+            result = saves.newest(tmp_path)
+            assert result in (older, newest)
             # What is taken for whole names the same files with the same sums.
-            assert found == older or manifest.read(newest) == entries
-            refused += found == older
+            assert result == older or manifest.read(newest) == entries
+            refused += result == older
     assert refused > 0.99 * 8 * len(content)
 
 

@@ -110,8 +110,8 @@ def test_prefix_scores_are_those_of_each_prefix_alone(
     model, rollouts = _network(head, seed), _rollouts(seed)
     if "reference" in more:
         more = {"reference": _network(head, seed + 1)}
-    found = prefix_scores(model, info, rollouts, 0, batch_size=4, **more)
-    for rollout, scores in zip(rollouts, found, strict=True):
+    result = prefix_scores(model, info, rollouts, 0, batch_size=4, **more)
+    for rollout, scores in zip(rollouts, result, strict=True):
         assert scores.shape == (len(rollout.completion),)
         assert scores.dtype == torch.float32
         slow = [

@@ -102,11 +102,11 @@ class Served:
 @pytest.fixture
 async def served(monkeypatch):
     deadlines = []
-    monkeypatch.setattr(serving, "leave_within", lambda *given: deadlines.append(given))
+    monkeypatch.setattr(serving, "leave_within", lambda *args: deadlines.append(args))
     made = []
 
-    def make(**given):
-        made.append(Served(**given))
+    def make(**options):
+        made.append(Served(**options))
         made[-1].deadlines = deadlines
         return made[-1]
 

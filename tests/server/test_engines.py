@@ -72,7 +72,7 @@ def memory():
 
 
 def upstream():
-    given = {
+    options = {
         "upstream": "http://upstream/v1",
         "upstream_model": "m",
         "upstream_end": ["<end>"],
@@ -82,7 +82,7 @@ def upstream():
             "late=upstream_fake:fails_late,family=function,reads=text",
         ],
     }
-    return build(settings.load(given), Fake().transport())
+    return build(settings.load(options), Fake().transport())
 
 
 @pytest.fixture(params=["memory", "upstream", pytest.param("vllm", marks=pytest.mark.engine)])
@@ -265,9 +265,9 @@ async def test_several_prompts_are_several_choices(served):
 
 async def test_what_is_served_is_listed(served):
     assert (await served.http.get("/ready")).json() == {"status": "ready"}
-    found = {s["id"]: s for s in (await served.http.get("/v1/scorers")).json()["data"]}
-    assert {served.steers, served.fails} <= set(found)
-    one = found[served.steers]
+    listed = {s["id"]: s for s in (await served.http.get("/v1/scorers")).json()["data"]}
+    assert {served.steers, served.fails} <= set(listed)
+    one = listed[served.steers]
     assert one["healthy"]
     assert {"family", "reads", "objective", "faults", "overruns", "suspended", "version"} <= set(
         one
