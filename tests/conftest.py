@@ -1,5 +1,6 @@
 """One real server for every test that speaks HTTP: `trimtab serve demo`, with an API key."""
 
+import json
 import os
 import signal
 import socket
@@ -60,6 +61,22 @@ def environment(**more: str) -> dict[str, str]:
         ),
         **more,
     }
+
+
+def json_lines(
+    script: Path, *arguments: object, timeout: int = 600, env: dict[str, str] | None = None
+) -> list[dict]:
+    """Run a script in a process of its own; the JSON objects that it prints, one a line."""
+    done = subprocess.run(
+        [sys.executable, script, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
+        env=environment() if env is None else env,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Scorers that do not answer, or not in time: they are held to a budget, and nothing escapes."""
+"""Scorers that do not answer, or not in time: each call has a budget, and no exception escapes."""
 
 import asyncio
 import contextlib
@@ -41,7 +41,7 @@ def plain(ids):
 
 
 class Misbehaves(Scorer):
-    """Does `what` for hostile prefixes, when it is asked for scores or for anything in `also`."""
+    """Does `what` for hostile prefixes, when it is called for scores or for anything in `also`."""
 
     family = "function"
 
@@ -185,10 +185,10 @@ def test_whatever_is_raised_stays_with_its_row(error, on_error, caplog):
     assert status(steered).overruns == 0
     [line] = [r.getMessage() for r in caplog.records]
     assert line == f"scorer bad failed: {type(error).__name__} while scoring"
-    assert caplog.records[0].exc_info is None  # a traceback holds what it was asked
+    assert caplog.records[0].exc_info is None  # a traceback contains its arguments
 
 
-def test_the_traceback_is_told_at_debug(caplog):
+def test_the_traceback_is_logged_at_debug(caplog):
     with caplog.at_level(logging.DEBUG, logger="trimtab.guide"):
         check_a_step(Misbehaves(raising(RuntimeError("planted"))), "fail")
     logged = [r for r in caplog.records if r.levelno == logging.DEBUG and r.exc_info]
@@ -235,7 +235,7 @@ def test_who_takes_too_long_is_left(slow, on_error, caplog):
     assert [r.getMessage() for r in caplog.records] == [
         f"scorer bad took longer than it may ({SECONDS} s a call), overrun 1"
     ]
-    if slow == "sleeps":  # not asked while its last call may touch what it keeps
+    if slow == "sleeps":  # not called while its last call may touch what it keeps
         count, again = bad.count, made(1, scorers={"bad": 1.0})
         steered.step(logits(1), [(0, again)])
         assert again.fault.message == "is still busy with a call that took too long"
@@ -244,7 +244,7 @@ def test_who_takes_too_long_is_left(slow, on_error, caplog):
         assert status(steered).overruns == 1
 
 
-def test_a_loop_is_ended_and_its_scorer_asked_again_after_a_reset():
+def test_a_loop_is_ended_and_its_scorer_called_again_after_a_reset():
     bad, resets = Misbehaves(looping), []
     bad.reset = lambda: resets.append(1)
     steered, _ = check_a_step(bad, "unguided")
@@ -268,7 +268,7 @@ def test_an_overrun_is_not_repeated_row_by_row():
 
 
 def test_slow_failures_share_one_budget():
-    """A scorer that takes its time to raise is asked row by row only in the time that is left."""
+    """A scorer that takes its time to raise is called row by row only in the time that is left."""
 
     def what():
         time.sleep(SECONDS * 0.7)
@@ -307,7 +307,9 @@ def test_three_overruns_suspend(monkeypatch):
     assert again.fault is None
     monkeypatch.undo()
     assert status(steered).suspended
-    better = FunctionScorer(plain)  # another version, which a canary asks while this one is there
+    better = FunctionScorer(
+        plain
+    )  # another version, which a readiness check calls while this one is there
     row = made(HOSTILE, scorers={"bad": 1.0})
     row.scorers = {"bad": better}
     steered.step(logits(1), [(0, row)])
@@ -316,7 +318,7 @@ def test_three_overruns_suspend(monkeypatch):
 
 @pytest.mark.parametrize("what", [lambda: time.sleep(LONG), raising(SystemExit(1))])
 @pytest.mark.parametrize("method", ["forget", "shortened", "tokens_forwarded"])
-def test_other_calls_are_held_too(what, method):
+def test_other_calls_have_a_budget_too(what, method):
     armed = threading.Event()
     steered = guide(Misbehaves(lambda: what() if armed.is_set() else None, also=[method]))
     row = made(1, scorers={"bad": 1.0})
@@ -334,7 +336,7 @@ def test_other_calls_are_held_too(what, method):
     assert time.monotonic() - began < 5 * SOON
 
 
-def test_final_scores_and_searches_are_held():
+def test_final_scores_and_searches_have_a_budget():
     steered, row = check_a_step(Misbehaves(lambda: time.sleep(LONG)), "unguided")
     steered = guide(Misbehaves(lambda: time.sleep(LONG)))
     params = GuidanceParams(scorers={"bad": 1.0})
@@ -384,7 +386,7 @@ def network(seed=0):
     return HeadScorer(ScorerInfo(), backbone)
 
 
-def test_networks_run_where_they_are_asked_and_look_at_the_clock(monkeypatch):
+def test_networks_run_in_the_callers_thread_and_look_at_the_clock(monkeypatch):
     scorer, threads = network(), []
     steered = Guide({"net": scorer}, LONG)
     original = Backbone._run
@@ -461,7 +463,7 @@ def test_a_pool_is_whole_after_a_reset():
 
 @pytest.mark.usefixtures("interruptible")
 def test_signals_to_this_process_pass():
-    """Ctrl-C while a scorer is asked is no fault of the scorer's."""
+    """Ctrl-C during a call is not a fault of the scorer."""
     steered = Guide({"slow": FunctionScorer(lambda ids: time.sleep(LONG) or 0.0)})
     timer = threading.Timer(
         SECONDS, signal.pthread_kill, (threading.main_thread().ident, signal.SIGINT)

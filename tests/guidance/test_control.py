@@ -336,7 +336,7 @@ def test_a_dual_is_scipys_root(seed, floor):
         assert float(duals[r]) == pytest.approx(expected, abs=1e-6)
 
 
-# Rows, records, faults, and what may be asked.
+# Rows, records, faults, and invalid parameters.
 
 
 def walk(guide, tiny, row, tokens):
@@ -441,7 +441,7 @@ def test_rows_of_a_batch_do_not_meet(tiny):
     ],
     ids=str,
 )
-def test_what_cannot_be_asked(fields):
+def test_invalid_budgets_and_floors(fields):
     with pytest.raises(InvalidGuidance):
         GuidanceParams.parse(fields)
 

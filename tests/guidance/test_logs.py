@@ -1,4 +1,4 @@
-"""Logs at the default level hold nothing of a request, whichever library writes them."""
+"""Logs at the default level contain nothing of a request, whichever library writes them."""
 
 import logging
 import subprocess
@@ -83,7 +83,7 @@ def test_our_messages_stay_but_not_an_exceptions_text(logged):
     assert SECRET not in output
 
 
-def test_why_an_engine_did_not_start_is_told(logged):
+def test_why_an_engine_did_not_start_is_logged(logged):
     assert SECRET in logged("EngineCore failed to start.", exc_info=failed())
 
 
@@ -119,7 +119,7 @@ if __name__ == "__main__":
 
 
 @pytest.mark.parametrize("level", ["warning", "error", "debug"])
-def test_every_process_and_thread_is_quiet(tmp_path, level):
+def test_no_process_or_thread_logs_requests(tmp_path, level):
     """At debug all of it is shown: the control."""
     script = tmp_path / "script.py"
     script.write_text(SCRIPT)

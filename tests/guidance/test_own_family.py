@@ -96,7 +96,7 @@ def test_what_is_no_family_is_refused(family, why):
             refuse(settings)
 
 
-def test_its_own_refusals_are_told():
+def test_its_own_refusals_are_reported():
     with pytest.raises(ScorerLoadError, match="its path must be a token id"):
         load_scorers(config(own={"path": "x", "family": f"{__name__}:Prefers"}), **SHARED)
 

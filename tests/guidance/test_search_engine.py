@@ -1,12 +1,9 @@
 """Searches on real engines: the offline one, and the served one beside it."""
 
-import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-from conftest import environment
+from conftest import json_lines
 
 HERE = Path(__file__).parent
 
@@ -15,16 +12,7 @@ pytestmark = pytest.mark.engine
 
 @pytest.fixture(scope="module")
 def checks():
-    done = subprocess.run(
-        [sys.executable, HERE / "search_engine.py"],
-        capture_output=True,
-        text=True,
-        timeout=600,
-        check=False,
-        env=environment(),
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    return json_lines(HERE / "search_engine.py")
 
 
 def the(checks, name):

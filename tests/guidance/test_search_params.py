@@ -1,4 +1,4 @@
-"""What may be asked of a search, and how whole sequences are scored."""
+"""The settings of a search, and how whole sequences are scored."""
 
 import json
 import warnings
@@ -84,7 +84,7 @@ def test_mcts_needs_no_temperature():
 
 
 class Telling(Scorer):
-    """s = sum of the ids + strength; remembers how it was asked."""
+    """s = sum of the ids + strength; remembers its calls."""
 
     family = "function"
 

@@ -191,7 +191,7 @@ def test_the_contract_of_scorers(base, checkpoints):
         ("deberta", {"reads": "ids"}, "reads must be one of"),
     ],
 )
-def test_what_cannot_be_served_is_told_at_start(kind, spec, message, base, checkpoints):
+def test_what_cannot_be_served_is_refused_at_start(kind, spec, message, base, checkpoints):
     with pytest.raises(ScorerLoadError, match=message):
         load(base, s={"path": str(checkpoints / kind), **spec})
 

@@ -97,7 +97,7 @@ def test_efficiency_of_the_optimum_is_one(answers):
     assert many.efficiency(many.reward[0], many.kl[0]) is None
 
 
-def test_efficiency_beyond_the_limit_is_not_told():
+def test_efficiency_beyond_the_limit_is_not_reported():
     estimate = sampled(np.random.default_rng(3).normal(size=(8, 50)))
     assert estimate.efficiency(estimate.reward[-1], np.full(8, estimate.limit + 0.1)) is None
 

@@ -65,7 +65,7 @@ def test_a_judge_that_favours_a_place_finds_about_a_tie(stub):
     assert verdict.p > 0.01
 
 
-def test_what_is_no_verdict_is_told(stub):
+def test_a_reply_that_is_not_a_verdict_is_an_error(stub):
     stub.always = "7"
     with pytest.raises(RewardError, match=r"replied 7; expected 0, 1 or 2"):
         compare(spec(stub), ["asked"], ["a"], ["b"])

@@ -23,7 +23,7 @@ def test_strengths_are_those_of_the_optimum_at_their_nats():
         assert spent(rewards, beta) == pytest.approx(kl, abs=0.01)
 
 
-def test_no_more_nats_are_asked_for_than_there_are():
+def test_no_more_nats_are_requested_than_there_are():
     """A success in four: the very best answers are log 4 nats away."""
     rewards = np.array([1.0, 0.0, 0.0, 0.0] * 100)
     for beta, kl in zip(

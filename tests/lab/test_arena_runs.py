@@ -80,7 +80,7 @@ def finished(tmp_path_factory):
     return out, json.loads((out / "results.json").read_text())
 
 
-def test_efficiencies_are_what_the_methods_were_given(finished):
+def test_efficiencies_are_the_known_shares(finished):
     _, results = finished
     [board] = results["boards"]
     rows = {row["method"]: row for row in board["leaderboard"]}
@@ -258,7 +258,7 @@ def test_an_unknown_world_or_method_is_refused():
 
 
 @pytest.mark.parametrize("name", ["composition", "dial", "summed-rl", "rewarded-soup"])
-def test_a_method_whose_reward_the_world_lacks_is_told(name):
+def test_a_method_whose_reward_the_world_lacks_is_refused(name):
     scale = FakeBench().scale
     message = rf"made-up does not support {name} .for reviews, digest"
     with pytest.raises(TrimtabError, match=message):

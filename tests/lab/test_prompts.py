@@ -143,7 +143,7 @@ def test_answers_that_cannot_be_cut_are_counted_or_named(tmp_path, caplog):
 
 
 def test_a_world_of_ones_own(tmp_path, monkeypatch, caplog):
-    """A prompt in several lines is asked once, and judged by what all of them say."""
+    """A prompt in several lines is sampled once, and judged by all of its lines."""
     labelled = []
     monkeypatch.setattr(rewards, "load", lambda spec: lambda some: [labelled.extend(some) or 1.0])
     path = written(

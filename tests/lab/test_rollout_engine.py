@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+from conftest import json_lines
 
 from trimtab_models import demo
 
@@ -40,17 +41,8 @@ def root(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def checks(root):
-    done = subprocess.run(
-        [sys.executable, HERE / "rollout_engine.py", root],
-        capture_output=True,
-        text=True,
-        timeout=600,
-        check=False,
-        env=environment(),
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    found = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
-    return {line["check"]: line for line in found}
+    lines = json_lines(HERE / "rollout_engine.py", root, env=environment())
+    return {line["check"]: line for line in lines}
 
 
 def test_log_probabilities_are_the_bases(checks):
@@ -79,7 +71,7 @@ def test_seeds_decide(checks):
     assert checks["seeds"]["distinct"] >= 5
 
 
-def test_faults_are_told_and_survived(checks):
+def test_faults_are_reported_and_survived(checks):
     assert "faulty" in checks["fault"]["message"]
     assert "maximum of 512" in checks["too long"]["message"]
     assert checks["after faults"]["again"] >= 0.95

@@ -294,7 +294,7 @@ def test_a_broken_record_is_named_and_not_repeated(
     assert len(data.load(path, kind, TOKENIZER)) == 1
 
 
-def test_five_broken_rows_are_shown_and_all_counted(tmp_path: Path) -> None:
+def test_five_broken_rows_are_listed_and_all_counted(tmp_path: Path) -> None:
     rows = ["{", json.dumps({**ROLLOUT, "reward": None})] * 4 + [json.dumps(ROLLOUT)]
     path = tmp_path / "rows.jsonl"
     path.write_text("\n".join(rows))

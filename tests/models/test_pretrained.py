@@ -1,4 +1,4 @@
-"""Loading with transformers: nothing is run, asked or made up; errors are one line of ours."""
+"""Loading with transformers: no code runs, nothing asks on stdin; errors are one line of ours."""
 
 import builtins
 import io
@@ -288,7 +288,7 @@ def with_code(path, route, own_class):
 @pytest.mark.parametrize("route", ROUTES)
 @pytest.mark.parametrize("own_class", [True, False])
 @pytest.mark.usefixtures("nobody_asks")
-def test_no_code_of_a_checkpoint_runs_and_nobody_is_asked(route, own_class, tmp_path):
+def test_no_code_of_a_checkpoint_runs_and_nothing_is_read_from_stdin(route, own_class, tmp_path):
     """By each way in; what names a class of its own is refused, what does not is transformers'."""
     token, sequence = made("llama-token", tmp_path / "t"), made("llama-sequence", tmp_path / "s")
     lm = made("llama-lm", tmp_path / "lm")
@@ -327,7 +327,7 @@ def test_no_code_of_a_checkpoint_runs_and_nobody_is_asked(route, own_class, tmp_
 
 
 def test_the_code_would_be_noticed(tmp_path):
-    """The control: transformers told to trust it runs it."""
+    """The control: with trust_remote_code, transformers runs it."""
     path = made("llama-token", tmp_path / "t")
     canary = with_code(path, "tokenizer", own_class=True)
     from transformers import AutoTokenizer

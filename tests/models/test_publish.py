@@ -311,7 +311,7 @@ def test_the_hub_gets_a_complete_repository(hub, trimtab, made, tmp_path):
 @pytest.mark.parametrize(
     ("status", "message"), [(401, "hf auth login"), (403, "HF_TOKEN"), (500, "HTTP 500")]
 )
-def test_a_hub_that_refuses_is_told_in_a_line(hub, trimtab, made, status, message, monkeypatch):
+def test_a_hub_that_refuses_is_reported_in_a_line(hub, trimtab, made, status, message, monkeypatch):
     hub.status = status
     monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda _: None)
     done = trimtab(made, "--to", "org/scorer")
@@ -341,7 +341,7 @@ def test_a_repository_of_other_files_is_left_alone(hub, trimtab, made):
         assert hub.files
 
 
-def test_a_hub_out_of_reach_is_told_in_a_line(hub, trimtab, made, monkeypatch):
+def test_a_hub_out_of_reach_is_reported_in_a_line(hub, trimtab, made, monkeypatch):
     monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:1")
     monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda _: None)
     done = trimtab(made, "--to", "org/scorer")

@@ -114,7 +114,7 @@ def test_pairs_and_rankings_are_compared_within_themselves(items: list[Rollout])
     assert sorted(point.reward for point in three.points) == [0, 1, 2]
 
 
-def test_an_untrained_network_is_near_chance_and_told_not_to_steer(
+def test_an_untrained_network_is_near_chance_and_its_report_advises_against_steering(
     items: list[Rollout], tokenizer: Any
 ) -> None:
     means = []

@@ -250,7 +250,7 @@ def test_judge_gives_up(judge, fault):
     assert [len(times) for times in judge.times_of.values()] == [2]
 
 
-def test_judge_that_refuses_is_not_asked_again(judge):
+def test_judge_that_refuses_is_not_called_again(judge):
     with pytest.raises(RewardError, match="401"):
         rewards.load(url(judge))([{"prompt": "<401>", "completion": "#3#"}])
     assert [len(times) for times in judge.times_of.values()] == [1]

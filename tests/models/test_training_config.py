@@ -1,4 +1,4 @@
-"""What a run is told: the YAML file, what is put over it, and the files that come along."""
+"""Settings of a run: the YAML file, overrides, and the configuration files of the project."""
 
 from pathlib import Path
 from typing import Any

@@ -81,7 +81,7 @@ KINDS = (_noise, _json, _changed, _broken, _hostile)
 async def send(
     port: int, key: str, made: list[tuple[str, bytes]], rate: float, until: asyncio.Event
 ) -> Counter[int]:
-    """Send them over and over, `rate` a second, until told to stop; answers by status."""
+    """Send them over and over, `rate` a second, until stopped; counts of statuses."""
     statuses: Counter[int] = Counter()
     began = time.monotonic()
     numbers = iter(range(10**9))

@@ -274,7 +274,7 @@ def test_a_killed_engine_ends_all(whom, _):
         for path in ("/generate", "/v1/completions", "/v1/chat/completions", *TYPED):
             for stream in (True, False):
                 requests.send(path, request_body(path, SLOW, stream=stream, **LONG))
-        # Its record is asked for now: the scorer has not looked at it before.
+        # Its record is fetched now; the scorer has not scored it before.
         fetching = {"scorers": {"slumber": 1}, "beta": 0}
         requests.wait(3)
         requests.send(

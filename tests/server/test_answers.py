@@ -37,7 +37,7 @@ def stream(*texts):
 
 
 @pytest.mark.parametrize("size", [1, 7, 64, 10**6])
-async def test_events_are_told_apart_wherever_they_are_cut(size):
+async def test_events_are_separated_wherever_they_are_cut(size):
     got = await written(stream(*TEXTS), size)
     *events, done = got.decode().removesuffix("\n\n").split("\n\n")
     assert done == "data: [DONE]"

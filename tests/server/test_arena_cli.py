@@ -1,4 +1,4 @@
-"""`trimtab arena` and `trimtab sweep`: what is wrong is told, and a sweep from end to end."""
+"""`trimtab arena` and `trimtab sweep`: errors, and a sweep from end to end."""
 
 import json
 import subprocess
@@ -37,7 +37,7 @@ def refused(*args):
     return done.stderr
 
 
-def test_unknown_worlds_and_methods_are_told(tmp_path):
+def test_unknown_worlds_and_methods_are_refused(tmp_path):
     assert "reviews, digest" in refused("arena", "nowhere")
     message = refused("arena", "reviews", "--only", "vaas", "--out", tmp_path / "out")
     assert "no such method: vaas" in message

@@ -92,7 +92,7 @@ def transport(monkeypatch, answer):
     monkeypatch.setattr(batch.httpx, "AsyncClient", make)
 
 
-def test_a_full_server_is_asked_again_and_other_errors_are_not(tmp_path, monkeypatch):
+def test_a_full_server_is_retried_and_other_errors_are_not(tmp_path, monkeypatch):
     calls = {"1": 0, "2": 0}
 
     def answer(request):

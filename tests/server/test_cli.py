@@ -31,7 +31,7 @@ def test_version_needs_no_engine():
     assert done.stdout.startswith("trimtab ")
 
 
-def test_a_taken_port_is_told_before_anything_loads():
+def test_a_taken_port_is_reported_before_anything_loads():
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()

@@ -13,7 +13,7 @@ app = typer.Typer()
 app.command()(train)
 
 
-def test_the_command_passes_on_what_it_is_given(
+def test_the_command_passes_its_arguments_on(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     configs = []

@@ -233,7 +233,7 @@ async def test_a_scorer_that_fails_ends_its_request_alone(served):
 async def test_chat_and_completions_take_guidance(served):
     guidance = {"scorers": {served.steers: 1.0}, "beta": 2}
     chat = {"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 6, "seed": 1}
-    if served.model == "m":  # this upstream is asked for completions, which have no chat template
+    if served.model == "m":  # this upstream serves completions, which have no chat template
         chat, path = {"prompt": served.prompt, "max_tokens": 6, "seed": 1}, "/v1/completions"
     else:
         path = "/v1/chat/completions"

@@ -149,7 +149,7 @@ def test_bad_bodies_are_refused(server, fields, stream):
 
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize("beta", [0.0, 2.0])
-def test_a_scorer_that_fails_is_told(server, beta, stream):
+def test_a_scorer_that_fails_is_reported(server, beta, stream):
     body = {**ASKED, "scorers": {"raises": 1.0}, "beta": beta, "stream": stream}
     answer = server.http.post("/generate", json={**body, "search": {"method": "best_of_n", "n": 3}})
     assert answer.status_code == 500

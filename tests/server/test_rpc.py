@@ -118,7 +118,7 @@ async def test_a_record_that_does_not_come_ends_the_request(monkeypatch):
     assert "does not answer" in error
     assert exchange.fault.status == 503
     assert engine.closed
-    deadline = time.monotonic() + 5  # the worker is asked to forget, and not waited for for ever
+    deadline = time.monotonic() + 5  # the worker is told to forget, without an endless wait
     while engine.waiting or not all(task.done() for task in left):
         assert time.monotonic() < deadline
         await asyncio.sleep(0.05)

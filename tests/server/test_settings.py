@@ -165,7 +165,7 @@ def test_a_default_scorer_must_be_served():
         loaded.guidance()
 
 
-def test_unknown_yaml_and_missing_file_are_told(tmp_path):
+def test_unknown_yaml_and_missing_file_are_refused(tmp_path):
     config = tmp_path / "trimtab.yaml"
     config.write_text("model: m\nprot: 1\n")
     with pytest.raises(StartError, match="prot"):

@@ -128,7 +128,7 @@ async def test_greedy_is_the_definition_and_the_record_is_whole(here):
     assert not decoder.guide.records
 
 
-async def test_what_was_not_revealed_is_told(here):
+async def test_the_unrevealed_probability_is_reported(here):
     here.fake.top = 3
     answer = await here.generate(temperature=0, max_tokens=6, trace=True, mass=1.0, k=8)
     (choice,) = answer["choices"]
@@ -204,7 +204,7 @@ async def test_streaming_equals_whole(here):
     assert events[-1]["usage"] == whole["usage"]
 
 
-async def test_stop_strings_end_and_are_not_shown(here):
+async def test_stop_strings_end_and_are_not_sent(here):
     plain = (await here.generate(temperature=0, max_tokens=40))["choices"][0]["text"]
     stop = plain[7:12]
     cut = (await here.generate(temperature=0, max_tokens=40, stop=[stop]))["choices"][0]
@@ -215,7 +215,7 @@ async def test_stop_strings_end_and_are_not_shown(here):
 
 
 @pytest.mark.parametrize("block", [1, 8])
-async def test_an_end_that_is_not_shown_ends(block):
+async def test_an_end_that_is_not_sent_ends(block):
     here = Here(Fake(hidden_end=True), upstream_block=block, upstream_end=[])
     ended = 0
     for i in range(20):
@@ -293,7 +293,7 @@ FAULTS = {
 
 
 @pytest.mark.parametrize("kind", FAULTS)
-async def test_faults_are_tried_again_and_then_told(kind, caplog):
+async def test_faults_are_retried_and_then_reported(kind, caplog):
     caplog.set_level(logging.DEBUG)
     fault, status = FAULTS[kind]
     here = Here(Fake())
@@ -517,7 +517,7 @@ def test_a_scorer_of_token_ids_needs_a_tokenizer():
 
 
 @pytest.mark.parametrize(("token", "status"), [("token_id:7", 200), (" good", 502)])
-async def test_ids_are_told_apart_from_text(token, status):
+async def test_ids_are_distinguished_from_text(token, status):
     from trimtab_models import demo
 
     here = Here(Fake(), tokenizer=str(demo.base()), upstream_end=[], upstream_retries=0)

@@ -57,7 +57,7 @@ async def test_openai_routes_over_the_engine(server):
             assert ("guidance" in ours) == ("guidance" in body)
 
 
-async def test_ids_stop_where_they_are_told_to(server):
+async def test_ids_stop_at_stop_strings(server):
     async with over(server) as client:
         body = {"prompt": "The room was", "beta": 0, "temperature": 0, "max_tokens": 30}
         plain = (await ask(client, **body))["choices"][0]["token_ids"]

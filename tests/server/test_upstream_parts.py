@@ -74,7 +74,7 @@ def test_sampling(fields, expected):
 
 
 @examples(st.text("ab🙂\ufffd", max_size=30), st.lists(st.text("ab", min_size=1), max_size=3))
-def test_what_is_shown_piece_by_piece_is_the_text_before_the_first_stop(text, stops):
+def test_pieces_join_to_the_text_before_the_first_stop(text, stops):
     buffer, sent = Shown(stops), ""
     for n in range(len(text) + 1):
         sent += buffer.grow(text[:n], n == len(text))

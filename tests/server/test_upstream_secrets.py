@@ -87,13 +87,13 @@ async def test_nothing_is_in_the_log_nor_in_a_refusal(here, log):
 
 
 async def test_the_check_finds_what_is_there(here, caplog):
-    """The control: at debug, a scorer's exception is shown with the text that it was asked for."""
+    """The control: at debug, a scorer's exception is logged with the text of the request."""
     caplog.set_level(logging.DEBUG)
     assert (await here.post(prompt=MARK, scorers={"tells": 1})).status_code == 500
     assert MARK in caplog.text
 
 
-async def test_what_nobody_catches_is_told_in_our_shape(here, log, monkeypatch):
+async def test_uncaught_errors_have_our_shape(here, log, monkeypatch):
     def fails(*_):
         raise KeyError(MARK)
 

@@ -67,8 +67,8 @@ class Backbone:
         self.last = self.model.get_input_embeddings().num_embeddings - 1
         """Replaces larger ids: padding of the base's vocabulary beyond the network's, which no
         text contains."""
-        exactness.check_scores(self.model, self._probe)
         self.tokens_forwarded = 0
+        exactness.check_scores(self.model, self._probe)
 
     def hidden(
         self,
@@ -140,11 +140,12 @@ class Backbone:
         return 0
 
     def _probe(self, prefixes: Sequence[Ids], candidates: Sequence[Ids]) -> Tensor:
-        """As `hidden`, in rows that are forgotten."""
+        """As `hidden`, without a trace: rows are forgotten, and tokens not counted."""
         keys = range(-1, -1 - len(prefixes), -1)
         hidden = self.hidden(keys, prefixes, candidates)
         for key in keys:
             self.forget(key)
+        self.tokens_forwarded = 0
         return hidden
 
     def _hidden(
