@@ -204,12 +204,12 @@ class Guide:
         try:
             flat = self.registry.calls.score(name, scorer, work, until)
         except ScorerFailed as failure:
-            if failure.again and len(rows) > 1:  # retry row by row, within the remaining time
+            if failure.retry and len(rows) > 1:  # retry row by row, within the remaining time
                 pairs = zip(rows, groups, strict=True)
                 return torch.cat(
                     [self._call(name, [row], [group], read, shape, until) for row, group in pairs]
                 )
-            if failure.again:
+            if failure.retry:
                 log.warning("scorer %s failed: %s", name, failure.message)
                 log.debug("scorer %s failed", name, exc_info=failure.__cause__)
             for row in rows:

@@ -300,8 +300,8 @@ def test_what_is_committed_stays(engine, params):
             elif isinstance(yielded[0], Draw):
                 answers = engine.draw(yielded)
             else:
-                assert all(isinstance(ask, Score) for ask in yielded)
-                answers = engine.score([(0, ask) for ask in yielded])
+                assert all(isinstance(request, Score) for request in yielded)
+                answers = engine.score([(0, request) for request in yielded])
         answer = tuple(result.token_ids)
         assert all(later[: len(earlier)] == earlier for earlier, later in pairwise(commits))
         assert answer[: len(commits[-1])] == commits[-1]

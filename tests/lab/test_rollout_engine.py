@@ -109,18 +109,18 @@ def test_killed_and_taken_up_again(checks, root):
     assert done.returncode == 0, done.stderr[-3000:]
     assert out.read_bytes().startswith(before[: before.rfind(b"\n") + 1])
 
-    found, whole = places(out), places(root / "whole.jsonl")
-    assert list(found) == list(whole) == [(i, j) for i in range(30) for j in range(20)]
+    resumed, whole = places(out), places(root / "whole.jsonl")
+    assert list(resumed) == list(whole) == [(i, j) for i in range(30) for j in range(20)]
     # Other rows share the batch after a kill, and floats round otherwise: now and then a token is
     # drawn on the other side of its boundary. Everything else is equal.
     equal = [
-        p for p in whole if found[p]["completion_token_ids"] == whole[p]["completion_token_ids"]
+        p for p in whole if resumed[p]["completion_token_ids"] == whole[p]["completion_token_ids"]
     ]
     assert len(equal) >= 0.95 * len(whole)
     for place in equal:
-        logprobs = [record.pop("logprobs") for record in (found[place], whole[place])]
+        logprobs = [record.pop("logprobs") for record in (resumed[place], whole[place])]
         assert logprobs[0] == pytest.approx(logprobs[1], abs=1e-4)
-        assert found[place] == whole[place]
+        assert resumed[place] == whole[place]
 
 
 def places(path):

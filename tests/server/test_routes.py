@@ -167,7 +167,7 @@ def test_the_control_a_new_route_is_not(routes):
 
 @pytest.mark.parametrize("path", sorted({*REFUSE, "/v1/new"}))
 async def test_a_route_that_is_not_guided_refuses_guidance(path):
-    for asks in (
+    for fields in (
         {"guidance": {}},
         {"guidance": {"scorers": {"mild": 1}}},
         {"vllm_xargs": {"trimtab_beta": 1}},
@@ -176,8 +176,8 @@ async def test_a_route_that_is_not_guided_refuses_guidance(path):
         b'{"gu\\u0069dance": {}}',
     ):
         for kind in (b"application/json", b"application/json; charset=utf-8", b""):
-            status, answer, forwarded = await post(path, asks, kind)
-            assert (status, forwarded) == (400, None), asks
+            status, answer, forwarded = await post(path, fields, kind)
+            assert (status, forwarded) == (400, None), fields
             assert b"does not go with this route" in answer
     for well in ({"prompt": "x"}, {"guidance": None, "vllm_xargs": {"other": 1}}, b""):
         assert (await post(path, well))[0] == 204
@@ -186,8 +186,8 @@ async def test_a_route_that_is_not_guided_refuses_guidance(path):
 async def test_a_form_refuses_guidance():
     path, kind = "/v1/audio/transcriptions", b"multipart/form-data; boundary=x"
     part = b'--x\r\nContent-Disposition: form-data; name="%s"\r\n\r\n%s\r\n--x--\r\n'
-    for asks in (part % (b"guidance", b"{}"), part % (b"vllm_xargs", b'{"trimtab_k": 2}')):
-        assert (await post(path, asks, kind))[0] == 400
+    for fields in (part % (b"guidance", b"{}"), part % (b"vllm_xargs", b'{"trimtab_k": 2}')):
+        assert (await post(path, fields, kind))[0] == 400
 
 
 @pytest.mark.parametrize("path", GUIDED)

@@ -407,11 +407,11 @@ async def test_three_overruns_take_the_server_out_of_service():
         request = {"prompt": 3 * TEXT, "scorers": {"loops": 1.0}, "max_tokens": 2}
         assert (await here.post(**request)).status_code == 500
         guide = here.app.state.trimtab.engine.guide
-        fared, limit = (
+        status, limit = (
             guide.registry.calls.status(guide.registry.scorers["loops"]),
             time.monotonic() + 60,
         )
-        while fared.busy and time.monotonic() < limit:
+        while status.busy and time.monotonic() < limit:
             await asyncio.sleep(0.01)
         listed = (await here.http.get("/v1/scorers")).json()["data"]
         scorers = {one["id"]: one for one in listed}

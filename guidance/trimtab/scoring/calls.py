@@ -49,12 +49,12 @@ Outcome = tuple[Any, BaseException | None]
 class ScorerFailed(TrimtabError):
     """A call into a scorer gave no result. The message has the reason, and nothing of the input.
 
-    again: the scorer raised, and may succeed for other rows. overrun: it ran out of time.
+    retry: the scorer raised, and may succeed for other rows. overrun: it ran out of time.
     """
 
-    def __init__(self, message: str, *, again: bool = False, overrun: bool = False) -> None:
+    def __init__(self, message: str, *, retry: bool = False, overrun: bool = False) -> None:
         super().__init__(message)
-        self.again, self.overrun = again, overrun
+        self.retry, self.overrun = retry, overrun
 
 
 @dataclass
@@ -143,7 +143,7 @@ class ScorerCalls:
             self._strike(name, self.status(scorer))
             raise ScorerFailed("took longer than it may", overrun=True)
         if error is not None:
-            raise ScorerFailed(f"{type(error).__name__} while scoring", again=True) from error
+            raise ScorerFailed(f"{type(error).__name__} while scoring", retry=True) from error
         result: T = answer
         return result
 
