@@ -48,7 +48,7 @@ class Discreet(logging.Filter):
 
 
 class Once(logging.Filter):
-    """Logs a message once, where requests can cause it at will; metrics count every case."""
+    """Logs a message only once, because requests can cause it often; metrics count every case."""
 
     def __init__(self) -> None:
         super().__init__()

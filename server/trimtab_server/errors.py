@@ -158,7 +158,7 @@ def scorer_failed(error: Mapping[str, str]) -> ScorerFault:
     """The error for a request whose record contains a scorer's error."""
     return ScorerFault(
         f"scorer '{error['scorer']}' failed while it steered this request ({error['message']}). "
-        "Leave it out, or send on_error 'unguided' to go on as the base model.",
+        "Leave it out, or send on_error 'unguided' to continue as the base model.",
         code="scorer_failed",
     )
 

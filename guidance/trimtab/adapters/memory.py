@@ -139,8 +139,8 @@ class MemoryEngine:
         if failed and row.fault is not None:
             raise ScorerFault(
                 f"scorer '{row.fault.scorer}' failed while it steered this request "
-                f"({row.fault.message}). Leave it out, or send on_error 'unguided' to go on as the "
-                "base model.",
+                f"({row.fault.message}). Leave it out, or send on_error 'unguided' to continue as "
+                "the base model.",
                 code="scorer_failed",
             )
         if finish is None or params is None:

@@ -47,7 +47,7 @@ def smc(params: Smc, problem: Problem) -> Rounds:
 
 
 def log_mean(log_w: Floats) -> float:
-    """log mean exp."""
+    """log mean_i exp(log_w_i)."""
     return float(np.logaddexp.reduce(log_w) - np.log(len(log_w)))
 
 
