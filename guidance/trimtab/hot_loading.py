@@ -21,7 +21,7 @@ from trimtab.reasons import why
 from trimtab.scorers import Scorer
 from trimtab_models import manifest
 from trimtab_models.checkpoint import read_info
-from trimtab_models.files import MIB, look, read_json
+from trimtab_models.files import MIB, check_files, read_json
 
 HOT_FAMILIES = tuple(name for name, family in families.FAMILIES.items() if family.hot)
 """Families that can be hot-loaded: networks. Functions are code; composites need loaded parts."""
@@ -102,7 +102,7 @@ def check_entries(directory: Path, root: Path) -> None:
                     raise ScorerRefused(
                         f"{entry.name} is a FIFO, a socket or a device; expected a regular file."
                     )
-    look(directory)
+    check_files(directory)
 
 
 def free_bytes(device: torch.device) -> int:

@@ -31,7 +31,7 @@ class Unusable(ValueError):
     """A checkpoint cannot be used as requested; the message is one line that names it."""
 
 
-def look(source: str | Path) -> None:
+def check_files(source: str | Path) -> None:
     """Check the files that a loader would open, if `source` is a directory.
 
     Raises:

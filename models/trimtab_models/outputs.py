@@ -41,7 +41,7 @@ def place(path: str | Path) -> Path:
         raise InTheWay(f"{path} cannot be resolved: {error}.") from None
 
 
-def made(folder: Path, by: Mapping[str, Any]) -> bool:
+def is_result_of(folder: Path, by: Mapping[str, Any]) -> bool:
     """Whether the task `by` made a directory; if not, the directory is absent or empty.
 
     Args:
@@ -53,7 +53,7 @@ def made(folder: Path, by: Mapping[str, Any]) -> bool:
         Damaged: its mark cannot be read.
     """
     if not (folder / MARK).is_file():
-        vacant(folder)
+        check_empty(folder)
         return False
     if changed := changes(read(folder / MARK, dict[str, Any]), {**by}, partly=True):
         raise InTheWay(
@@ -63,7 +63,7 @@ def made(folder: Path, by: Mapping[str, Any]) -> bool:
     return True
 
 
-def vacant(folder: Path) -> None:
+def check_empty(folder: Path) -> None:
     """Make sure that a directory is absent or empty.
 
     Raises:
@@ -80,13 +80,13 @@ def vacant(folder: Path) -> None:
 
 
 def check(folder: Path, by: Mapping[str, Any]) -> bool:
-    """As `made`; also makes sure that the directory can be written.
+    """As `is_result_of`; also makes sure that the directory can be written.
 
     Raises:
-        as `made` and `writable`.
+        as `is_result_of` and `check_writable`.
     """
-    exists = made(folder, by)
-    writable(folder)
+    exists = is_result_of(folder, by)
+    check_writable(folder)
     return exists
 
 
@@ -108,7 +108,7 @@ def mark(folder: Path, by: Mapping[str, Any]) -> None:
     put(folder / MARK, json.dumps(by, indent=1, ensure_ascii=False) + "\n")
 
 
-def apart(folder: Path, inputs: Mapping[str, str | Path | None]) -> None:
+def check_inputs(folder: Path, inputs: Mapping[str, str | Path | None]) -> None:
     """Make sure that a result's directory does not contain, and is not, anything needed.
 
     Args:
@@ -127,7 +127,7 @@ def apart(folder: Path, inputs: Mapping[str, str | Path | None]) -> None:
                 )
 
 
-def free(folder: Path) -> None:
+def check_free(folder: Path) -> None:
     """Make sure that a directory can take the place of `folder`.
 
     Raises:
@@ -135,10 +135,10 @@ def free(folder: Path) -> None:
     """
     if os.path.ismount(folder):
         raise InTheWay(f"{folder} is a mount point; choose a directory inside it.")
-    writable(folder.parent)
+    check_writable(folder.parent)
 
 
-def writable(folder: Path) -> None:
+def check_writable(folder: Path) -> None:
     """Make sure that files can be made in a directory, or in its lowest existing parent.
 
     Raises:
@@ -167,7 +167,7 @@ def file(path: str | Path) -> Path:
         raise InTheWay(f"there is no directory {where.parent}; create it first.")
     if where.exists() and not os.access(where, os.W_OK):
         raise InTheWay(f"{where} cannot be written; choose another path.")
-    writable(where.parent)
+    check_writable(where.parent)
     return where
 
 

@@ -59,8 +59,8 @@ def publish(
         raise OSError(f"there is no checkpoint directory at {top}.")
     if folder is not None:
         folder = outputs.place(folder)
-        outputs.vacant(folder)
-        outputs.free(folder)
+        outputs.check_empty(folder)
+        outputs.check_free(folder)
         if folder.is_relative_to(top.resolve()):
             raise OSError(f"{folder} is inside the checkpoint itself; choose another directory.")
         if private:

@@ -325,7 +325,7 @@ def test_worlds_and_demos_take_directories_of_their_own(tmp_path: Path) -> None:
         with pytest.raises(outputs.InTheWay, match="not empty"):
             build(tmp_path)
     assert tree(tmp_path) == before
-    assert outputs.made(demo.base().parent, {"world": "demo"})
+    assert outputs.is_result_of(demo.base().parent, {"world": "demo"})
 
 
 def test_a_directory_of_data_may_hold_results(tmp_path: Path) -> None:

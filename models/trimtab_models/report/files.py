@@ -35,7 +35,7 @@ def check(directory: str | Path) -> list[str]:
     others = manifest.foreign(top)
     if taken := sorted({"report.md", "report.json", *plots.PLOTS}.intersection(others)):
         raise outputs.InTheWay(f"{top / taken[0]} is not of an earlier report; move it away.")
-    outputs.free(top)
+    outputs.check_free(top)
     return others if (top / manifest.NAME).exists() else []
 
 

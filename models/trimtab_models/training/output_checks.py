@@ -28,13 +28,13 @@ def check(out: Path, made_by: Mapping[str, Any], **inputs: str | Path | None) ->
         ValueError: an earlier run there had other settings.
     """
     run = saves.run_directory(out)
-    outputs.made(out, made_by)
-    outputs.apart(out, inputs)
-    outputs.apart(run, inputs)
-    outputs.free(out)
+    outputs.is_result_of(out, made_by)
+    outputs.check_inputs(out, inputs)
+    outputs.check_inputs(run, inputs)
+    outputs.check_free(out)
     if os.path.lexists(run) and not run.is_dir():
         raise outputs.InTheWay(f"{run} is not a directory, and checkpoints go there; move it away.")
-    outputs.writable(run)
+    outputs.check_writable(run)
     for folder in (run, *run.glob("rate-*")):
         saves.check_log(folder)
         for checkpoint in saves.checkpoints(folder)[-1:]:
@@ -56,7 +56,7 @@ def finished(out: Path, made_by: Mapping[str, Any]) -> bool:
         InTheWay: it was made with other settings or data.
         BrokenCheckpoint: it is damaged.
     """
-    if not outputs.made(out, made_by):
+    if not outputs.is_result_of(out, made_by):
         return False
     manifest.verify(out)
     log.warning("%s is finished; remove it, or choose another `out`, to train again.", out)
