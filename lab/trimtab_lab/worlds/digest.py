@@ -9,7 +9,6 @@ summaries of the corpus often omit it, have any length, and claim things that ar
 
 import random
 from collections import Counter
-from itertools import islice
 
 from trimtab_lab.worlds import requests
 from trimtab_lab.worlds.world import World
@@ -82,12 +81,6 @@ def _summary(request: str, rng: random.Random) -> str:
     return " and ".join(" ".join(claim) for claim in claims)
 
 
-def _documents(n: int, seed: int) -> list[str]:
-    rng = random.Random(seed)
-    stream = requests.stream(_request, "train", rng)
-    return [requests.answered(text, _summary(text, rng)) for text in islice(stream, n)]
-
-
 _REWARDS = {
     "gold": gold,
     "attribution": attribution,
@@ -102,6 +95,6 @@ DIGEST = World(
     bins={"gold": 37, "attribution": 13, "main_idea": 2, "conciseness": 7},
     prompts=lambda split, n, seed: requests.prompts(_request, split, n, seed),
     max_tokens=32,
-    documents=_documents,
+    documents=lambda n, seed: requests.documents(_request, _summary, n, seed),
     rollout_factors=(8, 0.5),
 )
