@@ -43,6 +43,7 @@ from transformers import AutoTokenizer, DynamicCache, LlamaConfig, LlamaForCausa
 from vllm import LLM, SamplingParams
 
 from trimtab.params import GuidanceParams
+from trimtab.xargs import to_xargs
 from trimtab_models import demo
 from trimtab_models.checkpoint import ScorerInfo, load, save
 from trimtab_models.networks import scalar_head, split
@@ -108,7 +109,7 @@ class Decoder:
             max_tokens=STEPS + 3,
             min_tokens=STEPS + 3,
             detokenize=False,
-            extra_args=guidance.to_xargs() if guidance else None,
+            extra_args=to_xargs(guidance) if guidance else None,
         )
         for row in range(rows):
             request = {"prompt_token_ids": self.prompts[row]}

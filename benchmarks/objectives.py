@@ -120,8 +120,8 @@ def prepare(rollouts: Path | None) -> None:
     labelled = world.label(records, demo.rewards[REWARD])
     data.write(WORK / "rollouts.jsonl", labelled)
     more = data.read(raw)[TRAIN_PROMPTS * COMPLETIONS :]
-    held = [record for i, record in enumerate(more) if i % TRAIN_PROMPTS < HELD_OUT]
-    data.write(WORK / "held-out.jsonl", world.label(held, demo.rewards[REWARD]))
+    held_out = [record for i, record in enumerate(more) if i % TRAIN_PROMPTS < HELD_OUT]
+    data.write(WORK / "held-out.jsonl", world.label(held_out, demo.rewards[REWARD]))
     data.write(WORK / "pairs.jsonl", data.preferences(labelled, PAIRS, 0, SHARPNESS))
     data.write(WORK / "rankings.jsonl", data.rankings(labelled, 4, 0))
 
@@ -190,9 +190,9 @@ def prefix_auc(name: str) -> float:
     tokenizer = AutoTokenizer.from_pretrained(demo.base())
     model, info = checkpoint.load(WORK / name)
     reference = networks.vocabulary_head(info.reference) if info.reference else None
-    held = data.load(str(WORK / "held-out.jsonl"), "rollouts", tokenizer)
+    held_out = data.load(str(WORK / "held-out.jsonl"), "rollouts", tokenizer)
     pad_id = tokenizer.pad_token_id
-    return validate(model, info, held, None, pad_id, reference=reference).prefix_auc.mean.mean
+    return validate(model, info, held_out, None, pad_id, reference=reference).prefix_auc.mean.mean
 
 
 def at_kl(runs: dict[str, dict], name: str, label: str, kl: float = KL) -> np.ndarray:

@@ -29,7 +29,7 @@ ABSENT = {"torchvision": "0.28.0+none", "torchaudio": "2.11.0+none", "torchcodec
 def main() -> None:
     """Set up once; do nothing when nothing has changed since."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--extra", choices=("cpu", "gpu"), help="which vLLM; found out if left out")
+    parser.add_argument("--extra", choices=("cpu", "gpu"), help="which vLLM; default: detected")
     extra = parser.parse_args().extra or ("gpu" if has_gpu() else "cpu")
     if not (3, 11) <= sys.version_info[:2] < (3, 15):
         sys.exit(
@@ -114,8 +114,8 @@ def constraints(pins: dict[str, str]) -> Path:
 
 def pip(*arguments: str, check: bool = True) -> bool:
     """Run the environment's pip; whether it succeeded."""
-    quiet = [] if arguments[0] == "check" else ["-qq", "--disable-pip-version-check"]
-    command = [PYTHON, "-m", "pip", arguments[0], *quiet, *arguments[1:]]
+    fewer_messages = [] if arguments[0] == "check" else ["-qq", "--disable-pip-version-check"]
+    command = [PYTHON, "-m", "pip", arguments[0], *fewer_messages, *arguments[1:]]
     output = None if check else subprocess.DEVNULL
     return subprocess.run(command, check=check, stderr=output).returncode == 0
 

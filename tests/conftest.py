@@ -1,5 +1,6 @@
 """One real server for every test that speaks HTTP: `trimtab serve demo`, with an API key."""
 
+import json
 import os
 import signal
 import socket
@@ -78,6 +79,22 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Remember whether the test that runs may start an engine."""
     running.engine = item.get_closest_marker("engine") is not None
+
+
+def json_lines(
+    script: Path, *arguments: object, timeout: int = 600, env: dict[str, str] | None = None
+) -> list[dict]:
+    """Run a script in a process of its own; the JSON objects that it prints, one a line."""
+    done = subprocess.run(
+        [sys.executable, script, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
+        env=environment() if env is None else env,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
 
 
 @contextmanager

@@ -12,8 +12,8 @@ import torch
 from trimtab.candidates import select_reference
 from trimtab.fusion import fuse_reference
 from trimtab.params import GuidanceParams
-from trimtab.scorers.distribution import soft_value_reference
 from trimtab_models.checkpoint import load
+from trimtab_models.readout import soft_value_reference
 
 LINKS = {
     "identity": lambda x: x,

@@ -17,7 +17,7 @@ from trimtab.params import FIELDS, GuidanceParams
 from trimtab_models.objectives import OBJECTIVES
 from trimtab_models.training.config import TrainConfig
 from trimtab_models.training.grounded.settings import GroundedConfig
-from trimtab_models.training.trainer import FAMILIES
+from trimtab_models.training.trainer import HEAD_FAMILIES
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -31,8 +31,8 @@ PACKAGES = (
 
 
 def blocks(language, text=README):
-    found = re.findall(r"^```(\w+)\n(.*?)^```", text, re.M | re.S)
-    return [code for kind, code in found if kind == language]
+    fenced = re.findall(r"^```(\w+)\n(.*?)^```", text, re.M | re.S)
+    return [code for kind, code in fenced if kind == language]
 
 
 def test_every_block_is_run_or_checked():
@@ -52,7 +52,7 @@ def test_shell_blocks_run(server, tmp_path):
         f"--url {server.url} --api-key {key}",
     }
 
-    def told(block):
+    def output_of(block):
         script = f"set -euo pipefail\n{block}"
         for old, new in changes.items():
             script = script.replace(old, new)
@@ -62,17 +62,17 @@ def test_shell_blocks_run(server, tmp_path):
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 
-    asked, searched = map(told, blocks("bash"))
-    praise, end = json.JSONDecoder().raw_decode(asked)
-    blame, length = json.JSONDecoder().raw_decode(asked[end:].lstrip())
-    typed = asked[end:].lstrip()[length:]
+    answers, search_answer = map(output_of, blocks("bash"))
+    praise, end = json.JSONDecoder().raw_decode(answers)
+    blame, length = json.JSONDecoder().raw_decode(answers[end:].lstrip())
+    typed = answers[end:].lstrip()[length:]
     scores = [answer["choices"][0]["guidance"]["scores"]["sentiment"] for answer in (praise, blame)]
     assert scores[0] > scores[1]
     assert "{" not in typed
     assert len(typed.split()) > 4
-    found = json.loads(searched)
-    assert found["choices"][0]["search"]["method"] == "best_of_n"
-    assert found["usage"]["search"]["drawn_tokens"] > found["usage"]["completion_tokens"]
+    result = json.loads(search_answer)
+    assert result["choices"][0]["search"]["method"] == "best_of_n"
+    assert result["usage"]["search"]["drawn_tokens"] > result["usage"]["completion_tokens"]
 
 
 @pytest.mark.engine
@@ -123,10 +123,10 @@ def test_every_objective_is_documented_with_its_options():
             documented[name] = data, family.strip("`"), set(re.findall(r"`(\w+)`", options))
     assert set(documented) == {*OBJECTIVES, "dpo"}
     for name, make in OBJECTIVES.items():
-        objective, given = make(), getattr(make, "keywords", {})
+        objective, keywords = make(), getattr(make, "keywords", {})
         data = {"ranked": "rankings"}.get(objective.data, objective.data)
-        options = set(inspect.signature(make).parameters) - set(given)
-        assert documented[name] == (data, FAMILIES[objective.head], options), name
+        options = set(inspect.signature(make).parameters) - set(keywords)
+        assert documented[name] == (data, HEAD_FAMILIES[objective.head], options), name
 
 
 @pytest.mark.parametrize(
@@ -134,16 +134,16 @@ def test_every_objective_is_documented_with_its_options():
     [("Settings", TrainConfig), ("Training the language model itself", GroundedConfig)],
 )
 def test_every_setting_of_training_is_documented(heading, model):
-    found = {}
+    documented_defaults = {}
     for names, _, default in rows(TRAINING, heading):
-        found |= dict.fromkeys(re.findall(r"`(\w+)`", names), default)
+        documented_defaults |= dict.fromkeys(re.findall(r"`(\w+)`", names), default)
     fields = dict(model.model_fields)
     if model is GroundedConfig:
         del fields["objective"]
-    assert set(found) == set(fields)
+    assert set(documented_defaults) == set(fields)
     for name, field in fields.items():
         if type(field.default) in (int, float, bool):
-            assert yaml.safe_load(found[name]) == field.default, name
+            assert yaml.safe_load(documented_defaults[name]) == field.default, name
 
 
 def test_sh_blocks_name_commands_that_exist():

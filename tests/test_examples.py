@@ -32,7 +32,7 @@ def test_every_example_is_run():
 
 def test_in_transformers():
     out = run("in_transformers")
-    good, bad = (float(found) for found in re.findall(r"^([+-]\d\.\d\d)  The room", out, re.M))
+    good, bad = (float(number) for number in re.findall(r"^([+-]\d\.\d\d)  The room", out, re.M))
     assert good > 0 > bad
 
 
@@ -45,7 +45,7 @@ def test_client(server):
 
 def test_train_a_scorer(tmp_path):
     out = run("train_a_scorer", tmp_path / "price")
-    first, second = (float(found) for found in re.findall(r"(-?\d\.\d\d) after", out))
+    first, second = (float(number) for number in re.findall(r"(-?\d\.\d\d) after", out))
     assert first > second
 
 
@@ -54,5 +54,5 @@ def test_own_family():
 
 
 def test_own_engine():
-    shares = [int(found) for found in re.findall(r"(\d+)% of the tokens", run("own_engine"))]
+    shares = [int(number) for number in re.findall(r"(\d+)% of the tokens", run("own_engine"))]
     assert shares[2] < shares[0] < shares[1]

@@ -1,10 +1,12 @@
 """The house rules that a machine can check."""
 
+import ast
 import re
 import shutil
 import subprocess
 import sys
 import tomllib
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -100,15 +102,48 @@ WAYS_IN = {"pretrained.py", "peft.py"}
 def test_what_transformers_loads_has_one_way_in():
     """Elsewhere nobody checks for code, questions and weights that are made up."""
     loads = re.compile(r"\.from_pretrained\(|\bAuto(Config|Tokenizer)\b|\btorch\.load\(")
-    found = {
+    lines = {
         f"{path.name}: {line.strip()}"
         for package in PACKAGES
         for path in (ROOT / package).rglob("*.py")
         for line in path.read_text().splitlines()
         if loads.search(line) and path.name not in WAYS_IN
     }
-    assert {line for line in found if "weights_only=True" not in line} == set()
+    assert {line for line in lines if "weights_only=True" not in line} == set()
     assert loads.search((ROOT / "models/trimtab_models/pretrained.py").read_text())
+
+
+RETIRED = (
+    *("told", "asked", "found", "given", "brought", "mended", "doubts", "incoming", "untuned"),
+    *("quiet", "searched", "described", "practice"),
+    *("Again", "HELD_BYTES"),
+)
+"""Names that say too little; CONTRIBUTING.md: the terms of the field."""
+
+
+def _names(source: str) -> Iterator[str]:
+    """The names that a module binds: variables, attributes, parameters, functions, classes."""
+    for node in ast.walk(ast.parse(source)):
+        match node:
+            case ast.Name(id=name, ctx=ast.Store()) | ast.Attribute(attr=name, ctx=ast.Store()):
+                yield name
+            case ast.arg(arg=name) | ast.FunctionDef(name=name) | ast.ClassDef(name=name):
+                yield name
+            case ast.AsyncFunctionDef(name=name) | ast.ExceptHandler(name=str(name)):
+                yield name
+
+
+def test_retired_names_stay_retired():
+    control = "told = 1\ndef f(self, *asked): self.found = given"
+    assert {*_names(control)} & {*RETIRED} == {"told", "asked", "found"}
+    back = {
+        f"{path.relative_to(ROOT)}: {name}"
+        for folder in (*PACKAGES, "tests", "benchmarks", "examples")
+        for path in (ROOT / folder).rglob("*.py")
+        for name in (path.stem, *_names(path.read_text()))
+        if name in RETIRED
+    }
+    assert not back
 
 
 def test_extras_exclude_each_other():

@@ -11,7 +11,17 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformations import CUT, DROPPED, KEPT, MADE, Case, Fields, all_found, check, found
+from transformations import (
+    CUT,
+    DROPPED,
+    KEPT,
+    MADE,
+    Case,
+    Fields,
+    all_transforming,
+    check,
+    transforming,
+)
 from transformers import AutoTokenizer
 
 from trimtab.params import GuidanceParams
@@ -146,10 +156,10 @@ def _row(rows: Any) -> Fields:
 
 def _generated(before: Fields) -> Fields:
     """A language model's own answer to the prompt of an example."""
-    held = SimpleNamespace(model=None, eos=EOS, pad_id=0, config=SimpleNamespace(max_new_tokens=3))
+    fake = SimpleNamespace(model=None, eos=EOS, pad_id=0, config=SimpleNamespace(max_new_tokens=3))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(turns, "generate", lambda *_, **__: [[1, 2, EOS]])
-        (made,) = turns.Turns._generate(held, [Rollout(**before)])
+        (made,) = turns.Turns._generate(fake, [Rollout(**before)])
     return made._asdict()
 
 
@@ -161,7 +171,7 @@ def _estimated(before: Fields) -> Fields:
         taught.extend(ranked)
         return 0.0
 
-    held = SimpleNamespace(
+    fake = SimpleNamespace(
         config=SimpleNamespace(rankings=1, k=2, seed=0, **dict.fromkeys(FIT, 1)),
         step=0,
         _sample=lambda *_: [Rollout(**before)],
@@ -169,7 +179,7 @@ def _estimated(before: Fields) -> Fields:
         judge=lambda generations: [500.0 + i for i in range(len(generations))],
         token_rewards=SimpleNamespace(learn=learn),
     )
-    turns.Turns.estimate(held)
+    turns.Turns.estimate(fake)
     return {"prompt": taught[0].prompt, "completion": taught[0].completions[0]}
 
 
@@ -365,10 +375,10 @@ def _rolled_out(reward: Any, guided: bool) -> Callable[[Path, Fields], Fields]:
 
 
 def _completed(folder: Path, before: Fields) -> Fields:
-    asked: list[Any] = []
+    judged: list[Any] = []
 
     def reward(records: Any) -> list[float]:
-        asked.extend(records)
+        judged.extend(records)
         return [float(i) for i in range(len(records))]
 
     cuts = cut_answers(folder / "rollouts.jsonl", [0.5], None, 0)
@@ -378,7 +388,7 @@ def _completed(folder: Path, before: Fields) -> Fields:
     ours = {name: made.pop(name) for name in CUT_ANSWER}
     ids = before["completion_token_ids"]
     assert ours["prefix_token_ids"] == ids[: len(ids) // 2]
-    return made | {"judged": asked[0]}
+    return made | {"judged": judged[0]}
 
 
 CUT_ANSWER = ("prefix", "prefix_token_ids", "fraction", "returns", "mean", "standard_error")
@@ -416,10 +426,10 @@ def _example(folder: Path, before: Fields) -> Fields:
 
 
 def _grounded_judge(before: Fields) -> Fields:
-    asked: list[Any] = []
+    judged: list[Any] = []
 
     def reward(records: Any) -> list[float]:
-        asked.extend(records)
+        judged.extend(records)
         return [1.0]
 
     other = {**before, "reward": 2.0, "completion": "another", "completion_token_ids": [5]}
@@ -427,26 +437,26 @@ def _grounded_judge(before: Fields) -> Fields:
         patch.setattr(job.rewards, "load", lambda spec: reward)
         judge = job._judge("", TOKENIZER, [dict(before), other])
         judge([Rollout(before["prompt_token_ids"], [11, 12], 0.0)])
-    return asked[0]
+    return judged[0]
 
 
 def _arena_reward(before: Fields) -> Fields:
-    asked: list[Any] = []
+    judged: list[Any] = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(task.rewards, "load", lambda spec: lambda r: [asked.extend(r) or 1.0])
+        patch.setattr(task.rewards, "load", lambda spec: lambda r: [judged.extend(r) or 1.0])
         task._reward("", {"text": {name: before[name] for name in OWN}})("text", "made up")
-    return asked[0]
+    return judged[0]
 
 
 def _refined(folder: Path, before: Fields) -> Fields:
     """What stood in the file of rollouts, in the file that a scorer is refined on."""
     (folder / "data").mkdir()
     data.write(folder / "data" / "taste-rollouts.jsonl", [before])
-    given: Any = SimpleNamespace(world=WORLD)
+    arena: Any = SimpleNamespace(world=WORLD)
     scale: Any = SimpleNamespace(seed=0)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(refine, "_sample", lambda *_: [])
-        path = refine.guided(given, folder, scale, "distribution-base", "taste")
+        path = refine.guided(arena, folder, scale, "distribution-base", "taste")
     return data.read(path)[0]
 
 
@@ -557,7 +567,7 @@ def test_records(name: str, before: Fields) -> None:
 
 def test_every_transformation_is_here() -> None:
     known = {name.partition(",")[0] for name in (*ITEMS, *RECORDS)} | set(MAKERS)
-    there = set(all_found(ROOT))
+    there = set(all_transforming(ROOT))
     assert there <= known, f"say what these do to each field: {sorted(there - known)}"
     gone = (
         known
@@ -616,4 +626,4 @@ def test_a_new_transformation_needs_decisions() -> None:
         "    def twice(self, item):\n"
         "        return Rollout(item.prompt, item.completion * 2, item.label)\n"
     )
-    assert list(found(source)) == ["halve.one", "Work.relabel", "Work.twice"]
+    assert list(transforming(source)) == ["halve.one", "Work.relabel", "Work.twice"]

@@ -52,7 +52,7 @@ KEYS = {
 }
 
 
-def found(source: str) -> Iterator[str]:
+def transforming(source: str) -> Iterator[str]:
     """Functions in which a rollout, a pair, a ranking, or a record of one, is made or changed."""
     yield from dict.fromkeys(_walk(ast.parse(source), ()))
 
@@ -74,10 +74,10 @@ def _walk(node: ast.AST, inside: tuple[str, ...]) -> Iterator[str]:
         yield from _walk(child, name)
 
 
-def all_found(root: Path) -> Iterator[str]:
+def all_transforming(root: Path) -> Iterator[str]:
     """The same of three packages: "data.lengths:_with"."""
     for package in ("models/trimtab_models", "guidance/trimtab", "lab/trimtab_lab"):
         for path in sorted((root / package).rglob("*.py")):
             module = ".".join(path.relative_to(root / package).with_suffix("").parts)
-            for name in found(path.read_text(encoding="utf-8")):
+            for name in transforming(path.read_text(encoding="utf-8")):
                 yield f"{module}:{name}"

@@ -29,12 +29,12 @@ def table(context):
     weights = random.Random(context[-3:]).choices(range(1, 30), k=len(TOKENS))
     weights = [w**2 for w in weights]
     halves = {b"": 0, EMOJI[:2]: 2, EMOJI[:3]: 3}
-    held = next((n for half, n in halves.items() if half and context.endswith(half)), 0)
+    partial = next((n for half, n in halves.items() if half and context.endswith(half)), 0)
     for token, piece in ((9, 0), (10, 2), (11, 3)):
-        if piece != held:  # a byte of the character has its place, and no other
+        if piece != partial:  # a byte of the character has its place, and no other
             weights[token] = 0
-    if held:
-        weights = [w if t == {2: 10, 3: 11}[held] else 0 for t, w in enumerate(weights)]
+    if partial:
+        weights = [w if t == {2: 10, 3: 11}[partial] else 0 for t, w in enumerate(weights)]
     else:
         weights[9] *= 6
         weights[END] = 900 if context.endswith(b".") else weights[END] // 4

@@ -10,7 +10,7 @@ from trimtab_server import settings
 from trimtab_server.upstream import build
 
 
-def given(server, **more):
+def upstream_settings(server, **more):
     """Settings, by token ids."""
     return {
         "upstream": f"{server.url}/v1",
@@ -25,7 +25,7 @@ def given(server, **more):
 @asynccontextmanager
 async def over(server, **more):
     """A client of it, in this process."""
-    app = build(settings.load(given(server, **more)))
+    app = build(settings.load(upstream_settings(server, **more)))
     transport = httpx.ASGITransport(app)
     async with httpx.AsyncClient(transport=transport, base_url="http://us", timeout=120) as client:
         yield client

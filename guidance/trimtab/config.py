@@ -35,7 +35,7 @@ class ScorerSpec(BaseModel):
     )
     reference: str | None = Field(
         None,
-        description="log_ratio: the untuned model of a tuned/untuned pair; default: as stored in "
+        description="log_ratio: the reference model, before its tuning; default: as stored in "
         "the checkpoint",
     )
     reads: Literal["ids", "text", "answer", "pair", "chat"] | None = Field(

@@ -1,4 +1,4 @@
-"""The engine: what a server needs of whatever decodes.
+"""The engine: what a server needs in order to decode under guidance.
 
 Three implementations: vLLM, in the server; an OpenAI-compatible upstream (adapters/openai/); and a
 tiny one in memory (adapters/memory.py).
@@ -17,7 +17,7 @@ from trimtab.search import SearchParams
 Record: TypeAlias = dict[str, Any]
 """What guidance did to one choice, see Records.report."""
 ScorerStatus: TypeAlias = dict[str, Any]
-"""A scorer and how it fares, see description.describe."""
+"""A scorer and its health, see description.describe."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Sampling:
 
 @dataclass(eq=False)
 class Version:
-    """One version of a scorer, as requests know it. A name's later versions are other scorers."""
+    """One version of a scorer, as a request uses it; the next version is another scorer."""
 
     name: str
     number: int
@@ -55,7 +55,7 @@ class Version:
 
     @property
     def key(self) -> str:
-        """What the engine knows it by."""
+        """Its name in the engine, such as "a@2"."""
         return f"{self.name}@{self.number}"
 
 
@@ -70,13 +70,13 @@ class GenerationRequest:
     sampling: Sampling = field(default_factory=Sampling)
     guidance: GuidanceParams | None = None  # with scorers resolved; None is the base, unrecorded
     search: SearchParams | None = None
-    versions: Sequence[Version] = ()  # of its scorers; the present ones if none is named
-    stream: bool = False  # whether pieces are wanted as soon as they are there
+    versions: Sequence[Version] = ()  # of its scorers; the current ones if empty
+    stream: bool = False  # whether to yield pieces while the choice grows
 
 
 @dataclass
 class Piece:
-    """What is new of one choice. The last piece of a choice has a finish reason and the record."""
+    """The new part of one choice. The last piece of a choice has a finish reason and the record."""
 
     index: int
     text: str
@@ -85,12 +85,12 @@ class Piece:
     record: Record | None = None
     logprobs: list[dict[str, Any]] | None = None  # by token, see POST /generate
     prompt_tokens: int = 0
-    search: Mapping[str, Any] | None = None  # what a search found
+    search: Mapping[str, Any] | None = None  # the results of a search
     spent: Mapping[str, Any] | None = None  # tokens that a search spent
 
 
 class Engine(Protocol):
-    """Whatever decodes under guidance."""
+    """An engine that decodes under guidance."""
 
     model: str
     """The model's name, as clients know it."""
@@ -100,19 +100,19 @@ class Engine(Protocol):
     """Seconds that the greeting may take."""
 
     def generate(self, request: GenerationRequest) -> AsyncGenerator[Piece, None]:
-        """The choices as they grow. What is closed early is aborted.
+        """Yield pieces of the choices. Closing the iterator early aborts the request.
 
         Raises:
-            InvalidRequest: the engine cannot do what is asked.
+            InvalidRequest: the engine does not support the request.
             ScorerFault: a scorer failed, and `on_error` is `fail`.
             TrimtabError: the engine failed.
         """
 
     async def scorers(self, seconds: float) -> list[ScorerStatus]:
-        """What is served.
+        """The status of every scorer that is served.
 
         Raises:
-            NotReady: the engine does not answer within so many seconds.
+            NotReady: the engine does not answer within `seconds`.
         """
 
     def problem(self) -> str | None:
@@ -129,10 +129,10 @@ class Engine(Protocol):
         """
 
     async def serve(self, name: str, version: str | None) -> None:
-        """Let a name mean a version from now on, or nothing any more."""
+        """Switch a name to a version, or remove the name if `version` is None."""
 
     async def drop(self, version: str) -> None:
-        """Forget a version."""
+        """Unload a version."""
 
     async def close(self) -> None:
-        """Let go of everything."""
+        """Stop, and free all resources."""

@@ -91,7 +91,7 @@ class ScorerFault(TrimtabError):
 
 
 class NotReady(TrimtabError):
-    """The server cannot steer requests: it is starting, or the engine or a scorer is unwell."""
+    """The server cannot steer requests: it is starting, or the engine or a scorer is unhealthy."""
 
     status = 503
     type = "service_unavailable_error"

@@ -27,11 +27,11 @@ from trimtab.records import Records
 from trimtab.registry import Registry
 from trimtab.rows import Row, RowFault, Step, StepPlan, StepScores, cohorts, members_of
 from trimtab.scorers.base import Scorer
-from trimtab.scorers.distribution import soft_value
 from trimtab.scoring.calls import ScorerFailed, checked
 from trimtab.scoring.pool import Ids
+from trimtab_models.readout import soft_value
 
-logger = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 
 class Guide:
@@ -40,7 +40,7 @@ class Guide:
     def __init__(self, scorers: Mapping[str, Scorer], timeout: float = math.inf) -> None:
         """timeout: maximum seconds of a scorer per step, see ScorerCalls."""
         self.registry = Registry(scorers, timeout)
-        # Weak, so that a guide, and its scorers' thread, end when nobody holds it any more.
+        # Weak, so that a guide, and its scorers' thread, end with its last reference.
         self.records = Records(self.registry, WeakMethod(self.score_rows))
 
     def step(self, logits: Tensor, rows: Sequence[tuple[int, Row]]) -> None:
@@ -204,14 +204,14 @@ class Guide:
         try:
             flat = self.registry.calls.score(name, scorer, work, until)
         except ScorerFailed as failure:
-            if failure.again and len(rows) > 1:  # retry row by row, within the remaining time
+            if failure.retry and len(rows) > 1:  # retry row by row, within the remaining time
                 pairs = zip(rows, groups, strict=True)
                 return torch.cat(
                     [self._call(name, [row], [group], read, shape, until) for row, group in pairs]
                 )
-            if failure.again:
-                logger.warning("scorer %s failed: %s", name, failure.message)
-                logger.debug("scorer %s failed", name, exc_info=failure.__cause__)
+            if failure.retry:
+                log.warning("scorer %s failed: %s", name, failure.message)
+                log.debug("scorer %s failed", name, exc_info=failure.__cause__)
             for row in rows:
                 self.fail(row, name, failure.message, overrun=failure.overrun)
             return torch.zeros(sum(sizes), *shape)
@@ -220,7 +220,7 @@ class Guide:
         if not torch.isfinite(flat).all():
             for row, result in zip(rows, flat.split(sizes), strict=True):
                 if not torch.isfinite(result).all():
-                    logger.warning("scorer %s returned a score that is not finite", name)
+                    log.warning("scorer %s returned a score that is not finite", name)
                     self.fail(row, name, "returned a score that is not finite")
             flat = flat.nan_to_num(0.0, 0.0, 0.0)
         return flat

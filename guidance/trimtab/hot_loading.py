@@ -21,9 +21,9 @@ from trimtab.reasons import why
 from trimtab.scorers import Scorer
 from trimtab_models import manifest
 from trimtab_models.checkpoint import read_info
-from trimtab_models.files import MIB, look, read_json
+from trimtab_models.files import MIB, check_files, read_json
 
-FAMILIES = tuple(name for name, family in families.FAMILIES.items() if family.hot)
+HOT_FAMILIES = tuple(name for name, family in families.FAMILIES.items() if family.hot)
 """Families that can be hot-loaded: networks. Functions are code; composites need loaded parts."""
 MAX_HEADER = 16 * MIB
 """Maximum bytes of a safetensors header; a megabyte describes more than a thousand tensors."""
@@ -102,7 +102,7 @@ def check_entries(directory: Path, root: Path) -> None:
                     raise ScorerRefused(
                         f"{entry.name} is a FIFO, a socket or a device; expected a regular file."
                     )
-    look(directory)
+    check_files(directory)
 
 
 def free_bytes(device: torch.device) -> int:
@@ -124,7 +124,7 @@ def _check_room(needed: int, device: torch.device) -> None:
 
 
 def _with_reference(spec: ScorerSpec, root: Path) -> ScorerSpec:
-    """The specification, with the untuned model that the checkpoint names, if it can be loaded."""
+    """The specification, with the reference model of the checkpoint, if it can be loaded."""
     directory = Path(spec.path)
     if (directory / "adapter_config.json").exists():
         raise ScorerRefused("it is an adapter without its base; merge it first.")
@@ -132,14 +132,14 @@ def _with_reference(spec: ScorerSpec, root: Path) -> ScorerSpec:
         raise ScorerRefused("it has no config.json; expected a checkpoint of trimtab train.")
     info = read_info(directory)
     family = spec.family or info.family
-    if family not in FAMILIES:
-        raise ScorerRefused(f"family must be one of {', '.join(FAMILIES)}.")
+    if family not in HOT_FAMILIES:
+        raise ScorerRefused(f"family must be one of {', '.join(HOT_FAMILIES)}.")
     reference = spec.reference
     if reference is None and info.reference is not None:
         beside = (directory / info.reference).resolve()
         if beside.parent != root or not beside.is_dir():
             raise ScorerRefused(
-                "its untuned model is in another place; put it beside the scorer's directory and "
+                "its reference model is in another place; put it beside the scorer's directory and "
                 "name it as reference."
             )
         reference = str(beside)

@@ -1,7 +1,5 @@
 """Load the scorers of a configuration."""
 
-from pathlib import Path
-
 import torch
 
 from trimtab.config import GuidanceConfig, ScorerSpec
@@ -12,7 +10,7 @@ from trimtab.scorers.loader import Loader
 from trimtab.scorers.loader import tokenizer as read_tokenizer
 from trimtab.scoring.text import Detokenizer
 from trimtab_models.checkpoint import read_info
-from trimtab_models.files import Unusable
+from trimtab_models.files import Unusable, beside
 
 
 def load_scorers(
@@ -46,7 +44,7 @@ def load_scorers(
     return scorers
 
 
-def vet(config: GuidanceConfig) -> None:
+def precheck(config: GuidanceConfig) -> None:
     """Check the scorers' checkpoints before an engine starts.
 
     Raises:
@@ -55,7 +53,7 @@ def vet(config: GuidanceConfig) -> None:
     for name, configured in config.scorers.items():
         spec = _complete(name, configured)
         try:
-            _class(spec).vet(spec)
+            _class(spec).precheck(spec)
         except Exception as error:
             raise ScorerLoadError(f"scorer '{name}' cannot be loaded: {why(error)}") from error
 
@@ -96,6 +94,5 @@ def _complete(name: str, spec: ScorerSpec) -> ScorerSpec:
         raise ScorerLoadError(f"scorer '{name}' cannot be loaded: {why(error)}") from error
     reference = spec.reference
     if reference is None and info.reference is not None:
-        beside = Path(spec.path) / info.reference  # an absolute path does not change
-        reference = str(beside) if beside.is_dir() else info.reference
+        reference = beside(spec.path, info.reference)
     return spec.model_copy(update={"family": spec.family or info.family, "reference": reference})

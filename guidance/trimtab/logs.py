@@ -26,7 +26,7 @@ PLACES = 6
 BEFORE_REQUESTS = "failed to start"
 """Text of vLLM's start-up errors, whose exceptions are shown in full: no request exists yet."""
 
-logger = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 
 class Discreet(logging.Filter):
@@ -48,7 +48,7 @@ class Discreet(logging.Filter):
 
 
 class Once(logging.Filter):
-    """Logs a message once, where requests can cause it at will; metrics count every case."""
+    """Logs a message only once, because requests can cause it often; metrics count every case."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -92,4 +92,4 @@ def configure_logging(level: str = "warning") -> None:
 
 def _log(failure: Any) -> None:
     """Log an exception that no code can catch, from a thread or a finaliser."""
-    logger.error("an exception was lost", exc_info=failure.exc_value)
+    log.error("an exception was lost", exc_info=failure.exc_value)

@@ -17,7 +17,7 @@ SECONDS = 1.0
 
 @contextmanager
 def owned() -> Iterator[None]:
-    """Make this process the owner of those that start within and call `watch`."""
+    """Make this process the owner of processes that start in the block and call `watch`."""
     os.environ[OWNER] = str(os.getpid())
     try:
         yield
@@ -26,7 +26,7 @@ def owned() -> Iterator[None]:
 
 
 def watch(owner: int | None = None) -> None:
-    """End this process, and vLLM's other processes below `owner`, once process `owner` has ended.
+    """When process `owner` ends, end this process and vLLM's other processes below `owner`.
 
     owner: default: the one set by `owned`. Does nothing unless the owner is an ancestor: an engine
     in the owner's own process is not watched, nor one on another machine.

@@ -2,7 +2,7 @@
 
     nested   the `guidance` object of the OpenAI routes      GuidanceParams.parse
     plain    top-level fields of POST /generate              GuidanceParams.parse
-    flat     `trimtab_*` keys of vLLM's extra_args/xargs     GuidanceParams.from_xargs, to_xargs
+    flat     `trimtab_*` keys of vLLM's extra_args/xargs     trimtab.xargs
 
 One strict class parses all three, so a value has the same meaning in each.
 """
@@ -33,17 +33,6 @@ MAX_SCORERS = 8
 MAX_NAMED = 16
 """Maximum number of scorers that an error lists."""
 MAX_WEIGHT = 1000.0
-PREFIX = "trimtab_"
-RECORD_KEY = "trimtab_record"
-"""Key under which the worker keeps a request's record; set only by the front end."""
-VERSIONS_KEY = "trimtab_versions"
-"""Key of the scorer versions of a request, "a@2,b@1"; set only by the front end."""
-PROMPT_KEY = "trimtab_prompt"
-"""Key of the prompt's trimtab.scoring.text.PromptContext in JSON, for scorers that read text: its
-length, if the engine continues a longer prefix, and the conversation that it was made from; set
-only by the front end."""
-CARRIED = (RECORD_KEY, VERSIONS_KEY, PROMPT_KEY)
-
 NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}", re.ASCII)
 """Pattern of a scorer's name (full match)."""
 
@@ -219,61 +208,8 @@ class GuidanceParams(BaseModel):
                     )
         return self.model_copy(update={"scorers": chosen})
 
-    def to_xargs(self) -> dict[str, str | int | float]:
-        """The flat form, only strings and numbers, for vLLM's `vllm_xargs`."""
-        flat: dict[str, str | int | float] = {}
-        unset = {"beta"} if self.kl_budget is not None else set()
-        for name, value in self.model_dump(exclude_none=True, exclude=unset).items():
-            match value:
-                case dict():
-                    flat[PREFIX + name] = ",".join(f"{n}={x!r}" for n, x in value.items())
-                case bool():
-                    flat[PREFIX + name] = int(value)
-                case _:
-                    flat[PREFIX + name] = value
-        return flat
-
-    @classmethod
-    def from_xargs(cls, extra_args: Mapping[str, Any] | None) -> "GuidanceParams | None":
-        """Parse the flat form; None if there is no `trimtab_*` key of guidance.
-
-        Raises:
-            InvalidGuidance: as `parse`.
-        """
-        flat = {
-            key.removeprefix(PREFIX): value
-            for key, value in (extra_args or {}).items()
-            if key.startswith(PREFIX) and key not in CARRIED
-        }
-        if not flat:
-            return None
-        for name in ("normalize", "trace"):
-            # vLLM's xargs have no booleans: its parser turns true into 1.
-            if flat.get(name) in (0, 1):
-                flat[name] = bool(flat[name])
-        for name in ("scorers", "floors"):
-            if isinstance(flat.get(name), str):
-                flat[name] = _parse_numbers(name, flat[name])
-        return cls.parse(flat)
-
 
 FIELDS: tuple[str, ...] = tuple(GuidanceParams.model_fields)
-
-
-def _parse_numbers(field: str, text: str) -> dict[str, float]:
-    """`"a=1,b=-0.5"` → {"a": 1.0, "b": -0.5}; a bare name has weight 1, but no floor."""
-    numbers: dict[str, float] = {}
-    for part in text.split(",")[: MAX_SCORERS + 1]:
-        name, equals, number = part.strip().partition("=")
-        if name in numbers:
-            raise InvalidGuidance("a scorer is named twice; name each once.", param=field)
-        try:
-            numbers[name] = float(number) if equals or field == "floors" else 1.0
-        except ValueError:
-            raise InvalidGuidance(
-                f"{field} must have the form NAME=NUMBER,NAME=NUMBER.", param=field
-            ) from None
-    return numbers
 
 
 def _invalid(error: ValidationError) -> InvalidGuidance:

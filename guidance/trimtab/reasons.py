@@ -67,7 +67,7 @@ def brief(error: BaseException) -> str:
 
 @contextmanager
 def collect_reason() -> Iterator[Callable[[], str | None]]:
-    """Collect the reason for a load failure from engine processes that start within."""
+    """Collect the reason for a load failure from engine processes that start in the block."""
     with NamedTemporaryFile("r", encoding="utf-8", prefix="trimtab-") as file:
         before = os.environ.get(PLACE)
         os.environ[PLACE] = file.name
@@ -80,6 +80,6 @@ def collect_reason() -> Iterator[Callable[[], str | None]]:
 
 
 def report(error: TrimtabError) -> None:
-    """Write the reason for the process that waits for the engine, if there is one."""
+    """Give the reason to the process that waits for the engine, if there is one."""
     if place := os.environ.get(PLACE):
         Path(place).write_text(error.message, encoding="utf-8")

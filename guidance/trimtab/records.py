@@ -182,7 +182,7 @@ class Records:
                 continue  # it would fail again
             last = replace(row, prefix=sequence[:-1], fault=None)
             score_rows = self.score_rows()
-            assert score_rows is not None, "the guide asks for its own records"
+            assert score_rows is not None, "the guide reads its own records"
             score = float(score_rows(name, [last], [sequence[-1:]])[0])
             if last.fault is None:
                 scores[name] = score

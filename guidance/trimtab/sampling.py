@@ -22,7 +22,7 @@ class Drawing:
 
 
 @dataclass(frozen=True)
-class Request:
+class SamplingRequest:
     """One completion to sample; `key` is chosen by the caller."""
 
     key: Any

@@ -16,7 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from trimtab_models import kinds, manifest, outputs, peft, pretrained
 from trimtab_models.card import card
-from trimtab_models.files import Unusable, look
+from trimtab_models.files import Unusable, check_files
 from trimtab_models.info import Family, Link, ScorerInfo, parse
 from trimtab_models.networks import scalar_head, vocabulary_head
 
@@ -101,7 +101,7 @@ def load(
     return _whole(source, info.family, dtype=dtype, **options), info
 
 
-def vet(source: str | Path, family: Family) -> None:
+def precheck(source: str | Path, family: Family) -> None:
     """Check a checkpoint as `load` does, without its manifest; the weights stay on disk.
 
     Raises:
@@ -131,7 +131,7 @@ def verify(source: str | Path) -> None:
     Raises:
         Unusable, BrokenCheckpoint: a file must not be opened, or does not match.
     """
-    look(source)
+    check_files(source)
     if (Path(source) / manifest.NAME).is_file():
         manifest.verify(source)
 

@@ -170,7 +170,7 @@ def load(path: str | Path, label: str | None = None, **options: Any) -> Classifi
     return Classifier(model, tokenizer, label)
 
 
-def vet(path: str | Path, label: str | None = None) -> None:
+def precheck(path: str | Path, label: str | None = None) -> None:
     """Check a classifier as `load` does, without its manifest; the weights stay on disk.
 
     Raises:

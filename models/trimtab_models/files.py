@@ -31,7 +31,7 @@ class Unusable(ValueError):
     """A checkpoint cannot be used as requested; the message is one line that names it."""
 
 
-def look(source: str | Path) -> None:
+def check_files(source: str | Path) -> None:
     """Check the files that a loader would open, if `source` is a directory.
 
     Raises:
@@ -121,3 +121,9 @@ def listed(names: Sequence[str], most: int = 3) -> str:
     """Names for a message: the first `most`, and how many more there are."""
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + more
+
+
+def beside(source: str | Path, name: str) -> str:
+    """The directory `name`, which may be relative to the checkpoint `source`; else a hub name."""
+    path = Path(source) / name  # an absolute name replaces the source
+    return str(path) if path.is_dir() else name

@@ -143,19 +143,19 @@ def replaceable(target: Path) -> None:
 
 
 @contextmanager
-def placing(target: Path) -> Iterator[Path]:
-    """A new directory that replaces `target` at the end of the block; see `publish`."""
+def placing(target: Path, apart: Container[str] = ()) -> Iterator[Path]:
+    """A new directory that replaces `target` at the end of the block; see `put_in_place`."""
     part = target.with_name(f".{target.name}.part")
     shutil.rmtree(part, ignore_errors=True)
     try:
         part.mkdir(parents=True)
         yield part
-        publish(part, target)
+        put_in_place(part, target, apart)
     finally:
         shutil.rmtree(part, ignore_errors=True)
 
 
-def publish(work: str | Path, target: str | Path, apart: Container[str] = ()) -> None:
+def put_in_place(work: str | Path, target: str | Path, apart: Container[str] = ()) -> None:
     """Write the manifest of a finished directory and rename it to `target`.
 
     Both are on one file system. An older `target` is removed once the new one is complete.

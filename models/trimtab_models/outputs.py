@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 from pydantic import TypeAdapter, ValidationError
 
 from trimtab_models import strict_json
+from trimtab_models.files import listed
 
 MARK = ".trimtab.json"
 T = TypeVar("T")
@@ -41,7 +42,7 @@ def place(path: str | Path) -> Path:
         raise InTheWay(f"{path} cannot be resolved: {error}.") from None
 
 
-def made(folder: Path, by: Mapping[str, Any]) -> bool:
+def is_result_of(folder: Path, by: Mapping[str, Any]) -> bool:
     """Whether the task `by` made a directory; if not, the directory is absent or empty.
 
     Args:
@@ -53,7 +54,7 @@ def made(folder: Path, by: Mapping[str, Any]) -> bool:
         Damaged: its mark cannot be read.
     """
     if not (folder / MARK).is_file():
-        vacant(folder)
+        check_empty(folder)
         return False
     if changed := changes(read(folder / MARK, dict[str, Any]), {**by}, partly=True):
         raise InTheWay(
@@ -63,7 +64,7 @@ def made(folder: Path, by: Mapping[str, Any]) -> bool:
     return True
 
 
-def vacant(folder: Path) -> None:
+def check_empty(folder: Path) -> None:
     """Make sure that a directory is absent or empty.
 
     Raises:
@@ -73,22 +74,20 @@ def vacant(folder: Path) -> None:
         raise InTheWay(f"{folder} is not a directory; choose another path, or move it away.")
     content = sorted(entry.name for entry in folder.iterdir()) if folder.exists() else []
     if content:
-        more = f" and {len(content) - 3} more" if len(content) > 3 else ""
-        names = ", ".join(content[:3]) + more
         raise InTheWay(
-            f"{folder} is not empty, and this command did not make its content ({names}); choose "
-            "another directory, or move the content away."
+            f"{folder} is not empty, and this command did not make its content "
+            f"({listed(content)}); choose another directory, or move the content away."
         )
 
 
 def check(folder: Path, by: Mapping[str, Any]) -> bool:
-    """As `made`; also makes sure that the directory can be written.
+    """As `is_result_of`; also makes sure that the directory can be written.
 
     Raises:
-        as `made` and `writable`.
+        as `is_result_of` and `check_writable`.
     """
-    exists = made(folder, by)
-    writable(folder)
+    exists = is_result_of(folder, by)
+    check_writable(folder)
     return exists
 
 
@@ -110,7 +109,7 @@ def mark(folder: Path, by: Mapping[str, Any]) -> None:
     put(folder / MARK, json.dumps(by, indent=1, ensure_ascii=False) + "\n")
 
 
-def apart(folder: Path, inputs: Mapping[str, str | Path | None]) -> None:
+def check_inputs(folder: Path, inputs: Mapping[str, str | Path | None]) -> None:
     """Make sure that a result's directory does not contain, and is not, anything needed.
 
     Args:
@@ -129,7 +128,7 @@ def apart(folder: Path, inputs: Mapping[str, str | Path | None]) -> None:
                 )
 
 
-def free(folder: Path) -> None:
+def check_free(folder: Path) -> None:
     """Make sure that a directory can take the place of `folder`.
 
     Raises:
@@ -137,10 +136,10 @@ def free(folder: Path) -> None:
     """
     if os.path.ismount(folder):
         raise InTheWay(f"{folder} is a mount point; choose a directory inside it.")
-    writable(folder.parent)
+    check_writable(folder.parent)
 
 
-def writable(folder: Path) -> None:
+def check_writable(folder: Path) -> None:
     """Make sure that files can be made in a directory, or in its lowest existing parent.
 
     Raises:
@@ -169,7 +168,7 @@ def file(path: str | Path) -> Path:
         raise InTheWay(f"there is no directory {where.parent}; create it first.")
     if where.exists() and not os.access(where, os.W_OK):
         raise InTheWay(f"{where} cannot be written; choose another path.")
-    writable(where.parent)
+    check_writable(where.parent)
     return where
 
 

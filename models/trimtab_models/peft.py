@@ -20,7 +20,7 @@ from transformers import (
 )
 
 from trimtab_models import kinds, pretrained
-from trimtab_models.files import Unusable, listed, read_json
+from trimtab_models.files import Unusable, beside, listed, read_json
 from trimtab_models.info import ScorerInfo, parse
 
 INFO = "trimtab.json"
@@ -86,8 +86,7 @@ def base(source: str | Path) -> str:
     name = _config(source).get("base_model_name_or_path")
     if not isinstance(name, str) or not name:
         raise Unusable(f"{source}: the adapter does not name its base network.")
-    beside = Path(source) / name
-    return str(beside) if beside.is_dir() else name
+    return beside(source, name)
 
 
 def load(source: str | Path, **options: Any) -> PreTrainedModel:

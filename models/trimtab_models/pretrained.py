@@ -19,7 +19,7 @@ from transformers.utils import cached_file
 from transformers.utils import logging as transformers_logging
 
 from trimtab_models import kinds
-from trimtab_models.files import Unusable, check_weights, listed, look, read_json
+from trimtab_models.files import Unusable, check_files, check_weights, listed, read_json
 
 CONFIG = "config.json"
 ADAPTER = "adapter_config.json"
@@ -42,7 +42,7 @@ def file(source: str | Path, name: str) -> Path | None:
     """
     top = Path(source)
     if top.is_dir():
-        look(top)
+        check_files(top)
         return top / name if (top / name).is_file() else None
     try:
         path = cached_file(str(source), name, _raise_exceptions_for_missing_entries=False)

@@ -59,8 +59,8 @@ def publish(
         raise OSError(f"there is no checkpoint directory at {top}.")
     if folder is not None:
         folder = outputs.place(folder)
-        outputs.vacant(folder)
-        outputs.free(folder)
+        outputs.check_empty(folder)
+        outputs.check_free(folder)
         if folder.is_relative_to(top.resolve()):
             raise OSError(f"{folder} is inside the checkpoint itself; choose another directory.")
         if private:
@@ -72,7 +72,7 @@ def publish(
         work = Path(scratch) / "repository"
         _write(top, work, to if folder is None else None, base_model, reference)
         if folder is not None:
-            manifest.publish(work, folder)
+            manifest.put_in_place(work, folder)
             return to
         manifest.write_manifest(work)
         return _upload(work, to, private)

@@ -9,24 +9,18 @@ log_ratio     α·Σ_{i≤t} (log π_r(y_i | x, y^{1:i−1}) − log π_ref(y_i 
               reward of a language model; without a reference model the second term is absent
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import logsigmoid
 from tqdm import tqdm
 
-from trimtab_models.checkpoint import Link, ScorerInfo
+from trimtab_models.checkpoint import ScorerInfo
 from trimtab_models.networks import next_histograms, split
+from trimtab_models.readout import LINKS, soft_value
 from trimtab_models.rows import Rollout, Rows, pad
-
-_LINKS: dict[Link, Callable[[Tensor], Tensor]] = {
-    "identity": lambda scores: scores,
-    "sigmoid": torch.sigmoid,
-    "log_sigmoid": logsigmoid,
-}
 
 
 def prefix_scores(
@@ -91,12 +85,7 @@ def _read(model: Any, info: ScorerInfo, rows: Rows, strength: float) -> Tensor:
         states = rows.gather(outputs).float()  # [rows, steps, width]
     if info.family == "distribution":
         return expected(states, info.support, strength)
-    return link(states[..., 0], info.link)
-
-
-def link(scores: Tensor, name: Link) -> Tensor:
-    """A head's outputs as scores; of any shape."""
-    return _LINKS[name](scores)
+    return LINKS[info.link](states[..., 0])
 
 
 def expected(logits: Tensor, support: tuple[float, float] | None, strength: float = 0.0) -> Tensor:
@@ -116,9 +105,7 @@ def expected(logits: Tensor, support: tuple[float, float] | None, strength: floa
             "the lowest and the highest return, such as [0, 1]."
         )
     returns = torch.linspace(*support, logits.shape[-1], device=logits.device)  # [bins]
-    if strength == 0:
-        return logits.softmax(-1) @ returns
-    return (logits.log_softmax(-1) + strength * returns).logsumexp(-1) / strength
+    return soft_value(logits, returns, torch.tensor(strength, device=logits.device))
 
 
 def _log_likelihood(model: Any, rows: Rows) -> Tensor:

@@ -23,7 +23,7 @@ class InFlight:
     """The open requests, and the error for new ones."""
 
     def __init__(self) -> None:
-        self.requests: set[Request] = set()
+        self.requests: set[RequestChannels] = set()
         self.refusal: TrimtabError | None = None
 
     def refuse(self, error: TrimtabError) -> None:
@@ -59,13 +59,13 @@ class Drain:
             else:
                 await send({"type": "websocket.close", "code": 1012, "reason": refusal.message})
         else:
-            request = Request(path, receive, send)
+            request = RequestChannels(path, receive, send)
             if refusal is None:
                 await self._serve(request, scope)
             else:
                 await request.end(refusal)
 
-    async def _serve(self, request: "Request", scope: Scope) -> None:
+    async def _serve(self, request: "RequestChannels", scope: Scope) -> None:
         self.in_flight.requests.add(request)
         try:
             await self.app(scope, request.receive, request.send)
@@ -79,7 +79,7 @@ class Drain:
             self.in_flight.requests.discard(request)
 
 
-class Request:
+class RequestChannels:
     """The receive and send channels of one request."""
 
     def __init__(self, path: str, receive: Receive, send: Send) -> None:

@@ -50,9 +50,9 @@ def serve(settings: Settings, flags: Sequence[str]) -> None:
                 raise StartError("give at least one scorer: --scorer NAME=PATH.")
             settings = settings.ready_to_load()
             # Check the scorers before vLLM is imported: errors are short, without its tracebacks.
-            from trimtab.loading import vet
+            from trimtab.loading import precheck
 
-            vet(GuidanceConfig.model_validate(settings.guidance()))
+            precheck(GuidanceConfig.model_validate(settings.guidance()))
             succeeded = asyncio.run(_run(settings, flags, defaults, listener, signals))
     if not succeeded:
         typer.echo("trimtab: the engine died; the server stops with it.", err=True)

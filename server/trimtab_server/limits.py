@@ -9,7 +9,7 @@ from trimtab_server import metrics
 from trimtab_server.errors import BodyTooLarge, Busy, SlowRequest, response
 
 BODY_SECONDS = 30.0
-HELD_BYTES = 2**28
+ALL_BODIES_BYTES = 2**28
 """Maximum size of the bodies of all open requests together."""
 
 
@@ -20,8 +20,8 @@ class BodyLimit:
         self.app = app
         self.max_bytes = max_bytes
         self.seconds = seconds
-        self.held = 0  # bytes of the bodies of open requests
-        self.most = max(HELD_BYTES, max_bytes)
+        self.total = 0  # bytes of the bodies of open requests
+        self.max_total = max(ALL_BODIES_BYTES, max_bytes)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
@@ -40,7 +40,7 @@ class BodyLimit:
             if whole:
                 await self.app(scope, replay(content, receive), send)
         finally:
-            self.held -= size or len(body)
+            self.total -= size or len(body)
 
     async def _read(self, scope: Scope, receive: Receive, body: bytearray) -> bool:
         """Fill `body`; False if the client disconnects.
@@ -61,11 +61,11 @@ class BodyLimit:
                     chunk = message.get("body", b"")
                     if len(body) + len(chunk) > self.max_bytes:
                         raise self._too_large()
-                    if self.held + len(chunk) > self.most:
+                    if self.total + len(chunk) > self.max_total:
                         metrics.REFUSED.labels("bodies").inc()
                         raise Busy("the server holds as many bodies as it can; send it later.")
                     body += chunk
-                    self.held += len(chunk)
+                    self.total += len(chunk)
                     if not message.get("more_body", False):
                         return True
         except TimeoutError:

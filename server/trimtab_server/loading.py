@@ -20,7 +20,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from trimtab.config import ScorerSpec
 from trimtab.engine import Version
 from trimtab.errors import ScorerRefused, TrimtabError, UnknownScorer
-from trimtab.hot_loading import FAMILIES
+from trimtab.hot_loading import HOT_FAMILIES
 from trimtab.params import NAME, Number
 from trimtab_server import readiness
 from trimtab_server.errors import ScorerInUse, SlowLoad, invalid
@@ -36,8 +36,8 @@ Name = Field(pattern=rf"^{NAME.pattern}$")
 
 
 def _hot(family: str) -> str:
-    if family not in FAMILIES:
-        raise ValueError(f"expected one of {', '.join(FAMILIES)}")
+    if family not in HOT_FAMILIES:
+        raise ValueError(f"expected one of {', '.join(HOT_FAMILIES)}")
     return family
 
 

@@ -8,7 +8,7 @@ SECONDS = 5.0
 """Maximum wait of a caller. The check continues after it."""
 
 
-class Again:
+class SharedCheck:
     """The running check, if any."""
 
     def __init__(self) -> None:

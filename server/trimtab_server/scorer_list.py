@@ -7,7 +7,7 @@ NOT_CHECKED = "has not been checked yet"
 SUSPENDED = "is suspended: it took too long several times within an hour"
 
 
-def listed(
+def scorer_list(
     statuses: Iterable[Mapping[str, Any]],
     complaint: Callable[[str], str | None],
     default: Mapping[str, float],

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 
 from trimtab.engine import Engine, GenerationRequest, Piece, ScorerStatus, Version
 from trimtab.streams import merged
-from trimtab_server.recheck import Again
+from trimtab_server.recheck import SharedCheck
 from trimtab_server.scorer_list import NOT_CHECKED
 
 ANSWER_SECONDS = 5.0
@@ -26,7 +26,7 @@ class State:
     """Number of failures of each scorer at its last check."""
     checked: dict[str, float] = field(default_factory=dict)
     """Time of each scorer's last check (time.monotonic)."""
-    again: Again = field(default_factory=Again)
+    recheck: SharedCheck = field(default_factory=SharedCheck)
     """The repeated check that GET /ready waits for."""
 
     @property

@@ -43,8 +43,8 @@ def undecided(server, prompt, **guided):
     """The prompt with an answer up to where guidance changes most, as token ids."""
     tokenizer = AutoTokenizer.from_pretrained(demo.base())
     ids = tokenizer(demo.chat(prompt), add_special_tokens=False).input_ids
-    asked = {"prompt_token_ids": ids, "seed": 0, "max_tokens": 40, "trace": True, **guided}
-    (choice,) = server.generate(**asked)["choices"]
+    request = {"prompt_token_ids": ids, "seed": 0, "max_tokens": 40, "trace": True, **guided}
+    (choice,) = server.generate(**request)["choices"]
 
     def moved(step):
         p = np.exp(np.array(step["guided_logprobs"]))

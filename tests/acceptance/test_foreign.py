@@ -4,14 +4,11 @@ A DeBERTa-v2 and a RoBERTa classifier and a GPT-NeoX value, each with a tokenize
 trained here; the demo's native scorers beside them. 60 test prompts, two answers each.
 """
 
-import json
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import environment
+from conftest import json_lines
 from scipy import stats
 
 from trimtab_models.demo import foreign
@@ -27,17 +24,8 @@ def runs(tmp_path_factory):
     root = tmp_path_factory.mktemp("foreign")
     for kind in foreign.REWARDS:
         foreign.build(kind, root / kind, steps=STEPS)
-    done = subprocess.run(
-        [sys.executable, HERE / "foreign_engine.py", root],
-        capture_output=True,
-        text=True,
-        timeout=900,
-        check=False,
-        env=environment(),
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    found = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
-    return {line["name"]: line for line in found}
+    lines = json_lines(HERE / "foreign_engine.py", root, timeout=900)
+    return {line["name"]: line for line in lines}
 
 
 @pytest.mark.parametrize("name", foreign.REWARDS)

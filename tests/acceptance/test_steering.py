@@ -29,11 +29,11 @@ def rewards(server):
 
         with ThreadPoolExecutor(32) as pool:
             choices = list(pool.map(ask, range(N)))
-        found = {
+        samples = {
             name: np.array([reward(p, c["text"]) for p, c in zip(PROMPTS, choices, strict=True)])
             for name, reward in demo.rewards.items()
         }
-        return found, np.array([choice["guidance"]["kl"] for choice in choices])
+        return samples, np.array([choice["guidance"]["kl"] for choice in choices])
 
     return run
 
@@ -47,10 +47,10 @@ def base(rewards):
 def test_reward_is_monotone_in_beta(rewards, base, name):
     means, divergences = [], []
     for beta in (-4, -2, 0, 2, 4):
-        found, kl = (base, np.zeros(N)) if beta == 0 else rewards(scorers={name: 1.0}, beta=beta)
-        means.append(found[name].mean())
+        samples, kl = (base, np.zeros(N)) if beta == 0 else rewards(scorers={name: 1.0}, beta=beta)
+        means.append(samples[name].mean())
         divergences.append(kl.mean())
-        error = stats.sem(found[name])
+        error = stats.sem(samples[name])
         print(f"{name} β={beta}: {means[-1]:.3f} ± {error:.3f}, KL {divergences[-1]:.2f} (n={N})")
     assert means == sorted(means)
     assert len(set(means)) == 5
@@ -60,8 +60,8 @@ def test_reward_is_monotone_in_beta(rewards, base, name):
 
 
 def test_composing_all_three_raises_all_three(rewards, base):
-    found, _ = rewards(scorers=dict.fromkeys(demo.rewards, 1.0), beta=4.0)
-    for name, values in found.items():
+    samples, _ = rewards(scorers=dict.fromkeys(demo.rewards, 1.0), beta=4.0)
+    for name, values in samples.items():
         test = stats.wilcoxon(values, base[name], alternative="greater")
         assert test.pvalue < 0.01, name
 

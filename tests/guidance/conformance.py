@@ -75,7 +75,8 @@ from transformers import LlamaConfig, LlamaForCausalLM  # noqa: E402
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from reference import Reference  # noqa: E402
 
-from trimtab.params import RECORD_KEY, GuidanceParams  # noqa: E402
+from trimtab.params import GuidanceParams  # noqa: E402
+from trimtab.xargs import RECORD_KEY, to_xargs  # noqa: E402
 from trimtab_models.checkpoint import ScorerInfo, save  # noqa: E402
 from trimtab_models.networks import scalar_head  # noqa: E402
 
@@ -152,7 +153,7 @@ def params(guidance, max_tokens, key, n=1):
     from vllm import SamplingParams
     from vllm.sampling_params import RequestOutputKind
 
-    extra = {} if guidance is None else {**guidance.to_xargs(), RECORD_KEY: key}
+    extra = {} if guidance is None else {**to_xargs(guidance), RECORD_KEY: key}
     # No seed: on the CPU, vLLM 0.32 dies of a seeded request whose prompt comes in chunks.
     sampled = {"temperature": 1.0} if n > 1 else {"temperature": 0.0}
     return SamplingParams(

@@ -28,9 +28,9 @@ def say(check, **facts):
     print(json.dumps({"check": check, **facts}), flush=True)
 
 
-def refusal(call, *given, **named):
+def refusal(call, *args, **named):
     try:
-        call(*given, **named)
+        call(*args, **named)
     except TrimtabError as error:
         return error.message
     return ""
@@ -46,13 +46,13 @@ def main():
     prompts = [sampler.tokenizer(demo.chat(x)).input_ids for x in demo.prompts("test", 4, seed=3)]
     plain = GuidanceParams(scorers={"sentiment": 1.0, "brevity": 0.3}, beta=0.0)
     steered = plain.model_copy(update={"beta": 4.0})
-    asked = {"seed": 1, "max_tokens": 40, "params": plain}
+    options = {"seed": 1, "max_tokens": 40, "params": plain}
 
     def forwarded():
-        [told] = sampler.engine.collective_rpc("trimtab_scorers")
-        return sum(scorer["tokens_forwarded"] for scorer in told)
+        [statuses] = sampler.engine.collective_rpc("trimtab_scorers")
+        return sum(scorer["tokens_forwarded"] for scorer in statuses)
 
-    found = sampler.search(prompts, BestOfN(n=6), **asked)
+    best_results = sampler.search(prompts, BestOfN(n=6), **options)
     drawn = sampler.sample(prompts, 6, seed=1, temperature=1.0, max_tokens=40)
     values = [
         [one.value for one in sampler.score([[*ids, *y.token_ids] for y in group], plain)]
@@ -64,17 +64,17 @@ def main():
     ]
     say(
         "best of n",
-        equal=sum(r.token_ids == list(y) for r, y in zip(found, best, strict=True)),
+        equal=sum(r.token_ids == list(y) for r, y in zip(best_results, best, strict=True)),
         values=max(
             abs(a - b)
-            for r, own in zip(found, values, strict=True)
+            for r, own in zip(best_results, values, strict=True)
             for a, b in zip(r.facts["values"], own, strict=True)
         ),
-        drawn=[r.usage.drawn_tokens for r in found]
+        drawn=[r.usage.drawn_tokens for r in best_results]
         == [sum(len(y.token_ids) for y in group) for group in drawn],
     )
 
-    mcts = sampler.search(prompts, Mcts(simulations=0), **{**asked, "params": steered})
+    mcts = sampler.search(prompts, Mcts(simulations=0), **{**options, "params": steered})
     greedy = sampler.sample(prompts, 1, seed=0, temperature=0.0, max_tokens=40, params=steered)
     base = sampler.sample(prompts, 1, seed=0, temperature=0.0, max_tokens=40)
     say(
@@ -85,8 +85,8 @@ def main():
 
     for params in METHODS:
         before = forwarded()
-        given = steered if params.method == "smc" else plain
-        results = sampler.search(prompts, params, **{**asked, "params": given})
+        guidance = steered if params.method == "smc" else plain
+        results = sampler.search(prompts, params, **{**options, "params": guidance})
         spent = forwarded() - before
         say(
             "method",
@@ -99,7 +99,7 @@ def main():
 
     # One search alone, for comparison with the server.
     for params in METHODS:
-        [result] = sampler.search(prompts[:1], params, **{**asked, "params": steered})
+        [result] = sampler.search(prompts[:1], params, **{**options, "params": steered})
         say(
             "alone",
             method=params.method,
@@ -111,7 +111,7 @@ def main():
         )
 
     long = prompts[0] * 8
-    [result] = sampler.search([long], BestOfN(n=8), **asked)
+    [result] = sampler.search([long], BestOfN(n=8), **options)
     say("prefix", read=result.usage.read_tokens, whole=8 * len(long))
     say("entries", left=leftover(sampler))
 
@@ -119,8 +119,8 @@ def main():
     bare.scorers = {}
     say(
         "refusals",
-        scorers=refusal(bare.search, prompts, BestOfN(), **asked),
-        long=refusal(sampler.search, [[5] * 500], BestOfN(), **asked),
+        scorers=refusal(bare.search, prompts, BestOfN(), **options),
+        long=refusal(sampler.search, [[5] * 500], BestOfN(), **options),
         short=refusal(sampler.score, [[5]], plain),
         unknown=refusal(sampler.score, [[5, 6]], GuidanceParams(scorers={"zebra": 1.0})),
         fault=refusal(sampler.score, [long], GuidanceParams(scorers={"faulty": 1.0})),

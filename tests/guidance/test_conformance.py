@@ -1,12 +1,10 @@
 """Every vLLM runner gives what the plain reference gives, whatever happens to its rows."""
 
-import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from conftest import json_lines
 
 pytest.importorskip("vllm")
 pytestmark = pytest.mark.engine
@@ -14,16 +12,9 @@ pytestmark = pytest.mark.engine
 
 def run(runner, directory, *options):
     script = Path(__file__).with_name("conformance.py")
-    done = subprocess.run(
-        [sys.executable, script, runner, directory, *options],
-        capture_output=True,
-        text=True,
-        timeout=600,
-        check=False,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    lines = json_lines(
+        script, runner, directory, *options, env={**os.environ, "OMP_NUM_THREADS": "1"}
     )
-    lines = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
-    assert done.returncode == 0, done.stderr[-3000:]
     return lines[0], {line["check"]: line for line in lines[1:]}
 
 

@@ -18,10 +18,11 @@ from trimtab.params import MAX_BETA, GuidanceParams
 from trimtab.rows import Row
 from trimtab.scorers import FunctionScorer
 from trimtab.scorers.base import Scorer
-from trimtab.scorers.distribution import soft_value
+from trimtab.xargs import from_xargs, to_xargs
 from trimtab_lab.arena.exact import mean_reward, optimum
 from trimtab_lab.worlds.tiny import PROMPTS, Tiny, ended
 from trimtab_models.checkpoint import ScorerInfo
+from trimtab_models.readout import soft_value
 
 
 class Histograms(Scorer):
@@ -117,73 +118,73 @@ def test_the_budget_is_met_by_the_optimum_at_one_beta(tiny, budget, monkeypatch)
     """Unbounded fluctuation: β stays what it was, and the answers are π0·exp(βR)/Z."""
     monkeypatch.setattr(control, "BAND", 100.0)
     assert budget < most(tiny)
-    found = decode(tiny, {"r": Histograms(tiny)}, kl_budget=budget)
-    assert by_prompt(found.p, found.spent).tolist() == pytest.approx([budget] * 2, abs=1e-3)
+    result = decode(tiny, {"r": Histograms(tiny)}, kl_budget=budget)
+    assert by_prompt(result.p, result.spent).tolist() == pytest.approx([budget] * 2, abs=1e-3)
     half = len(tiny.finals) // len(PROMPTS)
     for prompt in PROMPTS:
-        plans = [row.plan for (x, _), row in found.rows.items() if x == prompt]
-        first = found.rows[prompt, ()].plan.beta
+        plans = [row.plan for (x, _), row in result.rows.items() if x == prompt]
+        first = result.rows[prompt, ()].plan.beta
         # Where next to nothing can be gained, β hardly matters and is ill-conditioned.
-        told = [plan.beta for plan in plans if plan.left > 1e-3]
-        assert len(told) > 5
-        assert told == pytest.approx([first] * len(told), rel=0.02)
+        planned = [plan.beta for plan in plans if plan.left > 1e-3]
+        assert len(planned) > 5
+        assert planned == pytest.approx([first] * len(planned), rel=0.02)
         best, _ = optimum(tiny, first)
         own = slice(half * PROMPTS.index(prompt), half * (PROMPTS.index(prompt) + 1))
-        assert float((found.p[own] - best[own]).abs().sum()) / 2 < 2e-3
+        assert float((result.p[own] - best[own]).abs().sum()) / 2 < 2e-3
 
 
 @pytest.mark.parametrize("noise", [0.0, 1.5])
 @pytest.mark.parametrize("budget", [0.3, 1.0])
 def test_no_answer_goes_far_beyond_its_budget(tiny, noise, budget):
-    found = decode(tiny, {"r": Histograms(tiny, noise)}, kl_budget=budget)
-    assert by_prompt(found.p, torch.ones(())).tolist() == pytest.approx([1.0] * 2, abs=1e-5)
-    assert float(found.spent.max()) <= (1 + control.BAND) * budget + 1e-3
+    result = decode(tiny, {"r": Histograms(tiny, noise)}, kl_budget=budget)
+    assert by_prompt(result.p, torch.ones(())).tolist() == pytest.approx([1.0] * 2, abs=1e-5)
+    assert float(result.spent.max()) <= (1 + control.BAND) * budget + 1e-3
     if not noise:
-        assert float(found.spent.max()) > budget  # or the bound is no bound
+        assert float(result.spent.max()) > budget  # or the bound is no bound
 
 
 def test_spent_and_left_are_a_martingale_however_wrong_the_distributions(tiny, monkeypatch):
     monkeypatch.setattr(control, "BAND", 100.0)
-    found = decode(tiny, {"r": Histograms(tiny, noise=1.0)}, kl_budget=0.5)
-    total = by_prompt(found.p, found.spent + found.left)
+    result = decode(tiny, {"r": Histograms(tiny, noise=1.0)}, kl_budget=0.5)
+    total = by_prompt(result.p, result.spent + result.left)
     assert total.tolist() == pytest.approx([0.5] * 2, abs=2e-3)
-    assert float(by_prompt(found.p, found.left).max()) > 0.01
+    assert float(by_prompt(result.p, result.left).max()) > 0.01
 
 
 def test_beta_keeps_its_pace_where_distributions_disagree(tiny):
-    found = decode(tiny, {"r": Histograms(tiny, noise=1.0)}, kl_budget=0.5)
+    result = decode(tiny, {"r": Histograms(tiny, noise=1.0)}, kl_budget=0.5)
     changes = []
-    for (x, y), row in found.rows.items():
-        earlier = [found.rows[x, y[:t]].plan.beta for t in range(len(y))]
-        told = [beta for beta in earlier if beta is not None]
-        if told and row.plan.beta is not None:
-            changes.append(row.plan.beta / told[-1])
+    for (x, y), row in result.rows.items():
+        earlier = [result.rows[x, y[:t]].plan.beta for t in range(len(y))]
+        planned = [beta for beta in earlier if beta is not None]
+        if planned and row.plan.beta is not None:
+            changes.append(row.plan.beta / planned[-1])
     assert max(changes) == pytest.approx(control.PACE)
     assert min(changes) == pytest.approx(1 / control.PACE)
     assert any(1 / control.PACE + 0.001 < change < control.PACE - 0.001 for change in changes)
 
 
 def test_what_cannot_be_spent_is_not(tiny):
-    found = decode(tiny, {"r": Histograms(tiny)}, kl_budget=500.0)
-    assert found.rows[PROMPTS[0], ()].plan.beta == MAX_BETA
+    result = decode(tiny, {"r": Histograms(tiny)}, kl_budget=500.0)
+    assert result.rows[PROMPTS[0], ()].plan.beta == MAX_BETA
     best = tiny.rewards.view(len(PROMPTS), -1).max(1).values
-    assert by_prompt(found.p, tiny.rewards).tolist() == pytest.approx(best.tolist(), abs=1e-2)
+    assert by_prompt(result.p, tiny.rewards).tolist() == pytest.approx(best.tolist(), abs=1e-2)
 
 
 def test_without_a_budget_it_is_the_base_bit_for_bit(tiny):
-    found = decode(tiny, {"r": Histograms(tiny)}, kl_budget=0.0)
-    torch.testing.assert_close(found.p, tiny.probabilities, rtol=1e-5, atol=1e-7)
-    assert float(found.spent.max()) == 0
+    result = decode(tiny, {"r": Histograms(tiny)}, kl_budget=0.0)
+    torch.testing.assert_close(result.p, tiny.probabilities, rtol=1e-5, atol=1e-7)
+    assert float(result.spent.max()) == 0
 
 
 def test_several_scorers_share_one_budget(tiny, monkeypatch):
     """Opposite wishes of the same return: the larger weight wins, the budget is what is spent."""
     monkeypatch.setattr(control, "BAND", 100.0)
     scorers = {"up": Histograms(tiny), "down": Histograms(tiny, sign=-1.0)}
-    found = decode(tiny, scorers, scorers={"up": 2.0, "down": 0.5}, kl_budget=0.4)
-    total = by_prompt(found.p, found.spent + found.left)
+    result = decode(tiny, scorers, scorers={"up": 2.0, "down": 0.5}, kl_budget=0.4)
+    total = by_prompt(result.p, result.spent + result.left)
     assert total.tolist() == pytest.approx([0.4] * 2, abs=5e-3)
-    assert mean_reward(tiny, found.p) > mean_reward(tiny, tiny.probabilities) + 0.1
+    assert mean_reward(tiny, result.p) > mean_reward(tiny, tiny.probabilities) + 0.1
     turned = decode(tiny, scorers, scorers={"up": 0.5, "down": 2.0}, kl_budget=0.4)
     assert mean_reward(tiny, turned.p) < mean_reward(tiny, tiny.probabilities) - 0.1
 
@@ -201,23 +202,23 @@ def test_normalised_weights_are_divided_by_the_deviation(tiny):
 
 @pytest.mark.parametrize("floor", [0.1, 0.4])
 def test_floors_are_reached_and_push_no_further(tiny, floor):
-    found = decode(tiny, {"r": Histograms(tiny)}, floors={"r": floor}, beta=0.0)
-    means = by_prompt(found.p, tiny.rewards)
+    result = decode(tiny, {"r": Histograms(tiny)}, floors={"r": floor}, beta=0.0)
+    means = by_prompt(result.p, tiny.rewards)
     assert (means >= floor - 1e-3).all()
     reached = 0
-    for state, row in found.rows.items():
+    for state, row in result.rows.items():
         value = tiny.value(*state)
         dual = row.plan.duals["r"]
         assert (dual < 1e-6) == (value >= floor - 1e-6)
         reached += value >= floor
         if value >= floor + 1e-6:  # the base is left as it is
             assert row.steps[len(row.prefix)].kl < 1e-9
-    assert 3 < reached < len(found.rows)
+    assert 3 < reached < len(result.rows)
 
 
 def test_a_floor_beyond_all_returns_is_pushed_for_without_end(tiny):
-    found = decode(tiny, {"r": Histograms(tiny)}, floors={"r": 5.0})
-    assert {row.plan.duals["r"] for row in found.rows.values()} == {MAX_BETA}
+    result = decode(tiny, {"r": Histograms(tiny)}, floors={"r": 5.0})
+    assert {row.plan.duals["r"] for row in result.rows.values()} == {MAX_BETA}
 
 
 def test_beta_goes_to_the_scorers_without_a_floor(tiny):
@@ -225,9 +226,9 @@ def test_beta_goes_to_the_scorers_without_a_floor(tiny):
     ends = FunctionScorer(lambda ids: float(ids[-1] == 0))
     both = {"r": Histograms(tiny), "ends": ends}
     weights = {"r": 3.0, "ends": 1.0}
-    found = decode(tiny, both, scorers=weights, floors={"r": -5.0}, beta=2.0)
+    result = decode(tiny, both, scorers=weights, floors={"r": -5.0}, beta=2.0)
     alone = decode(tiny, {"ends": ends}, scorers={"ends": 1.0}, beta=2.0)
-    torch.testing.assert_close(found.p, alone.p, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(result.p, alone.p, rtol=1e-4, atol=1e-6)
     pushed = decode(tiny, both, scorers=weights, floors={"r": 0.4}, beta=2.0)
     assert mean_reward(tiny, pushed.p) > mean_reward(tiny, alone.p) + 0.05
 
@@ -251,13 +252,15 @@ def case(seed, rows=5, bins=7):
 
 def mixtures(candidates, outlook):
     """p(R | prefix) of each row, summed up candidate by candidate, and π0(C)."""
-    found, masses = [], []
+    tilted, masses = [], []
     for r in range(len(candidates.counts)):
         own = outlook.row == r
         weights = candidates.logprobs[r, outlook.place[own]].exp()
         masses.append(float(weights.sum()))
-        found.append(((weights[:, None] * outlook.log_p[own].exp()).sum(0) / weights.sum()).numpy())
-    return found, masses
+        tilted.append(
+            ((weights[:, None] * outlook.log_p[own].exp()).sum(0) / weights.sum()).numpy()
+        )
+    return tilted, masses
 
 
 def tilted(p, returns, c):
@@ -290,8 +293,8 @@ def test_beta_is_scipys_root_as_far_as_its_pace_goes(seed, left, before):
     rows = len(candidates.counts)
     cut = torch.zeros(rows, dtype=torch.bool)
     wanted = torch.full((rows,), left, dtype=torch.float64)
-    told = torch.full((rows,), before, dtype=torch.float64)
-    betas, after = control.budget(wanted, told, [outlook], candidates, cut)
+    last_betas = torch.full((rows,), before, dtype=torch.float64)
+    betas, after = control.budget(wanted, last_betas, [outlook], candidates, cut)
     returns = outlook.returns.numpy()
     for r, (p, mass) in enumerate(zip(*mixtures(candidates, outlook), strict=True)):
 
@@ -333,7 +336,7 @@ def test_a_dual_is_scipys_root(seed, floor):
         assert float(duals[r]) == pytest.approx(expected, abs=1e-6)
 
 
-# Rows, records, faults, and what may be asked.
+# Rows, records, faults, and invalid parameters.
 
 
 def walk(guide, tiny, row, tokens):
@@ -438,7 +441,7 @@ def test_rows_of_a_batch_do_not_meet(tiny):
     ],
     ids=str,
 )
-def test_what_cannot_be_asked(fields):
+def test_invalid_budgets_and_floors(fields):
     with pytest.raises(InvalidGuidance):
         GuidanceParams.parse(fields)
 
@@ -448,15 +451,15 @@ def test_what_cannot_be_asked(fields):
 )
 def test_what_flat_fields_cannot_ask(flat):
     with pytest.raises(InvalidGuidance):
-        GuidanceParams.from_xargs(flat)
+        from_xargs(flat)
 
 
 def test_flat_fields_say_the_same():
-    assert GuidanceParams(kl_budget=2.0).to_xargs()["trimtab_kl_budget"] == 2.0
-    assert "trimtab_beta" not in GuidanceParams(kl_budget=2.0).to_xargs()
+    assert to_xargs(GuidanceParams(kl_budget=2.0))["trimtab_kl_budget"] == 2.0
+    assert "trimtab_beta" not in to_xargs(GuidanceParams(kl_budget=2.0))
     floors = GuidanceParams(floors={"a": 0.5, "b": -1.0})
-    assert floors.to_xargs()["trimtab_floors"] == "a=0.5,b=-1.0"
-    assert GuidanceParams.from_xargs({"trimtab_floors": "a=0.5,b=-1"}) == floors
+    assert to_xargs(floors)["trimtab_floors"] == "a=0.5,b=-1.0"
+    assert from_xargs({"trimtab_floors": "a=0.5,b=-1"}) == floors
 
 
 def test_floors_name_scorers_too():

@@ -81,8 +81,8 @@ def test_windows_read_what_the_whole_text_would(name, base, tokenizers):
             others = [draw.randrange(len(base)) for _ in range(2)]
             [row] = reader.read([s], [ids[:at]], [np.array([ids[at], *others])], [Prompt(prompt)])
             whole = [row.prompt + answer for answer in row.answers]
-            found = tokens.sequences(s, whole)
-            for text, sequence in zip(whole, found, strict=True):
+            result = tokens.sequences(s, whole)
+            for text, sequence in zip(whole, result, strict=True):
                 np.testing.assert_array_equal(sequence, tokens.reference(text))
 
 
@@ -108,13 +108,13 @@ def test_scores_are_those_of_the_text_read_anew(name, base, tokenizers):
             for ids in streams
         ]
         prefixes = [ids[:at] for ids in streams]
-        found = scorer.score([0, 1, 2, 3], prefixes, candidates, [1.0] * 4, [Prompt(2)] * 4)
+        result = scorer.score([0, 1, 2, 3], prefixes, candidates, [1.0] * 4, [Prompt(2)] * 4)
         expected = [
             anew(plain, tokens.reference(text_of(base, np.append(prefix, token))))
             for prefix, group in zip(prefixes, candidates, strict=True)
             for token in group
         ]
-        torch.testing.assert_close(found, torch.tensor(expected), atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(result, torch.tensor(expected), atol=1e-5, rtol=1e-5)
 
 
 def test_a_step_reads_few_tokens(base, tokenizers):
@@ -179,8 +179,11 @@ def test_a_conversation_goes_through_its_own_template(base, tokenizers):
     prompt = np.array(base("anything")["input_ids"])
     answer = np.array(base(" it is good", add_special_tokens=False)["input_ids"])
     prefix, last = np.append(prompt, answer[:-1]), answer[-1:]
-    for told, expected in ((turns, turns), (None, [{"role": "user", "content": "anything"}])):
-        score = scorer.score([0], [prefix], [last], [1.0], [Prompt(len(prompt), told)])
+    for conversation, expected in (
+        (turns, turns),
+        (None, [{"role": "user", "content": "anything"}]),
+    ):
+        score = scorer.score([0], [prefix], [last], [1.0], [Prompt(len(prompt), conversation)])
         text = render(expected) + " it is good"
         again = anew(plain, scorer.backbone.tokens.reference(text))
         assert float(score[0]) == pytest.approx(again, abs=1e-5)
@@ -219,14 +222,14 @@ def test_branches_are_what_re_forwarding_gives(family):
             [draw.integers(config.vocab_size, size=draw.integers(1, 5)) for _ in range(n)]
             for n in (3, 1, 4)
         ]
-        found = backbone.branches([0, 1, 2], trunks, ends)
+        result = backbone.branches([0, 1, 2], trunks, ends)
         expected = []
         with torch.inference_mode():
             for t, group in zip(trunks, ends, strict=True):
                 for end in group:
                     ids = torch.from_numpy(np.concatenate((t, end)))[None]
                     expected.append(plain(ids).last_hidden_state[0, -1])
-        torch.testing.assert_close(found, torch.stack(expected), atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(result, torch.stack(expected), atol=1e-4, rtol=1e-4)
     kept = backbone.pool.size - 1 - backbone.pool.free_slots
     assert kept == len(set(np.concatenate([e.slots for e in backbone.pool.entries.values()])))
     assert all(key >= 0 for key in backbone.pool.entries)

@@ -73,9 +73,9 @@ def test_the_thread_of_the_scorers_works_on_the_callers_stream(timeout):
     class Elsewhere(HeadScorer):
         keeps_time = False
 
-        def score(self, *given):
+        def score(self, *args):
             seen.append(torch.cuda.current_stream())
-            return super().score(*given)
+            return super().score(*args)
 
     base, rows = torch.randn(1, VOCAB), [(0, Row(GuidanceParams(), 1, prefix=np.arange(5)))]
     fused = []

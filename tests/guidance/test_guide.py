@@ -197,7 +197,7 @@ def test_a_grammar_that_forbids_the_stop_token_wins():
 
 def test_single_candidates_need_no_scorer():
     def fail(ids):
-        raise AssertionError("the scorer was asked")
+        raise AssertionError("the scorer was called")
 
     guide, base = Guide({"plain": FunctionScorer(fail)}), torch.zeros(2, VOCAB)
     base[:, 3] = 30.0
@@ -231,10 +231,10 @@ def test_final_scores_are_those_of_the_whole_sequence():
         guide = Guide({"plain": FunctionScorer(plain)})
         row = make([4, 5], mass=0.5)
         answer = generate(guide, row, "key", steps)
-        asked = row.scored.of("plain", np.array([4, 5, *answer]))
+        cached = row.scored.of("plain", np.array([4, 5, *answer]))
         [report] = guide.records.report("key", [4, 5], [answer], done=True)
         assert report["scores"]["plain"] == pytest.approx(plain([4, 5, *answer]))
-        assert asked is None or asked == pytest.approx(report["scores"]["plain"])
+        assert cached is None or cached == pytest.approx(report["scores"]["plain"])
 
 
 def test_records_are_found_by_their_tokens():

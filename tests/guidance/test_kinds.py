@@ -67,8 +67,8 @@ def test_a_checkpoint_serves_what_it_says_or_is_refused(name, family, base, shel
     if family in SERVED[name]:
         scorer = load(base, shelf / name, **spec)
         assert scorer.family == (family or scorer.family)
-        given = [0], [np.arange(5, 12)], [np.array([7, 20, 40])], [1.0], [Prompt(3)]
-        scores = scorer.score(*given)
+        arguments = [0], [np.arange(5, 12)], [np.array([7, 20, 40])], [1.0], [Prompt(3)]
+        scores = scorer.score(*arguments)
         assert torch.isfinite(scores).all()
         assert len(set(scores.tolist())) == 3
         return
@@ -81,7 +81,7 @@ def test_a_checkpoint_serves_what_it_says_or_is_refused(name, family, base, shel
 
 
 @pytest.mark.parametrize("name", SERVED)
-def test_an_untuned_model_is_a_language_model(name, base, shelf):
+def test_a_reference_model_is_a_language_model(name, base, shelf):
     spec = {"family": "log_ratio", "reference": str(shelf / name)}
     if "log_ratio" in SERVED[name] or name == "our-log_ratio":
         load(base, shelf / "lm", **spec)

@@ -30,10 +30,10 @@ def test_base_logits_are_a_distribution_in_which_only_the_revealed_are_candidate
     logits = spread(position, 4000, closed)
     if hidden / (4000 - len(p)) < p[-1] * 0.99:
         assert float(logits.logsumexp(-1)) == pytest.approx(0, abs=1e-3)
-        found = select(logits, torch.tensor([len(p)]), torch.tensor([1.0]))
-        assert set(found.tokens[0].tolist()) == set(position.logprobs)
+        candidates = select(logits, torch.tensor([len(p)]), torch.tensor([1.0]))
+        assert set(candidates.tokens[0].tolist()) == set(position.logprobs)
         expected = torch.tensor([math.log(x) for x in p])
-        assert torch.allclose(found.logprobs[0], expected, atol=2e-3)
+        assert torch.allclose(candidates.logprobs[0], expected, atol=2e-3)
 
 
 def test_an_unknown_vocabulary_is_as_large_as_it_must_be():
@@ -43,8 +43,8 @@ def test_an_unknown_vocabulary_is_as_large_as_it_must_be():
     assert logits[0, 2:].max() < logits[0, 1]
     tiny = Position(0, {0: math.log(0.5), 1: -80.0})
     assert spread(tiny, 2, False).shape[1] == FILLERS + 2
-    found = select(spread(tiny, 2, False), torch.tensor([2]), torch.ones(1))
-    assert found.tokens.tolist() == [[0, 1]]
+    candidates = select(spread(tiny, 2, False), torch.tensor([2]), torch.ones(1))
+    assert candidates.tokens.tolist() == [[0, 1]]
 
 
 @pytest.mark.parametrize(
@@ -99,13 +99,13 @@ def test_pieces_are_bytes_and_prompts_come_and_go():
     assert pieces.hold("Hi ") != prompt
 
 
-def name(token, told):
+def name(token, logprobs):
     return sum(token.encode())
 
 
 def completion(top, finish="length"):
-    told = {"tokens": ["a"], "token_logprobs": [-1.0], "top_logprobs": [top]}
-    return {"choices": [{"text": "a", "finish_reason": finish, "logprobs": told}]}
+    logprobs = {"tokens": ["a"], "token_logprobs": [-1.0], "top_logprobs": [top]}
+    return {"choices": [{"text": "a", "finish_reason": finish, "logprobs": logprobs}]}
 
 
 def test_reading_keeps_the_most_likely_and_drops_what_is_masked():

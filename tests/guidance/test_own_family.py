@@ -7,7 +7,7 @@ import torch
 from networks import VOCAB, configs
 from trimtab.config import GuidanceConfig, parse_scorer
 from trimtab.errors import ScorerLoadError
-from trimtab.loading import load_scorers, vet
+from trimtab.loading import load_scorers, precheck
 from trimtab.scorers import FAMILIES, NetworkScorer, Scorer
 from trimtab.testing import check_scorer
 from trimtab_models.checkpoint import ScorerInfo, save
@@ -52,9 +52,9 @@ def config(**scorers):
 
 def test_a_class_of_ones_own_is_a_family():
     name, spec = parse_scorer(f"seven=7,family={__name__}:Prefers")
-    asked = config(**{name: spec})
-    vet(asked)
-    scorer = load_scorers(asked, **SHARED)["seven"]
+    settings = config(**{name: spec})
+    precheck(settings)
+    scorer = load_scorers(settings, **SHARED)["seven"]
     assert isinstance(scorer, Scorer)
     assert scorer.family == "prefers"
     check_scorer(scorer, vocab_size=VOCAB)
@@ -90,13 +90,13 @@ def test_it_may_be_a_network_and_a_part(tmp_path):
     ],
 )
 def test_what_is_no_family_is_refused(family, why):
-    asked = config(own={"path": "7", "family": family})
-    for refuse in (vet, lambda asked: load_scorers(asked, **SHARED)):
+    settings = config(own={"path": "7", "family": family})
+    for refuse in (precheck, lambda settings: load_scorers(settings, **SHARED)):
         with pytest.raises(ScorerLoadError, match=why):
-            refuse(asked)
+            refuse(settings)
 
 
-def test_its_own_refusals_are_told():
+def test_its_own_refusals_are_reported():
     with pytest.raises(ScorerLoadError, match="its path must be a token id"):
         load_scorers(config(own={"path": "x", "family": f"{__name__}:Prefers"}), **SHARED)
 

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from trimtab.errors import InvalidGuidance, UnknownScorer
 from trimtab.params import FIELDS, MAX_K, GuidanceParams
+from trimtab.xargs import from_xargs, to_xargs
 
 names = st.from_regex(r"[a-z0-9][a-z0-9_-]{0,63}", fullmatch=True)
 weights = st.floats(-1000, 1000)
@@ -30,10 +31,10 @@ guidance = st.fixed_dictionaries(
 def test_all_three_carriers_say_the_same(fields):
     nested = GuidanceParams.parse(fields)
     assert GuidanceParams.parse(json.loads(json.dumps(fields))) == nested
-    flat = nested.to_xargs()
+    flat = to_xargs(nested)
     assert all(isinstance(v, (str, int, float)) and not isinstance(v, bool) for v in flat.values())
-    assert GuidanceParams.from_xargs(json.loads(json.dumps(flat))) == nested
-    assert GuidanceParams.from_xargs({"session_id": "x", **flat}) == nested
+    assert from_xargs(json.loads(json.dumps(flat))) == nested
+    assert from_xargs({"session_id": "x", **flat}) == nested
 
 
 def test_defaults_are_the_design():
@@ -53,7 +54,7 @@ def test_defaults_are_the_design():
 
 @pytest.mark.parametrize("extra", [None, {}, {"session_id": "x"}, {"trimtab_record": "x"}])
 def test_no_guidance_is_none(extra):
-    assert GuidanceParams.from_xargs(extra) is None
+    assert from_xargs(extra) is None
 
 
 SECRET = "hunter2-" * 20
@@ -130,11 +131,11 @@ def test_bad_fields_are_refused_and_never_echoed(fields):
 )
 def test_bad_flat_fields_are_refused(flat):
     with pytest.raises(InvalidGuidance):
-        GuidanceParams.from_xargs(flat)
+        from_xargs(flat)
 
 
 def test_bare_names_have_weight_one():
-    params = GuidanceParams.from_xargs({"trimtab_scorers": "kindness,brevity=-2"})
+    params = from_xargs({"trimtab_scorers": "kindness,brevity=-2"})
     assert params.scorers == {"kindness": 1.0, "brevity": -2.0}
 
 

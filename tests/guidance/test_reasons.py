@@ -18,7 +18,7 @@ import tokenizers_made
 from trimtab import reasons
 from trimtab.config import GuidanceConfig, parse_scorer
 from trimtab.errors import ScorerLoadError
-from trimtab.loading import load_scorers, vet
+from trimtab.loading import load_scorers, precheck
 from trimtab_models import demo
 
 
@@ -39,10 +39,10 @@ def test_what_loading_refuses_is_refused_before_an_engine_starts(name, family, s
     config = GuidanceConfig.parse({"trimtab": {"scorers": {"s": spec}}})
     late = family == "distribution" or name.startswith("encoder-")
     if family in test_kinds.SERVED[name]:
-        vet(config)
+        precheck(config)
         return
     with suppress(ScorerLoadError) if late else pytest.raises(ScorerLoadError) as refused:
-        vet(config)
+        precheck(config)
     assert late or "\n" not in str(refused.value)
 
 
@@ -53,7 +53,7 @@ def test_a_missing_weight_is_seen_without_reading_the_others(shelf, tmp_path):
     save_file(tensors, path / "model.safetensors", {"format": "pt"})
     config = GuidanceConfig.parse({"trimtab": {"scorers": {"s": {"path": str(path)}}}})
     with pytest.raises(ScorerLoadError, match=r"lacks the weights score\.weight"):
-        vet(config)
+        precheck(config)
 
 
 def test_serve_says_why_in_one_line(tmp_path):
@@ -71,8 +71,8 @@ def test_serve_says_why_in_one_line(tmp_path):
         check=False,
         timeout=240,
     )
-    told = [line for line in done.stderr.splitlines() if "Loading weights" not in line and line]
-    assert told == [
+    lines = [line for line in done.stderr.splitlines() if "Loading weights" not in line and line]
+    assert lines == [
         f"trimtab: scorer 'x' cannot be loaded: {path} lacks the weights score.weight of a "
         "LlamaForTokenClassification."
     ]
@@ -93,23 +93,23 @@ def test_a_worker_leaves_its_reason():
 def test_errors_of_others_are_passed_on_by_name():
     many = "Error(s) in loading state_dict:\n\tsize mismatch for /home/me/x.weight"
     for error in (RuntimeError(many), torch.OutOfMemoryError(many), KeyError(many)):
-        told = reasons.why(error)
-        assert type(error).__name__ in told
-        assert "size mismatch" not in told
+        reason = reasons.why(error)
+        assert type(error).__name__ in reason
+        assert "size mismatch" not in reason
     with pytest.raises(FileNotFoundError) as missing:
         Path("/nowhere/at/all").read_text()
     assert reasons.why(missing.value) == "its files cannot be read (No such file or directory)."
 
 
 def test_a_configuration_that_does_not_fit_is_one_line():
-    for given in (
+    for section in (
         {"scorers": {"x": {"path": "p", "family": "Grand one"}}},
         {"scorers": {"x": {"path": ""}}},
         {"scorers": {"X": {"path": "p"}}},
         {"scorers": {}, "cache_bytes": "secret", "more": 1},
     ):
         with pytest.raises(ScorerLoadError) as refused:
-            GuidanceConfig.parse({"trimtab": given})
+            GuidanceConfig.parse({"trimtab": section})
         assert "\n" not in str(refused.value)
         assert "secret" not in str(refused.value)
         assert "pydantic" not in str(refused.value)

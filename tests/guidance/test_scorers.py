@@ -14,10 +14,10 @@ from trimtab.config import GuidanceConfig, parse_scorer
 from trimtab.errors import ScorerLoadError
 from trimtab.loading import load_scorers
 from trimtab.scorers import FunctionScorer, Scorer
-from trimtab.scorers.distribution import soft_value, soft_value_reference
 from trimtab.testing import check_scorer
 from trimtab_models.checkpoint import ScorerInfo, save
 from trimtab_models.networks import next_histograms, scalar_head, vocabulary_head
+from trimtab_models.readout import soft_value, soft_value_reference
 
 C = 1.7
 """A strength."""
@@ -51,8 +51,8 @@ def checkpoints(tmp_path_factory):
             ),
             ("q", vocabulary_head, ScorerInfo(family="vocabulary")),
             ("tuned", vocabulary_head, ScorerInfo(family="log_ratio", alpha=0.5)),
-            ("dpo", vocabulary_head, ScorerInfo(family="log_ratio", reference="../untuned")),
-            ("untuned", vocabulary_head, ScorerInfo(family="log_ratio")),
+            ("dpo", vocabulary_head, ScorerInfo(family="log_ratio", reference="../reference")),
+            ("reference", vocabulary_head, ScorerInfo(family="log_ratio")),
         ]
     ):
         torch.manual_seed(seed)
@@ -80,7 +80,7 @@ def scorers(checkpoints):
             for name in ("value", "chance", "log_chance", "returns", "q_returns", "q", "dpo")
         },
         alone={"path": str(checkpoints / "tuned")},
-        pair={"path": str(checkpoints / "tuned"), "reference": str(checkpoints / "untuned")},
+        pair={"path": str(checkpoints / "tuned"), "reference": str(checkpoints / "reference")},
         sevens={"path": f"{__name__}:count_sevens", "family": "function"},
     )
 
@@ -141,13 +141,13 @@ def test_scores_are_the_formulas(scorers, checkpoints):
     q = lm_logprobs(checkpoints / "q", prefix)
     torch.testing.assert_close(score["q"], q[candidates], atol=1e-5, rtol=1e-5)
     tuned = lm_logprobs(checkpoints / "tuned", prefix).log_softmax(-1)[candidates]
-    untuned = lm_logprobs(checkpoints / "untuned", prefix).log_softmax(-1)[candidates]
+    reference = lm_logprobs(checkpoints / "reference", prefix).log_softmax(-1)[candidates]
     torch.testing.assert_close(score["alone"], 0.5 * tuned, atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(score["pair"], 0.5 * (tuned - untuned), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(score["pair"], 0.5 * (tuned - reference), atol=1e-5, rtol=1e-5)
     assert score["sevens"].tolist() == [2.0, 1.0, 1.0]
     torch.testing.assert_close(score["mix"], 2 * score["value"] - score["sevens"])
     dpo = lm_logprobs(checkpoints / "dpo", prefix).log_softmax(-1)[candidates]
-    torch.testing.assert_close(score["dpo"], dpo - untuned, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(score["dpo"], dpo - reference, atol=1e-5, rtol=1e-5)
 
 
 def head_outputs(path, prefix, candidates):

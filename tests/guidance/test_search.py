@@ -60,7 +60,7 @@ def final_rewards(prompt, noise):
 def test_best_of_n_is_the_best_of_n_draws(engine, guidance):
     places = set()
     for seed in range(20):
-        found = engine.search(BestOfN(n=8), guidance, seed=seed)
+        result = engine.search(BestOfN(n=8), guidance, seed=seed)
         draws = [
             engine.continuation((), LENGTH, sample_seed(seed, 0, i), guidance.beta)
             for i in range(8)
@@ -68,11 +68,11 @@ def test_best_of_n_is_the_best_of_n_draws(engine, guidance):
         values = [engine.value(y) for y in draws]
         best = max(range(8), key=values.__getitem__)
         places.add(best)
-        assert tuple(found.token_ids) == draws[best]
-        assert found.value == found.scores["exact"] == values[best]
-        assert found.facts["values"] == values
-        assert found.finish_reason == ("stop" if EOS in draws[best] else "length")
-        assert found.kl == (len(draws[best]) / 8)
+        assert tuple(result.token_ids) == draws[best]
+        assert result.value == result.scores["exact"] == values[best]
+        assert result.facts["values"] == values
+        assert result.finish_reason == ("stop" if EOS in draws[best] else "length")
+        assert result.kl == (len(draws[best]) / 8)
     assert len(places) > 3, "the first draw must not always be the best"
 
 
@@ -106,10 +106,10 @@ def beam_reference(engine, width, expand, block, seed):
 def test_beams_are_the_definition(engine, params, width, expand):
     answers = set()
     for seed in range(20):
-        found = engine.search(params, BASE, seed=seed)
+        result = engine.search(params, BASE, seed=seed)
         beams = beam_reference(engine, width, expand, params.block, seed)
-        assert tuple(found.token_ids) == beams[0]
-        assert found.facts["values"] == [engine.value(y) for y in beams]
+        assert tuple(result.token_ids) == beams[0]
+        assert result.facts["values"] == [engine.value(y) for y in beams]
         answers.add(beams[0])
     assert len(answers) > 1
 
@@ -130,10 +130,10 @@ def estimates(world, prompt, value, threshold=1.0):
     """(Ẑ, reward of the sample) of many runs, and how often they resampled."""
     engine = TinyEngine(world, prompt, cache(value))
     params = Smc(particles=4, block=1, threshold=threshold)
-    found = [engine.search(params, STEERED, seed=seed) for seed in range(RUNS)]
-    assert all(r.value == reward(prompt, tuple(r.token_ids)) for r in found)
-    resamplings = statistics.fmean(r.facts["resamplings"] for r in found)
-    return [(math.exp(r.facts["log_z"]), r.value) for r in found], resamplings
+    runs = [engine.search(params, STEERED, seed=seed) for seed in range(RUNS)]
+    assert all(r.value == reward(prompt, tuple(r.token_ids)) for r in runs)
+    resamplings = statistics.fmean(r.facts["resamplings"] for r in runs)
+    return [(math.exp(r.facts["log_z"]), r.value) for r in runs], resamplings
 
 
 def exact(world, prompt):
@@ -158,20 +158,20 @@ def test_smc_is_unbiased(world, twist):
     for prompt in PROMPTS:
         soft = lambda y, x=prompt: world.soft_value(x, y, 1 / BETA)  # noqa: E731
         value = soft if twist == "exact" else final_rewards(prompt, noise)
-        found, resamplings = estimates(world, prompt, value)
+        runs, resamplings = estimates(world, prompt, value)
         z, optimum = exact(world, prompt)
         assert resamplings > 0.5, "or nothing is tested"
-        assert abs(deviation([estimate for estimate, _ in found], z)) < 3
+        assert abs(deviation([estimate for estimate, _ in runs], z)) < 3
         # The sample too: E[Ẑ·f(y)] = Z·E f under the optimum.
-        assert abs(deviation([estimate * r for estimate, r in found], z * optimum)) < 3
+        assert abs(deviation([estimate * r for estimate, r in runs], z * optimum)) < 3
 
 
 def test_smc_without_its_correction_is_biased(world, monkeypatch):
     """The control: weights are reset although the particles were not drawn by them."""
     monkeypatch.setattr(SMC, "systematic", lambda weights, rng: range(len(weights)))
     prompt = PROMPTS[0]
-    found, _ = estimates(world, prompt, final_rewards(prompt, noise))
-    assert abs(deviation([estimate for estimate, _ in found], exact(world, prompt)[0])) > 5
+    runs, _ = estimates(world, prompt, final_rewards(prompt, noise))
+    assert abs(deviation([estimate for estimate, _ in runs], exact(world, prompt)[0])) > 5
 
 
 def test_systematic_resampling_keeps_expectations():
@@ -205,9 +205,9 @@ def test_mcts_without_simulations_is_the_value_guided_argmax(engine, beta, k, ma
                 key=lambda v: math.log(engine.next(y)[v]) + beta * engine.value((*y, v)),
             ),
         )
-    found = engine.search(Mcts(simulations=0), guidance)
-    assert tuple(found.token_ids) == y
-    assert found.value == engine.value(y)
+    result = engine.search(Mcts(simulations=0), guidance)
+    assert tuple(result.token_ids) == y
+    assert result.value == engine.value(y)
 
 
 def mcts_reference(engine, simulations, c, beta):
@@ -244,10 +244,10 @@ def mcts_reference(engine, simulations, c, beta):
 @pytest.mark.parametrize("beta", [0.0, 2.0])
 def test_mcts_is_the_textbook(engine, simulations, beta):
     guidance = GuidanceParams(scorers={"exact": 1.0}, beta=beta, mass=1.0)
-    found = engine.search(Mcts(simulations=simulations, exploration=1.5), guidance)
+    result = engine.search(Mcts(simulations=simulations, exploration=1.5), guidance)
     answer, visits = mcts_reference(engine, simulations, 1.5, beta)
-    assert tuple(found.token_ids) == answer
-    assert found.facts["visits"] == visits
+    assert tuple(result.token_ids) == answer
+    assert result.facts["visits"] == visits
 
 
 def test_simulations_see_further_than_the_next_token(world):
@@ -290,18 +290,18 @@ def test_what_is_committed_stays(engine, params):
         commits, answers = [()], None
         while True:
             try:
-                turn = search.send(answers)
+                yielded = search.send(answers)
             except StopIteration as end:
                 result = end.value
                 break
-            if isinstance(turn, Commit):
-                commits.append(turn.token_ids)
+            if isinstance(yielded, Commit):
+                commits.append(yielded.token_ids)
                 answers = None
-            elif isinstance(turn[0], Draw):
-                answers = engine.draw(turn)
+            elif isinstance(yielded[0], Draw):
+                answers = engine.draw(yielded)
             else:
-                assert all(isinstance(ask, Score) for ask in turn)
-                answers = engine.score([(0, ask) for ask in turn])
+                assert all(isinstance(request, Score) for request in yielded)
+                answers = engine.score([(0, request) for request in yielded])
         answer = tuple(result.token_ids)
         assert all(later[: len(earlier)] == earlier for earlier, later in pairwise(commits))
         assert answer[: len(commits[-1])] == commits[-1]
@@ -322,7 +322,7 @@ def test_searches_side_by_side_are_searches_alone(engine, params):
         batches.append(engine.batches - before)
     before = engine.batches
     assert drive(searches(), engine.draw, engine.score) == alone
-    # A turn's asks are one batch; draws and scores of unlike turns may make two.
+    # A round's requests are one batch; draws and scores of unlike rounds may make two.
     assert engine.batches - before <= 2 * max(batches)
     assert len({result.usage.drawn_tokens for result in alone}) > 1 or params.method == "mcts"
 

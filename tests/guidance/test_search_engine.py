@@ -1,12 +1,9 @@
 """Searches on real engines: the offline one, and the served one beside it."""
 
-import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-from conftest import environment
+from conftest import json_lines
 
 HERE = Path(__file__).parent
 
@@ -15,16 +12,7 @@ pytestmark = pytest.mark.engine
 
 @pytest.fixture(scope="module")
 def checks():
-    done = subprocess.run(
-        [sys.executable, HERE / "search_engine.py"],
-        capture_output=True,
-        text=True,
-        timeout=600,
-        check=False,
-        env=environment(),
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    return json_lines(HERE / "search_engine.py")
 
 
 def the(checks, name):
@@ -32,16 +20,16 @@ def the(checks, name):
 
 
 def test_best_of_n_is_the_best_of_n_draws(checks):
-    found = the(checks, "best of n")
-    assert found["equal"] == 4
-    assert found["values"] < 1e-4
-    assert found["drawn"]
+    check = the(checks, "best of n")
+    assert check["equal"] == 4
+    assert check["values"] < 1e-4
+    assert check["drawn"]
 
 
 def test_mcts_without_simulations_is_greedy_guidance(checks):
-    found = the(checks, "greedy")
-    assert found["equal"] == 4
-    assert found["moved"] > 0, "guidance must have done something"
+    check = the(checks, "greedy")
+    assert check["equal"] == 4
+    assert check["moved"] > 0, "guidance must have done something"
 
 
 def test_every_scorer_token_is_counted(checks):
@@ -60,8 +48,8 @@ def test_every_method_finds_better_answers_than_drawing(checks):
 
 
 def test_prefixes_are_read_once(checks):
-    found = the(checks, "prefix")
-    assert 0 < found["read"] < found["whole"] / 2
+    check = the(checks, "prefix")
+    assert 0 < check["read"] < check["whole"] / 2
 
 
 def test_scorers_keep_nothing_of_what_is_over(checks):

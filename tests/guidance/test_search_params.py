@@ -1,4 +1,4 @@
-"""What may be asked of a search, and how whole sequences are scored."""
+"""The settings of a search, and how whole sequences are scored."""
 
 import json
 import warnings
@@ -53,11 +53,11 @@ def test_parses(fields, params):
     assert SearchParams.parse(json.loads(json.dumps(fields))) == params
 
 
-@pytest.mark.parametrize(("fields", "told"), BAD, ids=str)
-def test_refuses(fields, told):
+@pytest.mark.parametrize(("fields", "message"), BAD, ids=str)
+def test_refuses(fields, message):
     with pytest.raises(InvalidGuidance) as error:
         SearchParams.parse(fields)
-    assert told in error.value.message
+    assert message in error.value.message
     assert SECRET not in error.value.message
     assert error.value.param == "search"
 
@@ -84,20 +84,20 @@ def test_mcts_needs_no_temperature():
 
 
 class Telling(Scorer):
-    """s = sum of the ids + strength; remembers how it was asked."""
+    """s = sum of the ids + strength; remembers its calls."""
 
     family = "function"
 
     def __init__(self):
         super().__init__(ScorerInfo(objective="x", mean=3.0, deviation=2.0))
-        self.asked, self.tokens = [], 0
+        self.calls, self.tokens = [], 0
 
     @property
     def tokens_forwarded(self):
         return self.tokens
 
     def score(self, keys, prefixes, candidates, strengths, prompts=()):
-        self.asked.append([list(keys), [len(c) for c in candidates]])
+        self.calls.append([list(keys), [len(c) for c in candidates]])
         self.tokens += sum(map(len, candidates))
         return torch.tensor(
             [
@@ -115,35 +115,35 @@ def test_sequences_are_scored_by_prefix_at_their_strength():
     one, other = Telling(), FunctionScorer(lambda ids: float(len(ids)))
     guide = Guide({"one": one, "other": other})
     params = GuidanceParams(scorers={"one": 0.5, "other": -2.0}, beta=4.0)
-    told = score_sequences(guide, params, SEQUENCES, [10, 11, 12, 13])
+    result = score_sequences(guide, params, SEQUENCES, [10, 11, 12, 13])
     sums = [sum(ids) + 4.0 * 0.5 for ids in SEQUENCES]
     lengths = [float(len(ids)) for ids in SEQUENCES]
-    assert told["scores"] == {"one": sums, "other": lengths}
+    assert result["scores"] == {"one": sums, "other": lengths}
     expected = [0.5 * s - 2.0 * n for s, n in zip(sums, lengths, strict=True)]
-    assert told["values"] == pytest.approx(expected)
-    assert told["tokens"] == 4
-    assert one.asked == [[[10, 11, 13], [2, 1, 1]]]  # two share a prefix, and its row
+    assert result["values"] == pytest.approx(expected)
+    assert result["tokens"] == 4
+    assert one.calls == [[[10, 11, 13], [2, 1, 1]]]  # two share a prefix, and its row
 
 
 def test_normalised_values():
     guide = Guide({"one": Telling()})
     params = GuidanceParams(scorers={"one": 2.0}, beta=3.0, normalize=True)
-    told = score_sequences(guide, params, [[1, 2]], [0])
+    result = score_sequences(guide, params, [[1, 2]], [0])
     raw = 3 + 3.0 * 2.0 / 2.0  # the strength is over the deviation
-    assert told["scores"]["one"] == [raw]
-    assert told["values"] == pytest.approx([2.0 * (raw - 3.0) / 2.0])
+    assert result["scores"]["one"] == [raw]
+    assert result["values"] == pytest.approx([2.0 * (raw - 3.0) / 2.0])
 
 
 def test_parts_of_a_composite_are_counted_once():
     one = Telling()
     guide = Guide({"one": one, "sum": CompositeScorer({"one": (one, 1.0)})})
-    told = score_sequences(guide, GuidanceParams(scorers={"sum": 1.0}), [[1, 2], [1, 3]], [0, 1])
-    assert told["tokens"] == 2
+    result = score_sequences(guide, GuidanceParams(scorers={"sum": 1.0}), [[1, 2], [1, 3]], [0, 1])
+    assert result["tokens"] == 2
 
 
 def test_tokens_are_shared_out_whole():
-    told = {"values": [1.0, 2.0, 3.0], "scores": {"a": [1.0, 2.0, 3.0]}, "error": None}
-    answers = scored({**told, "tokens": 8})
+    result = {"values": [1.0, 2.0, 3.0], "scores": {"a": [1.0, 2.0, 3.0]}, "error": None}
+    answers = scored({**result, "tokens": 8})
     assert [answer.scorer_tokens for answer in answers] == [3, 3, 2]
     assert [answer.scores for answer in answers] == [{"a": 1.0}, {"a": 2.0}, {"a": 3.0}]
 
@@ -151,6 +151,6 @@ def test_tokens_are_shared_out_whole():
 @pytest.mark.parametrize("bad", [lambda ids: 1 / 0, lambda ids: float("nan")])
 def test_a_scorer_that_fails_is_named(bad):
     guide = Guide({"bad": FunctionScorer(bad)})
-    told = score_sequences(guide, GuidanceParams(scorers={"bad": 1.0}), SEQUENCES, range(4))
+    result = score_sequences(guide, GuidanceParams(scorers={"bad": 1.0}), SEQUENCES, range(4))
     with pytest.raises(ScorerFault, match="scorer 'bad' failed"):
-        scored(told)
+        scored(result)

@@ -98,7 +98,7 @@ def test_scores_are_those_of_transformers(kind, reads, base, checkpoints):
     path = str(checkpoints / kind)
     scorer = load(base, s={"path": path, "reads": reads})["s"]
     prefixes, candidates, prompts = rows(base, 12)
-    found = scorer.score(list(range(12)), prefixes, candidates, [1.0] * 12, prompts)
+    result = scorer.score(list(range(12)), prefixes, candidates, [1.0] * 12, prompts)
     parts = {
         "text": lambda answer: ["Write a review." + answer],
         "answer": lambda answer: [answer],
@@ -106,10 +106,10 @@ def test_scores_are_those_of_transformers(kind, reads, base, checkpoints):
     }[reads]
     texts = answers(base, prefixes, candidates, prompts)
     expected = [of_transformers(path, *parts(answer)) for answer in texts]
-    torch.testing.assert_close(found, torch.tensor(expected), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(result, torch.tensor(expected), atol=1e-5, rtol=1e-5)
     spent = scorer.tokens_forwarded
     again = scorer.score(list(range(12)), prefixes, candidates, [1.0] * 12, prompts)
-    assert torch.equal(again, found)
+    assert torch.equal(again, result)
     assert scorer.tokens_forwarded == spent > 0  # they were remembered
 
 
@@ -119,9 +119,9 @@ def test_a_label_of_several_through_its_own_template(label, number, base, checkp
     scorer = load(base, s={"path": path, "label": label})["s"]
     assert scorer.reads == "chat"
     prefixes, candidates, prompts = rows(base, 5)
-    told = [Prompt(prompt.length, TURNS) for prompt in prompts]
-    for given, content in ((told, TURNS[0]["content"]), (prompts, "Write a review.")):
-        found = scorer.score([1, 2, 3, 4, 5], prefixes, candidates, [1.0] * 5, given)
+    with_turns = [Prompt(prompt.length, TURNS) for prompt in prompts]
+    for contexts, content in ((with_turns, TURNS[0]["content"]), (prompts, "Write a review.")):
+        result = scorer.score([1, 2, 3, 4, 5], prefixes, candidates, [1.0] * 5, contexts)
         texts = answers(base, prefixes, candidates, prompts)
         start = f"[user] {content} [assistant] "
         # The window is 64 tokens: see below for texts that are longer.
@@ -130,7 +130,7 @@ def test_a_label_of_several_through_its_own_template(label, number, base, checkp
         with torch.inference_mode():
             logits = [model(torch.tensor([ids])).logits[0].log_softmax(-1) for ids in cut]
         expected = torch.stack(logits)[:, number]
-        torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(result, expected, atol=1e-5, rtol=1e-5)
 
 
 def test_long_texts_lose_the_beginning_of_the_prompt(base, checkpoints):
@@ -143,8 +143,8 @@ def test_long_texts_lose_the_beginning_of_the_prompt(base, checkpoints):
     for reads in ("text", "pair"):
         scorer = load(base, s={"path": path, "reads": reads})["s"]
         assert scorer.window == foreign.WINDOW
-        given = ([9], [prefix], [np.array(ids[-1:])], [1.0], [Prompt(len(prompt_ids))])
-        found = float(scorer.score(*given)[0])
+        arguments = ([9], [prefix], [np.array(ids[-1:])], [1.0], [Prompt(len(prompt_ids))])
+        result = float(scorer.score(*arguments)[0])
         parts = [prompt + answer] if reads == "text" else [prompt, answer]
         whole = tokenizer(*parts)["input_ids"]
         lost = len(whole) - foreign.WINDOW
@@ -152,10 +152,10 @@ def test_long_texts_lose_the_beginning_of_the_prompt(base, checkpoints):
         model = AutoModelForSequenceClassification.from_pretrained(path).eval()
         with torch.inference_mode():
             kept = torch.tensor([[whole[0], *whole[1 + lost :]]])
-            assert found == pytest.approx(float(model(kept).logits[0, 0]), abs=1e-5)
+            assert result == pytest.approx(float(model(kept).logits[0, 0]), abs=1e-5)
     # The answer is cut only where nothing is left of the prompt.
     long = np.array(base("bad " * 600, add_special_tokens=False)["input_ids"])
-    last = scorer.score([9], [np.append(prompt_ids, long)], [long[-1:]], [1.0], given[-1])
+    last = scorer.score([9], [np.append(prompt_ids, long)], [long[-1:]], [1.0], arguments[-1])
     assert torch.isfinite(last).all()
     assert scorer.shortened(9) > 300
 
@@ -191,7 +191,7 @@ def test_the_contract_of_scorers(base, checkpoints):
         ("deberta", {"reads": "ids"}, "reads must be one of"),
     ],
 )
-def test_what_cannot_be_served_is_told_at_start(kind, spec, message, base, checkpoints):
+def test_what_cannot_be_served_is_refused_at_start(kind, spec, message, base, checkpoints):
     with pytest.raises(ScorerLoadError, match=message):
         load(base, s={"path": str(checkpoints / kind), **spec})
 
@@ -205,14 +205,14 @@ def test_a_language_model_is_no_classifier(base):
 
 def test_a_templates_reason_is_one_short_line_of_its_own_words():
     source = "{{ raise_exception('roles must alternate, not ' ~ messages[0].role) }}"
-    for raised, told in (
+    for raised, message in (
         ("roles must alternate, not zebra\nmore", "roles must alternate, not …"),
         ("roles must alternate.", "roles must alternate"),
         ("zebra crossing", "ValueError"),
         ("", "ValueError"),
         ("not " * 1000, ("not " * 50).strip()),
     ):
-        assert reason(ValueError(raised), source) == told
+        assert reason(ValueError(raised), source) == message
 
 
 def test_what_a_chat_template_refuses_is_known_before_it_is_scored():

@@ -9,11 +9,11 @@ with warnings.catch_warnings():  # vLLM's own, as it is imported
 
 
 def test_only_a_trusted_base_has_vllm_load_its_tokenizer(monkeypatch):
-    asked = []
-    monkeypatch.setattr(adapter, "cached_tokenizer_from_config", asked.append)
+    loads = []
+    monkeypatch.setattr(adapter, "cached_tokenizer_from_config", loads.append)
     plain = SimpleNamespace(trust_remote_code=False, tokenizer="org/base")
     assert adapter._tokenizer(plain) == "org/base"
-    assert not asked
+    assert not loads
     trusted = SimpleNamespace(trust_remote_code=True, tokenizer="org/base")
     assert adapter._tokenizer(trusted) is None
-    assert asked == [trusted]
+    assert loads == [trusted]

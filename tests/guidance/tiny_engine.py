@@ -13,7 +13,7 @@ class TinyEngine:
     def __init__(self, world, prompt, value):
         self.world, self.prompt, self.value = world, prompt, value
         self.drawn = self.read = self.scored = self.batches = 0
-        self.told = []  # every sequence that was scored
+        self.scored_sequences = []  # every sequence that was scored
         self.policy = {}
 
     def next(self, prefix):
@@ -39,27 +39,29 @@ class TinyEngine:
             out += (rng.choices(range(VOCABULARY), policy)[0],)
         return out
 
-    def draw(self, asks, beta=0.0):
+    def draw(self, requests, beta=0.0):
         self.batches += 1
         answers = []
-        for ask in asks:
-            prefix = self.completion(ask.prefix)
+        for request in requests:
+            prefix = self.completion(request.prefix)
             assert not ended(prefix), "what has ended is not extended"
-            out = self.continuation(prefix, ask.max_tokens, ask.seed, beta if ask.guided else 0.0)
-            top = sorted(enumerate(self.next(prefix)), key=lambda pair: -pair[1])[: ask.top]
-            spent = 7 * len(out) if ask.guided else 0  # whatever: it must be counted
-            self.drawn, self.read = self.drawn + len(out), self.read + len(ask.prefix)
+            out = self.continuation(
+                prefix, request.max_tokens, request.seed, beta if request.guided else 0.0
+            )
+            top = sorted(enumerate(self.next(prefix)), key=lambda pair: -pair[1])[: request.top]
+            spent = 7 * len(out) if request.guided else 0  # whatever: it must be counted
+            self.drawn, self.read = self.drawn + len(out), self.read + len(request.prefix)
             self.scored += spent
             logs = [(token, math.log(p)) for token, p in top]
-            answers.append(Drawn(out, EOS in out, logs, len(out) / 8, len(ask.prefix), spent))
+            answers.append(Drawn(out, EOS in out, logs, len(out) / 8, len(request.prefix), spent))
         return answers
 
-    def score(self, asks):
+    def score(self, requests):
         self.batches += 1
         answers = []
-        for _, ask in asks:
-            prefix = self.completion(ask.sequence)
-            self.told.append(prefix)
+        for _, request in requests:
+            prefix = self.completion(request.sequence)
+            self.scored_sequences.append(prefix)
             self.scored += len(prefix)
             value = self.value(prefix)
             answers.append(ScoredSequence(value, {"exact": value}, len(prefix)))
@@ -74,5 +76,5 @@ class TinyEngine:
 
     def search(self, params, guidance, *, seed=0):
         search = start(params, self.problem(guidance, seed=seed))
-        [result] = drive([search], lambda asks: self.draw(asks, guidance.beta), self.score)
+        [result] = drive([search], lambda requests: self.draw(requests, guidance.beta), self.score)
         return result

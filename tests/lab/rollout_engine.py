@@ -60,9 +60,9 @@ def same(first, second):
 def main():
     try:
         EngineArgs()
-        say("default model", found=True)
+        say("default model", loaded=True)
     except Exception as error:
-        say("default model", found=False, error=type(error).__name__)
+        say("default model", loaded=False, error=type(error).__name__)
     faulty = {"path": "faulty_scorers:fails", "family": "function"}
     sampler = Sampler(
         str(demo.base()),

@@ -24,17 +24,17 @@ def bench(tmp_path, monkeypatch):
     """The demo's base, and a policy that takes long to tune; scorers forward 60 tokens a run."""
     scale = Scale(0, 0, 0, PROMPTS, 0, ANSWERS, (), ())
     made = Bench(Task("reviews", WORLDS["reviews"]), str(demo.base()), {}, scale, tmp_path)
-    told = {"name": "s", "family": "head", "parameters": SCORER, "tokens_forwarded": 0}
+    status = {"name": "s", "family": "head", "parameters": SCORER, "tokens_forwarded": 0}
 
     def ask(method):
-        return [[dict(told)]]
+        return [[dict(status)]]
 
     def tune(task, out, method, scaled_beta):
         time.sleep(SECONDS)
         return tmp_path
 
     def sample(task, path, base, prompts, seed):
-        told["tokens_forwarded"] += FORWARDED
+        status["tokens_forwarded"] += FORWARDED
         return [Completion([5] * DRAWN, []) for _ in prompts]
 
     made.sampler = SimpleNamespace(engine=SimpleNamespace(collective_rpc=ask))

@@ -1,14 +1,12 @@
 """What the bench measures of a real engine's answers."""
 
-import json
 import math
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import json_lines
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from trimtab_lab.worlds import WORLDS
@@ -21,16 +19,8 @@ HERE = Path(__file__).parent
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    done = subprocess.run(
-        [sys.executable, HERE / "arena_engine.py", tmp_path_factory.mktemp("bench")],
-        capture_output=True,
-        text=True,
-        timeout=600,
-        check=False,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    lines = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    lines = json_lines(HERE / "arena_engine.py", tmp_path_factory.mktemp("bench"), env=env)
     return {line["method"]: line for line in lines}
 
 
@@ -87,9 +77,9 @@ def test_best_of_n_pays_for_all_it_drew(runs):
 
 
 def test_base_samples_are_the_bases(runs):
-    found = runs["samples"]
-    assert all(shape == [12, 20] for shape in found["shapes"].values())
-    assert set(found["shapes"]) == {"consistency", "sentiment", "formality", "brevity", "tokens"}
-    assert found["means"]["sentiment"] == pytest.approx(
+    samples = runs["samples"]
+    assert all(shape == [12, 20] for shape in samples["shapes"].values())
+    assert set(samples["shapes"]) == {"consistency", "sentiment", "formality", "brevity", "tokens"}
+    assert samples["means"]["sentiment"] == pytest.approx(
         np.mean(runs["base"]["rewards"]["sentiment"]), abs=0.5
     )

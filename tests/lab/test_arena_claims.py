@@ -145,9 +145,9 @@ def test_damaged_verdicts_and_errors_are_named(tmp_path, monkeypatch):
     bench, path = FakeBench(), tmp_path / "judged.json"
     runs = [bench.run(METHODS["pargs"], 2.0)]
     monkeypatch.setattr(judge, "compare", lambda *_: Verdict(0.5, 0.25, 0.25, 0.1, 24))
-    found = verdicts("judge:x", bench.texts, runs, runs[0], path)
+    result = verdicts("judge:x", bench.texts, runs, runs[0], path)
     monkeypatch.setattr(judge, "compare", None)  # not called again
-    assert verdicts("judge:x", bench.texts, runs, runs[0], path) == found
+    assert verdicts("judge:x", bench.texts, runs, runs[0], path) == result
     monkeypatch.setattr(judge, "compare", lambda *_: Verdict(0.5, 0.25, 0.25, 0.1, 24))
     for damage in damages(path.read_bytes(), random.Random(2)):
         path.write_bytes(damage)

@@ -22,13 +22,13 @@ def answers():
 
 def optimum(probabilities, rewards, beta):
     """The definition: mean reward and mean KL of π0·exp(βR)/Z."""
-    found = []
+    points = []
     for p, r in zip(probabilities, rewards, strict=True):
         log_q = np.log(p) + beta * r
         log_q -= logsumexp(log_q)
         q = np.exp(log_q)
-        found.append((q @ r, q @ (log_q - np.log(p))))
-    return np.mean(found, axis=0)
+        points.append((q @ r, q @ (log_q - np.log(p))))
+    return np.mean(points, axis=0)
 
 
 @pytest.mark.parametrize("kl", [0.05, 0.3, 1.0, 2.0])
@@ -67,21 +67,21 @@ SHAPES = {
 def test_samples_estimate_it_up_to_the_limit(shape, samples):
     p = SHAPES[shape] / SHAPES[shape].sum()
     drawn = np.random.default_rng(1).choice(VALUES, (64, samples), p=p)
-    found, wanted = sampled(drawn), exact([p[p > 0]], [VALUES[p > 0]])
-    assert 0.5 < found.limit < np.log(samples / 10) + 0.5
-    chance = found.reward[0].mean() - wanted.reward[0].mean()
-    for kl in np.linspace(0.3, 1, 4) * found.limit:
-        assert found.gain(kl) + chance == pytest.approx(wanted.gain(kl), rel=0.03)
+    estimate, wanted = sampled(drawn), exact([p[p > 0]], [VALUES[p > 0]])
+    assert 0.5 < estimate.limit < np.log(samples / 10) + 0.5
+    chance = estimate.reward[0].mean() - wanted.reward[0].mean()
+    for kl in np.linspace(0.3, 1, 4) * estimate.limit:
+        assert estimate.gain(kl) + chance == pytest.approx(wanted.gain(kl), rel=0.03)
 
 
 def test_beyond_the_limit_few_samples_fall_short():
     """A Gaussian reward: the optimum gains √(2·KL); the best of 200 answers cannot."""
     drawn = np.random.default_rng(2).normal(size=(64, 200))
-    found = sampled(drawn)
-    assert found.limit < 2.5
-    near, far = found.limit, 4.5
-    assert found.gain(near) == pytest.approx(np.sqrt(2 * near), rel=0.03)
-    assert found.gain(far) < 0.95 * np.sqrt(2 * far)
+    estimate = sampled(drawn)
+    assert estimate.limit < 2.5
+    near, far = estimate.limit, 4.5
+    assert estimate.gain(near) == pytest.approx(np.sqrt(2 * near), rel=0.03)
+    assert estimate.gain(far) < 0.95 * np.sqrt(2 * far)
 
 
 def test_efficiency_of_the_optimum_is_one(answers):
@@ -97,20 +97,20 @@ def test_efficiency_of_the_optimum_is_one(answers):
     assert many.efficiency(many.reward[0], many.kl[0]) is None
 
 
-def test_efficiency_beyond_the_limit_is_not_told():
-    found = sampled(np.random.default_rng(3).normal(size=(8, 50)))
-    assert found.efficiency(found.reward[-1], np.full(8, found.limit + 0.1)) is None
+def test_efficiency_beyond_the_limit_is_not_reported():
+    estimate = sampled(np.random.default_rng(3).normal(size=(8, 50)))
+    assert estimate.efficiency(estimate.reward[-1], np.full(8, estimate.limit + 0.1)) is None
 
 
 @pytest.mark.parametrize("n", [1, 2, 5, 7])
 def test_best_of_is_the_mean_over_all_subsets(n):
     rewards = np.random.default_rng(4).normal(size=(3, 7)).round(1)
     wanted = [np.mean([max(some) for some in combinations(row, n)]) for row in rewards]
-    found, kl = best_of(rewards, n)
-    np.testing.assert_allclose(found, wanted, atol=1e-12)
+    estimate, kl = best_of(rewards, n)
+    np.testing.assert_allclose(estimate, wanted, atol=1e-12)
     assert kl == pytest.approx(np.log(n) - (n - 1) / n)
 
 
 def test_a_reward_that_never_varies_has_nothing_to_gain():
-    found = sampled(np.ones((4, 30)))
-    assert found.gain(1.0) == pytest.approx(0, abs=1e-6)
+    estimate = sampled(np.ones((4, 30)))
+    assert estimate.gain(1.0) == pytest.approx(0, abs=1e-6)

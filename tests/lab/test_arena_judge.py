@@ -52,20 +52,20 @@ def spec(server):
 def test_wins_are_ours_whatever_the_order(stub):
     ours = ["long answer"] * 12 + ["same"] * 4 + ["x"] * 4
     theirs = ["short"] * 12 + ["same"] * 4 + ["longer"] * 4
-    found = compare(spec(stub), ["asked"] * 20, ours, theirs)
-    assert (found.win, found.tie, found.lose, found.n) == (0.6, 0.2, 0.2, 20)
-    assert found.p == pytest.approx(0.0768, abs=1e-3)  # 12 of 16
+    verdict = compare(spec(stub), ["asked"] * 20, ours, theirs)
+    assert (verdict.win, verdict.tie, verdict.lose, verdict.n) == (0.6, 0.2, 0.2, 20)
+    assert verdict.p == pytest.approx(0.0768, abs=1e-3)  # 12 of 16
     assert len(set(stub.firsts[:12])) == 2, "both orders are shown"
 
 
 def test_a_judge_that_favours_a_place_finds_about_a_tie(stub):
     stub.always = "1"
-    found = compare(spec(stub), ["asked"] * 200, ["a"] * 200, ["b"] * 200)
-    assert found.win == pytest.approx(0.5, abs=0.12)
-    assert found.p > 0.01
+    verdict = compare(spec(stub), ["asked"] * 200, ["a"] * 200, ["b"] * 200)
+    assert verdict.win == pytest.approx(0.5, abs=0.12)
+    assert verdict.p > 0.01
 
 
-def test_what_is_no_verdict_is_told(stub):
+def test_a_reply_that_is_not_a_verdict_is_an_error(stub):
     stub.always = "7"
     with pytest.raises(RewardError, match=r"replied 7; expected 0, 1 or 2"):
         compare(spec(stub), ["asked"], ["a"], ["b"])

@@ -23,7 +23,7 @@ def test_strengths_are_those_of_the_optimum_at_their_nats():
         assert spent(rewards, beta) == pytest.approx(kl, abs=0.01)
 
 
-def test_no_more_nats_are_asked_for_than_there_are():
+def test_no_more_nats_are_requested_than_there_are():
     """A success in four: the very best answers are log 4 nats away."""
     rewards = np.array([1.0, 0.0, 0.0, 0.0] * 100)
     for beta, kl in zip(
@@ -38,10 +38,10 @@ def test_guided_answers_stand_beside_the_bases(tmp_path, monkeypatch):
     base = [{"prompt": "p", "completion": "Great. I love it.", "reward": r} for r in (0.0, 0.5, 1)]
     (tmp_path / "data").mkdir()
     data.write(tmp_path / "data" / "consistency-rollouts.jsonl", base)
-    asked = []
+    calls = []
 
     def sample(task, out, scale, scorer, betas, seed):
-        asked.append((scorer.name, len(betas), seed))
+        calls.append((scorer.name, len(betas), seed))
         return [{"prompt": "p", "completion": "Awful. I regret it.", "strength": b} for b in betas]
 
     monkeypatch.setattr(refine, "_sample", sample)
@@ -52,10 +52,10 @@ def test_guided_answers_stand_beside_the_bases(tmp_path, monkeypatch):
     assert [record["reward"] for record in written[3:]] == [reward("p", "Awful. I regret it.")] * 2
     assert all(record["strength"] > 0 for record in written[3:])
     assert refine.guided(*arguments) == path
-    assert asked == [("distribution-base", 2, 1)], "what is there is not drawn again"
+    assert calls == [("distribution-base", 2, 1)], "what is there is not drawn again"
     second = refine.guided(task, tmp_path, QUICK_SCALE, "distribution", "consistency")
     assert list(data.read(second))[:-2] == written
-    assert asked[1:] == [("distribution", 2, 3)]
+    assert calls[1:] == [("distribution", 2, 3)]
 
 
 def test_what_guidance_did_to_each_token_is_read_off_the_trace():
@@ -67,9 +67,9 @@ def test_what_guidance_did_to_each_token_is_read_off_the_trace():
         "logprobs": list(np.log(pi0)),
         "guided_logprobs": list(np.log(pi0) + bonus - log_z),
     }
-    found = log_ratios([{**step, "token": token} for token in (5, 4, 9)])
-    assert found == pytest.approx([3 - log_z, 1 - log_z, mean - log_z])
-    assert 0.3 * np.exp(found[1]) + 0.5 * np.exp(found[0]) + 0.2 * np.exp(found[2]) == (
+    ratios = log_ratios([{**step, "token": token} for token in (5, 4, 9)])
+    assert ratios == pytest.approx([3 - log_z, 1 - log_z, mean - log_z])
+    assert 0.3 * np.exp(ratios[1]) + 0.5 * np.exp(ratios[0]) + 0.2 * np.exp(ratios[2]) == (
         pytest.approx(1)
     )
 

@@ -71,7 +71,7 @@ def test_base_samples_are_kept_and_checked(tmp_path):
 
 
 @pytest.fixture(scope="module")
-def held(tmp_path_factory):
+def finished(tmp_path_factory):
     """A whole arena of made-up methods: its directory and results."""
     out, bench = tmp_path_factory.mktemp("arena"), FakeBench()
     base = arena.base_samples(bench, out / "base-samples.npz")
@@ -80,15 +80,15 @@ def held(tmp_path_factory):
     return out, json.loads((out / "results.json").read_text())
 
 
-def test_efficiencies_are_what_the_methods_were_given(held):
-    _, results = held
+def test_efficiencies_are_the_known_shares(finished):
+    _, results = finished
     [board] = results["boards"]
     rows = {row["method"]: row for row in board["leaderboard"]}
     for name in NAMES[1:]:
-        found = rows[name]["efficiency"]
-        assert found["share"] == pytest.approx(SHARES[name], abs=0.12)
-        assert found["low"] < SHARES[name] + 0.05
-        assert found["high"] > SHARES[name] - 0.05
+        result = rows[name]["efficiency"]
+        assert result["share"] == pytest.approx(SHARES[name], abs=0.12)
+        assert result["low"] < SHARES[name] + 0.05
+        assert result["high"] > SHARES[name] - 0.05
         assert rows[name]["flops"] == 5
         assert rows[name]["efficiency_at_kl"]["share"] == pytest.approx(SHARES[name], abs=0.12)
         assert rows[name]["efficiency_at_kl"]["kl"] == board["compared_at_kl"]
@@ -98,16 +98,16 @@ def test_efficiencies_are_what_the_methods_were_given(held):
     assert rows["base"]["tie"] == 1
 
 
-def test_claims_are_tested_on_all_prompts(held):
-    _, results = held
-    found = {(c["better"], c["worse"], c["compared"]): c for c in results["claims"]}
-    claim = found["pargs", "args", "equal KL"]
+def test_claims_are_tested_on_all_prompts(finished):
+    _, results = finished
+    result = {(c["better"], c["worse"], c["compared"]): c for c in results["claims"]}
+    claim = result["pargs", "args", "equal KL"]
     assert claim["verdict"] == "reproduced"
     assert claim["n"] == PROMPTS
     assert claim["p_holm"] >= claim["p"]
     # Reward still rises at the largest β of these made-up methods: the paper's fall is not there.
-    assert found["pargs", "pargs", "best and last setting"]["verdict"] == "not significant"
-    assert not any("fudge" in pair for pair in found), "what was not run is not claimed"
+    assert result["pargs", "pargs", "best and last setting"]["verdict"] == "not significant"
+    assert not any("fudge" in pair for pair in result), "what was not run is not claimed"
 
 
 def test_a_method_of_one_setting_is_met_at_its_own_kl():
@@ -119,8 +119,8 @@ def test_a_method_of_one_setting_is_met_at_its_own_kl():
     samples = bench.base_samples()
 
     def differences(*runs):
-        found = claims.test([Board("gold", samples, [base, *runs], 2.0)], "made-up")
-        return [claim["difference"] for claim in found if claim["compared"] == "equal KL"]
+        result = claims.test([Board("gold", samples, [base, *runs], 2.0)], "made-up")
+        return [claim["difference"] for claim in result if claim["compared"] == "equal KL"]
 
     once = replace(first, method="top-k 10", scaled_beta=0.0)
     assert differences(first, second, once) == [0]
@@ -129,16 +129,16 @@ def test_a_method_of_one_setting_is_met_at_its_own_kl():
     assert differences(second, once) == [], "two points have no KL in common"
 
 
-def test_results_hold_every_prompt(held):
-    out, results = held
+def test_results_hold_every_prompt(finished):
+    out, results = finished
     assert len(results["runs"]) == len(list((out / "runs").iterdir()))
     assert all(len(run["rewards"]["gold"]) == PROMPTS for run in results["runs"])
     assert results["about"]["command"] == "trimtab arena made-up"
     assert results["about"]["packages"]["numpy"] == np.__version__
 
 
-def test_the_leaderboard_and_the_plots_are_there(held):
-    out, _ = held
+def test_the_leaderboard_and_the_plots_are_there(finished):
+    out, _ = finished
     text = (out / "leaderboard.md").read_text()
     tables = [line for line in text.splitlines() if line.startswith("|")]
     assert "| vas | " in text
@@ -183,9 +183,9 @@ def test_better_values_foretell_better_answers_if_they_do():
             runs.append(replace(run, rewards={"gold": gold}))
     board = Board("gold", bench.base_samples(), runs, 1.0)
     mse = {METHODS[name].scorer: 1.0 - i / 10 for i, name in enumerate(names)}
-    found = values.correlation(board, mse)
-    assert found["rho"] == pytest.approx(-1)
-    assert found["p"] == pytest.approx(1 / 120)
+    result = values.correlation(board, mse)
+    assert result["rho"] == pytest.approx(-1)
+    assert result["p"] == pytest.approx(1 / 120)
     away = values.correlation(board, {name: -error for name, error in mse.items()})
     assert away["rho"] == pytest.approx(1)
     assert away["p"] == pytest.approx(1)
@@ -222,7 +222,7 @@ def test_fingerprints_follow_the_weights(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "message"),
     [
         ("gold: other", "gold must be one of"),
         ("prompts: {test: a}", "train and test"),
@@ -233,7 +233,7 @@ def test_fingerprints_follow_the_weights(tmp_path):
         ("scorers: {td-lamda: x}", "no such scorer: td-lamda.*td-lambda"),
     ],
 )
-def test_a_wrong_file_is_told(tmp_path, text, told):
+def test_a_wrong_file_is_refused(tmp_path, text, message):
     right = {
         "name": "mine",
         "base": "x",
@@ -246,11 +246,11 @@ def test_a_wrong_file_is_told(tmp_path, text, told):
     lines = [f"{k}: {json.dumps(v)}" for k, v in right.items() if k != key]
     path = tmp_path / "c.yaml"
     path.write_text("\n".join([*lines, text]))
-    with pytest.raises(TrimtabError, match=told):
+    with pytest.raises(TrimtabError, match=message):
         load(str(path))
 
 
-def test_an_unknown_world_or_method_is_told():
+def test_an_unknown_world_or_method_is_refused():
     with pytest.raises(TrimtabError, match="reviews"):
         load("nowhere")
     with pytest.raises(TrimtabError, match=r"no such method: x.*pargs"):
@@ -258,7 +258,7 @@ def test_an_unknown_world_or_method_is_told():
 
 
 @pytest.mark.parametrize("name", ["composition", "dial", "summed-rl", "rewarded-soup"])
-def test_a_method_whose_reward_the_world_lacks_is_told(name):
+def test_a_method_whose_reward_the_world_lacks_is_refused(name):
     scale = FakeBench().scale
     message = rf"made-up does not support {name} .for reviews, digest"
     with pytest.raises(TrimtabError, match=message):

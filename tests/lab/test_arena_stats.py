@@ -12,14 +12,14 @@ def test_paired_finds_a_difference_and_not_its_absence():
     draw = np.random.default_rng(0)
     worse = draw.normal(size=64)
     better = worse + 0.3 + 0.2 * draw.normal(size=64)
-    found = stats.paired(better, worse)
-    assert found.difference == pytest.approx(np.mean(better - worse))
-    assert found.low < found.difference < found.high
-    assert found.p < 1e-6
+    result = stats.paired(better, worse)
+    assert result.difference == pytest.approx(np.mean(better - worse))
+    assert result.low < result.difference < result.high
+    assert result.p < 1e-6
     assert stats.paired(worse, better).p > 0.99
     # The interval is about two standard errors to each side.
     error = np.std(better - worse, ddof=1) / 8
-    assert found.high - found.low == pytest.approx(3.92 * error, rel=0.15)
+    assert result.high - result.low == pytest.approx(3.92 * error, rel=0.15)
 
 
 def test_paired_without_any_difference():
@@ -29,8 +29,8 @@ def test_paired_without_any_difference():
 
 
 def test_holm_against_its_definition():
-    found = stats.holm([0.04, 0.001, 0.03, 0.5])
-    assert found == pytest.approx([0.09, 0.004, 0.09, 0.5])
+    result = stats.holm([0.04, 0.001, 0.03, 0.5])
+    assert result == pytest.approx([0.09, 0.004, 0.09, 0.5])
     assert stats.holm([]) == []
 
 
@@ -51,9 +51,9 @@ def test_at_kl_reads_between_settings():
 
 def test_estimate():
     values = np.random.default_rng(2).normal(size=50)
-    found = stats.estimate(values)
-    assert found.standard_error == pytest.approx(reference.sem(values))
-    assert found.n == 50
+    result = stats.estimate(values)
+    assert result.standard_error == pytest.approx(reference.sem(values))
+    assert result.n == 50
 
 
 def test_wins():

@@ -10,7 +10,7 @@ import torch
 from trimtab.params import GuidanceParams
 from trimtab_lab.arena import tiny as board
 from trimtab_lab.arena.exact import (
-    Score,
+    ScoreFunction,
     beta_at,
     decode,
     mean_reward,
@@ -31,7 +31,7 @@ def everything(beta: float, **fields: object) -> GuidanceParams:
     return GuidanceParams.parse({"beta": beta, "k": 4, "mass": 1.0, **fields})
 
 
-def value(tiny: Tiny) -> Score:
+def value(tiny: Tiny) -> ScoreFunction:
     return lambda x, y, _: tiny.value(x, y)
 
 
@@ -159,7 +159,7 @@ def test_the_board_of_the_tiny_world(tiny: Tiny) -> None:
 
 def test_the_report_of_the_tiny_world(tmp_path: Path) -> None:
     board.compare(tmp_path, "trimtab arena tiny")
-    told = json.loads((tmp_path / "results.json").read_text())
+    content = json.loads((tmp_path / "results.json").read_text())
     lines = [row for row in (tmp_path / "leaderboard.md").read_text().splitlines() if "|" in row]
-    assert len(lines) == len(told["leaderboard"]) + 2
+    assert len(lines) == len(content["leaderboard"]) + 2
     assert (tmp_path / "frontier.png").stat().st_size > 10_000

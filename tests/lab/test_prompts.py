@@ -36,16 +36,16 @@ def test_marks_and_carriage_returns_are_no_part_of_a_prompt(tmp_path):
         ("p.jsonl", '\ufeff{"prompt": "How?"}\r\n\r\n{"prompt": "Why?"}\r\n'),
     ):
         (tmp_path / name).write_bytes(text.encode())
-        found = read(tmp_path / name, TOKENIZER, raw=True)
-        assert [prompt.content for prompt in found] == ["How?", "Why?"]
-        assert [prompt.place for prompt in found] == [
+        result = read(tmp_path / name, TOKENIZER, raw=True)
+        assert [prompt.content for prompt in result] == ["How?", "Why?"]
+        assert [prompt.place for prompt in result] == [
             f"{tmp_path / name}, line 1",
             f"{tmp_path / name}, line 3",
         ]
 
 
 @pytest.mark.parametrize(
-    ("line", "told"),
+    ("line", "message"),
     [
         ('{"instruction": "How?", "input": ""}', "no field 'prompt' (it has: input, instruction)"),
         ('{"prompt_id": "a"}', "no field 'prompt'"),
@@ -64,13 +64,13 @@ def test_marks_and_carriage_returns_are_no_part_of_a_prompt(tmp_path):
         (f'{{"prompt": {json.dumps(CHAT)}, "tools": "price"}}', "'tools' is text, but not JSON"),
     ],
 )
-def test_prompts_that_would_have_to_be_guessed_at(tmp_path, line, told):
+def test_prompts_that_would_have_to_be_guessed_at(tmp_path, line, message):
     path = tmp_path / "p.jsonl"
     path.write_text(f'{{"prompt": "fine"}}\n\n{line}\n')
     with pytest.raises(TrimtabError) as caught:
         read(path, TOKENIZER)
     assert f"1 of 2 rows cannot be used: {path}, line 3: " in str(caught.value)
-    assert told in str(caught.value)
+    assert message in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
@@ -101,9 +101,9 @@ def test_what_a_line_says_stays_and_what_is_of_other_answers_does_not(tmp_path, 
     line = {"prompt": CHAT, "prompt_id": "9f", "label": "x", "answer": 3}
     old = {"completion": "Fine.", "reward": 1.0, "strength": 2.0, "log_ratios": [1.0]}
     with caplog.at_level(logging.WARNING):
-        found = read(written(tmp_path, {**line, **old}, line), TOKENIZER)
+        result = read(written(tmp_path, {**line, **old}, line), TOKENIZER)
     expected = {"prompt_id": "9f", "label": "x", "answer": 3}
-    assert [prompt.fields for prompt in found] == [expected, expected]
+    assert [prompt.fields for prompt in result] == [expected, expected]
     assert [message.partition(": ")[2] for message in caplog.messages] == [
         f"'{name}' of 1 prompts belongs to other answers; ignored."
         for name in ("completion", "strength", "log_ratios", "reward")
@@ -143,9 +143,9 @@ def test_answers_that_cannot_be_cut_are_counted_or_named(tmp_path, caplog):
 
 
 def test_a_world_of_ones_own(tmp_path, monkeypatch, caplog):
-    """A prompt in several lines is asked once, and judged by what all of them say."""
-    asked = []
-    monkeypatch.setattr(rewards, "load", lambda spec: lambda some: [asked.extend(some) or 1.0])
+    """A prompt in several lines is sampled once, and judged by all of its lines."""
+    labelled = []
+    monkeypatch.setattr(rewards, "load", lambda spec: lambda some: [labelled.extend(some) or 1.0])
     path = written(
         tmp_path,
         {"prompt": CHAT, "answer": 1, "kind": "x", "label": "good"},
@@ -159,7 +159,7 @@ def test_a_world_of_ones_own(tmp_path, monkeypatch, caplog):
     assert len(world.prompts("test", 9, 0)) == 2
     assert "1 of 3 prompts are duplicates; ignored." in caplog.text
     world.rewards["r"](demo.chat("How?"), "Fine.")
-    assert asked == [{"prompt": CHAT, "kind": "x", "label": "good", "completion": "Fine."}]
+    assert labelled == [{"prompt": CHAT, "kind": "x", "label": "good", "completion": "Fine."}]
     with pytest.raises(TrimtabError, match=r"3 of 3 prompts are too long: .*p\.jsonl, line 1, has"):
         task.own_world("mine", str(demo.base()), files, specs, 512, **fields)
 
@@ -181,18 +181,18 @@ REPLIES = [
 ]
 
 
-@pytest.mark.parametrize(("reply", "told"), REPLIES, ids=[told for _, told in REPLIES])
-def test_what_is_no_reward_is_said(reply, told):
+@pytest.mark.parametrize(("reply", "message"), REPLIES, ids=[message for _, message in REPLIES])
+def test_what_is_no_reward_is_said(reply, message):
     with pytest.raises(rewards.RewardError) as caught:
         rewards.label(lambda records: reply, [{"prompt": "a", "completion": "b"}])
-    assert told in str(caught.value)
+    assert message in str(caught.value)
 
 
 def test_numbers_of_any_library_are_rewards():
     for one in (True, 1, np.float32(1), np.array(1.0), torch.tensor(1.0), np.bool_(True)):
-        found = rewards.label(lambda records, one=one: [one], [{}])
-        assert found == [1.0]
-        assert type(found[0]) is float
+        result = rewards.label(lambda records, one=one: [one], [{}])
+        assert result == [1.0]
+        assert type(result[0]) is float
     assert rewards.label(lambda records: np.ones(2), [{}, {}]) == [1.0, 1.0]
 
 

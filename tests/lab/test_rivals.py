@@ -206,6 +206,6 @@ def test_divergence_is_what_a_loop_says(folder: Path, other: Path) -> None:
                 p, q = (model(ids).logits[0, -1].double().softmax(-1) for model in (policy, base))
             total += float((p * (p / q).log()).sum())
         expected.append(total)
-    found = divergence(policy, base, rollouts, pad_id=0, batch_size=2)
-    torch.testing.assert_close(found, torch.tensor(expected).double(), rtol=1e-4, atol=1e-5)
+    result = divergence(policy, base, rollouts, pad_id=0, batch_size=2)
+    torch.testing.assert_close(result, torch.tensor(expected).double(), rtol=1e-4, atol=1e-5)
     assert float(divergence(base, base, rollouts, pad_id=0).abs().max()) == 0

@@ -68,12 +68,12 @@ def test_prompts_as_records(tmp_path, sampler):
         {"prompt": "x", "prompt_token_ids": [5, 6]},
     ]
     path.write_text("".join(json.dumps(r, ensure_ascii=False) + "\n" for r in records))
-    templated, text, given = read(path, sampler.tokenizer)
+    templated, text, by_ids = read(path, sampler.tokenizer)
     assert templated.content == chat
     assert templated.token_ids == sampler.tokenizer(demo.chat(chat[0]["content"])).input_ids
     assert templated.fields == {"answer": 42}
     assert text.token_ids == sampler.tokenizer("The cafe was").input_ids
-    assert given.token_ids == [5, 6]
+    assert by_ids.token_ids == [5, 6]
 
 
 @pytest.mark.parametrize(
@@ -316,7 +316,7 @@ PROMPTS = ["--prompts", "p.txt"]
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "message"),
     [
         ([], "one of --prompts"),
         (["--prompts", "none.txt"], "none.txt"),
@@ -347,18 +347,18 @@ PROMPTS = ["--prompts", "p.txt"]
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
 )
-def test_bad_input_is_one_line(command, arguments, told):
+def test_bad_input_is_one_line(command, arguments, message):
     out = [] if "--out" in arguments else ["--out", "o.jsonl"]
     done = command("demo", *out, *arguments)
     assert done.exit_code == 1
     said = [line for line in done.stderr.split("\n") if line.startswith("trimtab: ")]
     assert len(said) == 1, done.output
-    assert told in said[0]
+    assert message in said[0]
     assert "Traceback" not in done.output
 
 
 @pytest.mark.parametrize(
-    ("out", "told"),
+    ("out", "message"),
     [
         ("p.txt", "p.txt, line 1: not a record of this command"),
         ("bare.jsonl", "bare.jsonl, line 1: not a record"),
@@ -370,7 +370,7 @@ def test_bad_input_is_one_line(command, arguments, told):
         ("link", "p.txt, line 1: not a record"),
     ],
 )
-def test_what_is_in_the_way_is_named_before_anything_is_loaded(command, tmp_path, out, told):
+def test_what_is_in_the_way_is_named_before_anything_is_loaded(command, tmp_path, out, message):
     os.mkfifo("pipe")
     Path("link").symlink_to("p.txt")
     before = {path: path.is_file() and path.read_bytes() for path in tmp_path.iterdir()}
@@ -378,7 +378,7 @@ def test_what_is_in_the_way_is_named_before_anything_is_loaded(command, tmp_path
     assert done.exit_code == 1
     [line] = done.stderr.splitlines()
     assert line.startswith("trimtab: ")
-    assert told in line
+    assert message in line
     assert {path: path.is_file() and path.read_bytes() for path in tmp_path.iterdir()} == before
 
 

@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+from conftest import json_lines
 
 from trimtab_models import demo
 
@@ -40,17 +41,8 @@ def root(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def checks(root):
-    done = subprocess.run(
-        [sys.executable, HERE / "rollout_engine.py", root],
-        capture_output=True,
-        text=True,
-        timeout=600,
-        check=False,
-        env=environment(),
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    found = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
-    return {line["check"]: line for line in found}
+    lines = json_lines(HERE / "rollout_engine.py", root, env=environment())
+    return {line["check"]: line for line in lines}
 
 
 def test_log_probabilities_are_the_bases(checks):
@@ -64,7 +56,7 @@ def test_log_probabilities_are_the_bases(checks):
 
 def test_offline_the_hub_would_not_answer(checks):
     """The control of `HF_HUB_OFFLINE`: what vLLM takes for a model without one is not here."""
-    assert checks["default model"]["found"] is False
+    assert checks["default model"]["loaded"] is False
 
 
 def test_completions_end_as_they_should(checks):
@@ -79,7 +71,7 @@ def test_seeds_decide(checks):
     assert checks["seeds"]["distinct"] >= 5
 
 
-def test_faults_are_told_and_survived(checks):
+def test_faults_are_reported_and_survived(checks):
     assert "faulty" in checks["fault"]["message"]
     assert "maximum of 512" in checks["too long"]["message"]
     assert checks["after faults"]["again"] >= 0.95
@@ -117,18 +109,18 @@ def test_killed_and_taken_up_again(checks, root):
     assert done.returncode == 0, done.stderr[-3000:]
     assert out.read_bytes().startswith(before[: before.rfind(b"\n") + 1])
 
-    found, whole = places(out), places(root / "whole.jsonl")
-    assert list(found) == list(whole) == [(i, j) for i in range(30) for j in range(20)]
+    resumed, whole = places(out), places(root / "whole.jsonl")
+    assert list(resumed) == list(whole) == [(i, j) for i in range(30) for j in range(20)]
     # Other rows share the batch after a kill, and floats round otherwise: now and then a token is
     # drawn on the other side of its boundary. Everything else is equal.
     equal = [
-        p for p in whole if found[p]["completion_token_ids"] == whole[p]["completion_token_ids"]
+        p for p in whole if resumed[p]["completion_token_ids"] == whole[p]["completion_token_ids"]
     ]
     assert len(equal) >= 0.95 * len(whole)
     for place in equal:
-        logprobs = [record.pop("logprobs") for record in (found[place], whole[place])]
+        logprobs = [record.pop("logprobs") for record in (resumed[place], whole[place])]
         assert logprobs[0] == pytest.approx(logprobs[1], abs=1e-4)
-        assert found[place] == whole[place]
+        assert resumed[place] == whole[place]
 
 
 def places(path):

@@ -99,11 +99,11 @@ def test_an_example_is_solved_and_changes_no_reward() -> None:
     world = WORLDS["tools"]
     prompts = world.prompts("test", 20, 0)
     success = world.rewards["success"]
-    for plain, shown in zip(prompts, tools.with_example(prompts, 3), strict=True):
-        assert shown.endswith(plain)
-        assert success(*_split(shown.removesuffix(plain))) == 1
+    for plain, extended in zip(prompts, tools.with_example(prompts, 3), strict=True):
+        assert extended.endswith(plain)
+        assert success(*_split(extended.removesuffix(plain))) == 1
         for answer in (RIGHT, "login"):
-            assert success(shown, answer) == success(plain, answer)
+            assert success(extended, answer) == success(plain, answer)
     assert Counter(prompt.count("<|user|>") for prompt in world.prompts("train", 40, 0)) == {
         1: 30,
         2: 10,
@@ -117,8 +117,8 @@ def test_splits_share_no_request(world: World) -> None:
     assert not train & test
     assert (len(train), len(test)) == (800, 200)
     assert world.documents is not None
-    asked = {requests.request_of(_split(text)[0]) for text in world.documents(2000, 0)}
-    assert not asked & test
+    documented = {requests.request_of(_split(text)[0]) for text in world.documents(2000, 0)}
+    assert not documented & test
     assert world.prompts("test", 30, 5) == world.prompts("test", 30, 5)
     assert world.prompts("test", 30, 5) != world.prompts("test", 30, 6)
 
@@ -162,8 +162,8 @@ def test_two_facts_of_five_are_of_the_main_thing() -> None:
 
 def test_a_careful_author_never_slips() -> None:
     draw = random.Random(0)
-    asked = requests.stream(tools._request, "train", draw)
+    texts = requests.stream(tools._request, "train", draw)
     for _ in range(50):
-        request = next(asked)
+        request = next(texts)
         program = tools._program(request, 0.0, draw)
         assert tools.success(chat(request), program) == 1

@@ -191,8 +191,8 @@ def main() -> None:
             if not done:
                 killed[plan.pop()] += 1
                 bar.update()
-                found = saves.newest(run) if run.exists() else None
-                reached = int(found.name.rpartition("-")[2]) if found else -1
+                last = saves.newest(run) if run.exists() else None
+                reached = int(last.name.rpartition("-")[2]) if last else -1
                 backwards += reached < step
                 step = reached
         same = same and equal(result(run), whole)

@@ -314,5 +314,5 @@ def test_a_save_that_is_killed_leaves_the_old_checkpoint_or_the_new(tmp_path):
     )
     assert done.returncode == 0, done.stderr
     # killed with the old one in its place, killed with it aside, killed after, not killed
-    found = [(0, False, True), (9, False, False), (9, False, True), (9, True, False)]
-    assert done.stdout == f"{found}\n"
+    outcomes = [(0, False, True), (9, False, False), (9, False, True), (9, True, False)]
+    assert done.stdout == f"{outcomes}\n"

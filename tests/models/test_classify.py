@@ -124,8 +124,8 @@ def test_a_decoder_scores_the_end_of_each_text(kind, pad, side, tmp_path):
 
 def test_a_padding_token_that_transformers_cannot_have_is_one_line(tmp_path):
     path = made("llama", tmp_path)
-    told = json.loads((path / "config.json").read_text())
-    (path / "config.json").write_text(json.dumps({**told, "pad_token_id": VOCAB + 3}))
+    content = json.loads((path / "config.json").read_text())
+    (path / "config.json").write_text(json.dumps({**content, "pad_token_id": VOCAB + 3}))
     with pytest.raises(Unusable, match="fit") as refused:
         classify.load(path)
     assert "\n" not in str(refused.value)
@@ -201,9 +201,9 @@ def test_a_label_is_read_as_the_classifier_was_trained(problem, score, tmp_path)
         expected = score(alone(path, rows))[:, number]
         torch.testing.assert_close(classifier.score(rows), expected, atol=1e-5, rtol=1e-5)
     reward = rewards.load(f"classifier:{path},label=angry,form=pair")
-    [found] = rewards.label(reward, [{"prompt": "The", "completion": "end"}])
+    [result] = rewards.label(reward, [{"prompt": "The", "completion": "end"}])
     [row] = [reward.tokenizer("The", "end")]
-    assert found == pytest.approx(float(score(alone(path, [row]))[0, 2]), abs=1e-5)
+    assert result == pytest.approx(float(score(alone(path, [row]))[0, 2]), abs=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -180,10 +180,10 @@ def test_nothing_is_left_out_or_made_text_in_silence(
 def test_a_template_has_the_arguments_of_the_row() -> None:
     record = {"prompt": ASKED, "completion": "Fine.", "reward": 0}
     tokenizer = _with(PLAIN + "{% if hurried %}<|user|>{% endif %}")
-    plain, asked = data.rollouts(
+    plain, with_user = data.rollouts(
         [record, {**record, "chat_template_kwargs": {"hurried": True}}], tokenizer
     )
-    assert asked.prompt == [*plain.prompt, tokenizer.convert_tokens_to_ids("<|user|>")]
+    assert with_user.prompt == [*plain.prompt, tokenizer.convert_tokens_to_ids("<|user|>")]
 
 
 def test_a_text_goes_on_where_the_prompt_ends() -> None:

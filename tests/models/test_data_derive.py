@@ -125,10 +125,10 @@ def test_rankings_are_as_many_as_can_be(rewards: list[int], k: int, seed: int) -
 )
 def test_a_split_shares_no_prompt(prompts: list[int], fraction: float, seed: int) -> None:
     items = [Rollout([prompt], [i], 0.0) for i, prompt in enumerate(prompts)]
-    train, held = data.split(items, fraction, seed)
-    sides = [{item.prompt[0] for item in part} for part in (train, held)]
+    train, validation = data.split(items, fraction, seed)
+    sides = [{item.prompt[0] for item in part} for part in (train, validation)]
     assert not sides[0] & sides[1]
-    assert sorted(train + held, key=lambda item: item.completion) == items
+    assert sorted(train + validation, key=lambda item: item.completion) == items
     n = len(set(prompts))
     assert len(sides[1]) == min(max(round(fraction * n), 1), n - 1)
     # Items of one prompt more, or another order, move no prompt to the other side.
@@ -140,8 +140,8 @@ def test_a_split_of_records() -> None:
     records = _records({prompt: [0.0, 1.0] for prompt in "abcdefgh"})
     parts = {json.dumps(data.split(records, 0.25, seed)[1]) for seed in range(8)}
     assert len(parts) > 1
-    train, held = data.split(records, 0.25, 0)
-    assert (len(train), len(held)) == (12, 4)
+    train, validation = data.split(records, 0.25, 0)
+    assert (len(train), len(validation)) == (12, 4)
     for bad in (0, 1, -0.1, math.nan):
         with pytest.raises(ValueError, match="between 0 and 1"):
             data.split(records, bad, 0)

@@ -160,9 +160,9 @@ CHATML = (
 def test_guided_rollouts_say_how() -> None:
     record = {"prompt": "How?", "completion_token_ids": [5, 6, EOS], "reward": 1.0}
     guided = {**record, "strength": 2, "log_ratios": [0.5, -1, 0]}
-    plain, told = data.rollouts([record, guided], TOKENIZER)
+    plain, steered = data.rollouts([record, guided], TOKENIZER)
     assert (plain.strength, plain.log_ratios) == (0.0, ())
-    assert (told.strength, told.log_ratios) == (2.0, (0.5, -1.0, 0.0))
+    assert (steered.strength, steered.log_ratios) == (2.0, (0.5, -1.0, 0.0))
     for wrong in ([0.5], "no", [0.5, "x", 0], [0.5, float("nan"), 0]):
         with pytest.raises(ValueError, match="'log_ratios'"):
             data.rollouts([{**guided, "log_ratios": wrong}], TOKENIZER)
@@ -294,7 +294,7 @@ def test_a_broken_record_is_named_and_not_repeated(
     assert len(data.load(path, kind, TOKENIZER)) == 1
 
 
-def test_five_broken_rows_are_shown_and_all_counted(tmp_path: Path) -> None:
+def test_five_broken_rows_are_listed_and_all_counted(tmp_path: Path) -> None:
     rows = ["{", json.dumps({**ROLLOUT, "reward": None})] * 4 + [json.dumps(ROLLOUT)]
     path = tmp_path / "rows.jsonl"
     path.write_text("\n".join(rows))

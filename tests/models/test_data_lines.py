@@ -10,7 +10,7 @@ from transformers import AutoTokenizer
 
 from trimtab_models import data, demo
 from trimtab_models.data import Record
-from trimtab_models.training import run, start
+from trimtab_models.training import initial, run
 from trimtab_models.training.config import TrainConfig
 from trimtab_models.training.grounded import job
 from trimtab_models.training.grounded.settings import GroundedConfig
@@ -152,10 +152,12 @@ def test_rows_that_the_network_cannot_read_are_named(tmp_path: Path) -> None:
     short = {"prompt": "How?", "completion_token_ids": [5, 6], "reward": 1.0}
     data.write(path, [short, {**short, "prompt_token_ids": [5] * 511}])
     config = TrainConfig(base="demo", data=str(path), out=tmp_path / "out")
-    assert start.reads(config) == 512
-    told = r"1 of 2 rows .*rows\.jsonl, line 2: prompt and completion have 513 tokens, .* reads 512"
+    assert initial.reads(config) == 512
+    message = (
+        r"1 of 2 rows .*rows\.jsonl, line 2: prompt and completion have 513 tokens, .* reads 512"
+    )
     for limit in (None, 513):
-        with pytest.raises(data.BrokenRows, match=told):
+        with pytest.raises(data.BrokenRows, match=message):
             run._items(config.model_copy(update={"max_length": limit}), "rollouts", TOKENIZER)
     items, _ = run._items(config.model_copy(update={"max_length": 512}), "rollouts", TOKENIZER)
     assert [len(item.prompt) for item in items] == [len(TOKENIZER("How?").input_ids), 510]

@@ -89,7 +89,7 @@ class _Tokenizer:
 
 
 @pytest.mark.parametrize(
-    ("source", "asked"),
+    ("source", "expected"),
     [
         ("owner/name", ("owner/name", None, "train")),
         ("squad", ("squad", None, "train")),
@@ -100,7 +100,7 @@ class _Tokenizer:
     ],
 )
 def test_how_a_name_on_the_hub_is_read(
-    monkeypatch: pytest.MonkeyPatch, source: str, asked: tuple[str, str | None, str]
+    monkeypatch: pytest.MonkeyPatch, source: str, expected: tuple[str, str | None, str]
 ) -> None:
     seen = []
 
@@ -110,7 +110,7 @@ def test_how_a_name_on_the_hub_is_read(
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     assert data.read(source) == RECORDS
-    assert seen == [asked]
+    assert seen == [expected]
 
 
 def test_a_slice_of_a_repository_of_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

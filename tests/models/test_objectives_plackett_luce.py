@@ -29,8 +29,8 @@ def test_by_hand(aggregation: str) -> None:
     for i, row in enumerate(REWARDS):
         outputs[i, 1 : 1 + len(row)] = torch.tensor(row).logit()
     f = BY_HAND[aggregation]
-    found = objective.aggregate(rows.gather(outputs).sigmoid(), rows)
-    assert found.tolist() == pytest.approx(f, rel=1e-5)
+    result = objective.aggregate(rows.gather(outputs).sigmoid(), rows)
+    assert result.tolist() == pytest.approx(f, rel=1e-5)
     first = math.exp(f[0]) / sum(map(math.exp, f))
     second = math.exp(f[1]) / (math.exp(f[1]) + math.exp(f[2]))
     loss = objective.loss(outputs[..., None], rows)

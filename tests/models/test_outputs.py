@@ -102,8 +102,8 @@ def _rows(top: Path) -> Path:
 
 
 def _train(top: Path, out: str | Path, *sets: str) -> int:
-    given = [f"base={top / 'base'}", f"data={top / 'rollouts.jsonl'}", f"out={out}", *sets]
-    return main(["td-lambda", *(part for one in given for part in ("--set", one))])
+    overrides = [f"base={top / 'base'}", f"data={top / 'rollouts.jsonl'}", f"out={out}", *sets]
+    return main(["td-lambda", *(part for one in overrides for part in ("--set", one))])
 
 
 def _other_files(top: Path) -> Path:
@@ -200,14 +200,14 @@ def test_training_names_what_is_in_the_way_and_leaves_it(
     sets = [f"objective={objective}"]
     if objective != "td-lambda":
         sets += ["reward=trimtab_models.demo.oracles:sentiment"]
-    given = [f"base={top / 'base'}", f"data={top / 'rollouts.jsonl'}", f"out={out}", *sets]
-    assert main([part for one in given for part in ("--set", one)]) == 1
+    overrides = [f"base={top / 'base'}", f"data={top / 'rollouts.jsonl'}", f"out={out}", *sets]
+    assert main([part for one in overrides for part in ("--set", one)]) == 1
     [line] = capsys.readouterr().err.splitlines()
     assert line.startswith("trimtab: ")
     assert says in line
     assert tree(tmp_path) == before
     # The control: with a place of its own, it is the base that is wrong.
-    control = [*given[:2], f"out={tmp_path / 'new' / 'own'}", *sets]
+    control = [*overrides[:2], f"out={tmp_path / 'new' / 'own'}", *sets]
     assert main([part for one in control for part in ("--set", one)]) == 1
     assert "tokenizer" in capsys.readouterr().err
     assert tree(tmp_path) == before
@@ -220,8 +220,8 @@ def test_a_result_does_not_take_the_place_of_what_it_is_made_from(
     """Even where the same command made it."""
     _rows(tmp_path)
     sets = {"base": "nowhere", "data": str(tmp_path / "rollouts.jsonl"), name: str(tmp_path / "x")}
-    given = [f"{key}={value}" for key, value in sets.items()] + [f"out={tmp_path / 'x'}"]
-    arguments = [part for one in given for part in ("--set", one)]
+    overrides = [f"{key}={value}" for key, value in sets.items()] + [f"out={tmp_path / 'x'}"]
+    arguments = [part for one in overrides for part in ("--set", one)]
     (tmp_path / "x").mkdir()
     assert main(arguments) == 1
     assert f"x is or contains {name}" in capsys.readouterr().err
@@ -325,7 +325,7 @@ def test_worlds_and_demos_take_directories_of_their_own(tmp_path: Path) -> None:
         with pytest.raises(outputs.InTheWay, match="not empty"):
             build(tmp_path)
     assert tree(tmp_path) == before
-    assert outputs.made(demo.base().parent, {"world": "demo"})
+    assert outputs.is_result_of(demo.base().parent, {"world": "demo"})
 
 
 def test_a_directory_of_data_may_hold_results(tmp_path: Path) -> None:
@@ -350,19 +350,19 @@ def test_json_of_ours_is_read_or_damaged(tmp_path: Path) -> None:
     cut = [content[:n] for n in range(len(content))]
     noise = [draw.randbytes(draw.randint(0, 40)) for _ in range(200)]
     deep = [b"[" * 100_000, b"null", b"[]", b'{"one": "x"}', b'{"one": 1, "one": 1}']
-    right, told = 0, []
+    right, messages = 0, []
     for damage in [*_flipped(content), *cut, *noise, *deep]:
         (tmp_path / "file").write_bytes(damage)
         try:
-            found = outputs.read(tmp_path / "file", dict[str, float], "remove it")
+            values = outputs.read(tmp_path / "file", dict[str, float], "remove it")
         except outputs.Damaged as error:
-            told.append(str(error))
+            messages.append(str(error))
         else:
             right += 1
-            assert all(isinstance(value, float) for value in found.values())
+            assert all(isinstance(value, float) for value in values.values())
     assert 0 < right < len(_flipped(content))
     start = f"{tmp_path / 'file'} is damaged: "
-    assert all(line.startswith(start) and line.endswith("; remove it.") for line in told)
+    assert all(line.startswith(start) and line.endswith("; remove it.") for line in messages)
 
 
 def test_the_tokenizer_of_the_demo_still_loads() -> None:

@@ -1,4 +1,4 @@
-"""Loading with transformers: nothing is run, asked or made up; errors are one line of ours."""
+"""Loading with transformers: no code runs, nothing asks on stdin; errors are one line of ours."""
 
 import builtins
 import io
@@ -28,7 +28,7 @@ from trimtab.loading import load_scorers
 from trimtab_models import checkpoint, classify, demo, files, networks, peft, pretrained, rewards
 from trimtab_models.files import Unusable
 from trimtab_models.rewards import RewardError
-from trimtab_models.training import start
+from trimtab_models.training import initial
 from trimtab_models.training.config import TrainConfig
 
 pytestmark = pytest.mark.scorecard(letter="S")
@@ -259,11 +259,11 @@ ROUTES = {
 def nobody_asks(monkeypatch):
     """Standard input says yes to everything, and must not be read."""
 
-    def asked(*_):
-        raise AssertionError("somebody asked on standard input")
+    def read_input(*_):
+        raise AssertionError("something was read from standard input")
 
     answers = io.StringIO("y\n" * 9)
-    monkeypatch.setattr(builtins, "input", asked)
+    monkeypatch.setattr(builtins, "input", read_input)
     monkeypatch.setattr(sys, "stdin", answers)
     yield
     assert answers.tell() == 0
@@ -288,7 +288,7 @@ def with_code(path, route, own_class):
 @pytest.mark.parametrize("route", ROUTES)
 @pytest.mark.parametrize("own_class", [True, False])
 @pytest.mark.usefixtures("nobody_asks")
-def test_no_code_of_a_checkpoint_runs_and_nobody_is_asked(route, own_class, tmp_path):
+def test_no_code_of_a_checkpoint_runs_and_nothing_is_read_from_stdin(route, own_class, tmp_path):
     """By each way in; what names a class of its own is refused, what does not is transformers'."""
     token, sequence = made("llama-token", tmp_path / "t"), made("llama-sequence", tmp_path / "s")
     lm = made("llama-lm", tmp_path / "lm")
@@ -298,9 +298,9 @@ def test_no_code_of_a_checkpoint_runs_and_nobody_is_asked(route, own_class, tmp_
     trained = {"objective": "td-lambda", "base": "demo", "data": "x", "out": tmp_path / "out"}
 
     def train():
-        told = TrainConfig(**{**trained, "base": str(lm)})
-        networks.build("scalar", start.base_path(told))
-        pretrained.tokenizer(start.base_path(told))
+        settings = TrainConfig(**{**trained, "base": str(lm)})
+        networks.build("scalar", initial.base_path(settings))
+        pretrained.tokenizer(initial.base_path(settings))
 
     def scorers():
         load_scorers(config, max_length=32, vocab_size=VOCAB, tokenizer=tokenizer())
@@ -327,7 +327,7 @@ def test_no_code_of_a_checkpoint_runs_and_nobody_is_asked(route, own_class, tmp_
 
 
 def test_the_code_would_be_noticed(tmp_path):
-    """The control: transformers told to trust it runs it."""
+    """The control: with trust_remote_code, transformers runs it."""
     path = made("llama-token", tmp_path / "t")
     canary = with_code(path, "tokenizer", own_class=True)
     from transformers import AutoTokenizer
@@ -346,8 +346,8 @@ def lora(path, **fields):
         network, LoraConfig(task_type="TOKEN_CLS", r=2, target_modules=["q_proj", "v_proj"])
     )
     adapted.save_pretrained(path / "adapter")
-    told = json.loads((path / "adapter" / "adapter_config.json").read_text())
-    (path / "adapter" / "adapter_config.json").write_text(json.dumps({**told, **fields}))
+    content = json.loads((path / "adapter" / "adapter_config.json").read_text())
+    (path / "adapter" / "adapter_config.json").write_text(json.dumps({**content, **fields}))
     return path / "adapter"
 
 
@@ -487,10 +487,10 @@ def test_training_begins_with_a_network_of_the_bases_vocabulary(tmp_path):
     small = LlamaConfig(**{**LLAMA, "vocab_size": VOCAB - 1})
     AutoModelForCausalLM.from_config(small).save_pretrained(tmp_path / "small")
     made("llama-lm", tmp_path / "same")
-    told = {"objective": "td-lambda", "base": "demo", "data": "x", "out": tmp_path / "out"}
-    start.refuse_small(TrainConfig(**told, scorer=str(tmp_path / "same")), tokenizer())
+    settings = {"objective": "td-lambda", "base": "demo", "data": "x", "out": tmp_path / "out"}
+    initial.refuse_small(TrainConfig(**settings, scorer=str(tmp_path / "same")), tokenizer())
     with pytest.raises(ValueError, match="choose a network"):
-        start.refuse_small(TrainConfig(**told, scorer=str(tmp_path / "small")), tokenizer())
+        initial.refuse_small(TrainConfig(**settings, scorer=str(tmp_path / "small")), tokenizer())
 
 
 def test_an_encoder_decoder_is_no_language_model(tmp_path):

@@ -150,14 +150,14 @@ def test_an_adapter_is_published_with_the_hub_name_of_its_base(base, tmp_path):
     torch.testing.assert_close(plain(ids).logits, model(ids).logits, atol=1e-6, rtol=1e-6)
 
 
-def test_a_local_untuned_model_needs_its_hub_name(base, tmp_path):
+def test_a_local_reference_model_needs_its_hub_name(base, tmp_path):
     info = ScorerInfo(family="log_ratio", reference="../base", base_model="org/big")
     model = AutoModelForCausalLM.from_pretrained(base)
     path = checkpoint.save(model, None, info, tmp_path / "dpo")
     with pytest.raises(ValueError, match="--reference"):
         publish(path, str(tmp_path / "public"))
-    publish(path, str(tmp_path / "public"), reference="org/untuned")
-    assert checkpoint.read_info(tmp_path / "public").reference == "org/untuned"
+    publish(path, str(tmp_path / "public"), reference="org/reference")
+    assert checkpoint.read_info(tmp_path / "public").reference == "org/reference"
     readme = (tmp_path / "public" / "README.md").read_text()
     assert metadata(readme)["pipeline_tag"] == "text-generation"
 
@@ -191,14 +191,14 @@ def test_what_is_in_the_way_is_named_before_anything_is_read(made, tmp_path, dam
     (tmp_path / "held").mkdir()
     (tmp_path / "held" / "notes.txt").write_text("mine")
     before = {path: path.is_file() and path.read_bytes() for path in tmp_path.rglob("*")}
-    for to, told in (
+    for to, message in (
         (tmp_path / "held", r"not empty.*\(notes\.txt\)"),
         (tmp_path / "file", "not a directory"),
         (tmp_path / "file" / "x", "nothing can be written into"),
         ("/proc/public", "nothing can be written into /proc"),
         (made / "public", "is inside the checkpoint itself"),
     ):
-        with pytest.raises(OSError, match=told):
+        with pytest.raises(OSError, match=message):
             publish(made, str(to))
     assert {path: path.is_file() and path.read_bytes() for path in tmp_path.rglob("*")} == before
 
@@ -216,8 +216,8 @@ class Hub(ThreadingHTTPServer):
 
     def __init__(self):
         super().__init__(("127.0.0.1", 0), Answers)
-        self.status, self.asked, self.files, self.repository = 200, [], {}, {}
-        self.private, self.held = False, []
+        self.status, self.requests, self.files, self.repository = 200, [], {}, {}
+        self.private, self.existing = False, []
 
 
 class Answers(BaseHTTPRequestHandler):
@@ -233,12 +233,12 @@ class Answers(BaseHTTPRequestHandler):
         self.wfile.write(data)
 
     def do_GET(self):
-        siblings = [{"rfilename": name} for name in self.server.held]
+        siblings = [{"rfilename": name} for name in self.server.existing]
         self.answer({"id": "org/scorer", "private": self.server.private, "siblings": siblings})
 
     def do_POST(self):
         hub, data = self.server, self.rfile.read(int(self.headers.get("Content-Length", 0)))
-        hub.asked.append((self.path, self.headers.get("Authorization")))
+        hub.requests.append((self.path, self.headers.get("Authorization")))
         where = f"http://127.0.0.1:{hub.server_port}/org/scorer"
         if hub.status != 200:
             self.answer({"error": "no"}, hub.status)
@@ -296,7 +296,7 @@ def test_the_hub_gets_a_complete_repository(hub, trimtab, made, tmp_path):
     assert hub.repository["name"] == "scorer"
     assert hub.repository["organization"] == "org"
     assert hub.repository.get("private") is True or hub.repository.get("visibility") == "private"
-    assert {authorization for _, authorization in hub.asked} == {"Bearer a-token-for-tests"}
+    assert {authorization for _, authorization in hub.requests} == {"Bearer a-token-for-tests"}
     folder = tmp_path / "cloned"
     folder.mkdir()
     for name, content in hub.files.items():
@@ -309,15 +309,15 @@ def test_the_hub_gets_a_complete_repository(hub, trimtab, made, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("status", "told"), [(401, "hf auth login"), (403, "HF_TOKEN"), (500, "HTTP 500")]
+    ("status", "message"), [(401, "hf auth login"), (403, "HF_TOKEN"), (500, "HTTP 500")]
 )
-def test_a_hub_that_refuses_is_told_in_a_line(hub, trimtab, made, status, told, monkeypatch):
+def test_a_hub_that_refuses_is_reported_in_a_line(hub, trimtab, made, status, message, monkeypatch):
     hub.status = status
     monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda _: None)
     done = trimtab(made, "--to", "org/scorer")
     assert done.exit_code == 1
     assert done.stderr.startswith("trimtab: ")
-    assert told in done.stderr
+    assert message in done.stderr
     assert done.stderr.count("\n") == 1
     assert not hub.files
 
@@ -330,18 +330,18 @@ def test_nothing_private_goes_into_a_public_repository(hub, trimtab, made):
 
 
 def test_a_repository_of_other_files_is_left_alone(hub, trimtab, made):
-    hub.held = [".gitattributes", "README.md", "model.safetensors"]
+    hub.existing = [".gitattributes", "README.md", "model.safetensors"]
     done = trimtab(made, "--to", "org/scorer")
     assert done.exit_code == 1
     assert "org/scorer holds 'model.safetensors', which Trimtab did not publish" in done.stderr
     assert not hub.files
-    for held in ([".gitattributes", "README.md"], [*hub.held, manifest.NAME]):
-        hub.held, hub.files = held, {}
+    for existing in ([".gitattributes", "README.md"], [*hub.existing, manifest.NAME]):
+        hub.existing, hub.files = existing, {}
         assert trimtab(made, "--to", "org/scorer").exit_code == 0
         assert hub.files
 
 
-def test_a_hub_out_of_reach_is_told_in_a_line(hub, trimtab, made, monkeypatch):
+def test_a_hub_out_of_reach_is_reported_in_a_line(hub, trimtab, made, monkeypatch):
     monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:1")
     monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda _: None)
     done = trimtab(made, "--to", "org/scorer")

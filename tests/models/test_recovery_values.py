@@ -223,8 +223,8 @@ def test_guided_answers_teach_the_histogram_of_the_base(world: Tiny, decay: floa
     strength, objective = 3.0, Distribution(support=(-1, 1), bins=21, decay=decay)
     guided = copy.copy(world)
     guided.probabilities = optimum(world, strength)[0]
-    told, silent = copy.copy(guided), guided
-    told.rows = world.rows._replace(
+    informed, silent = copy.copy(guided), guided
+    informed.rows = world.rows._replace(
         strengths=torch.full_like(world.rows.labels, strength),
         log_ratios=torch.full_like(world.rows.log_ratios, math.nan),  # not known
     )
@@ -235,7 +235,7 @@ def test_guided_answers_teach_the_histogram_of_the_base(world: Tiny, decay: floa
         truth = world.table(lambda x, y: world.soft_value(x, y, 1 / strength))
         return distance(world, soft, truth, _prefixes(world))
 
-    assert error(told) < 2 * TOLERANCE
+    assert error(informed) < 2 * TOLERANCE
     assert error(silent) > 5 * TOLERANCE
 
 

@@ -41,7 +41,7 @@ def records(tokenizer: Any) -> list[Record]:
 
 
 @pytest.fixture(scope="module")
-def halves(records: list[Record]) -> list[Record]:
+def half_completed(records: list[Record]) -> list[Record]:
     """Half-completed answers; their returns are made up around the reward of the whole."""
     draw = np.random.default_rng(0)
     made = []
@@ -70,10 +70,10 @@ def items(records: list[Record]) -> list[Rollout]:
 
 
 @pytest.fixture(scope="module")
-def report(items: list[Rollout], halves: list[Record]) -> Report:
+def report(items: list[Rollout], half_completed: list[Record]) -> Report:
     """That of the demo's sentiment scorer."""
     model, info = checkpoint.load(demo.scorers()["sentiment"])
-    return validate(model, info, items, halves, 0)
+    return validate(model, info, items, half_completed, 0)
 
 
 def test_the_demo_scorer_foretells_the_final_order(report: Report) -> None:
@@ -114,7 +114,7 @@ def test_pairs_and_rankings_are_compared_within_themselves(items: list[Rollout])
     assert sorted(point.reward for point in three.points) == [0, 1, 2]
 
 
-def test_an_untrained_network_is_near_chance_and_told_not_to_steer(
+def test_an_untrained_network_is_near_chance_and_its_report_advises_against_steering(
     items: list[Rollout], tokenizer: Any
 ) -> None:
     means = []
@@ -234,14 +234,14 @@ def test_what_is_not_the_checkpoints_stays(report: Report, tmp_path: Path) -> No
 
 def test_the_command_line(
     records: list[Record],
-    halves: list[Record],
+    half_completed: list[Record],
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     scorer = tmp_path / "scorer"
     shutil.copytree(demo.scorers()["formality"], scorer)
     data.write(tmp_path / "rollouts.jsonl", records)
-    data.write(tmp_path / "halves.jsonl", halves)
+    data.write(tmp_path / "halves.jsonl", half_completed)
     arguments = [str(scorer), "--rollouts", str(tmp_path / "rollouts.jsonl")]
     main([*arguments, "--completions", str(tmp_path / "halves.jsonl")])
     assert capsys.readouterr().out.startswith("| validation | 96 ")

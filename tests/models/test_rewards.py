@@ -51,15 +51,15 @@ def test_function_with_the_record(module):
 
 
 @pytest.mark.parametrize(
-    ("name", "told"), [("breaks", "raised KeyError"), ("nan", "nan"), ("number", "is a int")]
+    ("name", "message"), [("breaks", "raised KeyError"), ("nan", "nan"), ("number", "is a int")]
 )
-def test_functions_that_fail(module, name, told):
-    with pytest.raises(RewardError, match=told):
+def test_functions_that_fail(module, name, message):
+    with pytest.raises(RewardError, match=message):
         rewards.label(rewards.load(f"{module}:{name}"), [{"prompt": "a", "completion": "b"}])
 
 
 @pytest.mark.parametrize(
-    ("spec", "told"),
+    ("spec", "message"),
     [
         ("nonsense", "must be"),
         ("no_such_module_here:f", "cannot be imported"),
@@ -78,8 +78,8 @@ def test_functions_that_fail(module, name, told):
         ("judge:http://x/v1,model=m,concurrency=0", "positive"),
     ],
 )
-def test_bad_specifications(spec, told):
-    with pytest.raises(RewardError, match=told):
+def test_bad_specifications(spec, message):
+    with pytest.raises(RewardError, match=message):
         rewards.load(spec)
 
 
@@ -169,10 +169,13 @@ class Judge(BaseHTTPRequestHandler):
             server.keys.add(self.headers["Authorization"])
             server.running += 1
             server.most = max(server.most, server.running)
-            asked = server.asked[question] = [*server.asked.get(question, []), time.monotonic()]
+            times_of = server.times_of[question] = [
+                *server.times_of.get(question, []),
+                time.monotonic(),
+            ]
         try:
             fault = next((f for f in server.faults if f"<{f}>" in question), None)
-            self._answer(fault if len(asked) <= server.times else None, question)
+            self._answer(fault if len(times_of) <= server.times else None, question)
         finally:
             with server.lock:
                 server.running -= 1
@@ -206,7 +209,7 @@ class Judge(BaseHTTPRequestHandler):
 def judge(monkeypatch):
     server = ThreadingHTTPServer(("127.0.0.1", 0), Judge)
     server.faults = ("429", "500", "slow", "html", "wordy", "far", "two", "401")
-    server.lock, server.asked, server.keys = threading.Lock(), {}, set()
+    server.lock, server.times_of, server.keys = threading.Lock(), {}, set()
     server.times, server.running, server.most = 1, 0, 0
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
@@ -231,7 +234,7 @@ def test_judge_outlives_faults(judge):
     assert rewards.label(reward, records) == [i + 0.5 for i in range(len(faults))]
     assert 1 < judge.most <= 4  # the slow one's first attempt may still be running
     assert judge.keys == {"Bearer secret-for-tests"}
-    tries = {q.split("<")[1].split(">")[0]: times for q, times in judge.asked.items()}
+    tries = {q.split("<")[1].split(">")[0]: times for q, times in judge.times_of.items()}
     assert {fault: len(times) for fault, times in tries.items()} == {
         fault: 1 if fault == "none" else 2 for fault in faults
     }
@@ -241,23 +244,23 @@ def test_judge_outlives_faults(judge):
 @pytest.mark.parametrize("fault", ["500", "html"])
 def test_judge_gives_up(judge, fault):
     judge.times = 99
-    with pytest.raises(RewardError, match=r"failed 2 time\(s\)") as told:
+    with pytest.raises(RewardError, match=r"failed 2 time\(s\)") as message:
         rewards.load(url(judge, ",retries=1"))([{"prompt": f"<{fault}>", "completion": "#3#"}])
-    assert "secret" not in str(told.value)
-    assert [len(times) for times in judge.asked.values()] == [2]
+    assert "secret" not in str(message.value)
+    assert [len(times) for times in judge.times_of.values()] == [2]
 
 
-def test_judge_that_refuses_is_not_asked_again(judge):
+def test_judge_that_refuses_is_not_called_again(judge):
     with pytest.raises(RewardError, match="401"):
         rewards.load(url(judge))([{"prompt": "<401>", "completion": "#3#"}])
-    assert [len(times) for times in judge.asked.values()] == [1]
+    assert [len(times) for times in judge.times_of.values()] == [1]
 
 
 def test_judge_with_a_template_of_its_own(judge, tmp_path):
     (tmp_path / "t.txt").write_text("{completion} answers {prompt}")
     reward = rewards.load(url(judge, f",template={tmp_path / 't.txt'}"))
     assert reward([{"prompt": CHAT, "completion": "#7#"}]) == [7.0]
-    assert list(judge.asked) == ["#7# answers Say it."]
+    assert list(judge.times_of) == ["#7# answers Say it."]
     (tmp_path / "t.txt").write_text("Rate this.")
     with pytest.raises(RewardError, match="must contain"):
         rewards.load(url(judge, f",template={tmp_path / 't.txt'}"))

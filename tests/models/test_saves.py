@@ -84,13 +84,13 @@ def test_twenty_kills_change_nothing(tmp_path: Path) -> None:
     command = [sys.executable, Path(__file__).with_name("kills.py"), tmp_path, "20"]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
-    found = json.loads(done.stdout.splitlines()[-1])
-    assert found["killed"] == {"moment": 15, "save": 5}
-    assert found["equal"], found
-    assert found["backwards"] == 0, "a kill cost an older checkpoint"
-    assert found["lines"] == 30 + 15  # logs and evaluations of 90 steps
-    assert found["kept"] == ["checkpoint-84", "checkpoint-90", "log.jsonl"]
-    assert found["points"] >= 15
+    result = json.loads(done.stdout.splitlines()[-1])
+    assert result["killed"] == {"moment": 15, "save": 5}
+    assert result["equal"], result
+    assert result["backwards"] == 0, "a kill cost an older checkpoint"
+    assert result["lines"] == 30 + 15  # logs and evaluations of 90 steps
+    assert result["kept"] == ["checkpoint-84", "checkpoint-90", "log.jsonl"]
+    assert result["points"] >= 15
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "optimizer.pt", "trainer_state.json"])
@@ -182,7 +182,7 @@ def test_a_log_must_end_where_a_save_does(tmp_path: Path) -> None:
 def test_a_manifest_names_what_is_wrong(tmp_path: Path) -> None:
     (tmp_path / "work" / "deep").mkdir(parents=True)
     (tmp_path / "work" / "deep" / "file").write_text("one")
-    manifest.publish(tmp_path / "work", tmp_path / "target")
+    manifest.put_in_place(tmp_path / "work", tmp_path / "target")
     manifest.verify(tmp_path / "target")
     assert not (tmp_path / "work").exists()
     (tmp_path / "target" / "deep" / "file").write_text("two")
@@ -197,7 +197,7 @@ def test_publishing_over_an_older_one(tmp_path: Path) -> None:
     for text in ("old", "new"):
         (tmp_path / "work").mkdir()
         (tmp_path / "work" / "file").write_text(text)
-        manifest.publish(tmp_path / "work", tmp_path / "target")
+        manifest.put_in_place(tmp_path / "work", tmp_path / "target")
     assert (tmp_path / "target" / "file").read_text() == "new"
     assert [path.name for path in tmp_path.iterdir()] == ["target"]
 
@@ -209,7 +209,7 @@ def _made_run(run: Path) -> None:
         work.mkdir(parents=True)
         (work / saves.FINGERPRINT).write_text('{"seed": 0}')
         (work / "weights").write_bytes(bytes([step]) * 8)
-        manifest.publish(work, run / f"checkpoint-{step}")
+        manifest.put_in_place(work, run / f"checkpoint-{step}")
 
 
 def test_every_flipped_bit_of_a_manifest_is_noticed(tmp_path: Path) -> None:
@@ -224,11 +224,11 @@ def test_every_flipped_bit_of_a_manifest_is_noticed(tmp_path: Path) -> None:
             damaged = bytearray(content)
             damaged[at] ^= 1 << bit
             file.write_bytes(damaged)
-            found = saves.newest(tmp_path)
-            assert found in (older, newest)
+            result = saves.newest(tmp_path)
+            assert result in (older, newest)
             # What is taken for whole names the same files with the same sums.
-            assert found == older or manifest.read(newest) == entries
-            refused += found == older
+            assert result == older or manifest.read(newest) == entries
+            refused += result == older
     assert refused > 0.99 * 8 * len(content)
 
 

@@ -110,8 +110,8 @@ def test_prefix_scores_are_those_of_each_prefix_alone(
     model, rollouts = _network(head, seed), _rollouts(seed)
     if "reference" in more:
         more = {"reference": _network(head, seed + 1)}
-    found = prefix_scores(model, info, rollouts, 0, batch_size=4, **more)
-    for rollout, scores in zip(rollouts, found, strict=True):
+    result = prefix_scores(model, info, rollouts, 0, batch_size=4, **more)
+    for rollout, scores in zip(rollouts, result, strict=True):
         assert scores.shape == (len(rollout.completion),)
         assert scores.dtype == torch.float32
         slow = [
@@ -137,6 +137,13 @@ def test_small_strengths_tend_to_the_mean() -> None:
     assert torch.allclose(expected(logits, (-2, 2), 1e-3), mean, atol=5e-3)
     assert (expected(logits, (-2, 2), 3.0) > mean).all()
     assert (expected(logits, (-2, 2), -3.0) < mean).all()
+
+
+@pytest.mark.parametrize("strength", [1e-30, 1e-8, 1e-6, 1e-5, -1e-5, 1e-4])
+def test_small_strengths_keep_the_digits_of_the_mean(strength: float) -> None:
+    """E[R] + c·Var[R]/2: divided by c, the rounding of a plain log-sum-exp would be all of it."""
+    even = expected(torch.zeros(2, 3, 2), (0.0, 1.0), strength)
+    torch.testing.assert_close(even, torch.full((2, 3), 0.5 + strength / 8), atol=2e-7, rtol=0)
 
 
 def test_a_network_in_training_is_scored_without_dropout() -> None:

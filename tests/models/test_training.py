@@ -98,8 +98,8 @@ def test_an_interrupted_run_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     resumed = _tiny()
     training.train(objective, resumed, rollouts, tmp_path / "cut", **options)
     assert calls == 220 + 40  # the 240 steps of the run less the 200 saved ones
-    for expected, found in zip(whole.parameters(), resumed.parameters(), strict=True):
-        assert torch.equal(expected, found)
+    for expected, actual in zip(whole.parameters(), resumed.parameters(), strict=True):
+        assert torch.equal(expected, actual)
 
 
 def test_nothing_is_dropped_before_a_scalar_head() -> None:

@@ -1,4 +1,4 @@
-"""What a run is told: the YAML file, what is put over it, and the files that come along."""
+"""Settings of a run: the YAML file, overrides, and the configuration files of the project."""
 
 from pathlib import Path
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from accelerate.commands.config.config_args import load_config_from_file
 
-from trimtab_models.training import config, start
+from trimtab_models.training import config, initial
 from trimtab_models.training.grounded.settings import GroundedConfig
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -20,12 +20,12 @@ def test_values_from_the_command_line_are_put_over_the_file(tmp_path: Path) -> N
         "learning_rate: 5e-6\nlora: {r: 4, alpha: 8}\noptions: {decay: 0.9}\n"
     )
     sets = ["epochs=2.5", "lora.r=2", "trainer.max_grad_norm=1e-1", "validation=0.1"]
-    found = config.load(file, sets, "cd-fudge")
-    assert found.objective == "cd-fudge"
-    assert (found.epochs, found.learning_rate, found.validation) == (2.5, 5e-6, 0.1)
-    assert found.lora == config.Lora(r=2, alpha=8)
-    assert found.options == {"decay": 0.9}
-    assert found.trainer == {"max_grad_norm": 0.1}
+    loaded = config.load(file, sets, "cd-fudge")
+    assert loaded.objective == "cd-fudge"
+    assert (loaded.epochs, loaded.learning_rate, loaded.validation) == (2.5, 5e-6, 0.1)
+    assert loaded.lora == config.Lora(r=2, alpha=8)
+    assert loaded.options == {"decay": 0.9}
+    assert loaded.trainer == {"max_grad_norm": 0.1}
     assert config.load(None, [*NEEDED, "learning_rate=[1e-4, 3e-4]"], "rad").learning_rate == [
         1e-4,
         3e-4,
@@ -59,14 +59,14 @@ def test_all_that_is_wrong_is_said_at_once() -> None:
 
 def test_options_that_an_objective_does_not_take() -> None:
     with pytest.raises(ValueError, match=r"options of td-lambda: .*'lamda'"):
-        start.objective(config.load(None, [*NEEDED, "options.lamda=0.9"], "td-lambda"))
+        initial.objective(config.load(None, [*NEEDED, "options.lamda=0.9"], "td-lambda"))
 
 
 def test_training_the_language_model_itself_has_settings_of_its_own() -> None:
     sets = [*NEEDED, "reward=taste:kind", "steps=20"]
-    found = config.load(None, sets, "grounded-mle")
-    assert isinstance(found, GroundedConfig)
-    assert (found.objective, found.steps) == ("grounded-mle", 20)
+    loaded = config.load(None, sets, "grounded-mle")
+    assert isinstance(loaded, GroundedConfig)
+    assert (loaded.objective, loaded.steps) == ("grounded-mle", 20)
     with pytest.raises(ValueError, match=r"reward: is needed.*; epochs: no such setting"):
         config.load(None, [*NEEDED, "epochs=2"], "grounded-reinforce")
 
@@ -74,16 +74,16 @@ def test_training_the_language_model_itself_has_settings_of_its_own() -> None:
 @pytest.mark.parametrize("file", sorted(CONFIGS.glob("*.yaml")), ids=lambda file: file.stem)
 def test_the_configurations_that_come_along(file: Path) -> None:
     named = "objective:" in file.read_text()
-    found = config.load(file, objective=None if named else "td-lambda")
-    if found.objective != config.DPO:
-        start.objective(found)
+    loaded = config.load(file, objective=None if named else "td-lambda")
+    if loaded.objective != config.DPO:
+        initial.objective(loaded)
     header = [line for line in file.read_text().splitlines() if line.startswith("#")]
-    assert any("paper" in line.lower() for line in header) or found.base == "demo"
+    assert any("paper" in line.lower() for line in header) or loaded.base == "demo"
 
 
 @pytest.mark.parametrize("name", ["fsdp", "deepspeed", "multi-node"])
 def test_accelerate_reads_its_configurations(name: str) -> None:
-    found: Any = load_config_from_file(str(CONFIGS / "accelerate" / f"{name}.yaml"))
+    loaded: Any = load_config_from_file(str(CONFIGS / "accelerate" / f"{name}.yaml"))
     kinds = {"fsdp": "FSDP", "deepspeed": "DEEPSPEED", "multi-node": "MULTI_GPU"}
-    assert found.distributed_type.value == kinds[name]
-    assert found.num_processes > 1
+    assert loaded.distributed_type.value == kinds[name]
+    assert loaded.num_processes > 1

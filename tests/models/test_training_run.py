@@ -76,7 +76,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def _train(place: Path, out: Path, objective: str, *sets: str) -> Path:
     """One call of the command line."""
     kind = "pairs" if objective == "dpo" else OBJECTIVES[objective]().data
-    given = [
+    overrides = [
         f"base={place / 'llama'}",
         f"data={place / kind}.jsonl",
         f"out={out}",
@@ -88,7 +88,7 @@ def _train(place: Path, out: Path, objective: str, *sets: str) -> Path:
         "trainer.warmup_steps=0",
         *sets,
     ]
-    arguments = [objective, *(part for one in given for part in ("--set", one))]
+    arguments = [objective, *(part for one in overrides for part in ("--set", one))]
     assert main(arguments) == 0
     return out
 
@@ -128,10 +128,10 @@ def test_transformers_alone_loads_it_with_the_same_numbers(
     ours, info = checkpoint.load(out)
     theirs = auto.from_pretrained(out)
     ids = _ids(place)
-    found = _outputs(theirs, ids)
-    assert found.shape == (*ids.shape, width)
-    assert torch.equal(found, _outputs(ours, ids))
-    assert found.abs().max() > 0, "nothing was learnt"
+    outputs = _outputs(theirs, ids)
+    assert outputs.shape == (*ids.shape, width)
+    assert torch.equal(outputs, _outputs(ours, ids))
+    assert outputs.abs().max() > 0, "nothing was learnt"
     assert info.objective == OBJECTIVES[objective]().name
     assert info.base_model == str(place / "llama")
     assert {path.name for path in tmp_path.iterdir()} == {"out", "out.run"}
@@ -291,10 +291,10 @@ def test_early_stopping_keeps_the_best(place: Path, tmp_path: Path) -> None:
     assert min(losses) == losses[-3], "patience is 2"
     tokenizer = AutoTokenizer.from_pretrained(out)
     items = data.load(place / "rollouts.jsonl", "rollouts", tokenizer)
-    _, held = data.split(items, 0.25, 0)
+    _, validation = data.split(items, 0.25, 0)
     model, info = checkpoint.load(out)
-    scores = prefix_scores(model, info, held, 0)
-    errors = [(s - item.label).square() for s, item in zip(scores, held, strict=True)]
+    scores = prefix_scores(model, info, validation, 0)
+    errors = [(s - item.label).square() for s, item in zip(scores, validation, strict=True)]
     parts = [torch.cat(errors[i : i + 8]) for i in range(0, len(errors), 8)]
     mean = sum(p.mean() * n for p, n in zip(parts, (8, 4), strict=True)) / 12
     assert float(mean) == pytest.approx(min(losses), abs=1e-4)
@@ -335,9 +335,9 @@ def test_what_does_not_go_is_one_line(
 ) -> None:
     with pytest.raises(AssertionError):
         _train(place, tmp_path / "out", "td-lambda", *sets)
-    told = [line for line in capsys.readouterr().err.splitlines() if line.startswith("trimtab: ")]
-    assert len(told) == 1
-    assert says in told[0]
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("trimtab: ")]
+    assert len(lines) == 1
+    assert says in lines[0]
     assert not (tmp_path / "out").exists()
 
 
@@ -357,7 +357,9 @@ def test_two_processes_train_one_scorer(place: Path, tmp_path: Path) -> None:
     one = _train(place, tmp_path / "one", "bradley-terry-full")
     assert _log(tmp_path / "two", "loss") == pytest.approx(_log(one, "loss"), abs=1e-4)
     ids = _ids(place)
-    found, expected = (_outputs(checkpoint.load(path)[0], ids) for path in (tmp_path / "two", one))
+    outputs, expected = (
+        _outputs(checkpoint.load(path)[0], ids) for path in (tmp_path / "two", one)
+    )
     # The loss does not see a constant, which Adam moves by the rounding of its gradient.
-    assert torch.allclose(found - found.mean(), expected - expected.mean(), atol=1e-3)
+    assert torch.allclose(outputs - outputs.mean(), expected - expected.mean(), atol=1e-3)
     assert expected.std() > 0.01, "nothing to compare"

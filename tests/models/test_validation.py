@@ -53,27 +53,27 @@ def _slow_auc(scores: Any, labels: Any, groups: Any, tenth: int) -> float:
 @pytest.mark.parametrize("seed", range(5))
 def test_prefix_auc_is_the_share_of_won_pairs(seed: int) -> None:
     scores, labels, groups = _world(seed)
-    found = prefix_auc(scores, labels, groups)
+    result = prefix_auc(scores, labels, groups)
     slow = [_slow_auc(scores, labels, groups, tenth) for tenth in range(1, 11)]
-    assert [p.mean for p in found.positions.values()] == pytest.approx(slow)
-    assert list(found.positions)[::9] == ["10%", "100%"]
-    assert found.mean.mean == pytest.approx(sum(slow) / 10)
-    assert found.within_prompts
+    assert [p.mean for p in result.positions.values()] == pytest.approx(slow)
+    assert list(result.positions)[::9] == ["10%", "100%"]
+    assert result.mean.mean == pytest.approx(sum(slow) / 10)
+    assert result.within_prompts
     pairs = sum(
         groups[i] == groups[j] and labels[i] > labels[j]
         for i, j in permutations(range(len(labels)), 2)
     )
-    assert found.mean.n == pairs
+    assert result.mean.n == pairs
 
 
 @pytest.mark.parametrize("seed", range(3))
 def test_one_completion_a_prompt_is_compared_across_prompts(seed: int) -> None:
     scores, labels, _ = _world(seed, prompts=20, most=1)
-    found = prefix_auc(scores, labels, range(20))
+    result = prefix_auc(scores, labels, range(20))
     slow = [_slow_auc(scores, labels, [0] * 20, tenth) for tenth in range(1, 11)]
-    assert not found.within_prompts
-    assert [p.mean for p in found.positions.values()] == pytest.approx(slow)
-    assert found.mean.n == sum(a > b for a in labels for b in labels)
+    assert not result.within_prompts
+    assert [p.mean for p in result.positions.values()] == pytest.approx(slow)
+    assert result.mean.n == sum(a > b for a in labels for b in labels)
 
 
 @pytest.mark.parametrize(("sign", "expected"), [(1, 1.0), (-1, 0.0)])
@@ -82,9 +82,9 @@ def test_a_perfect_scorer_wins_every_pair(sign: int, expected: float, single: bo
     _, _, groups = _world(0, prompts=20)
     labels = np.random.default_rng(0).normal(size=len(groups))
     scores = _follow(labels, [3 + i % 7 for i in range(len(groups))], sign)
-    found = prefix_auc(scores, labels, range(len(groups)) if single else groups)
-    assert found.mean.mean == expected
-    assert found.mean.standard_error == pytest.approx(0, abs=1e-12)
+    result = prefix_auc(scores, labels, range(len(groups)) if single else groups)
+    assert result.mean.mean == expected
+    assert result.mean.standard_error == pytest.approx(0, abs=1e-12)
 
 
 def test_a_scorer_of_chance_is_near_a_half_and_its_error_says_how_near() -> None:
@@ -94,9 +94,9 @@ def test_a_scorer_of_chance_is_near_a_half_and_its_error_says_how_near() -> None
             groups = np.arange(160) if single else np.repeat(np.arange(40), 4)
             labels = draw.normal(size=160)
             scores = [np.full(5, draw.normal()) for _ in labels]
-            found = prefix_auc(scores, labels, groups.tolist()).mean
-            assert found.standard_error is not None
-            misses.append((found.mean - 0.5) / found.standard_error)
+            result = prefix_auc(scores, labels, groups.tolist()).mean
+            assert result.standard_error is not None
+            misses.append((result.mean - 0.5) / result.standard_error)
     assert abs(np.mean(misses)) < 0.3
     assert 0.75 < np.std(misses[:60]) < 1.4  # within prompts
     assert 0.75 < np.std(misses[60:]) < 1.4  # across them: the doubled error
@@ -104,11 +104,11 @@ def test_a_scorer_of_chance_is_near_a_half_and_its_error_says_how_near() -> None
 
 def test_a_ratios_error_is_that_of_a_mean_when_clusters_are_alike() -> None:
     values = np.random.default_rng(1).normal(size=400)
-    found = mean_of(values, range(400))
-    assert found.mean == pytest.approx(values.mean())
-    assert found.standard_error == pytest.approx(values.std(ddof=1) / 20, rel=0.1)
+    result = mean_of(values, range(400))
+    assert result.mean == pytest.approx(values.mean())
+    assert result.standard_error == pytest.approx(values.std(ddof=1) / 20, rel=0.1)
     doubled = mean_of(np.repeat(values, 2), np.repeat(np.arange(400), 2).tolist())
-    assert doubled.standard_error == pytest.approx(found.standard_error)
+    assert doubled.standard_error == pytest.approx(result.standard_error)
     assert doubled.n == 800
     assert ratio(np.array([3.0, 9.0]), np.array([4.0, 0.0])) == (0.75, None)
     assert str(mean_of([0.25], ["a"])) == "0.250"
@@ -139,12 +139,12 @@ def _slow_rank(scores: Any, final: Any, groups: Any) -> float:
 @pytest.mark.parametrize("seed", range(3))
 def test_reciprocal_rank_is_the_mean_over_all_orders(seed: int) -> None:
     scores, labels, groups = _world(seed, prompts=5, most=4)
-    found = token_mean_reciprocal_rank(scores, labels, groups)
-    assert found.by_score is not None
-    assert found.by_reward is not None
+    result = token_mean_reciprocal_rank(scores, labels, groups)
+    assert result.by_score is not None
+    assert result.by_reward is not None
     ends = [row[-1] for row in scores]
-    assert found.by_score.mean == pytest.approx(_slow_rank(scores, ends, groups))
-    assert found.by_reward.mean == pytest.approx(_slow_rank(scores, labels, groups))
+    assert result.by_score.mean == pytest.approx(_slow_rank(scores, ends, groups))
+    assert result.by_reward.mean == pytest.approx(_slow_rank(scores, labels, groups))
 
 
 def test_reciprocal_rank_knows_perfection_and_chance() -> None:
@@ -171,11 +171,11 @@ def test_a_scorer_that_counts_tokens_is_found_out() -> None:
     lengths = draw.permutation(np.arange(1, 41))
     labels = draw.normal(size=40)
     scores = [np.arange(n, dtype=float) for n in lengths]
-    found = length_correlation(scores, labels, range(40))
-    assert found.score == pytest.approx(1)
-    assert found.reward is not None
-    assert abs(found.reward) < 0.4
-    assert found.score_and_reward == found.reward
+    result = length_correlation(scores, labels, range(40))
+    assert result.score == pytest.approx(1)
+    assert result.reward is not None
+    assert abs(result.reward) < 0.4
+    assert result.score_and_reward == result.reward
     flat = length_correlation([np.zeros(n) for n in lengths], labels, range(40))
     assert flat.score is None
     assert spearman([1.0, 5.0, 2.0], [10.0, 30.0, 20.0]) == pytest.approx(1)
@@ -187,20 +187,20 @@ def test_exact_values_are_calibrated_and_miss_by_the_noise_alone() -> None:
     returns = exact[:, None] + 0.5 * draw.normal(size=(4000, 10))
     means, errors = returns.mean(1), returns.std(1, ddof=1) / 10**0.5
     groups = (np.arange(4000) // 4).tolist()
-    found = value_agreement(exact, means, errors, groups)
-    assert found.slope == pytest.approx(1, abs=0.02)
-    assert found.intercept == pytest.approx(0, abs=0.02)
-    assert found.mse.mean == pytest.approx(found.noise, rel=0.1)
-    assert found.noise == pytest.approx(0.025, rel=0.05)
-    assert found.calibration_error < 0.02
-    assert sum(b.n for b in found.bins) == 4000
-    assert len(found.bins) == 10
+    result = value_agreement(exact, means, errors, groups)
+    assert result.slope == pytest.approx(1, abs=0.02)
+    assert result.intercept == pytest.approx(0, abs=0.02)
+    assert result.mse.mean == pytest.approx(result.noise, rel=0.1)
+    assert result.noise == pytest.approx(0.025, rel=0.05)
+    assert result.calibration_error < 0.02
+    assert sum(b.n for b in result.bins) == 4000
+    assert len(result.bins) == 10
 
     other = value_agreement(3 * exact + 1, means, errors, groups)  # another scale
     assert other.slope == pytest.approx(1 / 3, abs=0.01)
     assert other.mse.mean > 1
-    assert other.mse_after_affine.mean == pytest.approx(found.mse_after_affine.mean)
-    assert other.spearman == pytest.approx(found.spearman)
+    assert other.mse_after_affine.mean == pytest.approx(result.mse_after_affine.mean)
+    assert other.spearman == pytest.approx(result.spearman)
     assert other.calibration_error > 1
 
     flat = value_agreement(np.zeros(4000), means, errors, groups)
@@ -210,13 +210,13 @@ def test_exact_values_are_calibrated_and_miss_by_the_noise_alone() -> None:
 
 
 def test_value_agreement_by_hand() -> None:
-    found = value_agreement([0.0, 1.0, 1.0], [0.5, 1.0, 0.0], [0.1, 0.2, 0.2], ["a", "b", "b"])
-    assert found.mse.mean == pytest.approx((0.25 + 0 + 1) / 3)
-    assert found.mse.n == 3
-    assert found.noise == pytest.approx(0.03)
-    assert found.r2 == pytest.approx(1 - (1.25 / 3) / (0.5 / 3))
-    assert (found.slope, found.intercept) == (pytest.approx(0), pytest.approx(0.5))
-    assert found.calibration_error == pytest.approx((0.5 + 2 * 0.5) / 3)
+    result = value_agreement([0.0, 1.0, 1.0], [0.5, 1.0, 0.0], [0.1, 0.2, 0.2], ["a", "b", "b"])
+    assert result.mse.mean == pytest.approx((0.25 + 0 + 1) / 3)
+    assert result.mse.n == 3
+    assert result.noise == pytest.approx(0.03)
+    assert result.r2 == pytest.approx(1 - (1.25 / 3) / (0.5 / 3))
+    assert (result.slope, result.intercept) == (pytest.approx(0), pytest.approx(0.5))
+    assert result.calibration_error == pytest.approx((0.5 + 2 * 0.5) / 3)
 
 
 def test_inheritance_by_hand() -> None:
@@ -243,9 +243,9 @@ def test_a_prefix_that_says_nothing_wins_one_time_in_three() -> None:
         Continued(prompt, 0.5, reward, draw.normal(size=5).tolist())
         for prompt, reward in zip(prompts, rewards, strict=True)
     ]
-    [found] = inheritance(continued, prompts, rewards)
-    assert found.wins.standard_error is not None
-    assert abs(found.wins.mean - 1 / 3) < 4 * found.wins.standard_error < 0.1
+    [result] = inheritance(continued, prompts, rewards)
+    assert result.wins.standard_error is not None
+    assert abs(result.wins.mean - 1 / 3) < 4 * result.wins.standard_error < 0.1
 
 
 def test_what_cannot_be_validated_says_so() -> None:

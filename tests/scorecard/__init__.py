@@ -4,5 +4,5 @@ import os
 
 
 def full() -> bool:
-    """Whether the long form was asked for: SCORECARD=full."""
+    """Whether the long form is requested: SCORECARD=full."""
     return os.environ.get("SCORECARD") == "full"

@@ -81,8 +81,8 @@ KINDS = (_noise, _json, _changed, _broken, _hostile)
 async def send(
     port: int, key: str, made: list[tuple[str, bytes]], rate: float, until: asyncio.Event
 ) -> Counter[int]:
-    """Send them over and over, `rate` a second, until told to stop; answers by status."""
-    found: Counter[int] = Counter()
+    """Send them over and over, `rate` a second, until stopped; counts of statuses."""
+    statuses: Counter[int] = Counter()
     began = time.monotonic()
     numbers = iter(range(10**9))
 
@@ -96,11 +96,11 @@ async def send(
                 path, body = made[number % len(made)]
                 writer.write(head(path, key, len(body)) + body)
                 status, kept = await _answer(reader)
-                found[status] += 1
+                statuses[status] += 1
             await close(writer)
 
     await asyncio.gather(*(worker() for _ in range(CONNECTIONS)))
-    return found
+    return statuses
 
 
 async def close(writer: asyncio.StreamWriter) -> None:

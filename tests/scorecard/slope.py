@@ -22,9 +22,9 @@ def growth(points: Sequence[tuple[int, int]]) -> tuple[float, float]:
 def sizes(pid: int) -> dict[str, int]:
     """Bytes resident of a server's processes, by what they are."""
     root = psutil.Process(pid)
-    found = {"API": root.memory_info().rss}
+    resident = {"API": root.memory_info().rss}
     for child in root.children(recursive=True):
         name = " ".join(child.cmdline())
         kind = "engine" if "EngineCore" in name else f"other {child.pid}"
-        found[kind] = child.memory_info().rss
-    return found
+        resident[kind] = child.memory_info().rss
+    return resident

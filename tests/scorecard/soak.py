@@ -120,8 +120,8 @@ class Soak:
             await self.change(path)
             for question in self.questions:
                 if question.moody or path == SHELF[0]:
-                    found = await post(self.port, KEY, "/generate", question.fields)
-                    [choice] = json.loads(found.body)["choices"]
+                    answer = await post(self.port, KEY, "/generate", question.fields)
+                    [choice] = json.loads(answer.body)["choices"]
                     question.alone[path] = choice["token_ids"]
 
     async def worker(self) -> None:

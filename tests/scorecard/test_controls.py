@@ -44,7 +44,7 @@ def test_another_token_is_a_mismatch(soak):
     assert judged(soak, body(choice([1, 2, 3], record={"error": {}}))) == ["compared", "mismatch"]
 
 
-def test_statuses_are_told_apart(soak):
+def test_statuses_are_distinguished(soak):
     assert judged(soak, Answer(500)) == ["5xx"]
     assert judged(soak, Answer(400)) == ["malformed"]
     assert judged(soak, Answer(404)) == ["malformed"]  # this question names no scorer that moves

@@ -43,7 +43,7 @@ def slack():
     return 1.5 if full() else 1.5 * max(1, os.getloadavg()[0] / os.cpu_count())
 
 
-def asked(path, guidance, **more):
+def request_body(path, guidance, **more):
     """A request of a route."""
     if path == "/generate":
         return {"prompt": "The room was", **guidance, **more}
@@ -158,7 +158,7 @@ def server():
 @pytest.mark.parametrize("_", TIMES)
 @pytest.mark.parametrize("stream", [True, False])
 def test_a_client_that_leaves_is_forgotten_within_two_steps(server, stream, _):
-    body = asked("/generate", SLEEPY, stream=stream, **LONG)
+    body = request_body("/generate", SLEEPY, stream=stream, **LONG)
     before = metric(server, "vllm:generation_tokens_total")
     headers = server.http.headers
     if stream:
@@ -180,7 +180,9 @@ def test_a_client_that_leaves_is_forgotten_within_two_steps(server, stream, _):
 
 @pytest.mark.parametrize("_", TIMES)
 def test_an_engine_that_stands_still_goes_on_as_if_it_had_not(server, _):
-    body = asked("/generate", GUIDED, stream=True, temperature=0, max_tokens=300, ignore_eos=True)
+    body = request_body(
+        "/generate", GUIDED, stream=True, temperature=0, max_tokens=300, ignore_eos=True
+    )
     alone = server.generate(**body | {"stream": False})["choices"][0]["token_ids"]
     requests = Requests(server)
     requests.send("/generate", body)
@@ -209,7 +211,9 @@ def deaf(server, count):
     """Clients that ask for much and read nothing."""
     sockets = []
     body = json.dumps(
-        asked("/generate", {**GUIDED, "k": 256, "mass": 1, "trace": True}, n=2, stream=True, **LONG)
+        request_body(
+            "/generate", {**GUIDED, "k": 256, "mass": 1, "trace": True}, n=2, stream=True, **LONG
+        )
     )
     for _ in range(count):
         one = socket.create_connection(("127.0.0.1", int(server.url.rsplit(":", 1)[1])))
@@ -235,10 +239,10 @@ def test_sigterm_drains(server):
     with deaf(server, 2):
         for stream in (True, False):
             for path in [*routes, "/v1/messages"]:
-                long.send(path, asked(path, SLOW, stream=stream, **LONG))
+                long.send(path, request_body(path, SLOW, stream=stream, **LONG))
         long.wait(3)
         for path in ["/v1/messages", *routes[:3]] * 2:
-            short.send(path, asked(path, {"beta": 2}, stream=True, max_tokens=6))
+            short.send(path, request_body(path, {"beta": 2}, stream=True, max_tokens=6))
         short.wait(8)
         began = time.monotonic()
         server.process.terminate()
@@ -269,11 +273,13 @@ def test_a_killed_engine_ends_all(whom, _):
         requests = Requests(server)
         for path in ("/generate", "/v1/completions", "/v1/chat/completions", *TYPED):
             for stream in (True, False):
-                requests.send(path, asked(path, SLOW, stream=stream, **LONG))
-        # Its record is asked for now: the scorer has not looked at it before.
+                requests.send(path, request_body(path, SLOW, stream=stream, **LONG))
+        # Its record is fetched now; the scorer has not scored it before.
         fetching = {"scorers": {"slumber": 1}, "beta": 0}
         requests.wait(3)
-        requests.send("/generate", asked("/generate", fetching, max_tokens=16, ignore_eos=True))
+        requests.send(
+            "/generate", request_body("/generate", fetching, max_tokens=16, ignore_eos=True)
+        )
         time.sleep(0.5)
         killed = [p for p in children if f"VLLM::{whom}" in " ".join(p.cmdline())]
         began = time.monotonic()
@@ -303,7 +309,7 @@ def test_no_engine_outlives_its_server(flags, _):
     with start([*COMMAND, *flags], ready="/ready", **env) as server:
         children = family(server)
         requests = Requests(server)
-        requests.send("/generate", asked("/generate", {"beta": 1}, stream=True, **LONG))
+        requests.send("/generate", request_body("/generate", {"beta": 1}, stream=True, **LONG))
         requests.wait(1)
         server.process.kill()
         assert gone(children, 10)
@@ -315,7 +321,7 @@ def test_a_second_signal_ends_it_at_once(_):
     with start(COMMAND, ready="/ready", TRIMTAB_API_KEY=KEY) as server:
         children = family(server)
         requests = Requests(server)
-        requests.send("/generate", asked("/generate", SLEEPY, stream=True, **LONG))
+        requests.send("/generate", request_body("/generate", SLEEPY, stream=True, **LONG))
         requests.wait(1)
         server.process.terminate()
         time.sleep(0.5)
@@ -334,7 +340,9 @@ def test_a_signal_to_all_processes_drains_too(_):
         children = family(server)
         requests = Requests(server)
         for _ in range(4):
-            requests.send("/generate", asked("/generate", SLEEPY, stream=True, max_tokens=24))
+            requests.send(
+                "/generate", request_body("/generate", SLEEPY, stream=True, max_tokens=24)
+            )
         requests.wait(4)
         for process in [*children, server.process]:
             process.send_signal(signal.SIGINT)

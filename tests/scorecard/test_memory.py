@@ -28,7 +28,7 @@ FLAGS = (
 WORDS = "the room was small but staff were kind and food good cable kettle hotel"
 
 
-def asked(number: int, rng: random.Random) -> tuple[str, dict, int]:
+def random_request(number: int, rng: random.Random) -> tuple[str, dict, int]:
     """A request, and the status that it has."""
     name = f"name{number}"
     prompt = " ".join(rng.choices(WORDS.split(), k=rng.randint(1, 12)))
@@ -68,7 +68,7 @@ async def run(server, requests: int, seed: int = 7) -> dict[str, list[tuple[int,
 
         async def client():
             for number in numbers:
-                path, fields, status = asked(number, rng)
+                path, fields, status = random_request(number, rng)
                 answer = await http.post(path, json=fields, headers={"X-Request-Id": f"{number}"})
                 assert answer.status_code == status, (path, answer.text)
                 if number % WEIGH_EVERY == 0:
@@ -86,10 +86,10 @@ def test_no_process_grows():
     command = ["trimtab_server.cli", "serve", "demo", *FLAGS]
     with start(command, ready="/ready", TRIMTAB_API_KEY=KEY) as server:
         points = asyncio.run(run(server, REQUESTS))
-    found = {name: growth(several) for name, several in points.items()}
-    for name, (slope, bound) in found.items():
+    growths = {name: growth(several) for name, several in points.items()}
+    for name, (slope, bound) in growths.items():
         first, last = points[name][0][1], points[name][-1][1]
-        told = f"{slope:.0f} B a request, at most {bound:.0f}"
-        print(f"{name}: {told}; {first / 2**20:.1f} MiB at first, {last / 2**20:.1f} at last")
-    assert {"API", "engine"} <= set(found)
-    assert all(bound <= BYTES_A_REQUEST for _, bound in found.values())
+        report = f"{slope:.0f} B a request, at most {bound:.0f}"
+        print(f"{name}: {report}; {first / 2**20:.1f} MiB at first, {last / 2**20:.1f} at last")
+    assert {"API", "engine"} <= set(growths)
+    assert all(bound <= BYTES_A_REQUEST for _, bound in growths.values())

@@ -47,9 +47,9 @@ def server(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def before(server):
-    """What the idle server holds, once it has answered a little."""
+    """Resources of the idle server, after its first answer."""
     server.generate(prompt="The room was", max_tokens=4)
-    return held(server)
+    return resources(server)
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +58,7 @@ def report(server, before):
     return asyncio.run(Soak(server, REQUESTS, SEED, WARM_UP).run())
 
 
-def held(server):
+def resources(server):
     """File descriptors and threads of each process."""
     root = psutil.Process(server.process.pid)
     return {p.pid: (p.num_fds(), p.num_threads()) for p in (root, *root.children(recursive=True))}
@@ -108,7 +108,7 @@ def test_nothing_is_left_running(server, report, before):
     while time.monotonic() < deadline:
         busy = metric(server, "vllm:num_requests_running")
         busy += metric(server, "vllm:num_requests_waiting")
-        after = held(server)
+        after = resources(server)
         grown = {
             pid: (fds, threads)
             for pid, (fds, threads) in after.items()

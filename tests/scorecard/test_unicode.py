@@ -37,10 +37,10 @@ def test_streams_equal_whole_answers(server, tokenizer, name, path):
     assert whole.status_code == 200, whole.text
     streamed = server.http.post(path, json={**body, "stream": True})
     pieces = [line[6:] for line in streamed.text.splitlines() if line.startswith("data: {")]
-    shown = [shown_text(choice) for piece in pieces for choice in json.loads(piece)["choices"]]
+    texts = [shown_text(choice) for piece in pieces for choice in json.loads(piece)["choices"]]
     assert shown_text(whole.json()["choices"][0]) == text
-    assert "".join(shown) == text
-    assert not any("\ufffd" in piece for piece in shown)
+    assert "".join(texts) == text
+    assert not any("\ufffd" in piece for piece in texts)
 
 
 def chat(name):

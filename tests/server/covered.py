@@ -19,7 +19,7 @@ def quietly(name: str) -> ModuleType:
 
 
 def application(flags=(), **settings):
-    """What no engine is needed for can be asked of it: keys, CORS, limits, unknown paths."""
+    """For tests that need no engine: keys, CORS, limits, unknown paths."""
     with warnings.catch_warnings():  # torch deprecates what vLLM's import makes it import
         warnings.simplefilter("ignore")
         from vllm.entrypoints.launchers.app import build_app

@@ -63,9 +63,9 @@ async def flood(here, number, **fields):
 async def test_five_hundred_at_once(stream, caplog):
     here = Here(Slow(), max_in_flight=MOST)
     before = busy()
-    found = await flood(here, 500, stream=stream)
-    good = [took for answer, took in found if answer.status_code == 200]
-    refused = [answer for answer, _ in found if answer.status_code != 200]
+    answers = await flood(here, 500, stream=stream)
+    good = [took for answer, took in answers if answer.status_code == 200]
+    refused = [answer for answer, _ in answers if answer.status_code != 200]
     assert len(good) == MOST
     for answer in refused:
         assert answer.status_code == 429
@@ -74,26 +74,26 @@ async def test_five_hundred_at_once(stream, caplog):
         assert answer.json()["error"]["code"] == "busy"
     assert busy() - before == len(refused)
     assert not caplog.records
-    assert len(here.fake.calls) <= MOST * 8  # nothing was asked for what was refused
+    assert len(here.fake.calls) <= MOST * 8  # refused requests caused no call
     assert (await here.post(prompt=TEXT, **GUIDED)).status_code == 200  # all places are free again
 
 
 async def test_without_a_bound_all_wait():
     """The control: as many as come are let in."""
     here = Here(Slow(), max_in_flight=10_000)
-    found = await flood(here, 60)
-    assert {answer.status_code for answer, _ in found} == {200}
+    answers = await flood(here, 60)
+    assert {answer.status_code for answer, _ in answers} == {200}
 
 
 async def test_status_routes_always_pass():
     here = Here(Slow(), max_in_flight=1)
     await readiness.check_all(here.app.state.trimtab)
-    asked = asyncio.create_task(here.post(prompt=TEXT, max_tokens=20, temperature=0, **GUIDED))
+    task = asyncio.create_task(here.post(prompt=TEXT, max_tokens=20, temperature=0, **GUIDED))
     await asyncio.sleep(0.03)
     assert (await here.post(prompt=TEXT, **GUIDED)).status_code == 429
     for path in ("/health", "/ready", "/metrics", "/v1/models", "/v1/scorers"):
         assert (await here.http.get(path)).status_code == 200
-    assert (await asked).status_code == 200
+    assert (await task).status_code == 200
 
 
 async def test_a_place_is_free_again_whatever_ends_a_request():
@@ -135,9 +135,9 @@ def test_five_hundred_at_once_over_the_engine(server):
 
             return await asyncio.gather(*(ask(number) for number in range(500)))
 
-    found = asyncio.run(all_at_once())
-    good = [(answer, took) for answer, took in found if answer.status_code == 200]
-    refused = [answer for answer, _ in found if answer.status_code != 200]
+    answers = asyncio.run(all_at_once())
+    good = [(answer, took) for answer, took in answers if answer.status_code == 200]
+    refused = [answer for answer, _ in answers if answer.status_code != 200]
     assert {answer.status_code for answer in refused} <= {429}
     assert all(answer.headers["retry-after"] for answer in refused)
     assert len(good) >= 64

@@ -86,14 +86,14 @@ def everything(request, monkeypatch):
 
 async def test_every_route_is_a_users_or_an_operators(everything):
     app = application(FLAGS if everything else ())
-    users, operators, found = listed(USERS), listed(OPERATORS), set(routes_of(app))
-    new = found - users - operators
+    users, operators, routes = listed(USERS), listed(OPERATORS), set(routes_of(app))
+    new = routes - users - operators
     assert not new, f"a route is new; decide who may call it: {sorted(new)}"
     if everything:
-        assert users | operators == found, "a route has another name, or is gone"
-    for route in users & found:
+        assert users | operators == routes, "a route has another name, or is gone"
+    for route in users & routes:
         assert await status(app, route, bearer("user"), keys=["user"]) == 200, route
-    for route in operators & found:
+    for route in operators & routes:
         admin = {"keys": ["user"], "admin_key": "adm"}
         assert await status(app, route, bearer("user"), keys=["user"]) == 403, route
         assert await status(app, route, bearer("user"), **admin) == 403, route
@@ -143,14 +143,14 @@ async def test_behind_a_root_path(small):
 
 
 async def test_no_websocket_is_a_users(small):
-    told = []
+    messages = []
 
     async def send(message):
-        told.append(message)
+        messages.append(message)
 
     scope = {"type": "websocket", "path": "/v1/realtime", "headers": [], "app": small}
     await ApiKeys(PlainTextResponse("let through"), keys=[])(scope, None, send)
-    assert [(m["type"], m["code"]) for m in told] == [("websocket.close", 1008)]
+    assert [(m["type"], m["code"]) for m in messages] == [("websocket.close", 1008)]
 
 
 async def test_an_upstream_has_routes_of_users_alone():

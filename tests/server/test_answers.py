@@ -19,7 +19,7 @@ async def written(events, size):
     async def send(message):
         sent.append(message)
 
-    answer = middleware._Answer(send, middleware.Exchange(calls=[{0: RECORD}]), 1)
+    answer = middleware._GuidedAnswer(send, middleware.Exchange(calls=[{0: RECORD}]), 1)
     headers = [(b"content-type", b"text/event-stream; charset=utf-8")]
     await answer.send({"type": "http.response.start", "status": 200, "headers": headers})
     for at in range(0, len(events), size):
@@ -37,7 +37,7 @@ def stream(*texts):
 
 
 @pytest.mark.parametrize("size", [1, 7, 64, 10**6])
-async def test_events_are_told_apart_wherever_they_are_cut(size):
+async def test_events_are_separated_wherever_they_are_cut(size):
     got = await written(stream(*TEXTS), size)
     *events, done = got.decode().removesuffix("\n\n").split("\n\n")
     assert done == "data: [DONE]"

@@ -1,4 +1,4 @@
-"""`trimtab arena` and `trimtab sweep`: what is wrong is told, and a sweep from end to end."""
+"""`trimtab arena` and `trimtab sweep`: errors, and a sweep from end to end."""
 
 import json
 import subprocess
@@ -37,22 +37,22 @@ def refused(*args):
     return done.stderr
 
 
-def test_unknown_worlds_and_methods_are_told(tmp_path):
+def test_unknown_worlds_and_methods_are_refused(tmp_path):
     assert "reviews, digest" in refused("arena", "nowhere")
-    told = refused("arena", "reviews", "--only", "vaas", "--out", tmp_path / "out")
-    assert "no such method: vaas" in told
-    assert not (tmp_path / "out").exists(), "it is told before anything is made"
+    message = refused("arena", "reviews", "--only", "vaas", "--out", tmp_path / "out")
+    assert "no such method: vaas" in message
+    assert not (tmp_path / "out").exists(), "it is refused before anything is made"
 
 
 def test_a_sweep_needs_what_it_needs(tmp_path):
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("Review a hotel.\n")
-    asked = ["sweep", "demo", "--scorer", SENTIMENT, "--prompts", prompts]
+    command = ["sweep", "demo", "--scorer", SENTIMENT, "--prompts", prompts]
     out = ["--out", tmp_path / "out"]
-    assert "at least 8 are needed" in refused(*asked, "--reward", REWARD, *out)
-    assert "module:function" in refused(*asked, "--reward", "nonsense", *out)
-    asked[-1] = tmp_path / "absent.txt"
-    assert "absent.txt" in refused(*asked, "--reward", REWARD, *out)
+    assert "at least 8 are needed" in refused(*command, "--reward", REWARD, *out)
+    assert "module:function" in refused(*command, "--reward", "nonsense", *out)
+    command[-1] = tmp_path / "absent.txt"
+    assert "absent.txt" in refused(*command, "--reward", REWARD, *out)
 
 
 def test_the_example_configuration_is_one():
@@ -65,9 +65,9 @@ def test_a_sweep_recommends_and_goes_on_without_an_engine(tmp_path):
     pytest.importorskip("vllm")
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("\n".join(demo.prompts("test", 12, seed=3)) + "\n")
-    asked = ["sweep", "demo", "--scorer", SENTIMENT, "--prompts", prompts, "--reward", REWARD]
-    asked += ["--kl", 3, "--n", 1, "--max-tokens", 24, "--out", tmp_path / "out"]
-    done = trimtab(*asked, timeout=600)
+    command = ["sweep", "demo", "--scorer", SENTIMENT, "--prompts", prompts, "--reward", REWARD]
+    command += ["--kl", 3, "--n", 1, "--max-tokens", 24, "--out", tmp_path / "out"]
+    done = trimtab(*command, timeout=600)
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout.startswith("Recommended: β = ")
     results = json.loads((tmp_path / "out" / "results.json").read_text())
@@ -80,8 +80,8 @@ def test_a_sweep_recommends_and_goes_on_without_an_engine(tmp_path):
     assert (tmp_path / "out" / "heat-map.png").exists()
 
     files = {path: path.stat().st_mtime_ns for path in (tmp_path / "out" / "runs").iterdir()}
-    again = trimtab(*asked)
+    again = trimtab(*command)
     assert again.stdout == done.stdout
     assert {path: path.stat().st_mtime_ns for path in files} == files
-    other = refused(*asked[:-2], "--seed", "1", *asked[-2:])
+    other = refused(*command[:-2], "--seed", "1", *command[-2:])
     assert "made with other settings" in other

@@ -86,9 +86,9 @@ def test_every_key_is_compared_in_constant_time(monkeypatch):
     """None of the comparisons stops early, or is left out because another matched."""
     compared = []
 
-    def compare(given, known):
-        compared.append((given, known))
-        return hmac.compare_digest(given, known)
+    def compare(sent, known):
+        compared.append((sent, known))
+        return hmac.compare_digest(sent, known)
 
     monkeypatch.setattr(auth, "hmac", SimpleNamespace(compare_digest=compare))
     keys = auth.ApiKeys(None, ["first", "second"], "third")

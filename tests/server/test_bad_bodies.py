@@ -177,7 +177,7 @@ def test_media_type_and_size(server):
 
 
 def test_a_budget_needs_distributions(server):
-    """The demo's scorers have none, and that is told before the engine is asked."""
+    """The demo's scorers have none, which is refused before the engine is called."""
     body = {key: value for key, value in GOOD.items() if key != "beta"}
     answer = refused(server, json.dumps({**body, "kl_budget": 1.0}).encode())
     assert answer.status_code == 400

@@ -40,14 +40,14 @@ def test_requests_are_guided_as_on_their_routes(server, tmp_path):
     assert done.returncode == 0, done.stderr
     assert "3 answers" in done.stdout
     assert "1 of them errors" in done.stdout
-    found = results(out)
+    answers = results(out)
     alone = server.http.post("/v1/chat/completions", json=guided).json()["choices"][0]
-    choice = found["guided"]["body"]["choices"][0]
+    choice = answers["guided"]["body"]["choices"][0]
     assert choice["message"]["content"] == alone["message"]["content"]
     assert choice["guidance"]["scores"] == alone["guidance"]["scores"]
-    assert found["own"]["status_code"] == 200
-    assert found["unknown"]["status_code"] == 404
-    assert found["unknown"]["body"]["error"]["message"]
+    assert answers["own"]["status_code"] == 200
+    assert answers["unknown"]["status_code"] == 404
+    assert answers["unknown"]["body"]["error"]["message"]
     before = out.read_bytes()
     assert trimtab("batch", source, "--out", out, "--url", server.url).returncode == 0
     assert out.read_bytes() == before, "nothing was left to send"
@@ -92,7 +92,7 @@ def transport(monkeypatch, answer):
     monkeypatch.setattr(batch.httpx, "AsyncClient", make)
 
 
-def test_a_full_server_is_asked_again_and_other_errors_are_not(tmp_path, monkeypatch):
+def test_a_full_server_is_retried_and_other_errors_are_not(tmp_path, monkeypatch):
     calls = {"1": 0, "2": 0}
 
     def answer(request):

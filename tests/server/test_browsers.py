@@ -42,13 +42,13 @@ async def test_a_page_may_ask(kind):
         assert "POST" in allowed.headers["Access-Control-Allow-Methods"]
         assert "x-api-key" in allowed.headers["Access-Control-Allow-Headers"]
         json = {"Content-Type": "application/json"}
-        for code, asked in {
+        for code, request in {
             401: {"headers": {}},
             413: {"headers": KEY | json, "content": b"x" * 200},
             400: {"headers": KEY | json, "content": b"{"},
             415: {"headers": KEY, "content": b"{}"},
         }.items():
-            sent = {**asked, "headers": {**asked["headers"], "Origin": PAGE}}
+            sent = {**request, "headers": {**request["headers"], "Origin": PAGE}}
             refused = await http.post("/v1/completions", **sent)
             assert refused.status_code == code
             assert refused.headers.get_list("Access-Control-Allow-Origin") == [PAGE]
@@ -67,5 +67,5 @@ async def test_no_page_may_ask_by_default(kind):
         answer = await http.options("/v1/completions", headers=ASKS)
         assert answer.status_code == 401
         refused = await http.post("/v1/completions", headers={"Origin": PAGE})
-        for found in (answer, refused):
-            assert not [name for name in found.headers if name.startswith("access-control")]
+        for reply in (answer, refused):
+            assert not [name for name in reply.headers if name.startswith("access-control")]

@@ -88,15 +88,15 @@ def post(server, path, status=200, **fields):
 
 
 def test_the_same_conversation_has_the_same_scores_on_all_routes(ours):
-    found = {
+    by_path = {
         path: records(post(ours, path, **ASKED, **fields))[0] for path, fields in ROUTES.items()
     }
     guidance = ASKED["guidance"]
     fields = {"messages": SAID, "max_tokens": 12, "temperature": 0}
-    found["/generate"] = records(post(ours, "/generate", **fields, **guidance))[0]
-    first = found["/v1/chat/completions"]
+    by_path["/generate"] = records(post(ours, "/generate", **fields, **guidance))[0]
+    first = by_path["/v1/chat/completions"]
     assert first["kl"] > 0
-    for path, record in found.items():
+    for path, record in by_path.items():
         assert record["scores"] == pytest.approx(first["scores"], abs=1e-4), path
         assert record["kl"] == pytest.approx(first["kl"], abs=1e-4), path
     bare = post(ours, "/v1/chat/completions", **ASKED, messages=SAID[1:], max_tokens=12)
@@ -105,8 +105,8 @@ def test_the_same_conversation_has_the_same_scores_on_all_routes(ours):
 
 def test_an_earlier_response_is_read(ours):
     def answer(**fields):
-        asked = {**ASKED, "guidance": {**ASKED["guidance"], "beta": 0}, "max_output_tokens": 8}
-        return post(ours, "/v1/responses", **asked, **fields)
+        request = {**ASKED, "guidance": {**ASKED["guidance"], "beta": 0}, "max_output_tokens": 8}
+        return post(ours, "/v1/responses", **request, **fields)
 
     first = answer(input=USER)
     said = first["output"][0]["content"][0]["text"]
@@ -139,8 +139,8 @@ def test_a_template_that_refuses_is_a_400_before_anything_is_generated(ours, str
         assert "'strict'" in error["message"]
     own = {"messages": SAID, "scorers": {"strict": 1}, "stream": stream}
     assert "no system turn" in post(ours, "/generate", 400, **own)["error"]["message"]
-    searched = {"method": "best_of_n", "n": 2}
-    own = {"messages": SAID, "scorers": {"strict": 1}, "beta": 0, "search": searched}
+    search = {"method": "best_of_n", "n": 2}
+    own = {"messages": SAID, "scorers": {"strict": 1}, "beta": 0, "search": search}
     assert "no system turn" in post(ours, "/generate", 400, **own)["error"]["message"]
     assert generated(ours) == before
     well = post(
@@ -159,8 +159,8 @@ def test_the_bases_template_refuses_likewise(ours):
             ("/v1/chat/completions/batch", {"messages": [TWO]}),
             ("/generate", {"messages": TWO}),
         ):
-            given = guidance if path != "/generate" else guidance.get("guidance", {})
-            error = post(ours, path, 400, **fields, model="demo", **given)["error"]
+            extra = guidance if path != "/generate" else guidance.get("guidance", {})
+            error = post(ours, path, 400, **fields, model="demo", **extra)["error"]
             assert "two user turns" in error["message"], path
             assert len(error["message"]) < 600
 

@@ -31,7 +31,7 @@ def test_version_needs_no_engine():
     assert done.stdout.startswith("trimtab ")
 
 
-def test_a_taken_port_is_told_before_anything_loads():
+def test_a_taken_port_is_reported_before_anything_loads():
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
@@ -78,13 +78,13 @@ def test_generate_without_a_server():
 
 
 def test_generate(server):
-    asked = ["generate", "The room was", "--scorer", "sentiment=1", "--beta", "4", "--seed", "1"]
-    asked += ["--max-tokens", "12", "--url", server.url]
-    done = trimtab(*asked, TRIMTAB_API_KEY=KEY)
+    command = ["generate", "The room was", "--scorer", "sentiment=1", "--beta", "4", "--seed", "1"]
+    command += ["--max-tokens", "12", "--url", server.url]
+    done = trimtab(*command, TRIMTAB_API_KEY=KEY)
     assert done.returncode == 0, done.stderr
     assert "sentiment " in done.stdout
     assert "KL " in done.stdout
-    streamed = trimtab(*asked, "--stream", "--api-key", KEY)
+    streamed = trimtab(*command, "--stream", "--api-key", KEY)
     assert streamed.stdout.split("[")[0].strip() == done.stdout.split("[")[0].strip()
 
 

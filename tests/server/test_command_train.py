@@ -13,16 +13,16 @@ app = typer.Typer()
 app.command()(train)
 
 
-def test_the_command_passes_on_what_it_is_given(
+def test_the_command_passes_its_arguments_on(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    told = []
-    monkeypatch.setattr(training, "run", told.append)
+    configs = []
+    monkeypatch.setattr(training, "run", configs.append)
     file = tmp_path / "run.yaml"
     file.write_text("base: demo\ndata: d.jsonl\nout: o\n")
     arguments = ["rad", "--config", str(file), "--set", "epochs=3", "--set", "lora.r=4"]
     assert CliRunner().invoke(app, arguments).exit_code == 0
-    assert (told[0].objective, told[0].epochs, told[0].lora.r) == ("rad", 3, 4)
+    assert (configs[0].objective, configs[0].epochs, configs[0].lora.r) == ("rad", 3, 4)
 
 
 def test_what_is_wrong_is_one_line() -> None:

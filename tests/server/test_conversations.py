@@ -19,7 +19,7 @@ with warnings.catch_warnings():
     from trimtab.adapters.vllm.search import carried, read_context
     from trimtab_server.vllm import rpc
     from trimtab_server.vllm.guided_routes import GUIDED, conversations
-    from trimtab_server.vllm.middleware import Guidance
+    from trimtab_server.vllm.middleware import GuidanceMiddleware
     from trimtab_server.vllm.records import EXCHANGE
 
 PARTS = [{"type": "text", "text": "A "}, {"type": "text", "text": "b."}]
@@ -201,8 +201,10 @@ def test_a_template_gets_tool_calls_as_transformers_has_them():
     class Tokenizer:
         chat_template = "x"
 
-        def apply_chat_template(self, given, **options):
-            return "".join(call["function"]["arguments"]["city"] for call in given[1]["tool_calls"])
+        def apply_chat_template(self, messages, **options):
+            return "".join(
+                call["function"]["arguments"]["city"] for call in messages[1]["tool_calls"]
+            )
 
     assert template(Tokenizer())(turns(SAME["tools"][1])) == "Ulm"
 
@@ -243,7 +245,7 @@ async def test_templates_read_conversations_before_the_route(monkeypatch, refusa
     scope["app"] = SimpleNamespace(
         state=SimpleNamespace(trimtab=SimpleNamespace(engine=SimpleNamespace(client=None)))
     )
-    await Guidance(route, served, None)(scope, receive, send)
+    await GuidanceMiddleware(route, served, None)(scope, receive, send)
     read = messages if several else messages[:1]
     assert calls == [("trimtab_refusal", ["s@3"], read)]
     if refusal:

@@ -102,11 +102,11 @@ class Served:
 @pytest.fixture
 async def served(monkeypatch):
     deadlines = []
-    monkeypatch.setattr(serving, "leave_within", lambda *given: deadlines.append(given))
+    monkeypatch.setattr(serving, "leave_within", lambda *args: deadlines.append(args))
     made = []
 
-    def make(**given):
-        made.append(Served(**given))
+    def make(**options):
+        made.append(Served(**options))
         made[-1].deadlines = deadlines
         return made[-1]
 
@@ -191,14 +191,20 @@ async def test_routes_that_wait_for_nobody_are_cancelled(served, caplog):
     assert not [r for r in caplog.records if r.levelno >= logging.WARNING]
 
 
-async def test_a_client_that_does_not_read_holds_up_nothing(served, monkeypatch):
-    monkeypatch.setattr(serving, "DRAIN_STALL_SECONDS", 0.5)
-    one = served()
+async def not_reading(one):
+    """A client of an endless answer that never reads."""
     reader, writer = await asyncio.open_connection("127.0.0.1", one.port)
     reader._transport.pause_reading()
     writer.write(b"POST /endless HTTP/1.1\r\nHost: here\r\n\r\n")
     while not one.in_flight.requests:
         await asyncio.sleep(0.01)
+    return writer
+
+
+async def test_a_client_that_does_not_read_holds_up_nothing(served, monkeypatch):
+    monkeypatch.setattr(serving, "DRAIN_STALL_SECONDS", 0.5)
+    one = served()
+    writer = await not_reading(one)
     await asyncio.sleep(1.5)  # by now all buffers are full
     assert one.in_flight.requests  # the control: so long as nobody stops it, it waits
     one.signal()
@@ -209,11 +215,7 @@ async def test_a_client_that_does_not_read_holds_up_nothing(served, monkeypatch)
 async def test_a_client_that_does_not_read_is_cut_in_the_end(served, monkeypatch):
     monkeypatch.setattr(serving, "STALL_SECONDS", 0.5)
     one = served()
-    reader, writer = await asyncio.open_connection("127.0.0.1", one.port)
-    reader._transport.pause_reading()
-    writer.write(b"POST /endless HTTP/1.1\r\nHost: here\r\n\r\n")
-    while not one.in_flight.requests:
-        await asyncio.sleep(0.01)
+    writer = await not_reading(one)
     async with asyncio.timeout(10):
         while one.in_flight.requests:
             await asyncio.sleep(0.05)

@@ -42,9 +42,11 @@ YAML = {
 
 
 def fit(**parallel):
-    given = {"enable_batch_sharded_sampling": False, **parallel}
+    options = {"enable_batch_sharded_sampling": False, **parallel}
     return SimpleNamespace(
-        speculative_config=None, num_speculative_tokens=0, parallel_config=SimpleNamespace(**given)
+        speculative_config=None,
+        num_speculative_tokens=0,
+        parallel_config=SimpleNamespace(**options),
     )
 
 
@@ -61,24 +63,24 @@ def test_flags_whose_rows_are_not_requests_are_refused(flag):
 
 
 def test_the_same_in_yaml_and_offline():
-    given = {"method": "ngram", "num_speculative_tokens": 2}
+    options = {"method": "ngram", "num_speculative_tokens": 2}
     with pytest.raises(TrimtabError, match="Leave --speculative-config out"):
-        read({"speculative_config": given})
+        read({"speculative_config": options})
     with pytest.raises(TrimtabError, match="Leave --speculative-config out"):
-        Sampler("base", {"s": "scorer"}, speculative_config=given)
+        Sampler("base", {"s": "scorer"}, speculative_config=options)
 
 
 def test_a_stock_engine_is_refused_by_the_processor():
-    for config, told in (
+    for config, message in (
         (fit(enable_batch_sharded_sampling=True), "Leave --enable-batch-sharded-sampling out"),
         (fit(), "--speculative-config"),
         (fit(), "diffusion"),
     ):
-        if told == "--speculative-config":
+        if message == "--speculative-config":
             config.speculative_config = object()
-        if told == "diffusion":
+        if message == "diffusion":
             config.num_speculative_tokens = 256
-        with pytest.raises(TrimtabError, match=told) as refused:
+        with pytest.raises(TrimtabError, match=message) as refused:
             GuidanceProcessor(config, "cpu", object())
         assert "\n" not in str(refused.value)
 

@@ -72,7 +72,7 @@ def memory():
 
 
 def upstream():
-    given = {
+    options = {
         "upstream": "http://upstream/v1",
         "upstream_model": "m",
         "upstream_end": ["<end>"],
@@ -82,7 +82,7 @@ def upstream():
             "late=upstream_fake:fails_late,family=function,reads=text",
         ],
     }
-    return build(settings.load(given), Fake().transport())
+    return build(settings.load(options), Fake().transport())
 
 
 @pytest.fixture(params=["memory", "upstream", pytest.param("vllm", marks=pytest.mark.engine)])
@@ -233,7 +233,7 @@ async def test_a_scorer_that_fails_ends_its_request_alone(served):
 async def test_chat_and_completions_take_guidance(served):
     guidance = {"scorers": {served.steers: 1.0}, "beta": 2}
     chat = {"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 6, "seed": 1}
-    if served.model == "m":  # this upstream is asked for completions, which have no chat template
+    if served.model == "m":  # this upstream serves completions, which have no chat template
         chat, path = {"prompt": served.prompt, "max_tokens": 6, "seed": 1}, "/v1/completions"
     else:
         path = "/v1/chat/completions"
@@ -265,9 +265,9 @@ async def test_several_prompts_are_several_choices(served):
 
 async def test_what_is_served_is_listed(served):
     assert (await served.http.get("/ready")).json() == {"status": "ready"}
-    found = {s["id"]: s for s in (await served.http.get("/v1/scorers")).json()["data"]}
-    assert {served.steers, served.fails} <= set(found)
-    one = found[served.steers]
+    listed = {s["id"]: s for s in (await served.http.get("/v1/scorers")).json()["data"]}
+    assert {served.steers, served.fails} <= set(listed)
+    one = listed[served.steers]
     assert one["healthy"]
     assert {"family", "reads", "objective", "faults", "overruns", "suspended", "version"} <= set(
         one

@@ -81,12 +81,12 @@ def test_nothing_of_a_scorers_exception_is_logged(server):
 
 @pytest.mark.parametrize("scorer", FAULTY)
 def test_openai_routes_end_with_the_error(server, scorer):
-    asked = {"messages": CHAT, "guidance": {"scorers": {scorer: 1}}, **LONG}
-    whole = server.http.post("/v1/chat/completions", json={**asked, "n": 2, "temperature": 1})
+    request = {"messages": CHAT, "guidance": {"scorers": {scorer: 1}}, **LONG}
+    whole = server.http.post("/v1/chat/completions", json={**request, "n": 2, "temperature": 1})
     assert whole.status_code == 500
     assert is_fault(whole.json()["error"], scorer)
     path = "/v1/chat/completions"
-    stream = {**asked, "stream": True, "ignore_eos": False, "max_tokens": 200}
+    stream = {**request, "stream": True, "ignore_eos": False, "max_tokens": 200}
     with connect_sse(server.http, "POST", path, json=stream) as source:
         events = [event.data for event in source.iter_sse()]
     assert events[-1] == "[DONE]"
@@ -95,8 +95,8 @@ def test_openai_routes_end_with_the_error(server, scorer):
 
 
 def test_generate_streams_the_error(server):
-    asked = {"messages": CHAT, "scorers": {"nan": 1}, "stream": True, **LONG}
-    with connect_sse(server.http, "POST", "/generate", json=asked) as source:
+    request = {"messages": CHAT, "scorers": {"nan": 1}, "stream": True, **LONG}
+    with connect_sse(server.http, "POST", "/generate", json=request) as source:
         events = [event.data for event in source.iter_sse()]
     assert events[-1] == "[DONE]"
     assert is_fault(json.loads(events[-2])["error"], "nan")
@@ -113,8 +113,8 @@ def test_unguided_goes_on(server, scorer):
 def test_faults_are_counted_and_the_server_stays_ready(server):
     def count():
         lines = server.http.get("/metrics").text.splitlines()
-        found = [x for x in lines if x.startswith('trimtab_scorer_faults_total{scorer="nan"}')]
-        return float(found[0].split()[-1]) if found else 0.0
+        counts = [x for x in lines if x.startswith('trimtab_scorer_faults_total{scorer="nan"}')]
+        return float(counts[0].split()[-1]) if counts else 0.0
 
     before = count()
     bad = {"messages": CHAT, "scorers": {"nan": 1}, **LONG}

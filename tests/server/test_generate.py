@@ -54,13 +54,13 @@ def test_beta_steers_towards_what_the_scorer_likes(server):
 
 
 def test_text_ids_and_messages_are_the_same_prompt(server):
-    asked = {"temperature": 0, "max_tokens": 16, "beta": 2}
-    by_messages = server.generate(messages=CHAT, **asked)
-    by_text = server.generate(prompt=TEXT, **asked)
+    request = {"temperature": 0, "max_tokens": 16, "beta": 2}
+    by_messages = server.generate(messages=CHAT, **request)
+    by_text = server.generate(prompt=TEXT, **request)
     ids = server.http.post("/tokenize", json={"prompt": TEXT, "add_special_tokens": False}).json()[
         "tokens"
     ]
-    by_ids = server.generate(prompt_token_ids=ids, **asked)
+    by_ids = server.generate(prompt_token_ids=ids, **request)
     (first,), *others = (a["choices"] for a in (by_messages, by_text, by_ids))
     for (other,) in others:
         assert other["token_ids"] == first["token_ids"]
@@ -69,19 +69,19 @@ def test_text_ids_and_messages_are_the_same_prompt(server):
 
 @pytest.mark.parametrize("sampling", [{"temperature": 0}, {"temperature": 1.0, "seed": 5}])
 def test_beta_zero_is_the_base(server, sampling):
-    asked = {"prompt": TEXT, "max_tokens": 32, **sampling}
-    guided = server.generate(beta=0, **asked)["choices"][0]
-    base = server.http.post("/v1/completions", json={**asked, "return_token_ids": True})
+    request = {"prompt": TEXT, "max_tokens": 32, **sampling}
+    guided = server.generate(beta=0, **request)["choices"][0]
+    base = server.http.post("/v1/completions", json={**request, "return_token_ids": True})
     assert guided["token_ids"] == base.json()["choices"][0]["token_ids"]
     assert guided["guidance"]["kl"] == 0
-    steered = server.generate(beta=8, scorers={"brevity": -1}, **asked)["choices"][0]
+    steered = server.generate(beta=8, scorers={"brevity": -1}, **request)["choices"][0]
     assert steered["token_ids"] != guided["token_ids"]  # the comparison can fail
 
 
 def test_stream_is_the_answer_in_pieces(server):
-    asked = {"messages": CHAT, "n": 3, "seed": 9, "max_tokens": 24, "beta": 2, "logprobs": 1}
-    whole = server.generate(**asked)
-    pieces = events(server, **asked)
+    request = {"messages": CHAT, "n": 3, "seed": 9, "max_tokens": 24, "beta": 2, "logprobs": 1}
+    whole = server.generate(**request)
+    pieces = events(server, **request)
     assert pieces[-1]["choices"] == []
     assert pieces[-1]["usage"] == whole["usage"]
     for choice in whole["choices"]:
@@ -97,15 +97,15 @@ def test_stream_is_the_answer_in_pieces(server):
 
 def test_text_outside_ascii_comes_whole_through_a_stream(server):
     # The demo's tokens are bytes here: each of these characters spans several of them.
-    asked = {
+    request = {
         "prompt": "👩‍🚀 你好",
         "temperature": 1.5,
         "seed": 2,
         "max_tokens": 32,
         "ignore_eos": True,
     }
-    whole = server.generate(**asked)["choices"][0]["text"]
-    pieces = events(server, **asked)
+    whole = server.generate(**request)["choices"][0]["text"]
+    pieces = events(server, **request)
     assert "".join(c["text"] for p in pieces for c in p["choices"]) == whole
 
 
@@ -118,14 +118,14 @@ def test_trace_tells_every_step(server):
 
 
 def test_stop_and_length(server):
-    asked = {"messages": CHAT, "temperature": 0, "max_tokens": 40, "beta": 2}
-    plain = server.generate(**asked)["choices"][0]
+    request = {"messages": CHAT, "temperature": 0, "max_tokens": 40, "beta": 2}
+    plain = server.generate(**request)["choices"][0]
     word = plain["text"].split()[1]
-    stopped = server.generate(**asked, stop=[word])["choices"][0]
+    stopped = server.generate(**request, stop=[word])["choices"][0]
     assert stopped["finish_reason"] == "stop"
     assert stopped["text"] == plain["text"][: plain["text"].index(word)]
     assert stopped["guidance"]["steps"] == len(stopped["token_ids"])
-    short = server.generate(**{**asked, "max_tokens": 3})["choices"][0]
+    short = server.generate(**{**request, "max_tokens": 3})["choices"][0]
     assert short["finish_reason"] == "length"
     assert short["token_ids"] == plain["token_ids"][:3]
 

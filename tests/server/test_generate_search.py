@@ -29,9 +29,9 @@ def test_answer_has_the_documented_shape(server, search):
     assert set(choice) == {"index", "text", "token_ids", "finish_reason", "guidance", "search"}
     assert choice["finish_reason"] in ("stop", "length")
     assert set(choice["guidance"]) == {"kl", "scores", "steps", "error"}
-    told = choice["search"]
-    assert told["method"] == search["method"]
-    assert told["value"] == pytest.approx(choice["guidance"]["scores"]["sentiment"])
+    report = choice["search"]
+    assert report["method"] == search["method"]
+    assert report["value"] == pytest.approx(choice["guidance"]["scores"]["sentiment"])
     usage = answer["usage"]
     assert usage["completion_tokens"] == len(choice["token_ids"]) == choice["guidance"]["steps"]
     assert usage["total_tokens"] == usage["prompt_tokens"] + usage["completion_tokens"]
@@ -56,27 +56,27 @@ def test_best_of_n_is_the_best_of_n_requests(server):
     """Its draws are the draws of n requests with the seeds of `trimtab.sampling.sample_seed`."""
     from trimtab.sampling import sample_seed
 
-    found = server.generate(**ASKED, search={"method": "best_of_n", "n": 5})
+    result = server.generate(**ASKED, search={"method": "best_of_n", "n": 5})
     drawn = [
         server.generate(**{**ASKED, "seed": sample_seed(4, 0, i)})["choices"][0] for i in range(5)
     ]
     scores = [choice["guidance"]["scores"]["sentiment"] for choice in drawn]
-    assert found["choices"][0]["search"]["values"] == pytest.approx(scores, abs=1e-4)
+    assert result["choices"][0]["search"]["values"] == pytest.approx(scores, abs=1e-4)
     best = drawn[max(range(5), key=scores.__getitem__)]
     for name in ("text", "token_ids", "finish_reason"):
-        assert found["choices"][0][name] == best[name]
+        assert result["choices"][0][name] == best[name]
     tokens = sum(len(choice["token_ids"]) for choice in drawn)
-    assert found["usage"]["search"]["drawn_tokens"] == tokens
+    assert result["usage"]["search"]["drawn_tokens"] == tokens
 
 
 @pytest.mark.parametrize("beta", [1.0, 6.0])
 def test_mcts_without_simulations_is_greedy_guidance(server, beta):
-    asked = {**ASKED, "beta": beta, "temperature": 0}
-    greedy = server.generate(**asked)["choices"][0]
-    found = server.generate(**asked, search={"method": "mcts", "simulations": 0})["choices"][0]
+    request = {**ASKED, "beta": beta, "temperature": 0}
+    greedy = server.generate(**request)["choices"][0]
+    result = server.generate(**request, search={"method": "mcts", "simulations": 0})["choices"][0]
     for name in ("text", "token_ids", "finish_reason"):
-        assert found[name] == greedy[name]
-    base = server.generate(**{**asked, "beta": 0.0})["choices"][0]
+        assert result[name] == greedy[name]
+    base = server.generate(**{**request, "beta": 0.0})["choices"][0]
     assert base["token_ids"] != greedy["token_ids"]  # the comparison can fail
 
 
@@ -91,9 +91,9 @@ def test_draws_may_be_guided(server):
 
 @by_method
 def test_stream_is_the_answer_in_pieces(server, search):
-    asked = {**ASKED, "beta": 2.0, "search": search}
-    whole = server.generate(**asked)
-    with connect_sse(server.http, "POST", "/generate", json={**asked, "stream": True}) as source:
+    request = {**ASKED, "beta": 2.0, "search": search}
+    whole = server.generate(**request)
+    with connect_sse(server.http, "POST", "/generate", json={**request, "stream": True}) as source:
         assert source.response.status_code == 200
         data = [event.data for event in source.iter_sse()]
     assert data[-1] == "[DONE]"
@@ -149,7 +149,7 @@ def test_bad_bodies_are_refused(server, fields, stream):
 
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize("beta", [0.0, 2.0])
-def test_a_scorer_that_fails_is_told(server, beta, stream):
+def test_a_scorer_that_fails_is_reported(server, beta, stream):
     body = {**ASKED, "scorers": {"raises": 1.0}, "beta": beta, "stream": stream}
     answer = server.http.post("/generate", json={**body, "search": {"method": "best_of_n", "n": 3}})
     assert answer.status_code == 500

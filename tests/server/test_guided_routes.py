@@ -80,8 +80,8 @@ def test_a_batch_is_guarded(server):
     "path", ["/v1/systemone", "/generative_scoring", "/tokenize", "/v1/chat/completions/render"]
 )
 def test_other_routes_refuse_guidance(server, path):
-    for asks in ({"guidance": SENTIMENT}, {"vllm_xargs": {"trimtab_record": "mine"}}):
-        error = post(server, path, 400, messages=HOTEL, prompt="x", **asks)["error"]
+    for fields in ({"guidance": SENTIMENT}, {"vllm_xargs": {"trimtab_record": "mine"}}):
+        error = post(server, path, 400, messages=HOTEL, prompt="x", **fields)["error"]
         assert "does not go with this route" in error["message"]
 
 

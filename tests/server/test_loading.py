@@ -78,9 +78,9 @@ def unsafe(root, good):
     (root / "looped" / "again").symlink_to(root / "looped")
     code = shutil.copytree(good, root / "code")
     (code / "mine.py").write_text(f"open({str(root / 'canary')!r}, 'w')")
-    told = json.loads((code / "tokenizer_config.json").read_text())
-    told |= {"tokenizer_class": "Mine", "auto_map": {"AutoTokenizer": [None, "mine.Mine"]}}
-    (code / "tokenizer_config.json").write_text(json.dumps(told))
+    content = json.loads((code / "tokenizer_config.json").read_text())
+    content |= {"tokenizer_class": "Mine", "auto_map": {"AutoTokenizer": [None, "mine.Mine"]}}
+    (code / "tokenizer_config.json").write_text(json.dumps(content))
     write_manifest(code)
 
 
@@ -179,21 +179,21 @@ def tokens(server, **fields):
 
 
 def test_a_scorer_comes_and_goes(server, admin):
-    told = admin.post("/v1/scorers", json={"name": "mood", "path": "sentiment"}).json()
-    assert told == {**told, "id": "mood", "object": "scorer", "family": "head", "healthy": True}
-    assert served(server)["mood"]["version"] == told["version"] > 1
+    loaded = admin.post("/v1/scorers", json={"name": "mood", "path": "sentiment"}).json()
+    assert loaded == {**loaded, "id": "mood", "object": "scorer", "family": "head", "healthy": True}
+    assert served(server)["mood"]["version"] == loaded["version"] > 1
     assert served(server)["mood"]["healthy"]
     assert served(server)["mood"]["default_weight"] == 0
     answer = server.generate(prompt="The room was", scorers={"mood": 1}, **GREEDY)
     (choice,) = answer["choices"]
     assert choice["token_ids"] == tokens(server, scorers={"sentiment": 1})
-    assert choice["guidance"]["versions"] == {"mood": told["version"]}
+    assert choice["guidance"]["versions"] == {"mood": loaded["version"]}
     assert choice["guidance"]["scores"].keys() == {"mood"}
     chat = {"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 4}
-    asked = {**chat, "guidance": {"scorers": {"mood": 1}}}
-    assert server.http.post("/v1/chat/completions", json=asked).status_code == 200
-    searched = {"method": "best_of_n", "n": 2}
-    assert server.generate(prompt="The", scorers={"mood": 1}, beta=0, search=searched)["choices"]
+    request = {**chat, "guidance": {"scorers": {"mood": 1}}}
+    assert server.http.post("/v1/chat/completions", json=request).status_code == 200
+    search = {"method": "best_of_n", "n": 2}
+    assert server.generate(prompt="The", scorers={"mood": 1}, beta=0, search=search)["choices"]
     gone = admin.delete("/v1/scorers/mood")
     assert gone.json() == {"id": "mood", "object": "scorer", "deleted": True}
     assert "mood" not in served(server)
@@ -206,19 +206,19 @@ def test_a_scorer_comes_and_goes(server, admin):
 
 def test_requests_in_flight_keep_their_version(server, admin, mood):
     before = tokens(server, scorers={"mood": 1}, n=1)
-    asked = {
+    request = {
         "prompt": "The room was",
         "scorers": {"mood": 1},
         "stream": True,
         **GREEDY,
         "max_tokens": 400,
     }
-    alone = server.generate(**{**asked, "stream": False})["choices"][0]["token_ids"]
-    with connect_sse(server.http, "POST", "/generate", json=asked) as source:
+    alone = server.generate(**{**request, "stream": False})["choices"][0]["token_ids"]
+    with connect_sse(server.http, "POST", "/generate", json=request) as source:
         events = source.iter_sse()
         first = json.loads(next(events).data)
-        told = admin.post("/v1/scorers", json={"name": "mood", "path": "negated"})
-        assert told.status_code == 200, told.text
+        answer = admin.post("/v1/scorers", json={"name": "mood", "path": "negated"})
+        assert answer.status_code == 200, answer.text
         after = tokens(server, scorers={"mood": 1})
         assert admin.delete("/v1/scorers/mood").status_code == 200
         rest = [event.data for event in events]

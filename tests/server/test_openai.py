@@ -27,8 +27,8 @@ def client(server):
 
 
 def chat(client, **fields):
-    asked = {"model": "demo", "messages": CHAT, "max_tokens": 32, "extra_body": GUIDED}
-    return client.chat.completions.create(**{**asked, **fields})
+    request = {"model": "demo", "messages": CHAT, "max_tokens": 32, "extra_body": GUIDED}
+    return client.chat.completions.create(**{**request, **fields})
 
 
 def check(guidance, scorers=("sentiment",)):
@@ -84,13 +84,13 @@ def test_four_choices(client, stream):
 
 
 def test_completions_of_several_prompts(client):
-    asked = {"model": "demo", "max_tokens": 8, "temperature": 0, "extra_body": GUIDED}
+    request = {"model": "demo", "max_tokens": 8, "temperature": 0, "extra_body": GUIDED}
     prompts = ["The room was", "I bought a kettle and"]
-    sampled = {**asked, "temperature": 1, "top_p": 1e-6}  # greedy in effect; n is then allowed
+    sampled = {**request, "temperature": 1, "top_p": 1e-6}  # greedy in effect; n is then allowed
     together = client.completions.create(prompt=prompts, n=2, **sampled)
     assert [c.index for c in together.choices] == [0, 1, 2, 3]
     for i, prompt in enumerate(prompts):
-        alone = client.completions.create(prompt=prompt, **asked).choices[0]
+        alone = client.completions.create(prompt=prompt, **request).choices[0]
         for choice in together.choices[2 * i : 2 * i + 2]:
             assert choice.text == alone.text
             assert choice.guidance["scores"] == pytest.approx(alone.guidance["scores"], abs=1e-4)

@@ -23,7 +23,7 @@ with warnings.catch_warnings():
     from trimtab.adapters.vllm import GuidanceProcessor
     from trimtab.adapters.vllm.search import carried, read_context
     from trimtab_server.vllm import rpc
-    from trimtab_server.vllm.middleware import Guidance
+    from trimtab_server.vllm.middleware import GuidanceMiddleware
     from trimtab_server.vllm.records import EXCHANGE
 
 
@@ -82,7 +82,7 @@ async def test_a_client_that_leaves_before_its_body_is_dropped():
 
 async def test_bodies_take_no_more_than_so_much_together(monkeypatch):
     """Slow ones hold what has come of them; once they are gone, there is room again."""
-    monkeypatch.setattr(limits, "HELD_BYTES", 25)
+    monkeypatch.setattr(limits, "ALL_BODIES_BYTES", 25)
     go_on = asyncio.Event()
 
     async def slow():
@@ -106,17 +106,17 @@ async def test_bodies_take_no_more_than_so_much_together(monkeypatch):
         served.append((await receive())["body"])
 
     app = BodyLimit(serves, max_bytes=10)
-    held = [asyncio.create_task(answer(app, {"type": "http"}, sending(slow))) for _ in range(2)]
+    tasks = [asyncio.create_task(answer(app, {"type": "http"}, sending(slow))) for _ in range(2)]
     await asyncio.sleep(0)
     (start, _) = await answer(app, {"type": "http"}, sending(whole))
     assert start["status"] == 429
-    held[0].cancel()
+    tasks[0].cancel()
     go_on.set()
-    assert await asyncio.gather(*held, return_exceptions=True) != []
-    assert app.held == 0
+    assert await asyncio.gather(*tasks, return_exceptions=True) != []
+    assert app.total == 0
     assert await answer(app, {"type": "http"}, sending(whole)) == []
     assert served == [b"1234567890"]
-    assert app.held == 0
+    assert app.total == 0
 
 
 async def test_websockets_need_a_key():
@@ -147,8 +147,8 @@ async def test_readiness_fails_when_guidance_does_nothing(record, complaint):
     state = State(Recording(), {"a": Version("a", 1, "head")}, None)
     assert state.complaint("a") is not None
     await readiness.check_all(state)
-    found = state.complaint("a")
-    assert found == complaint if complaint is None else complaint in found
+    problem = state.complaint("a")
+    assert problem == complaint if complaint is None else complaint in problem
 
 
 async def test_readiness_survives_a_broken_engine():
@@ -168,15 +168,15 @@ async def test_a_failed_check_is_made_again_later(monkeypatch):
     monkeypatch.setattr(readiness, "complaint", complaint)
     names = ("good", "bad")
     state = State(Silent(), {name: Version(name, 1, "head") for name in names}, None)
-    found = [{"name": name, "faults": 0, "suspended": False} for name in names]
-    await readiness.check(state, found)
-    await readiness.check(state, found)
+    statuses = [{"name": name, "faults": 0, "suspended": False} for name in names]
+    await readiness.check(state, statuses)
+    await readiness.check(state, statuses)
     assert calls == ["good", "bad"]
     monkeypatch.setattr(readiness, "AGAIN_SECONDS", 0.0)
-    await readiness.check(state, found)
+    await readiness.check(state, statuses)
     assert calls == ["good", "bad", "bad"]
-    found[0]["faults"] = 1
-    await readiness.check(state, found)
+    statuses[0]["faults"] = 1
+    await readiness.check(state, statuses)
     assert calls[3:] == ["good", "bad"]
 
 
@@ -195,21 +195,21 @@ async def test_a_scorer_with_a_low_prefix_auc_is_warned_of(caplog, monkeypatch, 
     state = State(Listing(), {name: Version(name, 1, "head") for name in aucs}, None)
     await app._check_and_announce(state, "http://here")
     assert "ready: m at http://here" in capsys.readouterr().out
-    told = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
-    assert [line.split(",")[0] for line in told] == [
+    messages = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert [line.split(",")[0] for line in messages] == [
         "scorer 'weak' has a prefix-AUC of 0.550",
         "scorer 'worst' has a prefix-AUC of 0.400",
     ]
-    assert all("trimtab train" in line for line in told)
+    assert all("trimtab train" in line for line in messages)
 
 
 @pytest.mark.parametrize("reads", ["chat", "text", "tokens"])
 async def test_a_conversation_goes_to_scorers_that_read_it(monkeypatch, reads):
     """Through the middleware, and from there in extra arguments, as the worker reads them."""
-    found = {}
+    extra_args = {}
 
     async def route(scope, receive, send):
-        found.update(EXCHANGE.get().carried)
+        extra_args.update(EXCHANGE.get().carried)
         start = {"type": "http.response.start", "status": 200, "headers": []}
         await send({**start, "headers": [(b"content-type", b"text/event-stream")]})
         await send({"type": "http.response.body", "body": b""})
@@ -237,17 +237,17 @@ async def test_a_conversation_goes_to_scorers_that_read_it(monkeypatch, reads):
         return [[]]  # every template reads it
 
     monkeypatch.setattr(rpc, "call", call)
-    await answer(Guidance(route, served, None), scope, receive)
+    await answer(GuidanceMiddleware(route, served, None), scope, receive)
     turns = [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "A b"}]
-    assert read_context(found) == PromptContext(turns=turns if reads == "chat" else None)
-    assert found["trimtab_versions"] == "s@3"
+    assert read_context(extra_args) == PromptContext(turns=turns if reads == "chat" else None)
+    assert extra_args["trimtab_versions"] == "s@3"
 
 
 @pytest.mark.parametrize(
-    "given", ["", "{", "[]", "[1]", "[-1, null]", "[true, null]", '["3", null]', "[1, [2]]", "7"]
+    "value", ["", "{", "[]", "[1]", "[-1, null]", "[true, null]", '["3", null]', "[1, [2]]", "7"]
 )
-def test_what_is_told_of_a_prompt_is_checked_at_the_front(given):
-    extra = {"trimtab_beta": 1.0, "trimtab_prompt": given}
+def test_a_prompts_context_is_checked_at_the_front(value):
+    extra = {"trimtab_beta": 1.0, "trimtab_prompt": value}
     with pytest.raises(InvalidGuidance, match="set by the server"):
         GuidanceProcessor.validate_params(SamplingParams(extra_args=extra))
     known = PromptContext(4, [{"role": "user", "content": "ü"}])
@@ -257,11 +257,11 @@ def test_what_is_told_of_a_prompt_is_checked_at_the_front(given):
 
 async def test_a_suspended_scorer_takes_the_server_out_of_service(monkeypatch):
     """And is not checked, which would wait for nothing."""
-    found = [{"name": "slow", "faults": 3, "suspended": True}]
+    statuses = [{"name": "slow", "faults": 3, "suspended": True}]
 
     class Listing(Silent):
         async def scorers(self, seconds):
-            return found
+            return statuses
 
     state = State(Listing(), {"slow": Version("slow", 1, "function")}, None)
     state.complaints["slow"], state.faults["slow"] = None, 0
@@ -274,7 +274,7 @@ async def test_a_suspended_scorer_takes_the_server_out_of_service(monkeypatch):
     with pytest.raises(NotReady, match="scorer 'slow' is suspended"):
         await status.ready(request)
     assert state.faults["slow"] == 0
-    found[0]["suspended"] = False  # an hour later, it is checked again
+    statuses[0]["suspended"] = False  # an hour later, it is checked again
     assert await status.ready(request) == {"status": "ready"}
     assert state.faults["slow"] == 3
 

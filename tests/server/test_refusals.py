@@ -44,7 +44,7 @@ def test_what_vllm_says_stays(message):
 
 
 @pytest.mark.parametrize(
-    ("message", "told"),
+    ("message", "expected"),
     [
         (f"The model `{MARK}` does not exist.", "The model `…` does not exist."),
         (f"Invalid grammar: {MARK} {MARK}/{MARK}!", "Invalid grammar: …!"),
@@ -55,16 +55,16 @@ def test_what_vllm_says_stays(message):
         ("got é, зебра, 斑马, 😀", "got …, …, …, …"),
     ],
 )
-def test_what_is_of_the_input_goes(message, told):
-    assert plain(message) == told
+def test_what_is_of_the_input_goes(message, expected):
+    assert plain(message) == expected
 
 
 @given(st.text())
 def test_any_input(text):
-    told = plain(f"The model `{text}` does not exist.")
-    assert told.isascii() or set(filter(lambda c: not c.isascii(), told)) <= {"…", "’"}
-    assert told.isprintable()
-    assert len(told) <= LONGEST
+    message = plain(f"The model `{text}` does not exist.")
+    assert message.isascii() or set(filter(lambda c: not c.isascii(), message)) <= {"…", "’"}
+    assert message.isprintable()
+    assert len(message) <= LONGEST
 
 
 def test_a_long_message_is_short_and_quick():
@@ -74,7 +74,7 @@ def test_a_long_message_is_short_and_quick():
         assert time.perf_counter() - began < 1
 
 
-def asked(app, path="/v1/completions"):
+def post(app, path="/v1/completions"):
     return client(app).post(path, json={})
 
 
@@ -92,7 +92,7 @@ ANSWERS = {
 @pytest.mark.parametrize("name", ANSWERS)
 async def test_whole_errors(name):
     inner, status = ANSWERS[name]
-    answer = await asked(Plain(inner))
+    answer = await post(Plain(inner))
     assert answer.status_code == status
     error = answer.json()["error"]
     assert set(error) == {"message", "type", "param", "code"}
@@ -102,19 +102,19 @@ async def test_whole_errors(name):
     assert answer.headers["Content-Length"] == str(len(answer.content))
     assert answer.headers.get("Allow") == inner.headers.get("Allow")
     if name not in ("nothing",):
-        assert MARK in (await asked(inner)).text, "the control echoes"
+        assert MARK in (await post(inner)).text, "the control echoes"
 
 
 async def test_what_is_no_error_is_untouched():
     inner = JSONResponse({"error": None, "choices": [{"text": MARK}]})
-    assert (await asked(Plain(inner))).json()["choices"][0]["text"] == MARK
+    assert (await post(Plain(inner))).json()["choices"][0]["text"] == MARK
 
 
 async def test_the_shape_is_the_routes():
     inner = JSONResponse({"type": "error", "error": {"type": "x", "message": MARK}}, 400)
-    told = (await asked(Plain(inner), "/v1/messages")).json()
-    assert told["type"] == "error"
-    assert set(told["error"]) == {"type", "message"}
+    body = (await post(Plain(inner), "/v1/messages")).json()
+    assert body["type"] == "error"
+    assert set(body["error"]) == {"type", "message"}
 
 
 def stream(*events):
@@ -138,7 +138,7 @@ async def test_errors_in_streams():
     broken = data({"error": {"message": MARK * 10**5, "code": 500}})
     named = data({"type": "response.failed", "response": {"error": {"message": MARK}}}, "failed")
     made = stream(text, failed, broken + named, "data: [DONE]\n\n")
-    lines = (await asked(Plain(made))).text.split("\n\n")
+    lines = (await post(Plain(made))).text.split("\n\n")
     assert lines[0] + "\n\n" == text
     first, second = (json.loads(line.removeprefix("data: "))["error"] for line in lines[1:3])
     assert first["message"] == "failed on …"
@@ -153,7 +153,7 @@ async def test_what_nobody_catches(caplog):
     async def fails(scope, receive, send):
         raise KeyError(MARK)
 
-    answer = await asked(Failures(fails))
+    answer = await post(Failures(fails))
     assert answer.status_code == 500
     assert answer.json()["error"]["message"] == FAILED
     assert [record.getMessage() for record in caplog.records] == ["a request failed"]
@@ -164,7 +164,7 @@ async def test_what_nobody_catches(caplog):
 
     caplog.clear()
     with pytest.raises(AssertionError):  # of the test's client: there is no answer
-        await asked(Failures(left))
+        await post(Failures(left))
     assert not caplog.records
 
 

@@ -23,7 +23,7 @@ with warnings.catch_warnings():
     from trimtab_server import demo
     from trimtab_server.vllm import engine
     from trimtab_server.vllm.guided_routes import GUIDED
-    from trimtab_server.vllm.middleware import OWN, Guidance
+    from trimtab_server.vllm.middleware import OWN, GuidanceMiddleware
     from trimtab_server.vllm.records import EXCHANGE, Exchange, Recording
 
 REFUSE = {
@@ -134,12 +134,12 @@ async def post(path, body, kind=b"application/json", **scope):
         sent.append(message)
 
     headers = [(b"content-type", kind)] if kind else []
-    asked = {"type": "http", "method": "POST", "path": path, "headers": headers, **scope}
+    http_scope = {"type": "http", "method": "POST", "path": path, "headers": headers, **scope}
     served = {"mild": Version("mild", 1, "function"), "sharp": Version("sharp", 2, "function")}
-    await Guidance(route, served, None)(asked, receive, send)
+    await GuidanceMiddleware(route, served, None)(http_scope, receive, send)
     answer = b"".join(message.get("body", b"") for message in sent)
-    given = json.loads(route.bodies[0]) if route.bodies and route.bodies[0] else None
-    return sent[0]["status"], answer, given
+    forwarded = json.loads(route.bodies[0]) if route.bodies and route.bodies[0] else None
+    return sent[0]["status"], answer, forwarded
 
 
 def body(path, guidance=None, **sampling):
@@ -167,7 +167,7 @@ def test_the_control_a_new_route_is_not(routes):
 
 @pytest.mark.parametrize("path", sorted({*REFUSE, "/v1/new"}))
 async def test_a_route_that_is_not_guided_refuses_guidance(path):
-    for asks in (
+    for fields in (
         {"guidance": {}},
         {"guidance": {"scorers": {"mild": 1}}},
         {"vllm_xargs": {"trimtab_beta": 1}},
@@ -176,8 +176,8 @@ async def test_a_route_that_is_not_guided_refuses_guidance(path):
         b'{"gu\\u0069dance": {}}',
     ):
         for kind in (b"application/json", b"application/json; charset=utf-8", b""):
-            status, answer, given = await post(path, asks, kind)
-            assert (status, given) == (400, None), asks
+            status, answer, forwarded = await post(path, fields, kind)
+            assert (status, forwarded) == (400, None), fields
             assert b"does not go with this route" in answer
     for well in ({"prompt": "x"}, {"guidance": None, "vllm_xargs": {"other": 1}}, b""):
         assert (await post(path, well))[0] == 204
@@ -186,18 +186,18 @@ async def test_a_route_that_is_not_guided_refuses_guidance(path):
 async def test_a_form_refuses_guidance():
     path, kind = "/v1/audio/transcriptions", b"multipart/form-data; boundary=x"
     part = b'--x\r\nContent-Disposition: form-data; name="%s"\r\n\r\n%s\r\n--x--\r\n'
-    for asks in (part % (b"guidance", b"{}"), part % (b"vllm_xargs", b'{"trimtab_k": 2}')):
-        assert (await post(path, asks, kind))[0] == 400
+    for fields in (part % (b"guidance", b"{}"), part % (b"vllm_xargs", b'{"trimtab_k": 2}')):
+        assert (await post(path, fields, kind))[0] == 400
 
 
 @pytest.mark.parametrize("path", GUIDED)
 async def test_guidance_goes_where_the_route_reads_it(path):
     route = GUIDED[path]
-    asked = {"scorers": {"mild": 2.0}, "beta": 3}
-    status, _, given = await post(path, body(path, asked, n=2))
+    guidance = {"scorers": {"mild": 2.0}, "beta": 3}
+    status, _, forwarded = await post(path, body(path, guidance, n=2))
     assert status == 204
-    assert "guidance" not in given
-    sampling = route.sampling(given)
+    assert "guidance" not in forwarded
+    sampling = route.sampling(forwarded)
     flat = {"trimtab_scorers": "mild=2.0", "trimtab_beta": 3.0}
     assert sampling[route.flat].items() >= flat.items()
     assert (await post(path, body(path, None, **{route.flat: flat})))[2] is not None
@@ -219,8 +219,8 @@ async def test_a_guided_route_is_guarded(path):
         (400, body(path, {}, use_beam_search=True)),
         (400, {**body(path, {}), "background": True}),
     ):
-        refused, answer, given = await post(path, fields)
-        assert (refused, given) == (status, None), fields
+        refused, answer, forwarded = await post(path, fields)
+        assert (refused, forwarded) == (status, None), fields
         assert b'"error"' in answer
 
 
@@ -282,9 +282,9 @@ async def test_what_is_not_text_is_not_guided(part):
     ],
 )
 async def test_the_root_path_is_cut_as_routing_cuts_it(root, path, guided):
-    status, _, given = await post(path, {"prompt": "x", "guidance": {}}, root_path=root)
+    status, _, forwarded = await post(path, {"prompt": "x", "guidance": {}}, root_path=root)
     assert status == (204 if guided else 400)
-    assert given is None or "vllm_xargs" in given
+    assert forwarded is None or "vllm_xargs" in forwarded
 
 
 def test_the_engine_refuses_guidance_that_no_route_announced():
@@ -314,8 +314,8 @@ def test_vllms_run_batch_takes_flat_keys_and_nothing_else():
     line = {"custom_id": "1", "method": "POST", "url": "/v1/chat/completions"}
 
     def extra(**more):
-        asked = BatchRequestInput.model_validate({**line, "body": {**body, **more}})
-        return asked.body.to_sampling_params(5, {}).extra_args
+        request = BatchRequestInput.model_validate({**line, "body": {**body, **more}})
+        return request.body.to_sampling_params(5, {}).extra_args
 
     assert not extra()
     assert extra(vllm_xargs={"trimtab_beta": 3}) == {"trimtab_beta": 3}

@@ -9,6 +9,7 @@ import pytest
 
 from trimtab.errors import NotReady, TrimtabError
 from trimtab.params import GuidanceParams
+from trimtab.xargs import to_xargs
 
 pytestmark = pytest.mark.scorecard(letter="F")
 
@@ -96,7 +97,7 @@ async def follow(engine):
     exchange = guided.Exchange()
     guided.EXCHANGE.set(exchange)
     params = SamplingParams(
-        output_kind=RequestOutputKind.DELTA, extra_args=GuidanceParams(beta=1.0).to_xargs()
+        output_kind=RequestOutputKind.DELTA, extra_args=to_xargs(GuidanceParams(beta=1.0))
     )
     before = asyncio.all_tasks()
     outputs = engine.generate("x", params, "r1")
@@ -117,7 +118,7 @@ async def test_a_record_that_does_not_come_ends_the_request(monkeypatch):
     assert "does not answer" in error
     assert exchange.fault.status == 503
     assert engine.closed
-    deadline = time.monotonic() + 5  # the worker is asked to forget, and not waited for for ever
+    deadline = time.monotonic() + 5  # the worker is told to forget, without an endless wait
     while engine.waiting or not all(task.done() for task in left):
         assert time.monotonic() < deadline
         await asyncio.sleep(0.05)

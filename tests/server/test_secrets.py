@@ -1,6 +1,6 @@
 """The log of a run of good, bad and failing requests holds nothing of them.
 
-That the same check finds what is there: test_quiet.py, where all is shown at the level debug.
+That the same check finds what is there: test_logs.py, where the level debug logs everything.
 """
 
 import contextlib

@@ -42,8 +42,10 @@ def test_scorers_by_command_line_environment_and_yaml(monkeypatch, tmp_path):
         "kind": ScorerSpec(path="./k"),
         "gen": ScorerSpec(path="g", family="log_ratio", alpha=2.0),
     }
-    given = ["kind=./k", "gen=g,family=log_ratio,alpha=2.0"]
-    by_line = settings.load({"model": "m", "scorer": given, "default_scorer": ["kind=-0.5", "gen"]})
+    options = ["kind=./k", "gen=g,family=log_ratio,alpha=2.0"]
+    by_line = settings.load(
+        {"model": "m", "scorer": options, "default_scorer": ["kind=-0.5", "gen"]}
+    )
     assert by_line.scorer == expected
     assert by_line.default_scorer == {"kind": -0.5, "gen": 1.0}
     config = tmp_path / "trimtab.yaml"
@@ -54,7 +56,7 @@ def test_scorers_by_command_line_environment_and_yaml(monkeypatch, tmp_path):
     by_yaml = settings.load({}, config)
     assert by_yaml.scorer == expected
     assert by_yaml.vllm == {"max-model-len": 512}
-    monkeypatch.setenv("TRIMTAB_SCORER", " ".join(given))
+    monkeypatch.setenv("TRIMTAB_SCORER", " ".join(options))
     assert settings.load({"model": "m"}).scorer == expected
 
 
@@ -79,11 +81,11 @@ def test_a_key_that_is_none_is_refused(monkeypatch, tmp_path, name, key):
     if name != "api_key" and "," in key and key != "a,\tb":
         return  # several keys are for users alone; to others a comma is a character
     config = tmp_path / "trimtab.yaml"
-    given = key.split(",") if name == "api_key" else key
+    options = key.split(",") if name == "api_key" else key
     with pytest.raises(StartError, match=name) as refused:
-        settings.load({"model": "m", name: given})
+        settings.load({"model": "m", name: options})
     assert "\n" not in refused.value.message
-    config.write_text(yaml.safe_dump({"model": "m", name: given}))
+    config.write_text(yaml.safe_dump({"model": "m", name: options}))
     with pytest.raises(StartError, match=name):
         settings.load({}, config)
     if "\0" not in key:
@@ -117,8 +119,8 @@ def test_an_admin_key_is_no_users(tmp_path):
 
 def test_origins(monkeypatch, tmp_path):
     both = ["https://a", "https://b"]
-    for given in (both, [json.dumps(both)]):
-        assert settings.load({"model": "m", "allowed_origins": given}).allowed_origins == both
+    for options in (both, [json.dumps(both)]):
+        assert settings.load({"model": "m", "allowed_origins": options}).allowed_origins == both
     for text in ("https://a https://b", json.dumps(both)):
         monkeypatch.setenv("TRIMTAB_ALLOWED_ORIGINS", text)
         assert settings.load({"model": "m"}).allowed_origins == both
@@ -131,17 +133,17 @@ def test_origins(monkeypatch, tmp_path):
 
 
 def test_loading_is_refused_at_start_where_it_cannot_be_safe(tmp_path):
-    given = {"model": "m", "scorer": ["a=x"], "api_key": ["k"], "admin_key": "adm"}
-    ready = settings.load({**given, "scorer_dir": tmp_path}).ready_to_load()
+    options = {"model": "m", "scorer": ["a=x"], "api_key": ["k"], "admin_key": "adm"}
+    ready = settings.load({**options, "scorer_dir": tmp_path}).ready_to_load()
     assert ready.default_scorer == {"a": 1.0}
-    assert settings.load(given).ready_to_load().default_scorer == {}
+    assert settings.load(options).ready_to_load().default_scorer == {}
     for wrong in ({"scorer_dir": tmp_path / "absent"}, {"scorer_dir": tmp_path, "admin_key": "k"}):
         with pytest.raises(StartError):
-            settings.load({**given, **wrong}).ready_to_load()
+            settings.load({**options, **wrong}).ready_to_load()
 
 
 @pytest.mark.parametrize(
-    "given",
+    "options",
     [
         {},
         {"model": "m", "port": 70000},
@@ -152,9 +154,9 @@ def test_loading_is_refused_at_start_where_it_cannot_be_safe(tmp_path):
         {"model": "m", "default_scorer": ["a=much"]},
     ],
 )
-def test_what_does_not_fit_is_told(given):
+def test_what_does_not_fit_is_refused(options):
     with pytest.raises(TrimtabError):
-        settings.load(given)
+        settings.load(options)
 
 
 def test_a_default_scorer_must_be_served():
@@ -163,7 +165,7 @@ def test_a_default_scorer_must_be_served():
         loaded.guidance()
 
 
-def test_unknown_yaml_and_missing_file_are_told(tmp_path):
+def test_unknown_yaml_and_missing_file_are_refused(tmp_path):
     config = tmp_path / "trimtab.yaml"
     config.write_text("model: m\nprot: 1\n")
     with pytest.raises(StartError, match="prot"):
@@ -177,8 +179,8 @@ def test_unknown_yaml_and_missing_file_are_told(tmp_path):
 
 def test_the_command_line_takes_every_setting_and_passes_other_flags_on(monkeypatch):
     served = []
-    monkeypatch.setattr(launcher, "serve", lambda *given: served.append(given))
-    given = [
+    monkeypatch.setattr(launcher, "serve", lambda *options: served.append(options))
+    flags = [
         "serve",
         "m",
         "--scorer",
@@ -188,7 +190,7 @@ def test_the_command_line_takes_every_setting_and_passes_other_flags_on(monkeypa
         "--default-scorer",
         "b",
     ]
-    given += [
+    flags += [
         "--port",
         "3",
         "--log-level",
@@ -198,8 +200,8 @@ def test_the_command_line_takes_every_setting_and_passes_other_flags_on(monkeypa
         "--allowed-origins",
         "https://a",
     ]
-    given += ["--upstream-end", "two words", "--max-num-seqs", "8", "--admin-key", "adm"]
-    assert CliRunner().invoke(cli.app, given).exit_code == 0
+    flags += ["--upstream-end", "two words", "--max-num-seqs", "8", "--admin-key", "adm"]
+    assert CliRunner().invoke(cli.app, flags).exit_code == 0
     ((loaded, flags),) = served
     assert (loaded.model, loaded.port, loaded.log_level) == ("m", 3, "debug")
     assert loaded.scorer == {
@@ -222,9 +224,9 @@ def test_every_setting_is_described_and_documented():
 
 
 def test_the_scorers_budget_reaches_the_worker():
-    given = {"model": "m", "scorer": ["kind=./k"]}
-    assert settings.load(given).guidance()["scorer_timeout"] == 10
-    assert settings.load({**given, "scorer_timeout": 2.5}).guidance()["scorer_timeout"] == 2.5
+    options = {"model": "m", "scorer": ["kind=./k"]}
+    assert settings.load(options).guidance()["scorer_timeout"] == 10
+    assert settings.load({**options, "scorer_timeout": 2.5}).guidance()["scorer_timeout"] == 2.5
     for bad in (0, -1, "nan", "inf", "soon"):
         with pytest.raises(StartError, match="scorer_timeout"):
-            settings.load({**given, "scorer_timeout": bad})
+            settings.load({**options, "scorer_timeout": bad})

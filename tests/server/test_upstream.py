@@ -44,16 +44,16 @@ def no_waiting(monkeypatch):
 class Here:
     """Our application in this process, over a fake."""
 
-    def __init__(self, fake, **given):
-        given = {
+    def __init__(self, fake, **options):
+        options = {
             "upstream": "http://upstream/v1",
             "upstream_model": "m",
             "upstream_key": KEY,
             "upstream_end": ["<end>"],
             "scorer": SCORERS,
-            **given,
+            **options,
         }
-        self.app = build(settings.load(given), fake.transport())
+        self.app = build(settings.load(options), fake.transport())
         self.fake = fake
         self.http = httpx.AsyncClient(
             transport=httpx.ASGITransport(self.app, raise_app_exceptions=False),
@@ -81,8 +81,8 @@ async def here():
     return Here(Fake())
 
 
-def chat_here(fake=None, way="prefix", **given):
-    return Here(fake or Fake(), upstream_api="chat", upstream_continue=way, **given)
+def chat_here(fake=None, way="prefix", **options):
+    return Here(fake or Fake(), upstream_api="chat", upstream_continue=way, **options)
 
 
 def greedy_reference(prefix, beta, score, tokens, table=table):
@@ -128,7 +128,7 @@ async def test_greedy_is_the_definition_and_the_record_is_whole(here):
     assert not decoder.guide.records
 
 
-async def test_what_was_not_revealed_is_told(here):
+async def test_the_unrevealed_probability_is_reported(here):
     here.fake.top = 3
     answer = await here.generate(temperature=0, max_tokens=6, trace=True, mass=1.0, k=8)
     (choice,) = answer["choices"]
@@ -145,9 +145,9 @@ async def test_what_was_not_revealed_is_told(here):
 
 async def test_block_mode_is_one_token_mode_with_fewer_calls():
     for scorers in ({"good": 1.0}, {"emoji": 3.0}, {"good": -1.0}):
-        asked = {"temperature": 0, "max_tokens": 60, "scorers": scorers, "trace": True}
+        request = {"temperature": 0, "max_tokens": 60, "scorers": scorers, "trace": True}
         one, block = Here(Fake()), Here(Fake(), upstream_block=8)
-        first, second = [(await h.generate(**asked))["choices"][0] for h in (one, block)]
+        first, second = [(await h.generate(**request))["choices"][0] for h in (one, block)]
         assert first["text"] == second["text"]
         assert first["guidance"]["kl"] == pytest.approx(second["guidance"]["kl"], abs=1e-5)
         assert len(block.fake.calls) < len(one.fake.calls)
@@ -179,21 +179,21 @@ async def test_chat_goes_on_from_a_partial_answer(way):
 async def test_characters_in_pieces_stay_whole(chat, temperature):
     here = chat_here() if chat else Here(Fake())
     where = {"messages": CHAT} if chat else {"prompt": TEXT}
-    asked = {**where, "scorers": {"emoji": 4.0}, "beta": 2, "max_tokens": 40, "seed": 3, "n": 2}
-    answer = await here.post(**asked, temperature=temperature)
+    request = {**where, "scorers": {"emoji": 4.0}, "beta": 2, "max_tokens": 40, "seed": 3, "n": 2}
+    answer = await here.post(**request, temperature=temperature)
     assert answer.status_code == 200, answer.text
     texts = [choice["text"] for choice in answer.json()["choices"]]
     assert any("🙂" in text for text in texts)
     assert not any("\ufffd" in text for text in texts)
-    for event in await here.stream(**asked, temperature=temperature):
+    for event in await here.stream(**request, temperature=temperature):
         assert all("\ufffd" not in choice["text"] for choice in event["choices"])
 
 
 async def test_streaming_equals_whole(here):
-    asked = {"prompt": TEXT, **GUIDED, "n": 3, "seed": 5, "max_tokens": 30, "stop": [" it is"]}
-    whole = (await here.post(**asked)).json()
+    request = {"prompt": TEXT, **GUIDED, "n": 3, "seed": 5, "max_tokens": 30, "stop": [" it is"]}
+    whole = (await here.post(**request)).json()
     here.fake.calls.clear()
-    events = await here.stream(**asked)
+    events = await here.stream(**request)
     for choice in whole["choices"]:
         mine = [c for e in events for c in e["choices"] if c["index"] == choice["index"]]
         assert "".join(c["text"] for c in mine) == choice["text"]
@@ -204,7 +204,7 @@ async def test_streaming_equals_whole(here):
     assert events[-1]["usage"] == whole["usage"]
 
 
-async def test_stop_strings_end_and_are_not_shown(here):
+async def test_stop_strings_end_and_are_not_sent(here):
     plain = (await here.generate(temperature=0, max_tokens=40))["choices"][0]["text"]
     stop = plain[7:12]
     cut = (await here.generate(temperature=0, max_tokens=40, stop=[stop]))["choices"][0]
@@ -215,12 +215,12 @@ async def test_stop_strings_end_and_are_not_shown(here):
 
 
 @pytest.mark.parametrize("block", [1, 8])
-async def test_an_end_that_is_not_shown_ends(block):
+async def test_an_end_that_is_not_sent_ends(block):
     here = Here(Fake(hidden_end=True), upstream_block=block, upstream_end=[])
     ended = 0
     for i in range(20):
-        asked = {"prompt": f"{i}:", "max_tokens": 30, "seed": i, "beta": 0.5}
-        (choice,) = (await here.generate(**asked, temperature=int(block == 1)))["choices"]
+        request = {"prompt": f"{i}:", "max_tokens": 30, "seed": i, "beta": 0.5}
+        (choice,) = (await here.generate(**request, temperature=int(block == 1)))["choices"]
         ended += choice["finish_reason"] == "stop"
         assert "<end>" not in choice["text"]
         assert choice["guidance"]["steps"] == len(choice["token_ids"])
@@ -228,25 +228,25 @@ async def test_an_end_that_is_not_shown_ends(block):
 
 
 async def test_openai_routes(here):
-    asked = {"model": "m", "prompt": [TEXT, "And:"], "n": 2, "seed": 1, "max_tokens": 5}
-    base = (await here.post("/v1/completions", **asked)).json()
+    request = {"model": "m", "prompt": [TEXT, "And:"], "n": 2, "seed": 1, "max_tokens": 5}
+    base = (await here.post("/v1/completions", **request)).json()
     assert [c["index"] for c in base["choices"]] == [0, 1, 2, 3]
     assert all("guidance" not in c for c in base["choices"])
-    guided = (await here.post("/v1/completions", **asked, guidance=GUIDED)).json()
+    guided = (await here.post("/v1/completions", **request, guidance=GUIDED)).json()
     assert all(c["guidance"]["steps"] > 0 for c in guided["choices"])
     assert guided["object"] == "text_completion"
     over = chat_here()
-    asked = {"messages": CHAT, "max_completion_tokens": 6, "temperature": 0, "guidance": GUIDED}
-    whole = (await over.post("/v1/chat/completions", **asked)).json()
+    request = {"messages": CHAT, "max_completion_tokens": 6, "temperature": 0, "guidance": GUIDED}
+    whole = (await over.post("/v1/chat/completions", **request)).json()
     assert whole["object"] == "chat.completion"
     message = whole["choices"][0]["message"]
     options = {"include_usage": True}
-    events = await over.stream("/v1/chat/completions", **asked, stream_options=options)
+    events = await over.stream("/v1/chat/completions", **request, stream_options=options)
     said = "".join(c["delta"]["content"] for e in events for c in e["choices"])
     assert message == {"role": "assistant", "content": said}
     assert events[-2]["choices"][0]["guidance"] == whole["choices"][0]["guidance"]
     assert events[-1]["usage"] == whole["usage"]
-    zero = {**asked, "guidance": {"beta": 0}}
+    zero = {**request, "guidance": {"beta": 0}}
     record = (await over.post("/v1/chat/completions", **zero)).json()["choices"][0]["guidance"]
     assert record["kl"] == 0
     assert "unrevealed" in record
@@ -263,9 +263,9 @@ async def test_status_routes(here):
     await here.post(prompt=TEXT, **GUIDED)
     assert (await here.http.get("/ready")).status_code == 200
     assert (await here.http.get("/v1/models")).json()["data"][0]["id"] == "m"
-    found = {s["id"]: s for s in (await here.http.get("/v1/scorers")).json()["data"]}
-    assert set(found) == {"good", "emoji", "late"}
-    assert found["good"]["healthy"]
+    listed = {s["id"]: s for s in (await here.http.get("/v1/scorers")).json()["data"]}
+    assert set(listed) == {"good", "emoji", "late"}
+    assert listed["good"]["healthy"]
     assert "trimtab_upstream_calls" in (await here.http.get("/metrics")).text
     assert (await here.http.get("/nowhere")).json()["error"]["type"] == "invalid_request_error"
 
@@ -293,7 +293,7 @@ FAULTS = {
 
 
 @pytest.mark.parametrize("kind", FAULTS)
-async def test_faults_are_tried_again_and_then_told(kind, caplog):
+async def test_faults_are_retried_and_then_reported(kind, caplog):
     caplog.set_level(logging.DEBUG)
     fault, status = FAULTS[kind]
     here = Here(Fake())
@@ -414,17 +414,17 @@ async def test_three_overruns_take_the_server_out_of_service():
     await readiness.check_all(here.app.state.trimtab)
     assert (await here.http.get("/ready")).status_code == 200
     for n in range(3):
-        asked = {"prompt": 3 * TEXT, "scorers": {"loops": 1.0}, "max_tokens": 2}
-        assert (await here.post(**asked)).status_code == 500
+        request = {"prompt": 3 * TEXT, "scorers": {"loops": 1.0}, "max_tokens": 2}
+        assert (await here.post(**request)).status_code == 500
         guide = here.app.state.trimtab.engine.guide
-        fared, limit = (
+        status, limit = (
             guide.registry.calls.status(guide.registry.scorers["loops"]),
             time.monotonic() + 60,
         )
-        while fared.busy and time.monotonic() < limit:
+        while status.busy and time.monotonic() < limit:
             await asyncio.sleep(0.01)
-        found = (await here.http.get("/v1/scorers")).json()["data"]
-        scorers = {one["id"]: one for one in found}
+        listed = (await here.http.get("/v1/scorers")).json()["data"]
+        scorers = {one["id"]: one for one in listed}
         assert scorers["loops"]["overruns"] == n + 1
     assert scorers["loops"]["suspended"]
     assert not scorers["loops"]["healthy"]
@@ -433,17 +433,17 @@ async def test_three_overruns_take_the_server_out_of_service():
     assert answer.status_code == 503
     assert "'loops' is suspended" in answer.json()["error"]["message"]
     assert (await here.generate(max_tokens=2))["choices"]  # others go on
-    asked = {"prompt": "Hi", "scorers": {"loops": 1.0}, "max_tokens": 1}
-    assert (await here.post(**asked)).status_code == 500  # at once, although it would not loop
+    request = {"prompt": "Hi", "scorers": {"loops": 1.0}, "max_tokens": 1}
+    assert (await here.post(**request)).status_code == 500  # at once, although it would not loop
 
 
 async def test_a_scorer_that_fails_ends_its_request(here):
-    asked = {"prompt": 3 * TEXT, "scorers": {"late": 1.0}, "temperature": 0, "max_tokens": 40}
-    answer = await here.post(**asked)
+    request = {"prompt": 3 * TEXT, "scorers": {"late": 1.0}, "temperature": 0, "max_tokens": 40}
+    answer = await here.post(**request)
     assert answer.status_code == 500
     assert answer.json()["error"]["type"] == "scorer_error"
     assert "secret" not in answer.text
-    on = (await here.post(**asked, on_error="unguided")).json()["choices"][0]
+    on = (await here.post(**request, on_error="unguided")).json()["choices"][0]
     assert on["guidance"]["error"]["scorer"] == "late"
 
 
@@ -464,8 +464,8 @@ async def test_a_scorer_that_fails_ends_its_request(here):
     ],
 )
 async def test_generate_refuses_what_it_cannot_do(here, fields):
-    asked = {"prompt": TEXT, "scorers": {"good": 1.0}, **fields}
-    answer = await here.post(**{k: v for k, v in asked.items() if v is not None})
+    request = {"prompt": TEXT, "scorers": {"good": 1.0}, **fields}
+    answer = await here.post(**{k: v for k, v in request.items() if v is not None})
     assert answer.status_code == 400, answer.text
     assert not here.fake.calls
 
@@ -505,7 +505,7 @@ async def test_a_chat_upstream_takes_messages_alone():
 
 
 @pytest.mark.parametrize(
-    "given",
+    "options",
     [
         {"scorer": ["ids=upstream_fake:reads_ids,family=function"]},
         {"upstream_api": "chat"},
@@ -516,9 +516,9 @@ async def test_a_chat_upstream_takes_messages_alone():
         {"tokenizer": "/nowhere/at-all"},
     ],
 )
-def test_what_cannot_serve_does_not_start(given):
+def test_what_cannot_serve_does_not_start(options):
     with pytest.raises(StartError):
-        Here(Fake(), **given)
+        Here(Fake(), **options)
 
 
 def test_a_scorer_of_token_ids_needs_a_tokenizer():
@@ -527,7 +527,7 @@ def test_a_scorer_of_token_ids_needs_a_tokenizer():
 
 
 @pytest.mark.parametrize(("token", "status"), [("token_id:7", 200), (" good", 502)])
-async def test_ids_are_told_apart_from_text(token, status):
+async def test_ids_are_distinguished_from_text(token, status):
     from trimtab_models import demo
 
     here = Here(Fake(), tokenizer=str(demo.base()), upstream_end=[], upstream_retries=0)
@@ -538,9 +538,9 @@ async def test_ids_are_told_apart_from_text(token, status):
     answer = await here.post(prompt=TEXT, max_tokens=1, temperature=0, trace=True, **GUIDED)
     assert answer.status_code == status, answer.text
     if status == 200:
-        told = answer.json()["choices"][0]["guidance"]["trace"][0]
-        assert told["candidates"] == [7, 9]
-        assert told["unrevealed"] == pytest.approx(1 - np.exp(-0.1) - np.exp(-3.0))
+        step = answer.json()["choices"][0]["guidance"]["trace"][0]
+        assert step["candidates"] == [7, 9]
+        assert step["unrevealed"] == pytest.approx(1 - np.exp(-0.1) - np.exp(-3.0))
     else:
         assert "--tokenizer" in answer.json()["error"]["message"]
     sent = here.fake.calls[0]
@@ -566,11 +566,11 @@ async def test_a_client_that_leaves_costs_no_more_calls(here):
 
     here.fake.faults = [slowly] * 1000
     body = json.dumps({"prompt": TEXT, "max_tokens": 500, **GUIDED, "beta": 0}).encode()
-    given = [{"type": "http.request", "body": body, "more_body": False}]
+    pending = [{"type": "http.request", "body": body, "more_body": False}]
 
     async def receive():
-        if given:
-            return given.pop()
+        if pending:
+            return pending.pop()
         await received.wait()
         return {"type": "http.disconnect"}
 
@@ -632,11 +632,11 @@ async def test_text_mode_takes_scorers_with_tokenizers_of_their_own(
     bare = {"scorers": {"other": 1.0}, "beta": 0.0}
     changed = 0
     for prompt in ("Say it:", "It is", "so very", "bad and", "A phone"):
-        asked = {"prompt": prompt, "temperature": 0, "max_tokens": 6}
-        (choice,) = (await here.generate(**asked, scorers={"other": 50.0}, beta=20.0))["choices"]
+        request = {"prompt": prompt, "temperature": 0, "max_tokens": 6}
+        (choice,) = (await here.generate(**request, scorers={"other": 50.0}, beta=20.0))["choices"]
         ids = greedy_reference(prompt, 1e3, score, 6, whole)
         assert pieces(here, choice["token_ids"]) == ids
-        changed += (await here.generate(**asked, **bare))["choices"][0]["text"] != choice["text"]
+        changed += (await here.generate(**request, **bare))["choices"][0]["text"] != choice["text"]
     assert changed
 
 

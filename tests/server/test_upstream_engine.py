@@ -3,7 +3,7 @@
 import httpx
 import pytest
 from conftest import start
-from upstream_over import ask, given, over
+from upstream_over import ask, over, upstream_settings
 
 from trimtab_models import demo
 
@@ -57,7 +57,7 @@ async def test_openai_routes_over_the_engine(server):
             assert ("guidance" in ours) == ("guidance" in body)
 
 
-async def test_ids_stop_where_they_are_told_to(server):
+async def test_ids_stop_at_stop_strings(server):
     async with over(server) as client:
         body = {"prompt": "The room was", "beta": 0, "temperature": 0, "max_tokens": 30}
         plain = (await ask(client, **body))["choices"][0]["token_ids"]
@@ -75,11 +75,11 @@ async def test_ids_stop_where_they_are_told_to(server):
 def test_the_command_serves_an_upstream(server):
     """`trimtab serve --upstream`, with flags and environment, until SIGTERM."""
     command = ["trimtab_server.cli", "serve"]
-    for name, value in given(server).items():
+    for name, value in upstream_settings(server).items():
         for one in value if isinstance(value, list) else [value]:
             if name != "upstream_key":
                 command += [f"--{name.replace('_', '-')}", one]
-    key = given(server)["upstream_key"]
+    key = upstream_settings(server)["upstream_key"]
     ours = "a-key-of-ours"
     env = {"TRIMTAB_UPSTREAM_KEY": key, "TRIMTAB_API_KEY": ours, "TRIMTAB_LOG_LEVEL": "debug"}
     with start(command, ready="/ready", key=ours, **env) as running:

@@ -40,8 +40,8 @@ def answering(stream, **headers):
     return fault
 
 
-async def refused(fault, status=502, **given):
-    here = Here(Fake(), upstream_retries=0, **given)
+async def refused(fault, status=502, **options):
+    here = Here(Fake(), upstream_retries=0, **options)
     here.fake.faults = [fault]
     answer = await here.post(prompt=TEXT, **GUIDED)
     assert answer.status_code == status
@@ -113,7 +113,7 @@ async def test_an_endless_answer_ends_with_the_time_of_its_call():
     await refused(endless, status=504, upstream_timeout=0.3)
 
 
-def told(value):
+def completion_with(value):
     logprobs = {"tokens": [" a"], "token_logprobs": [-1.0], "top_logprobs": [{" a": "VALUE"}]}
     choice = {"text": " a", "finish_reason": "length", "logprobs": logprobs}
     return json.dumps({"choices": [choice]}).replace('"VALUE"', value)
@@ -125,15 +125,15 @@ def told(value):
     ids=lambda value: value[:12],
 )
 async def test_numbers_beyond_a_float_are_unusable(value):
-    await refused(answering(Stream([told(value).encode()])))
+    await refused(answering(Stream([completion_with(value).encode()])))
 
 
 @pytest.mark.parametrize("value", [-(10**400), 10**400, math.nan])
 def test_numbers_beyond_a_float_never_raise_another_error(value):
-    data = json.loads(told("0"))
+    data = json.loads(completion_with("0"))
     data["choices"][0]["logprobs"]["top_logprobs"] = [{" a": value}]
     with pytest.raises(Unusable):
-        read_completion(data, 5, lambda token, told: 1)
+        read_completion(data, 5, lambda token, logprobs: 1)
 
 
 async def test_bytes_that_are_a_number_are_not_made():
@@ -155,8 +155,8 @@ async def test_ever_new_tokens_fill_no_memory(monkeypatch):
     pieces = here.app.state.trimtab.engine.naming.pieces
 
     async def fresh(body):
-        found = {f" t{i}": -7.0 for i in range(50)} | {"x" * 5000: -7.0}
-        logprobs = {"tokens": [" t0"], "token_logprobs": [-7.0], "top_logprobs": [found]}
+        top = {f" t{i}": -7.0 for i in range(50)} | {"x" * 5000: -7.0}
+        logprobs = {"tokens": [" t0"], "token_logprobs": [-7.0], "top_logprobs": [top]}
         choice = {"text": " t0", "finish_reason": "length", "logprobs": logprobs}
         return httpx.Response(200, json={"choices": [choice]})
 

@@ -43,19 +43,19 @@ def log(caplog):
 
 async def run(here):
     """Good, bad and failing requests, each marked; their answers."""
-    told = f"Say {MARK}:"
-    yield await here.post(prompt=told, max_tokens=2, **GUIDED)
-    yield await here.post("/v1/completions", prompt=told, max_tokens=2)
+    prompt = f"Say {MARK}:"
+    yield await here.post(prompt=prompt, max_tokens=2, **GUIDED)
+    yield await here.post("/v1/completions", prompt=prompt, max_tokens=2)
     for fields in (
-        {"prompt": told, MARK: 1},
-        {"prompt": told, "temperature": MARK},
-        {"prompt": told, "scorers": {MARK: 1}},
-        {"prompt": told, "scorers": {"tells": 1}},
-        {"messages": [{"role": "user", "content": told}], "scorers": {"tells": 1}},
+        {"prompt": prompt, MARK: 1},
+        {"prompt": prompt, "temperature": MARK},
+        {"prompt": prompt, "scorers": {MARK: 1}},
+        {"prompt": prompt, "scorers": {"tells": 1}},
+        {"messages": [{"role": "user", "content": prompt}], "scorers": {"tells": 1}},
     ):
         yield await here.post(**fields)
     for path, fields in (
-        ("/v1/completions", {"prompt": told, "model": MARK}),
+        ("/v1/completions", {"prompt": prompt, "model": MARK}),
         ("/v1/chat/completions", {"messages": [{"role": MARK}]}),
         (f"/v1/{MARK}", {}),
         ("/v1/models", {MARK: 1}),
@@ -70,7 +70,7 @@ async def run(here):
         httpx.ConnectError(f"{KEY} {MARK}"),
     ):
         here.fake.faults = [fault] * 9
-        yield await here.post(prompt=told, **GUIDED)
+        yield await here.post(prompt=prompt, **GUIDED)
         here.fake.faults = []
 
 
@@ -87,13 +87,13 @@ async def test_nothing_is_in_the_log_nor_in_a_refusal(here, log):
 
 
 async def test_the_check_finds_what_is_there(here, caplog):
-    """The control: at debug, a scorer's exception is shown with the text that it was asked for."""
+    """The control: at debug, a scorer's exception is logged with the text of the request."""
     caplog.set_level(logging.DEBUG)
     assert (await here.post(prompt=MARK, scorers={"tells": 1})).status_code == 500
     assert MARK in caplog.text
 
 
-async def test_what_nobody_catches_is_told_in_our_shape(here, log, monkeypatch):
+async def test_uncaught_errors_have_our_shape(here, log, monkeypatch):
     def fails(*_):
         raise KeyError(MARK)
 

@@ -35,9 +35,9 @@ class Slow(BaseHTTPRequestHandler):
     def do_POST(self):
         self.rfile.read(int(self.headers["content-length"]))
         time.sleep(0.2)
-        shown = {"tokens": [" good"], "token_logprobs": [-0.7]}
-        shown["top_logprobs"] = [{" good": -0.7, " bad": -0.7}]
-        choice = {"text": " good", "finish_reason": "length", "logprobs": shown}
+        logprobs = {"tokens": [" good"], "token_logprobs": [-0.7]}
+        logprobs["top_logprobs"] = [{" good": -0.7, " bad": -0.7}]
+        choice = {"text": " good", "finish_reason": "length", "logprobs": logprobs}
         answer = json.dumps({"choices": [choice]}).encode()
         self.send_response(200)
         self.send_header("content-length", str(len(answer)))
@@ -124,7 +124,7 @@ def test_a_second_signal_ends_it_at_once(server):
 
 async def test_a_check_is_made_once_and_waited_for_briefly(monkeypatch):
     monkeypatch.setattr(recheck, "SECONDS", 0.1)
-    made, go, check = [], asyncio.Event(), recheck.Again()
+    made, go, check = [], asyncio.Event(), recheck.SharedCheck()
 
     async def work():
         made.append(1)

@@ -35,7 +35,7 @@ class Characters:
     chat_template = None
 
     def encode(self, text: str) -> list[int]:
-        """Characters that are none of LETTERS are spaces."""
+        """Characters outside LETTERS become spaces."""
         return [max(LETTERS.find(character), 0) or 1 for character in text]
 
     def decode(self, token_ids: Any, /, *, skip_special_tokens: bool = False) -> str:
@@ -164,7 +164,7 @@ class MemoryEngine:
         self.guide.registry.versions.pop(version, None)
 
     async def close(self) -> None:
-        """Nothing is held."""
+        """Nothing to free."""
 
 
 def _draw(logits: torch.Tensor, temperature: float, generator: torch.Generator) -> int:

@@ -51,8 +51,8 @@ class Scorer(ABC):
         return 0
 
     @classmethod  # noqa: B027  most families have nothing to check
-    def vet(cls, spec: ScorerSpec) -> None:
-        """Refuse what `load` would, before an engine starts; fast, and without an engine's memory.
+    def precheck(cls, spec: ScorerSpec) -> None:
+        """Refuse what `load` would refuse: before an engine starts, fast, and in little memory.
 
         Raises:
             ScorerLoadError, OSError, ValueError: it cannot be loaded.
@@ -139,10 +139,10 @@ class NetworkScorer(Scorer):
         return 1
 
     @classmethod
-    def vet(cls, spec: ScorerSpec) -> None:
-        """See Scorer.vet."""
+    def precheck(cls, spec: ScorerSpec) -> None:
+        """See Scorer.precheck."""
         tokenizer(spec.path)
-        checkpoint.vet(spec.path, cls.network)
+        checkpoint.precheck(spec.path, cls.network)
 
     @classmethod
     def load(cls, spec: ScorerSpec, loader: Loader) -> Self:

@@ -9,7 +9,6 @@ head serves every β without new training (Q♯, arXiv 2502.20548); for small c,
 mean.
 """
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -24,35 +23,7 @@ from trimtab.scoring.pool import Ids
 from trimtab.scoring.text import Prompt
 from trimtab_models.checkpoint import ScorerInfo
 from trimtab_models.networks import next_histograms
-
-NEGLIGIBLE = 1e-6
-"""Below this |c| times the support's width, s_c is the mean to within float32's rounding."""
-
-
-def soft_value(logits: Tensor, returns: Tensor, strengths: Tensor) -> Tensor:
-    """s_c of each histogram, in float32: [n, bins], [bins], [n] → [n].
-
-    Returns are measured from the histogram's mean m. Where c is small, log E exp(c·(R − m)) is near
-    0 and is then divided by c, so it is computed from E expm1, which keeps all its digits.
-    """
-    log_p = logits.float().log_softmax(-1)
-    returns = returns.float()
-    p = log_p.exp()
-    mean = p @ returns  # [n]
-    size = strengths.abs() * (returns.max() - returns.min())
-    c = torch.where(size < NEGLIGIBLE, 1.0, strengths)
-    exponents = c[:, None] * (returns - mean[:, None])  # [n, bins]
-    small = torch.log1p((p * torch.expm1(exponents)).sum(-1))
-    large = (log_p + exponents).logsumexp(-1)
-    above = torch.where(size < 1, small, large) / c
-    return mean + torch.where(size < NEGLIGIBLE, 0.0, above)
-
-
-def soft_value_reference(p: Sequence[float], returns: Sequence[float], c: float) -> float:
-    """The definition, for one histogram, in double precision."""
-    if c == 0:
-        return math.fsum(q * r for q, r in zip(p, returns, strict=True))
-    return math.log(math.fsum(q * math.exp(c * r) for q, r in zip(p, returns, strict=True))) / c
+from trimtab_models.readout import soft_value
 
 
 class DistributionScorer(NetworkScorer):

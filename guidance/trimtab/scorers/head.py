@@ -4,11 +4,10 @@ Partial-sequence rewards (PARGS), values (VAS), prefix classifiers (FUDGE): all 
 prefix, and differ only in their training objective and their link.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from trimtab.errors import ScorerLoadError
 from trimtab.scorers.base import NetworkScorer
@@ -16,14 +15,8 @@ from trimtab.scoring.backbone import Backbone
 from trimtab.scoring.cross import CrossBackbone
 from trimtab.scoring.pool import Ids
 from trimtab.scoring.text import Prompt
-from trimtab_models.checkpoint import Link, ScorerInfo
-
-LINKS: dict[Link, Callable[[Tensor], Tensor]] = {
-    "identity": lambda x: x,
-    "sigmoid": torch.sigmoid,
-    "log_sigmoid": nn.functional.logsigmoid,
-}
-"""From a head's output to a score: the output, a probability, or its logarithm (FUDGE)."""
+from trimtab_models.checkpoint import ScorerInfo
+from trimtab_models.readout import LINKS
 
 
 class HeadScorer(NetworkScorer):

@@ -1,6 +1,6 @@
-"""log_ratio: s(prefix + v) = α·(log π_tuned(v | prefix) − log π_untuned(v | prefix)).
+"""log_ratio: s(prefix + v) = α·(log π_tuned(v | prefix) − log π_ref(v | prefix)).
 
-Without an untuned model it is α·log π_r(v | prefix), an autoregressive reward (GenARM,
+Without a reference model it is α·log π_r(v | prefix), an autoregressive reward (GenARM,
 arXiv 2410.08193); with one it is DPO's implicit reward or proxy-tuning (arXiv 2401.08565).
 """
 
@@ -25,10 +25,11 @@ class LogRatioScorer(Scorer):
     checkpointed = True
     hot = True
 
-    def __init__(self, tuned: VocabularyScorer, untuned: VocabularyScorer | None = None) -> None:
+    def __init__(self, tuned: VocabularyScorer, reference: VocabularyScorer | None = None) -> None:
         super().__init__(tuned.info)
         self.tuned = tuned
-        self.untuned = untuned
+        self.reference = reference
+        self.models = [tuned] if reference is None else [tuned, reference]
 
     @classmethod
     def pools(cls, spec: ScorerSpec) -> int:
@@ -36,11 +37,11 @@ class LogRatioScorer(Scorer):
         return 1 if spec.reference is None else 2
 
     @classmethod
-    def vet(cls, spec: ScorerSpec) -> None:
-        """See Scorer.vet."""
+    def precheck(cls, spec: ScorerSpec) -> None:
+        """See Scorer.precheck."""
         for path in filter(None, (spec.path, spec.reference)):
             tokenizer(path)
-            checkpoint.vet(path, "log_ratio")
+            checkpoint.precheck(path, "log_ratio")
 
     @classmethod
     def load(cls, spec: ScorerSpec, loader: Loader) -> Self:
@@ -48,10 +49,10 @@ class LogRatioScorer(Scorer):
         tuned = VocabularyScorer(*loader.native(spec.path, "log_ratio"))
         if spec.alpha is not None:
             tuned.info = tuned.info.model_copy(update={"alpha": spec.alpha})
-        untuned = None
+        reference = None
         if spec.reference is not None:
-            untuned = VocabularyScorer(*loader.native(spec.reference, "log_ratio"))
-        return cls(tuned, untuned)
+            reference = VocabularyScorer(*loader.native(spec.reference, "log_ratio"))
+        return cls(tuned, reference)
 
     def score(
         self,
@@ -63,8 +64,8 @@ class LogRatioScorer(Scorer):
     ) -> Tensor:
         """See Scorer.score."""
         ratio = self._log_p(self.tuned, keys, prefixes, candidates)
-        if self.untuned is not None:
-            ratio = ratio - self._log_p(self.untuned, keys, prefixes, candidates)
+        if self.reference is not None:
+            ratio = ratio - self._log_p(self.reference, keys, prefixes, candidates)
         return self.info.alpha * ratio
 
     def _log_p(
@@ -80,26 +81,24 @@ class LogRatioScorer(Scorer):
     @property
     def keeps_time(self) -> bool:
         """See Scorer.keeps_time."""
-        return self.tuned.keeps_time and (self.untuned is None or self.untuned.keeps_time)
+        return all(model.keeps_time for model in self.models)
 
     def reset(self) -> None:
         """Drop every prefix from both models."""
-        self.tuned.reset()
-        if self.untuned is not None:
-            self.untuned.reset()
+        for model in self.models:
+            model.reset()
 
     def forget(self, key: int) -> None:
         """Drop the row's prefix from both models."""
-        self.tuned.forget(key)
-        if self.untuned is not None:
-            self.untuned.forget(key)
+        for model in self.models:
+            model.forget(key)
 
     @property
     def parameters(self) -> int:
         """Parameters of both models."""
-        return self.tuned.parameters + (self.untuned.parameters if self.untuned else 0)
+        return sum(model.parameters for model in self.models)
 
     @property
     def tokens_forwarded(self) -> int:
         """Prefix tokens that went through both models."""
-        return self.tuned.tokens_forwarded + (self.untuned.tokens_forwarded if self.untuned else 0)
+        return sum(model.tokens_forwarded for model in self.models)

@@ -61,9 +61,9 @@ class TextScorer(Scorer):
         self._forwarded = 0
 
     @classmethod
-    def vet(cls, spec: ScorerSpec) -> None:
-        """See Scorer.vet."""
-        classify.vet(spec.path, spec.label)
+    def precheck(cls, spec: ScorerSpec) -> None:
+        """See Scorer.precheck."""
+        classify.precheck(spec.path, spec.label)
 
     @classmethod
     def load(cls, spec: ScorerSpec, loader: Loader) -> Self:

@@ -9,12 +9,11 @@ from itertools import count
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from trimtab.errors import ScorerLoadError
-from trimtab.scoring import deadline
-from trimtab.scoring.attention import NAME as PREFIX_ATTENTION
+from trimtab.scoring import deadline, exactness
 from trimtab.scoring.attention import AttentionPlan, Block
 from trimtab.scoring.pool import NO_IDS, Ids, PoolFull, PrefixPool
 from trimtab.scoring.text import Prompt
@@ -49,7 +48,7 @@ class Backbone:
         self.model = model.to(device).requires_grad_(False).eval()
         self.network, self.head = split(self.model)
         config = self.network.config.get_text_config()
-        _refuse_inexact(self.network, max_length)
+        exactness.check_config(self.network, max_length)
         heads = config.num_attention_heads
         self.pool = PrefixPool(
             layers=config.num_hidden_layers,
@@ -69,7 +68,7 @@ class Backbone:
         """Replaces larger ids: padding of the base's vocabulary beyond the network's, which no
         text contains."""
         self.tokens_forwarded = 0
-        _probe(self)
+        exactness.check_scores(self.model, self._probe)
 
     def hidden(
         self,
@@ -139,6 +138,15 @@ class Backbone:
     def shortened(self, key: int) -> int:
         """See Scorer.shortened; the engine refuses longer prefixes."""
         return 0
+
+    def _probe(self, prefixes: Sequence[Ids], candidates: Sequence[Ids]) -> Tensor:
+        """As `hidden`, without a trace: rows are forgotten, and tokens not counted."""
+        keys = range(-1, -1 - len(prefixes), -1)
+        hidden = self.hidden(keys, prefixes, candidates)
+        for key in keys:
+            self.forget(key)
+        self.tokens_forwarded = 0
+        return hidden
 
     def _hidden(
         self, keys: Sequence[int], prefixes: Sequence[Ids], candidates: Sequence[Ids] | None
@@ -238,73 +246,3 @@ class _Wave:
     def want(self, count: int) -> None:
         """Request the hidden states of the last `count` tokens added."""
         self.wanted.extend(range(self.tokens - count, self.tokens))
-
-
-def _refuse_inexact(network: PreTrainedModel, max_length: int) -> None:
-    config = network.config.get_text_config()
-    rope = getattr(config, "rope_parameters", None) or {}
-    reason = None
-    if getattr(config, "alibi", False):
-        reason = "it uses ALiBi, which adds a bias that prefix-shared attention does not have"
-    elif getattr(config, "attn_logit_softcapping", None):
-        reason = "its attention logits are soft-capped"
-    elif rope.get("rope_type") in ("dynamic", "longrope"):
-        reason = f"its rotary embedding ('{rope['rope_type']}') changes with the sequence's length"
-    elif _learned_positions(network) and max_length > config.max_position_embeddings:
-        reason = (
-            f"it has {config.max_position_embeddings} learned positions and the server serves "
-            f"{max_length}; lower --max-model-len"
-        )
-    if reason:
-        raise ScorerLoadError(f"this {config.model_type} network cannot be served: {reason}.")
-
-
-def _learned_positions(network: nn.Module) -> bool:
-    inputs = network.get_input_embeddings()  # type: ignore[operator]
-    return any(isinstance(m, nn.Embedding) and m is not inputs for m in network.modules())
-
-
-def _probe(backbone: Backbone) -> None:
-    """Compare once with plain re-forwarding, so that no unknown backbone gives wrong scores."""
-    network, generator = backbone.network, torch.Generator().manual_seed(0)
-    vocab = network.get_input_embeddings().num_embeddings
-    ids = torch.randint(vocab, (24,), generator=generator).numpy()
-    prefixes, candidates = [ids[:7], ids[:18]], [ids[20:23], ids[18:20]]
-    own = network.config._attn_implementation
-    try:
-        network.set_attn_implementation("eager")
-        sequences = [
-            torch.from_numpy(np.append(prefix, candidate))[None].to(backbone.pool.k.device)
-            for prefix, group in zip(prefixes, candidates, strict=True)
-            for candidate in group
-        ]
-        with torch.inference_mode():
-            expected = torch.cat([network(s, use_cache=False)[0][:, -1] for s in sequences])
-            full = backbone.model(sequences[0]).logits
-        network.set_attn_implementation(PREFIX_ATTENTION)
-        actual = backbone.hidden([-1, -2], prefixes, candidates)
-    except Exception as error:
-        network.set_attn_implementation(own)
-        raise ScorerLoadError(
-            f"this {network.config.model_type} network does not run through transformers' "
-            f"attention registry as prefix-shared scoring needs ({type(error).__name__}); "
-            "use a Llama, Qwen2, Qwen3, Mistral, Gemma, GPT-2, GPT-NeoX, Phi or OPT backbone."
-        ) from error
-    backbone.forget(-1)
-    backbone.forget(-2)
-    backbone.tokens_forwarded = 0
-    exact = backbone.model.dtype == torch.float32
-    tolerance = 1e-3 if exact else 0.1
-    if not torch.allclose(actual, expected, rtol=tolerance, atol=tolerance):
-        raise ScorerLoadError(
-            f"this {network.config.model_type} network cannot be served: prefix-shared scoring "
-            "differs from plain forwarding, so its attention depends on more than queries, keys "
-            "and positions."
-        )
-    head = backbone.head(expected[:1])[0]
-    # A sequence classifier returns only the last token's output, other models every token's.
-    if not torch.allclose(head, full.reshape(-1, len(head))[-1], rtol=tolerance, atol=tolerance):
-        raise ScorerLoadError(
-            f"this {network.config.model_type} network cannot be served: its output is more than "
-            "its head of the last hidden state."
-        )

@@ -33,7 +33,7 @@ from trimtab.scorers.composite import CompositeScorer
 from trimtab.scoring import deadline
 from trimtab.scoring.deadline import OutOfTime
 
-logger = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 STRIKES = 3
 STRIKE_SECONDS = 3600.0
@@ -49,12 +49,12 @@ Outcome = tuple[Any, BaseException | None]
 class ScorerFailed(TrimtabError):
     """A call into a scorer gave no result. The message has the reason, and nothing of the input.
 
-    again: the scorer raised, and may succeed for other rows. overrun: it ran out of time.
+    retry: the scorer raised, and may succeed for other rows. overrun: it ran out of time.
     """
 
-    def __init__(self, message: str, *, again: bool = False, overrun: bool = False) -> None:
+    def __init__(self, message: str, *, retry: bool = False, overrun: bool = False) -> None:
         super().__init__(message)
-        self.again, self.overrun = again, overrun
+        self.retry, self.overrun = retry, overrun
 
 
 @dataclass
@@ -117,7 +117,7 @@ class ScorerCalls:
         try:
             return self._call(name, scorer, work, time.monotonic() + self.seconds)
         except ScorerFailed as failure:
-            logger.debug("scorer %s %s", name, failure.message, exc_info=failure.__cause__)
+            log.debug("scorer %s %s", name, failure.message, exc_info=failure.__cause__)
             return otherwise
 
     def _call(self, name: str, scorer: Scorer, work: Callable[[], T], until: float) -> T:
@@ -143,7 +143,7 @@ class ScorerCalls:
             self._strike(name, self.status(scorer))
             raise ScorerFailed("took longer than it may", overrun=True)
         if error is not None:
-            raise ScorerFailed(f"{type(error).__name__} while scoring", again=True) from error
+            raise ScorerFailed(f"{type(error).__name__} while scoring", retry=True) from error
         result: T = answer
         return result
 
@@ -166,12 +166,12 @@ class ScorerCalls:
     def _strike(self, name: str, status: CallStatus) -> None:
         status.overruns += 1
         status.strikes.append(time.monotonic())
-        logger.warning(
+        log.warning(
             "scorer %s took longer than it may (%g s a call), overrun %d",
             *(name, self.seconds, status.overruns),
         )
         if status.suspended:
-            logger.error("scorer %s is suspended: it took too long %d times", name, STRIKES)
+            log.error("scorer %s is suspended: it took too long %d times", name, STRIKES)
 
 
 def checked(work: Callable[[], Tensor], shape: Sequence[int]) -> Tensor:

@@ -28,7 +28,7 @@ class PoolFull(TrimtabError):
 
 
 @dataclass
-class Entry:
+class CachedPrefix:
     """A cached prefix: token i has its K/V in slot `slots[i]`.
 
     `scratch_*` are the candidates of the last step, with their K/V at position len(tokens): the one
@@ -84,7 +84,7 @@ class PrefixPool:
 
     def clear(self) -> None:
         """Drop every entry, in any state of the pool."""
-        self.entries: OrderedDict[int, Entry] = OrderedDict()
+        self.entries: OrderedDict[int, CachedPrefix] = OrderedDict()
         self._refs = np.zeros(self.size, dtype=np.int32)
         self._free = np.arange(self.size - 1, 0, -1, dtype=np.int64)  # a stack of free slots
         self._n_free = max(self.size - 1, 0)
@@ -94,7 +94,7 @@ class PrefixPool:
         """Number of free slots."""
         return self._n_free
 
-    def reconcile(self, key: int, tokens: Ids, *, keep: int | None = None) -> Entry:
+    def reconcile(self, key: int, tokens: Ids, *, keep: int | None = None) -> CachedPrefix:
         """The entry of row `key`, cut to what it shares with `tokens`.
 
         A row without an entry shares the longest common prefix of any other entry, also of one
@@ -137,7 +137,7 @@ class PrefixPool:
         """Add a row `new` that shares the cached prefix of row `key`."""
         entry = self.entries[key]
         self._refs[entry.slots] += 1
-        self.entries[new] = Entry(entry.tokens, entry.slots)
+        self.entries[new] = CachedPrefix(entry.tokens, entry.slots)
 
     def drop(self, key: int) -> None:
         """Drop the entry of `key`, if there is one."""
@@ -146,7 +146,7 @@ class PrefixPool:
             self._release(entry.slots)
             self._release(entry.scratch_slots)
 
-    def _share(self, tokens: Ids) -> Entry:
+    def _share(self, tokens: Ids) -> CachedPrefix:
         best, length = None, 0
         # Answers to one prompt arrive together, so the best match is usually near the end.
         for other in reversed(self.entries.values()):
@@ -156,12 +156,12 @@ class PrefixPool:
                 if n == len(tokens):
                     break
         if best is None:
-            return Entry()
+            return CachedPrefix()
         slots = best.slots[:length]
         self._refs[slots] += 1
-        return Entry(tokens[:length], slots)
+        return CachedPrefix(tokens[:length], slots)
 
-    def _adopt(self, entry: Entry, token: int) -> None:
+    def _adopt(self, entry: CachedPrefix, token: int) -> None:
         """The base chose one of the scratch candidates: its slot joins the prefix."""
         hits = np.flatnonzero(entry.scratch_tokens == token)
         if len(hits):

@@ -8,17 +8,17 @@ sampled blocks are those of weak-to-strong search (Zhou et al., arXiv 2405.19262
 
 from itertools import takewhile
 
-from trimtab.search.core import Commit, Method, Path, Problem, scored
+from trimtab.search.core import Commit, Path, Problem, Rounds, scored
 from trimtab.search.params import Beam
 
 
-def beam(params: Beam, problem: Problem) -> Method:
-    """Two turns per block: all draws, then all scores."""
+def beam(params: Beam, problem: Problem) -> Rounds:
+    """Two rounds per block: all draws, then all scores."""
     return grow(params.width, params.expand, params.block, problem)
 
 
-def grow(width: int, expand: int, block: int, problem: Problem) -> Method:
-    """The steps of `beam`; the first block is drawn width·expand times, from the one beam."""
+def grow(width: int, expand: int, block: int, problem: Problem) -> Rounds:
+    """The rounds of `beam`; the first block is drawn width·expand times, from the one beam."""
     seeds = problem.seeds()
     beams, blocks, times = [Path()], 0, width * expand
     while growing := [path for path in beams if problem.is_open(path)]:

@@ -5,12 +5,12 @@
 Its KL to π is at most log n − (n − 1)/n (Beirami et al., arXiv 2401.01879).
 """
 
-from trimtab.search.core import Method, Path, Problem, scored
+from trimtab.search.core import Path, Problem, Rounds, scored
 from trimtab.search.params import BestOfN
 
 
-def best_of_n(params: BestOfN, problem: Problem) -> Method:
-    """Two turns: all draws, then all scores. Ties go to the first draw."""
+def best_of_n(params: BestOfN, problem: Problem) -> Rounds:
+    """Two rounds: all draws, then all scores. Ties go to the first draw."""
     start, seeds = Path(), problem.seeds()
     drawn = yield [
         problem.draw(start, problem.max_tokens, next(seeds), guided=problem.guided)

@@ -6,10 +6,10 @@ A beam search of width 1: draw K blocks, keep the best, repeat until the answer 
 """
 
 from trimtab.search.beam import grow
-from trimtab.search.core import Method, Problem
+from trimtab.search.core import Problem, Rounds
 from trimtab.search.params import Blockwise
 
 
-def blockwise(params: Blockwise, problem: Problem) -> Method:
-    """Two turns per block: all draws, then all scores."""
+def blockwise(params: Blockwise, problem: Problem) -> Rounds:
+    """Two rounds per block: all draws, then all scores."""
     return grow(1, params.n, params.block, problem)

@@ -1,11 +1,11 @@
 """The protocol between a search and its driver; a search does no input or output.
 
-A search is a generator. It yields turns and receives their results:
+A search is a generator. It yields rounds and receives their results:
 
     [Draw | Score, …]   →   [Drawn | ScoredSequence, …] in the same order, all of them at once
-    Commit              →   None: these tokens are final, and may be shown
+    Commit              →   None: these tokens are final, and may be sent to the client
 
-and it returns a Result. A driver runs the requests of a turn as one batch, for many searches
+and it returns a Result. A driver runs the requests of a round as one batch, for many searches
 together if there are several (sync.py; the server has its own).
 """
 
@@ -18,14 +18,14 @@ from trimtab.params import GuidanceParams
 from trimtab.sampling import sample_seed
 from trimtab.scoring.text import PromptContext, Turns
 
-Ids = tuple[int, ...]
+TokenIds = tuple[int, ...]
 
 
 @dataclass(frozen=True)
 class Draw:
-    """Continue a sequence with the base. Draws of one turn agree in `top` and `guided`."""
+    """Continue a sequence with the base. Draws of one round agree in `top` and `guided`."""
 
-    prefix: Ids  # prompt included
+    prefix: TokenIds  # prompt included
     max_tokens: int
     seed: int
     top: int = 0  # how many of the first step's most likely tokens to return
@@ -49,7 +49,7 @@ class Drawn:
 class Score:
     """Score a sequence. `row` is a hint for caches: descendants should keep it."""
 
-    sequence: Ids  # prompt included, at least two tokens
+    sequence: TokenIds  # prompt included, at least two tokens
     row: int
     context: PromptContext = field(default_factory=PromptContext)  # of the prompt
 
@@ -67,17 +67,17 @@ class ScoredSequence:
 class Commit:
     """The answer begins with these tokens; this is final."""
 
-    token_ids: Ids
+    token_ids: TokenIds
 
 
-Turn = Commit | list[Draw] | list[Score]
+Round = Commit | list[Draw] | list[Score]
 
 
 @dataclass(frozen=True)
 class Problem:
     """The task of a search: a continuation of `prompt` of at most `max_tokens`."""
 
-    prompt: Ids
+    prompt: TokenIds
     max_tokens: int
     stop_tokens: frozenset[int]  # a token of these ends a sequence
     guidance: GuidanceParams  # with scorers resolved
@@ -114,7 +114,7 @@ class Problem:
 class Path:
     """A continuation of the prompt, and its value so far."""
 
-    token_ids: Ids = ()
+    token_ids: TokenIds = ()
     ended: bool = False
     kl: float = 0.0
     value: float = 0.0  # of the bare prompt: 0
@@ -155,26 +155,26 @@ class Result:
     facts: dict[str, Any]  # further results of the method
 
 
-Method = Generator[Turn, Any, tuple[Path, dict[str, Any]]]
-"""A method's own steps; it returns the chosen path and its facts."""
+Rounds = Generator[Round, Any, tuple[Path, dict[str, Any]]]
+"""A method's own rounds; it returns the chosen path and its facts."""
 
-Search = Generator[Turn, Any, Result]
+Search = Generator[Round, Any, Result]
 
 
-def counted(problem: Problem, method: Method) -> Search:
-    """A method as a search: the same turns, with every token counted."""
+def counted(problem: Problem, method: Rounds) -> Search:
+    """A method as a search: the same rounds, with every token counted."""
     usage = Usage(len(problem.prompt))
     results: Any = None
     while True:
         try:
-            turn = method.send(results)
+            yielded = method.send(results)
         except StopIteration as end:
             path, facts = end.value
             reason: Literal["stop", "length"] = "stop" if path.ended else "length"
             return Result(
                 list(path.token_ids), reason, path.value, path.scores, path.kl, usage, facts
             )
-        results = yield turn
+        results = yield yielded
         for result in results or ():
             usage.add(result)
 

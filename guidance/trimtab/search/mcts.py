@@ -18,7 +18,7 @@ from collections.abc import Generator
 from dataclasses import dataclass
 from typing import Any
 
-from trimtab.search.core import Commit, Draw, Method, Path, Problem, Turn, scored
+from trimtab.search.core import Commit, Draw, Path, Problem, Round, Rounds, scored
 from trimtab.search.params import Mcts
 
 
@@ -44,7 +44,7 @@ class Node:
         return max(self.children, key=lambda n: n.q + scale * n.prior / (1 + n.visits))
 
 
-def mcts(params: Mcts, problem: Problem) -> Method:
+def mcts(params: Mcts, problem: Problem) -> Rounds:
     """One token after another, each after `simulations` simulations."""
     seeds = problem.seeds()
     root, visits = Node(Path(), 1.0), []
@@ -65,8 +65,8 @@ def mcts(params: Mcts, problem: Problem) -> Method:
     return root.path, {"visits": visits}
 
 
-def expand(node: Node, problem: Problem, seed: int) -> Generator[Turn, Any, None]:
-    """Give a node its children: a turn for the candidates, a turn for their values."""
+def expand(node: Node, problem: Problem, seed: int) -> Generator[Round, Any, None]:
+    """Give a node its children: a round for the candidates, a round for their values."""
     if node.children is not None:
         return
     guidance = problem.guidance

@@ -12,14 +12,14 @@ happens when ESS = (Σ w)²/Σ w² falls below threshold·particles.
 import numpy as np
 import numpy.typing as npt
 
-from trimtab.search.core import Method, Path, Problem, scored
+from trimtab.search.core import Path, Problem, Rounds, scored
 from trimtab.search.params import Smc
 
 Floats = npt.NDArray[np.float64]
 
 
-def smc(params: Smc, problem: Problem) -> Method:
-    """Two turns per block: draws of the unfinished particles, then their scores."""
+def smc(params: Smc, problem: Problem) -> Rounds:
+    """Two rounds per block: draws of the unfinished particles, then their scores."""
     n, beta, seeds = params.particles, problem.guidance.beta, problem.seeds()
     rng = np.random.default_rng((problem.seed, problem.index))
     particles, log_w, log_z = [Path()] * n, np.zeros(n), 0.0
@@ -47,7 +47,7 @@ def smc(params: Smc, problem: Problem) -> Method:
 
 
 def log_mean(log_w: Floats) -> float:
-    """log mean exp."""
+    """log mean_i exp(log_w_i)."""
     return float(np.logaddexp.reduce(log_w) - np.log(len(log_w)))
 
 

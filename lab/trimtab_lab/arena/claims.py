@@ -30,6 +30,7 @@ class Claim:
 
 
 _TABLE_1 = "PARGS, Table 1"
+_WITH_EXAMPLE = "tools-with-example"
 CLAIMS = (
     *(
         Claim("pargs", worse, _TABLE_1, compared)
@@ -43,13 +44,13 @@ CLAIMS = (
     Claim("vas", "vas-td0", "VAS, ablation of λ"),
     Claim("vas", "args", "VAS, Table 1"),
     Claim("vas", "fudge", "VAS, Table 1"),
-    Claim("vas", "base", "VAS, tool use", "best settings", factor=1.6, world="tools"),
-    Claim("distribution", "base", "VAS, tool use", "best settings", factor=1.6, world="tools"),
-    Claim("q-distribution", "base", "VAS, tool use", "best settings", factor=1.6, world="tools"),
-    Claim("vas", "base", "VAS: adds to an example", "best settings", world="tools-shown"),
-    Claim("distribution", "base", "VAS: adds to an example", "best settings", world="tools-shown"),
-    Claim(
-        "q-distribution", "base", "VAS: adds to an example", "best settings", world="tools-shown"
+    *(
+        Claim(better, "base", "VAS, tool use", "best settings", factor=1.6, world="tools")
+        for better in ("vas", "distribution", "q-distribution")
+    ),
+    *(
+        Claim(better, "base", "VAS: adds to an example", "best settings", world=_WITH_EXAMPLE)
+        for better in ("vas", "distribution", "q-distribution")
     ),
     Claim("distribution-small", "base", "VAS: small scorers still help", "best settings"),
     Claim("vas", "best-of-128", "VAS, Table 2", "best settings", "≈"),

@@ -21,11 +21,11 @@ from trimtab.rows import Row
 from trimtab.scorers.base import Scorer
 from trimtab.scoring.pool import Ids
 from trimtab.scoring.text import Prompt
-from trimtab_lab.worlds.tiny import PROMPTS, Prefix, State, Tiny, ended
+from trimtab_lab.worlds.tiny import PROMPTS, Prefix, Tiny, TinyState, ended
 from trimtab_models.checkpoint import ScorerInfo
 
 BISECTIONS = 60  # 1e4·2^−60 < 1e−14
-Score = Callable[[Prefix, Prefix, float], float]
+ScoreFunction = Callable[[Prefix, Prefix, float], float]
 """(prompt, prefix of a completion, strength) → score."""
 
 
@@ -34,7 +34,7 @@ class TableScorer(Scorer):
 
     family = "table"
 
-    def __init__(self, tiny: Tiny, score: Score) -> None:
+    def __init__(self, tiny: Tiny, score: ScoreFunction) -> None:
         super().__init__(ScorerInfo(objective="table"))
         self.of = score
         self.states = {(*x, *y): (x, y) for x, y in tiny.states}
@@ -57,7 +57,7 @@ class TableScorer(Scorer):
 
 
 def decode(
-    tiny: Tiny, score: Score, params: GuidanceParams, temperature: float = 1.0
+    tiny: Tiny, score: ScoreFunction, params: GuidanceParams, temperature: float = 1.0
 ) -> tuple[Tensor, Tensor]:
     """The distribution of a token-level decoder: probabilities of all completions, and KL.
 
@@ -90,7 +90,7 @@ def decode(
     return p, (p * ratio).sum() / len(PROMPTS)
 
 
-def _logprob(policy: Tensor, place: dict[State, int], x: Prefix, y: Prefix) -> Tensor:
+def _logprob(policy: Tensor, place: dict[TinyState, int], x: Prefix, y: Prefix) -> Tensor:
     steps = [policy[place[x, y[:t]], token] for t, token in enumerate(y)]
     return torch.stack(steps).double().sum()
 
@@ -106,7 +106,7 @@ def optimum(tiny: Tiny, beta: float) -> tuple[Tensor, Tensor]:
     return p.flatten(), kl
 
 
-def soft_value(tiny: Tiny) -> Score:
+def soft_value(tiny: Tiny) -> ScoreFunction:
     """The value for which a token-level decoder equals the optimum: (1/c)·log E_π0 exp(c·R)."""
     return lambda x, y, c: tiny.soft_value(x, y, 1 / c) if c else tiny.value(x, y)
 

@@ -91,13 +91,13 @@ class Efficiency:
 
 
 def exact(probabilities: Sequence[ArrayLike], rewards: Sequence[ArrayLike]) -> Frontier:
-    """From all answers of each prompt: their probabilities under the base, and their rewards."""
+    """The frontier from all answers of each prompt: probabilities under the base, and rewards."""
     weights = [np.asarray(p, dtype=float) for p in probabilities]
     return _frontier(weights, [np.asarray(r, dtype=float) for r in rewards], sampled=False)
 
 
 def sampled(rewards: Floats) -> Frontier:
-    """From answers of the base at temperature 1: [prompts, samples]."""
+    """The frontier estimated from answers of the base at temperature 1: [prompts, samples]."""
     n = rewards.shape[1]
     return _frontier([np.full(n, 1 / n)] * len(rewards), list(rewards), sampled=True)
 

@@ -135,7 +135,7 @@ _ARGS = "Khanov et al. 2024 (ARGS)"
 _CD = "Mudgal et al. 2023 (Controlled Decoding)"
 
 
-_NARROW = ("digest", "tools", "tools-shown", "sums")
+_NARROW = ("digest", "tools", "tools-with-example", "sums")
 """Small vocabulary or few bins: elsewhere one histogram per token is larger than the backbone."""
 
 

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from trimtab.params import GuidanceParams
-from trimtab_lab.arena.exact import Score, beta_at, decode, mean_reward, optimum, soft_value
+from trimtab_lab.arena.exact import ScoreFunction, beta_at, decode, mean_reward, optimum, soft_value
 from trimtab_lab.arena.plots import BESIDE, style
 from trimtab_lab.arena.report import about
 from trimtab_lab.worlds.limits import bradley_terry
@@ -45,7 +45,7 @@ class Exact:
     """Gain over the base ÷ the optimum's gain at this KL; None at a KL of 0."""
 
 
-def scores(tiny: Tiny) -> Mapping[str, tuple[Score, dict[str, Any], float]]:
+def scores(tiny: Tiny) -> Mapping[str, tuple[ScoreFunction, dict[str, Any], float]]:
     """By method: the limit that its scorer converges to, its candidates, and its temperature."""
     partial = dict(zip(tiny.states, bradley_terry(tiny, SHARPNESS).tolist(), strict=True))
 

@@ -19,7 +19,7 @@ from typing import Any
 from datasets import Dataset
 from trl.trainer.rloo_config import RLOOConfig
 
-from trimtab_lab.worlds.world import Reward
+from trimtab_models.demo.oracles import TextReward
 from trimtab_models.training.saves import SafeTrainer
 from trimtab_models.training.trainer import marks, settings
 
@@ -37,7 +37,7 @@ def fit(
     model: Any,
     tokenizer: Any,
     prompts: Sequence[str],
-    reward: Reward,
+    reward: TextReward,
     work: str | Path,
     *,
     beta: float,

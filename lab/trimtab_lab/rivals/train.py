@@ -7,8 +7,9 @@ from typing import Any, Literal
 import torch
 
 from trimtab_lab.worlds.build import PAIRS, SHARPNESS, build_base
-from trimtab_lab.worlds.world import Reward, World
+from trimtab_lab.worlds.world import World
 from trimtab_models import data, networks, pretrained
+from trimtab_models.demo.oracles import TextReward
 from trimtab_models.training import saves
 
 PROMPTS = 1024
@@ -108,7 +109,7 @@ def _load(base: Path) -> Any:
     return networks.build("language", base, dtype=torch.float32)
 
 
-def _sum(world: World, weights: Mapping[str, float]) -> Reward:
+def _sum(world: World, weights: Mapping[str, float]) -> TextReward:
     def reward(prompt: str, completion: str) -> float:
         return sum(w * world.rewards[name](prompt, completion) for name, w in weights.items())
 

@@ -18,10 +18,10 @@ from trimtab.errors import TrimtabError
 from trimtab.sampling import Completion, Drawing
 from trimtab_lab.rollouts.journal import Journal
 from trimtab_lab.rollouts.prompts import check_lengths
-from trimtab_lab.rollouts.run import CompletedGroups, PromptGroup, Record, answer_of, run
+from trimtab_lab.rollouts.run import CompletedGroups, PromptGroup, answer_of, run
 from trimtab_models import rewards
 from trimtab_models.data import encoding, formats, sources
-from trimtab_models.data.faults import Fault, convert, noting
+from trimtab_models.data.faults import Fault, Record, convert, noting
 from trimtab_models.data.fields import of_prompt
 
 if TYPE_CHECKING:  # importing vLLM takes seconds

@@ -16,7 +16,15 @@ from typing import Any
 
 from trimtab.errors import TrimtabError
 from trimtab_models.data import chats, encoding
-from trimtab_models.data.faults import BrokenRows, DataRow, Fault, Record, convert, kind, noting
+from trimtab_models.data.faults import (
+    BrokenRows,
+    DataRow,
+    Fault,
+    Record,
+    convert,
+    json_type,
+    noting,
+)
 from trimtab_models.data.faults import field as field_of
 from trimtab_models.data.fields import ANSWER, of_prompt
 from trimtab_models.data.lines import json_lines, lines
@@ -102,7 +110,7 @@ def _user_message(text: str) -> list[dict[str, Any]]:
 def _prompt(row: Record, tokenizer: Any, vocabulary: int) -> RolloutPrompt:
     content = field_of(row, "prompt")
     if not isinstance(content, str | list):
-        raise Fault(f"'prompt' is {kind(content)}; expected text or a list of messages")
+        raise Fault(f"'prompt' is {json_type(content)}; expected text or a list of messages")
     if not content:
         raise Fault("'prompt' is empty")
     if isinstance(content, list):

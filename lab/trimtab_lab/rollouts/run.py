@@ -13,15 +13,15 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
-from trimtab.sampling import Completion, Drawing, Request, sample_seed
+from trimtab.sampling import Completion, Drawing, SamplingRequest, sample_seed
 from trimtab_lab.rollouts.journal import Journal
 from trimtab_lab.rollouts.prompts import RolloutPrompt, check_lengths
 from trimtab_models import rewards
+from trimtab_models.data import Record
 
 if TYPE_CHECKING:  # importing vLLM takes seconds
     from trimtab.adapters.vllm.offline import Sampler
 
-Record = dict[str, Any]
 CompletedGroups = list[tuple["PromptGroup", list[Completion]]]
 BATCH = 64
 """Approximate number of answers that are labelled and written together."""
@@ -150,12 +150,12 @@ def _completed_groups(
     """Each group with its completions, as soon as all of them are sampled."""
     pending: dict[int, dict[int, Completion]] = {}  # by position in `groups`, by sample
 
-    def requests() -> Iterator[Request]:
+    def requests() -> Iterator[SamplingRequest]:
         for position, group in enumerate(groups):
             for sample in group.samples:
                 seed = sample_seed(drawing.seed, group.index, sample)
                 max_tokens = drawing.max_tokens - group.kept
-                yield Request((position, sample), group.token_ids, seed, max_tokens)
+                yield SamplingRequest((position, sample), group.token_ids, seed, max_tokens)
 
     for (position, sample), completion in sampler.stream(
         requests(),

@@ -3,12 +3,12 @@
 from trimtab_lab.worlds.digest import DIGEST
 from trimtab_lab.worlds.reviews import REVIEWS
 from trimtab_lab.worlds.sums import SUMS
-from trimtab_lab.worlds.tools import TOOLS, TOOLS_SHOWN
+from trimtab_lab.worlds.tools import TOOLS, TOOLS_WITH_EXAMPLE
 from trimtab_lab.worlds.world import World
 
 __all__ = ["WORLDS", "World"]
 
 WORLDS: dict[str, World] = {
-    world.name: world for world in (REVIEWS, DIGEST, TOOLS, TOOLS_SHOWN, SUMS)
+    world.name: world for world in (REVIEWS, DIGEST, TOOLS, TOOLS_WITH_EXAMPLE, SUMS)
 }
 """By the name of `trimtab arena NAME`."""

@@ -9,7 +9,6 @@ summaries of the corpus often omit it, have any length, and claim things that ar
 
 import random
 from collections import Counter
-from itertools import islice
 
 from trimtab_lab.worlds import requests
 from trimtab_lab.worlds.world import World
@@ -26,14 +25,14 @@ ASK = "summarize"
 CLAIMS = (1, 2, 2, 3, 3, 4)  # of a summary in the corpus
 INVENTED = 0.35  # chance that a claim of the corpus is untrue
 
-Claim = tuple[str, ...]
+Statement = tuple[str, ...]
 
 
-def _claims(text: str) -> list[Claim]:
+def _claims(text: str) -> list[Statement]:
     return [tuple(claim.split()) for claim in text.split(" and ")]
 
 
-def facts(request: str) -> list[Claim]:
+def facts(request: str) -> list[Statement]:
     """The facts of a request."""
     return [tuple(fact.split(":")) for fact in request.removeprefix(ASK).split()]
 
@@ -71,7 +70,7 @@ def _request(rng: random.Random) -> str:
     return f"{ASK} {' '.join(rng.sample(listed, len(listed)))}"
 
 
-def _invented(claim: Claim, rng: random.Random) -> Claim:
+def _invented(claim: Statement, rng: random.Random) -> Statement:
     field = rng.randrange(len(FIELDS))
     return (*claim[:field], rng.choice(FIELDS[field]), *claim[field + 1 :])
 
@@ -80,12 +79,6 @@ def _summary(request: str, rng: random.Random) -> str:
     chosen = rng.sample(facts(request), rng.choice(CLAIMS))
     claims = [_invented(c, rng) if rng.random() < INVENTED else c for c in chosen]
     return " and ".join(" ".join(claim) for claim in claims)
-
-
-def _documents(n: int, seed: int) -> list[str]:
-    rng = random.Random(seed)
-    stream = requests.stream(_request, "train", rng)
-    return [requests.answered(text, _summary(text, rng)) for text in islice(stream, n)]
 
 
 _REWARDS = {
@@ -102,6 +95,6 @@ DIGEST = World(
     bins={"gold": 37, "attribution": 13, "main_idea": 2, "conciseness": 7},
     prompts=lambda split, n, seed: requests.prompts(_request, split, n, seed),
     max_tokens=32,
-    documents=_documents,
+    documents=lambda n, seed: requests.documents(_request, _summary, n, seed),
     rollout_factors=(8, 0.5),
 )

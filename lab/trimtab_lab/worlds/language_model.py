@@ -10,10 +10,10 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, set_seed
 
 from trimtab_models import training
-from trimtab_models.demo.language_model import CHAT_TEMPLATE, SPECIALS
+from trimtab_models.demo.language_model import SPECIALS, chat_tokenizer
 from trimtab_models.training import saves
 
-PAD, EOS, SYSTEM, USER, ASSISTANT, TOOL = SPECIALS
+_, EOS, _, USER, ASSISTANT, _ = SPECIALS
 UNKNOWN = "<|unknown|>"
 SIZES: dict[str, int] = {
     "hidden_size": 128,
@@ -40,17 +40,7 @@ def tokenizer_of(texts: Iterable[str]) -> PreTrainedTokenizerFast:
     words = [*marks, *sorted({*spaced.split()})]
     core = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, UNKNOWN))
     core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    return PreTrainedTokenizerFast(
-        tokenizer_object=core,
-        eos_token=EOS,
-        pad_token=PAD,
-        unk_token=UNKNOWN,
-        additional_special_tokens=[SYSTEM, USER, ASSISTANT, TOOL],
-        chat_template=CHAT_TEMPLATE,
-        padding_side="right",
-        model_max_length=MAX_LENGTH,
-        clean_up_tokenization_spaces=False,
-    )
+    return chat_tokenizer(core, MAX_LENGTH, unk_token=UNKNOWN)
 
 
 def _answers(ids: Sequence[int], assistant: int) -> list[int]:

@@ -38,6 +38,14 @@ def answered(request: str, answer: str) -> str:
     return f"{chat(request)}{answer}<|end|>"
 
 
+def documents(
+    request: RandomRequest, answer: Callable[[str, random.Random], str], n: int, seed: int
+) -> list[str]:
+    """n training requests, each with an answer, as documents of the corpus."""
+    rng = random.Random(seed)
+    return [answered(text, answer(text, rng)) for text in islice(stream(request, "train", rng), n)]
+
+
 def request_of(prompt: str) -> str:
     """The last request of a prompt."""
     return prompt.rpartition("<|user|>")[2].partition("<|end|>")[0]

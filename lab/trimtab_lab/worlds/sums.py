@@ -8,7 +8,6 @@ columns of the corpus have mistakes at a constant rate, and later columns use th
 """
 
 import random
-from itertools import islice
 
 from trimtab_lab.worlds import requests
 from trimtab_lab.worlds.world import World
@@ -53,12 +52,6 @@ def _answer(request: str, rng: random.Random) -> str:
     return f"{' , '.join(columns)} . {' '.join(map(str, reversed(digits)))}"
 
 
-def _documents(n: int, seed: int) -> list[str]:
-    rng = random.Random(seed)
-    stream = requests.stream(_request, "train", rng)
-    return [requests.answered(text, _answer(text, rng)) for text in islice(stream, n)]
-
-
 SUMS = World(
     name="sums",
     gold="correct",
@@ -67,5 +60,5 @@ SUMS = World(
     bins={"correct": 2},
     prompts=lambda split, n, seed: requests.prompts(_request, split, n, seed),
     max_tokens=56,
-    documents=_documents,
+    documents=lambda n, seed: requests.documents(_request, _answer, n, seed),
 )

@@ -28,7 +28,7 @@ LENGTH = 4
 PROMPTS = ((1, 2), (3,))
 
 Prefix = tuple[int, ...]
-State = tuple[Prefix, Prefix]
+TinyState = tuple[Prefix, Prefix]
 """A prompt and a prefix of its completion."""
 
 
@@ -78,7 +78,7 @@ class Tiny:
             for body in product(LETTERS, repeat=n)
             for end in ([(EOS,)] if n < LENGTH else [()])
         ]
-        self.finals: list[State] = [(prompt, y) for prompt in PROMPTS for y in endings]
+        self.finals: list[TinyState] = [(prompt, y) for prompt in PROMPTS for y in endings]
         self.rollouts = [Rollout([*x], [*y], reward(x, y)) for x, y in self.finals]
         self.rows = pad(self.rollouts, EOS)
         self.rewards = torch.tensor([reward(*final) for final in self.finals], dtype=torch.float64)
@@ -88,13 +88,13 @@ class Tiny:
         # P(y | x): the product of its tokens' probabilities. [finals]
         self.probabilities = (self.rows.chosen(self.log_pi0) * self.rows.mask()).sum(1).exp()
         known = {(x, y[:t]) for x, y in self.finals for t in range(len(y) + 1)}
-        self.states: list[State] = sorted(known)
+        self.states: list[TinyState] = sorted(known)
 
     # Exact quantities of one prefix.
 
     @cached_property
-    def _under(self) -> dict[State, list[int]]:
-        under: dict[State, list[int]] = {state: [] for state in self.states}
+    def _under(self) -> dict[TinyState, list[int]]:
+        under: dict[TinyState, list[int]] = {state: [] for state in self.states}
         for i, (x, y) in enumerate(self.finals):
             for t in range(len(y) + 1):
                 under[x, y[:t]].append(i)

@@ -148,5 +148,5 @@ TOOLS = World(
     max_tokens=48,
     documents=_documents,
 )
-TOOLS_SHOWN = replace(TOOLS, name="tools-shown", prompts=_prompts_with_example)
+TOOLS_WITH_EXAMPLE = replace(TOOLS, name="tools-with-example", prompts=_prompts_with_example)
 """The same world, tested on requests after a solved one: the gain of guidance beside an example."""

@@ -4,8 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-Reward = Callable[[str, str], float]
-"""(prompt as the base reads it, completion without special tokens) → a number."""
+from trimtab_models.demo.oracles import TextReward
 
 
 @dataclass(frozen=True)
@@ -15,7 +14,7 @@ class World:
     name: str
     gold: str
     """Name of the reward that judges decoding methods."""
-    rewards: Mapping[str, Reward]
+    rewards: Mapping[str, TextReward]
     """Every exact reward, including gold."""
     supports: Mapping[str, tuple[float, float]]
     """Lowest and highest value of each reward."""

@@ -11,7 +11,7 @@ from typing import Any, TypeAlias
 
 from jinja2 import TemplateError
 
-from trimtab_models.data.faults import Fault, Record, field, kind, word
+from trimtab_models.data.faults import Fault, Record, field, json_type, word
 
 Message = dict[str, Any]
 Write: TypeAlias = Callable[[list[Message]], str]
@@ -31,7 +31,7 @@ def messages(record: Record, name: str) -> list[Message]:
     """
     value = field(record, name)
     if not isinstance(value, list):
-        raise Fault(f"{name!r} is {kind(value)}; expected text or a list of messages")
+        raise Fault(f"{name!r} is {json_type(value)}; expected text or a list of messages")
     if not value:
         raise Fault(f"{name!r} is empty")
     return [_message(message, name) for message in value]
@@ -163,7 +163,7 @@ def _tools(record: Record) -> list[Any] | None:
     if tools is not None and not (
         isinstance(tools, list) and all(isinstance(tool, dict) for tool in tools)
     ):
-        raise Fault(f"'tools' is {kind(tools)}; expected a list of objects, or its JSON")
+        raise Fault(f"'tools' is {json_type(tools)}; expected a list of objects, or its JSON")
     return tools or None
 
 

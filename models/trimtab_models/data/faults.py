@@ -90,7 +90,7 @@ def word(text: object, longest: int = 60) -> str:
     return line if len(line) <= longest else line[: longest - 1] + "…"
 
 
-def kind(value: object) -> str:
+def json_type(value: object) -> str:
     """The JSON type of a value, for messages."""
     for types, name in (
         (str, "text"),

@@ -21,7 +21,7 @@ from trimtab_models.data.faults import (
     Record,
     convert,
     field,
-    kind,
+    json_type,
     numbered,
     word,
 )
@@ -46,7 +46,7 @@ def reward(record: Record) -> float:
         raise Fault("there is neither 'reward' nor 'label'")
     value = record[name]
     if not isinstance(value, int | float):
-        raise Fault(f"{name!r} is {kind(value)}; expected a number, true or false")
+        raise Fault(f"{name!r} is {json_type(value)}; expected a number, true or false")
     if not abs(value) <= FLOAT32:  # also true for NaN
         raise Fault(f"{name!r} is {word(value, 20)}; expected a finite number")
     return float(value)
@@ -154,7 +154,9 @@ def _implicit(record: Record, encoder: Encoder) -> Pair:
         if ids is None:
             text = field(record, side)
             if not isinstance(text, str):
-                raise Fault(f"{side!r} is {kind(text)}; expected text, or messages on both sides")
+                raise Fault(
+                    f"{side!r} is {json_type(text)}; expected text, or messages on both sides"
+                )
             ids = encoder.ids(text, side)
         wholes.append(ids)
     if wholes[0] == wholes[1]:

@@ -161,8 +161,8 @@ def build(kind: str, out: Path, steps: int = STEPS) -> Path:
     Raises:
         InTheWay: (an OSError) `out` is neither absent nor empty. Nothing was done.
     """
-    outputs.vacant(out)
-    outputs.free(out)
+    outputs.check_empty(out)
+    outputs.check_free(out)
     set_seed(SEED)
     model, tokenizer = {"deberta": deberta, "roberta": roberta, "pythia": pythia}[kind]()
     reward, texts, rng = oracles.rewards[REWARDS[kind]], reviews(SEED), random.Random(SEED)

@@ -22,7 +22,11 @@ TOOL_CALL = ("<tool_call>", "</tool_call>")
 CHAT_TEMPLATE = Path(__file__).with_name("chat_template.jinja").read_text(encoding="utf-8")
 
 
-def _wrap(core: Tokenizer) -> PreTrainedTokenizerFast:
+def chat_tokenizer(core: Tokenizer, length: int = 512, **special: str) -> PreTrainedTokenizerFast:
+    """A tokenizer of texts of up to `length` tokens, with the chat template and its special tokens.
+
+    special: further special tokens, by transformers' names.
+    """
     return PreTrainedTokenizerFast(
         tokenizer_object=core,
         eos_token=EOS,
@@ -30,8 +34,9 @@ def _wrap(core: Tokenizer) -> PreTrainedTokenizerFast:
         additional_special_tokens=[SYSTEM, USER, ASSISTANT, TOOL],
         chat_template=CHAT_TEMPLATE,
         padding_side="right",
-        model_max_length=512,
+        model_max_length=length,
         clean_up_tokenization_spaces=False,
+        **special,
     )
 
 
@@ -49,12 +54,11 @@ def train_tokenizer(texts: int = 20_000, seed: int = 0) -> PreTrainedTokenizerFa
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    parts = (
-        part for text in corpus.documents(_wrap(core), texts, seed) for part in _between_marks(text)
-    )
+    documents = corpus.documents(chat_tokenizer(core), texts, seed)
+    parts = (part for text in documents for part in _between_marks(text))
     core.train_from_iterator(parts, trainer)
     core.add_tokens(list(TOOL_CALL))
-    return _wrap(core)
+    return chat_tokenizer(core)
 
 
 def _between_marks(text: str) -> list[str]:

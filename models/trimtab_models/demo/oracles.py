@@ -9,7 +9,8 @@ from collections.abc import Callable
 
 from trimtab_models.demo.words import CASUAL, FORMAL, POLARITY
 
-Reward = Callable[[str, str], float]
+TextReward = Callable[[str, str], float]
+"""(prompt as the base reads it, completion without special tokens) → a number."""
 
 ENOUGH = 2  # words of one register that a review needs for a full score
 SHORT, LONG = 10, 50  # number of words with brevity 1 and −1
@@ -41,7 +42,7 @@ def brevity(prompt: str, completion: str) -> float:
     return max(-1.0, min(1.0, 1.0 - 2.0 * (count - SHORT) / (LONG - SHORT)))
 
 
-rewards: dict[str, Reward] = {
+rewards: dict[str, TextReward] = {
     "sentiment": sentiment,
     "formality": formality,
     "brevity": brevity,

@@ -51,10 +51,10 @@ def sample(
     records: list[Record] = []
     for start in tqdm(range(0, len(prompts), batch_size), desc="rollouts", unit="batch"):
         texts = list(prompts[start : start + batch_size])
-        asked = tokenizer(texts, add_special_tokens=False).input_ids
+        prompt_ids = tokenizer(texts, add_special_tokens=False).input_ids
         answers = generate(
             model,
-            asked,
+            prompt_ids,
             eos=tokenizer.eos_token_id,
             pad_id=tokenizer.pad_token_id,
             most=most_tokens,
@@ -66,7 +66,7 @@ def sample(
                 "prompt_token_ids": ids,
                 "completion_token_ids": answer,
             }
-            for text, ids, answer in zip(texts, asked, answers, strict=True)
+            for text, ids, answer in zip(texts, prompt_ids, answers, strict=True)
         ]
     return records
 

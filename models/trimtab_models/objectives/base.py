@@ -9,7 +9,7 @@ from torch import Tensor
 from trimtab_models.networks import Head
 from trimtab_models.rows import Pair, Ranked, Rollout, Rows, pad
 
-Kind = Literal["rollouts", "pairs", "ranked"]
+DataKind = Literal["rollouts", "pairs", "ranked"]
 
 
 class Objective(ABC):
@@ -21,7 +21,7 @@ class Objective(ABC):
 
     name: str
     """The name stored with the checkpoint."""
-    data: ClassVar[Kind] = "rollouts"
+    data: ClassVar[DataKind] = "rollouts"
     """The type of its items: `Rollout`, `Pair` or `Ranked`."""
     head: ClassVar[Head] = "scalar"
     """The head of the network it trains; see `networks.build`."""

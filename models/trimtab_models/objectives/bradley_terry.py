@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from trimtab_models.objectives.base import Kind, Objective
+from trimtab_models.objectives.base import DataKind, Objective
 from trimtab_models.rows import Rows
 
 
@@ -22,7 +22,7 @@ class FullBradleyTerry(Objective):
     """The objective over pairs of whole sequences."""
 
     name = "full-sequence Bradley-Terry"
-    data: ClassVar[Kind] = "pairs"
+    data: ClassVar[DataKind] = "pairs"
 
     def loss(self, outputs: Tensor, rows: Rows, log_pi0: Tensor | None = None) -> Tensor:
         """Mean −log σ(r_w − r_l), in nats; see Objective.loss."""
@@ -39,7 +39,7 @@ class BradleyTerry(Objective):
     """
 
     name = "partial Bradley-Terry"
-    data: ClassVar[Kind] = "pairs"
+    data: ClassVar[DataKind] = "pairs"
 
     def __init__(self, ratio: float = 1.0) -> None:
         if not 0 < ratio <= 1:

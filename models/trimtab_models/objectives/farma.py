@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from trimtab_models.networks import Head
-from trimtab_models.objectives.base import Kind, Objective
+from trimtab_models.objectives.base import DataKind, Objective
 from trimtab_models.rows import Rows
 
 
@@ -25,7 +25,7 @@ class Farma(Objective):
         weight: w, the weight of the squared error before the end.
     """
 
-    data: ClassVar[Kind] = "pairs"
+    data: ClassVar[DataKind] = "pairs"
     head: ClassVar[Head] = "vocabulary"
 
     def __init__(self, weight: float = 1.0) -> None:

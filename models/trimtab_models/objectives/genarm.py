@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from trimtab_models.networks import Head
-from trimtab_models.objectives.base import Kind, Objective
+from trimtab_models.objectives.base import DataKind, Objective
 from trimtab_models.rows import Rows
 
 
@@ -25,7 +25,7 @@ class GenArm(Objective):
         beta: β_r, above 0; the paper uses 0.05.
     """
 
-    data: ClassVar[Kind] = "pairs"
+    data: ClassVar[DataKind] = "pairs"
     head: ClassVar[Head] = "language"
 
     def __init__(self, beta: float = 0.05) -> None:

@@ -20,7 +20,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from trimtab_models.objectives.base import Kind, Objective
+from trimtab_models.objectives.base import DataKind, Objective
 from trimtab_models.rows import Rows
 
 Aggregation = Literal["sum", "average", "soft-maximum", "soft-minimum"]
@@ -36,7 +36,7 @@ class PlackettLuce(Objective):
         temperature: b of the soft maximum and minimum; the paper uses 2.
     """
 
-    data: ClassVar[Kind] = "ranked"
+    data: ClassVar[DataKind] = "ranked"
 
     def __init__(
         self,

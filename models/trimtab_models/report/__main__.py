@@ -3,11 +3,11 @@
 import argparse
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 
 from trimtab_models import checkpoint, data, networks, pretrained
+from trimtab_models.files import beside
 from trimtab_models.report import summary, update, validate
 from trimtab_models.report.files import check
 
@@ -29,8 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         model, info = checkpoint.load(options.checkpoint)
         reference = None
         if info.reference is not None:
-            beside = Path(options.checkpoint) / info.reference
-            where = beside if beside.is_dir() else info.reference
+            where = beside(options.checkpoint, info.reference)
             reference, _ = checkpoint.load(where, family="log_ratio")
         device = "cuda" if torch.cuda.is_available() else "cpu"
         report = validate(

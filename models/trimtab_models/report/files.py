@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import tempfile
 from pathlib import Path
 
 from trimtab_models import card, checkpoint, manifest, outputs, peft
@@ -36,7 +35,7 @@ def check(directory: str | Path) -> list[str]:
     others = manifest.foreign(top)
     if taken := sorted({"report.md", "report.json", *plots.PLOTS}.intersection(others)):
         raise outputs.InTheWay(f"{top / taken[0]} is not of an earlier report; move it away.")
-    outputs.free(top)
+    outputs.check_free(top)
     return others if (top / manifest.NAME).exists() else []
 
 
@@ -58,16 +57,12 @@ def update(directory: str | Path, report: Report) -> None:
     target = Path(directory).resolve()
     others = check(target)
     info = mark(checkpoint.read_info(target), report)
-    parent = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
-    try:
-        work = Path(shutil.copytree(target, parent / target.name))
+    with manifest.placing(target, others) as work:
+        shutil.copytree(target, work, dirs_exist_ok=True)
         write(work, report)
         _store(work, info)
         own, metadata = card.read(work)
         (work / card.NAME).write_text(card.card(info, own, work, metadata), encoding="utf-8")
-        manifest.publish(work, target, others)
-    finally:
-        shutil.rmtree(parent, ignore_errors=True)
 
 
 def _store(directory: Path, info: ScorerInfo) -> None:

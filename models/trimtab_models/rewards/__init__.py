@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from numbers import Real
 from typing import Any
 
-from trimtab_models.data.faults import kind, word
+from trimtab_models.data.faults import json_type, word
 from trimtab_models.data.formats import FLOAT32
 from trimtab_models.rewards.base import Record, RewardError
 from trimtab_models.rewards.classifier import ClassifierReward
@@ -62,7 +62,7 @@ def label(reward: Reward, records: Sequence[Record]) -> list[float]:
     """
     rewards: Any = reward(records)
     if isinstance(rewards, str | bytes | dict) or not hasattr(rewards, "__len__"):
-        raise RewardError(f"the reward returned {kind(rewards)}; expected a list of numbers.")
+        raise RewardError(f"the reward returned {json_type(rewards)}; expected a list of numbers.")
     if len(rewards) != len(records):
         raise RewardError(
             f"the reward returned {len(rewards)} numbers for {len(records)} completions."
@@ -74,7 +74,7 @@ def _number(value: Any) -> float:
     if getattr(value, "ndim", None) == 0:  # a scalar of torch or numpy
         value = value.item()
     if not isinstance(value, Real):
-        raise RewardError(f"the reward returned {kind(value)}; expected a number.")
+        raise RewardError(f"the reward returned {json_type(value)}; expected a number.")
     if not abs(value) <= FLOAT32:  # type: ignore[operator]  # also true for NaN
         raise RewardError(f"the reward returned {word(value, 20)}; expected a finite number.")
     return float(value)

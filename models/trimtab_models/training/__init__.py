@@ -2,10 +2,10 @@
 
     trimtab train td-lambda --config demo.yaml --set out=scorers/mine
 
-config.py   settings of a run            trainer.py   the loop and its loss
-start.py    the initial network           saves.py     checkpoints that survive a kill
-run.py      from data to a checkpoint     claims.py    checks of the output directory
-dpo.py      TRL's trainer, for log-ratio scorers
+config.py    settings of a run            trainer.py         the loop and its loss
+initial.py   the initial network          saves.py           checkpoints that survive a kill
+run.py       from data to a checkpoint    output_checks.py   checks of the output directory
+dpo.py       TRL's trainer, for log-ratio scorers
 """
 
 from trimtab_models.training.saves import clear

@@ -14,7 +14,7 @@ from trimtab_models.checkpoint import ScorerInfo
 from trimtab_models.objectives import Objective
 from trimtab_models.objectives.base import completions
 from trimtab_models.rows import Rollout
-from trimtab_models.training import claims, start
+from trimtab_models.training import initial, output_checks
 from trimtab_models.training.config import DPO, TrainConfig, nearest
 from trimtab_models.training.saves import SafeTrainer, clear, digest, run_directory, saving
 from trimtab_models.training.trainer import describe, deviations, train
@@ -45,25 +45,25 @@ def run(config: TrainConfig) -> Path:
     config = config.model_copy(update={"out": outputs.place(config.out)})
     made_by = config.model_dump(mode="json", exclude={"out", "data", "validation", "tensorboard"})
     validation_path = config.validation if isinstance(config.validation, str) else None
-    claims.check(
+    output_checks.check(
         config.out,
         made_by,
         data=config.data,
         validation=validation_path,
         completions=config.completions,
-        base=start.base_path(config),
+        base=initial.base_path(config),
         scorer=config.scorer,
     )
-    loss = None if config.objective == DPO else start.objective(config)
-    tokenizer = pretrained.tokenizer(start.base_path(config))
-    start.refuse_small(config, tokenizer)
+    loss = None if config.objective == DPO else initial.objective(config)
+    tokenizer = pretrained.tokenizer(initial.base_path(config))
+    initial.refuse_small(config, tokenizer)
     items, validation = _items(config, loss.data if loss else "pairs", tokenizer)
     made_by |= {"data": digest(items), "validation data": digest(validation)}
-    if claims.finished(config.out, made_by):
+    if output_checks.finished(config.out, made_by):
         return config.out
     if loss is not None:
-        config = start.with_support(config, [*items, *validation])
-        loss = start.objective(config)
+        config = initial.with_support(config, [*items, *validation])
+        loss = initial.objective(config)
     trainer = _best(config, loss, tokenizer, items, validation)
     model = _whole(trainer, config, loss)
     if trainer.is_world_process_zero():
@@ -91,7 +91,7 @@ def run(config: TrainConfig) -> Path:
 
 
 def _items(config: TrainConfig, kind: str, tokenizer: Any) -> tuple[list[Any], list[Any]]:
-    limits = config.max_length, start.reads(config)
+    limits = config.max_length, initial.reads(config)
     items = data.load(config.data, kind, tokenizer, *limits)
     if isinstance(config.validation, str):
         return items, data.load(config.validation, kind, tokenizer, *limits)
@@ -156,11 +156,11 @@ def _train(
     if loss is None:
         from trimtab_models.training import dpo
 
-        model = start.language_model(config)
-        lora = start.lora_config(model, config)
+        model = initial.language_model(config)
+        lora = initial.lora_config(model, config)
         return dpo.fit(
             model,
-            None if lora else start.language_model(config),
+            None if lora else initial.language_model(config),
             tokenizer,
             items,
             work,
@@ -173,7 +173,7 @@ def _train(
         )
     return train(
         loss,
-        start.network(config, loss),
+        initial.network(config, loss),
         items,
         work,
         pad_id=_pad(tokenizer),
@@ -201,19 +201,19 @@ def _frozen(config: TrainConfig) -> Any:
     """The frozen base, for log π0."""
     half = config.bf16 and torch.cuda.is_available()
     dtype = torch.bfloat16 if half else torch.float32
-    return networks.build("language", start.base_path(config), dtype=dtype).requires_grad_(False)
+    return networks.build("language", initial.base_path(config), dtype=dtype).requires_grad_(False)
 
 
 def _whole(trainer: SafeTrainer, config: TrainConfig, loss: Objective | None) -> Any:
     """The whole trained network on the main process, ready to be written."""
     if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
         weights = trainer.accelerator.get_state_dict(trainer.model_wrapped)
-        model = start.network(config, loss) if loss else start.language_model(config)
+        model = initial.network(config, loss) if loss else initial.language_model(config)
         if trainer.is_world_process_zero():
             model.load_state_dict(weights)
     else:
         model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
-    return start.finish(model, loss, config.lora)
+    return initial.finish(model, loss, config.lora)
 
 
 def _info(
@@ -226,7 +226,7 @@ def _info(
     base = "trimtab-demo-base" if config.base == "demo" else config.base
     if loss is not None:
         return describe(loss, model, seen, pad_id, base)
-    reference = config.scorer or start.base_path(config)
+    reference = config.scorer or initial.base_path(config)
     if Path(reference).is_dir():  # absolute, for a server in any working directory
         reference = str(Path(reference).resolve())
     info = ScorerInfo(
@@ -236,7 +236,7 @@ def _info(
         alpha=config.options.get("beta", 0.1),
         reference=reference,
     )
-    return deviations(info, model, seen, pad_id, reference=start.language_model(config))
+    return deviations(info, model, seen, pad_id, reference=initial.language_model(config))
 
 
 def _report(

@@ -28,9 +28,9 @@ from transformers import Trainer
 from transformers.trainer_callback import TrainerState
 
 from trimtab_models import manifest, outputs
-from trimtab_models.manifest import BrokenCheckpoint, publish, verify
+from trimtab_models.manifest import BrokenCheckpoint, put_in_place, verify
 
-logger = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 KEPT = 2
 LOG = "log.jsonl"
@@ -65,7 +65,7 @@ def saving(what: str) -> Iterator[None]:
 
 @contextmanager
 def placing(target: Path, what: str | None = None) -> Iterator[Path]:
-    """A new directory that replaces `target` at the end of the block; see manifest.publish.
+    """A new directory that replaces `target` at the end of the block; see manifest.put_in_place.
 
     Raises:
         SaveFailed: it could not be written; an older `target` is unchanged.
@@ -103,15 +103,15 @@ def check_log(run: Path) -> None:
     Raises:
         InTheWay: it has another file of that name.
     """
-    log = run / LOG
-    if not os.path.lexists(log):
+    path = run / LOG
+    if not os.path.lexists(path):
         return
-    if not log.is_file() or not _ours(log):
-        raise outputs.InTheWay(f"{log} is not the log of a training; move it away.")
+    if not path.is_file() or not _ours(path):
+        raise outputs.InTheWay(f"{path} is not the log of a training; move it away.")
 
 
-def _ours(log: Path) -> bool:
-    with open(log, "rb") as file:
+def _ours(path: Path) -> bool:
+    with open(path, "rb") as file:
         line = file.readline(_LONGEST)
     if not line.endswith(b"\n"):  # a kill may have truncated it
         return line[:1] in (b"", b"{")
@@ -133,7 +133,7 @@ def newest(run: Path) -> Path | None:
             verify(checkpoint)
             outputs.read(checkpoint / FINGERPRINT, dict[str, Any])
         except (BrokenCheckpoint, outputs.Damaged, FileNotFoundError) as error:
-            logger.warning("%s The checkpoint before it is used instead.", error)
+            log.warning("%s The checkpoint before it is used instead.", error)
         else:
             return checkpoint
     if candidates:
@@ -194,7 +194,7 @@ class SafeTrainer(Trainer):
                 if _LEFT.fullmatch(left.name):
                     shutil.rmtree(left)
             lines = "".join(map(_line, state.log_history))
-            (self.run / LOG).write_text(lines, encoding="utf-8")
+            outputs.put(self.run / LOG, lines)
         if last is not None and _finished(state):
             self.state = state
             chosen = Path(state.best_model_checkpoint or last)
@@ -237,7 +237,7 @@ class SafeTrainer(Trainer):
             self.state.best_model_checkpoint = str(best)
         self.state.save_to_json(str(work / _STATE))
         (work / FINGERPRINT).write_text(json.dumps(self.fingerprint, indent=1), encoding="utf-8")
-        publish(work, target)
+        put_in_place(work, target)
         for old in checkpoints(self.run)[:-KEPT]:
             if old != best:
                 shutil.rmtree(old)

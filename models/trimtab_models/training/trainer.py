@@ -17,7 +17,7 @@ from trimtab_models.training.saves import SafeTrainer, digest
 
 Batch = Mapping[str, Tensor]
 
-FAMILIES: dict[Head, Family] = {
+HEAD_FAMILIES: dict[Head, Family] = {
     "scalar": "head",
     "distribution": "distribution",
     "distributions": "distribution",
@@ -247,7 +247,7 @@ def describe(
     """The ScorerInfo of a trained scorer, with the statistics of its scores over the rollouts."""
     info = ScorerInfo(
         **{
-            "family": FAMILIES[objective.head],
+            "family": HEAD_FAMILIES[objective.head],
             "objective": objective.name,
             "base_model": base_model,
             **objective.info(),

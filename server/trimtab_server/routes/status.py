@@ -6,7 +6,7 @@ from fastapi import APIRouter, Request
 
 from trimtab.errors import NotReady
 from trimtab_server import readiness
-from trimtab_server.scorer_list import SUSPENDED, listed
+from trimtab_server.scorer_list import SUSPENDED, scorer_list
 from trimtab_server.state import State
 
 router = APIRouter()
@@ -16,7 +16,7 @@ router = APIRouter()
 async def scorers(request: Request) -> dict[str, Any]:
     """The scorers of this server: family, objective, normalisation, prefix-AUC and health."""
     state: State = request.app.state.trimtab
-    return listed(await state.statuses(), state.complaint, state.default_weights)
+    return scorer_list(await state.statuses(), state.complaint, state.default_weights)
 
 
 @router.get("/ready")
@@ -28,7 +28,7 @@ async def ready(request: Request) -> dict[str, str]:
     except NotReady as error:
         raise NotReady(f"not ready: {error}") from None
     checked = state.complaints.keys() >= set(state.scorers)  # the first check has ended
-    if checked and not await state.again.done(lambda: readiness.check(state, statuses)):
+    if checked and not await state.recheck.done(lambda: readiness.check(state, statuses)):
         raise NotReady("not ready: scorers that have failed are being checked again.")
     problems = {name: state.complaint(name) for name in state.scorers}
     problems |= {one["name"]: SUSPENDED for one in statuses if one["suspended"]}

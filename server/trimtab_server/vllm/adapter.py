@@ -15,6 +15,7 @@ from trimtab.config import ScorerSpec
 from trimtab.engine import GenerationRequest, Piece, Sampling, ScorerStatus
 from trimtab.errors import InvalidRequest, NoRoom, ScorerRefused, TrimtabError
 from trimtab.scoring.turns import turns
+from trimtab.xargs import to_xargs
 from trimtab_server.vllm import prompts, rpc
 from trimtab_server.vllm.records import EXCHANGE, Exchange, converse
 from trimtab_server.vllm.search import search_pieces
@@ -77,7 +78,7 @@ class VllmEngine:
         self, request: GenerationRequest, prompt: Any, exchange: Exchange
     ) -> AsyncGenerator[Piece, None]:
         kind = RequestOutputKind.DELTA if request.stream else RequestOutputKind.FINAL_ONLY
-        extra = None if request.guidance is None else request.guidance.to_xargs()
+        extra = None if request.guidance is None else to_xargs(request.guidance)
         params = SamplingParams(**asdict(request.sampling), output_kind=kind, extra_args=extra)
         outputs = self.client.generate(prompt, params, request.id)
         async with aclosing(outputs):

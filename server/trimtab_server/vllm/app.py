@@ -26,7 +26,7 @@ from trimtab_server.sizes import Bounds
 from trimtab_server.state import State
 from trimtab_server.vllm import rpc
 from trimtab_server.vllm.adapter import VllmEngine
-from trimtab_server.vllm.middleware import Guidance
+from trimtab_server.vllm.middleware import GuidanceMiddleware
 from trimtab_server.wording import learn
 
 UVICORN = (
@@ -73,7 +73,7 @@ def cover(
     app.middleware_stack = None
     app.add_middleware(refusals.Plain)
     served: Mapping[str, Version] = state.scorers
-    app.add_middleware(Guidance, scorers=served, default=state.default)
+    app.add_middleware(GuidanceMiddleware, scorers=served, default=state.default)
     shared.cover(app, settings, bounds, most)
     # vLLM's CORS layer is replaced by an outermost one: preflights need no key, and pages can read
     # our errors.

@@ -19,8 +19,8 @@ from vllm.entrypoints.openai.responses.utils import (
 )
 
 from trimtab.errors import InvalidGuidance
-from trimtab.params import PREFIX
 from trimtab.scoring.turns import Turn, turns
+from trimtab.xargs import PREFIX
 
 Fields = dict[str, Any]
 Conversations = list[list[Turn] | None]

@@ -18,7 +18,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from trimtab.engine import Version
 from trimtab.errors import InvalidGuidance, TrimtabError
-from trimtab.params import CARRIED, PREFIX, GuidanceParams
+from trimtab.params import GuidanceParams
+from trimtab.xargs import CARRIED, PREFIX, from_xargs, to_xargs
 from trimtab_server import bodies
 from trimtab_server.caps import check_caps
 from trimtab_server.errors import response
@@ -40,7 +41,7 @@ FINAL_EVENTS = frozenset({"response.completed", "response.incomplete", "message_
 """Events of the routes without choices (responses, messages) that carry the records."""
 
 
-class Guidance:
+class GuidanceMiddleware:
     """ASGI middleware: reads `guidance` from requests and writes records into answers."""
 
     def __init__(
@@ -90,7 +91,7 @@ class Guidance:
                 state.trimtab.engine.client, exchange, conversations(route, fields, state)
             )
         headers = _with_length(scope["headers"], len(body))
-        answer = _Answer(send, exchange, sampling.get("n") or 1)
+        answer = _GuidedAnswer(send, exchange, sampling.get("n") or 1)
         return {**scope, "headers": headers}, body, answer.send
 
     def _move(self, fields: dict[str, Any], route: Route) -> GuidanceParams | None:
@@ -115,18 +116,14 @@ class Guidance:
                 "send one of the two.",
                 param="guidance",
             )
-        params = (
-            GuidanceParams.from_xargs(flat)
-            if requested is None
-            else GuidanceParams.parse(requested)
-        )
+        params = from_xargs(flat) if requested is None else GuidanceParams.parse(requested)
         if params is None:
             return None
         refuse_unguidable({**sampling, **fields})
         params = params.resolve(self.scorers, self.default)
         if extra is not None and not isinstance(extra, dict):
             raise InvalidGuidance(f"{route.flat} must be an object.", param=route.flat)
-        route.put(fields, {**(extra or {}), **params.to_xargs()})
+        route.put(fields, {**(extra or {}), **to_xargs(params)})
         return params
 
 
@@ -163,7 +160,7 @@ def _with_length(headers: Iterable[tuple[bytes, bytes]], size: int) -> list[tupl
     return [*kept, (b"content-length", str(size).encode())]
 
 
-class _Answer:
+class _GuidedAnswer:
     """Writes an Exchange into the answer of one request, while it is sent."""
 
     def __init__(self, send: Send, exchange: Exchange, choices: int) -> None:

@@ -24,14 +24,13 @@ from vllm.sampling_params import RequestOutputKind
 
 from trimtab.adapters.vllm.ranks import first_answer
 from trimtab.adapters.vllm.search import carried
-from trimtab.engine import Version
+from trimtab.engine import Record, Version
 from trimtab.errors import InvalidGuidance, TrimtabError, scorer_failed, unreadable
-from trimtab.params import PREFIX, RECORD_KEY, VERSIONS_KEY, GuidanceParams
+from trimtab.params import GuidanceParams
 from trimtab.scoring.text import PromptContext, Turns
+from trimtab.xargs import PREFIX, RECORD_KEY, VERSIONS_KEY, from_xargs
 from trimtab_server import metrics
 from trimtab_server.vllm import rpc
-
-Record = dict[str, Any]
 
 
 @dataclass
@@ -129,7 +128,7 @@ class Recording:
         """
         generate: Any = super().generate  # type: ignore[misc]
         exchange, extra = EXCHANGE.get(), getattr(sampling_params, "extra_args", None) or {}
-        guidance = GuidanceParams.from_xargs(extra)
+        guidance = from_xargs(extra)
         if exchange is None and any(key.startswith(PREFIX) for key in extra):
             raise InvalidGuidance(f"this route is not guided; leave {PREFIX}* keys out.")
         if exchange is None or guidance is None:

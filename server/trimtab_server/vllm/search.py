@@ -1,7 +1,7 @@
 """Search on the served engine: the asynchronous driver.
 
-The draws of a turn are concurrent calls of `engine.generate`, each with its own record if guided.
-The scores of a turn are one call to the worker, between two steps. If the client disconnects, the
+The draws of a round are concurrent calls of `engine.generate`, each with its own record if guided.
+The scores of a round are one call to the worker, between two steps. If the client disconnects, the
 driver is cancelled, which aborts every draw.
 """
 
@@ -32,6 +32,7 @@ from trimtab.search import (
     ScoredSequence,
     start,
 )
+from trimtab.xargs import to_xargs
 from trimtab_server.vllm import rpc
 from trimtab_server.vllm.records import EXCHANGE, Exchange
 from trimtab_server.wording import plain
@@ -152,28 +153,28 @@ class Driver:
         try:
             while True:
                 try:
-                    turn = self.search.send(answers)
+                    yielded = self.search.send(answers)
                 except StopIteration as end:
                     yield end.value
                     return
-                if isinstance(turn, Commit):
+                if isinstance(yielded, Commit):
                     answers = None
-                    yield turn
+                    yield yielded
                 else:
-                    answers = await self._answer(turn)
+                    answers = await self._answer(yielded)
         finally:
             # Not awaited: this task may be cancelled.
             task = asyncio.ensure_future(self._forget())
             background.add(task)
             task.add_done_callback(background.discard)
 
-    async def _answer(self, turn: list[Draw] | list[Score]) -> list[Any]:
-        scores = [item for item in turn if isinstance(item, Score)]
+    async def _answer(self, requests: list[Draw] | list[Score]) -> list[Any]:
+        scores = [item for item in requests if isinstance(item, Score)]
         if scores:
             return await self._score(scores)
         try:
             async with asyncio.TaskGroup() as group:
-                draws = [item for item in turn if isinstance(item, Draw)]
+                draws = [item for item in requests if isinstance(item, Draw)]
                 tasks = [group.create_task(self._draw(item)) for item in draws]
         except ExceptionGroup as failed:
             # One error is reported: the other draws were cancelled, or failed in the same way.
@@ -189,7 +190,7 @@ class Driver:
             max_tokens=item.max_tokens,
             seed=item.seed,
             logprobs=top or None,
-            extra_args=self.guidance.to_xargs() if item.guided else None,
+            extra_args=to_xargs(self.guidance) if item.guided else None,
         )
         name = f"search-{self.number}-{next(self.draws)}"
         prompt = {"prompt_token_ids": list(item.prefix)}

@@ -34,10 +34,10 @@ from trimtab.adapters.vllm.search import (
 )
 from trimtab.config import GuidanceConfig
 from trimtab.errors import InvalidGuidance, ScorerFault, TrimtabError
-from trimtab.loading import vet
-from trimtab.params import RECORD_KEY, GuidanceParams
+from trimtab.loading import precheck
+from trimtab.params import GuidanceParams
 from trimtab.reasons import brief, collect_reason
-from trimtab.sampling import Completion, Request, log_ratios, sample_seed
+from trimtab.sampling import Completion, SamplingRequest, log_ratios, sample_seed
 from trimtab.search import (
     Draw,
     Drawn,
@@ -49,6 +49,7 @@ from trimtab.search import (
     drive,
     start,
 )
+from trimtab.xargs import RECORD_KEY, to_xargs
 
 SCORER_SECONDS = 600.0
 """Maximum seconds of a scorer per step: long, because no client waits."""
@@ -94,7 +95,7 @@ class Sampler:
             unsupported.check_options(options)
             section = {"scorers": self.scorers, "scorer_timeout": SCORER_SECONDS}
             config = GuidanceConfig.parse({"trimtab": section})
-            vet(config)
+            precheck(config)
             options["logits_processors"] = [PROCESSOR]
             options["worker_extension_cls"] = WORKER
             options["additional_config"] = {"trimtab": config.model_dump(exclude_none=True)}
@@ -146,7 +147,7 @@ class Sampler:
             as `stream`.
         """
         requests = [
-            Request((p, i), ids, sample_seed(seed, p, i), max_tokens)
+            SamplingRequest((p, i), ids, sample_seed(seed, p, i), max_tokens)
             for p, ids in enumerate(prompts)
             for i in range(n)
         ]
@@ -156,7 +157,7 @@ class Sampler:
 
     def stream(
         self,
-        requests: Iterable[Request],
+        requests: Iterable[SamplingRequest],
         *,
         temperature: float,
         top_p: float = 1.0,
@@ -205,7 +206,7 @@ class Sampler:
 
         def draw(batch: list[Draw]) -> list[Drawn]:
             requests = [
-                Request(i, one.prefix, one.seed, one.max_tokens, one.context)
+                SamplingRequest(i, one.prefix, one.seed, one.max_tokens, one.context)
                 for i, one in enumerate(batch)
             ]
             guided = guidance if batch[0].guided else None
@@ -261,7 +262,7 @@ class Sampler:
 
     def _run(
         self,
-        requests: Iterable[Request],
+        requests: Iterable[SamplingRequest],
         temperature: float,
         top_p: float,
         params: GuidanceParams | None,
@@ -271,7 +272,7 @@ class Sampler:
         if params is not None and not self.scorers:
             raise InvalidGuidance("guidance needs scorers, but the sampler has no scorers.")
         self._runs += 1
-        left, running = iter(requests), dict[str, Request]()
+        left, running = iter(requests), dict[str, SamplingRequest]()
         count = 0
         try:
             while True:
@@ -292,7 +293,7 @@ class Sampler:
     def _add(
         self,
         name: str,
-        request: Request,
+        request: SamplingRequest,
         temperature: float,
         top_p: float,
         params: GuidanceParams | None,
@@ -301,7 +302,7 @@ class Sampler:
         self._check_length(request.prompt_token_ids, request.max_tokens)
         guided: dict[str, Any] = {}
         if params is not None:
-            guided = {**params.to_xargs(), RECORD_KEY: name, **carried(request.context)}
+            guided = {**to_xargs(params), RECORD_KEY: name, **carried(request.context)}
         sampling = SamplingParams(
             temperature=temperature,
             top_p=top_p,

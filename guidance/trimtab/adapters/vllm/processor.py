@@ -34,13 +34,14 @@ from trimtab.config import GuidanceConfig, ScorerSpec
 from trimtab.errors import InvalidGuidance, TrimtabError
 from trimtab.guide import Guide
 from trimtab.loading import load_scorers, pool_bytes
-from trimtab.params import CARRIED, RECORD_KEY, VERSIONS_KEY, GuidanceParams
+from trimtab.params import GuidanceParams
 from trimtab.rows import Row, RowFault
 from trimtab.scorers import Scorer
 from trimtab.scoring.pool import Ids
 from trimtab.scoring.text import PromptContext
+from trimtab.xargs import CARRIED, RECORD_KEY, VERSIONS_KEY, from_xargs
 
-logger = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 
 def _tokenizer(model: Any) -> Any:
@@ -55,7 +56,7 @@ class GuidanceProcessor(V1LogitsProcessor, V2LogitsProcessor):
     def validate_params(cls, sampling_params: SamplingParams) -> None:
         """Refuse malformed guidance in the front end, with status 400."""
         extra = sampling_params.extra_args or {}
-        GuidanceParams.from_xargs(extra)
+        from_xargs(extra)
         for key in CARRIED:
             if not isinstance(extra.get(key, ""), str):
                 raise InvalidGuidance(f"{key} is set by the server; leave it out.")
@@ -177,8 +178,8 @@ class GuidanceProcessor(V1LogitsProcessor, V2LogitsProcessor):
             self.guide.step(logits, rows)
         except Exception as error:
             # Last resort: no row of this step is guided any more.
-            logger.error("guidance failed: %s", type(error).__name__)
-            logger.debug("guidance failed", exc_info=error)
+            log.error("guidance failed: %s", type(error).__name__)
+            log.debug("guidance failed", exc_info=error)
             for _, row in rows:
                 row.fault = row.fault or RowFault("", f"{type(error).__name__} in guidance")
 
@@ -188,7 +189,7 @@ class GuidanceProcessor(V1LogitsProcessor, V2LogitsProcessor):
         fault, context = None, PromptContext()
         scorers = self.guide.registry.at(extra.get(VERSIONS_KEY, ""))
         try:
-            guidance = GuidanceParams.from_xargs(extra)
+            guidance = from_xargs(extra)
             if guidance is None:
                 return None
             if not self.leads:
@@ -197,10 +198,10 @@ class GuidanceProcessor(V1LogitsProcessor, V2LogitsProcessor):
             context = read_context(extra)
         except TrimtabError as error:
             # Only a stock front end passes an unknown scorer on.
-            logger.error("a request cannot be guided: %s", error)
+            log.error("a request cannot be guided: %s", error)
             guidance, fault = GuidanceParams(), RowFault("", error.message)
         except Exception as error:
-            logger.error("a request cannot be guided: %s", type(error).__name__)
+            log.error("a request cannot be guided: %s", type(error).__name__)
             guidance, fault = GuidanceParams(), RowFault("", f"{type(error).__name__} in guidance")
         stop_token = params.eos_token_id
         if stop_token is None:
@@ -255,4 +256,4 @@ class GuidanceProcessor(V1LogitsProcessor, V2LogitsProcessor):
         if row.fault is None and (len(prefix) == 0 or prefix.min() < 0):
             # Placeholders of asynchronous scheduling must never be scored.
             row.fault = RowFault("", "the engine passed tokens that are not known yet")
-            logger.error("a prefix holds placeholder tokens; the row is not guided")
+            log.error("a prefix holds placeholder tokens; the row is not guided")

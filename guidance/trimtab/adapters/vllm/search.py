@@ -9,10 +9,11 @@ from vllm.engine.protocol import EngineClient
 from vllm.v1.engine.llm_engine import LLMEngine
 
 from trimtab.errors import InvalidGuidance, ScorerFault
-from trimtab.params import PROMPT_KEY, GuidanceParams
+from trimtab.params import GuidanceParams
 from trimtab.scoring.text import PromptContext
 from trimtab.search.core import Drawn, Score, ScoredSequence
 from trimtab.search.params import MAX_SEQUENCES
+from trimtab.xargs import PROMPT_KEY, to_xargs
 
 TURN = {"role", "content", "tool_calls", "open"}
 """Allowed fields of a conversation's turn."""
@@ -54,7 +55,7 @@ def score_arguments(
     """Arguments of GuidanceWorker.trimtab_score."""
     sequences = [list(request.sequence) for request in requests]
     prompts = [astuple(request.context) for request in requests]
-    return params.to_xargs(), sequences, list(keys), prompts
+    return to_xargs(params), sequences, list(keys), prompts
 
 
 def scored(result: Mapping[str, Any]) -> list[ScoredSequence]:

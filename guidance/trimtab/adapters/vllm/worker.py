@@ -9,9 +9,10 @@ from trimtab.adapters.vllm.processor import GuidanceProcessor
 from trimtab.config import ScorerSpec
 from trimtab.description import describe
 from trimtab.errors import NoRoom, ScorerRefused
-from trimtab.params import VERSIONS_KEY, GuidanceParams
+from trimtab.params import GuidanceParams
 from trimtab.scoring.text import PromptContext, Turns
 from trimtab.search.scoring import score_sequences
+from trimtab.xargs import VERSIONS_KEY, from_xargs
 
 
 class GuidanceWorker:
@@ -55,7 +56,7 @@ class GuidanceWorker:
         processor = _leader(self.model_runner)
         if processor is None:
             return None
-        params = GuidanceParams.from_xargs(xargs) or GuidanceParams()
+        params = from_xargs(xargs) or GuidanceParams()
         scorers = processor.guide.registry.at(xargs.get(VERSIONS_KEY, ""))
         params = params.resolve(scorers)
         prompts = [PromptContext(*fields) for fields in contexts]

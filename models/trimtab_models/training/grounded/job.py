@@ -23,7 +23,7 @@ from trimtab_models.data.sources import rows as rows_of
 from trimtab_models.networks import build
 from trimtab_models.objectives.plackett_luce import PlackettLuce
 from trimtab_models.rows import Rollout
-from trimtab_models.training import claims, describe, saves, start
+from trimtab_models.training import describe, initial, output_checks, saves
 from trimtab_models.training.grounded.guidance import Judge, TokenRewards
 from trimtab_models.training.grounded.settings import GroundedConfig
 from trimtab_models.training.grounded.turns import Turns
@@ -44,7 +44,7 @@ def run(config: GroundedConfig) -> Path:
     config = config.model_copy(update={"out": outputs.place(config.out)})
     made_by = config.model_dump(mode="json", exclude={"out", "data"})
     base = str(demo.base()) if config.base == "demo" else config.base
-    claims.check(config.out, made_by, data=config.data, base=base, scorer=config.scorer)
+    output_checks.check(config.out, made_by, data=config.data, base=base, scorer=config.scorer)
     tokenizer = pretrained.tokenizer(base)
     encoder = Encoder(tokenizer)
     examples, records = _examples(config, encoder)
@@ -53,7 +53,7 @@ def run(config: GroundedConfig) -> Path:
     except TypeError as error:
         raise ValueError(f"options of {config.objective}: {error}") from None
     made_by |= {"data": saves.digest(examples)}
-    if claims.finished(config.out, made_by):
+    if output_checks.finished(config.out, made_by):
         return config.out
     device = "cuda" if torch.cuda.is_available() else "cpu"
     torch.manual_seed(config.seed)
@@ -62,7 +62,9 @@ def run(config: GroundedConfig) -> Path:
     turns = Turns(
         config,
         build("language", base, dtype=torch.float32).to(device),
-        TokenRewards(start.keep_layers(scorer, config.layers).to(device).eval(), objective, pad_id),
+        TokenRewards(
+            initial.keep_layers(scorer, config.layers).to(device).eval(), objective, pad_id
+        ),
         examples,
         _judge(config.reward, tokenizer, records),
         eos=encoder.eos,
@@ -82,7 +84,7 @@ def run(config: GroundedConfig) -> Path:
 
 def _examples(config: GroundedConfig, encoder: Encoder) -> tuple[list[Rollout], list[Record]]:
     records: list[Record] = []
-    supervised, reads = config.objective == "grounded-mle", start.reads(config)
+    supervised, reads = config.objective == "grounded-mle", initial.reads(config)
 
     def read(record: Record) -> Rollout:
         prompt = encoder.prompt(record)
@@ -129,7 +131,7 @@ def _save(turns: Turns, work: Path, fingerprint: Mapping[str, Any]) -> None:
         torch.save(turns.state(), part / "state.pt")
         (part / saves.FINGERPRINT).write_text(json.dumps(fingerprint), encoding="utf-8")
         lines = "".join(json.dumps(entry) + "\n" for entry in turns.log)
-        (work / saves.LOG).write_text(lines, encoding="utf-8")
+        outputs.put(work / saves.LOG, lines)
     for old in saves.checkpoints(work)[: -saves.KEPT]:
         shutil.rmtree(old)
 

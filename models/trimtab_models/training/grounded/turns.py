@@ -14,7 +14,7 @@ from trimtab_models.training.grounded.guidance import Judge, TokenRewards, rank
 from trimtab_models.training.grounded.losses import reinforce, weighted_mle
 from trimtab_models.training.grounded.settings import GroundedConfig
 
-State = dict[str, Any]
+StateDict = dict[str, Any]
 
 
 class Turns:
@@ -124,7 +124,7 @@ class Turns:
             return reinforce(logits, rows, rewards, self.config.alpha)
         return weighted_mle(logits, rows, rewards)
 
-    def state(self) -> State:
+    def state(self) -> StateDict:
         """Everything that the next turn depends on."""
         return {
             "step": self.step,
@@ -134,7 +134,7 @@ class Turns:
             "optimiser": self.optimiser.state_dict(),
         }
 
-    def restore(self, state: State) -> None:
+    def restore(self, state: StateDict) -> None:
         """Continue from a `state`."""
         self.step, self.log = state["step"], state["log"]
         self.model.load_state_dict(state["model"])

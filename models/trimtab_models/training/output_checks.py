@@ -9,7 +9,7 @@ from typing import Any
 from trimtab_models import manifest, outputs
 from trimtab_models.training import saves
 
-logger = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 PLAIN = ("objective", "base", "scorer", "layers", "lora", "seed")
 """Settings that a checkpoint's fingerprint contains unchanged."""
@@ -28,13 +28,13 @@ def check(out: Path, made_by: Mapping[str, Any], **inputs: str | Path | None) ->
         ValueError: an earlier run there had other settings.
     """
     run = saves.run_directory(out)
-    outputs.made(out, made_by)
-    outputs.apart(out, inputs)
-    outputs.apart(run, inputs)
-    outputs.free(out)
+    outputs.is_result_of(out, made_by)
+    outputs.check_inputs(out, inputs)
+    outputs.check_inputs(run, inputs)
+    outputs.check_free(out)
     if os.path.lexists(run) and not run.is_dir():
         raise outputs.InTheWay(f"{run} is not a directory, and checkpoints go there; move it away.")
-    outputs.writable(run)
+    outputs.check_writable(run)
     for folder in (run, *run.glob("rate-*")):
         saves.check_log(folder)
         for checkpoint in saves.checkpoints(folder)[-1:]:
@@ -56,9 +56,9 @@ def finished(out: Path, made_by: Mapping[str, Any]) -> bool:
         InTheWay: it was made with other settings or data.
         BrokenCheckpoint: it is damaged.
     """
-    if not outputs.made(out, made_by):
+    if not outputs.is_result_of(out, made_by):
         return False
     manifest.verify(out)
-    logger.warning("%s is finished; remove it, or choose another `out`, to train again.", out)
+    log.warning("%s is finished; remove it, or choose another `out`, to train again.", out)
     saves.clear(saves.run_directory(out))
     return True

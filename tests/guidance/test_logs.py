@@ -1,4 +1,4 @@
-"""Logs at the default level hold nothing of a request, whichever library writes them."""
+"""Logs at the default level contain nothing of a request, whichever library writes them."""
 
 import logging
 import subprocess
@@ -24,11 +24,11 @@ def failed():
 def logged():
     """Writes a record of a library, and gives what its handler shows."""
     names = ["vllm.entrypoints.made_up", "trimtab.made_up"]
-    shown = []
+    lines = []
 
     class Keeps(logging.Handler):
         def emit(self, record):
-            shown.append(self.format(record))
+            lines.append(self.format(record))
 
     handler = Keeps()
     for name in names:
@@ -38,7 +38,7 @@ def logged():
     def write(message, *args, discreet=True, name=names[0], **options):
         handler.filters = [Discreet()] if discreet else []
         logging.getLogger(name).error(message, *args, **options)
-        return shown.pop()
+        return lines.pop()
 
     yield write
     for name in names:
@@ -58,32 +58,32 @@ CASES = {
 
 @pytest.mark.parametrize("name", CASES)
 def test_a_librarys_record_keeps_its_fixed_text_alone(logged, name):
-    told = logged(*CASES[name])
-    assert SECRET not in told
-    assert "222" not in told
-    assert "\n" not in told
+    output = logged(*CASES[name])
+    assert SECRET not in output
+    assert "222" not in output
+    assert "\n" not in output
     if name != "several":  # where the control's text cannot even be formatted
         control = logged(*CASES[name], discreet=False)
         assert SECRET in control or "222" in control
-        assert control.startswith(told.partition("…")[0]) or name == "an exception"
+        assert control.startswith(output.partition("…")[0]) or name == "an exception"
 
 
 def test_an_exception_keeps_its_class_and_place(logged):
-    told = logged("Error in %s", SECRET, exc_info=failed())
-    assert SECRET not in told
-    assert "KeyError" in told
-    assert "in failed" in told
+    output = logged("Error in %s", SECRET, exc_info=failed())
+    assert SECRET not in output
+    assert "KeyError" in output
+    assert "in failed" in output
     assert SECRET in logged("Error", exc_info=failed(), discreet=False)
 
 
 def test_our_messages_stay_but_not_an_exceptions_text(logged):
-    told = logged("scorer %s failed", "mood", exc_info=failed(), name="trimtab.made_up")
-    assert "scorer mood failed" in told
-    assert "KeyError" in told
-    assert SECRET not in told
+    output = logged("scorer %s failed", "mood", exc_info=failed(), name="trimtab.made_up")
+    assert "scorer mood failed" in output
+    assert "KeyError" in output
+    assert SECRET not in output
 
 
-def test_why_an_engine_did_not_start_is_told(logged):
+def test_why_an_engine_did_not_start_is_logged(logged):
     assert SECRET in logged("EngineCore failed to start.", exc_info=failed())
 
 
@@ -119,7 +119,7 @@ if __name__ == "__main__":
 
 
 @pytest.mark.parametrize("level", ["warning", "error", "debug"])
-def test_every_process_and_thread_is_quiet(tmp_path, level):
+def test_no_process_or_thread_logs_requests(tmp_path, level):
     """At debug all of it is shown: the control."""
     script = tmp_path / "script.py"
     script.write_text(SCRIPT)
@@ -130,9 +130,9 @@ def test_every_process_and_thread_is_quiet(tmp_path, level):
         check=True,
         timeout=120,
     )
-    told = done.stdout + done.stderr
-    assert told.count(SECRET) == (4 if level == "debug" else 0), told
-    assert told.count("scorer mood failed") == (5 if level == "debug" else 1)
-    assert "here " in told
-    assert "spawned " in told
-    assert "ValueError" in told
+    output = done.stdout + done.stderr
+    assert output.count(SECRET) == (4 if level == "debug" else 0), output
+    assert output.count("scorer mood failed") == (5 if level == "debug" else 1)
+    assert "here " in output
+    assert "spawned " in output
+    assert "ValueError" in output

@@ -1,4 +1,4 @@
-"""Scorers that do not answer, or not in time: they are held to a budget, and nothing escapes."""
+"""Scorers that do not answer, or not in time: each call has a budget, and no exception escapes."""
 
 import asyncio
 import contextlib
@@ -41,16 +41,16 @@ def plain(ids):
 
 
 class Misbehaves(Scorer):
-    """Does `what` for hostile prefixes, when it is asked for scores or for anything in `also`."""
+    """Does `what` for hostile prefixes, when it is called for scores or for anything in `also`."""
 
     family = "function"
 
     def __init__(self, what, also=()):
         super().__init__(ScorerInfo())
-        self.what, self.also, self.asked = what, also, 0
+        self.what, self.also, self.count = what, also, 0
 
     def score(self, keys, prefixes, candidates, strengths, prompts=()):
-        self.asked += 1
+        self.count += 1
         values = torch.cat([torch.from_numpy(group % 3).float() for group in candidates])
         if any(prefix[0] == HOSTILE for prefix in prefixes):
             made = self.what()
@@ -185,14 +185,14 @@ def test_whatever_is_raised_stays_with_its_row(error, on_error, caplog):
     assert status(steered).overruns == 0
     [line] = [r.getMessage() for r in caplog.records]
     assert line == f"scorer bad failed: {type(error).__name__} while scoring"
-    assert caplog.records[0].exc_info is None  # a traceback holds what it was asked
+    assert caplog.records[0].exc_info is None  # a traceback contains its arguments
 
 
-def test_the_traceback_is_told_at_debug(caplog):
+def test_the_traceback_is_logged_at_debug(caplog):
     with caplog.at_level(logging.DEBUG, logger="trimtab.guide"):
         check_a_step(Misbehaves(raising(RuntimeError("planted"))), "fail")
-    told = [r for r in caplog.records if r.levelno == logging.DEBUG and r.exc_info]
-    assert "planted" in str(told[0].exc_info[1])
+    logged = [r for r in caplog.records if r.levelno == logging.DEBUG and r.exc_info]
+    assert "planted" in str(logged[0].exc_info[1])
 
 
 def test_it_would_escape_from_where_the_engine_is(monkeypatch):
@@ -235,16 +235,16 @@ def test_who_takes_too_long_is_left(slow, on_error, caplog):
     assert [r.getMessage() for r in caplog.records] == [
         f"scorer bad took longer than it may ({SECONDS} s a call), overrun 1"
     ]
-    if slow == "sleeps":  # not asked while its last call may touch what it keeps
-        asked, again = bad.asked, made(1, scorers={"bad": 1.0})
+    if slow == "sleeps":  # not called while its last call may touch what it keeps
+        count, again = bad.count, made(1, scorers={"bad": 1.0})
         steered.step(logits(1), [(0, again)])
         assert again.fault.message == "is still busy with a call that took too long"
         assert not again.fault.overrun
-        assert bad.asked == asked
+        assert bad.count == count
         assert status(steered).overruns == 1
 
 
-def test_a_loop_is_ended_and_its_scorer_asked_again_after_a_reset():
+def test_a_loop_is_ended_and_its_scorer_called_again_after_a_reset():
     bad, resets = Misbehaves(looping), []
     bad.reset = lambda: resets.append(1)
     steered, _ = check_a_step(bad, "unguided")
@@ -262,13 +262,13 @@ def test_an_overrun_is_not_repeated_row_by_row():
     steered.step(logits(1), [(0, made(1, scorers={"bad": 1.0}))])
     rows = [made(t, scorers={"bad": 1.0}) for t in (1, HOSTILE, 3, HOSTILE, 5)]
     steered.step(logits(5), list(enumerate(rows)))
-    assert bad.asked == 2
+    assert bad.count == 2
     assert all(row.fault is not None for row in rows)
     assert status(steered).overruns == 1
 
 
 def test_slow_failures_share_one_budget():
-    """A scorer that takes its time to raise is asked row by row only in the time that is left."""
+    """A scorer that takes its time to raise is called row by row only in the time that is left."""
 
     def what():
         time.sleep(SECONDS * 0.7)
@@ -281,7 +281,7 @@ def test_slow_failures_share_one_budget():
     began = time.monotonic()
     steered.step(logits(24), list(enumerate(rows)))
     assert time.monotonic() - began < SOON
-    assert bad.asked < 5
+    assert bad.count < 5
     assert all(row.fault is not None for row in rows)
 
 
@@ -294,20 +294,22 @@ def test_three_overruns_suspend(monkeypatch):
         steered.step(logits(1), [(0, made(HOSTILE, scorers={"bad": 1.0}))])
         assert status(steered).overruns == n
         wait_for_the_end(steered)
-    asked, row = bad.asked, made(1, scorers={"bad": 1.0})
+    count, row = bad.count, made(1, scorers={"bad": 1.0})
     steered.step(logits(1), [(0, row)])
     assert row.fault.message == "is suspended: it took too long several times"
-    assert bad.asked == asked
-    told = {one["name"]: one for one in describe(steered)}
-    assert (told["bad"]["overruns"], told["bad"]["suspended"]) == (3, True)
-    assert (told["plain"]["overruns"], told["plain"]["suspended"]) == (0, False)
+    assert bad.count == count
+    statuses = {one["name"]: one for one in describe(steered)}
+    assert (statuses["bad"]["overruns"], statuses["bad"]["suspended"]) == (3, True)
+    assert (statuses["plain"]["overruns"], statuses["plain"]["suspended"]) == (0, False)
     monkeypatch.setattr(calls, "STRIKE_SECONDS", 0.0)  # an hour later
     again = made(1, scorers={"bad": 1.0})
     steered.step(logits(1), [(0, again)])
     assert again.fault is None
     monkeypatch.undo()
     assert status(steered).suspended
-    better = FunctionScorer(plain)  # another version, which a canary asks while this one is there
+    better = FunctionScorer(
+        plain
+    )  # another version, which a readiness check calls while this one is there
     row = made(HOSTILE, scorers={"bad": 1.0})
     row.scorers = {"bad": better}
     steered.step(logits(1), [(0, row)])
@@ -315,10 +317,10 @@ def test_three_overruns_suspend(monkeypatch):
 
 
 @pytest.mark.parametrize("what", [lambda: time.sleep(LONG), raising(SystemExit(1))])
-@pytest.mark.parametrize("asked", ["forget", "shortened", "tokens_forwarded"])
-def test_other_calls_are_held_too(what, asked):
+@pytest.mark.parametrize("method", ["forget", "shortened", "tokens_forwarded"])
+def test_other_calls_have_a_budget_too(what, method):
     armed = threading.Event()
-    steered = guide(Misbehaves(lambda: what() if armed.is_set() else None, also=[asked]))
+    steered = guide(Misbehaves(lambda: what() if armed.is_set() else None, also=[method]))
     row = made(1, scorers={"bad": 1.0})
     row.record_key = "key"
     steered.step(logits(1), [(0, row)])
@@ -334,7 +336,7 @@ def test_other_calls_are_held_too(what, asked):
     assert time.monotonic() - began < 5 * SOON
 
 
-def test_final_scores_and_searches_are_held():
+def test_final_scores_and_searches_have_a_budget():
     steered, row = check_a_step(Misbehaves(lambda: time.sleep(LONG)), "unguided")
     steered = guide(Misbehaves(lambda: time.sleep(LONG)))
     params = GuidanceParams(scorers={"bad": 1.0})
@@ -384,14 +386,14 @@ def network(seed=0):
     return HeadScorer(ScorerInfo(), backbone)
 
 
-def test_networks_run_where_they_are_asked_and_look_at_the_clock(monkeypatch):
+def test_networks_run_in_the_callers_thread_and_look_at_the_clock(monkeypatch):
     scorer, threads = network(), []
     steered = Guide({"net": scorer}, LONG)
     original = Backbone._run
     monkeypatch.setattr(
         Backbone,
         "_run",
-        lambda *given: threads.append(threading.current_thread()) or original(*given),
+        lambda *args: threads.append(threading.current_thread()) or original(*args),
     )
     rows = [made(t, scorers={"net": 1.0}) for t in (1, 2)]
     expected, fused = logits(2), logits(2)
@@ -423,15 +425,15 @@ def test_a_network_within_a_left_composite_is_not_touched_by_two_threads():
 
 def test_the_thread_scores_as_this_one_does():
     """Bit for bit, and under the same modes of torch."""
-    found, net = [], network()
+    settings, net = [], network()
 
     class Elsewhere(HeadScorer):
         keeps_time = False
 
-        def score(self, *given):
-            found.append((torch.is_inference_mode_enabled(), torch.is_grad_enabled()))
-            found.append(torch.get_num_threads())
-            return super().score(*given)
+        def score(self, *args):
+            settings.append((torch.is_inference_mode_enabled(), torch.is_grad_enabled()))
+            settings.append(torch.get_num_threads())
+            return super().score(*args)
 
     other = Elsewhere(ScorerInfo(), network().backbone)
     for inference in (True, False):
@@ -443,8 +445,8 @@ def test_the_thread_scores_as_this_one_does():
                 Guide({"net": scorer}, LONG).step(fused, list(enumerate(rows)))
                 results.append(fused.clone())
             assert torch.equal(*results)
-            assert found[-2] == (inference, not inference)
-            assert found[-1] == torch.get_num_threads()
+            assert settings[-2] == (inference, not inference)
+            assert settings[-1] == torch.get_num_threads()
 
 
 def test_a_pool_is_whole_after_a_reset():
@@ -461,7 +463,7 @@ def test_a_pool_is_whole_after_a_reset():
 
 @pytest.mark.usefixtures("interruptible")
 def test_signals_to_this_process_pass():
-    """Ctrl-C while a scorer is asked is no fault of the scorer's."""
+    """Ctrl-C during a call is not a fault of the scorer."""
     steered = Guide({"slow": FunctionScorer(lambda ids: time.sleep(LONG) or 0.0)})
     timer = threading.Timer(
         SECONDS, signal.pthread_kill, (threading.main_thread().ident, signal.SIGINT)

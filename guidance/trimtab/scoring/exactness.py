@@ -1,0 +1,96 @@
+"""Whether prefix-shared scoring of a network is exact: checks when it is loaded."""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from trimtab.errors import ScorerLoadError
+from trimtab.scoring.attention import NAME as PREFIX_ATTENTION
+from trimtab.scoring.pool import Ids
+from trimtab_models.networks import split
+
+
+def check_config(network: PreTrainedModel, max_length: int) -> None:
+    """Refuse kinds of attention that depend on more than queries, keys and positions.
+
+    Raises:
+        ScorerLoadError: the network has one, or fewer positions than `max_length`.
+    """
+    config = network.config.get_text_config()
+    rope = getattr(config, "rope_parameters", None) or {}
+    reason = None
+    if getattr(config, "alibi", False):
+        reason = "it uses ALiBi, which adds a bias that prefix-shared attention does not have"
+    elif getattr(config, "attn_logit_softcapping", None):
+        reason = "its attention logits are soft-capped"
+    elif rope.get("rope_type") in ("dynamic", "longrope"):
+        reason = f"its rotary embedding ('{rope['rope_type']}') changes with the sequence's length"
+    elif _learned_positions(network) and max_length > config.max_position_embeddings:
+        reason = (
+            f"it has {config.max_position_embeddings} learned positions and the server serves "
+            f"{max_length}; lower --max-model-len"
+        )
+    if reason:
+        raise ScorerLoadError(f"this {config.model_type} network cannot be served: {reason}.")
+
+
+def _learned_positions(network: nn.Module) -> bool:
+    inputs = network.get_input_embeddings()  # type: ignore[operator]
+    return any(isinstance(m, nn.Embedding) and m is not inputs for m in network.modules())
+
+
+def check_scores(
+    model: PreTrainedModel, hidden: Callable[[Sequence[Ids], Sequence[Ids]], Tensor]
+) -> None:
+    """Compare once with plain re-forwarding, so that no unknown backbone gives wrong scores.
+
+    Args:
+        model: the network with its head; prefix-shared attention is switched on.
+        hidden: last hidden states of every prefix's candidates, with prefix-shared attention.
+
+    Raises:
+        ScorerLoadError: they differ, or the network does not run this way.
+    """
+    network, head = split(model)
+    vocab = network.get_input_embeddings().num_embeddings
+    ids = torch.randint(vocab, (24,), generator=torch.Generator().manual_seed(0)).numpy()
+    prefixes, candidates = [ids[:7], ids[:18]], [ids[20:23], ids[18:20]]
+    own = network.config._attn_implementation
+    try:
+        network.set_attn_implementation("eager")
+        sequences = [
+            torch.from_numpy(np.append(prefix, candidate))[None].to(model.device)
+            for prefix, group in zip(prefixes, candidates, strict=True)
+            for candidate in group
+        ]
+        with torch.inference_mode():
+            expected = torch.cat([network(s, use_cache=False)[0][:, -1] for s in sequences])
+            full = model(sequences[0]).logits
+        network.set_attn_implementation(PREFIX_ATTENTION)
+        actual = hidden(prefixes, candidates)
+    except Exception as error:
+        network.set_attn_implementation(own)
+        raise ScorerLoadError(
+            f"this {network.config.model_type} network does not run through transformers' "
+            f"attention registry as prefix-shared scoring needs ({type(error).__name__}); "
+            "use a Llama, Qwen2, Qwen3, Mistral, Gemma, GPT-2, GPT-NeoX, Phi or OPT backbone."
+        ) from error
+    tolerance = 1e-3 if model.dtype == torch.float32 else 0.1
+    if not torch.allclose(actual, expected, rtol=tolerance, atol=tolerance):
+        raise ScorerLoadError(
+            f"this {network.config.model_type} network cannot be served: prefix-shared scoring "
+            "differs from plain forwarding, so its attention depends on more than queries, keys "
+            "and positions."
+        )
+    output = head(expected[:1])[0]
+    # A sequence classifier returns only the last token's output, other models every token's.
+    if not torch.allclose(
+        output, full.reshape(-1, len(output))[-1], rtol=tolerance, atol=tolerance
+    ):
+        raise ScorerLoadError(
+            f"this {network.config.model_type} network cannot be served: its output is more than "
+            "its head of the last hidden state."
+        )
