@@ -14,14 +14,14 @@ async def merged(streams: Sequence[AsyncGenerator[T, None]]) -> AsyncGenerator[T
     Each stream runs in a task of its own. The first error ends all streams and is raised. Closing
     the result closes the streams.
     """
-    queue: asyncio.Queue[tuple[T] | Exception | None] = asyncio.Queue()
+    queue: asyncio.Queue[tuple[T] | BaseException | None] = asyncio.Queue()
 
     async def forward(stream: AsyncGenerator[T, None]) -> None:
         try:
             async with aclosing(stream):
                 async for item in stream:
                     queue.put_nowait((item,))
-        except Exception as error:
+        except BaseException as error:  # cancelled from within, too: else the reader waits
             queue.put_nowait(error)
         else:
             queue.put_nowait(None)
@@ -31,7 +31,7 @@ async def merged(streams: Sequence[AsyncGenerator[T, None]]) -> AsyncGenerator[T
     try:
         while running:
             latest = await queue.get()
-            if isinstance(latest, Exception):
+            if isinstance(latest, BaseException):
                 raise latest
             if latest is None:
                 running -= 1

@@ -37,10 +37,11 @@ async def test_all_items_come_each_stream_in_order():
     assert [item async for item in merged([])] == []
 
 
-async def test_the_first_error_ends_all():
-    fails, endless = Stream(["first"], error=KeyError("planted")), Stream(range(10**9), pause=0.001)
+@pytest.mark.parametrize("error", [KeyError("planted"), asyncio.CancelledError("planted")])
+async def test_the_first_error_ends_all(error):
+    fails, endless = Stream(["first"], error=error), Stream(range(10**9), pause=0.001)
     items = []
-    with pytest.raises(KeyError, match="planted"):
+    with pytest.raises(type(error), match="planted"):
         await asyncio.wait_for(_collect(merged([fails(), endless()]), items), 10)
     assert "first" in items
     assert endless.closed
