@@ -49,7 +49,7 @@ class Slow(BaseHTTPRequestHandler):
 
 
 @pytest.fixture
-def server():
+def gateway():
     with ThreadingHTTPServer(("127.0.0.1", 0), Slow) as upstream:
         upstream.daemon_threads = True
         threading.Thread(target=upstream.serve_forever, daemon=True).start()
@@ -77,49 +77,49 @@ def streamed(server, path, tokens, begun):
     return text
 
 
-def test_it_drains_and_then_ends_what_is_open(server):
+def test_it_drains_and_then_ends_what_is_open(gateway):
     begun = threading.Semaphore(0)
     with concurrent.futures.ThreadPoolExecutor(6) as pool:
-        short = [pool.submit(streamed, server, path, 6, begun) for path in ROUTES]
-        long = [pool.submit(streamed, server, path, 400, begun) for path in ROUTES]
+        short = [pool.submit(streamed, gateway, path, 6, begun) for path in ROUTES]
+        long = [pool.submit(streamed, gateway, path, 400, begun) for path in ROUTES]
         body = {**ROUTES["/generate"], "max_tokens": 400}
-        whole = pool.submit(server.http.post, "/generate", json=body)
+        whole = pool.submit(gateway.http.post, "/generate", json=body)
         for _ in range(4):
             assert begun.acquire(timeout=30)
         began = time.monotonic()
-        server.process.terminate()
+        gateway.process.terminate()
         time.sleep(0.2)
-        with httpx.Client(base_url=server.url, headers=server.http.headers) as http:
+        with httpx.Client(base_url=gateway.url, headers=gateway.http.headers) as http:
             refused = http.get("/ready")
         assert refused.status_code == 503
         assert refused.headers["connection"] == "close"
-        assert server.process.wait(DRAIN + 2 + slack()) == 0
+        assert gateway.process.wait(DRAIN + 2 + slack()) == 0
         assert time.monotonic() - began > DRAIN - 0.2
     assert all('"kl"' in future.result() for future in short)
     assert all("the server is stopping" in future.result() for future in long)
     assert whole.result().status_code == 503
-    assert "Traceback" not in server.log.read_text()
+    assert "Traceback" not in gateway.log.read_text()
 
 
-def test_a_second_signal_ends_it_at_once(server):
+def test_a_second_signal_ends_it_at_once(gateway):
     begun = threading.Semaphore(0)
 
     def broken():
         with pytest.raises(httpx.HTTPError):
-            streamed(server, "/generate", 400, begun)
+            streamed(gateway, "/generate", 400, begun)
 
     thread = threading.Thread(target=broken)
     thread.start()
     assert begun.acquire(timeout=30)
-    children = psutil.Process(server.process.pid).children(recursive=True)
-    server.process.send_signal(signal.SIGINT)
+    children = psutil.Process(gateway.process.pid).children(recursive=True)
+    gateway.process.send_signal(signal.SIGINT)
     time.sleep(0.5)
-    assert server.process.poll() is None
-    server.process.send_signal(signal.SIGINT)
-    assert server.process.wait(slack()) == 128 + signal.SIGINT
+    assert gateway.process.poll() is None
+    gateway.process.send_signal(signal.SIGINT)
+    assert gateway.process.wait(slack()) == 128 + signal.SIGINT
     thread.join(10)
     assert not psutil.wait_procs(children, timeout=5)[1]
-    assert "Traceback" not in server.log.read_text()
+    assert "Traceback" not in gateway.log.read_text()
 
 
 async def test_a_check_is_made_once_and_waited_for_briefly(monkeypatch):
