@@ -12,6 +12,7 @@ from typing import Any
 
 MAX_DEPTH = 64
 MAX_DIGITS = 300
+_NESTED = (dict, list)
 
 
 class NotStrict(ValueError):
@@ -68,7 +69,7 @@ def _check_depth(value: dict[str, Any] | list[Any], depth: int) -> None:
     if depth > MAX_DEPTH:
         raise _too_deep()
     for inner in value.values() if isinstance(value, dict) else value:
-        if isinstance(inner, dict | list):
+        if type(inner) in _NESTED:
             _check_depth(inner, depth + 1)
 
 
