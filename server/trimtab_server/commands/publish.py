@@ -29,7 +29,7 @@ def publish(
     reference: Annotated[
         str | None,
         typer.Option(
-            help="The same for the untuned model of a log_ratio scorer.", metavar="ORG/NAME"
+            help="The same for the reference model of a log_ratio scorer.", metavar="ORG/NAME"
         ),
     ] = None,
 ) -> None:
