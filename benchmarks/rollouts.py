@@ -29,7 +29,7 @@ os.environ.update(VLLM_CPU_KVCACHE_SPACE="1", VLLM_LOGGING_LEVEL="ERROR", VLLM_N
 from vllm import SamplingParams
 
 from trimtab.adapters.vllm.offline import Sampler, engine_options
-from trimtab.sampling import Drawing
+from trimtab.sampling import RolloutSampling
 from trimtab_lab.rollouts.journal import Journal
 from trimtab_lab.rollouts.prompts import RolloutPrompt
 from trimtab_lab.rollouts.run import roll_out
@@ -57,8 +57,8 @@ def rollouts(sampler: Sampler, prompts: list[RolloutPrompt], seed: int, folder: 
     path = folder / f"{seed}.jsonl"
     start = time.perf_counter()
     with Journal(path, {}) as journal:
-        drawing = Drawing(n=N, temperature=TEMPERATURE, max_tokens=MAX_TOKENS, seed=seed)
-        roll_out(sampler, prompts, drawing, reward, journal)
+        sampling = RolloutSampling(n=N, temperature=TEMPERATURE, max_tokens=MAX_TOKENS, seed=seed)
+        roll_out(sampler, prompts, sampling, reward, journal)
     seconds = time.perf_counter() - start
     records = [json.loads(line) for line in path.read_text().splitlines()]
     assert len(records) == len(prompts) * N

@@ -25,7 +25,7 @@ from transformations import (
 from transformers import AutoTokenizer
 
 from trimtab.params import GuidanceParams
-from trimtab.sampling import Completion, Drawing
+from trimtab.sampling import Completion, RolloutSampling
 from trimtab_lab.arena import refine, task
 from trimtab_lab.rollouts.journal import Journal
 from trimtab_lab.rollouts.prefixes import _labelled, complete, cut_answers
@@ -368,7 +368,7 @@ def _rolled_out(reward: Any, guided: bool) -> Callable[[Path, Fields], Fields]:
         prompts = read(folder / "rollouts.jsonl", TOKENIZER)
         params = GuidanceParams(beta=2.0) if guided else None
         with Journal(folder / "out.jsonl", {}) as journal:
-            roll_out(ENGINE, prompts, Drawing(n=1, params=params), reward, journal)
+            roll_out(ENGINE, prompts, RolloutSampling(n=1, params=params), reward, journal)
         return json.loads((folder / "out.jsonl").read_text())
 
     return call
@@ -383,7 +383,7 @@ def _completed(folder: Path, before: Fields) -> Fields:
 
     cuts = cut_answers(folder / "rollouts.jsonl", [0.5], None, 0)
     with Journal(folder / "out.jsonl", {}) as journal:
-        complete(ENGINE, cuts, Drawing(n=2), reward, journal)
+        complete(ENGINE, cuts, RolloutSampling(n=2), reward, journal)
     made = json.loads((folder / "out.jsonl").read_text())
     ours = {name: made.pop(name) for name in CUT_ANSWER}
     ids = before["completion_token_ids"]

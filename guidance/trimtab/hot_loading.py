@@ -81,7 +81,7 @@ def check_entries(directory: Path, root: Path) -> None:
 
     Raises:
         ScorerRefused: there is a link, a special file, or more than MAX_FILES entries.
-        Unusable: a file is far too large, see files.look.
+        Unusable: a file is far too large, see files.check_files.
     """
     if directory.is_symlink() or not directory.resolve().is_relative_to(root):
         raise ScorerRefused("it holds a symbolic link; copy the files.")

@@ -10,7 +10,7 @@ from trimtab.scoring.text import PromptContext
 
 
 @dataclass(frozen=True)
-class Drawing:
+class RolloutSampling:
     """Settings of sampling; `max_tokens` counts the whole answer."""
 
     n: int = 8

@@ -38,7 +38,7 @@ def file(source: str | Path, name: str) -> Path | None:
 
     Raises:
         FileNotFoundError: there is no such checkpoint, or the hub cannot be reached.
-        Unusable: one of its files must not be opened, see files.look.
+        Unusable: one of its files must not be opened, see files.check_files.
     """
     top = Path(source)
     if top.is_dir():

@@ -8,13 +8,13 @@ import time
 
 from transformers import AutoTokenizer
 
-from trimtab.sampling import Completion, Drawing
+from trimtab.sampling import Completion, RolloutSampling
 from trimtab_lab.rollouts.journal import Journal
 from trimtab_lab.rollouts.prompts import RolloutPrompt
 from trimtab_lab.rollouts.run import roll_out
 from trimtab_models import demo
 
-DRAWING = Drawing(n=40, max_tokens=12)
+SAMPLING = RolloutSampling(n=40, max_tokens=12)
 TEXTS = [f"RolloutPrompt {i}." for i in range(10)]
 
 
@@ -53,4 +53,4 @@ def run(path, pause):
     """Rollouts into a file, with a pause of so many seconds before each completion."""
     sampler = MadeUp(pause=pause)
     with Journal(path, {"seed": 0}) as journal:
-        roll_out(sampler, prompts(sampler), DRAWING, count_words, journal)
+        roll_out(sampler, prompts(sampler), SAMPLING, count_words, journal)

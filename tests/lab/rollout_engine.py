@@ -21,7 +21,7 @@ from vllm.engine.arg_utils import EngineArgs  # noqa: E402
 from trimtab.adapters.vllm.offline import Sampler, engine_options  # noqa: E402
 from trimtab.errors import ScorerFault, TrimtabError  # noqa: E402
 from trimtab.params import GuidanceParams  # noqa: E402
-from trimtab.sampling import Drawing  # noqa: E402
+from trimtab.sampling import RolloutSampling  # noqa: E402
 from trimtab_lab.rollouts.journal import Journal  # noqa: E402
 from trimtab_lab.rollouts.prefixes import complete, cut_answers  # noqa: E402
 from trimtab_lab.rollouts.prompts import read  # noqa: E402
@@ -118,12 +118,12 @@ def main():
 
     # The command, killed and resumed, must write the same file.
     with Journal(ROOT / "whole.jsonl", {}) as journal:
-        drawing = Drawing(n=20, max_tokens=64, seed=4)
+        sampling = RolloutSampling(n=20, max_tokens=64, seed=4)
         texts = read(ROOT / "prompts.txt", sampler.tokenizer)
-        roll_out(sampler, texts, drawing, rewards.load(REWARD), journal)
+        roll_out(sampler, texts, sampling, rewards.load(REWARD), journal)
     cuts = cut_answers(ROOT / "whole.jsonl", [0.5], 40, seed=0)
     with Journal(ROOT / "completed.jsonl", {}) as journal:
-        complete(sampler, cuts, Drawing(n=10, max_tokens=65), rewards.load(REWARD), journal)
+        complete(sampler, cuts, RolloutSampling(n=10, max_tokens=65), rewards.load(REWARD), journal)
 
 
 if __name__ == "__main__":

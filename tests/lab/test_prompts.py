@@ -11,7 +11,7 @@ from lab.made_up import MadeUp, count_words
 from transformers import AutoTokenizer
 
 from trimtab.errors import TrimtabError
-from trimtab.sampling import Drawing
+from trimtab.sampling import RolloutSampling
 from trimtab_lab.arena import task
 from trimtab_lab.rollouts.journal import Journal
 from trimtab_lab.rollouts.prefixes import complete, cut_answers
@@ -92,7 +92,7 @@ def test_text_parts_and_turns_to_go_on_with(tmp_path):
     assert first.token_ids == ASKED
     assert second.token_ids == [*ASKED, *TOKENIZER("It is").input_ids]
     with Journal(tmp_path / "o.jsonl", {}) as journal:
-        roll_out(MadeUp(), [second], Drawing(n=1, max_tokens=3), None, journal)
+        roll_out(MadeUp(), [second], RolloutSampling(n=1, max_tokens=3), None, journal)
     record = json.loads((tmp_path / "o.jsonl").read_text())
     assert isinstance(record["completion"], str), "no turn of its own"
 
@@ -114,10 +114,10 @@ def test_prompts_that_are_too_long_are_said_before_anything_is_drawn(tmp_path):
     path = written(tmp_path, {"prompt": "a"}, {"prompt": "x", "prompt_token_ids": [5] * 500})
     sampler, prompts = MadeUp(), read(path, TOKENIZER)
     with Journal(tmp_path / "o.jsonl", {}) as journal:
-        roll_out(sampler, prompts, Drawing(n=1, max_tokens=12), None, journal)
+        roll_out(sampler, prompts, RolloutSampling(n=1, max_tokens=12), None, journal)
         assert sampler.drawn == 2
         with pytest.raises(TrimtabError, match=r"1 of 2 prompts are too long: .*p\.jsonl, line 2,"):
-            roll_out(sampler, prompts, Drawing(n=2, max_tokens=13), None, journal)
+            roll_out(sampler, prompts, RolloutSampling(n=2, max_tokens=13), None, journal)
     assert sampler.drawn == 2
 
 
@@ -135,7 +135,7 @@ def test_answers_that_cannot_be_cut_are_counted_or_named(tmp_path, caplog):
         Journal(tmp_path / "o.jsonl", {}) as journal,
         pytest.raises(TrimtabError, match=r"are too long: .*p\.jsonl, line 2, has 1 tokens"),
     ):
-        complete(MadeUp(), [cut], Drawing(n=2, max_tokens=512), count_words, journal)
+        complete(MadeUp(), [cut], RolloutSampling(n=2, max_tokens=512), count_words, journal)
     for wrong in ([6, -7], [6, 1.0], [6, True], [6, 1024]):
         written(tmp_path, {**row, "completion_token_ids": wrong})
         with pytest.raises(ValueError, match=r"p\.jsonl, line 1: 'completion_token_ids'"):

@@ -14,11 +14,11 @@ from pathlib import Path
 import pytest
 import typer
 from lab import made_up
-from lab.made_up import DRAWING, TEXTS, MadeUp, count_words, prompts
+from lab.made_up import SAMPLING, TEXTS, MadeUp, count_words, prompts
 from typer.testing import CliRunner
 
 from trimtab.errors import TrimtabError
-from trimtab.sampling import Drawing, sample_seed
+from trimtab.sampling import RolloutSampling, sample_seed
 from trimtab_lab.rollouts.journal import Journal
 from trimtab_lab.rollouts.prefixes import complete, cut_answers
 from trimtab_lab.rollouts.prompts import read
@@ -41,9 +41,9 @@ def by_place(records):
     return sorted(records, key=lambda record: (record["index"], record.get("sample")))
 
 
-def make(sampler, path, drawing=DRAWING, reward=count_words, settings=None):
+def make(sampler, path, sampling=SAMPLING, reward=count_words, settings=None):
     with Journal(path, settings or {"seed": 0}) as journal:
-        roll_out(sampler, prompts(sampler), drawing, reward, journal)
+        roll_out(sampler, prompts(sampler), sampling, reward, journal)
     return lines(path)
 
 
@@ -97,7 +97,7 @@ def test_seeds_differ():
 
 def test_records(tmp_path, sampler):
     records = make(sampler, tmp_path / "o.jsonl")
-    assert len(records) == DRAWING.n * len(TEXTS)
+    assert len(records) == SAMPLING.n * len(TEXTS)
     for record in records:
         ids = record["completion_token_ids"]
         assert record["prompt"] == TEXTS[record["index"]]
@@ -238,10 +238,10 @@ def test_half_completed_answers(tmp_path, sampler):
     cuts = cut_answers(tmp_path / "o.jsonl", [0.25, 0.5], 30, seed=1)
     assert cuts == cut_answers(tmp_path / "o.jsonl", [0.25, 0.5], 30, seed=1)
     assert len(cuts) == 60
-    drawing = Drawing(n=6, max_tokens=20)
+    sampling = RolloutSampling(n=6, max_tokens=20)
     path = tmp_path / "h.jsonl"
     with Journal(path, {}) as journal:
-        complete(sampler, cuts, drawing, count_words, journal)
+        complete(sampler, cuts, sampling, count_words, journal)
     records = {record["index"]: record for record in lines(path)}
     assert set(records) == set(range(60))
     sources = {tuple(r["completion_token_ids"]): r for r in source}
@@ -260,7 +260,7 @@ def test_half_completed_answers(tmp_path, sampler):
     kept = path.read_text().split("\n")[:20]
     path.write_text("\n".join(kept) + "\n")
     with Journal(path, {}) as journal:
-        complete(sampler, cuts, drawing, count_words, journal)
+        complete(sampler, cuts, sampling, count_words, journal)
     assert {record["index"]: record for record in lines(path)} == records
 
 

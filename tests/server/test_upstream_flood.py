@@ -11,7 +11,7 @@ from upstream_fake import Fake
 
 from test_upstream import GUIDED, TEXT, Here, no_waiting
 from trimtab.adapters.openai import token_texts
-from trimtab.adapters.openai.client import ANSWER_BYTES, Unusable
+from trimtab.adapters.openai.client import ANSWER_BYTES, UnusableAnswer
 from trimtab.adapters.openai.positions import read_completion
 
 pytestmark = pytest.mark.scorecard(letter="F")
@@ -132,7 +132,7 @@ async def test_numbers_beyond_a_float_are_unusable(value):
 def test_numbers_beyond_a_float_never_raise_another_error(value):
     data = json.loads(completion_with("0"))
     data["choices"][0]["logprobs"]["top_logprobs"] = [{" a": value}]
-    with pytest.raises(Unusable):
+    with pytest.raises(UnusableAnswer):
         read_completion(data, 5, lambda token, logprobs: 1)
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from trimtab.errors import TrimtabError
-from trimtab.sampling import Completion, Drawing
+from trimtab.sampling import Completion, RolloutSampling
 from trimtab_lab.rollouts.journal import Journal
 from trimtab_lab.rollouts.prompts import check_lengths
 from trimtab_lab.rollouts.run import CompletedGroups, PromptGroup, answer_of, run
@@ -93,7 +93,7 @@ def _labelled(record: Record, vocabulary: int) -> Record:
 def complete(
     sampler: "Sampler",
     cuts: Sequence[CutAnswer],
-    drawing: Drawing,
+    sampling: RolloutSampling,
     reward: rewards.Reward,
     journal: Journal,
 ) -> None:
@@ -103,13 +103,13 @@ def complete(
         as `roll_out`.
     """
     sizes = [(cut.place, len(cut.source["prompt_token_ids"])) for cut in cuts]
-    check_lengths(sizes, drawing.max_tokens, sampler.max_length)
+    check_lengths(sizes, sampling.max_tokens, sampler.max_length)
     written = {record["index"] for record in journal.records}
     groups = [
         PromptGroup(
             i,
             [*cut.source["prompt_token_ids"], *cut.source["completion_token_ids"][: cut.kept]],
-            range(drawing.n),
+            range(sampling.n),
             cut.kept,
         )
         for i, cut in enumerate(cuts)
@@ -133,7 +133,7 @@ def complete(
             for group, completions in batch
         ]
 
-    run(sampler, groups, drawing, finish, journal, already=len(written) * drawing.n)
+    run(sampler, groups, sampling, finish, journal, already=len(written) * sampling.n)
 
 
 def _measured(sampler: "Sampler", index: int, cut: CutAnswer, returns: list[float]) -> Record:

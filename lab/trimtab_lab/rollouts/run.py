@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
-from trimtab.sampling import Completion, Drawing, SamplingRequest, sample_seed
+from trimtab.sampling import Completion, RolloutSampling, SamplingRequest, sample_seed
 from trimtab_lab.rollouts.journal import Journal
 from trimtab_lab.rollouts.prompts import RolloutPrompt, check_lengths
 from trimtab_models import rewards
@@ -40,7 +40,7 @@ class PromptGroup:
 def roll_out(
     sampler: "Sampler",
     prompts: Sequence[RolloutPrompt],
-    drawing: Drawing,
+    sampling: RolloutSampling,
     reward: rewards.Reward | None,
     journal: Journal,
 ) -> None:
@@ -51,21 +51,21 @@ def roll_out(
         RewardError, ScorerFault, InvalidGuidance: the records written so far stay.
     """
     sizes = [(prompt.place, len(prompt.token_ids)) for prompt in prompts]
-    check_lengths(sizes, drawing.max_tokens, sampler.max_length)
+    check_lengths(sizes, sampling.max_tokens, sampler.max_length)
     written = {(record["index"], record["sample"]) for record in journal.records}
     groups = [
         PromptGroup(i, prompt.token_ids, [j])
         for i, prompt in enumerate(prompts)
-        for j in range(drawing.n)
+        for j in range(sampling.n)
         if (i, j) not in written
     ]
 
-    strength = None if drawing.params is None else sampler.strength(drawing.params)
-    if strength is not None and drawing.params is not None:
-        drawing = replace(drawing, params=drawing.params.model_copy(update={"trace": True}))
+    strength = None if sampling.params is None else sampler.strength(sampling.params)
+    if strength is not None and sampling.params is not None:
+        sampling = replace(sampling, params=sampling.params.model_copy(update={"trace": True}))
 
     def guided(completion: Completion) -> Record:
-        if drawing.params is None:
+        if sampling.params is None:
             return {}
         kl = {"kl": round(completion.kl, 6)}
         if strength is None:
@@ -98,7 +98,7 @@ def roll_out(
         labels = rewards.label(reward, records)
         return [{**r, "reward": value} for r, value in zip(records, labels, strict=True)]
 
-    run(sampler, groups, drawing, finish, journal, already=len(written))
+    run(sampler, groups, sampling, finish, journal, already=len(written))
 
 
 def answer_of(sampler: "Sampler", prompt: Any, ids: Sequence[int]) -> Any:
@@ -115,7 +115,7 @@ def answer_of(sampler: "Sampler", prompt: Any, ids: Sequence[int]) -> Any:
 def run(
     sampler: "Sampler",
     groups: Sequence[PromptGroup],
-    drawing: Drawing,
+    sampling: RolloutSampling,
     finish: Callable[[CompletedGroups], list[Record]],
     journal: Journal,
     already: int,
@@ -134,7 +134,7 @@ def run(
         ThreadPoolExecutor(1) as labeller,
         tqdm(total=already + missing, initial=already, desc="rollouts", unit="answer") as bar,
     ):
-        completed = _completed_groups(sampler, groups, drawing, bar.update)
+        completed = _completed_groups(sampler, groups, sampling, bar.update)
         labelled = None
         while batch := list(islice(completed, size)):
             if labelled is not None:
@@ -145,7 +145,10 @@ def run(
 
 
 def _completed_groups(
-    sampler: "Sampler", groups: Sequence[PromptGroup], drawing: Drawing, tick: Callable[[], Any]
+    sampler: "Sampler",
+    groups: Sequence[PromptGroup],
+    sampling: RolloutSampling,
+    tick: Callable[[], Any],
 ) -> Iterator[tuple[PromptGroup, list[Completion]]]:
     """Each group with its completions, as soon as all of them are sampled."""
     pending: dict[int, dict[int, Completion]] = {}  # by position in `groups`, by sample
@@ -153,15 +156,15 @@ def _completed_groups(
     def requests() -> Iterator[SamplingRequest]:
         for position, group in enumerate(groups):
             for sample in group.samples:
-                seed = sample_seed(drawing.seed, group.index, sample)
-                max_tokens = drawing.max_tokens - group.kept
+                seed = sample_seed(sampling.seed, group.index, sample)
+                max_tokens = sampling.max_tokens - group.kept
                 yield SamplingRequest((position, sample), group.token_ids, seed, max_tokens)
 
     for (position, sample), completion in sampler.stream(
         requests(),
-        temperature=drawing.temperature,
-        top_p=drawing.top_p,
-        params=drawing.params,
+        temperature=sampling.temperature,
+        top_p=sampling.top_p,
+        params=sampling.params,
     ):
         pending.setdefault(position, {})[sample] = completion
         tick()

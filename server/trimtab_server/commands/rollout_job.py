@@ -11,7 +11,7 @@ from trimtab.config import parse_scorer
 from trimtab.errors import StartError
 from trimtab.logs import configure_logging
 from trimtab.params import GuidanceParams
-from trimtab.sampling import Drawing
+from trimtab.sampling import RolloutSampling
 from trimtab_lab.rollouts.journal import Journal
 from trimtab_lab.rollouts.prefixes import CutAnswer, complete, cut_answers
 from trimtab_lab.rollouts.prompts import RolloutPrompt, read
@@ -38,11 +38,11 @@ def run(options: Mapping[str, Any], flags: Sequence[str]) -> None:
         names = ", ".join(f"--{name}" for name in guidance)
         needs = "needs" if len(guidance) == 1 else "need"
         raise StartError(f"{names} {needs} a scorer: --scorer NAME=PATH.")
-    sampling = ("n", "temperature", "top_p", "max_tokens", "seed")
     params = GuidanceParams.parse(guidance) if scorers else None
-    drawing = Drawing(**{name: options[name] for name in sampling}, params=params)
+    fields = ("n", "temperature", "top_p", "max_tokens", "seed")
+    sampling = RolloutSampling(**{name: options[name] for name in fields}, params=params)
     cutting = options["complete"] is not None
-    if cutting and (options["reward"] is None or drawing.n < 2):
+    if cutting and (options["reward"] is None or sampling.n < 2):
         raise StartError("--complete needs a --reward, and --n of 2 or more.")
     model = options["model"]
     if model == demo.NAME:
@@ -54,21 +54,21 @@ def run(options: Mapping[str, Any], flags: Sequence[str]) -> None:
         "source_sha256": hashlib.sha256(source.read_bytes()).hexdigest(),
         "complete": cutting,
         **{name: options[name] for name in recorded},
-        **asdict(drawing),
+        **asdict(sampling),
         "params": params and params.model_dump(),
         "scorers": scorers,
         "flags": list(flags),
     }
     keys = ("index",) if cutting else ("index", "sample")
     with Journal(options["out"], settings, keys) as file:
-        _fill(file, model, flags, drawing, options, scorers)
+        _fill(file, model, flags, sampling, options, scorers)
 
 
 def _fill(
     file: Journal,
     model: str,
     flags: Sequence[str],
-    drawing: Drawing,
+    sampling: RolloutSampling,
     options: Mapping[str, Any],
     scorers: Mapping[str, Any],
 ) -> None:
@@ -78,8 +78,8 @@ def _fill(
     if options["complete"] is not None:
         fractions = _fractions(options["at"])
         known = vocabulary(_tokenizer(model))
-        cuts = cut_answers(options["complete"], fractions, options["limit"], drawing.seed, known)
-        if (longest := max(cut.kept for cut in cuts)) >= drawing.max_tokens:
+        cuts = cut_answers(options["complete"], fractions, options["limit"], sampling.seed, known)
+        if (longest := max(cut.kept for cut in cuts)) >= sampling.max_tokens:
             raise StartError(
                 f"a cut answer has {longest} tokens; --max-tokens counts whole "
                 "answers and must be larger."
@@ -88,7 +88,7 @@ def _fill(
     if options["prompts"] is not None:
         texts = read(options["prompts"], _tokenizer(model), raw=options["raw"])
     reward = rewards.load(options["reward"]) if options["reward"] else None
-    if len(file.records) == (len(cuts) or len(texts) * drawing.n):
+    if len(file.records) == (len(cuts) or len(texts) * sampling.n):
         return
     # vLLM's import takes seconds, and reads what configure_logging() has set.
     from trimtab.adapters.vllm.offline import Sampler, engine_options
@@ -96,9 +96,9 @@ def _fill(
     sampler = Sampler(model, scorers, **engine_options(flags))
     if cuts:
         assert reward is not None
-        complete(sampler, cuts, drawing, reward, file)
+        complete(sampler, cuts, sampling, reward, file)
     else:
-        roll_out(sampler, texts, drawing, reward, file)
+        roll_out(sampler, texts, sampling, reward, file)
 
 
 def _fractions(text: str) -> list[float]:

@@ -33,7 +33,7 @@ GZIP = zlib.MAX_WBITS + 16
 T = TypeVar("T")
 
 
-class Unusable(Exception):
+class UnusableAnswer(Exception):
     """An unusable answer of the upstream; the call is retried."""
 
 
@@ -99,7 +99,7 @@ class Client:
         try:
             async with self.slots:
                 result = read(await self._post(path, body))
-        except Unusable as error:
+        except UnusableAnswer as error:
             self._failed("unusable")
             message = f"the upstream's answer cannot be used: {error}."
             raise _Failed(UpstreamFailed(message), "unusable") from None
@@ -134,7 +134,7 @@ class Client:
         try:
             return strict_json.read(content)
         except ValueError:
-            raise Unusable("it is not JSON") from None
+            raise UnusableAnswer("it is not JSON") from None
 
     async def close(self) -> None:
         """Close the connections."""
@@ -159,16 +159,16 @@ async def _content(answer: httpx.Response, most: int) -> bytes:
     async for chunk in answer.stream:
         content += chunk
         if len(content) > most:
-            raise Unusable(f"it has more than {most} bytes")
+            raise UnusableAnswer(f"it has more than {most} bytes")
     encoding = answer.headers.get("content-encoding", "identity").strip().lower()
     if encoding == "identity":
         return bytes(content)
     if encoding != "gzip":
-        raise Unusable("it is packed in a way that was not accepted")
+        raise UnusableAnswer("it is packed in a way that was not accepted")
     try:
         whole = zlib.decompressobj(GZIP).decompress(content, most + 1)
     except zlib.error:
-        raise Unusable("it cannot be unpacked") from None
+        raise UnusableAnswer("it cannot be unpacked") from None
     if len(whole) > most:
-        raise Unusable(f"it has more than {most} bytes")
+        raise UnusableAnswer(f"it has more than {most} bytes")
     return whole

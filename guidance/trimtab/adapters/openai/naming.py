@@ -81,7 +81,7 @@ class Naming(Protocol):
         """Parse the answer of the call.
 
         Raises:
-            Unusable: the answer cannot be used.
+            UnusableAnswer: the answer cannot be used.
         """
 
     def text(self, prompt: UpstreamPrompt, output: Sequence[int]) -> str:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from trimtab.adapters.openai.client import Unusable
+from trimtab.adapters.openai.client import UnusableAnswer
 
 NONE = -1
 """Number of a token that cannot be named."""
@@ -73,9 +73,9 @@ def _read(
         answer = UpstreamAnswer(list(positions(choice)))
         ended = choice["finish_reason"] not in (None, "length")
     except (AttributeError, IndexError, KeyError, OverflowError, TypeError, ValueError):
-        raise Unusable("it has no log-probabilities in OpenAI's shape") from None
+        raise UnusableAnswer("it has no log-probabilities in OpenAI's shape") from None
     if not answer.positions and not ended:
-        raise Unusable("it has no token, and does not say that the answer ended")
+        raise UnusableAnswer("it has no token, and does not say that the answer ended")
     return answer
 
 
@@ -87,9 +87,9 @@ def _position(token: int, pairs: Iterable[tuple[int, Any]], top: int) -> Positio
             known = logprobs.get(named)  # two tokens may have the same text
             logprobs[named] = value if known is None else _add(known, value)
     if not logprobs:
-        raise Unusable("it reveals no token that can be continued")
+        raise UnusableAnswer("it reveals no token that can be continued")
     if math.fsum(map(math.exp, logprobs.values())) > 1 + ROUNDING:
-        raise Unusable("its probabilities sum to more than 1")
+        raise UnusableAnswer("its probabilities sum to more than 1")
     return Position(token, dict(sorted(logprobs.items(), key=lambda pair: -pair[1])))
 
 
@@ -97,7 +97,7 @@ def _checked(value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise TypeError
     if not math.isfinite(value) or value > ROUNDING:
-        raise Unusable("a log-probability is not a number of at most 0")
+        raise UnusableAnswer("a log-probability is not a number of at most 0")
     return value
 
 

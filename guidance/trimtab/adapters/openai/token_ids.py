@@ -7,7 +7,7 @@ The prompt is sent as a list of ids, and with `return_tokens_as_token_ids` a tok
 from collections.abc import Sequence
 from typing import Any
 
-from trimtab.adapters.openai.client import Unusable
+from trimtab.adapters.openai.client import UnusableAnswer
 from trimtab.adapters.openai.config import UpstreamConfig
 from trimtab.adapters.openai.naming import Fit, UpstreamPrompt
 from trimtab.adapters.openai.positions import NONE, UpstreamAnswer, read_completion
@@ -103,7 +103,7 @@ class ById:
     def _name(self, token: str, _: Any) -> int:
         digits = token.removeprefix(PREFIX)
         if token == digits or not digits.isdecimal():
-            raise Unusable(
+            raise UnusableAnswer(
                 "it does not name tokens as token_id:N; leave --tokenizer out, or ask a vLLM server"
             )
         return int(digits) if int(digits) < self.columns else NONE  # padding rows of the model
