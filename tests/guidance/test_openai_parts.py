@@ -7,7 +7,7 @@ import torch
 from hypothesis import given as examples
 from hypothesis import strategies as st
 
-from trimtab.adapters.openai.client import Unusable
+from trimtab.adapters.openai.client import UnusableAnswer
 from trimtab.adapters.openai.holdback import Holdback
 from trimtab.adapters.openai.positions import Position, read_chat, read_completion
 from trimtab.adapters.openai.sampling import FILLERS, TokenSampler, spread
@@ -126,7 +126,7 @@ BAD = [{"a": bad} for bad in (math.nan, math.inf, 1.0, "x", True, -9999.0)]
 
 @pytest.mark.parametrize("top", [*BAD, {}, None, {"a": 0.0, "b": 0.0}])
 def test_log_probabilities_that_are_none_are_not_used(top):
-    with pytest.raises(Unusable):
+    with pytest.raises(UnusableAnswer):
         read_completion(completion(top), 5, name)
 
 
@@ -134,5 +134,5 @@ def test_an_end_without_a_token_is_an_end():
     none = {"finish_reason": "stop", "logprobs": None}
     assert read_completion({"choices": [none]}, 5, name).positions == []
     assert read_chat({"choices": [none]}, 5, name).positions == []
-    with pytest.raises(Unusable):
+    with pytest.raises(UnusableAnswer):
         read_chat({"choices": [{**none, "finish_reason": "length"}]}, 5, name)
