@@ -22,6 +22,7 @@ from transformers import AutoModelForSequenceClassification, PreTrainedModel
 from trimtab_models import peft, pretrained
 from trimtab_models.checkpoint import checked_info, verify
 from trimtab_models.files import Unusable
+from trimtab_models.networks import attention_of_any_shape
 
 Inputs = Mapping[str, Sequence[int]]
 """A tokenizer's output for one text: input_ids, attention_mask, ..."""
@@ -110,7 +111,7 @@ class Classifier:
         try:
             for config in configs:
                 config.pad_token_id = pad
-            with torch.inference_mode():
+            with torch.inference_mode(), attention_of_any_shape():
                 logits: Tensor = self.model(**batch).logits
         finally:
             for config, before in zip(configs, own, strict=True):

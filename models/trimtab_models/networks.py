@@ -8,11 +8,13 @@ with one label for each bin, or for each bin of each next token; a vocabulary he
 """
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
@@ -31,6 +33,9 @@ Source: TypeAlias = str | Path | PretrainedConfig
 HEADS = ("score", "classifier")
 """Names of the head in transformers' classifiers."""
 
+KERNELS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+"""PyTorch's attention without cuDNN's, see `attention_of_any_shape`."""
+
 LIKELY = 0.5
 """Weight of a token's log-likelihood in the logit of its highest return; see `next_histograms`."""
 
@@ -38,6 +43,15 @@ Head = Literal[
     "scalar", "distribution", "distributions", "vocabulary", "vocabulary+value", "language"
 ]
 """The head that an objective trains; see `build`."""
+
+
+def attention_of_any_shape() -> AbstractContextManager[None]:
+    """Attention by kernels that need no preparation for a new shape.
+
+    cuDNN's, which PyTorch prefers on Hopper, plans each shape when it first occurs: 7 ms a layer
+    (torch 2.11, H200), and at each decode step the prefixes are longer.
+    """
+    return sdpa_kernel(KERNELS)  # type: ignore[no-any-return]
 
 
 def longest(config: PretrainedConfig) -> int | None:

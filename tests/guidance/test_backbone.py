@@ -94,6 +94,16 @@ def test_any_history_gives_the_same_scores():
         assert (actual - reference(backbone, prefixes, candidates)).abs().max() <= 1e-5
 
 
+def test_no_attention_is_planned_for_each_new_shape():
+    """cuDNN's would be: on a GPU each step would wait for it."""
+    served, allowed = build(configs()["llama"]), torch.backends.cuda.cudnn_sdp_enabled
+    seen, before = [], allowed()
+    served.network.register_forward_pre_hook(lambda *_: seen.append(allowed()))
+    served.hidden([0], [np.arange(5)], [np.arange(3)])
+    assert seen == [False]
+    assert before and allowed(), "the control: elsewhere it stays as it was"
+
+
 def test_a_stale_cache_would_be_seen(monkeypatch):
     """The control: without reconciliation the comparison above must fail."""
     backbone, rng = build(configs()["llama"]), np.random.default_rng(4)

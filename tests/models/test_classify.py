@@ -172,6 +172,16 @@ def test_an_empty_text_has_a_score(tmp_path):
     assert torch.isfinite(scores).all()
 
 
+def test_no_attention_is_planned_for_each_new_shape(tmp_path):
+    """See test_backbone."""
+    classifier, allowed = classify.load(made("llama", tmp_path)), []
+    classifier.model.register_forward_pre_hook(
+        lambda *_: allowed.append(torch.backends.cuda.cudnn_sdp_enabled())
+    )
+    classifier.score([{"input_ids": [5, 6]}])
+    assert allowed == [False]
+
+
 def test_tokens_of_every_id_leave_none_to_fill_with(tmp_path):
     path = made("gpt2", tmp_path, pad_token_id=None)
     classifier = classify.load(path)

@@ -10,7 +10,6 @@ from itertools import count
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import PreTrainedModel
 
 from trimtab.errors import ScorerLoadError
@@ -18,13 +17,10 @@ from trimtab.scoring import deadline, exactness
 from trimtab.scoring.attention import AttentionPlan, Block
 from trimtab.scoring.pool import NO_IDS, Ids, PoolFull, PrefixPool
 from trimtab.scoring.text import Prompt
-from trimtab_models.networks import split
+from trimtab_models.networks import attention_of_any_shape, split
 
 _next_fork = count(-1, -1).__next__
 """Keys of branches: negative, unlike the keys of an engine's rows."""
-
-KERNELS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
-"""Not cuDNN's, which plans each new shape anew: 7 ms a layer and step, as prefixes grow (H200)."""
 
 MAX_TOKENS = 2048
 """Maximum packed tokens of one forward, to bound its memory; longer prompts are chunked."""
@@ -216,7 +212,7 @@ class Backbone:
         ids = torch.from_numpy(np.concatenate(wave.ids)).to(device)
         positions = torch.from_numpy(np.concatenate(wave.positions)).to(device)
         self.tokens_forwarded += len(ids)
-        with torch.inference_mode(), sdpa_kernel(KERNELS):
+        with torch.inference_mode(), attention_of_any_shape():
             hidden: Tensor = self.network(
                 input_ids=ids[None],
                 position_ids=positions[None],
