@@ -51,7 +51,7 @@ def attention_of_any_shape() -> AbstractContextManager[None]:
     cuDNN's, which PyTorch prefers on Hopper, plans each shape when it first occurs: 7 ms a layer
     (torch 2.11, H200), and at each decode step the prefixes are longer.
     """
-    return sdpa_kernel(KERNELS)  # type: ignore[no-any-return]
+    return sdpa_kernel(KERNELS)
 
 
 def longest(config: PretrainedConfig) -> int | None:
