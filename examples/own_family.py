@@ -11,12 +11,12 @@ from typing import Any
 
 import torch
 
-from trimtab import Guidance, Scorer, check_scorer
+from trimtab import Guidance, Scorer, ScorerLoadError, check_scorer
 from trimtab_models.checkpoint import ScorerInfo
 
 
 class Shouting(Scorer):
-    """s(prefix + v) = the path's number for each exclamation mark in the text of v."""
+    """s(prefix + v) = the path's number for each exclamation mark in the text so far and v."""
 
     family = "shouting"
 
@@ -27,8 +27,12 @@ class Shouting(Scorer):
 
     @classmethod
     def load(cls, spec: Any, loader: Any) -> "Shouting":
-        """From `--scorer NAME=PATH`: the path is a number here; it could be a file."""
-        return cls(float(spec.path), loader.decoder())
+        """From `--scorer NAME=PATH`: the path is a number here; it could be a directory."""
+        try:
+            weight = float(spec.path)
+        except ValueError:
+            raise ScorerLoadError(f"its path must be a number, not {spec.path}") from None
+        return cls(weight, loader.decoder())
 
     def score(
         self,
@@ -39,7 +43,11 @@ class Shouting(Scorer):
         prompts: Sequence[Any] = (),
     ) -> torch.Tensor:
         """One float32 for each candidate of each row, packed in row order."""
-        texts = [self.tokenizer.decode([v]) for group in candidates for v in group]
+        texts = [
+            self.tokenizer.decode([*prefix, v])
+            for prefix, group in zip(prefixes, candidates, strict=True)
+            for v in group
+        ]
         return torch.tensor([self.weight * text.count("!") for text in texts])
 
 

@@ -3,10 +3,12 @@
 It is passed as `--additional-config '{"trimtab": {...}}'`, so a stock vLLM server accepts it.
 """
 
+import re
 from collections.abc import Mapping
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic_core import PydanticCustomError
 
 from trimtab import reasons
 from trimtab.errors import ScorerLoadError
@@ -14,6 +16,7 @@ from trimtab.params import NAME
 
 CACHE_BYTES = 256 * 2**20
 SCORER_SECONDS = 10.0
+FAMILY = re.compile(r"[a-z_]+|[A-Za-z_][A-Za-z0-9_.]*:[A-Za-z_][A-Za-z0-9_]*")
 
 
 class ScorerSpec(BaseModel):
@@ -29,7 +32,6 @@ class ScorerSpec(BaseModel):
     family: str | None = Field(
         None,
         max_length=300,
-        pattern=r"^([a-z_]+|[A-Za-z_][A-Za-z0-9_.]*:[A-Za-z_][A-Za-z0-9_]*)$",
         description="head, distribution, vocabulary, log_ratio, text, function, composite, or "
         "package.module:Class for your own family; default: as stored in the checkpoint",
     )
@@ -38,16 +40,25 @@ class ScorerSpec(BaseModel):
         description="log_ratio: the reference model, before its tuning; default: as stored in "
         "the checkpoint",
     )
-    reads: Literal["ids", "text", "answer", "pair", "chat"] | None = Field(
+    reads: Literal["tokens", "text", "answer", "pair", "chat"] | None = Field(
         None,
-        description="the scorer's input. function: ids (default) or text. Networks with their own "
-        "tokenizer: text (prompt and answer as one text) or chat (prompt in their own chat "
+        description="the scorer's input. function: tokens (default) or text. Networks with their "
+        "own tokenizer: text (prompt and answer as one text) or chat (prompt in their own chat "
         "template; default if there is one). family=text also: answer (alone) or pair",
     )
     label: str | None = Field(
         None, description="text: the label, of several, whose log-probability is the score"
     )
     alpha: float | None = Field(None, description="log_ratio: factor α; default: as stored")
+
+    @field_validator("family")
+    @classmethod
+    def _check_family(cls, family: str | None) -> str | None:
+        if family is not None and not FAMILY.fullmatch(family):
+            raise PydanticCustomError(
+                "family", "it must be the name of a family, or package.module:Class for your own"
+            )
+        return family
 
 
 class GuidanceConfig(BaseModel):

@@ -9,7 +9,7 @@ from trimtab.scorers import Scorer, family_class
 from trimtab.scorers.loader import Loader
 from trimtab.scorers.loader import tokenizer as read_tokenizer
 from trimtab.scoring.text import Detokenizer
-from trimtab_models.checkpoint import read_info
+from trimtab_models.checkpoint import ScorerInfo, read_info
 from trimtab_models.files import Unusable, beside
 
 
@@ -38,10 +38,20 @@ def load_scorers(
     loader = Loader(base, max_length, vocab_size, share, dtype, device, scorers)
     for name, spec in sorted(specs.items(), key=lambda s: _class(s[1]).composes):
         try:
-            scorers[name] = _class(spec).load(spec, loader)
+            scorers[name] = _loaded(_class(spec), spec, loader)
         except Exception as error:
             raise ScorerLoadError(f"scorer '{name}' cannot be loaded: {why(error)}") from error
     return scorers
+
+
+def _loaded(family: type[Scorer], spec: ScorerSpec, loader: Loader) -> Scorer:
+    scorer = family.load(spec, loader)
+    if not isinstance(getattr(scorer, "info", None), ScorerInfo):
+        raise ScorerLoadError(
+            f"{family.__name__}.load returned no scorer with a ScorerInfo; call "
+            "super().__init__(ScorerInfo(...)) in __init__"
+        )
+    return scorer
 
 
 def precheck(config: GuidanceConfig) -> None:

@@ -28,7 +28,8 @@ def why(error: BaseException) -> str:
     if isinstance(error, FileNotFoundError) and error.errno is None:  # ours, not from a system call
         return str(error)
     if isinstance(error, OSError) and error.strerror:
-        return f"its files cannot be read ({error.strerror})."
+        name = f"{Path(str(error.filename)).name}: " if error.filename else ""
+        return f"its files cannot be read ({name}{error.strerror})."
     return f"its files cannot be served as a scorer ({type(error).__name__})."
 
 

@@ -32,7 +32,9 @@ def check_scorer(
     keys = list(range(100, 100 + len(prefixes)))
     strengths = [0.0, *rng.normal(scale=4, size=len(prefixes) - 1).tolist()]
 
-    together = scorer.score(keys, prefixes, candidates, strengths).cpu()
+    scores = scorer.score(keys, prefixes, candidates, strengths)
+    assert isinstance(scores, torch.Tensor), "scores are a torch tensor"
+    together = scores.cpu()
     assert together.shape == (sum(map(len, candidates)),), "one score for each candidate, packed"
     assert together.dtype == torch.float32, "scores are float32"
     assert torch.isfinite(together).all(), "scores are finite"

@@ -100,7 +100,7 @@ class Settings(BaseSettings):
     scorer: Annotated[dict[str, ScorerSpec], NoDecode, BeforeValidator(_scorers)] = Field(
         default_factory=dict,
         description="scorers to serve, each `NAME=PATH[,key=value...]`; keys: `family`, "
-        "`reference`, `alpha`, `reads`",
+        "`reference`, `alpha`, `reads`, `label`",
     )
     default_scorer: Annotated[dict[str, float], NoDecode, BeforeValidator(weights)] = Field(
         default_factory=dict,

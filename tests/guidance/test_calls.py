@@ -180,11 +180,11 @@ def check_a_step(bad, on_error):
 def test_whatever_is_raised_stays_with_its_row(error, on_error, caplog):
     with caplog.at_level(logging.WARNING):
         steered, row = check_a_step(Misbehaves(raising(error)), on_error)
-    assert row.fault.message == f"{type(error).__name__} while scoring"
+    assert row.fault.message == f"raised {type(error).__name__} while scoring"
     assert not row.fault.overrun
     assert status(steered).overruns == 0
     [line] = [r.getMessage() for r in caplog.records]
-    assert line == f"scorer bad failed: {type(error).__name__} while scoring"
+    assert line == f"scorer bad failed: raised {type(error).__name__} while scoring"
     assert caplog.records[0].exc_info is None  # a traceback contains its arguments
 
 
@@ -221,7 +221,7 @@ def test_other_real_numbers_are_as_good(dtype):
 
 def test_endless_recursion_is_an_error_like_any_other():
     _, row = check_a_step(Misbehaves(recursing), "fail")
-    assert row.fault.message == "RecursionError while scoring"
+    assert row.fault.message == "raised RecursionError while scoring"
 
 
 @pytest.mark.parametrize("slow", SLOW)

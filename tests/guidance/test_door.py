@@ -90,7 +90,7 @@ def raises(ids):
 
 def test_a_scorer_that_fails_is_named(tokenizer):
     broken = Guidance({"x": {"path": f"{__name__}:raises", "family": "function"}}, tokenizer)
-    with pytest.raises(ScorerFault, match="scorer 'x' RuntimeError while scoring"):
+    with pytest.raises(ScorerFault, match="scorer 'x' raised RuntimeError while scoring"):
         broken.score(["The room was"])
 
 

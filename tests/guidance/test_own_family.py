@@ -83,8 +83,8 @@ def test_it_may_be_a_network_and_a_part(tmp_path):
     ("family", "why"),
     [
         ("nothing", "there is no family 'nothing'; the families are head, distribution"),
-        ("no.such:Class", "cannot be imported"),
-        (f"{__name__}:Nobody", "cannot be imported"),
+        ("no.such:Class", "cannot be imported: there is no module no; install it"),
+        (f"{__name__}:Nobody", f"cannot be imported: {__name__} has no Nobody"),
         (f"{__name__}:config", "not a subclass of trimtab.scorers.Scorer"),
         ("json:JSONDecoder", "not a subclass of trimtab.scorers.Scorer"),
     ],

@@ -98,7 +98,9 @@ def test_errors_of_others_are_passed_on_by_name():
         assert "size mismatch" not in reason
     with pytest.raises(FileNotFoundError) as missing:
         Path("/nowhere/at/all").read_text()
-    assert reasons.why(missing.value) == "its files cannot be read (No such file or directory)."
+    assert (
+        reasons.why(missing.value) == "its files cannot be read (all: No such file or directory)."
+    )
 
 
 def test_a_configuration_that_does_not_fit_is_one_line():

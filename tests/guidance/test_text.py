@@ -188,7 +188,7 @@ def test_the_contract_of_scorers(base, checkpoints):
         ("decoder", {"label": "cross"}, "calm, neutral, angry"),
         ("deberta", {"label": "cross"}, "LABEL_0"),
         ("deberta", {"reads": "chat"}, "no chat template"),
-        ("deberta", {"reads": "ids"}, "reads must be one of"),
+        ("deberta", {"reads": "tokens"}, "reads must be one of"),
     ],
 )
 def test_what_cannot_be_served_is_refused_at_start(kind, spec, message, base, checkpoints):

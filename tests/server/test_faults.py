@@ -74,7 +74,7 @@ def test_nothing_of_a_scorers_exception_is_logged(server):
     bad = {"messages": CHAT, "scorers": {"raises": 1}, **LONG}
     assert server.http.post("/generate", json=bad).status_code == 500
     log = server.log.read_text()
-    assert "scorer raises failed: RuntimeError while scoring" in log
+    assert "scorer raises failed: raised RuntimeError while scoring" in log
     assert "planted" not in log
     assert "Traceback" not in log
 

@@ -523,7 +523,7 @@ def test_what_cannot_serve_does_not_start(options):
 
 def test_a_scorer_of_token_ids_needs_a_tokenizer():
     with pytest.raises(TrimtabError, match="give --tokenizer"):
-        Here(Fake(), scorer=["ids=upstream_fake:likes_good,family=function,reads=ids"])
+        Here(Fake(), scorer=["ids=upstream_fake:likes_good,family=function,reads=tokens"])
 
 
 @pytest.mark.parametrize(("token", "status"), [("token_id:7", 200), (" good", 502)])

@@ -23,7 +23,10 @@ from trimtab_models.checkpoint import Family, ScorerInfo
 
 
 class Scorer(ABC):
-    """s(prefix + v) for every candidate v of every row.
+    """s(prefix + v), the score of the text so far and one more token, for every candidate v.
+
+    Only the differences between a row's candidates steer it: what all of them share, such as a
+    penalty on the length, cancels. Searches, and scores of whole texts, use the value itself.
 
     A score is a pure function of (prefix, candidate, strength, prompt): state between steps only
     saves time. `trimtab.testing.check_scorer` tests this.
@@ -32,7 +35,7 @@ class Scorer(ABC):
     family: ClassVar[str]
     """The family's name, in `--scorer NAME=PATH,family=...` and in GET /v1/scorers."""
     checkpointed: ClassVar[bool] = False
-    """Whether its path is a checkpoint of ours, which has a ScorerInfo."""
+    """Whether its path is a checkpoint of `trimtab train`, whose config.json has a ScorerInfo."""
     composes: ClassVar[bool] = False
     """Whether it combines other scorers, which are then loaded first."""
     hot: ClassVar[bool] = False
@@ -54,16 +57,17 @@ class Scorer(ABC):
     def precheck(cls, spec: ScorerSpec) -> None:
         """Refuse what `load` would refuse: before an engine starts, fast, and in little memory.
 
-        Raises:
-            ScorerLoadError, OSError, ValueError: it cannot be loaded.
+        Without it, the engine starts first, and ends with the same message. Raises as `load`.
         """
 
     @classmethod
     def load(cls, spec: ScorerSpec, loader: Loader) -> Self:
-        """Load a scorer from its specification.
+        """Load a scorer from its specification; it may read any files at `spec.path`.
 
         Raises:
-            ScorerLoadError, OSError, ValueError: it cannot be loaded, or not served exactly.
+            ScorerLoadError: it cannot be loaded, or not served exactly; the user reads its message.
+            Exception: likewise; the user reads only its class, and the name of the file of an
+                OSError, since messages of other libraries can hold anything.
         """
         raise ScorerLoadError(f"a {cls.family} scorer cannot be loaded from a path")
 
@@ -80,9 +84,11 @@ class Scorer(ABC):
 
         keys: one number per row, the same in every step; only a hint for caches.
         prefixes: prompt and completion so far, at least one token, each [length] int64.
-        candidates: possible next tokens, at least one per row, each [candidates] int64.
+        candidates: possible next tokens, at least one per row, each [candidates] int64. The
+            result may be on any device.
         strengths: the factor of each row's scores; most families ignore it.
-        prompts: of each row; if absent, the whole prefix is the answer. Most families ignore them.
+        prompts: of each row, with the number of its tokens; if absent, the whole prefix is the
+            answer. Most families ignore them.
 
         May raise anything: the affected rows lose their guidance, the engine continues.
         """

@@ -41,8 +41,8 @@ class FunctionScorer(Scorer):
         """See Scorer.load."""
         if ":" not in spec.path:
             raise ScorerLoadError("a function scorer's path must be module:function")
-        if spec.reads not in (None, "ids", "text"):
-            raise ScorerLoadError(f"reads must be one of ids, text, not {spec.reads}")
+        if spec.reads not in (None, "tokens", "text"):
+            raise ScorerLoadError(f"reads must be one of tokens, text, not {spec.reads}")
         function = imported(spec.path)
         if not callable(function):
             raise ScorerLoadError(f"{spec.path} is not a function.")

@@ -108,13 +108,13 @@ class Loader:
         return render if spec.reads in ("chat", None) else None
 
     def decoder(self) -> Detokenizer:
-        """The base's tokenizer, for scorers that read text.
+        """The base's tokenizer, for scorers that need texts or the ids of words.
 
         Raises:
             ScorerLoadError: there is none.
         """
         if self.tokenizer is None:
-            raise ScorerLoadError("a scorer that reads text needs the base's tokenizer")
+            raise ScorerLoadError("it needs the base's tokenizer, and there is none")
         return self.tokenizer
 
     def _tokens(self) -> int:
@@ -164,8 +164,16 @@ def imported(path: str) -> Any:
     """
     module, _, attribute = path.partition(":")
     try:
-        return getattr(importlib.import_module(module), attribute)
+        named = getattr(importlib.import_module(module), attribute, None)
     except KeyboardInterrupt:
         raise
+    except ModuleNotFoundError as error:
+        raise ScorerLoadError(
+            f"{path} cannot be imported: there is no module {error.name}; install it, or put its "
+            "directory on PYTHONPATH."
+        ) from error
     except BaseException as error:  # a module may even raise SystemExit
         raise ScorerLoadError(f"{path} cannot be imported ({type(error).__name__}).") from error
+    if named is None:
+        raise ScorerLoadError(f"{path} cannot be imported: {module} has no {attribute}.")
+    return named

@@ -142,8 +142,12 @@ class ScorerCalls:
         if isinstance(error, OutOfTime):
             self._strike(name, self.status(scorer))
             raise ScorerFailed("took longer than it may", overrun=True)
+        if isinstance(error, ScorerFailed):
+            raise error
         if error is not None:
-            raise ScorerFailed(f"{type(error).__name__} while scoring", retry=True) from error
+            raise ScorerFailed(
+                f"raised {type(error).__name__} while scoring", retry=True
+            ) from error
         result: T = answer
         return result
 
@@ -178,13 +182,15 @@ def checked(work: Callable[[], Tensor], shape: Sequence[int]) -> Tensor:
     """A scorer's result as float32 on the host.
 
     Raises:
-        TrimtabError: it is not a tensor of real numbers, or has another shape.
+        ScorerFailed: it is not a tensor of real numbers, or has another shape.
     """
     flat: Any = work()
     if not isinstance(flat, Tensor) or flat.layout != torch.strided or flat.is_complex():
-        raise TrimtabError("the scorer returned no plain tensor of real numbers")
+        raise ScorerFailed("returned no plain tensor of real numbers", retry=True)
     if flat.shape != shape:
-        raise TrimtabError(f"the scorer returned shape {tuple(flat.shape)}, expected {shape}")
+        raise ScorerFailed(
+            f"returned scores of shape {tuple(flat.shape)}, expected {tuple(shape)}", retry=True
+        )
     return flat.detach().float().cpu().as_subclass(Tensor)
 
 

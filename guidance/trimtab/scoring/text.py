@@ -35,7 +35,7 @@ continues it."""
 
 @dataclass(frozen=True)
 class Prompt:
-    """Where a row's prompt ends, for scorers that read text."""
+    """Where a row's prompt ends, and the conversation that it comes from."""
 
     length: int
     """Tokens of the prompt; what follows is the answer."""
