@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import logging
+import re
 import signal
 import subprocess
 import sys
@@ -206,6 +207,12 @@ def test_it_would_escape_from_where_the_engine_is(monkeypatch):
 def test_answers_that_are_none(wrong):
     _, row = check_a_step(Misbehaves(lambda: WRONG[wrong]), "unguided")
     assert not row.fault.overrun
+    if wrong == "too few":
+        assert re.fullmatch(
+            r"returned scores of shape \(\d+,\), expected \(\d+,\)", row.fault.message
+        )
+    if wrong == "no tensor":
+        assert row.fault.message == "returned no plain tensor of real numbers"
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.int64, torch.bool])

@@ -35,6 +35,13 @@ class Prefers(Scorer):
         return torch.from_numpy(np.concatenate(candidates) == self.token).float()
 
 
+class Unfinished(Prefers):
+    """Its constructor forgets the base class's."""
+
+    def __init__(self, token):
+        self.token = token
+
+
 class Twice(NetworkScorer):
     """Two times what a head scorer says, to show a family that is a network."""
 
@@ -94,6 +101,17 @@ def test_what_is_no_family_is_refused(family, why):
     for refuse in (precheck, lambda settings: load_scorers(settings, **SHARED)):
         with pytest.raises(ScorerLoadError, match=why):
             refuse(settings)
+
+
+def test_a_family_that_forgets_its_base_class_is_refused():
+    with pytest.raises(ScorerLoadError, match=r"Unfinished.load returned no scorer with a Scorer"):
+        load_scorers(config(own={"path": "7", "family": f"{__name__}:Unfinished"}), **SHARED)
+
+
+def test_a_name_that_can_be_no_family_is_refused():
+    for name in ("own_family.Shouting", "my-family:Class", "a:b:c"):
+        with pytest.raises(ScorerLoadError, match="the name of a family, or package.module:Class"):
+            GuidanceConfig.parse({"trimtab": {"scorers": {"x": {"path": "7", "family": name}}}})
 
 
 def test_its_own_refusals_are_reported():
