@@ -93,10 +93,10 @@ def test_what_is_sent_piece_by_piece_is_the_text_before_the_first_stop(text, sto
 def test_pieces_are_bytes_and_prompts_come_and_go():
     pieces = Pieces()
     a, b = pieces.number(b"\xf0\x9f"), pieces.number(b"\x99\x82")
-    prompt = pieces.hold("Hi ")
+    prompt = pieces.add_prompt("Hi ")
     assert pieces.number(b"\xf0\x9f") == a
     assert pieces.joined([prompt, a, b]).decode() == "Hi 🙂"
-    assert pieces.hold("Hi ") != prompt
+    assert pieces.add_prompt("Hi ") != prompt
 
 
 def name(token, logprobs):

@@ -43,7 +43,7 @@ class Pieces:
             self.tokens.append(piece)
         return self.numbers[piece]
 
-    def hold(self, text: str) -> int:
+    def add_prompt(self, text: str) -> int:
         """A new number for a prompt, never reused."""
         number = self.next_prompt()
         self.prompts[number] = text.encode()
@@ -102,7 +102,7 @@ class ByText:
                 param="messages",
             )
         read = "\n".join(turn["content"] for turn in turns) + "\n" if turns else text or ""
-        return UpstreamPrompt([self.pieces.hold(read)], read, turns)
+        return UpstreamPrompt([self.pieces.add_prompt(read)], read, turns)
 
     def release(self, prompt: UpstreamPrompt) -> None:
         """See Naming.release."""
