@@ -55,14 +55,14 @@ BASE = {"hidden_size": 1280, "intermediate_size": 3456, "num_hidden_layers": 24}
 SCORER = {"hidden_size": 512, "intermediate_size": 1376, "num_hidden_layers": 6}
 
 
-def config(sizes: dict[str, int]) -> LlamaConfig:
+def config(sizes: dict[str, int], vocab: int = VOCAB, positions: int = 512) -> LlamaConfig:
     """A Llama with heads of 64 dimensions, four per K/V head."""
     heads = sizes["hidden_size"] // 64
     return LlamaConfig(
-        vocab_size=VOCAB,
+        vocab_size=vocab,
         num_attention_heads=heads,
         num_key_value_heads=heads // 4,
-        max_position_embeddings=512,
+        max_position_embeddings=positions,
         **sizes,
     )
 
@@ -218,15 +218,18 @@ def floors(bares: list[Bare], tokens: int) -> None:
         bare.floor(1, tokens - 1)
 
 
+def demo_prompts(n: int) -> list[list[int]]:
+    tokenizer = AutoTokenizer.from_pretrained(demo.base())
+    texts = [demo.chat(text) for text in demo.prompts("test", n, seed=9)]
+    return [tokenizer(text, add_special_tokens=False).input_ids for text in texts]
+
+
 def measure_demo(root: Path) -> None:
     """Measure the demo with mass 0.99 and with k = 10; write JSON to `root`.
 
     It runs in a separate process.
     """
-    tokenizer = AutoTokenizer.from_pretrained(demo.base())
-    texts = [demo.chat(text) for text in demo.prompts("test", 32, seed=9)]
-    prompts = [tokenizer(text, add_special_tokens=False).input_ids for text in texts]
-    decoder = Decoder(start(demo.base(), demo.scorers()), prompts)
+    decoder = Decoder(start(demo.base(), demo.scorers()), demo_prompts(32))
     bares, results = [Bare(path) for path in demo.scorers().values()], []
     for scorers in (1, 3):
         names = list(demo.scorers())[:scorers]
