@@ -1,6 +1,8 @@
 """One real server for every test that speaks HTTP: `trimtab serve demo`, with an API key."""
 
+import gc
 import json
+import logging
 import os
 import signal
 import socket
@@ -17,6 +19,8 @@ from types import SimpleNamespace
 import httpx
 import psutil
 import pytest
+
+from trimtab.logs import OURS
 
 pytest_plugins = ["scorecard.report"]
 
@@ -74,6 +78,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker("engine")
     files = {item.path for item in items if item.get_closest_marker("engine")}
     items.sort(key=lambda item: item.path not in files)
+
+
+def pytest_collection_finish() -> None:
+    """Let no later collection of garbage pass over what torch and vLLM have made by now."""
+    gc.collect()
+    gc.freeze()
+
+
+def pytest_unconfigure() -> None:
+    """Python's own end frees everything again."""
+    gc.unfreeze()
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
@@ -138,6 +153,17 @@ def _wait(server: Server, path: str) -> None:
             pass
         time.sleep(0.2)
     pytest.fail("the server did not get ready:\n" + server.log.read_text()[-4000:])
+
+
+@pytest.fixture(autouse=True)
+def _logging_as_before() -> Iterator[None]:
+    """A test that configures logging, as commands do, leaves it as it was."""
+    names = [name for name in logging.root.manager.loggerDict if name.partition(".")[0] in OURS]
+    loggers = [logging.getLogger(name) for name in {*OURS, *names}]
+    before = [(one, one.level, one.propagate, one.disabled, one.handlers[:]) for one in loggers]
+    yield
+    for one, level, one.propagate, one.disabled, one.handlers in before:
+        one.setLevel(level)
 
 
 @pytest.fixture

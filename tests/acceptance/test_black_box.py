@@ -13,7 +13,7 @@ from trimtab_models import demo
 
 pytestmark = pytest.mark.engine
 
-N, CONTROLS, EACH = 2000, 400, 8
+N, CONTROLS, EACH = 1200, 400, 8
 TOP = 20
 
 

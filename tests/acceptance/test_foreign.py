@@ -16,7 +16,7 @@ from trimtab_models.demo import foreign
 pytestmark = pytest.mark.engine
 
 HERE = Path(__file__).parent
-STEPS = 300
+STEPS = 150
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ from trimtab_models import demo
 pytestmark = pytest.mark.engine
 
 ADMIN = "an-admin-key-for-tests"
-FIXED = {"max_tokens": 48, "ignore_eos": True}
+FIXED = {"max_tokens": 32, "ignore_eos": True}
 PROMPTS = ["The room was", "I bought a kettle and", "This cable"]
 COMPOSED = {"sentiment": 1, "formality": -1, "brevity": 0.5}
 ASKED = [

@@ -22,7 +22,6 @@ def _exponent(work: Callable[[int], None], small: int, factor: int) -> float:
 
 
 def _seconds(work: Callable[[int], None], size: int) -> float:
-    gc.collect()
     gc.disable()  # its passes are over all objects of the test process
     try:
         began = time.perf_counter()
