@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from collections import Counter
 
 import httpx
 import pytest
@@ -9,7 +10,7 @@ from prometheus_client import REGISTRY
 
 from test_upstream import GUIDED, TEXT, Here, no_waiting
 from trimtab_server import caps, readiness
-from trimtab_server.admission import Admission
+from trimtab_server.admission import TURNS, Admission
 from upstream_fake import Fake
 
 __all__ = ["no_waiting"]  # a fixture
@@ -76,6 +77,13 @@ async def test_five_hundred_at_once(stream, caplog):
     assert not caplog.records
     assert len(here.fake.calls) <= MOST * 8  # nothing was asked for what was refused
     assert (await here.post(prompt=TEXT, **GUIDED)).status_code == 200  # all places are free again
+
+
+async def test_there_is_a_bound_by_default():
+    """As many as the upstream is asked at a time, and as many that wait for their turn."""
+    here = Here(Slow(), upstream_concurrency=4)
+    found = Counter(answer.status_code for answer, _ in await flood(here, 60))
+    assert found == {200: TURNS * 4, 429: 60 - TURNS * 4}
 
 
 async def test_without_a_bound_all_wait():
