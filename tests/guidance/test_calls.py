@@ -419,6 +419,14 @@ def test_networks_run_in_the_callers_thread_and_look_at_the_clock(monkeypatch):
     torch.testing.assert_close(again, expected)
 
 
+def test_a_network_that_does_not_look_at_the_clock_is_found_out(monkeypatch):
+    """One forward that is too long cannot be ended, but it counts."""
+    monkeypatch.setattr(Misbehaves, "keeps_time", True)
+    steered, row = check_a_step(Misbehaves(lambda: time.sleep(SECONDS * 1.5)), "unguided")
+    assert row.fault.overrun
+    assert status(steered).overruns == 1
+
+
 def test_a_network_within_a_left_composite_is_not_touched_by_two_threads():
     net, bad = network(), Misbehaves(lambda: time.sleep(LONG))
     mix = CompositeScorer({"net": (net, 1.0), "bad": (bad, 1.0)})

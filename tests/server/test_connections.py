@@ -10,7 +10,7 @@ import uvicorn
 from prometheus_client import REGISTRY
 from starlette.responses import PlainTextResponse
 
-from trimtab_server import http
+from trimtab_server import http, serving
 
 pytestmark = pytest.mark.scorecard(letter="S")
 
@@ -26,15 +26,9 @@ async def app(scope, receive, send):
 
 
 @asynccontextmanager
-async def served(protocol=http.Protocol):
-    config = uvicorn.Config(
-        app,
-        port=0,
-        lifespan="off",
-        log_level="warning",
-        http=protocol,
-        h11_max_incomplete_event_size=http.HEAD_BYTES,
-    )
+async def served(config=None):
+    """The application, served as ours are, or with another configuration."""
+    config = config or serving.configure(app, port=0, lifespan="off", log_level="warning")
     server = uvicorn.Server(config)
     task = asyncio.create_task(server.serve())
     while not server.started:
@@ -109,7 +103,7 @@ async def test_headers_have_a_size_and_a_number(port, head, caplog):
 
 async def test_uvicorn_alone_takes_too_many_headers():
     """The control: its own protocols have no such limit."""
-    async with served("httptools") as port:
+    async with served(uvicorn.Config(app, port=0, lifespan="off", http="httptools")) as port:
         many = b"".join(b"X-%d: y\r\n" % i for i in range(10_000))
         assert status(await ask(port, GOOD[:-2] + many + b"\r\n")) == 200
 

@@ -149,7 +149,9 @@ async def test_what_was_admitted_ends_well_and_what_comes_is_refused(served):
         assert refused.headers["retry-after"] == "5"
         assert refused.headers["connection"] == "close"
     assert (await one.http.get("/health")).status_code == 200
+    await asyncio.sleep(10 * serving.TICK)
     assert not one.ended.done()
+    assert len(one.in_flight.requests) == 2  # they have their time
     one.app.go.set()
     stream, whole = await asyncio.gather(*sent)
     assert stream.text == "data: 1\n\ndata: [DONE]\n\n"

@@ -7,6 +7,7 @@ import pytest
 import yaml
 
 from trimtab.errors import TrimtabError
+from trimtab_server.http import HEAD_BYTES
 from trimtab_server.settings import Settings
 
 pytestmark = pytest.mark.scorecard(letter="S")
@@ -113,6 +114,7 @@ def test_yaml_reaches_vllm_as_its_own_does(tmp_path):
     assert ours["hf_overrides"] == YAML["hf_overrides"]
     assert ours["enable_prefix_caching"] is False
     assert ours["additional_config"]["other"] == {"x": [1, 2]}
+    assert ours["h11_max_incomplete_event_size"] == HEAD_BYTES  # which vLLM would not limit so
 
 
 def test_the_command_line_wins_over_yaml_and_yaml_over_defaults():

@@ -6,8 +6,11 @@ import time
 import pytest
 from starlette.responses import JSONResponse
 from starlette.testclient import TestClient
+from upstream_fake import Fake
 
+import covered
 from growth import LINEAR, exponent
+from test_upstream import Here
 from trimtab.errors import InvalidRequest
 from trimtab_server import sizes
 from trimtab_server.limits import BodyLimit
@@ -168,6 +171,15 @@ def test_every_route_has_them(client, kind):
         answer = client.post("/any/route", content=body, headers=headers)
         assert answer.status_code == 400
         assert answer.json()["error"]["type"] == "invalid_request_error"
+
+
+async def test_the_served_applications_have_them():
+    fields, param = REFUSED["model"]
+    for app in (covered.application(), Here(Fake()).app):
+        async with covered.client(app) as http:
+            answer = await http.post("/v1/completions", json={"prompt": "x", **fields})
+        assert (answer.status_code, answer.json()["error"]["param"]) == (400, param)
+        assert "this server's limit" in answer.json()["error"]["message"]
 
 
 def test_what_is_declared_otherwise_is_the_routes(client):
