@@ -219,8 +219,8 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.run:
         part, root = arguments.run[0], Path(arguments.run[1])
-        found = answers() if part == "demo" else measure(part, root, arguments.quick)
-        (root / f"{part}.json").write_text(json.dumps(found))
+        part_results = answers() if part == "demo" else measure(part, root, arguments.quick)
+        (root / f"{part}.json").write_text(json.dumps(part_results))
         return
     out, quick = arguments.out, ["--quick"] * arguments.quick
     out.mkdir(parents=True, exist_ok=True)
@@ -230,15 +230,15 @@ def main() -> None:
             record["parameters"] = build(Path(root), arguments.quick)
         for part in [p for name in arguments.parts for p in (MODES if name == "step" else [name])]:
             subprocess.run([sys.executable, __file__, "--run", part, root, *quick], check=True)
-            found = json.loads((Path(root) / f"{part}.json").read_text())
+            part_results = json.loads((Path(root) / f"{part}.json").read_text())
             if part != "demo":
-                record["results"] += found
+                record["results"] += part_results
                 continue
-            (out / "tokens.json").write_text(json.dumps(machine() | found))
+            (out / "tokens.json").write_text(json.dumps(machine() | part_results))
             if arguments.reference:
                 other = json.loads(arguments.reference.read_text())
                 record["reference"] = {name: other[name] for name in machine()}
-                record["equality"] = compare(other, found)
+                record["equality"] = compare(other, part_results)
     (out / "cuda_engine.json").write_text(json.dumps(record, indent=1) + "\n")
     (out / "cuda_engine.md").write_text(table(record))
     if record["results"]:

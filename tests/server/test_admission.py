@@ -82,8 +82,8 @@ async def test_five_hundred_at_once(stream, caplog):
 async def test_there_is_a_bound_by_default():
     """As many as the upstream is asked at a time, and as many that wait for their turn."""
     here = Here(Slow(), upstream_concurrency=4)
-    found = Counter(answer.status_code for answer, _ in await flood(here, 60))
-    assert found == {200: TURNS * 4, 429: 60 - TURNS * 4}
+    statuses = Counter(answer.status_code for answer, _ in await flood(here, 60))
+    assert statuses == {200: TURNS * 4, 429: 60 - TURNS * 4}
 
 
 async def test_without_a_bound_all_wait():

@@ -210,9 +210,9 @@ async def test_vllm_finds_guidance_where_it_looks(path):
     """Said here anew: in vLLM's `vllm_xargs`, but for the route of token ids."""
     tokens = path == "/inference/v1/generate"
     fields = {"sampling_params": {"n": 2}, "guidance": {"beta": 3}}
-    _, _, given = await post(path, fields)
-    assert given["sampling_params"]["n"] == 2
-    place = given["sampling_params"]["extra_args"] if tokens else given["vllm_xargs"]
+    _, _, passed = await post(path, fields)
+    assert passed["sampling_params"]["n"] == 2
+    place = passed["sampling_params"]["extra_args"] if tokens else passed["vllm_xargs"]
     assert place["trimtab_beta"] == 3.0
 
 
