@@ -49,12 +49,12 @@ def answers() -> dict:
     return {"prompts": prompts, "runs": runs}
 
 
-def compare(reference: dict, results: dict) -> list[dict]:
+def compare(reference: dict, here: dict) -> list[dict]:
     """By setting: equal answers, and the largest differences up to the first other token."""
-    if reference["prompts"] != results["prompts"]:
+    if reference["prompts"] != here["prompts"]:
         raise SystemExit("the reference has other prompts: make it with this version of the demo")
     results = []
-    for name, rows in results["runs"].items():
+    for name, rows in here["runs"].items():
         pairs = list(zip(reference["runs"][name], rows, strict=True))
         kl, scores, base = [], [], []
         for a, b in pairs:
