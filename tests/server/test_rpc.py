@@ -119,7 +119,7 @@ async def test_a_record_that_does_not_come_ends_the_request(monkeypatch, caplog)
     assert "does not answer" in error
     assert exchange.fault.status == 503
     assert engine.closed
-    deadline = time.monotonic() + 5  # the worker is told to forget, without an endless wait
+    deadline = time.monotonic() + 5  # the worker gets a call to forget; no endless wait
     while engine.waiting or not all(task.done() for task in left):
         assert time.monotonic() < deadline
         await asyncio.sleep(0.05)

@@ -37,8 +37,8 @@ def check_config(network: PreTrainedModel, max_length: int) -> None:
         raise ScorerLoadError(f"this {config.model_type} network cannot be served: {reason}.")
 
 
-def _learned_positions(network: nn.Module) -> bool:
-    inputs = network.get_input_embeddings()  # type: ignore[operator]
+def _learned_positions(network: PreTrainedModel) -> bool:
+    inputs = network.get_input_embeddings()
     return any(isinstance(m, nn.Embedding) and m is not inputs for m in network.modules())
 
 
