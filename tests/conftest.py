@@ -156,14 +156,16 @@ def _wait(server: Server, path: str) -> None:
 
 
 @pytest.fixture(autouse=True)
-def _logging_as_before() -> Iterator[None]:
-    """A test that configures logging, as commands do, leaves it as it was."""
-    names = [name for name in logging.root.manager.loggerDict if name.partition(".")[0] in OURS]
-    loggers = [logging.getLogger(name) for name in {*OURS, *names}]
-    before = [(one, one.level, one.propagate, one.disabled, one.handlers[:]) for one in loggers]
-    yield
-    for one, level, one.propagate, one.disabled, one.handlers in before:
-        one.setLevel(level)
+def _logging_as_new() -> None:
+    """Commands configure logging, and a library that vLLM imports sets the root logger's level."""
+    logging.getLogger().setLevel(logging.WARNING)
+    for name, logger in logging.root.manager.loggerDict.items():
+        if isinstance(logger, logging.Logger) and name.partition(".")[0] in OURS:
+            logger.disabled = False
+            logger.propagate = True
+            if name in OURS:
+                logger.setLevel(logging.NOTSET)
+                logger.handlers.clear()
 
 
 @pytest.fixture

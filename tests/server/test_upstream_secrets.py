@@ -83,7 +83,7 @@ async def test_nothing_is_in_the_log_nor_in_a_refusal(here, log):
         assert answer.json()["error"]["message"]
     for secret in (MARK, KEY, USER):
         assert secret not in log.text
-    assert "scorer tells failed: RuntimeError" in log.text
+    assert "scorer tells failed: raised RuntimeError" in log.text
 
 
 async def test_the_check_finds_what_is_there(here, caplog):
