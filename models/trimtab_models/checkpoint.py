@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from trimtab_models import kinds, manifest, outputs, peft, pretrained
+from trimtab_models import kinds, manifest, outputs, peft, pretrained, probe
 from trimtab_models.card import card
 from trimtab_models.files import Unusable, check_files
 from trimtab_models.info import Family, Link, ScorerInfo, parse
@@ -120,6 +120,8 @@ def _whole(source: str | Path, family: Family, **options: Any) -> PreTrainedMode
         labels = pretrained.configuration(source).num_labels
         bins = labels if family == "distribution" else 1
         model = scalar_head(source, bins=bins, fresh=False, **options)
+    elif family == "probe":
+        model = probe.load(source, **options)
     else:
         model = vocabulary_head(source, **options)
     return model

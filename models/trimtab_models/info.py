@@ -6,7 +6,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from trimtab_models.files import Unusable, listed
 
-Family = Literal["head", "distribution", "vocabulary", "log_ratio"]
+Family = Literal["head", "distribution", "vocabulary", "log_ratio", "probe"]
 Link = Literal["identity", "sigmoid", "log_sigmoid"]
 
 STEERS = 0.6

@@ -12,17 +12,19 @@ from transformers.models.auto.modeling_auto import (
 
 from trimtab_models.files import Unusable
 
-Kind = Literal["language", "sequence", "token", "other"]
+Kind = Literal["language", "sequence", "token", "probe", "other"]
 
 _CLASSES: dict[Kind, frozenset[str]] = {
     "language": frozenset(map(str, MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values())),
     "sequence": frozenset(map(str, MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES.values())),
     "token": frozenset(map(str, MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES.values())),
+    "probe": frozenset({"Probe"}),
 }
 _NAMES: dict[Kind, str] = {
     "language": "a language model",
     "sequence": "a sequence classifier",
     "token": "a token classifier",
+    "probe": "a probe of a base's states",
     "other": "another network",
 }
 _HEADS = "a head (*ForTokenClassification, *ForSequenceClassification)"
@@ -32,6 +34,7 @@ _SERVES: dict[str, tuple[tuple[Kind, ...], str]] = {
     "vocabulary": (("language",), "lacks an output over the vocabulary (*ForCausalLM)"),
     "log_ratio": (("language",), "lacks an output over the vocabulary (*ForCausalLM)"),
     "text": (("sequence",), "has no classifier of texts (*ForSequenceClassification)"),
+    "probe": (("probe",), "is no probe, which `trimtab train --set probe.rank=16` makes"),
 }
 """For each family: the kinds that can serve it, and what the others lack."""
 
