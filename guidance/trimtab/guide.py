@@ -29,9 +29,13 @@ from trimtab.rows import Row, RowFault, Step, StepPlan, StepScores, cohorts, mem
 from trimtab.scorers.base import Scorer
 from trimtab.scoring.calls import ScorerFailed, checked
 from trimtab.scoring.pool import Ids
+from trimtab.states import States
 from trimtab_models.readout import soft_value
 
 log = logging.getLogger(__name__)
+
+LOST = "has no states of the base for this text"
+"""The fault of a probe whose engine has none, or whose row's were lost."""
 
 
 class Guide:
@@ -42,12 +46,19 @@ class Guide:
         self.registry = Registry(scorers, timeout)
         # Weak, so that a guide, and its scorers' thread, end with its last reference.
         self.records = Records(self.registry, WeakMethod(self.score_rows))
+        self.states = States()
 
-    def step(self, logits: Tensor, rows: Sequence[tuple[int, Row]]) -> None:
+    def step(
+        self, logits: Tensor, rows: Sequence[tuple[int, Row]], hidden: Tensor | None = None
+    ) -> None:
         """Guide one decode step, in place.
 
-        logits: [batch, vocab] float32; rows: (index into logits, row with its current prefix).
+        logits: [batch, vocab] float32; rows: (index into logits, row with its current prefix);
+        hidden: [batch, hidden], the base's states behind the logits, which probes read.
         """
+        if hidden is not None:
+            reading = [(i, row) for i, row in rows if self.registry.reads_states(row)]
+            self.states.follow(reading, hidden)
         for _, row in rows:
             self.records.keep(row)
         active = [(i, row) for i, row in rows if row.params.steers and row.fault is None]
@@ -161,7 +172,8 @@ class Guide:
         def read(some: Sequence[Row], candidates: Sequence[Ids]) -> Callable[[], Tensor]:
             keys, prefixes = [row.key for row in some], [row.prefix for row in some]
             prompts = [row.prompt for row in some]
-            return partial(scorer.histograms, keys, prefixes, candidates, prompts)
+            states = self._states(scorer, some)
+            return partial(scorer.histograms, keys, prefixes, candidates, prompts, **states)
 
         selected, candidates = [rows[r] for r in members], [groups[r] for r in members]
         logits = self._call(name, selected, candidates, read, scorer.returns.shape)
@@ -180,8 +192,9 @@ class Guide:
             strengths = [self._strength(row, name) for row in some]
             keys, prefixes = [row.key for row in some], [row.prefix for row in some]
             prompts = [row.prompt for row in some]
-            score = self.registry.scorer_of(some[0], name).score
-            return partial(score, keys, prefixes, candidates, strengths, prompts)
+            scorer = self.registry.scorer_of(some[0], name)
+            states = self._states(scorer, some)
+            return partial(scorer.score, keys, prefixes, candidates, strengths, prompts, **states)
 
         return self._call(name, rows, groups, read, ())
 
@@ -220,10 +233,16 @@ class Guide:
         if not torch.isfinite(flat).all():
             for row, result in zip(rows, flat.split(sizes), strict=True):
                 if not torch.isfinite(result).all():
-                    log.warning("scorer %s returned a score that is not finite", name)
-                    self.fail(row, name, "returned a score that is not finite")
+                    lost = scorer.reads_states and not self.states.of([row]).isfinite().all()
+                    reason = LOST if lost else "returned a score that is not finite"
+                    log.warning("scorer %s %s", name, reason)
+                    self.fail(row, name, reason)
             flat = flat.nan_to_num(0.0, 0.0, 0.0)
         return flat
+
+    def _states(self, scorer: Scorer, rows: Sequence[Row]) -> dict[str, Tensor]:
+        """The base's states of some rows, if the scorer reads them."""
+        return {"states": self.states.of(rows)} if scorer.reads_states else {}
 
     def _weight(self, row: Row, name: str) -> float:
         """The factor of β: w, divided by the scorer's deviation if its scores are normalised."""

@@ -1,5 +1,7 @@
 """Load the scorers of a configuration."""
 
+from pathlib import Path
+
 import torch
 
 from trimtab.config import GuidanceConfig, ScorerSpec
@@ -21,12 +23,14 @@ def load_scorers(
     tokenizer: str | Detokenizer | None = None,
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
+    model: str | Path | None = None,
 ) -> dict[str, Scorer]:
     """Load every scorer of a configuration; composites are loaded last.
 
     max_length: longest prefix, in tokens. vocab_size: of the base.
     tokenizer: the base's, or its directory or hub name, for scorers that read text. Without it,
     networks are assumed to share it.
+    model: the base's directory or hub name, for probes, which read its states.
 
     Raises:
         ScorerLoadError: a scorer cannot be loaded, or cannot be served exactly.
@@ -35,7 +39,7 @@ def load_scorers(
     specs = {name: _complete(name, spec) for name, spec in config.scorers.items()}
     share = _share(config.cache_bytes, specs)
     scorers: dict[str, Scorer] = {}
-    loader = Loader(base, max_length, vocab_size, share, dtype, device, scorers)
+    loader = Loader(base, max_length, vocab_size, share, dtype, device, scorers, model)
     for name, spec in sorted(specs.items(), key=lambda s: _class(s[1]).composes):
         try:
             scorers[name] = _loaded(_class(spec), spec, loader)

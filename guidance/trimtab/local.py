@@ -8,6 +8,7 @@ guidance.score(["What a kind answer.", "Go away."])
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers import LogitsProcessorList
@@ -18,7 +19,8 @@ from trimtab.errors import InvalidGuidance, ScorerFault
 from trimtab.guide import Guide
 from trimtab.loading import load_scorers
 from trimtab.params import GuidanceParams
-from trimtab.rows import next_key
+from trimtab.rows import Row, next_key
+from trimtab.scoring.states import HiddenStates
 from trimtab.search.scoring import score_sequences
 
 SCORED_AT_ONCE = 256
@@ -31,6 +33,7 @@ class Guidance:
     Args:
         scorers: name → a checkpoint's directory or hub name, or the fields of a ScorerSpec.
         tokenizer: of the base model.
+        model: the base itself, whose states probes read; other scorers do not need it.
         max_length: longest prefix, in tokens.
         cache_bytes: memory for the prefix caches of all scorers.
         device: of the scorers; preferably the base's device.
@@ -48,6 +51,7 @@ class Guidance:
         scorers: Mapping[str, str | Mapping[str, Any]],
         tokenizer: Any,
         *,
+        model: Any = None,
         max_length: int = 8192,
         cache_bytes: int = CACHE_BYTES,
         device: torch.device | str = "cpu",
@@ -70,8 +74,11 @@ class Guidance:
                 tokenizer=tokenizer,
                 dtype=dtype,
                 device=device,
+                model=None if model is None else model.name_or_path,
             )
         )
+        self.model = model
+        self.hidden = None if model is None else HiddenStates(model.get_output_embeddings())
         if weights is not None:
             fields["scorers"] = dict(weights)
         self.params = GuidanceParams.parse(fields).resolve(self.guide.registry.scorers)
@@ -83,7 +90,9 @@ class Guidance:
 
         Pass the arguments of `generate`; `attention_mask` marks the left padding.
         """
-        return LogitsProcessorList([TransformersGuidance(self.guide, self.params, attention_mask)])
+        return LogitsProcessorList(
+            [TransformersGuidance(self.guide, self.params, attention_mask, self.hidden)]
+        )
 
     def score(self, texts: Sequence[str]) -> dict[str, list[float]]:
         """s_i of each text, by scorer; special tokens are added as the tokenizer adds them.
@@ -99,6 +108,7 @@ class Guidance:
         for first in range(0, len(sequences), SCORED_AT_ONCE):
             batch = sequences[first : first + SCORED_AT_ONCE]
             keys = [next_key() for _ in batch]
+            self._know(batch)
             result = score_sequences(self.guide, self.params, batch, keys)
             self.guide.registry.forget(keys)
             if (error := result["error"]) is not None:
@@ -106,3 +116,13 @@ class Guidance:
             for name, values in result["scores"].items():
                 scores[name] += values
         return scores
+
+    @torch.inference_mode()
+    def _know(self, sequences: Sequence[Sequence[int]]) -> None:
+        """Compute the base's states before the last token of each sequence, if a scorer needs them."""
+        if self.model is None or not self.guide.registry.reads_states(Row(self.params, 0)):
+            return
+        for sequence in sequences:
+            ids = torch.tensor([sequence[:-1]], device=self.model.device)
+            states = self.model.base_model(input_ids=ids, use_cache=False).last_hidden_state[0]
+            self.guide.states.know(np.array(sequence[:-1], dtype=np.int64), states)

@@ -41,6 +41,11 @@ class Registry:
         """The version of a scorer that a row started with."""
         return row.scorers.get(name) or self.scorers[name]
 
+    def reads_states(self, row: Row) -> bool:
+        """Whether one of a row's scorers reads the base's states."""
+        names = row.params.scorers or {}
+        return any(self.scorer_of(row, name).reads_states for name in names)
+
     def serve(self, name: str, version: str | None) -> None:
         """Switch a name to a version, or remove the name if `version` is None."""
         self.faults.pop(name, None)

@@ -11,6 +11,7 @@ from torch import Tensor
 from trimtab.params import GuidanceParams
 from trimtab.scorers.base import Scorer
 from trimtab.scoring.pool import NO_IDS, Ids, common_prefix
+from trimtab.scoring.states import RowState
 from trimtab.scoring.text import Prompt, PromptContext
 
 ROUNDING = 1e-4
@@ -100,6 +101,7 @@ class Row:
     read: set[str] = field(default_factory=set)  # scorers that have read its prefix
     steps: dict[int, Step] = field(default_factory=dict)  # by position, so replays overwrite
     scored: StepScores | None = None
+    state: RowState | None = None  # the base's states, if a scorer reads them
     plan: StepPlan | None = None  # of this step, with a kl_budget or floors
     untraced: bool = False  # its trace was dropped to save memory
 

@@ -13,6 +13,7 @@ from trimtab.errors import ScorerFault
 from trimtab.guide import Guide
 from trimtab.params import GuidanceParams
 from trimtab.rows import Row
+from trimtab.scoring.states import HiddenStates
 
 
 class TransformersGuidance(LogitsProcessor):
@@ -27,8 +28,11 @@ class TransformersGuidance(LogitsProcessor):
         guide: Guide,
         params: GuidanceParams,
         attention_mask: Tensor | None = None,
+        hidden: HiddenStates | None = None,
     ) -> None:
+        """hidden: of the model's output embedding, for probes."""
         self.guide = guide
+        self.hidden = hidden
         self.params = params.resolve(guide.registry.scorers)
         self.padding = None if attention_mask is None else (attention_mask == 0).sum(-1).tolist()
         self.rows: list[Row] = []
@@ -41,15 +45,19 @@ class TransformersGuidance(LogitsProcessor):
         """
         if not self.rows:
             length = input_ids.shape[1]
-            self.rows = [Row(self.params, length) for r in range(len(input_ids))]
+            count = len(input_ids)
+            self.rows = [Row(self.params, length - self._padding(r, count)) for r in range(count)]
         ids = input_ids.cpu().numpy()
         for r, row in enumerate(self.rows):
-            # generate() repeats each prompt for num_return_sequences, in order.
-            padding = self.padding[r * len(self.padding) // len(ids)] if self.padding else 0
-            row.prefix = ids[r, padding:]
+            row.prefix = ids[r, self._padding(r, len(ids)) :]
         logits = scores.to(torch.float32, copy=True)
-        self.guide.step(logits, list(enumerate(self.rows)))
+        hidden = None if self.hidden is None else self.hidden.of(len(self.rows))
+        self.guide.step(logits, list(enumerate(self.rows)), hidden)
         failed = next((row.fault for row in self.rows if row.fault is not None), None)
         if failed is not None and self.params.on_error == "fail":
             raise ScorerFault(f"scorer '{failed.scorer}' {failed.message}.")
         return logits
+
+    def _padding(self, r: int, count: int) -> int:
+        """Padding tokens of a row; generate() repeats each prompt, in order."""
+        return self.padding[r * len(self.padding) // count] if self.padding else 0

@@ -8,6 +8,7 @@ from trimtab.scorers.function import FunctionScorer
 from trimtab.scorers.head import HeadScorer
 from trimtab.scorers.loader import Loader, imported
 from trimtab.scorers.log_ratio import LogRatioScorer
+from trimtab.scorers.probe import ProbeScorer
 from trimtab.scorers.text import TextScorer
 from trimtab.scorers.vocabulary import VocabularyScorer
 
@@ -20,6 +21,7 @@ __all__ = [
     "Loader",
     "LogRatioScorer",
     "NetworkScorer",
+    "ProbeScorer",
     "Scorer",
     "TextScorer",
     "VocabularyScorer",
@@ -32,6 +34,7 @@ FAMILIES: dict[str, type[Scorer]] = {
         HeadScorer,
         DistributionScorer,
         VocabularyScorer,
+        ProbeScorer,
         LogRatioScorer,
         TextScorer,
         FunctionScorer,

@@ -40,8 +40,12 @@ class Scorer(ABC):
     """Whether it combines other scorers, which are then loaded first."""
     hot: ClassVar[bool] = False
     """Whether it can be hot-loaded: data only, never code."""
-    distributional: ClassVar[bool] = False
+    distributional: bool = False
     """Whether it has `histograms` of returns, which kl_budget and floors need."""
+    reads_states: bool = False
+    """Whether `score` and `histograms` get the base's states as a keyword, `states`: h and m of
+    each row (see scoring/states.py), [rows, 2, hidden] float32, NaN in a row whose states are lost.
+    """
     reads: str = "tokens"
     """Its input: the base's tokens, or text and in which form; see ScorerSpec.reads."""
 

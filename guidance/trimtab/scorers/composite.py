@@ -33,6 +33,7 @@ class CompositeScorer(Scorer):
             )
         )
         self.parts = dict(parts)
+        self.reads_states = any(scorer.reads_states for scorer, _ in parts.values())
         parts_read = {scorer.reads for scorer, _ in parts.values()}
         self.reads = next((kind for kind in ("chat", "tokens") if kind in parts_read), "text")
 
@@ -57,12 +58,16 @@ class CompositeScorer(Scorer):
         candidates: Sequence[Ids],
         strengths: Sequence[float],
         prompts: Sequence[Prompt] = (),
+        **states: Tensor,
     ) -> Tensor:
-        """See Scorer.score."""
-        scores = [
-            w * scorer.score(keys, prefixes, candidates, [c * w for c in strengths], prompts)
-            for scorer, w in self.parts.values()
-        ]
+        """See Scorer.score; states: for the parts that read them."""
+        scores = []
+        for scorer, w in self.parts.values():
+            read = states if scorer.reads_states else {}
+            strengths_w = [c * w for c in strengths]
+            scores.append(
+                w * scorer.score(keys, prefixes, candidates, strengths_w, prompts, **read)
+            )
         return torch.stack(scores).sum(0)
 
     @property

@@ -3,6 +3,7 @@
 import importlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -30,6 +31,7 @@ class Loader:
 
     tokenizer: the base's; None if networks are assumed to share it. max_length: longest prefix, in
     tokens. vocab_size: of the base. pool_bytes: of each prefix pool. loaded: the scorers so far.
+    base: directory or hub name of the base, if its states are at hand.
     """
 
     tokenizer: Detokenizer | None
@@ -39,6 +41,7 @@ class Loader:
     dtype: torch.dtype
     device: torch.device | str
     loaded: Mapping[str, "Scorer"] = field(default_factory=dict)
+    base: str | Path | None = None
 
     def network(
         self, spec: ScorerSpec, family: Family

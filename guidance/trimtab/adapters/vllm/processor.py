@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 from vllm.config import VllmConfig
+from vllm.model_executor.layers.logits_processor import LogitsProcessor as LogitsModule
 from vllm.sampling_params import SamplingParams
 from vllm.tokenizers import cached_tokenizer_from_config
 from vllm.v1.sample.logits_processor import LogitsProcessor as V1LogitsProcessor
@@ -38,6 +39,7 @@ from trimtab.params import GuidanceParams
 from trimtab.rows import Row, RowFault
 from trimtab.scorers import Scorer
 from trimtab.scoring.pool import Ids
+from trimtab.scoring.states import HiddenStates
 from trimtab.scoring.text import PromptContext
 from trimtab.xargs import CARRIED, RECORD_KEY, VERSIONS_KEY, from_xargs
 
@@ -82,6 +84,7 @@ class GuidanceProcessor(V1LogitsProcessor, V2LogitsProcessor):
             tokenizer=_tokenizer(model),
             dtype=self.dtype,
             device=self.device,
+            model=model.model,
         )
         self.leads = ranks.leads()
         try:
@@ -96,7 +99,8 @@ class GuidanceProcessor(V1LogitsProcessor, V2LogitsProcessor):
         self.rows: dict[int, Row] = {}  # V1: by batch index; V2: by request slot
         self.prompts: dict[int, Ids] = {}  # V1: by row key
         self.outputs: dict[int, list[int]] = {}  # V1: by row key; vLLM's own live lists
-        self.runner: Any = None  # V1: set by the worker extension
+        self.runner: Any = None  # set by the worker extension
+        self.hidden: HiddenStates | None = None
 
     def is_argmax_invariant(self) -> bool:
         """False: guidance may change which token is most likely."""
@@ -147,6 +151,14 @@ class GuidanceProcessor(V1LogitsProcessor, V2LogitsProcessor):
         ranks.share(logits, [b for b, slot in enumerate(slots) if slot in self.rows])
         return logits
 
+    def attach(self, runner: Any) -> None:
+        """Use a runner: for V1 its mask of rows that still load, and the base's states."""
+        self.runner = runner
+        modules = runner.model.modules()
+        logits = next((m for m in modules if isinstance(m, LogitsModule)), None)
+        if logits is not None:
+            self.hidden = HiddenStates(logits, argument=1)
+
     def load(self, version: str, spec: ScorerSpec, root: Path) -> None:
         """Start to load a scorer in a thread, so that decoding continues."""
         loaded: Future[Scorer] = Future()
@@ -175,7 +187,8 @@ class GuidanceProcessor(V1LogitsProcessor, V2LogitsProcessor):
         rows: list[tuple[int, Row]] = []
         try:
             rows = self._v1_rows(len(logits)) if ctx is None else self._v2_rows(ctx)
-            self.guide.step(logits, rows)
+            hidden = None if self.hidden is None else self.hidden.of(len(logits))
+            self.guide.step(logits, rows, hidden)
         except Exception as error:
             # Last resort: no row of this step is guided any more.
             log.error("guidance failed: %s", type(error).__name__)
@@ -222,6 +235,7 @@ class GuidanceProcessor(V1LogitsProcessor, V2LogitsProcessor):
             self._forget(row)
 
     def _forget(self, row: Row) -> None:
+        self.guide.states.end(row)
         # The scorers' pools keep the prefix, for other rows to share, until it is evicted.
         self.prompts.pop(row.key, None)
         self.outputs.pop(row.key, None)

@@ -145,8 +145,8 @@ def _processor(runner: Any) -> GuidanceProcessor:
     else:
         processors = runner.sampler.logits_processors
     processor: GuidanceProcessor = next(p for p in processors if isinstance(p, GuidanceProcessor))
-    if processor.states is None:
-        processor.runner = runner
+    if processor.runner is None:
+        processor.attach(runner)
     return processor
 
 

@@ -1,0 +1,121 @@
+"""probe: a value head on the base's own states, for every next token from one small product.
+
+The engine hands over the states h and m of each row (scoring/states.py), so the scorer forwards no
+token. Its outputs are read as those of `head` and `distribution`: a link, or the soft value of a
+histogram over returns. A probe works with the base that it was trained on, and with no other.
+"""
+
+from collections.abc import Sequence
+from typing import Self
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from trimtab.config import ScorerSpec
+from trimtab.errors import ScorerLoadError
+from trimtab.scorers.base import Scorer
+from trimtab.scorers.loader import Loader
+from trimtab.scoring.pool import Ids
+from trimtab.scoring.text import Prompt
+from trimtab_models import checkpoint, probe
+from trimtab_models.checkpoint import ScorerInfo
+from trimtab_models.probe import Probe
+from trimtab_models.readout import LINKS, soft_value
+
+
+class ProbeScorer(Scorer):
+    """s(prefix + v) of the candidates, from the states before v."""
+
+    family = "probe"
+    checkpointed = True
+    hot = True
+    reads_states = True
+
+    def __init__(self, info: ScorerInfo, network: Probe, table: Tensor) -> None:
+        """table: [vocab, rank], `network.table` of the base's embedding.
+
+        Raises:
+            ScorerLoadError: its outputs do not fit its description.
+        """
+        super().__init__(info)
+        outputs = network.config.outputs
+        if (info.support is None) != (outputs == 1):
+            raise ScorerLoadError(
+                f"its {outputs} outputs do not fit its description; expected one output, or a "
+                '"support" of the returns of several'
+            )
+        self.network, self.vectors = network, table
+        self.distributional = info.support is not None
+        if info.support is not None:
+            self.returns = torch.linspace(*info.support, outputs)
+            """The return of each output, [outputs] float32 on the host."""
+
+    @classmethod
+    def precheck(cls, spec: ScorerSpec) -> None:
+        """See Scorer.precheck."""
+        checkpoint.precheck(spec.path, "probe")
+
+    @classmethod
+    def load(cls, spec: ScorerSpec, loader: Loader) -> Self:
+        """See Scorer.load."""
+        if loader.base is None:
+            raise ScorerLoadError(
+                "it reads the base's states, which are not at hand here; a probe needs the base "
+                "in the same engine"
+            )
+        loaded, info = checkpoint.load(spec.path, family="probe")
+        network: Probe = loaded  # type: ignore[assignment]
+        probe.check_base(network, spec.path, loader.base)
+        with torch.inference_mode():
+            table = network.table(probe.embedding(loader.base))
+        return cls(info, network.to(loader.device), table.to(loader.device))
+
+    def score(
+        self,
+        keys: Sequence[int],
+        prefixes: Sequence[Ids],
+        candidates: Sequence[Ids],
+        strengths: Sequence[float],
+        prompts: Sequence[Prompt] = (),
+        *,
+        states: Tensor,
+    ) -> Tensor:
+        """See Scorer.score; states: h and m of each row, [rows, 2, hidden]."""
+        outputs = self.histograms(keys, prefixes, candidates, prompts, states=states)
+        if not self.distributional:
+            return LINKS[self.info.link](outputs[:, 0])
+        counts = torch.tensor([len(group) for group in candidates])
+        c = torch.tensor(strengths, dtype=torch.float32).repeat_interleave(counts)
+        return soft_value(outputs, self.returns.to(outputs.device), c.to(outputs.device))
+
+    @torch.inference_mode()
+    def histograms(
+        self,
+        keys: Sequence[int],
+        prefixes: Sequence[Ids],
+        candidates: Sequence[Ids],
+        prompts: Sequence[Prompt] = (),
+        *,
+        states: Tensor,
+    ) -> Tensor:
+        """The outputs for each candidate, [Σ candidates, outputs]; see Scorer.score."""
+        if states.shape[-1] != self.network.config.hidden_size:  # those of all rows are lost
+            states = states.new_full((len(states), 2, self.network.config.hidden_size), torch.nan)
+        level, factors = self.network.parts(states.to(self.vectors.device))
+        # Larger ids use the last entry, as in Backbone.
+        tokens = np.minimum(np.concatenate(candidates), len(self.vectors) - 1)
+        vectors = self.vectors[torch.from_numpy(tokens).to(self.vectors.device)]  # [Σ, rank]
+        counts = [len(group) for group in candidates]
+        parts = zip(vectors.split(counts), level, factors, strict=True)
+        return torch.cat([a + part @ b.T for part, a, b in parts])
+
+    @property
+    def keeps_time(self) -> bool:
+        """See Scorer.keeps_time."""
+        return True
+
+    @property
+    def parameters(self) -> int:
+        """Parameters of the probe, without the base's embedding."""
+        return self.network.num_parameters()

@@ -1,0 +1,113 @@
+"""The sums of the base's states of all rows, from step to step.
+
+A row's sum grows by one state at each step. After a preemption the engine computes only the last
+state again, and a search continues the tokens of rows that have ended: then the sum that is known
+for these very tokens is taken over. It is never used for other tokens. A row whose sum is lost has
+NaN for its states, and with them for the scores of its probes, so it fails.
+"""
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from weakref import WeakValueDictionary
+
+import torch
+from torch import Tensor
+
+from trimtab.rows import Row
+from trimtab.scoring.pool import Ids
+from trimtab.scoring.states import RowState, StateBatch
+
+MAX_BYTES = 64 * 2**20
+"""Bytes of the sums of ended rows."""
+
+
+class States:
+    """The states of a guide's rows."""
+
+    def __init__(self) -> None:
+        self.live: WeakValueDictionary[int, Row] = WeakValueDictionary()
+        self.ended: OrderedDict[bytes, RowState] = OrderedDict()  # by tokens, oldest first
+
+    def follow(self, rows: Sequence[tuple[int, Row]], hidden: Tensor) -> None:
+        """Add this step's states to the rows' sums.
+
+        rows: (index into `hidden`, row with its current prefix). hidden: [batch, hidden].
+        """
+        new = [(i, row) for i, row in rows if row.state is None or row.state.at(row.prefix) is None]
+        if not new:
+            return  # the same step again
+        index = torch.tensor([i for i, _ in new], device=hidden.device)
+        batch = self._added([row for _, row in new], hidden[index].float())
+        for r, (_, row) in enumerate(new):
+            if row.state is not None:
+                row.state.former = None
+            row.state = RowState(batch, r, row.prefix, row.state)
+            self.live[row.key] = row
+
+    def of(self, rows: Sequence[Row]) -> Tensor:
+        """h_t and m_t of each row at its prefix, [rows, 2, hidden] float32; NaN where unknown."""
+        states = [self._at(row, row.prefix) for row in rows]
+        known = [state for state in states if state is not None]
+        if not known:
+            return torch.full((len(rows), 2, 1), torch.nan)
+        batch = known[0].batch
+        if len(known) == len(rows) and all(state.batch is batch for state in known):
+            index = [state.index for state in known]
+            whole = index == list(range(len(batch.last)))
+            return batch.states if whole else batch.states[torch.tensor(index)]
+        lost = torch.full_like(batch.states[0], torch.nan)
+        return torch.stack(
+            [lost if state is None else state.batch.states[state.index] for state in states]
+        )
+
+    def end(self, row: Row) -> None:
+        """Keep the sums of a row that has left the batch: it may come back, or be continued."""
+        state = row.state
+        while state is not None:
+            self._keep(RowState(state.batch.one(state.index), 0, state.prefix))
+            state = state.former
+
+    def know(self, prefix: Ids, states: Tensor) -> None:
+        """Keep the states of a text that no row has produced; states: h_0 … h_t, [t + 1, hidden]."""
+        states = states.float()
+        counts = torch.full((1, 1), float(len(states)), device=states.device)
+        self._keep(
+            RowState(StateBatch(states[-1:], states.sum(0, keepdim=True), counts), 0, prefix)
+        )
+
+    def _keep(self, state: RowState) -> None:
+        self.ended[state.prefix.tobytes()] = state
+        size = 2 * state.batch.last.nbytes + state.prefix.nbytes
+        while len(self.ended) > max(MAX_BYTES // size, 1):
+            self.ended.popitem(last=False)
+
+    def _added(self, rows: Sequence[Row], last: Tensor) -> StateBatch:
+        """The rows' states after one more state each, last: [rows, hidden] float32."""
+        before = [self._before(row) for row in rows]
+        batch = before[0].batch if before[0] is not None else None
+        order = [state.index for state in before if state is not None and state.batch is batch]
+        if batch is not None and order == list(range(len(batch.last))) and len(order) == len(rows):
+            return StateBatch(last, batch.totals + last, batch.counts + 1)
+        totals, counts = last.clone(), torch.ones(len(rows), 1, device=last.device)
+        for r, (row, state) in enumerate(zip(rows, before, strict=True)):
+            if state is not None:
+                totals[r] += state.batch.totals[state.index]
+                counts[r] += state.batch.counts[state.index]
+            elif len(row.prefix) != row.prompt.length:
+                totals[r] = torch.nan
+        return StateBatch(last, totals, counts)
+
+    def _before(self, row: Row) -> RowState | None:
+        """A row's states one token earlier; None at the beginning of its answer, or if unknown."""
+        return None if len(row.prefix) <= row.prompt.length else self._at(row, row.prefix[:-1])
+
+    def _at(self, row: Row, prefix: Ids) -> RowState | None:
+        """The states at a prefix: the row's own, an ended row's, or another row's."""
+        own = None if row.state is None else row.state.at(prefix)
+        if own is not None:
+            return own
+        ended = self.ended.get(prefix.tobytes())
+        if ended is not None:
+            return ended
+        others = (other.state.at(prefix) for other in self.live.values() if other.state is not None)
+        return next((state for state in others if state is not None), None)
