@@ -22,24 +22,35 @@ LINKS = {
 }
 
 
+def normalised(state):
+    return (state - state.mean()) / (state.var(correction=0) + 1e-5).sqrt()
+
+
 class Reference:
     def __init__(self, base, scorers):
-        """base: a causal LM. scorers: name → checkpoint directory of a head or distribution."""
+        """base: a causal LM. scorers: name → checkpoint of a head, distribution or probe."""
         self.base = base.eval()
         self.scorers = {name: load(path) for name, path in scorers.items()}
         # Settings that are compared on the same prompts begin with the same prefixes.
         self.logits = functools.lru_cache(maxsize=4096)(self._logits)
         self.outputs = functools.lru_cache(maxsize=100_000)(self._outputs)
+        self.probed = functools.lru_cache(maxsize=100_000)(self._probed)
 
     @torch.inference_mode()
     def _logits(self, prefix):
         return self.base(torch.tensor([prefix]), use_cache=False).logits[:, -1].float()
 
-    def scores(self, name, prefix, candidates, params):
-        """One score a candidate, as the request with these parameters gets it."""
+    def scores(self, name, prefix, candidates, params, start=0):
+        """One score a candidate, as the request with these parameters gets it.
+
+        start: length of the prompt, where the answer of which a probe reads the mean begins.
+        """
         info = self.scorers[name][1]
-        outputs = self.outputs(name, tuple(prefix), tuple(candidates))
-        if info.family == "head":
+        if info.family == "probe":
+            outputs = self.probed(name, tuple(prefix), tuple(candidates), start)
+        else:
+            outputs = self.outputs(name, tuple(prefix), tuple(candidates))
+        if info.support is None:
             return [LINKS[info.link](value) for [value] in outputs]
         c = params.beta * params.scorers[name] / (info.deviation if params.normalize else 1)
         low, high = info.support
@@ -57,7 +68,22 @@ class Reference:
         return head(hidden).tolist()
 
     @torch.inference_mode()
-    def step(self, prefix, params: GuidanceParams):
+    def _probed(self, name, prefix, candidates, start):
+        """outputs[b] = A(u)[b] + ⟨B(u)[b], P·e_v⟩/√r, u = MLP of the last state and the mean."""
+        model, _ = self.scorers[name]
+        states = self.base.base_model(torch.tensor([prefix]), use_cache=False).last_hidden_state[0]
+        answer = states[max(start, 1) - 1 :].double()
+        u = torch.cat([normalised(answer[-1]), normalised(answer.mean(0))]).float()
+        hidden = torch.nn.functional.silu(model.trunk[0](u))
+        embedding = self.base.get_output_embeddings().weight
+        scale = embedding.square().mean().sqrt()
+        rows = model.factors(hidden).view(model.config.outputs, -1)
+        level, rank = model.level(hidden), model.config.rank
+        tokens = [model.tokens(embedding[v] / scale) for v in candidates]
+        return [[float(a + b @ e / rank**0.5) for a, b in zip(level, rows, strict=True)] for e in tokens]
+
+    @torch.inference_mode()
+    def step(self, prefix, params: GuidanceParams, start=0):
         """The fused logits after `prefix`, and KL(π ‖ π0) over the whole vocabulary."""
         logits = self.logits(tuple(prefix))
         if params.beta == 0:
@@ -67,7 +93,7 @@ class Reference:
         bonus = [0.0] * len(candidates)
         for name, weight in (params.scorers or {}).items():
             info = self.scorers[name][1]
-            for i, score in enumerate(self.scores(name, prefix, candidates, params)):
+            for i, score in enumerate(self.scores(name, prefix, candidates, params, start)):
                 scaled = (score - info.mean) / info.deviation if params.normalize else score
                 bonus[i] += params.beta * weight * scaled
         fused = fuse_reference(logits, [candidates], [bonus], [params.tail])[0]
@@ -83,7 +109,7 @@ class Reference:
         """Tokens and total KL of the greedy guided answer."""
         prefix, total = list(prompt), 0.0
         for _ in range(max_tokens):
-            fused, kl = self.step(prefix, params)
+            fused, kl = self.step(prefix, params, len(prompt))
             prefix.append(int(fused.argmax()))
             total += kl
             if prefix[-1] == eos:
@@ -94,6 +120,6 @@ class Reference:
         """Total KL along a given answer; infinite if a token of it could not be sampled."""
         total = 0.0
         for i, token in enumerate(answer):
-            fused, kl = self.step([*prompt, *answer[:i]], params)
+            fused, kl = self.step([*prompt, *answer[:i]], params, len(prompt))
             total += kl if fused[token] > -math.inf else math.inf
         return total

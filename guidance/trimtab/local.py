@@ -119,7 +119,7 @@ class Guidance:
 
     @torch.inference_mode()
     def _know(self, sequences: Sequence[Sequence[int]]) -> None:
-        """Compute the base's states before the last token of each sequence, if a scorer needs them."""
+        """Compute the states before the last token of each sequence, if a scorer reads them."""
         if self.model is None or not self.guide.registry.reads_states(Row(self.params, 0)):
             return
         for sequence in sequences:

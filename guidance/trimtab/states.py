@@ -68,7 +68,7 @@ class States:
             state = state.former
 
     def know(self, prefix: Ids, states: Tensor) -> None:
-        """Keep the states of a text that no row has produced; states: h_0 … h_t, [t + 1, hidden]."""
+        """Keep the states of a text that no row produced; states: h_0 … h_t, [t + 1, hidden]."""
         states = states.float()
         counts = torch.full((1, 1), float(len(states)), device=states.device)
         self._keep(

@@ -2,8 +2,8 @@
 
     python conformance.py v1|v1-async|v2 DIRECTORY
 
-Random networks: a base and three scorers that disagree with it strongly: two of one number, of
-which one is a classifier's logit, and a distribution. Every check compares
+Random networks: a base and four scorers that disagree with it strongly: two of one number, of
+which one is a classifier's logit, a distribution, and a probe of the base's states. Every check compares
 greedy tokens, KL and final scores of requests inside a busy engine with the plain reference,
 and prints a line of JSON: how many were compared and how many differ. At the end of v1 stands a
 control: with rows that are never moved nor cleared, some must differ.
@@ -78,11 +78,13 @@ from reference import Reference  # noqa: E402
 
 from trimtab.params import GuidanceParams  # noqa: E402
 from trimtab.xargs import RECORD_KEY, to_xargs  # noqa: E402
+from trimtab_models import probe  # noqa: E402
 from trimtab_models.checkpoint import ScorerInfo, save  # noqa: E402
 from trimtab_models.networks import scalar_head  # noqa: E402
 
 VOCAB, LENGTH = 96, 256
 SCORERS = ("red", "blue", "green")
+PROBE = "grey"
 SLOW = RUNNER == "v2"  # Triton's interpreter
 ABORTED = [(1, 2), (4, 3), (7, 4)]
 
@@ -122,7 +124,12 @@ def build():
         bins = 7 if "support" in kind else 1
         make = functools.partial(scalar_head, bins=bins)
         save(network(make, seed, 32), None, info, ROOT / name)
-    return Reference(base, {name: ROOT / name for name in SCORERS})
+    made = probe.new(ROOT / "base", outputs=7)
+    for part in (made.level, made.factors):
+        torch.nn.init.normal_(part.weight, std=0.3)
+    info = ScorerInfo(family="probe", support=(-2.0, 3.0), mean=0.4, deviation=1.5)
+    save(made, None, info, ROOT / PROBE)
+    return Reference(base, {name: ROOT / name for name in (*SCORERS, PROBE)})
 
 
 def engine():
@@ -144,7 +151,7 @@ def engine():
         worker_extension_cls="trimtab.adapters.worker.GuidanceWorker",
         additional_config={
             "trimtab": {
-                "scorers": {name: {"path": str(ROOT / name)} for name in SCORERS},
+                "scorers": {name: {"path": str(ROOT / name)} for name in (*SCORERS, PROBE)},
                 "cache_bytes": 3 * (LENGTH + 300) * 2 * 2 * 32 * 4,  # little more than one row
             }
         },
@@ -189,13 +196,15 @@ class Suite:
         return [
             GuidanceParams(scorers={"red": 1.0}, beta=3.0),
             GuidanceParams(scorers={"green": 1.0}, beta=4.0, mass=1.0, k=10, tail="mean"),
+            GuidanceParams(scorers={"grey": 1.0}, beta=4.0),
             GuidanceParams(scorers={"red": 1.0, "blue": 0.5}, beta=3.0, tail="mean"),
             None,
             GuidanceParams(scorers={"green": -1.0, "red": 0.5}, beta=2.0, normalize=True),
             GuidanceParams(scorers={"green": 1.0}, beta=0.0),
             GuidanceParams(scorers={"blue": -1.0}, beta=2.0, mass=1.0, k=10),
+            GuidanceParams(scorers={"grey": -1.0, "red": 0.5}, beta=3.0, normalize=True),
             GuidanceParams(scorers={"red": -2.0, "blue": 1.0}, beta=1.0, mass=0.9, normalize=True),
-        ][i % 8]
+        ][i % 10]
 
     def run(self, requests, abort=()):
         """Requests (prompt, guidance, max_tokens, n) at once; finished outputs by request id."""
@@ -239,7 +248,7 @@ class Suite:
                 if guidance is not None:
                     before, last = [*prompt, *answer[:-1]], answer[-1:]
                     final = {
-                        s: self.reference.scores(s, before, last, guidance)[0]
+                        s: self.reference.scores(s, before, last, guidance, len(prompt))[0]
                         for s in guidance.scorers
                     }
                     same = (

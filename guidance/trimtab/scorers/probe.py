@@ -30,6 +30,7 @@ class ProbeScorer(Scorer):
     family = "probe"
     checkpointed = True
     hot = True
+    reads = "states"
     reads_states = True
 
     def __init__(self, info: ScorerInfo, network: Probe, table: Tensor) -> None:

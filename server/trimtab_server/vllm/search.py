@@ -18,7 +18,14 @@ from vllm.exceptions import GenerationError
 from vllm.sampling_params import RequestOutputKind, SamplingParams
 
 from trimtab.adapters.vllm.ranks import first_answer
-from trimtab.adapters.vllm.search import drawn, row_key, score_arguments, scored, stop_tokens
+from trimtab.adapters.vllm.search import (
+    drawn,
+    row_key,
+    score_arguments,
+    scored,
+    stop_tokens,
+    unguided,
+)
 from trimtab.engine import GenerationRequest, Piece
 from trimtab.errors import TrimtabError
 from trimtab.params import GuidanceParams
@@ -184,13 +191,17 @@ class Driver:
     async def _draw(self, item: Draw) -> Drawn:
         exchange = Exchange(versions=self.versions, contexts=[item.context])
         EXCHANGE.set(exchange)  # in this task's own context
+        probes = {version.name for version in self.versions if version.reads == "states"}
+        guidance = self.guidance if item.guided else None
+        if guidance is None and probes:
+            guidance = unguided(self.guidance)
         top = min(item.top, self.engine.model_config.get_vocab_size())
         params = SamplingParams(
             **self.sampling,
             max_tokens=item.max_tokens,
             seed=item.seed,
             logprobs=top or None,
-            extra_args=to_xargs(self.guidance) if item.guided else None,
+            extra_args=None if guidance is None else to_xargs(guidance),
         )
         name = f"search-{self.number}-{next(self.draws)}"
         prompt = {"prompt_token_ids": list(item.prefix)}
@@ -200,7 +211,8 @@ class Driver:
         except GenerationError as error:
             raise exchange.fault or TrimtabError(plain(str(error))) from None
         record = exchange.record(0, 0) if item.guided else None
-        return drawn(last, top, record, len(self.guidance.scorers or ()))
+        reading = set(self.guidance.scorers or ()) - probes
+        return drawn(last, top, record, len(reading))
 
     async def _score(self, items: list[Score]) -> list[ScoredSequence]:
         keys = [row_key(self.number, item) for item in items]

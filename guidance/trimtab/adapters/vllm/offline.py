@@ -31,6 +31,7 @@ from trimtab.adapters.vllm.search import (
     score_arguments,
     scored,
     stop_tokens,
+    unguided,
 )
 from trimtab.config import GuidanceConfig
 from trimtab.errors import InvalidGuidance, ScorerFault, TrimtabError
@@ -109,10 +110,12 @@ class Sampler:
         self.tokenizer: Any = self.llm.get_tokenizer()
         self.max_length: int = self.llm.model_config.max_model_len
         self.distributional: dict[str, bool] = {}
+        self.probes: set[str] = set()
         if self.scorers:
             # This also sets the processor's runner.
             statuses = first_answer(self.engine.collective_rpc("trimtab_scorers"))
             self.distributional = {one["name"]: one["distributional"] for one in statuses}
+            self.probes = {one["name"] for one in statuses if one["reads"] == "states"}
         self._runs = 0
         # Loaded objects stay: exclude them from garbage collection.
         gc.freeze()
@@ -210,11 +213,13 @@ class Sampler:
                 for i, one in enumerate(batch)
             ]
             guided = guidance if batch[0].guided else None
+            sent = unguided(guidance) if guided is None and self.probes else guided
             top = min(batch[0].top, self.llm.model_config.get_vocab_size())
             results: dict[int, Drawn] = {}
-            for i, output in self._run(requests, temperature, top_p, guided, top):
-                record = self._record(output) if guided else None
-                results[i] = drawn(output, top, record, len(guidance.scorers or ()))
+            for i, output in self._run(requests, temperature, top_p, sent, top):
+                record = self._record(output) if sent else None
+                reading = set(guidance.scorers or ()) - self.probes
+                results[i] = drawn(output, top, record if guided else None, len(reading))
             return [results[i] for i in range(len(batch))]
 
         def score(batch: list[tuple[int, Score]]) -> list[ScoredSequence]:

@@ -80,6 +80,11 @@ def scored(result: Mapping[str, Any]) -> list[ScoredSequence]:
     ]
 
 
+def unguided(guidance: GuidanceParams) -> GuidanceParams:
+    """The same scorers at strength 0, for draws of the base whose states a probe will read."""
+    return GuidanceParams(scorers=guidance.scorers, beta=0.0)
+
+
 def stop_tokens(engine: EngineClient | LLMEngine) -> frozenset[int]:
     """The tokens that end an answer on this engine, for every request."""
     more = engine.input_processor.generation_config_fields.get("eos_token_id") or ()
@@ -90,7 +95,7 @@ def stop_tokens(engine: EngineClient | LLMEngine) -> frozenset[int]:
 def drawn(output: Any, top: int, record: Any, scorers: int) -> Drawn:
     """The result of a draw, from a finished request with flat log-probabilities.
 
-    record: of its guidance by `scorers` scorers, None if it was not guided. Each scorer read every
+    record: of its guidance, None if it was not guided. Each of `scorers` scorers read every
     candidate, the uncached part of the prefix, and the tokens of steps with one candidate.
     """
     [choice] = output.outputs
