@@ -33,7 +33,7 @@ class States:
 
         rows: (index into `hidden`, row with its current prefix). hidden: [batch, hidden].
         """
-        new = [(i, row) for i, row in rows if row.state is None or row.state.at(row.prefix) is None]
+        new = [(i, row) for i, row in rows if _own(row, row.prefix) is None]
         if not new:
             return  # the same step again
         index = torch.tensor([i for i, _ in new], device=hidden.device)
@@ -41,7 +41,7 @@ class States:
         for r, (_, row) in enumerate(new):
             if row.state is not None:
                 row.state.former = None
-            row.state = RowState(batch, r, row.prefix, row.state)
+            row.state = RowState(batch, r, row.prefix, _start(row), row.state)
             self.live[row.key] = row
 
     def of(self, rows: Sequence[Row]) -> Tensor:
@@ -64,19 +64,18 @@ class States:
         """Keep the sums of a row that has left the batch: it may come back, or be continued."""
         state = row.state
         while state is not None:
-            self._keep(RowState(state.batch.one(state.index), 0, state.prefix))
+            self._keep(RowState(state.batch.one(state.index), 0, state.prefix, state.start))
             state = state.former
 
-    def know(self, prefix: Ids, states: Tensor) -> None:
-        """Keep the states of a text that no row produced; states: h_0 … h_t, [t + 1, hidden]."""
+    def know(self, text: Ids, states: Tensor) -> None:
+        """Keep the states of a text without a prompt; states: [length of the text, hidden]."""
         states = states.float()
         counts = torch.full((1, 1), float(len(states)), device=states.device)
-        self._keep(
-            RowState(StateBatch(states[-1:], states.sum(0, keepdim=True), counts), 0, prefix)
-        )
+        batch = StateBatch(states[-1:], states.sum(0, keepdim=True), counts)
+        self._keep(RowState(batch, 0, text, 1))
 
     def _keep(self, state: RowState) -> None:
-        self.ended[state.prefix.tobytes()] = state
+        self.ended[state.start, state.prefix.tobytes()] = state
         size = 2 * state.batch.last.nbytes + state.prefix.nbytes
         while len(self.ended) > max(MAX_BYTES // size, 1):
             self.ended.popitem(last=False)
@@ -93,21 +92,28 @@ class States:
             if state is not None:
                 totals[r] += state.batch.totals[state.index]
                 counts[r] += state.batch.counts[state.index]
-            elif len(row.prefix) != row.prompt.length:
+            elif len(row.prefix) != _start(row):
                 totals[r] = torch.nan
         return StateBatch(last, totals, counts)
 
     def _before(self, row: Row) -> RowState | None:
         """A row's states one token earlier; None at the beginning of its answer, or if unknown."""
-        return None if len(row.prefix) <= row.prompt.length else self._at(row, row.prefix[:-1])
+        return None if len(row.prefix) <= _start(row) else self._at(row, row.prefix[:-1])
 
     def _at(self, row: Row, prefix: Ids) -> RowState | None:
         """The states at a prefix: the row's own, an ended row's, or another row's."""
-        own = None if row.state is None else row.state.at(prefix)
-        if own is not None:
-            return own
-        ended = self.ended.get(prefix.tobytes())
-        if ended is not None:
-            return ended
-        others = (other.state.at(prefix) for other in self.live.values() if other.state is not None)
-        return next((state for state in others if state is not None), None)
+        known = _own(row, prefix) or self.ended.get((_start(row), prefix.tobytes()))
+        if known is not None:
+            return known
+        states = (other.state for other in self.live.values() if other.state is not None)
+        found = (state.at(prefix, _start(row)) for state in states)
+        return next((state for state in found if state is not None), None)
+
+
+def _start(row: Row) -> int:
+    """Tokens of a row's prompt; the answer of a text without a prompt begins with its second."""
+    return max(row.prompt.length, 1)
+
+
+def _own(row: Row, prefix: Ids) -> RowState | None:
+    return None if row.state is None else row.state.at(prefix, _start(row))

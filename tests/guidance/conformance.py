@@ -3,10 +3,10 @@
     python conformance.py v1|v1-async|v2 DIRECTORY
 
 Random networks: a base and four scorers that disagree with it strongly: two of one number, of
-which one is a classifier's logit, a distribution, and a probe of the base's states. Every check compares
-greedy tokens, KL and final scores of requests inside a busy engine with the plain reference,
-and prints a line of JSON: how many were compared and how many differ. At the end of v1 stands a
-control: with rows that are never moved nor cleared, some must differ.
+which one is a classifier's logit, a distribution, and a probe of the base's states. Every check
+compares greedy tokens, KL and final scores of requests inside a busy engine with the plain
+reference, and prints a line of JSON: how many were compared and how many differ. At the end of v1
+stands a control: with rows that are never moved nor cleared, some must differ.
 """
 
 import functools

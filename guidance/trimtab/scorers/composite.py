@@ -35,7 +35,9 @@ class CompositeScorer(Scorer):
         self.parts = dict(parts)
         self.reads_states = any(scorer.reads_states for scorer, _ in parts.values())
         parts_read = {scorer.reads for scorer, _ in parts.values()}
-        self.reads = next((kind for kind in ("chat", "states", "tokens") if kind in parts_read), "text")
+        self.reads = next(
+            (kind for kind in ("chat", "states", "tokens") if kind in parts_read), "text"
+        )
 
     @classmethod
     def load(cls, spec: ScorerSpec, loader: Loader) -> Self:

@@ -64,11 +64,12 @@ class RowState:
     batch: StateBatch
     index: int
     prefix: Ids
+    start: int  # tokens of the prompt, with which the mean begins
     former: "RowState | None" = None
     """One token earlier: an engine may be a step ahead of what it has reported."""
 
-    def at(self, prefix: Ids) -> "RowState | None":
+    def at(self, prefix: Ids, start: int) -> "RowState | None":
         """The states at a prefix, if they are known."""
-        if len(prefix) == len(self.prefix) and np.array_equal(prefix, self.prefix):
+        if start == self.start and np.array_equal(prefix, self.prefix):
             return self
-        return None if self.former is None else self.former.at(prefix)
+        return None if self.former is None else self.former.at(prefix, start)

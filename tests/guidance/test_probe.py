@@ -1,0 +1,161 @@
+"""Probes: their network, and guidance by one in transformers, equal to a plain reference."""
+
+import pytest
+import torch
+from reference import Reference
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from trimtab import Guidance, demo
+from trimtab.config import GuidanceConfig
+from trimtab.errors import InvalidGuidance, ScorerFault, ScorerLoadError
+from trimtab.loading import load_scorers
+from trimtab.params import GuidanceParams
+from trimtab_models import base_weights, checkpoint, probe
+from trimtab_models.checkpoint import ScorerInfo
+
+HISTOGRAM = {"support": (-1.0, 1.0)}
+NUMBER = {"link": "sigmoid"}
+
+
+def made(directory, base, outputs=7, seed=0, **info):
+    """A checkpoint of a probe with random weights that steer strongly."""
+    torch.manual_seed(seed)
+    network = probe.new(base, outputs=outputs)
+    for part in (network.level, network.factors):
+        torch.nn.init.normal_(part.weight, std=0.3)
+    return checkpoint.save(network, None, ScorerInfo(family="probe", **info), directory)
+
+
+@pytest.fixture(scope="module")
+def base():
+    return AutoModelForCausalLM.from_pretrained(demo.base(), dtype=torch.float32).eval()
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return AutoTokenizer.from_pretrained(demo.base(), padding_side="left")
+
+
+@pytest.fixture(scope="module")
+def probes(tmp_path_factory):
+    place = tmp_path_factory.mktemp("probes")
+    return {
+        "histogram": made(place / "histogram", demo.base(), **HISTOGRAM),
+        "number": made(place / "number", demo.base(), outputs=1, seed=1, **NUMBER),
+    }
+
+
+@pytest.fixture(scope="module")
+def another(tmp_path_factory, base):
+    """A base with the demo's sizes and other weights."""
+    place = tmp_path_factory.mktemp("another")
+    type(base)(base.config).save_pretrained(place)
+    return place
+
+
+def test_every_token_at_once():
+    network = probe.Probe(probe.ProbeConfig(hidden_size=12, rank=3, width=5, outputs=4))
+    for part in (network.level, network.factors):
+        torch.nn.init.normal_(part.weight)
+    states, table = torch.randn(6, 2, 12), network.table(torch.randn(9, 12))
+    every = network.every(states, table)  # [6, 9, 4]
+    one_by_one = torch.stack([network(states, table[v].expand(6, -1)) for v in range(9)], 1)
+    torch.testing.assert_close(every, one_by_one)
+
+
+def test_a_new_probe_does_not_steer():
+    network = probe.Probe(probe.ProbeConfig(hidden_size=12, outputs=4))
+    assert not network(torch.randn(5, 2, 12), torch.randn(5, 16)).any()
+
+
+@pytest.mark.parametrize("name", ["histogram", "number"])
+def test_greedy_answers_equal_the_reference(name, base, tokenizer, probes):
+    """Alone and in a padded batch, with the two tails."""
+    reference = Reference(base, probes)
+    texts = [demo.chat(text) for text in demo.prompts("test", 5)]
+    inputs = tokenizer(texts, return_tensors="pt", padding=True, add_special_tokens=False)
+    for tail in ("truncate", "mean"):
+        fields = {"beta": 8.0, "k": 12, "mass": 1.0, "tail": tail}
+        guidance = Guidance({name: str(probes[name])}, tokenizer, model=base, **fields)
+        output = base.generate(
+            **inputs,
+            logits_processor=guidance.processors(**inputs),
+            max_new_tokens=12,
+            do_sample=False,
+        )
+        params = GuidanceParams(scorers={name: 1.0}, **fields)
+        differ = 0
+        for text, row in zip(texts, output[:, inputs["input_ids"].shape[1] :], strict=True):
+            ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+            tokens, _ = reference.greedy(ids, params, 12, tokenizer.eos_token_id)
+            assert row[: len(tokens)].tolist() == tokens
+            differ += tokens != reference.greedy(ids, GuidanceParams(beta=0.0), 12)[0]
+        assert differ, "the probe must steer, or it proves nothing"
+
+
+def test_texts_are_scored(base, tokenizer, probes):
+    guidance = Guidance({name: str(path) for name, path in probes.items()}, tokenizer, model=base)
+    texts = ["The room was lovely.", "The room was dirty, and the staff was rude."]
+    scores = guidance.score(texts)
+    reference = Reference(base, probes)
+    for i, text in enumerate(texts):
+        *prefix, last = tokenizer(text)["input_ids"]
+        for name in probes:
+            params = GuidanceParams(scorers=dict.fromkeys(probes, 1.0))
+            [expected] = reference.scores(name, prefix, [last], params, 1)
+            assert scores[name][i] == pytest.approx(expected, abs=1e-4)
+
+
+def test_a_budget_is_spent_by_a_histogram(base, tokenizer, probes):
+    paths = {name: str(path) for name, path in probes.items()}
+    guidance = Guidance({"histogram": paths["histogram"]}, tokenizer, model=base, kl_budget=2.0)
+    inputs = tokenizer(demo.chat("Write a review."), return_tensors="pt", add_special_tokens=False)
+    base.generate(**inputs, logits_processor=guidance.processors(**inputs), max_new_tokens=4)
+    with pytest.raises(InvalidGuidance, match="kl_budget needs scorers with return distributions"):
+        Guidance({"number": paths["number"]}, tokenizer, model=base, kl_budget=2.0)
+
+
+def test_a_composite_passes_the_states_on(base, tokenizer, probes):
+    paths = {name: str(path) for name, path in probes.items()}
+    both = {**paths, "sum": {"path": "histogram:1+number:-2", "family": "composite"}}
+    scores = Guidance(both, tokenizer, model=base).score(["The room was lovely."])
+    expected = scores["histogram"][0] - 2 * scores["number"][0]
+    assert scores["sum"][0] == pytest.approx(expected, abs=1e-5)
+
+
+def test_without_states_it_fails_and_says_so(base, tokenizer, probes):
+    guidance = Guidance({"histogram": str(probes["histogram"])}, tokenizer, model=base)
+    guidance.hidden = None
+    inputs = tokenizer("The room", return_tensors="pt")
+    with pytest.raises(ScorerFault, match="has no states of the base for this text"):
+        base.generate(**inputs, logits_processor=guidance.processors(**inputs), max_new_tokens=2)
+
+
+def load(path, model):
+    config = GuidanceConfig.parse({"trimtab": {"scorers": {"p": {"path": str(path)}}}})
+    return load_scorers(config, max_length=64, vocab_size=1024, model=model)
+
+
+def test_it_is_bound_to_its_base(probes, another, tmp_path):
+    assert load(probes["number"], demo.base())["p"].reads == "states"
+    with pytest.raises(ScorerLoadError, match="reads the states of another base"):
+        load(probes["number"], another)
+    with pytest.raises(ScorerLoadError, match="needs the base in the same engine"):
+        load(probes["number"], None)
+    with pytest.raises(ScorerLoadError, match="7 outputs do not fit its description"):
+        load(made(tmp_path / "odd", demo.base()), demo.base())
+
+
+def test_a_fingerprint_knows_the_weights_and_not_their_precision(base, another, tmp_path):
+    known = base_weights.fingerprint(demo.base())
+    assert base_weights.fingerprint(another) != known
+    base.save_pretrained(tmp_path / "shards", max_shard_size="200KB")
+    assert len(list((tmp_path / "shards").glob("*.safetensors"))) > 1
+    assert base_weights.fingerprint(tmp_path / "shards") == known
+    half = type(base)(base.config)
+    half.load_state_dict(base.state_dict())
+    half.to(torch.bfloat16).save_pretrained(tmp_path / "half")
+    assert base_weights.fingerprint(tmp_path / "half") == known
+    for place in (demo.base(), tmp_path / "shards"):
+        embedding = base_weights.output_embedding(place)
+        torch.testing.assert_close(embedding, base.get_output_embeddings().weight.detach())
