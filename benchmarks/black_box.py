@@ -178,12 +178,13 @@ def main() -> None:
             bare = {"temperature": temperature, "n": n, "model": "tools"}
             label = f"{BARE}, temperature {temperature}"
             runs[label] = run(upstream, "/v1/completions", prompts, **bare)
-        guided = {"beta": SCALED_BETA, "normalize": True}
+        cut = {"k": 32, "mass": 0.99, "tail": "truncate"}
+        guided = {"beta": SCALED_BETA, "normalize": True, **cut}
         with started(ours, "/ready") as http:
             for name in SCORERS:
                 fields = {**guided, "scorers": {name: 1.0}, "temperature": 1, "n": options.answers}
                 runs[f"{NAMES[name]}, temperature 1"] = run(http, "/generate", prompts, **fields)
-            fields = {"kl_budget": BUDGET, "scorers": {"q": 1.0}, "temperature": 1}
+            fields = {"kl_budget": BUDGET, "scorers": {"q": 1.0}, "temperature": 1, **cut}
             label = f"q, a budget of {BUDGET:g} nat, temperature 1"
             runs[label] = run(http, "/generate", prompts, **fields, n=options.answers)
             greedy = {**guided, "scorers": {"q": 1.0}, "temperature": 0}

@@ -236,7 +236,7 @@ def measure_demo(root: Path) -> None:
         for rows in (1, 8, 32):
             for k, mass in ((32, 0.99), (10, 1.0)):
                 guidance = GuidanceParams(
-                    scorers=dict.fromkeys(names, 1.0), beta=4.0, k=k, mass=mass
+                    scorers=dict.fromkeys(names, 1.0), beta=4.0, k=k, mass=mass, tail="truncate"
                 )
                 before = decoder.forwarded()
                 decoder.step_seconds(rows, guidance)

@@ -7,11 +7,11 @@ from trimtab.params import GuidanceParams
 from trimtab.xargs import RECORD_KEY, to_xargs
 from trimtab_models import demo
 
-GUIDED = {"beta": 4.0, "k": 32, "mass": 0.99, "trace": True}
+GUIDED = {"beta": 4.0, "k": 32, "mass": 0.99, "trace": True, "tail": "truncate"}
 SETTINGS = {
     "unguided": None,
     "guided": GuidanceParams(**GUIDED),
-    "guided_mean": GuidanceParams(**GUIDED, tail="mean"),
+    "guided_mean": GuidanceParams(**{**GUIDED, "tail": "mean"}),
     "sentiment": GuidanceParams(**GUIDED, scorers={"sentiment": 1.0}),
     "long": GuidanceParams(**GUIDED, scorers={"sentiment": 1.0, "formality": 1.0, "brevity": -1.0}),
     "beta0": GuidanceParams(beta=0.0),

@@ -42,7 +42,8 @@ def run(
 
     def ask(i: int) -> dict[str, Any]:
         body = {"prompt": prompts[i], "max_tokens": TOKENS, "seed": seed + i, "beta": beta}
-        answer = http.post("/generate", json={**body, "scorers": {scorer: 1.0}})
+        candidates = {"k": 32, "mass": 0.99, "tail": "truncate"}
+        answer = http.post("/generate", json={**body, "scorers": {scorer: 1.0}, **candidates})
         answer.raise_for_status()
         [choice] = answer.json()["choices"]
         return choice

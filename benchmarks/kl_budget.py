@@ -34,6 +34,7 @@ from trimtab_server.demo import ENGINE
 RESULTS = Path(__file__).parent / "results"
 PROMPTS, SEED = 200, 0
 ANSWERS = {"kl_budget": 8, "beta": 4}
+CANDIDATES = {"k": 32, "mass": 0.99, "tail": "truncate"}
 BUDGETS = (0.5, 1.0, 2.0, 4.0)
 BETAS = (1.0, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0, 6.0, 8.0, 12.0, 20.0, 40.0)
 GROUP = 50
@@ -50,7 +51,7 @@ def run(sampler: Sampler, params: dict[str, float]) -> dict[str, Any]:
         seed=SEED,
         temperature=1.0,
         max_tokens=world.max_tokens,
-        params=GuidanceParams.parse(params),
+        params=GuidanceParams.parse({**CANDIDATES, **params}),
     )
     decode = sampler.tokenizer.decode
     rewards = [

@@ -34,7 +34,10 @@ TRAIN_PROMPTS, COMPLETIONS, PAIRS, SHARPNESS = 768, 8, 8000, 2.0
 HELD_OUT = 96  # prompts for validation, with eight other answers each
 EPOCHS = {"rollouts": 2, "pairs": 1, "rankings": 3}  # about the same number of answers for each
 PROMPTS = 200
-CANDIDATES = {"mass 0.99": {"k": 32, "mass": 0.99}, "k = 10": {"k": 10, "mass": 1.0}}
+CANDIDATES = {
+    "mass 0.99": {"k": 32, "mass": 0.99, "tail": "truncate"},
+    "k = 10": {"preset": "pargs"},
+}
 KL = 1.0  # nats per answer at which the frontiers are compared
 SERVED_AT_ONCE = 7
 EXPECTED = (  # (better, worse) at equal KL

@@ -26,6 +26,7 @@ PROMPTS = 100
 FULL_SEQUENCE = "bradley-terry-full"
 BETAS = (-4, -2, 0, 2, 4, 8)
 NAMES = tuple(demo.rewards)
+CUT = {"k": 32, "mass": 0.99, "tail": "truncate"}
 
 
 def args_scorer(rollouts: Path | None) -> Path:
@@ -117,15 +118,14 @@ def main() -> None:
     arguments.out.mkdir(parents=True, exist_ok=True)
     together = dict.fromkeys(NAMES, 1.0)
     settings = {
-        **{f"{n} {b}": {"scorers": {n: 1.0}, "beta": b} for n in NAMES for b in BETAS},
-        **{f"all {b}": {"scorers": together, "beta": b} for b in (0, 2, 4)},
-        **{f"args {b}": {"scorers": {"args": 1.0}, "beta": b} for b in (2, 4, 8)},
+        **{f"{n} {b}": {"scorers": {n: 1.0}, "beta": b, **CUT} for n in NAMES for b in BETAS},
+        **{f"all {b}": {"scorers": together, "beta": b, **CUT} for b in (0, 2, 4)},
+        **{f"args {b}": {"scorers": {"args": 1.0}, "beta": b, **CUT} for b in (2, 4, 8)},
         **{
             f"{n} 4 k10": {
                 "scorers": together if n == "all" else {n: 1.0},
                 "beta": 4,
-                "k": 10,
-                "mass": 1.0,
+                "preset": "pargs",
             }
             for n in (*NAMES, "all")
         },

@@ -26,6 +26,15 @@ class Candidates:
         width = torch.arange(self.tokens.shape[1], device=self.tokens.device)
         return width < self.counts[:, None]
 
+    @property
+    def mass(self) -> Tensor:
+        """π0(C), [rows]. To cut all other tokens costs −log π0(C) nats, before any steering."""
+        return self.logprobs.exp().where(self.real, 0.0).sum(-1).clamp(max=1)
+
+    def mean(self, values: Tensor) -> Tensor:
+        """The mean of values over each row's candidates, [rows, k] → [rows]."""
+        return torch.where(self.real, values, 0.0).sum(-1) / self.counts
+
     def rows(self, index: Tensor) -> "Candidates":
         """The candidates of the rows in `index`."""
         return Candidates(self.tokens[index], self.logprobs[index], self.counts[index])

@@ -37,7 +37,7 @@ import torch
 from torch import Tensor
 
 from trimtab.candidates import Candidates
-from trimtab.fusion import divergence
+from trimtab.fusion import divergence, tilted
 from trimtab.params import MAX_BETA
 from trimtab.rows import Row, StepPlan
 
@@ -91,9 +91,9 @@ def follow(
             plan = rows[r].plan
             if plan is not None and rows[r].params.kl_budget is not None:
                 plan.beta = float(betas[r])
-                plan.after = dict(
-                    zip(candidates.tokens[r].tolist(), after[r].tolist(), strict=True)
-                )
+                n = int(candidates.counts[r])
+                tokens, nats = candidates.tokens[r, :n].tolist(), after[r].tolist()
+                plan.after, plan.rest = dict(zip(tokens, nats[:n], strict=True)), nats[-1]
     for name, outlook in outlooks.items():
         floors = torch.tensor([(row.params.floors or {}).get(name, -math.inf) for row in rows])
         duals = dual(floors.double(), outlook, candidates)
@@ -106,10 +106,10 @@ def follow(
 def prospect(
     beta: Tensor, outlooks: Sequence[Outlook], candidates: Candidates, tail_mean: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Expected KL of the rest of the answer, [rows], and its part after each candidate, [rows, k].
+    """Expected KL of the rest of the answer, [rows], and its part after each token, [rows, k + 1].
 
-    beta: [rows] ≥ 0. Both results are in nats. Tokens of a tail that is not cut count as the mean
-    of the candidates.
+    beta: [rows] ≥ 0. Both results are in nats. The last column is for all other tokens: with a
+    tail that is not cut, their KL is taken to be the mean of the candidates', as their score is.
     """
     bonus = torch.zeros_like(candidates.logprobs)
     after = torch.zeros_like(candidates.logprobs)
@@ -119,8 +119,8 @@ def prospect(
         bonus.index_put_(at, moment, accumulate=True)
         after.index_put_(at, kl, accumulate=True)
     step, _ = divergence(candidates, bonus, tail_mean)
-    tilted = (candidates.logprobs + bonus).masked_fill(~candidates.real, -torch.inf).softmax(-1)
-    return step + (tilted * after).sum(-1), after
+    after = torch.cat((after, candidates.mean(after)[:, None]), 1)
+    return step + (tilted(candidates, bonus, tail_mean) * after).sum(-1), after
 
 
 def budget(
@@ -130,7 +130,7 @@ def budget(
     candidates: Candidates,
     tail_mean: Tensor,
 ) -> tuple[Tensor, Tensor]:
-    """β of each row, [rows], and the nats left after each candidate, [rows, k].
+    """β of each row, [rows], and the nats left after each token, [rows, k + 1], as in prospect.
 
     left: [rows] nats. before: [rows] β of the previous step, 0 if there was none. β is 0 where
     cutting the tail alone costs more than what is left.

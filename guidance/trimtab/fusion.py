@@ -38,12 +38,7 @@ def divergence(candidates: Candidates, bonus: Tensor, tail_mean: Tensor) -> tupl
     KL = Σ_C π(v)·a(v) + π(tail)·a_T − log Z,   Z = Σ_C π0(v)·e^a(v) + π0(tail)·e^a_T.
     This needs no pass over the vocabulary.
     """
-    real = candidates.real
-    logprobs = candidates.logprobs.masked_fill(~real, -torch.inf)
-    tail_mass = (1 - logprobs.exp().sum(-1)).clamp(min=0)
-    tail = _tail_bonus(candidates, bonus, tail_mean)
-    weights = torch.cat((logprobs, tail_mass.log()[:, None]), 1)
-    exponents = torch.cat((bonus.masked_fill(~real, 0.0), tail[:, None]), 1)
+    weights, exponents = _exponents(candidates, bonus, tail_mean)
     unnormalised = weights + exponents  # [rows, k + 1]
     log_z = unnormalised.logsumexp(-1)
     p = (unnormalised - log_z[:, None]).exp()
@@ -51,9 +46,25 @@ def divergence(candidates: Candidates, bonus: Tensor, tail_mean: Tensor) -> tupl
     return kl.clamp(min=0), log_z
 
 
+def tilted(candidates: Candidates, bonus: Tensor, tail_mean: Tensor) -> Tensor:
+    """π of each candidate and, in the last column, of the tail: [rows, k + 1]."""
+    weights, exponents = _exponents(candidates, bonus, tail_mean)
+    return (weights + exponents).softmax(-1)
+
+
+def _exponents(
+    candidates: Candidates, bonus: Tensor, tail_mean: Tensor
+) -> tuple[Tensor, Tensor]:
+    """log π0 and bonus of each candidate and, in the last column, of the tail; [rows, k + 1]."""
+    logprobs = candidates.logprobs.masked_fill(~candidates.real, -torch.inf)
+    tail_mass = (1 - logprobs.exp().sum(-1)).clamp(min=0)
+    tail = _tail_bonus(candidates, bonus, tail_mean)
+    weights = torch.cat((logprobs, tail_mass.log()[:, None]), 1)
+    return weights, torch.cat((bonus.masked_fill(~candidates.real, 0.0), tail[:, None]), 1)
+
+
 def _tail_bonus(candidates: Candidates, bonus: Tensor, tail_mean: Tensor) -> Tensor:
-    mean = torch.where(candidates.real, bonus, 0.0).sum(-1) / candidates.counts
-    return torch.where(tail_mean, mean, -torch.inf)
+    return torch.where(tail_mean, candidates.mean(bonus), -torch.inf)
 
 
 def fuse_reference(

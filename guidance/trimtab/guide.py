@@ -78,13 +78,17 @@ class Guide:
         base = logits if whole else logits[index]  # [rows, vocab]
         k = torch.tensor([row.params.k for row in rows], device=device)
         mass = torch.tensor([row.params.mass for row in rows], device=device)
-        tail_mean = torch.tensor([row.params.tail == "mean" for row in rows], device=device)
         candidates = select(base, k, mass)
         counts = candidates.counts.tolist()
+        cuts = [0.0] * len(rows)  # nats
+        if any(row.params.tail == "truncate" for row in rows):
+            cuts = (-candidates.mass.log()).tolist()
         tokens = candidates.tokens.cpu().numpy()
         groups = [tokens[r, :n] for r, n in enumerate(counts)]
         for row in rows:
             row.plan = row.next_plan(control.BAND)
+        keeps = [not row.cuts(cost) for row, cost in zip(rows, cuts, strict=True)]
+        tail_mean = torch.tensor(keeps, device=device)
         scores = self._score(rows, groups)
         if any(row.plan is not None for row in rows):
             self._plan(rows, groups, candidates, tail_mean, scores)
@@ -110,7 +114,8 @@ class Guide:
             row_scores = {s: v[r, :n].tolist() for s, v in scores.items() if v[r, 0].isfinite()}
             row.scored = StepScores(len(row.prefix), chosen, row_scores)
             if plan is not None and (n == 1 or r not in kept):
-                plan.after = dict.fromkeys(chosen, plan.left - spent[r])
+                plan.rest = plan.left - spent[r]
+                plan.after = {}
             if row.params.trace and not row.untraced:
                 logprobs = candidates.logprobs[r, :n]
                 trace = {
@@ -120,7 +125,8 @@ class Guide:
                     "guided_logprobs": (logprobs + bonus[r, :n] - log_z[r]).tolist(),
                     **(plan.fields if plan is not None else {}),
                 }
-            self.records.add(row, Step(spent[r], n if n > 1 else 0, trace, plan))
+            kl_tail = 0.0 if keeps[r] else min(cuts[r], spent[r])
+            self.records.add(row, Step(spent[r], n if n > 1 else 0, trace, plan, kl_tail))
 
     def _score(self, rows: Sequence[Row], groups: Sequence[Ids]) -> dict[str, Tensor]:
         """Scores by scorer, [rows, k] float32 on the host, NaN where none are needed yet.

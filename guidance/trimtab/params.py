@@ -25,6 +25,8 @@ from pydantic import (
 from trimtab import reasons
 from trimtab.errors import InvalidGuidance, UnknownScorer
 
+K, MASS = 16, 0.95
+"""Default candidates, as measured in docs/guidance.md."""
 MAX_BETA = 100.0
 MAX_BUDGET = 1000.0
 MAX_FLOOR = 1e6
@@ -33,6 +35,12 @@ MAX_SCORERS = 8
 MAX_NAMED = 16
 """Maximum number of scorers that an error lists."""
 MAX_WEIGHT = 1000.0
+PRESETS: dict[str, dict[str, Any]] = {
+    "args": {"k": 10, "mass": 1.0, "tail": "truncate"},
+    "pargs": {"k": 10, "mass": 1.0, "tail": "truncate"},
+    "vas": {"k": 20, "mass": 1.0, "tail": "mean"},
+}
+"""The candidates and the tail of papers: ARGS (arXiv 2402.01694), PARGS (2406.07780), VAS."""
 NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}", re.ASCII)
 """Pattern of a scorer's name (full match)."""
 
@@ -81,17 +89,21 @@ class GuidanceParams(BaseModel):
         description="scorer name → minimum mean reward; the smallest strength that reaches it "
         "replaces β·w_i",
     )
-    k: int = Field(32, ge=1, le=MAX_K, description="maximum candidates per step")
+    preset: Literal["args", "pargs", "vas"] | None = Field(
+        None, description="k, mass and tail of a paper; fields that are sent override it"
+    )
+    k: int = Field(K, ge=1, le=MAX_K, description="maximum candidates per step")
     mass: Number = Field(
-        0.99,
+        MASS,
         gt=0,
         le=1,
         description="candidates are the smallest set of most likely tokens whose base probability "
         "reaches this; 1 always gives k",
     )
     tail: Literal["truncate", "mean"] = Field(
-        "truncate",
-        description="other tokens: cut them (PARGS), or add β times the mean score (VAS)",
+        "mean",
+        description="other tokens: add β times the candidates' mean score (VAS), or cut them "
+        "(PARGS)",
     )
     normalize: bool = Field(
         False, description="use (s − mean)/deviation, as stored with each scorer"
@@ -100,6 +112,12 @@ class GuidanceParams(BaseModel):
         "fail", description="if a scorer fails: end with an error, or continue unguided"
     )
     trace: bool = Field(False, description="keep a record of every step")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_preset(cls, fields: Any) -> Any:
+        preset = fields.get("preset") if isinstance(fields, Mapping) else None
+        return {**PRESETS.get(preset, {}), **fields} if isinstance(preset, str) else fields
 
     @field_validator("scorers", "floors")
     @classmethod

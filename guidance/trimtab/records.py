@@ -146,6 +146,7 @@ class Records:
         scores = self._final_scores(last, sequence) if scored else {}
         report: dict[str, Any] = {
             "kl": sum(step.kl for step in steps.values()),
+            "kl_tail": sum(step.kl_tail for step in steps.values()),
             "scores": scores,
             "steps": len(steps),
             "scored_steps": sum(step.scored > 0 for step in steps.values()),

@@ -46,6 +46,7 @@ class StepPlan:
     beta: float | None = None  # with a kl_budget; None if there was one candidate
     duals: dict[str, float] = field(default_factory=dict)  # strengths of scorers with a floor
     after: dict[int, float] = field(default_factory=dict)  # nats left after each candidate
+    rest: float = 0.0  # nats left after any other token
 
     def leaves_base(self, kl: float, single: bool, bonus: Tensor) -> bool:
         """Whether the logits stay the base's: no bonus, or the step's KL exceeds the maximum."""
@@ -66,6 +67,7 @@ class Step:
     scored: int  # candidates that were scored; 0 if there was only one
     trace: dict[str, Any] | None = None
     plan: StepPlan | None = None
+    kl_tail: float = 0.0  # nats of `kl` that cutting the tail costs, before any steering
 
 
 @dataclass(frozen=True)
@@ -133,9 +135,18 @@ class Row:
             return StepPlan(most, 0.0, most)
         before = last.plan.before if last.plan.beta is None else last.plan.beta
         spent = last.plan.spent + last.kl
-        left = last.plan.after.get(int(self.prefix[-1]), budget - spent)
+        left = last.plan.after.get(int(self.prefix[-1]), last.plan.rest)
         left = min(max(left, (1 - band) * budget - spent), most - spent)
         return StepPlan(spent, left, most, before)
+
+    def cuts(self, cost: float) -> bool:
+        """Whether this step cuts the tail.
+
+        cost: nats of the cut. A kl_budget pays the cut first; if less is left, the tail stays.
+        """
+        if self.params.tail != "truncate":
+            return False
+        return self.params.kl_budget is None or self.plan is None or cost <= self.plan.left
 
     def follows(self, sequence: Ids) -> bool:
         """Whether this row may have produced `sequence`, prompt included.

@@ -36,12 +36,14 @@ class SamplingRequest:
 class Completion:
     """A sampled completion: tokens, with EOS if sampled, log π0 of each at temperature 1, and the
     nats of guidance, Σ KL(π ‖ π0), 0 without it. With a trace, also log π/π0 of each token.
+    Of the nats, `kl_tail` are those that cutting the tail costs before any steering.
     """
 
     token_ids: list[int]
     logprobs: list[float]
     kl: float = 0.0
     log_ratios: list[float] = field(default_factory=list)
+    kl_tail: float = 0.0
 
 
 def log_ratios(trace: Iterable[Mapping[str, Any]]) -> list[float]:

@@ -76,9 +76,12 @@ def generate(
     kl_budget: Annotated[
         float | None, typer.Option(help="KL budget in nats, instead of --beta.")
     ] = None,
+    preset: Annotated[
+        str | None, typer.Option(help="k, mass and tail of a paper: args, pargs or vas.")
+    ] = None,
     k: Annotated[int | None, typer.Option(help="Maximum candidates per step.")] = None,
     mass: Annotated[float | None, typer.Option(help="Total probability of the candidates.")] = None,
-    tail: Annotated[str | None, typer.Option(help="truncate or mean.")] = None,
+    tail: Annotated[str | None, typer.Option(help="mean or truncate.")] = None,
     normalize: Annotated[bool, typer.Option(help="Use normalised scores.")] = False,
     max_tokens: Annotated[int | None, typer.Option(help="Maximum tokens to generate.")] = None,
     temperature: Annotated[float | None, typer.Option(help="0 is greedy.")] = None,

@@ -23,6 +23,10 @@ KL = Histogram(
     buckets=(0.0, 0.1, 0.3, 1.0, 2.0, 3.0, 5.0, 8.0, 12.0, 20.0, 40.0, 80.0),
 )
 
+KL_TAIL = Counter(
+    "trimtab_kl_tail_nats", "Nats of guided choices that were spent on cutting the tail"
+)
+
 
 def observe(record: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
     """Count one ended choice; return its error, if any.
@@ -36,6 +40,7 @@ def observe(record: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
     SCORED_STEPS.inc(record["scored_steps"])
     SCORED_TOKENS.inc(record["scored_tokens"])
     KL.observe(max(record["kl"], 0.0))
+    KL_TAIL.inc(record["kl_tail"])
     error: Mapping[str, Any] | None = record["error"]
     REQUESTS.labels("fault" if error else "guided").inc()
     if error:

@@ -71,7 +71,7 @@ async def _run_check(state: State, name: str, version: Version | None) -> str | 
     request = replace(
         state.engine.greeting,
         id=f"readiness-{uuid.uuid4().hex}",
-        guidance=GuidanceParams(scorers={name: 1.0}, k=10, mass=1.0),
+        guidance=GuidanceParams(scorers={name: 1.0}, k=10, mass=1.0, tail="truncate"),
         versions=[] if version is None else [version],
     )
     record = None

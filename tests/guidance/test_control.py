@@ -318,6 +318,28 @@ def test_beta_is_scipys_root_as_far_as_its_pace_goes(seed, left, before):
 
 
 @settings(max_examples=40, deadline=None)
+@given(seed=st.integers(0, 10**6), left=st.floats(0.001, 3))
+def test_with_a_tail_that_stays_what_is_left_is_a_martingale(seed, left):
+    """The mean over *all* tokens of what is left after each, and this step's KL, are what was."""
+    candidates, outlook = case(seed)
+    rows = len(candidates.counts)
+    stays, free = torch.ones(rows, dtype=torch.bool), torch.zeros(rows, dtype=torch.float64)
+    wanted = torch.full((rows,), left, dtype=torch.float64)
+    betas, after = control.budget(wanted, free, [outlook], candidates, stays)
+    for r in range(rows):
+        n = int(candidates.counts[r])
+        p = candidates.logprobs[r, :n].exp().numpy()
+        log_p = outlook.log_p[outlook.row == r].numpy()
+        bonus = np.logaddexp.reduce(log_p + float(betas[r]) * outlook.returns.numpy(), 1)
+        weights = np.append(p, 1 - p.sum()) * np.exp(np.append(bonus, bonus.mean()))
+        pi = weights / weights.sum()
+        step = float((pi * np.append(bonus, bonus.mean())).sum() - np.log(weights.sum()))
+        nats = after[r, [*range(n), -1]].numpy()
+        assert step + pi @ nats == pytest.approx(left, abs=1e-6)
+        assert nats[-1] == pytest.approx(nats[:n].mean())
+
+
+@settings(max_examples=40, deadline=None)
 @given(seed=st.integers(0, 10**6), floor=st.floats(-1.5, 1.9) | st.floats(2.1, 2.5))
 def test_a_dual_is_scipys_root(seed, floor):
     candidates, outlook = case(seed)
@@ -419,6 +441,9 @@ def test_rows_of_a_batch_do_not_meet(tiny):
         row.prefix = np.array(x)
         guide.step(alone, [(0, row)])
         torch.testing.assert_close(together[i], alone[0])
+        if row.plan is not None:
+            assert rows[i].plan.after == pytest.approx(row.plan.after)
+            assert rows[i].plan.rest == pytest.approx(row.plan.rest)
         assert (i == 4) == torch.equal(alone[0], base[0])
 
 

@@ -155,7 +155,7 @@ def test_each_row_is_scored_at_its_own_strength(normalize):
 def test_beta_zero_is_the_base_bit_for_bit():
     guide, base = Guide({"plain": FunctionScorer(plain)}), logits(2)
     fused = base.clone()
-    guide.step(fused, [(0, make([1], beta=0.0)), (1, make([1], beta=0.0, tail="mean"))])
+    guide.step(fused, [(0, make([1], beta=0.0)), (1, make([1], beta=0.0, tail="truncate"))])
     assert torch.equal(fused, base)
 
 
@@ -202,7 +202,7 @@ def test_single_candidates_need_no_scorer():
     guide, base = Guide({"plain": FunctionScorer(fail)}), torch.zeros(2, VOCAB)
     base[:, 3] = 30.0
     fused = base.clone()
-    rows = [make([1]), make([1], tail="mean")]
+    rows = [make([1], tail="truncate"), make([1], tail="mean")]
     for row in rows:
         row.record_key = "kept"
     guide.step(fused, list(enumerate(rows)))
@@ -239,7 +239,7 @@ def test_final_scores_are_those_of_the_whole_sequence():
 
 def test_records_are_found_by_their_tokens():
     guide = Guide({"plain": FunctionScorer(plain)})
-    rows = [make([4, 5], trace=True) for _ in range(2)]
+    rows = [make([4, 5], trace=True, tail="truncate") for _ in range(2)]
     answers = [generate(guide, row, "key", 5, seed=100 * r) for r, row in enumerate(rows)]
     assert answers[0] != answers[1]
     second, first = guide.records.report("key", [4, 5], answers[::-1], done=False)

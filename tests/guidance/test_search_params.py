@@ -68,6 +68,7 @@ def test_refuses(fields, message):
         (BestOfN(), {}, 0.0, "temperature"),
         (Smc(), {}, 0.0, "temperature"),
         (Mcts(), {"tail": "mean"}, 1.0, "tail"),
+        (Mcts(), {"preset": "vas"}, 1.0, "tail"),
         (Beam(), {"on_error": "unguided"}, 1.0, "on_error"),
         (Beam(), {"trace": True}, 1.0, "trace"),
     ],
@@ -81,6 +82,7 @@ def test_what_does_not_go_together(search, guidance, temperature, param):
 
 def test_mcts_needs_no_temperature():
     Mcts().check(GuidanceParams(), 0.0)
+    Mcts().check(GuidanceParams(tail="truncate"), 0.0)
 
 
 class Telling(Scorer):

@@ -27,8 +27,9 @@ def tiny(request: pytest.FixtureRequest) -> Tiny:
 
 
 def everything(beta: float, **fields: object) -> GuidanceParams:
-    """All tokens are candidates."""
-    return GuidanceParams.parse({"beta": beta, "k": 4, "mass": 1.0, **fields})
+    """All tokens are candidates; with a smaller k, the others are cut."""
+    cut = {"beta": beta, "k": 4, "mass": 1.0, "tail": "truncate"}
+    return GuidanceParams.parse({**cut, **fields})
 
 
 def value(tiny: Tiny) -> ScoreFunction:

@@ -131,7 +131,8 @@ async def test_a_record_that_does_not_come_ends_the_request(monkeypatch, caplog)
 
 async def test_a_record_that_comes_is_passed_on():
     """The control."""
-    record = {"kl": 0.0, "scores": {}, "steps": 3, "scored_steps": 0, "scored_tokens": 0}
+    record = {"kl": 0.0, "kl_tail": 0.0, "scores": {}, "steps": 3}
+    record |= {"scored_steps": 0, "scored_tokens": 0}
     exchange, seen, error, left = await follow(RecordingEngine([[[record | {"error": None}]]]))
     assert (len(seen), error, exchange.fault) == (3, None, None)
     assert exchange.record(0, 0)["steps"] == 3

@@ -32,6 +32,7 @@ def test_metrics_stand_beside_vllms(server):
     for name in ("guided_choices", "steps", "scored_steps", "scored_tokens"):
         assert f"trimtab_{name}_total" in ours
     assert "trimtab_kl_nats_bucket" in ours
+    assert "trimtab_kl_tail_nats_total" in ours
     assert all(":" not in name for name in ours)
     assert "vllm:num_requests_running" in text
 

@@ -59,8 +59,11 @@ class SearchParams(BaseModel):
                 "send a temperature above 0.",
                 param="temperature",
             )
-        if self.method == "mcts" and guidance.tail == "mean":
-            raise InvalidGuidance("mcts reads candidates only; send tail 'truncate'.", param="tail")
+        sent = guidance.model_fields_set
+        if self.method == "mcts" and "tail" in sent and guidance.tail == "mean":
+            raise InvalidGuidance(
+                "mcts reads candidates only; leave tail out, or send 'truncate'.", param="tail"
+            )
         if guidance.kl_budget is not None or guidance.floors is not None:
             raise InvalidGuidance(
                 "a search has one strength; send beta instead of kl_budget and floors.",

@@ -152,6 +152,7 @@ class Bench:
             seconds=seconds,
             texts=[group[0] for group in texts],
             facts=facts,
+            kl_tail=[[one.kl_tail for one in group] for group in groups],
         )
 
     def base_samples(self) -> dict[str, Floats]:

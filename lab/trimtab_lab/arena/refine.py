@@ -29,7 +29,7 @@ MAX_SHARE = 0.8
 """Maximum KL as a share of the KL of the best answers."""
 
 
-CANDIDATES: dict[str, Any] = {"mass": 0.99, "tail": "mean", "trace": True}
+CANDIDATES: dict[str, Any] = {"k": 32, "mass": 0.99, "tail": "mean", "trace": True}
 
 
 def strengths(rewards: Sequence[float]) -> list[float]:

@@ -43,6 +43,8 @@ class Run:
     texts: Sequence[str]
     """First answer to each prompt."""
     facts: Mapping[str, Any] = field(default_factory=dict)
+    kl_tail: Sequence[Sequence[float]] = ()
+    """Of the KL, what cutting the tail costs before any steering; empty in older files."""
 
     def reward(self, name: str) -> Floats:
         """Mean over answers: [prompts]."""
@@ -52,6 +54,11 @@ class Run:
     def spent(self) -> Floats:
         """Mean KL over answers: [prompts]."""
         return np.asarray(self.kl, dtype=float).mean(1)
+
+    @property
+    def spent_on_tail(self) -> Floats:
+        """Mean over answers of the KL for cutting the tail: [prompts]."""
+        return np.asarray(self.kl_tail if len(self.kl_tail) else 0 * self.spent[:, None]).mean(1)
 
     @property
     def label(self) -> str:

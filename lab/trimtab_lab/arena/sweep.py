@@ -14,6 +14,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from trimtab.errors import TrimtabError
+from trimtab.params import MASS, PRESETS, K
 from trimtab_lab.arena import plots, stats
 from trimtab_lab.arena.arena import climb
 from trimtab_lab.arena.bench import Bench, Spec
@@ -29,7 +30,8 @@ from trimtab_models.validation import Estimate
 KS = (5, 10, 20, 40)
 LADDER = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0)
 SUM, REWARD = "sum", "reward"
-BY_MASS = Method("mass 0.99", "candidates by mass", SUM, 32, 0.99)
+BY_MASS = Method(f"mass {MASS:g}", "candidates by mass", SUM, K, MASS, tail="mean")
+CUT = Method("k = 10, tail cut", "as PARGS", SUM, **PRESETS["pargs"])
 MIN_PROMPTS = 8
 MADE_BY = {"command": "sweep"}
 LEVEL = 0.05
@@ -45,8 +47,19 @@ class Advice:
     base: Estimate
     kl: float
     p: float
+    kl_tail: float = 0.0
 
     def __str__(self) -> str:
+        hint = ""
+        if self.kl_tail > self.kl / 2:
+            hint = (
+                f" Most of the KL, {self.kl_tail:.2f} of {self.kl:.2f} nats, pays for cutting the "
+                'tail, before any steering; "tail": "mean" costs nothing at small β.'
+            )
+        return self._verdict + hint
+
+    @property
+    def _verdict(self) -> str:
         if self.p > LEVEL:
             return (
                 f"No setting is better than the base on the held-out prompts: the best, β = "
@@ -92,7 +105,7 @@ def sweep(
             "because one half chooses the setting and the other half measures it."
         )
     out = outputs.claim(out, MADE_BY)
-    methods = [Method(f"k = {k}", "k", SUM, k) for k in KS] + [BY_MASS]
+    methods = [Method(f"k = {k}", "k", SUM, k, tail="mean") for k in KS] + [BY_MASS, CUT]
     runs = climb(bench, [METHODS["base"], *methods], out / "runs")
     base, settings = runs[0], runs[1:]
     advice = recommend(base, settings, kl)
@@ -130,6 +143,7 @@ def recommend(base: Run, settings: Sequence[Run], kl: float | None) -> Advice:
         base=stats.estimate(theirs),
         kl=float(best.spent[1::2].mean()),
         p=stats.paired(ours, theirs).p,
+        kl_tail=float(best.spent_on_tail[1::2].mean()),
     )
 
 
@@ -142,13 +156,14 @@ def markdown(advice: Advice, base: Run, settings: Sequence[Run], kl: float | Non
         f"Chosen {budget} on every second prompt; the figures below are of all prompts. The base: "
         f"{stats.estimate(base.reward(REWARD))}.",
         "",
-        "| candidates | β | reward | KL | words | scorer tokens per token |",
-        "|---|---|---|---|---|---|",
+        "| candidates | β | reward | KL | of it for the cut tail | words | scorer tokens per token "
+        "|",
+        "|---|---|---|---|---|---|---|",
     ]
     lines += [
         f"| {run.method} | {run.settings['guidance']['beta']:.3g} | "
         f"{stats.estimate(run.reward(REWARD))} | {run.spent.mean():.2f} | "
-        f"{np.mean(run.words):.1f} | {run.scorer_tokens / run.drawn_tokens:.1f} |"
+        f"{run.spent_on_tail.mean():.2f} | {np.mean(run.words):.1f} | {run.scorer_tokens / run.drawn_tokens:.1f} |"
         for run in settings
     ]
     return "\n".join(lines) + "\n"
@@ -160,6 +175,7 @@ def _figures(run: Run) -> dict[str, Any]:
         "settings": dict(run.settings),
         "reward": run.reward(REWARD),
         "kl": run.spent,
+        "kl_tail": run.spent_on_tail,
         "words": float(np.mean(run.words)),
         "flops": run.flops,
         "seconds": run.seconds,

@@ -26,7 +26,7 @@ BETAS = (0.5, 1.0, 2.0, 4.0, 8.0)
 SHARPNESS = 2.0
 """Of the judge whose preferences PARGS's scorer fits."""
 ALL: dict[str, Any] = {"k": 4, "mass": 1.0}
-PAPER: dict[str, Any] = {"k": 2, "mass": 1.0}
+PAPER: dict[str, Any] = {"k": 2, "mass": 1.0, "tail": "truncate"}
 """Half of the vocabulary, as the papers' k = 10 is a part of a real one."""
 
 

@@ -50,11 +50,11 @@ def rollout(
         typer.Option(help="NAME=PATH[,key=value...]; guides the rollouts.", metavar="NAME=PATH"),
     ] = None,
     beta: Annotated[float | None, typer.Option(help="Guided: strength (1).")] = None,
-    k: Annotated[int | None, typer.Option(help="Guided: maximum candidates (32).")] = None,
+    k: Annotated[int | None, typer.Option(help="Guided: maximum candidates (16).")] = None,
     mass: Annotated[
-        float | None, typer.Option(help="Guided: their total probability (0.99).")
+        float | None, typer.Option(help="Guided: their total probability (0.95).")
     ] = None,
-    tail: Annotated[str | None, typer.Option(help="Guided: truncate or mean.")] = None,
+    tail: Annotated[str | None, typer.Option(help="Guided: mean (default) or truncate.")] = None,
 ) -> None:
     """Sample MODEL and label each answer. Other flags go to vLLM's engine.
 

@@ -175,12 +175,12 @@ class Sampler:
         for key, output in self._run(requests, temperature, top_p, params):
             [choice] = output.outputs
             record = self._record(output) if params is not None else None
-            kl = record["kl"] if record is not None else 0.0
-            ratios = log_ratios((record or {}).get("trace", ()))
-            yield (
-                key,
-                Completion(list(choice.token_ids), list(choice.logprobs.logprobs), kl, ratios),
-            )
+            tokens, logprobs = list(choice.token_ids), list(choice.logprobs.logprobs)
+            if record is None:
+                yield key, Completion(tokens, logprobs)
+                continue
+            ratios = log_ratios(record.get("trace", ()))
+            yield key, Completion(tokens, logprobs, record["kl"], ratios, record["kl_tail"])
 
     def search(
         self,
