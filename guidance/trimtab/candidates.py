@@ -16,7 +16,7 @@ from torch import Tensor
 class Candidates:
     """Ragged candidates of some rows, padded to the widest; the first `counts[row]` are real."""
 
-    tokens: Tensor  # [rows, k] int64, most likely first
+    tokens: Tensor  # [rows, k] int64, most likely first; with k = "all" by token
     logprobs: Tensor  # [rows, k] float32, log π0 over the full vocabulary
     counts: Tensor  # [rows] int64, at least 1
 
@@ -55,6 +55,14 @@ def select(logits: Tensor, k: Tensor, mass: Tensor) -> Candidates:
     wanted &= torch.arange(width, device=logits.device) < k[:, None]
     wanted &= logprobs > -torch.inf
     return Candidates(tokens, logprobs, wanted.sum(-1).clamp(min=1))
+
+
+def every(logits: Tensor) -> Candidates:
+    """All tokens of each row as candidates, in the order of the vocabulary: k = "all"."""
+    rows, vocab = logits.shape
+    tokens = torch.arange(vocab, device=logits.device).expand(rows, vocab)
+    counts = torch.full((rows,), vocab, device=logits.device)
+    return Candidates(tokens, logits.log_softmax(-1), counts)
 
 
 def select_reference(logits: Tensor, k: Tensor, mass: Tensor) -> list[list[int]]:

@@ -15,6 +15,7 @@ def describe(guide: Guide) -> list[dict[str, Any]]:
             "name": name,
             "family": scorer.family,
             "distributional": scorer.distributional,
+            "whole": scorer.whole,
             "reads": scorer.reads,
             **scorer.info.model_dump(include=INFO_FIELDS),
             **_counts(guide, name, scorer),

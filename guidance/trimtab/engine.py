@@ -51,6 +51,7 @@ class Version:
     reads: str = "tokens"
     parts: frozenset[str] = frozenset()  # scorers that a composite is made of
     distributional: bool = False  # whether it has histograms of returns
+    whole: bool = False  # whether it scores the whole vocabulary at once
     users: int = 0  # HTTP requests that began with it and have not ended
 
     @property
@@ -122,7 +123,7 @@ class Engine(Protocol):
         """Load a scorer as a version ("name@2") that no request knows yet.
 
         Returns:
-            {"family", "reads", "distributional"}
+            {"family", "reads", "distributional", "whole"}
 
         Raises:
             ScorerRefused, NoRoom: it cannot be loaded.

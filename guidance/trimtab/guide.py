@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from trimtab import control
-from trimtab.candidates import Candidates, select
+from trimtab.candidates import Candidates, every, select
 from trimtab.fusion import divergence, fuse_
 from trimtab.records import Records
 from trimtab.registry import Registry
@@ -34,6 +34,8 @@ from trimtab_models.readout import soft_value
 
 log = logging.getLogger(__name__)
 
+TRACED = 32
+"""Most likely tokens of a step in a trace, if k is "all"."""
 LOST = "has no states of the base for this text"
 """The fault of a probe whose engine has none, or whose row's were lost."""
 
@@ -76,15 +78,10 @@ class Guide:
         # Usually all rows are guided in order: then no [rows, vocab] tensor is copied.
         whole = places == list(range(len(logits)))
         base = logits if whole else logits[index]  # [rows, vocab]
-        k = torch.tensor([row.params.k for row in rows], device=device)
-        mass = torch.tensor([row.params.mass for row in rows], device=device)
-        candidates = select(base, k, mass)
+        candidates = _candidates(base, rows)
         counts = candidates.counts.tolist()
-        cuts = [0.0] * len(rows)  # nats
-        if any(row.params.tail == "truncate" for row in rows):
-            cuts = (-candidates.mass.log()).tolist()
-        tokens = candidates.tokens.cpu().numpy()
-        groups = [tokens[r, :n] for r, n in enumerate(counts)]
+        groups = _groups(rows, candidates, counts)
+        cuts = _cuts(rows, candidates)
         for row in rows:
             row.plan = row.next_plan(control.BAND)
         keeps = [not row.cuts(cost) for row, cost in zip(rows, cuts, strict=True)]
@@ -92,7 +89,7 @@ class Guide:
         scores = self._score(rows, groups)
         if any(row.plan is not None for row in rows):
             self._plan(rows, groups, candidates, tail_mean, scores)
-        bonus = self._bonus(rows, counts, scores, tokens.shape[1]).to(device)
+        bonus = self._bonus(rows, counts, scores, candidates.tokens.shape[1]).to(device)
         kl, log_z = divergence(candidates, bonus, tail_mean)
         spent = kl.tolist()
         kept = []
@@ -110,19 +107,21 @@ class Guide:
             plan, n, trace = row.plan, counts[r], None
             if row.fault is not None or (row.record_key is None and plan is None):
                 continue
-            chosen = tokens[r, :n].tolist()
-            row_scores = {s: v[r, :n].tolist() for s, v in scores.items() if v[r, 0].isfinite()}
-            row.scored = StepScores(len(row.prefix), chosen, row_scores)
+            scored = {s: v[r, :n].numpy() for s, v in scores.items() if v[r, 0].isfinite()}
+            row.scored = StepScores(len(row.prefix), groups[r], scored)
             if plan is not None and (n == 1 or r not in kept):
                 plan.rest = plan.left - spent[r]
                 plan.after = {}
             if row.params.trace and not row.untraced:
-                logprobs = candidates.logprobs[r, :n]
+                at = torch.arange(n, device=device)
+                if row.params.k == "all":
+                    at = candidates.logprobs[r].topk(min(TRACED, n)).indices
+                logprobs = candidates.logprobs[r, at]
                 trace = {
-                    "candidates": chosen,
+                    "candidates": candidates.tokens[r, at].tolist(),
                     "logprobs": logprobs.tolist(),
-                    "scores": row_scores,
-                    "guided_logprobs": (logprobs + bonus[r, :n] - log_z[r]).tolist(),
+                    "scores": {s: v[at.cpu().numpy()].tolist() for s, v in scored.items()},
+                    "guided_logprobs": (logprobs + bonus[r, at] - log_z[r]).tolist(),
                     **(plan.fields if plan is not None else {}),
                 }
             kl_tail = 0.0 if keeps[r] else min(cuts[r], spent[r])
@@ -293,6 +292,32 @@ class Guide:
         """Remove a row from guidance permanently."""
         row.fault = RowFault(scorer, message, overrun)
         self.registry.note_fault(row, scorer, message)
+
+
+def _candidates(base: Tensor, rows: Sequence[Row]) -> Candidates:
+    """The candidates of a cohort's rows, whose logits are `base`, [rows, vocab]."""
+    ks = [row.params.k for row in rows]
+    numbers = [k for k in ks if k != "all"]
+    if not numbers:
+        return every(base)
+    mass = torch.tensor([row.params.mass for row in rows], device=base.device)
+    return select(base, torch.tensor(numbers, device=base.device), mass)
+
+
+def _groups(rows: Sequence[Row], candidates: Candidates, counts: Sequence[int]) -> list[Ids]:
+    """The candidates of each row; with k = "all" one array for all of them."""
+    tokens = candidates.tokens.cpu().numpy()
+    if rows[0].params.k == "all":
+        return [tokens[0]] * len(rows)
+    return [tokens[r, :n] for r, n in enumerate(counts)]
+
+
+def _cuts(rows: Sequence[Row], candidates: Candidates) -> list[float]:
+    """What it would cost each row to cut its tail, in nats; 0 if no row cuts it."""
+    if all(row.params.tail != "truncate" for row in rows):
+        return [0.0] * len(rows)
+    cost: list[float] = (-candidates.mass.log()).tolist()
+    return cost
 
 
 def _end(logits: Tensor, row: Row) -> None:

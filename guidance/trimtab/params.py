@@ -66,6 +66,10 @@ class Served(Protocol):
     def distributional(self) -> bool:
         """Whether it has histograms of returns."""
 
+    @property
+    def whole(self) -> bool:
+        """Whether it scores the whole vocabulary at once."""
+
 
 class GuidanceParams(BaseModel):
     """How one request is steered: π(v) ∝ π0(v)·exp(β·Σ_i w_i·s_i(prefix + v)) on the candidates."""
@@ -92,7 +96,11 @@ class GuidanceParams(BaseModel):
     preset: Literal["args", "pargs", "vas"] | None = Field(
         None, description="k, mass and tail of a paper; fields that are sent override it"
     )
-    k: int = Field(K, ge=1, le=MAX_K, description="maximum candidates per step")
+    k: Annotated[int, Field(ge=1, le=MAX_K)] | Literal["all"] = Field(
+        K,
+        description='maximum candidates per step; "all" scores the whole vocabulary, with scorers '
+        "that do it at once: then there is no tail, and mass is not read",
+    )
     mass: Number = Field(
         MASS,
         gt=0,
@@ -151,6 +159,8 @@ class GuidanceParams(BaseModel):
     def _one_strength(self) -> Self:
         if self.kl_budget is not None and "beta" in self.model_fields_set:
             raise ValueError("kl_budget sets beta at every step; send one of the two")
+        if self.k == "all" and (self.kl_budget is not None or self.floors is not None):
+            raise ValueError("kl_budget and floors need candidates; send a number as k")
         if self.kl_budget is not None and self.floors is not None:
             raise ValueError("kl_budget and floors cannot be met together; send one of the two")
         return self
@@ -197,7 +207,7 @@ class GuidanceParams(BaseModel):
         Raises:
             UnknownScorer: a name is not available.
             InvalidGuidance: kl_budget or a floor needs the return distribution of a scorer
-                that has none.
+                that has none, or k is "all" and a scorer does not score all tokens at once.
         """
         names = list(available)
         floors = dict.fromkeys(self.floors or {}, 1.0)
@@ -223,6 +233,13 @@ class GuidanceParams(BaseModel):
                         f"'distribution'; scorer '{name}' is of family '{scorer.family}'. Name "
                         "others, or send beta instead. GET /v1/scorers lists families.",
                         param=field,
+                    )
+                if weight != 0 and self.k == "all" and not scorer.whole:
+                    raise InvalidGuidance(
+                        "k 'all' needs scorers that score the whole vocabulary at once, such as "
+                        f"probes; scorer '{name}' is of family '{scorer.family}'. Name others, or "
+                        "send a number as k. GET /v1/scorers lists them.",
+                        param="k",
                     )
         return self.model_copy(update={"scorers": chosen})
 

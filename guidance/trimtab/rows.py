@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from itertools import count
 from typing import Any
 
+import numpy as np
 from torch import Tensor
 
 from trimtab.params import GuidanceParams
@@ -75,15 +76,15 @@ class StepScores:
     """The scores of a row's last step; they often include the row's last token."""
 
     position: int
-    tokens: list[int]
-    scores: dict[str, list[float]]
+    tokens: Ids
+    scores: dict[str, Ids]  # [candidates] float32 each
 
     def of(self, name: str, sequence: Ids) -> float | None:
         """A scorer's score of `sequence`, if its last token was a candidate of this step."""
         if self.position != len(sequence) - 1 or name not in self.scores:
             return None
-        token = int(sequence[-1])
-        return self.scores[name][self.tokens.index(token)] if token in self.tokens else None
+        [places] = np.nonzero(self.tokens == sequence[-1])
+        return float(self.scores[name][places[0]]) if len(places) else None
 
 
 @dataclass
@@ -159,17 +160,19 @@ class Row:
 
 
 def cohorts(rows: Sequence[tuple[int, Row]]) -> list[list[tuple[int, Row]]]:
-    """Rows grouped by the versions of their scorers; one group unless versions changed."""
-    groups: list[tuple[dict[str, Scorer], list[tuple[int, Row]]]] = []
+    """Rows grouped by the versions of their scorers, and by whether k is "all"; usually one."""
+    groups: list[tuple[bool, dict[str, Scorer], list[tuple[int, Row]]]] = []
     for index, row in rows:
-        for versions, members in groups:
-            if all(versions.get(name, own) is own for name, own in row.scorers.items()):
+        every = row.params.k == "all"
+        for kind, versions, members in groups:
+            same = all(versions.get(name, own) is own for name, own in row.scorers.items())
+            if kind == every and same:
                 versions.update(row.scorers)
                 members.append((index, row))
                 break
         else:
-            groups.append((dict(row.scorers), [(index, row)]))
-    return [members for _, members in groups]
+            groups.append((every, dict(row.scorers), [(index, row)]))
+    return [members for _, _, members in groups]
 
 
 def members_of(

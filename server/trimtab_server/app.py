@@ -90,6 +90,7 @@ def versions(statuses: list[ScorerStatus], settings: Settings) -> dict[str, Vers
             one["reads"],
             _parts(settings, one["name"]),
             one["distributional"],
+            one["whole"],
         )
         for one in statuses
     }

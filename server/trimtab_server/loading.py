@@ -107,6 +107,7 @@ class Loading:
                 description = await self._load(version, request)
                 version.family, version.reads = description["family"], description["reads"]
                 version.distributional = description["distributional"]
+                version.whole = description["whole"]
                 problem = await readiness.complaint(
                     self.state, request.name, version, CHECK_SECONDS
                 )

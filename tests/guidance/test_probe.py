@@ -1,5 +1,6 @@
 """Probes: their network, and guidance by one in transformers, equal to a plain reference."""
 
+import numpy as np
 import pytest
 import torch
 from reference import Reference
@@ -10,6 +11,7 @@ from trimtab.config import GuidanceConfig
 from trimtab.errors import InvalidGuidance, ScorerFault, ScorerLoadError
 from trimtab.loading import load_scorers
 from trimtab.params import GuidanceParams
+from trimtab.rows import Row
 from trimtab_models import base_weights, checkpoint, probe
 from trimtab_models.checkpoint import ScorerInfo
 
@@ -159,3 +161,54 @@ def test_a_fingerprint_knows_the_weights_and_not_their_precision(base, another, 
     for place in (demo.base(), tmp_path / "shards"):
         embedding = base_weights.output_embedding(place)
         torch.testing.assert_close(embedding, base.get_output_embeddings().weight.detach())
+
+
+@pytest.mark.parametrize("name", ["histogram", "number"])
+@torch.inference_mode()
+def test_the_whole_vocabulary(name, base, tokenizer, probes):
+    """k = "all" is a step over every token: no tail, and the KL is exact."""
+    reference = Reference(base, probes)
+    fields = {"beta": 4.0, "k": "all", "trace": True}
+    guidance = Guidance({name: str(probes[name])}, tokenizer, model=base, **fields)
+    ids = tokenizer(demo.chat("Write a review."), add_special_tokens=False)["input_ids"]
+    row, kl = Row(guidance.params, len(ids), record_key="r"), 0.0
+    params = GuidanceParams(scorers={name: 1.0}, beta=4.0)
+    for length in range(len(ids), len(ids) + 6):
+        row.prefix = np.array(ids)
+        guided = base(torch.tensor([ids])).logits[:, -1].clone()
+        guidance.guide.step(guided, [(0, row)], guidance.hidden.of(1))
+        logits = reference.logits(tuple(ids))[0].double()
+        scores = reference.scores(name, ids, range(len(logits)), params, row.prompt_length)
+        log_p = (logits + 4.0 * torch.tensor(scores).double()).log_softmax(0)
+        torch.testing.assert_close(guided[0].double().log_softmax(0), log_p, rtol=1e-4, atol=1e-4)
+        kl += float((log_p.exp() * (log_p - logits.log_softmax(0))).sum())
+        ids.append(int(log_p.argmax()))
+        step = row.steps[length].trace
+        assert step["candidates"] == logits.topk(32).indices.tolist()
+        shown = torch.tensor(step["guided_logprobs"]).double()
+        torch.testing.assert_close(shown, log_p[step["candidates"]], rtol=1e-3, atol=1e-3)
+    [record] = guidance.guide.records.report("r", ids[:-6], [ids[-6:]], True)
+    assert record["kl"] == pytest.approx(kl, rel=1e-3)
+    assert record["kl_tail"] == 0
+
+
+def test_masked_tokens_stay_masked(base, tokenizer, probes):
+    guidance = Guidance({"number": str(probes["number"])}, tokenizer, model=base, k="all", beta=9.0)
+    inputs = tokenizer("The room", return_tensors="pt")
+    [processor] = guidance.processors(**inputs)
+    logits = base(**inputs).logits[:, -1].detach()
+    logits[:, 5:] = -torch.inf
+    guided = processor(inputs["input_ids"], logits)
+    assert guided[0, :5].isfinite().all()
+    assert (guided[0, 5:] == -torch.inf).all()
+    assert not torch.allclose(guided[0, :5] - logits[0, :5], torch.zeros(5), atol=0.1)
+
+
+def test_the_whole_vocabulary_needs_scorers_that_have_it(base, tokenizer, probes):
+    head = str(demo.scorers()["sentiment"])
+    with pytest.raises(InvalidGuidance, match="k 'all' needs scorers that score the whole"):
+        Guidance({"sentiment": head}, tokenizer, k="all")
+    with pytest.raises(InvalidGuidance, match="send a number as k"):
+        Guidance({"p": str(probes["histogram"])}, tokenizer, model=base, k="all", kl_budget=1.0)
+    with pytest.raises(InvalidGuidance, match="k"):
+        Guidance({"p": str(probes["histogram"])}, tokenizer, model=base, k="some")

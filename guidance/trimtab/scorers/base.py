@@ -42,6 +42,8 @@ class Scorer(ABC):
     """Whether it can be hot-loaded: data only, never code."""
     distributional: bool = False
     """Whether it has `histograms` of returns, which kl_budget and floors need."""
+    whole: bool = False
+    """Whether it scores the whole vocabulary at once, so that k may be "all"."""
     reads_states: bool = False
     """Whether `score` and `histograms` get the base's states as a keyword, `states`: h and m of
     each row (see scoring/states.py), [rows, 2, hidden] float32, NaN in a row whose states are lost.

@@ -33,6 +33,7 @@ class CompositeScorer(Scorer):
             )
         )
         self.parts = dict(parts)
+        self.whole = all(scorer.whole for scorer, _ in parts.values())
         self.reads_states = any(scorer.reads_states for scorer, _ in parts.values())
         parts_read = {scorer.reads for scorer, _ in parts.values()}
         self.reads = next(

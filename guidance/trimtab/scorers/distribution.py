@@ -53,6 +53,7 @@ class DistributionScorer(NetworkScorer):
             raise ScorerLoadError(
                 f"its head has {len(weight)} outputs, which do not fit a histogram of returns"
             )
+        self.whole = info.ahead
         self.returns = torch.linspace(*info.support, bins)
         """The return of each bin, [bins] float32 on the host."""
 

@@ -31,6 +31,7 @@ class ProbeScorer(Scorer):
     checkpointed = True
     hot = True
     reads = "states"
+    whole = True
     reads_states = True
 
     def __init__(self, info: ScorerInfo, network: Probe, table: Tensor) -> None:
@@ -103,7 +104,13 @@ class ProbeScorer(Scorer):
         """The outputs for each candidate, [Σ candidates, outputs]; see Scorer.score."""
         if states.shape[-1] != self.network.config.hidden_size:  # those of all rows are lost
             states = states.new_full((len(states), 2, self.network.config.hidden_size), torch.nan)
-        level, factors = self.network.parts(states.to(self.vectors.device))
+        states = states.to(self.vectors.device)
+        every = np.arange(len(self.vectors))
+        if all(group is candidates[0] for group in candidates) and np.array_equal(
+            candidates[0], every
+        ):
+            return self.network.every(states, self.vectors).flatten(0, 1)
+        level, factors = self.network.parts(states)
         # Larger ids use the last entry, as in Backbone.
         tokens = np.minimum(np.concatenate(candidates), len(self.vectors) - 1)
         vectors = self.vectors[torch.from_numpy(tokens).to(self.vectors.device)]  # [Σ, rank]

@@ -20,6 +20,7 @@ class VocabularyScorer(NetworkScorer):
 
     family = "vocabulary"
     network = "vocabulary"
+    whole = True
 
     @classmethod
     def load(cls, spec: ScorerSpec, loader: Loader) -> Self:

@@ -155,7 +155,8 @@ class Choice:
         row.prefix = np.array([*self.prompt.ids, *self.output], dtype=np.int64)
         if self.params is not None:
             # Only revealed tokens can be candidates.
-            fewer = {"k": min(self.params.k, revealed)}
+            k = revealed if self.params.k == "all" else min(self.params.k, revealed)
+            fewer = {"k": k}
             row.params = self.params.model_copy(update=fewer)
         logits = spread(position, self.naming.columns, self.naming.closed)
         await self.upstream.thread.run(self.upstream.guide.step, logits, [(0, row)])

@@ -109,6 +109,7 @@ class GuidanceWorker:
             kind = {
                 "family": scorer.family,
                 "distributional": scorer.distributional,
+                "whole": scorer.whole,
                 "reads": scorer.reads,
             }
             return {"ready": True, "error": None, **kind}
