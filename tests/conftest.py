@@ -21,6 +21,7 @@ import psutil
 import pytest
 
 from trimtab.logs import OURS
+from trimtab_models import demo
 
 pytest_plugins = ["scorecard.report"]
 
@@ -177,14 +178,24 @@ def interruptible() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def server() -> Iterator[Server]:
+def probe(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A probe of the demo's base."""
+    from probes_made import made
+
+    directory: Path = made(tmp_path_factory.mktemp("probe") / "probe", demo.base(), support=(-1, 1))
+    return directory
+
+
+@pytest.fixture(scope="session")
+def server(probe: Path) -> Iterator[Server]:
     """The demo, beside its scorers some that fail once a text has FAILS_AT tokens (faulty.py),
-    and one that spells (scorecard/spelling.py)."""
+    one that spells (scorecard/spelling.py), and a probe."""
     faulty = ["raises", "nan", "infinite", "exits", "interrupts", "exhausts", "sleeps", "loops"]
     command = ["trimtab_server.cli", "serve", "demo", "--scorer-timeout", "3"]
     for name in faulty:
         command += ["--scorer", f"{name}=faulty:{name},family=function"]
     command += ["--scorer", "spelling=scorecard.spelling:spelling,family=function"]
+    command += ["--scorer", f"probe={probe}"]
     for name in ("sentiment", "formality", "brevity"):
         command += ["--default-scorer", f"{name}=1"]
     # The demo is on this machine, so all of it works without the hub.

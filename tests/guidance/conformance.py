@@ -74,11 +74,11 @@ import torch  # noqa: E402
 from transformers import LlamaConfig, LlamaForCausalLM  # noqa: E402
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
+from probes_made import made  # noqa: E402
 from reference import Reference  # noqa: E402
 
 from trimtab.params import GuidanceParams  # noqa: E402
 from trimtab.xargs import RECORD_KEY, to_xargs  # noqa: E402
-from trimtab_models import probe  # noqa: E402
 from trimtab_models.checkpoint import ScorerInfo, save  # noqa: E402
 from trimtab_models.networks import scalar_head  # noqa: E402
 
@@ -124,11 +124,7 @@ def build():
         bins = 7 if "support" in kind else 1
         make = functools.partial(scalar_head, bins=bins)
         save(network(make, seed, 32), None, info, ROOT / name)
-    made = probe.new(ROOT / "base", outputs=7)
-    for part in (made.level, made.factors):
-        torch.nn.init.normal_(part.weight, std=0.3)
-    info = ScorerInfo(family="probe", support=(-2.0, 3.0), mean=0.4, deviation=1.5)
-    save(made, None, info, ROOT / PROBE)
+    made(ROOT / PROBE, ROOT / "base", support=(-2.0, 3.0), mean=0.4, deviation=1.5)
     return Reference(base, {name: ROOT / name for name in (*SCORERS, PROBE)})
 
 

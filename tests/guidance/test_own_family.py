@@ -125,5 +125,6 @@ def test_families_say_what_they_are():
         "distribution",
         "vocabulary",
         "log_ratio",
+        "probe",
     }
     assert [name for name, family in FAMILIES.items() if family.distributional] == ["distribution"]

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from probes_made import made
 from reference import Reference
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -12,20 +13,10 @@ from trimtab.errors import InvalidGuidance, ScorerFault, ScorerLoadError
 from trimtab.loading import load_scorers
 from trimtab.params import GuidanceParams
 from trimtab.rows import Row
-from trimtab_models import base_weights, checkpoint, probe
-from trimtab_models.checkpoint import ScorerInfo
+from trimtab_models import base_weights, probe
 
 HISTOGRAM = {"support": (-1.0, 1.0)}
 NUMBER = {"link": "sigmoid"}
-
-
-def made(directory, base, outputs=7, seed=0, **info):
-    """A checkpoint of a probe with random weights that steer strongly."""
-    torch.manual_seed(seed)
-    network = probe.new(base, outputs=outputs)
-    for part in (network.level, network.factors):
-        torch.nn.init.normal_(part.weight, std=0.3)
-    return checkpoint.save(network, None, ScorerInfo(family="probe", **info), directory)
 
 
 @pytest.fixture(scope="module")
