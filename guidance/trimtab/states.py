@@ -26,7 +26,7 @@ class States:
 
     def __init__(self) -> None:
         self.live: WeakValueDictionary[int, Row] = WeakValueDictionary()
-        self.ended: OrderedDict[bytes, RowState] = OrderedDict()  # by tokens, oldest first
+        self.ended: OrderedDict[tuple[int, bytes], RowState] = OrderedDict()  # oldest first
 
     def follow(self, rows: Sequence[tuple[int, Row]], hidden: Tensor) -> None:
         """Add this step's states to the rows' sums.

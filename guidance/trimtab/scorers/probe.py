@@ -67,7 +67,7 @@ class ProbeScorer(Scorer):
                 "in the same engine"
             )
         loaded, info = checkpoint.load(spec.path, family="probe")
-        network: Probe = loaded  # type: ignore[assignment]
+        network: Probe = loaded
         probe.check_base(network, spec.path, loader.base)
         with torch.inference_mode():
             table = network.table(probe.embedding(loader.base))
@@ -81,7 +81,7 @@ class ProbeScorer(Scorer):
         strengths: Sequence[float],
         prompts: Sequence[Prompt] = (),
         *,
-        states: Tensor,
+        states: Tensor | None = None,
     ) -> Tensor:
         """See Scorer.score; states: h and m of each row, [rows, 2, hidden]."""
         outputs = self.histograms(keys, prefixes, candidates, prompts, states=states)
@@ -99,9 +99,15 @@ class ProbeScorer(Scorer):
         candidates: Sequence[Ids],
         prompts: Sequence[Prompt] = (),
         *,
-        states: Tensor,
+        states: Tensor | None = None,
     ) -> Tensor:
-        """The outputs for each candidate, [Σ candidates, outputs]; see Scorer.score."""
+        """The outputs for each candidate, [Σ candidates, outputs]; see Scorer.score.
+
+        Raises:
+            ValueError: there are no states.
+        """
+        if states is None:
+            raise ValueError("a probe scores the base's states, not tokens; pass states")
         if states.shape[-1] != self.network.config.hidden_size:  # those of all rows are lost
             states = states.new_full((len(states), 2, self.network.config.hidden_size), torch.nan)
         states = states.to(self.vectors.device)

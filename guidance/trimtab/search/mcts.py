@@ -70,6 +70,7 @@ def expand(node: Node, problem: Problem, seed: int) -> Generator[Round, Any, Non
     if node.children is not None:
         return
     guidance = problem.guidance
+    assert isinstance(guidance.k, int), "a search checks this when it starts"
     [drawn] = yield [Draw(problem.prompt + node.path.token_ids, 1, seed, top=guidance.k)]
     logprobs: dict[int, float] = {}
     reached = 0.0

@@ -64,6 +64,8 @@ class SearchParams(BaseModel):
             raise InvalidGuidance(
                 "mcts reads candidates only; leave tail out, or send 'truncate'.", param="tail"
             )
+        if self.method == "mcts" and guidance.k == "all":
+            raise InvalidGuidance("mcts reads candidates only; send a number as k.", param="k")
         if guidance.kl_budget is not None or guidance.floors is not None:
             raise InvalidGuidance(
                 "a search has one strength; send beta instead of kl_budget and floors.",
