@@ -32,8 +32,8 @@ class ScorerSpec(BaseModel):
     family: str | None = Field(
         None,
         max_length=300,
-        description="head, distribution, vocabulary, log_ratio, text, function, composite, or "
-        "package.module:Class for your own family; default: as stored in the checkpoint",
+        description="head, distribution, vocabulary, probe, log_ratio, text, function, composite, "
+        "or package.module:Class for your own family; default: as stored in the checkpoint",
     )
     reference: str | None = Field(
         None,
