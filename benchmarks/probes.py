@@ -1,0 +1,90 @@
+"""The cost of probes, as ratios within one run through the real engine.
+
+    python benchmarks/probes.py [--quick] [--out DIR]
+
+The base is that of decode.py, with random weights; probes have a histogram of 11 returns. Guided
+and unguided decode steps alternate (paired repeats), with the default candidates and with the whole
+vocabulary. Writes benchmarks/results/probes.{json,md}.
+"""
+
+import argparse
+import json
+import os
+import tempfile
+from pathlib import Path
+
+import decode
+import torch
+from tqdm import tqdm
+from transformers import LlamaForCausalLM
+
+from trimtab.params import GuidanceParams
+from trimtab_models import checkpoint, probe
+from trimtab_models.checkpoint import ScorerInfo
+
+RESULTS = Path(__file__).parent / "results"
+NAMES = [f"probe{i}" for i in range(8)]
+SMALL = {"hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 2}
+BINS, REPEATS = 11, 5
+
+
+def build(root: Path, sizes: dict[str, int]) -> dict[str, Path]:
+    """A base and eight probes of it."""
+    torch.manual_seed(0)
+    base = LlamaForCausalLM(decode.config(sizes))
+    print(f"{base.num_parameters() / 1e6:.0f} million parameters", flush=True)
+    base.save_pretrained(root / "base")
+    paths = {}
+    for name in NAMES:
+        network = probe.new(root / "base", outputs=BINS)
+        for part in (network.level, network.factors):
+            torch.nn.init.normal_(part.weight, std=0.1)
+        info = ScorerInfo(family="probe", support=(0.0, 1.0))
+        paths[name] = checkpoint.save(network, None, info, root / name)
+    return paths
+
+
+def table(results: list[dict]) -> str:
+    lines = [
+        "| requests | probes | k | unguided ms | guided ms | guided ÷ unguided |",
+        "|---|---|---|---|---|---|",
+    ]
+    for r in results:
+        times = f"{r['unguided_ms']:.1f} | {r['guided_ms']:.1f}"
+        lines.append(f"| {r['requests']} | {r['probes']} | {r['k']} | {times} | {r['ratio']:.3f} |")
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="a small base, few repeats")
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    arguments = parser.parse_args()
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    settings = [
+        (rows, probes, k)
+        for rows in ((1, 8) if arguments.quick else (1, 8, 32))
+        for probes, k in ((1, None), (8, None), (1, "all"))
+    ]
+    results = []
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        probes = build(root, SMALL if arguments.quick else decode.BASE)
+        prompts = torch.randint(decode.VOCAB, (32, decode.PREFIX)).tolist()
+        decoder = decode.Decoder(decode.start(root / "base", probes), prompts)
+        for rows, count, k in tqdm(settings, unit="setting"):
+            fields = {} if k is None else {"k": k}
+            guidance = GuidanceParams(scorers=dict.fromkeys(NAMES[:count], 1.0), beta=1.0, **fields)
+            repeats = 2 if arguments.quick else REPEATS
+            result = decode.pairs(decoder, rows, guidance, None, repeats)
+            results.append({"probes": count, "k": guidance.k} | result)
+    text = table(results)
+    print(text)
+    about = {"threads": torch.get_num_threads(), "load": os.getloadavg()[0], "bins": BINS}
+    body = json.dumps({"about": about, "results": results}, indent=1)
+    (arguments.out / "probes.json").write_text(body + "\n")
+    (arguments.out / "probes.md").write_text(text)
+
+
+if __name__ == "__main__":
+    main()
