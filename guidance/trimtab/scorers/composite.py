@@ -16,6 +16,7 @@ from trimtab.scorers.base import Scorer
 from trimtab.scorers.loader import Loader
 from trimtab.scoring.pool import Ids
 from trimtab.scoring.text import Prompt, Turns
+from trimtab.scoring.turns import CONVERSING
 from trimtab_models.checkpoint import ScorerInfo
 
 
@@ -34,7 +35,7 @@ class CompositeScorer(Scorer):
         )
         self.parts = dict(parts)
         parts_read = {scorer.reads for scorer, _ in parts.values()}
-        self.reads = next((kind for kind in ("chat", "tokens") if kind in parts_read), "text")
+        self.reads = next((kind for kind in (*CONVERSING, "tokens") if kind in parts_read), "text")
 
     @classmethod
     def load(cls, spec: ScorerSpec, loader: Loader) -> Self:
