@@ -56,6 +56,9 @@ class FunctionScorer(Scorer):
         function: f.
         tokenizer: the base's; needed unless `reads` is tokens.
         reads: what f reads; default: text with a tokenizer, else tokens.
+
+    Raises:
+        ValueError: it reads text, and there is no tokenizer.
     """
 
     family = "function"
@@ -72,6 +75,8 @@ class FunctionScorer(Scorer):
         self.tokenizer = tokenizer
         self.reads = reads or ("tokens" if tokenizer is None else "text")
         self.reader: Reader | None = None
+        if tokenizer is None and self.reads != "tokens":
+            raise ValueError(f"reads={self.reads} needs the base's tokenizer.")
         if tokenizer is not None and self.reads not in ("tokens", "text"):
             self.reader = Reader(tokenizer, asked if self.reads == "pair" else None)
 
@@ -118,7 +123,7 @@ class FunctionScorer(Scorer):
             for prefix, group in zip(prefixes, candidates, strict=True)
             for candidate in group
         ]
-        if self.tokenizer is None:
+        if self.tokenizer is None or self.reads == "tokens":
             return [(ids,) for ids in sequences]
         # Special tokens stay: a function may need to see where the answer begins or ends.
         return [(self.tokenizer.decode(ids),) for ids in sequences]
