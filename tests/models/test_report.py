@@ -275,14 +275,18 @@ def test_the_command_line(
     half_completed: list[Record],
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr("trimtab_models.report.__main__.warning", lambda report: "no use")
     scorer = tmp_path / "scorer"
     shutil.copytree(demo.scorers()["formality"], scorer)
     data.write(tmp_path / "rollouts.jsonl", records)
     data.write(tmp_path / "halves.jsonl", half_completed)
     arguments = [str(scorer), "--rollouts", str(tmp_path / "rollouts.jsonl")]
     main([*arguments, "--completions", str(tmp_path / "halves.jsonl")])
-    assert capsys.readouterr().out.startswith("| validation | 96 ")
+    printed = capsys.readouterr()
+    assert printed.out.startswith("| validation | 96 ")
+    assert printed.err.endswith("trimtab: no use\n")
     assert "Does a prefix inherit" in (scorer / "report.md").read_text()
     main(arguments)
     assert "Does a prefix inherit" not in (scorer / "report.md").read_text()
