@@ -30,7 +30,7 @@ def prefix_auc(axes: Any, report: Report) -> None:
 
 def known(axes: Any, report: Report) -> None:
     """Correlation of score and reward by the part that has been read."""
-    sides = {
+    sides: dict[str, dict[int, Correlation | None]] = {
         "with the reward": {part.percent: part.reward for part in report.known},
         "beyond the prompt": {part.percent: part.beyond_prompt for part in report.known},
     }

@@ -89,8 +89,8 @@ def known(
             )
         beyond = None
         if several.any():
-            sides = (_less_means(side, numbers)[several] for side in (at, rewards))
-            beyond = correlation(*sides, numbers[several].tolist(), seed=seed)
+            left, right = (_less_means(side, numbers)[several] for side in (at, rewards))
+            beyond = correlation(left, right, numbers[several].tolist(), seed=seed)
         results.append(Known(percent=percent, reward=reward, beyond_prompt=beyond))
     return results
 
