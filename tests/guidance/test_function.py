@@ -89,8 +89,8 @@ def called_with(base, reads, prefix, token, prompt):
     if reads == "pair":
         return (before if prompt.turns is None else "A phone. 🙂", answer)
     if prompt.turns is None:
-        asked = {"role": "user", "content": before}
-        return ([asked, {"role": "assistant", "content": answer}],)
+        question = {"role": "user", "content": before}
+        return ([question, {"role": "assistant", "content": answer}],)
     said = answer if prompt.turns is SAID else f"Well, {answer}"
     return ([*SAID, {"role": "assistant", "content": said}],)
 

@@ -12,7 +12,7 @@ from conftest import start
 from transformers import AutoTokenizer
 from upstream_over import over
 
-import told
+import conversing
 from trimtab_models import demo
 from trimtab_models.demo import foreign
 
@@ -33,7 +33,7 @@ SAID = [{"role": "system", "content": SYSTEM}, {"role": "user", "content": USER}
 TWO = [{"role": "user", "content": "One."}, {"role": "user", "content": "Two."}]
 SENTIMENT = {"scorers": {"sentiment": 1}, "beta": 3}
 ASKED = {"model": "demo", "temperature": 0, "guidance": {"scorers": {"chatty": 1}, "beta": 20}}
-READS = {"asked": "pair", "said": "chat", "answered": "answer"}
+READS = ("pair", "chat", "answer")
 ROUTES = {
     "/v1/chat/completions": {"messages": SAID, "max_tokens": 12},
     "/v1/messages": {"system": SYSTEM, "messages": SAID[1:], "max_tokens": 12},
@@ -73,8 +73,8 @@ def ours(scorers):
     command += ["--enable-scale-out"]
     for name in ("chatty", "strict"):
         command += ["--scorer", f"{name}={scorers / name},family=text"]
-    for name, reads in READS.items():
-        command += ["--scorer", f"{name}=told:{name},family=function,reads={reads}"]
+    for reads in READS:
+        command += ["--scorer", f"{reads}=conversing:{reads},family=function,reads={reads}"]
     with start(command, ready="/ready", VLLM_ENABLE_RESPONSES_API_STORE="1") as server:
         yield server
 
@@ -116,13 +116,13 @@ def test_functions_get_the_conversation_on_all_routes(ours):
     }
     fields = {"messages": SAID, "max_tokens": 12, "temperature": 0}
     by_path["/generate"] = records(post(ours, "/generate", **fields, **guidance))[0]
-    expected = {"asked": told.number(USER), "said": told.number(SAID), "answered": 0}
+    expected = {"pair": conversing.number(USER), "chat": conversing.number(SAID), "answer": 0}
     for path, record in by_path.items():
         assert record["error"] is None, path
         assert record["scores"] == pytest.approx(expected), path
-    alone = {**fields, "messages": SAID[:1], "scorers": {"asked": 1}}
+    alone = {**fields, "messages": SAID[:1], "scorers": {"pair": 1}}
     error = post(ours, "/generate", 400, **alone)["error"]["message"]
-    assert "'asked' cannot read this conversation (it needs a message with the role" in error
+    assert "'pair' cannot read this conversation (it needs a message with the role" in error
 
 
 def test_an_earlier_response_is_read(ours):

@@ -31,7 +31,7 @@ from trimtab.scorers.base import Scorer
 from trimtab.scorers.loader import Loader, imported
 from trimtab.scoring.pool import Ids
 from trimtab.scoring.text import Detokenizer, Prompt, Reader, Turns
-from trimtab.scoring.turns import answered, asked
+from trimtab.scoring.turns import last_user_text, with_answer
 from trimtab_models.checkpoint import ScorerInfo
 
 Reads = Literal["tokens", "text", "answer", "pair", "chat"]
@@ -78,7 +78,7 @@ class FunctionScorer(Scorer):
         if tokenizer is None and self.reads != "tokens":
             raise ValueError(f"reads={self.reads} needs the base's tokenizer.")
         if tokenizer is not None and self.reads not in ("tokens", "text"):
-            self.reader = Reader(tokenizer, asked if self.reads == "pair" else None)
+            self.reader = Reader(tokenizer, last_user_text if self.reads == "pair" else None)
 
     @classmethod
     def load(cls, spec: ScorerSpec, loader: Loader) -> Self:
@@ -146,7 +146,7 @@ class FunctionScorer(Scorer):
                         calls.append((row.prompt, answer))
                     case "chat":
                         messages = turns or [{"role": "user", "content": row.prompt}]
-                        calls.append((answered(messages, answer),))
+                        calls.append((with_answer(messages, answer),))
                     case _:
                         calls.append((answer,))
         return calls

@@ -27,7 +27,7 @@ def turns(messages: Any, continued: bool = False) -> list[Turn] | None:
     return [*before, {**last, "open": True} if continued else last]
 
 
-def asked(turns: Sequence[Mapping[str, Any]]) -> str:
+def last_user_text(turns: Sequence[Mapping[str, Any]]) -> str:
     """The text of a conversation's last message of the user.
 
     Raises:
@@ -39,7 +39,7 @@ def asked(turns: Sequence[Mapping[str, Any]]) -> str:
     raise ValueError("it needs a message with the role user")
 
 
-def answered(turns: Sequence[Mapping[str, Any]], answer: str) -> list[Turn]:
+def with_answer(turns: Sequence[Mapping[str, Any]], answer: str) -> list[Turn]:
     """A new list of messages: the conversation, with the answer as its last message.
 
     The answer continues a last message that is open.

@@ -4,22 +4,22 @@ import json
 import zlib
 
 
-def asked(prompt: str, answer: str) -> float:
+def pair(prompt: str, answer: str) -> float:
     """A number of the prompt; the answer does not change it."""
     return number(prompt)
 
 
-def said(messages: list[dict[str, str]]) -> float:
+def chat(messages: list[dict[str, str]]) -> float:
     """A number of the conversation, without its answer, which is text of the assistant."""
-    *before, answer = messages
-    assert set(answer) == {"role", "content"}
-    assert answer["role"] == "assistant"
+    *before, last = messages
+    assert set(last) == {"role", "content"}
+    assert last["role"] == "assistant"
     return number(before)
 
 
-def answered(answer: str) -> float:
-    """0 for an answer without template and special tokens."""
-    return float("<|" in answer or "assistant" in answer or "user" in answer)
+def answer(text: str) -> float:
+    """0 for an answer without the prompt and its template."""
+    return float("user:" in text or "Write a review" in text)
 
 
 def number(content: object) -> float:
