@@ -139,20 +139,23 @@ def test_what_is_known_is_the_correlation_of_prefix_and_reward(seed: int) -> Non
 
 
 def test_the_interval_is_that_of_resampled_prompts() -> None:
+    """The answers of a prompt share most of their score and reward: they are not independent."""
     draw = np.random.default_rng(0)
-    groups = np.repeat(np.arange(30), 4).tolist()
-    first = draw.normal(size=120)
-    second = 0.5 * first + draw.normal(size=120)
-    result = correlation(first, second, groups)
+    groups = np.repeat(np.arange(30), 4)
+    first = np.repeat(draw.normal(size=30), 4) + 0.3 * draw.normal(size=120)
+    second = np.repeat(draw.normal(size=30), 4) + 0.5 * first
+    result = correlation(first, second, groups.tolist())
     values = []
-    for _ in range(RESAMPLES):
-        rows = [4 * g + i for g in draw.integers(30, size=30) for i in range(4)]
+    for counts in np.random.default_rng(0).multinomial(30, np.full(30, 1 / 30), size=RESAMPLES):
+        rows = np.repeat(np.arange(120), counts[groups])
         values.append(np.corrcoef(first[rows], second[rows])[0, 1])
     assert result is not None
-    assert (result.low, result.high) == pytest.approx(np.quantile(values, [0.025, 0.975]), abs=0.03)
-    assert correlation(first, second, [0] * 120) == result.model_copy(
-        update={"low": None, "high": None}
-    )
+    assert result.value == pytest.approx(np.corrcoef(first, second)[0, 1])
+    assert (result.low, result.high) == pytest.approx(np.quantile(values, [0.025, 0.975]))
+    alone = correlation(first, second, [0] * 120)
+    assert alone is not None
+    assert alone.value == pytest.approx(result.value)
+    assert alone.low is alone.high is None
 
 
 def test_what_the_prompt_tells_is_not_known_beyond_it() -> None:

@@ -107,30 +107,40 @@ def correlation(
         groups: [completions]; all completions of a group are drawn together.
         seed: of the bootstrap.
     """
-    value = pearson(first, second, np.ones(len(first)))
-    if value is None:
+    if np.ptp(second) == 0:
         return None
     numbers = clusters(groups)
     count = int(numbers.max()) + 1
+    value = float(_resampled(first, second, numbers, np.ones((1, count)))[0])
     if count < 2:
         return Correlation(value=value, low=None, high=None, n=len(first))
     rng = np.random.default_rng(seed)
-    draws = rng.multinomial(count, np.full(count, 1 / count), size=RESAMPLES)  # [resamples, groups]
-    drawn = [pearson(first, second, draw[numbers]) for draw in draws]
-    low, high = np.quantile([one for one in drawn if one is not None], INTERVAL)
+    draws = rng.multinomial(count, np.full(count, 1 / count), size=RESAMPLES)
+    low, high = np.quantile(_resampled(first, second, numbers, draws), INTERVAL)
     return Correlation(value=value, low=float(low), high=float(high), n=len(first))
 
 
-def pearson(first: Floats, second: Floats, weights: Any) -> float | None:
-    """Pearson's correlation where item i counts weights_i times; see `correlation`."""
-    drawn = weights > 0
-    if np.ptp(second[drawn]) == 0:
-        return None
-    if np.ptp(first[drawn]) == 0:
-        return 0.0
-    a = first - np.average(first, weights=weights)
-    b = second - np.average(second, weights=weights)
-    return float(weights @ (a * b) / np.sqrt((weights @ a**2) * (weights @ b**2)))
+def _resampled(first: Floats, second: Floats, numbers: Ints, draws: Any) -> Floats:
+    """The correlation in each resample in which `second` varies; see `correlation`.
+
+    draws: [resamples, groups] how often each group is drawn.
+    """
+    a, b = _standard(first), _standard(second)
+    moments = np.stack((np.ones_like(a), a, b, a * a, b * b, a * b), axis=1)
+    sums = np.zeros((draws.shape[1], 6))
+    np.add.at(sums, numbers, moments)
+    n, a, b, aa, bb, ab = (draws @ sums).T  # each [resamples]
+    left, right, both = aa / n - (a / n) ** 2, bb / n - (b / n) ** 2, ab / n - a * b / n**2
+    correlations = np.zeros_like(n)
+    varies = (left > ROUNDING) & (right > ROUNDING)
+    correlations[varies] = both[varies] / np.sqrt(left[varies] * right[varies])
+    return correlations[right > ROUNDING]
+
+
+def _standard(values: Floats) -> Floats:
+    """Values less their mean, in deviations; zeros if they are equal."""
+    deviation = values.std() if np.ptp(values) > 0 else 1.0
+    return np.asarray((values - values.mean()) / deviation)
 
 
 def _less_means(values: Floats, numbers: Ints) -> Floats:
