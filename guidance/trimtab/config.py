@@ -42,9 +42,10 @@ class ScorerSpec(BaseModel):
     )
     reads: Literal["tokens", "text", "answer", "pair", "chat"] | None = Field(
         None,
-        description="the scorer's input. function: tokens (default) or text. Networks with their "
-        "own tokenizer: text (prompt and answer as one text) or chat (prompt in their own chat "
-        "template; default if there is one). family=text also: answer (alone) or pair",
+        description="the scorer's input. function: tokens (default), text (with template and "
+        "special tokens), answer (alone), pair (last user message and answer) or chat (messages). "
+        "Networks with their own tokenizer: text (prompt and answer as one text) or chat (prompt "
+        "in their own chat template; default if there is one). family=text also: answer or pair",
     )
     label: str | None = Field(
         None, description="text: the label, of several, whose log-probability is the score"

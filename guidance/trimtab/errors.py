@@ -125,9 +125,9 @@ def scorer_failed(scorer: str, message: str) -> ScorerFault:
 
 
 def unreadable(scorer: str, reason: str) -> InvalidRequest:
-    """The error for a conversation that a scorer's chat template refuses."""
+    """The error for a conversation that a scorer cannot read, or its chat template refuses."""
     return InvalidRequest(
-        f"scorer '{scorer}' cannot read this conversation: its chat template refuses it "
-        f"({reason}). Change the messages, or leave the scorer out.",
+        f"scorer '{scorer}' cannot read this conversation ({reason}). Change the messages, or "
+        "leave the scorer out.",
         param="messages",
     )

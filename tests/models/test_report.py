@@ -16,7 +16,7 @@ from trimtab_models.data import Record
 from trimtab_models.demo import rollouts as demo_rollouts
 from trimtab_models.networks import scalar_head
 from trimtab_models.objectives import OBJECTIVES
-from trimtab_models.report import Report, plots, summary, update, validate, write
+from trimtab_models.report import Report, plots, summary, update, validate, warning, write
 from trimtab_models.report.__main__ import main
 from trimtab_models.report.text import markdown
 from trimtab_models.rows import Pair, Ranked, Rollout
@@ -95,6 +95,44 @@ def test_the_demo_scorer_foretells_the_final_order(report: Report) -> None:
     assert wins[0] > wins[1] > wins[2] > 0
 
 
+def test_it_says_how_much_is_known_beyond_the_prompt(report: Report) -> None:
+    beyond = [part.beyond_prompt for part in report.known]
+    values = [one.value for one in beyond if one is not None]
+    assert len(values) == 5
+    assert values[0] < values[2] < values[4]
+    assert values[4] > 0.6
+    assert warning(report) is None
+    said = markdown(report)
+    assert "will not steer" not in said
+    for part in report.known:
+        assert f"| {part.percent} % | {part.reward} | {part.beyond_prompt} |" in said
+    assert f"| correlation with the reward at 50 %, beyond the prompt | {beyond[2]} |" in summary(
+        report
+    )
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "warned"), [(-0.1, 0.2, True), (-0.3, -0.1, True), (0.01, 0.2, False)]
+)
+def test_a_scorer_that_knows_nothing_beyond_the_prompt_is_warned_about(
+    report: Report, low: float, high: float, warned: bool
+) -> None:
+    parts = list(report.known)
+    changed = {"value": (low + high) / 2, "low": low, "high": high}
+    assert parts[2].beyond_prompt is not None
+    beyond = parts[2].beyond_prompt.model_copy(update=changed)
+    parts[2] = parts[2].model_copy(update={"beyond_prompt": beyond})
+    judged = report.model_copy(update={"known": parts})
+    sentence = warning(judged)
+    assert (sentence is not None) == warned
+    if sentence is not None:
+        assert str(beyond) in sentence
+        assert "will not steer" in sentence
+        assert "more rollouts" in sentence
+        assert "\n" not in sentence
+        assert sentence in markdown(judged)
+
+
 def test_pairs_and_rankings_are_compared_within_themselves(items: list[Rollout]) -> None:
     model, info = checkpoint.load(demo.scorers()["sentiment"])
     prompt = items[0].prompt
@@ -162,7 +200,7 @@ def test_files_are_small_whole_and_none_is_stale(report: Report, tmp_path: Path)
     write(tmp_path, report.model_copy(update={"values": None, "inheritance": []}))
     said = (tmp_path / "report.md").read_text()
     left = {file.name for file in tmp_path.glob("*.png")}
-    assert left == {"report-prefix-auc.png", "report-length.png"}
+    assert left == {"report-prefix-auc.png", "report-known.png", "report-length.png"}
     assert all((f"({name})" in said) == (name in left) for name in plots.PLOTS)
     assert "--completions" in said
 
@@ -237,14 +275,18 @@ def test_the_command_line(
     half_completed: list[Record],
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr("trimtab_models.report.__main__.warning", lambda report: "no use")
     scorer = tmp_path / "scorer"
     shutil.copytree(demo.scorers()["formality"], scorer)
     data.write(tmp_path / "rollouts.jsonl", records)
     data.write(tmp_path / "halves.jsonl", half_completed)
     arguments = [str(scorer), "--rollouts", str(tmp_path / "rollouts.jsonl")]
     main([*arguments, "--completions", str(tmp_path / "halves.jsonl")])
-    assert capsys.readouterr().out.startswith("| validation | 96 ")
+    printed = capsys.readouterr()
+    assert printed.out.startswith("| validation | 96 ")
+    assert printed.err.endswith("trimtab: no use\n")
     assert "Does a prefix inherit" in (scorer / "report.md").read_text()
     main(arguments)
     assert "Does a prefix inherit" not in (scorer / "report.md").read_text()

@@ -74,6 +74,15 @@ def stopped(tmp_path: Path) -> Path:
     return run
 
 
+def test_a_resumed_runs_warm_up_is_that_of_the_whole(stopped: Path, tmp_path: Path) -> None:
+    """Its steps are counted from the start, not from where it resumes."""
+    assert _same(_train(stopped), _train(tmp_path / "whole"))
+    log = [json.loads(line) for line in (stopped / "log.jsonl").read_text().splitlines()]
+    rates = [entry["learning_rate"] for entry in log if "learning_rate" in entry]
+    assert (stopped / "log.jsonl").read_bytes() == (tmp_path / "whole/log.jsonl").read_bytes()
+    assert rates[0] == pytest.approx(2e-3 / 3)  # step 3 begins after two steps of three
+
+
 def _same(a: Any, b: Any) -> bool:
     pairs = zip(a.state_dict().values(), b.state_dict().values(), strict=True)
     return all(torch.equal(x, y) for x, y in pairs)

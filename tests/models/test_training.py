@@ -1,5 +1,7 @@
 """Training, small: it learns, it resumes, and transformers alone can load what it wrote."""
 
+import json
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ from trimtab_models.networks import LIKELY, build, next_histograms, scalar_head
 from trimtab_models.objectives import OBJECTIVES
 from trimtab_models.rows import Pair, Rollout, Rows
 from trimtab_models.scoring import prefix_scores
+from trimtab_models.training.schedule import warmup
 
 EOS, GOOD, BAD = 1, 2, 3
 
@@ -123,3 +126,61 @@ def test_a_head_of_every_next_token_begins_as_the_bases_own_likelihood(tmp_path:
     model.save_pretrained(tmp_path / "trained")
     again = build("distributions", tmp_path / "trained", bins=3)
     assert torch.equal(again.score.weight, model.score.weight)
+
+
+@pytest.mark.parametrize(
+    ("steps", "expected"), [(1, 1), (10, 1), (23, 3), (499, 50), (500, 50), (9_999, 50)]
+)
+def test_a_tenth_of_a_run_is_warm_up(steps: int, expected: int) -> None:
+    assert warmup(steps) == expected
+
+
+def test_a_short_run_reaches_its_learning_rate_and_says_its_length(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """23 steps: a warm-up of 50 would end below half of the rate, and log nothing."""
+    options: dict[str, Any] = {"pad_id": 0, "batch_size": 1, "disable_tqdm": True}
+    objective, items = OBJECTIVES["td-lambda"](), _rollouts(23)
+    with caplog.at_level(logging.WARNING, "trimtab_models"):
+        training.train(
+            objective, _tiny(), items, tmp_path / "run", **options, epochs=1, learning_rate=1e-2
+        )
+        first = caplog.messages[0]
+        training.train(
+            objective, _tiny(), items, tmp_path / "own", **options, epochs=2, warmup_steps=0.5
+        )
+    assert first == "steps: 23, epochs: 1, warm-up steps: 3"
+    assert "steps: 46, epochs: 2, warm-up steps: 23" in caplog.messages
+    rates = training.train(
+        objective,
+        _tiny(),
+        items,
+        tmp_path / "each",
+        **options,
+        epochs=1,
+        learning_rate=1e-2,
+        logging_steps=1,
+    ).state.log_history
+    reached = [entry["learning_rate"] for entry in rates if "learning_rate" in entry]
+    assert len(reached) == 23
+    assert reached[:4] == pytest.approx([0, 1e-2 / 3, 2e-2 / 3, 1e-2])
+    assert max(reached) == pytest.approx(1e-2)
+    assert reached[-1] < 1e-3
+    lines = (tmp_path / "run" / "log.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == [23]
+
+
+def test_early_stopping_with_one_evaluation_is_refused(tmp_path: Path) -> None:
+    options: dict[str, Any] = {"pad_id": 0, "batch_size": 1, "disable_tqdm": True}
+    items = _rollouts(23)
+    options |= {"validation": items[:3], "early_stopping": 1, "logging_steps": 1}
+    said = r"a run of 23 steps has only one, at its end; set eval_steps to at most 11"
+    with pytest.raises(ValueError, match=said):
+        training.train(
+            OBJECTIVES["td-lambda"](), _tiny(), items, tmp_path, **options, epochs=1, save_steps=23
+        )
+    trained = training.train(
+        OBJECTIVES["td-lambda"](), _tiny(), items, tmp_path, **options, epochs=1, save_steps=11
+    )
+    evaluated = [e["step"] for e in trained.state.log_history if "eval_loss" in e]
+    assert len(evaluated) >= 2

@@ -23,7 +23,7 @@ from transformers import (
     set_seed,
 )
 
-from trimtab_models import checkpoint, data, demo, manifest
+from trimtab_models import checkpoint, data, demo, manifest, report
 from trimtab_models.objectives import OBJECTIVES
 from trimtab_models.rows import Rollout, pad
 from trimtab_models.scoring import prefix_scores
@@ -268,12 +268,18 @@ def test_what_was_interrupted_goes_on_to_the_same_bits(
 
 
 def test_the_learning_rate_of_least_validation_loss_is_kept(
-    place: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    place: Path,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(report, "warning", lambda result: f"no use for {result.objective}")
     sets = ("validation=0.25", "epochs=3")
     with caplog.at_level(logging.WARNING, "trimtab_models"):
         chosen = _train(place, tmp_path / "out", "td-lambda", *sets, "learning_rate=[1e-6, 1e-2]")
     assert "learning rate 0.01: validation loss" in caplog.text
+    assert caplog.messages[0].startswith("steps: ")
+    assert caplog.messages[-1] == f"no use for {checkpoint.read_info(chosen).objective}"
     alone = _train(place, tmp_path / "alone", "td-lambda", *sets, "learning_rate=1e-2")
     assert (chosen / "model.safetensors").read_bytes() == (alone / "model.safetensors").read_bytes()
     assert (chosen / "report.md").exists()

@@ -11,12 +11,14 @@ import pytest
 from trimtab_models.validation import (
     Continued,
     inheritance,
+    known,
     length_correlation,
     prefix_auc,
     token_mean_reciprocal_rank,
     value_agreement,
 )
-from trimtab_models.validation.estimates import mean_of, ratio, spearman
+from trimtab_models.validation.estimates import RESAMPLES, mean_of, ratio, spearman
+from trimtab_models.validation.known import PARTS, correlation
 
 
 def _world(seed: int, prompts: int = 6, most: int = 5, levels: int = 4) -> Any:
@@ -112,6 +114,98 @@ def test_a_ratios_error_is_that_of_a_mean_when_clusters_are_alike() -> None:
     assert doubled.n == 800
     assert ratio(np.array([3.0, 9.0]), np.array([4.0, 0.0])) == (0.75, None)
     assert str(mean_of([0.25], ["a"])) == "0.250"
+
+
+def _slow_less_means(values: Any, groups: Any) -> Any:
+    means = {g: np.mean([v for v, h in zip(values, groups, strict=True) if h == g]) for g in groups}
+    return np.array([v - means[g] for v, g in zip(values, groups, strict=True)])
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_what_is_known_is_the_correlation_of_prefix_and_reward(seed: int) -> None:
+    scores, labels, groups = _world(seed, prompts=12)
+    results = known(scores, labels, groups)
+    assert [result.percent for result in results] == list(PARTS) == [10, 25, 50, 75, 100]
+    kept = [i for i, g in enumerate(groups) if groups.count(g) > 1]
+    assert 1 < len(kept) < len(groups)
+    for result in results:
+        at = [row[math.ceil(result.percent * len(row) / 100) - 1] for row in scores]
+        assert result.reward.value == pytest.approx(np.corrcoef(at, labels)[0, 1])
+        assert result.reward.n == len(labels)
+        inside = [_slow_less_means(side, groups)[kept] for side in (at, labels)]
+        assert result.beyond_prompt is not None
+        assert result.beyond_prompt.value == pytest.approx(np.corrcoef(*inside)[0, 1])
+        assert result.beyond_prompt.n == len(kept)
+
+
+def test_the_interval_is_that_of_resampled_prompts() -> None:
+    """The answers of a prompt share most of their score and reward: they are not independent."""
+    draw = np.random.default_rng(0)
+    groups = np.repeat(np.arange(30), 4)
+    first = np.repeat(draw.normal(size=30), 4) + 0.3 * draw.normal(size=120)
+    second = np.repeat(draw.normal(size=30), 4) + 0.5 * first
+    result = correlation(first, second, groups.tolist())
+    values = []
+    for counts in np.random.default_rng(0).multinomial(30, np.full(30, 1 / 30), size=RESAMPLES):
+        rows = np.repeat(np.arange(120), counts[groups])
+        values.append(np.corrcoef(first[rows], second[rows])[0, 1])
+    assert result is not None
+    assert result.value == pytest.approx(np.corrcoef(first, second)[0, 1])
+    assert (result.low, result.high) == pytest.approx(np.quantile(values, [0.025, 0.975]))
+    alone = correlation(first, second, [0] * 120)
+    assert alone is not None
+    assert alone.value == pytest.approx(result.value)
+    assert alone.low is alone.high is None
+
+
+def test_what_the_prompt_tells_is_not_known_beyond_it() -> None:
+    """A score of the prompt alone; one that learns the answer; and their sum."""
+    draw, n = np.random.default_rng(0), 8
+    groups = np.repeat(np.arange(60), n).tolist()
+    easy, own = np.repeat(draw.normal(size=60), n), draw.normal(size=60 * n)
+    labels = easy + own
+    read = np.arange(1, 101) / 100
+    prompt_only = [np.full(100, ease) for ease in easy]
+    # Noise of variance 1/p² − 1 makes ρ(p·(own + noise), own) = p once p of it has been read.
+    answer_only = [one * read + np.sqrt(1 - read**2) * draw.normal() for one in own]
+    both = [a + b for a, b in zip(prompt_only, answer_only, strict=True)]
+    for scores, whole, inside in (
+        (prompt_only, [0.5**0.5] * 5, [0] * 5),
+        (answer_only, [p / 2**0.5 / 100 for p in PARTS], [p / 100 for p in PARTS]),
+        (both, [(1 + p / 100) / 2 for p in PARTS], [p / 100 for p in PARTS]),
+    ):
+        results = known(scores, labels, groups)
+        values = [result.beyond_prompt.value for result in results]  # type: ignore[union-attr]
+        assert [result.reward.value for result in results] == pytest.approx(whole, abs=0.1)
+        assert values == pytest.approx(inside, abs=0.1)
+    assert values[-1] == pytest.approx(1)
+
+
+def test_an_interval_of_chance_includes_0_as_often_as_it_says() -> None:
+    draw, covered = np.random.default_rng(0), []
+    for _ in range(40):
+        groups = np.repeat(np.arange(40), 3).tolist()
+        result = known([[s] for s in draw.normal(size=120)], draw.normal(size=120), groups)
+        beyond = result[0].beyond_prompt
+        assert beyond is not None
+        assert beyond.low is not None
+        assert beyond.high is not None
+        covered.append(beyond.low <= 0 <= beyond.high)
+    assert sum(covered) >= 34
+
+
+def test_what_cannot_be_correlated() -> None:
+    row = [1.0, 2.0]
+    flat = known([[0.1 + 0.2]] * 4, [1.0, 2.0, 3.0, 5.0], ["a", "a", "b", "b"])
+    assert flat[0].reward.value == 0
+    assert flat[0].beyond_prompt is not None
+    assert flat[0].beyond_prompt.value == 0
+    by_prompt = known([row] * 4, [0.1, 0.1, 0.7, 0.7], ["a", "a", "b", "b"])
+    assert by_prompt[0].beyond_prompt is None  # the rewards of a prompt are equal
+    single = known([row, row, row], [1.0, 2.0, 4.0], ["a", "b", "c"])
+    assert single[0].beyond_prompt is None
+    with pytest.raises(ValueError, match="have the reward 1; validate"):
+        known([row, row], [1.0, 1.0], ["a", "a"])
 
 
 def _slow_rank(scores: Any, final: Any, groups: Any) -> float:

@@ -5,6 +5,7 @@ The server has vLLM's scale-out routes, too.
 
 import asyncio
 import json
+import math
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from conftest import start
 from transformers import AutoTokenizer
 from upstream_over import over
 
+import conversing
 from trimtab_models import demo
 from trimtab_models.demo import foreign
 
@@ -32,6 +34,7 @@ SAID = [{"role": "system", "content": SYSTEM}, {"role": "user", "content": USER}
 TWO = [{"role": "user", "content": "One."}, {"role": "user", "content": "Two."}]
 SENTIMENT = {"scorers": {"sentiment": 1}, "beta": 3}
 ASKED = {"model": "demo", "temperature": 0, "guidance": {"scorers": {"chatty": 1}, "beta": 20}}
+READS = ("pair", "chat", "answer")
 ROUTES = {
     "/v1/chat/completions": {"messages": SAID, "max_tokens": 12},
     "/v1/messages": {"system": SYSTEM, "messages": SAID[1:], "max_tokens": 12},
@@ -71,6 +74,8 @@ def ours(scorers):
     command += ["--enable-scale-out"]
     for name in ("chatty", "strict"):
         command += ["--scorer", f"{name}={scorers / name},family=text"]
+    for reads in READS:
+        command += ["--scorer", f"{reads}=conversing:{reads},family=function,reads={reads}"]
     with start(command, ready="/ready", VLLM_ENABLE_RESPONSES_API_STORE="1") as server:
         yield server
 
@@ -101,6 +106,25 @@ def test_the_same_conversation_has_the_same_scores_on_all_routes(ours):
         assert record["kl"] == pytest.approx(first["kl"], abs=1e-4), path
     bare = post(ours, "/v1/chat/completions", **ASKED, messages=SAID[1:], max_tokens=12)
     assert records(bare)[0]["scores"] != pytest.approx(first["scores"], abs=1e-4)  # the control
+
+
+def test_functions_get_the_conversation_on_all_routes(ours):
+    guidance = {"scorers": dict.fromkeys(READS, 1), "beta": 1}
+    plain = {"model": "demo", "temperature": 0}
+    by_path = {
+        path: records(post(ours, path, **plain, guidance=guidance, **fields))[0]
+        for path, fields in ROUTES.items()
+    }
+    fields = {"messages": SAID, "max_tokens": 12, "temperature": 0}
+    by_path["/generate"] = records(post(ours, "/generate", **fields, **guidance))[0]
+    expected = {"pair": conversing.number(USER), "chat": conversing.number(SAID), "answer": 0}
+    for path, record in by_path.items():
+        assert record["error"] is None, path
+        whole = {name: math.floor(score) for name, score in record["scores"].items()}
+        assert whole == expected, path
+    alone = {**fields, "messages": SAID[:1], "scorers": {"pair": 1}}
+    error = post(ours, "/generate", 400, **alone)["error"]["message"]
+    assert "'pair' cannot read this conversation (it needs a message with the role" in error
 
 
 def test_an_earlier_response_is_read(ours):

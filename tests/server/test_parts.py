@@ -203,7 +203,7 @@ async def test_a_scorer_with_a_low_prefix_auc_is_warned_of(caplog, monkeypatch, 
     assert all("trimtab train" in line for line in messages)
 
 
-@pytest.mark.parametrize("reads", ["chat", "text", "tokens"])
+@pytest.mark.parametrize("reads", ["chat", "pair", "answer", "text", "tokens"])
 async def test_a_conversation_goes_to_scorers_that_read_it(monkeypatch, reads):
     """Through the middleware, and from there in extra arguments, as the worker reads them."""
     extra_args = {}
@@ -239,7 +239,9 @@ async def test_a_conversation_goes_to_scorers_that_read_it(monkeypatch, reads):
     monkeypatch.setattr(rpc, "call", call)
     await answer(GuidanceMiddleware(route, served, None), scope, receive)
     turns = [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "A b"}]
-    assert read_context(extra_args) == PromptContext(turns=turns if reads == "chat" else None)
+    assert read_context(extra_args) == PromptContext(
+        turns=turns if reads in ("chat", "pair") else None
+    )
     assert extra_args["trimtab_versions"] == "s@3"
 
 

@@ -16,6 +16,7 @@ from trimtab.scorers.base import Scorer
 from trimtab.scorers.loader import Loader
 from trimtab.scoring.pool import Ids
 from trimtab.scoring.text import Prompt, Turns
+from trimtab.scoring.turns import CONVERSING
 from trimtab_models.checkpoint import ScorerInfo
 
 
@@ -36,9 +37,8 @@ class CompositeScorer(Scorer):
         self.whole = all(scorer.whole for scorer, _ in parts.values())
         self.reads_states = any(scorer.reads_states for scorer, _ in parts.values())
         parts_read = {scorer.reads for scorer, _ in parts.values()}
-        self.reads = next(
-            (kind for kind in ("chat", "states", "tokens") if kind in parts_read), "text"
-        )
+        kinds = (*CONVERSING, "states", "tokens")
+        self.reads = next((kind for kind in kinds if kind in parts_read), "text")
 
     @classmethod
     def load(cls, spec: ScorerSpec, loader: Loader) -> Self:

@@ -139,7 +139,7 @@ class Reader:
         return texts
 
     def refusal(self, turns: Turns) -> str | None:
-        """Why the scorer's chat template refuses a conversation; None if it does not."""
+        """Why `render` refuses a conversation; None if it does not."""
         try:
             if self.render is not None:
                 self.render(turns)

@@ -1,10 +1,14 @@
 """A conversation as scorers read it, in one form for all routes."""
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from trimtab_models import strict_json
 
 Turn = dict[str, Any]
+
+CONVERSING = ("chat", "pair")
+"""Values of a scorer's `reads` with which it may read the conversation behind a prompt."""
 
 
 def turns(messages: Any, continued: bool = False) -> list[Turn] | None:
@@ -21,6 +25,30 @@ def turns(messages: Any, continued: bool = False) -> list[Turn] | None:
         return None
     *before, last = [_turn(message) for message in messages]
     return [*before, {**last, "open": True} if continued else last]
+
+
+def last_user_text(turns: Sequence[Mapping[str, Any]]) -> str:
+    """The text of a conversation's last message of the user.
+
+    Raises:
+        ValueError: it has none.
+    """
+    for turn in reversed(turns):
+        if turn["role"] == "user":
+            return str(turn["content"])
+    raise ValueError("it needs a message with the role user")
+
+
+def with_answer(turns: Sequence[Mapping[str, Any]], answer: str) -> list[Turn]:
+    """A new list of messages: the conversation, with the answer as its last message.
+
+    The answer continues a last message that is open.
+    """
+    messages = [{name: turn[name] for name in turn if name != "open"} for turn in turns]
+    if turns and turns[-1].get("open"):
+        messages[-1]["content"] += answer
+        return messages
+    return [*messages, {"role": "assistant", "content": answer}]
 
 
 def _turn(message: dict[str, Any]) -> Turn:

@@ -75,6 +75,7 @@ def fit(
         train_dataset=Dataset.from_dict({"prompt": list(prompts)}),
         processing_class=tokenizer,
     )
+    trainer.scales_warmup = "warmup_steps" not in options
     trainer.fingerprint = (
         marks(options, prompts, ())
         | {"beta": beta, "max_tokens": max_tokens}

@@ -4,7 +4,7 @@ python -m trimtab_models.report CHECKPOINT --rollouts FILE [--completions FILE]
 """
 
 from trimtab_models.report.files import mark, update, write
-from trimtab_models.report.text import summary
+from trimtab_models.report.text import summary, warning
 from trimtab_models.report.validate import Report, validate
 
-__all__ = ["Report", "mark", "summary", "update", "validate", "write"]
+__all__ = ["Report", "mark", "summary", "update", "validate", "warning", "write"]

@@ -8,7 +8,7 @@ import torch
 
 from trimtab_models import checkpoint, data, networks, pretrained
 from trimtab_models.files import beside
-from trimtab_models.report import summary, update, validate
+from trimtab_models.report import summary, update, validate, warning
 from trimtab_models.report.files import check
 
 
@@ -48,6 +48,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except (OSError, ValueError) as error:
         sys.exit(f"trimtab: {error}")
     sys.stdout.write(summary(report) + "\n")
+    if sentence := warning(report):
+        sys.stderr.write(f"trimtab: {sentence}\n")
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 
 from trimtab_models.info import STEERS
 from trimtab_models.report.validate import Report
-from trimtab_models.validation import Estimate
+from trimtab_models.validation import Correlation, Estimate
 
 GREY = "0.6"
 
@@ -26,6 +26,30 @@ def prefix_auc(axes: Any, report: Report) -> None:
     axes.errorbar(at, [p.mean for p in positions], _errors(positions), marker="o", capsize=3)
     axes.set(xlabel="% of the answer read", ylabel="prefix-AUC ± s.e.", ylim=(0, 1.02))
     axes.legend(loc="lower right")
+
+
+def known(axes: Any, report: Report) -> None:
+    """Correlation of score and reward by the part that has been read."""
+    sides: dict[str, dict[int, Correlation | None]] = {
+        "with the reward": {part.percent: part.reward for part in report.known},
+        "beyond the prompt": {part.percent: part.beyond_prompt for part in report.known},
+    }
+    axes.axhline(0, color=GREY, linestyle=":")
+    for label, by_part in sides.items():
+        at = {percent: one for percent, one in by_part.items() if one is not None}
+        values = [one.value for one in at.values()]
+        errors = [_interval(one) for one in at.values()]
+        spans = [list(side) for side in zip(*errors, strict=True)] or None
+        axes.errorbar(list(at), values, spans, marker="o", capsize=3, label=label)
+    axes.set(xlabel="% of the answer read", ylabel="correlation, 95 % interval", ylim=(-1, 1.02))
+    axes.legend(loc="lower right")
+
+
+def _interval(one: Correlation) -> tuple[float, float]:
+    """How far the interval reaches below and above the value."""
+    if one.low is None or one.high is None:
+        return 0.0, 0.0
+    return max(0.0, one.value - one.low), max(0.0, one.high - one.value)
 
 
 def reliability(axes: Any, report: Report) -> None:
@@ -67,6 +91,7 @@ def inheritance(axes: Any, report: Report) -> None:
 
 PLOTS: dict[str, Callable[[Any, Report], None]] = {
     "report-prefix-auc.png": prefix_auc,
+    "report-known.png": known,
     "report-length.png": length,
     "report-reliability.png": reliability,
     "report-inheritance.png": inheritance,

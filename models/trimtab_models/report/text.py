@@ -2,7 +2,8 @@
 
 from trimtab_models.info import STEERS
 from trimtab_models.report.validate import Report
-from trimtab_models.validation import Estimate, ValueAgreement
+from trimtab_models.validation import Correlation, Estimate, Known, ValueAgreement
+from trimtab_models.validation.known import HALF
 
 
 def _number(value: float | None) -> str:
@@ -22,6 +23,29 @@ def _verdict(report: Report) -> str:
     return f"not below {STEERS}: its order on prefixes predicts the final order, it can steer"
 
 
+def _half(report: Report) -> Known:
+    return next(known for known in report.known if known.percent == HALF)
+
+
+def warning(report: Report) -> str | None:
+    """One sentence about a scorer that knows nothing beyond the prompt; None for any other.
+
+    A low prefix-AUC is a small effect; this is no evidence of one.
+    """
+    beyond = _half(report).beyond_prompt
+    if beyond is None or beyond.low is None or beyond.low > 0:
+        return None
+    return (
+        f"It will not steer: at half of an answer, its score tells no more about the reward than "
+        f"the prompt does (correlation beyond the prompt {beyond}, which is not above 0). Train "
+        "on more rollouts, with another objective, or a larger network."
+    )
+
+
+def _correlation(value: Correlation | None) -> str:
+    return "undefined" if value is None else str(value)
+
+
 def summary(report: Report) -> str:
     """The main figures as a Markdown table, for the model card and the top of report.md."""
     auc, ranks, length = report.prefix_auc, report.reciprocal_rank, report.length
@@ -30,6 +54,9 @@ def summary(report: Report) -> str:
         "prefix-AUC": f"**{auc.mean}** ({_verdict(report)})",
         "at 10 % and 100 % of the answer": f"{first.mean:.3f}, {last.mean:.3f}",
     }
+    rows["correlation with the reward at 50 %, beyond the prompt"] = _correlation(
+        _half(report).beyond_prompt
+    )
     if ranks.by_reward is not None:
         chance = _number(ranks.by_reward_chance)
         rows["token mean reciprocal rank"] = f"{ranks.by_reward} (chance {chance})"
@@ -51,7 +78,7 @@ def summary(report: Report) -> str:
 
 def markdown(report: Report) -> str:
     """The whole of report.md."""
-    parts = [_order(report), _ranks(report), _length(report)]
+    parts = [_order(report), _known(report), _ranks(report), _length(report)]
     if report.values is not None:
         parts.append(_values(report.values, report.is_value))
     if report.inheritance:
@@ -61,11 +88,13 @@ def markdown(report: Report) -> str:
             "## Not measured\n\nValue error, calibration and inheritance need half-completed "
             "answers, each continued several times by the base; pass them with `--completions`."
         )
+    warned = f"**{sentence}**\n\n" if (sentence := warning(report)) else ""
     head = (
         f"# Will this scorer steer?\n\nObjective: {report.objective}; family `{report.family}`. "
         f"Validated on {report.completions} completions of {report.prompts} prompts. Errors are "
         "standard errors by the bootstrap over prompts; n is the number of items in a mean.\n\n"
-        f"**Prefix-AUC {report.prefix_auc.mean}, {_verdict(report)}.**\n\n{summary(report)}"
+        f"**Prefix-AUC {report.prefix_auc.mean}, {_verdict(report)}.**\n\n{warned}"
+        f"{summary(report)}"
     )
     return "\n\n".join([head, *parts]) + "\n"
 
@@ -88,6 +117,23 @@ def _order(report: Report) -> str:
         "model that was trained on whole answers.\n\n![prefix-AUC](report-prefix-auc.png)\n\n"
         f"| read | prefix-AUC |\n|---|---|\n{rows}\n| mean of the ten | **{auc.mean}** |\n\n"
         f"n = {auc.mean.n} pairs."
+    )
+
+
+def _known(report: Report) -> str:
+    rows = "\n".join(
+        f"| {known.percent} % | {known.reward} | {_correlation(known.beyond_prompt)} |"
+        for known in report.known
+    )
+    return (
+        "## How much of the reward is known\n\n"
+        "Pearson's correlation of the score of the first part of an answer with the reward of the "
+        "whole answer, and the same with each less its mean over the answers to its prompt. The "
+        "second counts: what the prompt alone tells is the same for all the candidates of a step. "
+        "It is a problem if its interval at 50 % includes 0. Intervals are of 95 %, by the "
+        "bootstrap over prompts.\n\n![how much is known](report-known.png)\n\n"
+        f"| read | correlation | beyond the prompt |\n|---|---|---|\n{rows}\n\n"
+        f"n = {report.known[0].reward.n} completions."
     )
 
 

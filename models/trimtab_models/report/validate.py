@@ -14,11 +14,13 @@ from trimtab_models.scoring import prefix_scores
 from trimtab_models.validation import (
     Continued,
     Inheritance,
+    Known,
     LengthCorrelation,
     PrefixAuc,
     ReciprocalRank,
     ValueAgreement,
     inheritance,
+    known,
     length_correlation,
     prefix_auc,
     token_mean_reciprocal_rank,
@@ -51,6 +53,7 @@ class Report(Figures):
     completions: int
     prompts: int
     prefix_auc: PrefixAuc
+    known: list[Known]
     reciprocal_rank: ReciprocalRank
     length: LengthCorrelation
     values: ValueAgreement | None
@@ -99,6 +102,7 @@ def validate(
         completions=len(rollouts),
         prompts=len({tuple(rollout.prompt) for rollout in rollouts}),
         prefix_auc=prefix_auc(scores, labels, groups, seed=seed),
+        known=known(scores, labels, groups, seed=seed),
         reciprocal_rank=token_mean_reciprocal_rank(scores, labels, groups, seed=seed),
         length=length_correlation(scores, labels, groups),
         values=None,

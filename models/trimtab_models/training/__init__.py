@@ -5,7 +5,7 @@
 config.py    settings of a run            trainer.py         the loop and its loss
 initial.py   the initial network          saves.py           checkpoints that survive a kill
 run.py       from data to a checkpoint    output_checks.py   checks of the output directory
-dpo.py       TRL's trainer, for log-ratio scorers
+dpo.py       TRL's, for log-ratio scorers schedule.py        warm-up, and intervals that fit a run
 """
 
 from trimtab_models.training.saves import clear

@@ -65,6 +65,7 @@ def fit(
         callbacks=callbacks(early_stopping),
         peft_config=lora,
     )
+    trainer.scales_warmup = "warmup_steps" not in arguments
     trainer.fingerprint = marks(arguments, items, validation) | dict(fingerprint or {})
     trainer.fit()
     return trainer

@@ -86,6 +86,8 @@ def run(config: TrainConfig) -> Path:
                 extras=extras,
             )
         clear(run_directory(config.out))
+        if result and (sentence := report.warning(result)):
+            log.warning("%s", sentence)
     trainer.accelerator.wait_for_everyone()
     return config.out
 

@@ -24,11 +24,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from transformers import Trainer
 from transformers.trainer_callback import TrainerState
 
 from trimtab_models import manifest, outputs
 from trimtab_models.manifest import BrokenCheckpoint, put_in_place, verify
+from trimtab_models.training.schedule import FittedTrainer
 
 log = logging.getLogger(__name__)
 
@@ -165,7 +165,7 @@ def clear(run: str | Path) -> None:
             shutil.rmtree(checkpoint)
 
 
-class SafeTrainer(Trainer):
+class SafeTrainer(FittedTrainer):
     """transformers' Trainer with this module's saves; also a mixin for TRL's trainers.
 
     fingerprint: settings that must be the same when the run is resumed, as plain JSON values.

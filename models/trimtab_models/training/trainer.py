@@ -66,6 +66,8 @@ def fit(
 ) -> LossTrainer:
     """Train in place with AdamW under a cosine schedule; resumes from the checkpoints in `work`.
 
+    Without `warmup_steps` among the arguments, a tenth of the steps is warm-up, at most 50.
+
     Args:
         model: trained in place and left in evaluation mode.
         items: the input of `collate`.
@@ -79,8 +81,8 @@ def fit(
         arguments: further fields of TrainingArguments.
 
     Raises:
-        ValueError: the run directory belongs to other data or settings, or all its checkpoints
-            are damaged.
+        ValueError: the run directory belongs to other data or settings, all its checkpoints are
+            damaged, or early stopping has no evaluations to compare.
         SaveFailed: a checkpoint could not be written.
     """
     fields = settings(
@@ -103,6 +105,7 @@ def fit(
         data_collator=collate,
         callbacks=callbacks(early_stopping),
     )
+    trainer.scales_warmup = "warmup_steps" not in fields
     trainer.fingerprint = marks(fields, items, validation) | dict(fingerprint or {})
     trainer.fit()
     return trainer
@@ -113,13 +116,14 @@ def settings(
 ) -> dict[str, Any]:
     """Fields of TrainingArguments: our defaults, `overrides`, and the evaluation schedule.
 
+    The warm-up has no default here, since it follows from the number of steps (see schedule.py).
+
     Raises:
         ValueError: the intervals of logs, evaluations and saves do not fit together.
     """
     ours: dict[str, Any] = {
         "output_dir": str(work),
         "lr_scheduler_type": "cosine",
-        "warmup_steps": 50,
         "weight_decay": 0.01,
         "logging_steps": 50,
         "save_steps": 200,

@@ -5,6 +5,7 @@ Pure functions of prefix scores (see scoring.py), rewards of whole completions, 
 
 from trimtab_models.validation.estimates import Estimate
 from trimtab_models.validation.inheritance import Continued, Inheritance, inheritance
+from trimtab_models.validation.known import Correlation, Known, known
 from trimtab_models.validation.order import PrefixAuc, prefix_auc
 from trimtab_models.validation.ranks import (
     LengthCorrelation,
@@ -17,13 +18,16 @@ from trimtab_models.validation.values import Bin, ValueAgreement, value_agreemen
 __all__ = [
     "Bin",
     "Continued",
+    "Correlation",
     "Estimate",
     "Inheritance",
+    "Known",
     "LengthCorrelation",
     "PrefixAuc",
     "ReciprocalRank",
     "ValueAgreement",
     "inheritance",
+    "known",
     "length_correlation",
     "prefix_auc",
     "token_mean_reciprocal_rank",

@@ -28,6 +28,7 @@ from trimtab.engine import Record, Version
 from trimtab.errors import InvalidGuidance, TrimtabError, scorer_failed, unreadable
 from trimtab.params import GuidanceParams
 from trimtab.scoring.text import PromptContext, Turns
+from trimtab.scoring.turns import CONVERSING
 from trimtab.xargs import PREFIX, RECORD_KEY, VERSIONS_KEY, from_xargs
 from trimtab_server import metrics
 from trimtab_server.vllm import rpc
@@ -59,8 +60,8 @@ class Exchange:
 
     @property
     def reading(self) -> list[Version]:
-        """The versions that read conversations."""
-        return [version for version in self.versions if version.reads == "chat"]
+        """The versions that may read conversations."""
+        return [version for version in self.versions if version.reads in CONVERSING]
 
     def record(self, call: int, choice: int) -> Record | None:
         """The record of one choice; None if the worker kept none."""
@@ -99,7 +100,7 @@ async def converse(
     """Pass the conversations of a request's engine calls, in order, to scorers that read them.
 
     Raises:
-        InvalidRequest: a scorer's chat template refuses one of them.
+        InvalidRequest: a scorer cannot read one of them.
         NotReady, TrimtabError: see rpc.call.
     """
     known = [turns for turns in conversations if turns is not None]

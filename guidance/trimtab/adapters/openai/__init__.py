@@ -57,7 +57,8 @@ def load_engine(
             raise StartError(
                 f"scorer '{name}' reads token ids of its base, which are not known without a "
                 "tokenizer; give --tokenizer, or a scorer that reads text: family=text, a network "
-                "with a tokenizer of its own, or family=function with reads=text."
+                "with a tokenizer of its own, or family=function with reads=text, answer, pair or "
+                "chat."
             )
     guide = Guide(scorers, guidance.scorer_timeout)
     return UpstreamEngine(config, guide, naming, Client(config, transport, on_call), on_record)
