@@ -52,9 +52,7 @@ def tilted(candidates: Candidates, bonus: Tensor, tail_mean: Tensor) -> Tensor:
     return (weights + exponents).softmax(-1)
 
 
-def _exponents(
-    candidates: Candidates, bonus: Tensor, tail_mean: Tensor
-) -> tuple[Tensor, Tensor]:
+def _exponents(candidates: Candidates, bonus: Tensor, tail_mean: Tensor) -> tuple[Tensor, Tensor]:
     """log π0 and bonus of each candidate and, in the last column, of the tail; [rows, k + 1]."""
     logprobs = candidates.logprobs.masked_fill(~candidates.real, -torch.inf)
     tail_mass = (1 - logprobs.exp().sum(-1)).clamp(min=0)
