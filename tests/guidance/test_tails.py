@@ -16,9 +16,9 @@ VOCAB, LENGTH, PROMPT, ROWS = 24, 24, 1, 48
 LOGITS = 0.5 * torch.randn(VOCAB, generator=torch.Generator().manual_seed(0))
 BUDGETS = (1.0, 2.0, 4.0)
 KINDS = {
-    "expensive cut": {"tail": "truncate", "k": 6},
+    "expensive cut": {"tail": "truncate", "k": 16},
     "cheap cut": {"tail": "truncate", "k": 22},
-    "mean": {"tail": "mean", "k": 6},
+    "mean": {"tail": "mean", "k": 16},
 }
 
 
@@ -78,15 +78,6 @@ def answers():
 @pytest.mark.parametrize("budget", BUDGETS)
 def test_the_mean_answer_spends_its_budget(answers, budget, kind):
     spent = [sum(step.kl for step in row.steps.values()) for row in answers[kind, budget]]
-    good = [float((row.prefix[PROMPT:] % 2).mean()) for row in answers[kind, budget]]
-    print(
-        kind,
-        budget,
-        np.mean(spent),
-        np.std(spent) / ROWS**0.5,
-        np.mean(good),
-        cost(KINDS[kind]["k"]),
-    )  # noqa
     assert np.mean(spent) == pytest.approx(budget, rel=0.1)
 
 
