@@ -23,6 +23,10 @@ answer misses its budget by what is left when it ends. The sum is kept within `B
 answer spends more than (1 + BAND)·B. If the highest possible cost is less than what is left, β
 moves towards MAX_BETA.
 
+Where the tail is cut, the cut's −log π0(candidates) is part of this step's KL, so it is paid first,
+and β has the rest. A cut that costs more than `SHARE` of what is left is not made: at that step the
+tail gets the mean.
+
 Floor f. The scorer's strength is the smallest c ≥ 0 whose tilted mean reaches f, where p is the
 mixture over the candidates, Σ_v π0(v)·p(R | prefix + v) / π0(C). It is the dual weight of E[R] ≥ f,
 and 0 once the base alone is expected to reach f (constrained RLHF's answer to over-optimisation,
@@ -52,6 +56,12 @@ PACE = 1.05
 
 On reviews, 4 nats: an unlimited β gains 0.02 to 0.05 less than a fixed one; this β gains as much.
 """
+
+SHARE = 0.05
+"""Maximum cost of cutting the tail at a step, as a share of the nats left.
+
+More, at step after step, would lower what is left for steering faster than β follows at its pace:
+answers would exceed their budget."""
 
 BISECTIONS = 32
 

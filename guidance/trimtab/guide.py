@@ -84,7 +84,7 @@ class Guide:
         cuts = _cuts(rows, candidates)
         for row in rows:
             row.plan = row.next_plan(control.BAND)
-        keeps = [not row.cuts(cost) for row, cost in zip(rows, cuts, strict=True)]
+        keeps = [not row.cuts(cost, control.SHARE) for row, cost in zip(rows, cuts, strict=True)]
         tail_mean = torch.tensor(keeps, device=device)
         scores = self._score(rows, groups)
         if any(row.plan is not None for row in rows):

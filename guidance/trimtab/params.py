@@ -25,7 +25,7 @@ from pydantic import (
 from trimtab import reasons
 from trimtab.errors import InvalidGuidance, UnknownScorer
 
-K, MASS = 16, 0.95
+K, MASS = 16, 0.98
 """Default candidates, as measured in docs/guidance.md."""
 MAX_BETA = 100.0
 MAX_BUDGET = 1000.0

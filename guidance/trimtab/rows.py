@@ -140,14 +140,16 @@ class Row:
         left = min(max(left, (1 - band) * budget - spent), most - spent)
         return StepPlan(spent, left, most, before)
 
-    def cuts(self, cost: float) -> bool:
-        """Whether this step cuts the tail.
+    def cuts(self, cost: float, share: float) -> bool:
+        """Whether this step cuts the tail, which costs `cost` nats.
 
-        cost: nats of the cut. A kl_budget pays the cut first; if less is left, the tail stays.
+        A kl_budget pays it before any steering, but no more than a share of the nats left; if it
+        costs more, the tail stays at this step and gets the mean.
         """
         if self.params.tail != "truncate":
             return False
-        return self.params.kl_budget is None or self.plan is None or cost <= self.plan.left
+        plan = self.plan
+        return self.params.kl_budget is None or plan is None or cost <= share * plan.left
 
     def follows(self, sequence: Ids) -> bool:
         """Whether this row may have produced `sequence`, prompt included.

@@ -24,6 +24,11 @@ def test_equals_the_definition(seed):
     assert ragged(candidates) == select_reference(logits, k, mass)
     expected = logits.log_softmax(-1).gather(1, candidates.tokens)
     torch.testing.assert_close(candidates.logprobs, expected)
+    p, values = logits.softmax(-1), torch.randn(candidates.tokens.shape, generator=generator)
+    for r, chosen in enumerate(ragged(candidates)):
+        assert float(candidates.mass[r]) == pytest.approx(float(p[r, chosen].sum()), abs=1e-5)
+        mean = values[r, : len(chosen)].mean()
+        assert float(candidates.mean(values)[r]) == pytest.approx(float(mean), abs=1e-5)
 
 
 def test_mass_one_is_always_k():

@@ -6,6 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from trimtab.candidates import select_reference
 from trimtab.guide import Guide
 from trimtab.params import GuidanceParams
 from trimtab.rows import Row
@@ -255,6 +256,25 @@ def test_records_are_found_by_their_tokens():
     assert guide.records.report("key", [4, 5], [[1, 1, 1]], done=True) == [None]
     assert guide.records.report("key", [4, 5], answers, done=True) == [None, None]
     assert not guide.records
+
+
+@pytest.mark.parametrize("beta", [0.001, 4.0])
+def test_a_record_tells_what_cutting_the_tail_costs(beta):
+    """−log π0(candidates) at every step, whatever β; all of the KL at β → 0."""
+    guide = Guide({"plain": FunctionScorer(plain)})
+    rows = [make([4, 5], beta=beta, k=5, mass=0.8, tail=tail) for tail in ("truncate", "mean")]
+    answers = [generate(guide, row, row.params.tail, 6) for row in rows]
+    [cut] = guide.records.report("truncate", [4, 5], answers[:1], done=True)
+    [kept] = guide.records.report("mean", [4, 5], answers[1:], done=True)
+    expected = 0.0
+    for seed in range(6):
+        base = logits(1, seed)
+        [chosen] = select_reference(base, torch.tensor([5]), torch.tensor([0.8]))
+        expected -= float(base[0].softmax(0)[chosen].sum().log())
+    assert cut["kl_tail"] == pytest.approx(expected, rel=1e-4)
+    assert (cut["kl"] - cut["kl_tail"] < 1e-4) == (beta < 1)
+    assert kept["kl_tail"] == 0 <= kept["kl"]
+    assert (kept["kl"] < 1e-4) == (beta < 1)
 
 
 def test_a_preempted_row_finds_its_record():

@@ -46,7 +46,7 @@ def test_defaults_are_the_design():
         "floors": None,
         "preset": None,
         "k": 16,
-        "mass": 0.95,
+        "mass": 0.98,
         "tail": "mean",
         "normalize": False,
         "on_error": "fail",

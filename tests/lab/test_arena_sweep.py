@@ -7,15 +7,16 @@ from arena_fakes import FakeBench
 from trimtab.errors import TrimtabError
 from trimtab_lab.arena.methods import Method
 from trimtab_lab.arena.runs import Run
-from trimtab_lab.arena.sweep import recommend
+from trimtab_lab.arena.sweep import markdown, recommend
 
 
-def run(name, rewards, kl, beta=1.0):
+def run(name, rewards, kl, beta=1.0, kl_tail=()):
     rewards = np.array(rewards, dtype=float)[:, None]
     made = FakeBench().run(Method(name, ""), beta)
     settings = {"guidance": {"beta": beta}}
     fields = {**vars(made), "settings": settings, "rewards": {"reward": rewards}}
-    return Run(**{**fields, "kl": np.full(rewards.shape, float(kl))})
+    own = {"kl": np.full(rewards.shape, float(kl)), "kl_tail": kl_tail}
+    return Run(**{**fields, **own})
 
 
 def halves(first, second):
@@ -45,3 +46,16 @@ def test_a_budget_is_kept():
     assert (advice.candidates, advice.beta, advice.kl) == ("cheap", 2.0, 1.0)
     with pytest.raises(TrimtabError, match=r"within 0\.5 nats; the least is 1\.00"):
         recommend(BASE, [cheap, dear], 0.5)
+
+
+def test_what_mostly_pays_for_the_cut_is_told():
+    good = halves(0.5, 0.5)
+    dear = run("dear", good, 4, kl_tail=np.full((20, 1), 3.0))
+    told = str(recommend(BASE, [dear], None))
+    assert "3.00 of 4.00 nats, pays for cutting the tail" in told
+    fine = run("fine", good, 4, kl_tail=np.full((20, 1), 1.0))
+    for one in (fine, run("older", good, 4)):
+        assert "cutting the tail" not in str(recommend(BASE, [one], None))
+    table = markdown(recommend(BASE, [dear], None), BASE, [dear, fine], None)
+    assert "| 4.00 | 3.00 |" in table
+    assert "| 4.00 | 1.00 |" in table

@@ -28,7 +28,7 @@ from trimtab_server.upstream import build
 
 TEXT = "Say it:"
 CHAT = [{"role": "user", "content": "Hi"}]
-GUIDED = {"scorers": {"good": 1.0}, "beta": 2.0}
+GUIDED = {"scorers": {"good": 1.0}, "beta": 2.0, "k": 32, "mass": 0.99, "tail": "truncate"}
 SCORERS = [
     "good=upstream_fake:likes_good,family=function,reads=text",
     "emoji=upstream_fake:likes_emoji,family=function,reads=text",

@@ -163,7 +163,8 @@ def markdown(advice: Advice, base: Run, settings: Sequence[Run], kl: float | Non
     lines += [
         f"| {run.method} | {run.settings['guidance']['beta']:.3g} | "
         f"{stats.estimate(run.reward(REWARD))} | {run.spent.mean():.2f} | "
-        f"{run.spent_on_tail.mean():.2f} | {np.mean(run.words):.1f} | {run.scorer_tokens / run.drawn_tokens:.1f} |"
+        f"{run.spent_on_tail.mean():.2f} | {np.mean(run.words):.1f} | "
+        f"{run.scorer_tokens / run.drawn_tokens:.1f} |"
         for run in settings
     ]
     return "\n".join(lines) + "\n"

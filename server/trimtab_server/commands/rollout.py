@@ -52,7 +52,7 @@ def rollout(
     beta: Annotated[float | None, typer.Option(help="Guided: strength (1).")] = None,
     k: Annotated[int | None, typer.Option(help="Guided: maximum candidates (16).")] = None,
     mass: Annotated[
-        float | None, typer.Option(help="Guided: their total probability (0.95).")
+        float | None, typer.Option(help="Guided: their total probability (0.98).")
     ] = None,
     tail: Annotated[str | None, typer.Option(help="Guided: mean (default) or truncate.")] = None,
 ) -> None:
