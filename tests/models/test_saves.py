@@ -18,7 +18,7 @@ from trimtab_models.objectives import OBJECTIVES
 from trimtab_models.rows import Rollout
 from trimtab_models.training import saves
 
-pytestmark = pytest.mark.scorecard(letter="T")
+pytestmark = [pytest.mark.scorecard(letter="T"), pytest.mark.slow]  # trains, again and again
 
 
 @pytest.fixture(autouse=True)

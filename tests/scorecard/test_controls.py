@@ -74,6 +74,7 @@ def test_a_process_that_does_not_change_is_flat():
     assert growth([(n, 10**8) for n in range(100)]) == (0, 0)
 
 
+@pytest.mark.slow
 def test_items_are_counted(tmp_path):
     """A letter's line has what passed, of what ran; a test that skips itself is no item."""
     (tmp_path / "test_x.py").write_text(
