@@ -87,8 +87,8 @@ def test_items_are_counted(tmp_path):
         "    pytest.skip('no')\n"
     )
     command = [sys.executable, "-m", "pytest", "-p", "scorecard.report", "-c", "/dev/null"]
-    env = environment()
-    for more in ([], ["-n", "1"]):
+    env = environment(PYTEST_DISABLE_PLUGIN_AUTOLOAD="1")  # other plug-ins take seconds to import
+    for more in ([], ["-p", "xdist", "-n", "1"]):
         done = subprocess.run(
             [*command, *more, "."],
             cwd=tmp_path,
