@@ -13,8 +13,8 @@ serve: setup  ## serve the embedded demo on http://localhost:$(PORT)
 test: setup  ## every check there is: format, lint, types, layers, tests
 	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-check: setup  ## format, lint, types, contracts, and every test that needs no engine
-	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not engine"
+check: setup  ## format, lint, types, contracts, and the quick tests that need no engine (2 minutes)
+	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not engine and not slow"
 
 scorecard: $(addprefix scorecard-,R F B S T)  ## what the server must survive, in full (40 minutes)
 

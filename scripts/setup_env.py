@@ -113,9 +113,13 @@ def constraints(pins: dict[str, str]) -> Path:
 
 
 def pip(*arguments: str, check: bool = True) -> bool:
-    """Run the environment's pip; whether it succeeded."""
-    fewer_messages = [] if arguments[0] == "check" else ["-qq", "--disable-pip-version-check"]
-    command = [PYTHON, "-m", "pip", arguments[0], *fewer_messages, *arguments[1:]]
+    """Run the environment's pip; whether it succeeded.
+
+    To compile all modules while installing takes a minute; Python compiles those that it imports.
+    """
+    command = [PYTHON, "-m", "pip", *arguments]
+    if arguments[0] == "install":
+        command[4:4] = ["-qq", "--disable-pip-version-check", "--no-compile"]
     output = None if check else subprocess.DEVNULL
     return subprocess.run(command, check=check, stderr=output).returncode == 0
 

@@ -30,7 +30,7 @@ KEY = "a-key-for-tests"
 READY_SECONDS = 240
 ENGINES = {"server"}
 """Fixtures of any module that start an engine."""
-running = SimpleNamespace(engine=True)
+running = SimpleNamespace(engine=True, slow=True)
 
 
 @dataclass
@@ -93,14 +93,16 @@ def pytest_unconfigure() -> None:
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Remember whether the test that runs may start an engine."""
+    """Remember whether the test that runs may start an engine, and whether it may take long."""
     running.engine = item.get_closest_marker("engine") is not None
+    running.slow = running.engine or item.get_closest_marker("slow") is not None
 
 
 def json_lines(
     script: Path, *arguments: object, timeout: int = 600, env: dict[str, str] | None = None
 ) -> list[dict]:
     """Run a script in a process of its own; the JSON objects that it prints, one a line."""
+    assert running.slow, "mark this test: pytest.mark.slow"
     done = subprocess.run(
         [sys.executable, script, *map(str, arguments)],
         capture_output=True,

@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 from conftest import KEY, environment
 
+pytestmark = pytest.mark.slow  # each example is a process of its own
+
 EXAMPLES = Path(__file__).parents[1] / "examples"
 RUN = {"in_transformers", "client", "train_a_scorer", "own_family", "own_engine"}
 

@@ -154,6 +154,7 @@ def test_extras_exclude_each_other():
     assert {entry["extra"] for entry in conflict} == {"cpu", "gpu"}
 
 
+@pytest.mark.slow
 def test_trimtab_needs_no_vllm():
     """The transformers adapter works without any extra."""
     code = (

@@ -38,8 +38,22 @@ def shelf(tmp_path_factory):
     return root
 
 
+def answers(server):
+    """Choices, twice, around faults: one request at a time, then all at once among more faults."""
+    first = [server.generate(**fields)["choices"][0] for fields in ASKED]
+    fault = server.http.post("/generate", json=FAULTY)
+    assert fault.status_code == 500
+    assert fault.json()["error"]["type"] == "scorer_error"
+    with concurrent.futures.ThreadPoolExecutor(6) as pool:
+        faults = [pool.submit(server.http.post, "/generate", json=FAULTY) for _ in range(2)]
+        again = list(pool.map(lambda f: server.generate(**f)["choices"][0], ASKED))
+    assert {future.result().status_code for future in faults} == {500}
+    assert all(choice["guidance"] is not None for choice in first + again)
+    return first, again
+
+
 def run(shelf, *flags):
-    """What a server with these flags answers: choices, twice, around a fault and a load."""
+    """The answers of a server with these flags, which then loads a scorer too."""
     command = ["trimtab_server.cli", "serve", "demo", "--scorer-dir", str(shelf), *flags]
     command += ["--scorer", "raises=faulty:raises,family=function"]
     env = {
@@ -49,14 +63,7 @@ def run(shelf, *flags):
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",
     }
     with start(command, ready="/ready", **env) as server:
-        first = [server.generate(**fields)["choices"][0] for fields in ASKED]
-        fault = server.http.post("/generate", json=FAULTY)
-        assert fault.status_code == 500
-        assert fault.json()["error"]["type"] == "scorer_error"
-        with concurrent.futures.ThreadPoolExecutor(6) as pool:
-            faults = [pool.submit(server.http.post, "/generate", json=FAULTY) for _ in range(2)]
-            again = list(pool.map(lambda f: server.generate(**f)["choices"][0], ASKED))
-        assert {future.result().status_code for future in faults} == {500}
+        first, again = answers(server)
         headers = {"Authorization": f"Bearer {ADMIN}"}
         body = {"name": "mood", "path": "sentiment"}
         with httpx.Client(base_url=server.url, headers=headers, timeout=120) as admin:
@@ -73,13 +80,12 @@ def run(shelf, *flags):
             assert admin.delete("/v1/scorers/mood").status_code == 200
         ready = server.http.get("/ready")
         assert ready.status_code == 200, ready.text
-    assert all(choice["guidance"] is not None for choice in first + again)
     return first, again
 
 
 @pytest.fixture(scope="module")
-def alone(shelf):
-    return run(shelf)
+def alone(server):
+    return answers(server)
 
 
 # Run eagerly on the CPU, vLLM 0.32 itself dies of its first request under pipeline parallelism.

@@ -71,6 +71,7 @@ def test_last_hidden_state_of_prefixes(family):
         prefixes = [np.append(p, rng.integers(VOCAB)) for p in prefixes]
 
 
+@pytest.mark.slow
 def test_any_history_gives_the_same_scores():
     """Rows that shrink, fork, vanish, swap keys and come back: the cache is never the truth."""
     rng = np.random.default_rng(3)

@@ -343,6 +343,7 @@ def test_other_calls_have_a_budget_too(what, method):
     assert time.monotonic() - began < 5 * SOON
 
 
+@pytest.mark.slow
 def test_final_scores_and_searches_have_a_budget():
     steered, row = check_a_step(Misbehaves(lambda: time.sleep(LONG)), "unguided")
     steered = guide(Misbehaves(lambda: time.sleep(LONG)))
@@ -359,6 +360,7 @@ def test_final_scores_and_searches_have_a_budget():
     }
 
 
+@pytest.mark.slow
 def test_a_first_answer_and_a_long_prefix_may_take_longer(monkeypatch):
     slow = FunctionScorer(lambda ids: time.sleep(SECONDS * 0.4) or 0.0)  # k = 5: twice the budget
     steered = Guide({"slow": slow}, SECONDS)
@@ -378,6 +380,7 @@ def test_a_first_answer_and_a_long_prefix_may_take_longer(monkeypatch):
     assert long.fault.overrun, "it has been read: the control"
 
 
+@pytest.mark.slow
 def test_without_a_budget_nobody_hurries():
     steered = Guide({"slow": FunctionScorer(lambda ids: time.sleep(SECONDS / 2) or 0.0)})
     rows = [made(1, scorers={"slow": 1.0})]
@@ -489,6 +492,7 @@ def test_signals_to_this_process_pass():
     assert steered.registry.faults["slow"] == 0
 
 
+@pytest.mark.slow
 def test_a_thread_that_was_left_does_not_keep_the_process():
     code = (
         "import time, numpy, torch\n"

@@ -68,6 +68,7 @@ def text_of(base, ids):
     return base.decode(ids.tolist(), skip_special_tokens=True).rstrip("\ufffd")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", tokenizers_made.TOKENIZERS)
 def test_windows_read_what_the_whole_text_would(name, base, tokenizers):
     """A fifth of 2,000 streams for each tokenizer, a step for each token, three candidates."""

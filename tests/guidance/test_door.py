@@ -16,6 +16,7 @@ from trimtab_models import demo
 HEAVY = ("torch", "transformers", "vllm")
 
 
+@pytest.mark.slow
 def test_importing_it_is_light():
     code = f"import sys, trimtab; assert not set({HEAVY}) & set(sys.modules); trimtab.Guidance"
     subprocess.run([sys.executable, "-c", code], check=True)

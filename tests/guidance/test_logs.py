@@ -118,6 +118,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("level", ["warning", "error", "debug"])
 def test_no_process_or_thread_logs_requests(tmp_path, level):
     """At debug all of it is shown: the control."""

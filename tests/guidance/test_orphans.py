@@ -10,7 +10,7 @@ from conftest import environment
 
 from trimtab import orphans
 
-pytestmark = pytest.mark.scorecard(letter="F")
+pytestmark = [pytest.mark.scorecard(letter="F"), pytest.mark.slow]  # kills processes
 
 SLEEP = "import time; time.sleep(300)"
 OWNER = """

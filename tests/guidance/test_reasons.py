@@ -56,6 +56,7 @@ def test_a_missing_weight_is_seen_without_reading_the_others(shelf, tmp_path):
         precheck(config)
 
 
+@pytest.mark.slow
 def test_serve_says_why_in_one_line(tmp_path):
     path = tmp_path / "headless"
     shutil.copytree(demo.scorers()["sentiment"], path)

@@ -153,6 +153,7 @@ def noise(y):
     return random.Random(str(y)).uniform(-1.5, 1.5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("twist", ["exact", "wrong"])
 def test_smc_is_unbiased(world, twist):
     for prompt in PROMPTS:
@@ -166,6 +167,7 @@ def test_smc_is_unbiased(world, twist):
         assert abs(deviation([estimate * r for estimate, r in runs], z * optimum)) < 3
 
 
+@pytest.mark.slow
 def test_smc_without_its_correction_is_biased(world, monkeypatch):
     """The control: weights are reset although the particles were not drawn by them."""
     monkeypatch.setattr(SMC, "systematic", lambda weights, rng: range(len(weights)))

@@ -92,6 +92,7 @@ def answers(base, prefixes, candidates, prompts):
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("reads", ["text", "answer", "pair"])
 def test_scores_are_those_of_transformers(kind, reads, base, checkpoints):

@@ -25,6 +25,7 @@ def network(make, family, seed):
     return model
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tail", ["truncate", "mean"])
 def test_left_padded_batch_equals_the_reference(tmp_path, tail):
     base = network(vocabulary_head, "llama", 0)

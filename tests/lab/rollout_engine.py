@@ -1,4 +1,4 @@
-"""Rollouts through one real engine, in a process of its own; prints a line of JSON a check.
+"""Rollouts and searches on one real engine, in a process of its own; prints lines of JSON.
 
 python rollout_engine.py DIRECTORY
 """
@@ -18,6 +18,7 @@ import torch  # noqa: E402
 from transformers import AutoModelForCausalLM  # noqa: E402
 from vllm.engine.arg_utils import EngineArgs  # noqa: E402
 
+import search_engine  # noqa: E402
 from trimtab.adapters.vllm.offline import Sampler, engine_options  # noqa: E402
 from trimtab.errors import ScorerFault, TrimtabError  # noqa: E402
 from trimtab.params import GuidanceParams  # noqa: E402
@@ -66,8 +67,8 @@ def main():
     faulty = {"path": "faulty_scorers:fails", "family": "function"}
     sampler = Sampler(
         str(demo.base()),
-        {"sentiment": str(demo.scorers()["sentiment"]), "faulty": faulty},
-        **engine_options(ENGINE),
+        {**{name: str(path) for name, path in demo.scorers().items()}, "faulty": faulty},
+        **{**engine_options(ENGINE), "block_size": 32},
     )
     model = AutoModelForCausalLM.from_pretrained(demo.base(), dtype=torch.float32)
     texts = demo.prompts("test", 12, seed=3)
@@ -124,6 +125,7 @@ def main():
     cuts = cut_answers(ROOT / "whole.jsonl", [0.5], 40, seed=0)
     with Journal(ROOT / "completed.jsonl", {}) as journal:
         complete(sampler, cuts, RolloutSampling(n=10, max_tokens=65), rewards.load(REWARD), journal)
+    search_engine.check(sampler)
 
 
 if __name__ == "__main__":

@@ -90,6 +90,7 @@ def test_with_a_place_of_its_own_it_is_the_model_that_is_missing(trimtab, comman
     assert tree(".") == before
 
 
+@pytest.mark.slow
 def test_an_arena_is_taken_up_again_beside_what_the_user_put_there(tmp_path):
     tiny.compare(tmp_path, "trimtab arena tiny")
     (tmp_path / "notes.txt").write_text("mine")

@@ -158,6 +158,7 @@ def test_the_board_of_the_tiny_world(tiny: Tiny) -> None:
         assert one.kl <= math.log(n) - (n - 1) / n + 1e-9
 
 
+@pytest.mark.slow
 def test_the_report_of_the_tiny_world(tmp_path: Path) -> None:
     board.compare(tmp_path, "trimtab arena tiny")
     content = json.loads((tmp_path / "results.json").read_text())

@@ -22,6 +22,8 @@ from trimtab_models import demo
 from trimtab_models.rows import Rollout
 from trimtab_models.training.saves import SafeTrainer
 
+pytestmark = pytest.mark.slow  # trains
+
 SPELT = {".": EOS, "a": 1, "b": 2, "c": 3}
 BETA = 3.0
 QUICK = {"max_steps": 48, "learning_rate": 3e-3, "save_steps": 16, "logging_steps": 4}

@@ -107,11 +107,14 @@ def test_records(tmp_path, sampler):
     assert len({tuple(record["completion_token_ids"]) for record in records}) == len(records)
 
 
+@pytest.mark.slow
 def test_kills_cost_nothing(tmp_path, sampler):
     """Killed by −9 again and again, the file ends up as if nothing had happened."""
     path, whole = tmp_path / "o.jsonl", make(sampler, tmp_path / "whole.jsonl")
     processes = multiprocessing.get_context("forkserver")
-    processes.set_forkserver_preload(["lab.made_up"])
+    # What takes seconds to import; `lab` itself is not on the path of the process that forks.
+    heavy = ["trimtab_lab.rollouts.run", "trimtab_lab.rollouts.prompts", "trimtab_models.demo"]
+    processes.set_forkserver_preload([*heavy, "transformers.models.auto.tokenization_auto"])
     draw = random.Random(3)
     kills = 0
     for _ in range(6):

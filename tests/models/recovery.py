@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from conftest import running
 from torch import Tensor
 
 from trimtab_lab.worlds.tiny import PROMPTS, VOCABULARY, Tiny, config
@@ -55,6 +56,7 @@ def _descend(
     seed: int = 0,
     **judge: Any,
 ) -> None:
+    assert running.slow, "mark this test: pytest.mark.slow"
     # Every sequence there is goes through the scorer once a step; samples, fresh at each step, are
     # picked from its outputs, so that a large batch costs no more than a small one.
     optimiser = torch.optim.Adam(parameters, rate)

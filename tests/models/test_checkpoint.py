@@ -301,6 +301,7 @@ print(sorted(found))
 """
 
 
+@pytest.mark.slow
 def test_a_save_that_is_killed_leaves_the_old_checkpoint_or_the_new(tmp_path):
     """At every flush and every rename; between the two renames the old one lies aside, whole."""
     model = made(AutoModelForTokenClassification, llama(num_labels=1))

@@ -136,6 +136,7 @@ def _toy(
     return float(chances @ world.rewards) / 2
 
 
+@pytest.mark.slow
 def test_both_algorithms_raise_the_exact_expected_reward_over_plain_mle() -> None:
     world = Tiny()
     plain = _toy(world, "grounded-mle", _Equal)
@@ -175,6 +176,7 @@ def _demo(records: Path, out: Path, **fields: object) -> GroundedConfig:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("objective", NAMES)
 def test_a_run_that_was_stopped_goes_on_to_the_same_bits(
     objective: str, records: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

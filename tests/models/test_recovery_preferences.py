@@ -17,6 +17,8 @@ from trimtab_models.objectives.farma import Farma
 from trimtab_models.objectives.genarm import GenArm
 from trimtab_models.objectives.plackett_luce import PlackettLuce
 
+pytestmark = pytest.mark.slow  # trains
+
 SHARPNESS = 2.0
 TOLERANCE = 0.1
 NOTHING = 0.6

@@ -26,6 +26,8 @@ from trimtab_models.objectives import OBJECTIVES
 from trimtab_models.objectives.distribution import Distribution, two_hot
 from trimtab_models.objectives.ilql import Ilql
 
+pytestmark = pytest.mark.slow  # trains
+
 TOLERANCE = 0.02
 NETWORK_TOLERANCE = 0.2
 NOTHING = 0.3  # what a scorer misses V and Q by that says 0 everywhere, at the least

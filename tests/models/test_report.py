@@ -270,6 +270,7 @@ def test_what_is_not_the_checkpoints_stays(report: Report, tmp_path: Path) -> No
     assert {file.name: file.read_bytes() for file in scorer.iterdir()} == before
 
 
+@pytest.mark.slow
 def test_the_command_line(
     records: list[Record],
     half_completed: list[Record],

@@ -224,6 +224,7 @@ def url(server, options=""):
     return f"judge:http://127.0.0.1:{server.server_port}/v1,model=m{options}"
 
 
+@pytest.mark.slow
 def test_judge_outlives_faults(judge):
     faults = ["429", "500", "slow", "html", "wordy", "far", "two", "none"]
     records = [

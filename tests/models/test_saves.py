@@ -3,10 +3,11 @@
 import errno
 import json
 import logging
+import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -18,10 +19,10 @@ from trimtab_models.objectives import OBJECTIVES
 from trimtab_models.rows import Rollout
 from trimtab_models.training import saves
 
-pytestmark = pytest.mark.scorecard(letter="T")
+pytestmark = [pytest.mark.scorecard(letter="T"), pytest.mark.slow]  # trains, again and again
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(scope="module", autouse=True)
 def _one_thread() -> None:
     torch.set_num_threads(1)
 
@@ -62,10 +63,9 @@ def _stop_at(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
     monkeypatch.setattr(saves.SafeTrainer, "_save_checkpoint", failing)
 
 
-@pytest.fixture
-def stopped(tmp_path: Path) -> Path:
-    """A run with whole checkpoints of steps 6 and 12, of 24."""
-    run = tmp_path / "run"
+@pytest.fixture(scope="module")
+def interrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run = tmp_path_factory.mktemp("interrupted")
     with pytest.MonkeyPatch.context() as patch:
         _stop_at(patch, 18)
         with pytest.raises(KeyboardInterrupt):
@@ -74,12 +74,31 @@ def stopped(tmp_path: Path) -> Path:
     return run
 
 
-def test_a_resumed_runs_warm_up_is_that_of_the_whole(stopped: Path, tmp_path: Path) -> None:
+@pytest.fixture
+def stopped(interrupted: Path, tmp_path: Path) -> Path:
+    """A run with whole checkpoints of steps 6 and 12, of 24."""
+    return Path(shutil.copytree(interrupted, tmp_path / "run"))
+
+
+class Whole(NamedTuple):
+    """The run that nothing disturbed."""
+
+    model: Any
+    log: bytes
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Whole:
+    run = tmp_path_factory.mktemp("whole")
+    return Whole(_train(run), (run / "log.jsonl").read_bytes())
+
+
+def test_a_resumed_runs_warm_up_is_that_of_the_whole(stopped: Path, whole: Whole) -> None:
     """Its steps are counted from the start, not from where it resumes."""
-    assert _same(_train(stopped), _train(tmp_path / "whole"))
+    assert _same(_train(stopped), whole.model)
     log = [json.loads(line) for line in (stopped / "log.jsonl").read_text().splitlines()]
     rates = [entry["learning_rate"] for entry in log if "learning_rate" in entry]
-    assert (stopped / "log.jsonl").read_bytes() == (tmp_path / "whole/log.jsonl").read_bytes()
+    assert (stopped / "log.jsonl").read_bytes() == whole.log
     assert rates[0] == pytest.approx(2e-3 / 3)  # step 3 begins after two steps of three
 
 
@@ -105,7 +124,7 @@ def test_twenty_kills_change_nothing(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["model.safetensors", "optimizer.pt", "trainer_state.json"])
 @pytest.mark.parametrize("damage", ["truncated", "flipped", "missing"])
 def test_a_damaged_newest_is_passed_over(
-    stopped: Path, name: str, damage: str, caplog: pytest.LogCaptureFixture, tmp_path: Path
+    stopped: Path, whole: Whole, name: str, damage: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     file = stopped / "checkpoint-12" / name
     content = bytearray(file.read_bytes())
@@ -120,8 +139,8 @@ def test_a_damaged_newest_is_passed_over(
         resumed = _train(stopped)
     assert f"checkpoint-12/{name}" in caplog.text
     assert "is used instead" in caplog.text
-    assert _same(resumed, _train(tmp_path / "whole"))
-    assert (stopped / "log.jsonl").read_bytes() == (tmp_path / "whole/log.jsonl").read_bytes()
+    assert _same(resumed, whole.model)
+    assert (stopped / "log.jsonl").read_bytes() == whole.log
 
 
 def test_with_no_whole_checkpoint_nothing_is_touched(stopped: Path) -> None:
@@ -152,7 +171,7 @@ def test_another_run_is_refused(stopped: Path, changes: dict[str, Any], says: st
 
 @pytest.mark.parametrize("where", ["optimizer", "manifest"])
 def test_a_full_disk_costs_nothing(
-    stopped: Path, where: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    stopped: Path, whole: Whole, where: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(*_: Any, **__: Any) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -170,7 +189,7 @@ def test_a_full_disk_costs_nothing(
         "log.jsonl",
     }
     manifest.verify(stopped / "checkpoint-12")
-    assert _same(_train(stopped), _train(tmp_path / "whole"))
+    assert _same(_train(stopped), whole.model)
 
 
 def test_the_last_two_are_kept_and_an_ended_run_does_not_train_again(
@@ -275,13 +294,13 @@ def test_a_checkpoint_that_does_not_say_of_which_run_it_is_is_passed_over(tmp_pa
     assert saves.newest(tmp_path) == older
 
 
-def test_what_a_run_did_not_make_stays(stopped: Path, tmp_path: Path) -> None:
+def test_what_a_run_did_not_make_stays(stopped: Path, whole: Whole) -> None:
     others = ["checkpoint-best", "checkpoint-6.copy", ".checkpoint-mine"]
     for name in others:
         (stopped / name).mkdir()
         (stopped / name / "notes.txt").write_text("mine")
     (stopped / ".checkpoint-18.part").mkdir()  # ours, left by a kill
-    assert _same(_train(stopped), _train(tmp_path / "whole"))
+    assert _same(_train(stopped), whole.model)
     saves.clear(stopped)
     assert {path.name for path in stopped.iterdir()} == {*others, "log.jsonl"}
     for text in ("a diary\n", '{"day": 1}\n', "\xff", " "):
@@ -292,7 +311,7 @@ def test_what_a_run_did_not_make_stays(stopped: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ["", '{"st', '{"step": 6, "loss": 0.1}\n{"step": 12, "lo'])
-def test_a_log_that_was_cut_short_is_written_anew(stopped: Path, tmp_path: Path, text: str) -> None:
+def test_a_log_that_was_cut_short_is_written_anew(stopped: Path, whole: Whole, text: str) -> None:
     (stopped / "log.jsonl").write_text(text)
-    _train(stopped), _train(tmp_path / "whole")
-    assert (stopped / "log.jsonl").read_bytes() == (tmp_path / "whole/log.jsonl").read_bytes()
+    _train(stopped)
+    assert (stopped / "log.jsonl").read_bytes() == whole.log

@@ -31,6 +31,8 @@ from trimtab_models.training.__main__ import main
 from trimtab_models.training.saves import SafeTrainer
 from trimtab_models.training.trainer import reader
 
+pytestmark = pytest.mark.slow  # trains
+
 WORDS = ["good", "fine", "nice", "bad", "poor", "sad"]
 
 

@@ -74,6 +74,7 @@ def test_a_process_that_does_not_change_is_flat():
     assert growth([(n, 10**8) for n in range(100)]) == (0, 0)
 
 
+@pytest.mark.slow
 def test_items_are_counted(tmp_path):
     """A letter's line has what passed, of what ran; a test that skips itself is no item."""
     (tmp_path / "test_x.py").write_text(
@@ -86,8 +87,8 @@ def test_items_are_counted(tmp_path):
         "    pytest.skip('no')\n"
     )
     command = [sys.executable, "-m", "pytest", "-p", "scorecard.report", "-c", "/dev/null"]
-    env = environment()
-    for more in ([], ["-n", "1"]):
+    env = environment(PYTEST_DISABLE_PLUGIN_AUTOLOAD="1")  # other plug-ins take seconds to import
+    for more in ([], ["-p", "xdist", "-n", "1"]):
         done = subprocess.run(
             [*command, *more, "."],
             cwd=tmp_path,

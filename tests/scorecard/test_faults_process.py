@@ -9,17 +9,27 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
 from contextlib import contextmanager
-from dataclasses import dataclass
 
 import httpx
 import psutil
 import pytest
 from conftest import KEY, environment, free_port, start
 
-from scorecard import full
+from scorecard import endings, full
+from scorecard.endings import (
+    GUIDED,
+    LONG,
+    SLEEPY,
+    TYPED,
+    Requests,
+    family,
+    gone,
+    no_traceback,
+    request_body,
+    slack,
+)
 
 pytestmark = [pytest.mark.engine, pytest.mark.scorecard(letter="F")]
 
@@ -30,121 +40,13 @@ COMMAND += ["--scorer", "slow=scorecard.sleepy:slow,family=function"]
 COMMAND += ["--scorer", "slumber=scorecard.sleepy:slumber,family=function"]
 for default in ("sentiment", "formality", "brevity"):
     COMMAND += ["--default-scorer", f"{default}=1"]
-GUIDED = {"scorers": {"sentiment": 1}, "beta": 2}
-SLEEPY = {"scorers": {"sleepy": 1}, "beta": 1, "k": 2, "mass": 1}
 SLOW = {**SLEEPY, "scorers": {"slow": 1}}
-CHAT = [{"role": "user", "content": "Write a review of a hotel."}]
-LONG = {"max_tokens": 480, "ignore_eos": True}
 DRAIN = 4.0
-
-
-def slack():
-    """Seconds that a busy machine may add to a promise; the long form has the machine to itself."""
-    return 1.5 if full() else 1.5 * max(1, os.getloadavg()[0] / os.cpu_count())
-
-
-def request_body(path, guidance, **more):
-    """A request of a route."""
-    if path == "/generate":
-        return {"prompt": "The room was", **guidance, **more}
-    body = {"model": "demo", "guidance": guidance, **more}
-    if path == "/v1/completions":
-        return {**body, "prompt": "The room was"}
-    if path == "/v1/responses":
-        body["max_output_tokens"] = body.pop("max_tokens")
-        return {**body, "input": "Write a review of a hotel."}
-    return {**body, "messages": CHAT}
-
-
-@dataclass
-class Answer:
-    """What a request got, and when it had all of it."""
-
-    path: str
-    status: int
-    text: str
-    at: float
-
-    @property
-    def ended_with(self) -> str:
-        """ "record", "error", or what else there is."""
-        text = self.text
-        if self.stream:
-            *events, done, rest = text.split("\n\n")
-            assert (done, rest) == ("data: [DONE]", "") or self.path in TYPED, text[-500:]
-            text = "".join(events[-3:]) + done
-        if '"error": {' in text or '"error":{' in text or '"type": "error"' in text:
-            return "error"
-        return "record" if '"kl"' in text else text
-
-    @property
-    def stream(self) -> bool:
-        return self.text.startswith(("data:", "event:"))
-
-
-TYPED = ("/v1/responses", "/v1/messages")
-"""Their streams end with a typed event; [DONE] comes after an error alone."""
-
-
-class Requests:
-    """Requests in threads."""
-
-    def __init__(self, server):
-        self.server, self.answers, self.threads = server, [], []
-        self.begun = threading.Semaphore(0)
-
-    def send(self, path, body):
-        """Send one; `begun` counts those whose answer has begun, or will come whole."""
-        thread = threading.Thread(target=self._send, args=(path, body), daemon=True)
-        self.threads.append(thread)
-        thread.start()
-
-    def _send(self, path, body):
-        pieces, status = [], 0
-        try:
-            with httpx.stream(
-                "POST",
-                self.server.url + path,
-                json=body,
-                headers=self.server.http.headers,
-                timeout=120,
-            ) as answer:
-                status = answer.status_code
-                for piece in answer.iter_text():
-                    if not pieces:
-                        self.begun.release()
-                    pieces.append(piece)
-        except httpx.HTTPError as error:
-            pieces.append(f"broken: {error!r}")
-        self.answers.append(Answer(path, status, "".join(pieces), time.monotonic()))
-
-    def wait(self, streams):
-        """Until so many streams have begun."""
-        for _ in range(streams):
-            assert self.begun.acquire(timeout=60)
-
-    def join(self):
-        for thread in self.threads:
-            thread.join(60)
-            assert not thread.is_alive()
-        return self.answers
-
-
-def family(server):
-    return psutil.Process(server.process.pid).children(recursive=True)
-
-
-def gone(processes, seconds):
-    return not psutil.wait_procs(processes, timeout=seconds)[1]
 
 
 def metric(server, name):
     lines = server.http.get("/metrics").text.splitlines()
     return sum(float(line.split()[-1]) for line in lines if line.startswith(name))
-
-
-def no_traceback(server):
-    return "Traceback" not in server.log.read_text()
 
 
 @pytest.fixture(scope="module")
@@ -295,6 +197,10 @@ def test_a_killed_engine_ends_all(whom, _):
         assert "engine died" in server.log.read_text()
 
 
+# In the short form, endings.py has servers of other modules end thus.
+in_full = pytest.mark.skipif(not full(), reason="the long form of the scorecard")
+
+
 def several():
     """Flags of servers with several engines and workers."""
     flags = {"tensor parallel": ["--tensor-parallel-size", "2"]}
@@ -302,37 +208,23 @@ def several():
     return {"alone": [], **(flags if full() else {})}
 
 
+@in_full
 @pytest.mark.parametrize("_", TIMES)
 @pytest.mark.parametrize("flags", several().values(), ids=several())
 def test_no_engine_outlives_its_server(flags, _):
     env = {"TRIMTAB_API_KEY": KEY, "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
     with start([*COMMAND, *flags], ready="/ready", **env) as server:
-        children = family(server)
-        requests = Requests(server)
-        requests.send("/generate", request_body("/generate", {"beta": 1}, stream=True, **LONG))
-        requests.wait(1)
-        server.process.kill()
-        assert gone(children, 10)
-        requests.join()
+        endings.by_kill(server)
 
 
+@in_full
 @pytest.mark.parametrize("_", TIMES)
 def test_a_second_signal_ends_it_at_once(_):
     with start(COMMAND, ready="/ready", TRIMTAB_API_KEY=KEY) as server:
-        children = family(server)
-        requests = Requests(server)
-        requests.send("/generate", request_body("/generate", SLEEPY, stream=True, **LONG))
-        requests.wait(1)
-        server.process.terminate()
-        time.sleep(0.5)
-        assert server.process.poll() is None
-        server.process.terminate()
-        assert server.process.wait(2 + slack()) == 128 + signal.SIGTERM
-        assert gone(children, 5)
-        assert no_traceback(server)
+        endings.by_a_second_signal(server)
 
 
-@pytest.mark.skipif(not full(), reason="the long form of the scorecard")
+@in_full
 @pytest.mark.parametrize("_", TIMES)
 def test_a_signal_to_all_processes_drains_too(_):
     """Ctrl-C at a terminal, or a service manager: the engine lives as long as the drain."""

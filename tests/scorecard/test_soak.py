@@ -11,7 +11,7 @@ import pytest
 from conftest import KEY, start
 from safetensors.torch import load_file, save_file
 
-from scorecard import full
+from scorecard import endings, full
 from scorecard.slope import growth
 from scorecard.soak import ADMIN, CANCELLED, FLAGS, Soak
 from trimtab_models import demo
@@ -40,6 +40,7 @@ def server(tmp_path_factory):
     command = ["trimtab_server.cli", "serve", "demo", *FLAGS, "--scorer-dir", str(shelf)]
     for name in ("sentiment", "formality", "brevity"):
         command += ["--default-scorer", f"{name}=1"]
+    command += ["--scorer", "sleepy=scorecard.sleepy:sleepy,family=function"]
     env = {"TRIMTAB_API_KEY": KEY, "TRIMTAB_ADMIN_KEY": ADMIN}
     with start(command, ready="/ready", **env) as running:
         yield running
@@ -133,3 +134,9 @@ def test_the_next_answer_is_as_before(server, report):
     assert server.http.get("/ready").status_code == 200
     log = server.log.read_text()
     assert "Traceback" not in log, log[-3000:]
+
+
+@pytest.mark.scorecard(letter="F")
+def test_a_second_signal_ends_it_at_once(server):
+    """The last of this server."""
+    endings.by_a_second_signal(server)

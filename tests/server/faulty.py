@@ -4,7 +4,7 @@ import time
 
 FAILS_AT = 20
 """Sequences this long make them fail; the canary's are shorter."""
-SLEEP_SECONDS = 8.0
+SLEEP_SECONDS = 5.0
 """More than the server's --scorer-timeout."""
 
 

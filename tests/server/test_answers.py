@@ -73,4 +73,4 @@ def test_a_buffer_that_is_split_anew_would_be_noticed():
         for _ in range(size // 64):
             *_, buffer = (buffer + b"x" * 64).split(b"\n\n")
 
-    assert exponent(joined, 2**15) > LINEAR
+    assert exponent(joined, 2**14) > LINEAR

@@ -73,6 +73,7 @@ def test_lines_that_are_no_requests_are_named(tmp_path, line, why):
     assert not (tmp_path / "out.jsonl").exists()
 
 
+@pytest.mark.slow
 def test_no_server_loses_nothing(tmp_path):
     source = written(tmp_path / "in.jsonl", LINE)
     url = f"http://127.0.0.1:{free_port()}"

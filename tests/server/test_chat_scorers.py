@@ -10,6 +10,7 @@ import math
 import pytest
 import torch
 from conftest import start
+from scorecard import endings
 from transformers import AutoTokenizer
 from upstream_over import over
 
@@ -262,3 +263,9 @@ def test_token_ids_are_capped_and_guarded(ours):
         post(ours, path, 400, token_ids=[5], sampling_params={"max_tokens": 2, **sampling})
     sampling = {"max_tokens": 2, "extra_args": {"trimtab_scorers": "unheard-of=1"}}
     post(ours, path, 404, token_ids=[5], sampling_params=sampling)
+
+
+@pytest.mark.scorecard(letter="F")
+def test_no_engine_outlives_its_server(ours):
+    """The last of this server."""
+    endings.by_kill(ours)

@@ -5,6 +5,7 @@ import subprocess
 import sys
 import time
 
+import pytest
 from conftest import KEY, environment, free_port
 
 
@@ -56,6 +57,7 @@ def test_serve_tells_what_is_missing():
     assert "model first" in flag_first.stderr
 
 
+@pytest.mark.slow
 def test_an_empty_key_does_not_open_the_server():
     for args, env in (
         (["--api-key", ""], {}),

@@ -224,6 +224,7 @@ async def test_a_client_that_does_not_read_is_cut_in_the_end(served, monkeypatch
     writer.transport.abort()
 
 
+@pytest.mark.slow
 async def test_a_slow_client_is_not_cut(served, monkeypatch):
     monkeypatch.setattr(serving, "STALL_SECONDS", 1.0)
     monkeypatch.setattr(serving, "STALL_BYTES", 2**10)

@@ -10,7 +10,7 @@ import psutil
 import pytest
 from conftest import environment
 
-pytestmark = pytest.mark.scorecard(letter="F")
+pytestmark = [pytest.mark.scorecard(letter="F"), pytest.mark.slow]  # ends processes
 
 HEAD = """
 import ctypes, os, signal, subprocess, sys, time

@@ -21,6 +21,12 @@ BYSTANDERS = [
 ]
 
 
+@pytest.fixture(scope="module")
+def alone(server):
+    """What each bystander gets, one request at a time."""
+    return [server.generate(**fields)["choices"][0]["token_ids"] for fields in BYSTANDERS]
+
+
 def is_fault(error, scorer):
     assert error["type"] == "scorer_error"
     assert scorer in error["message"]
@@ -30,8 +36,7 @@ def is_fault(error, scorer):
 
 
 @pytest.mark.parametrize("scorer", [*FAULTY, "exits", "interrupts", "exhausts"])
-def test_bystanders_stay_token_equal(server, scorer):
-    alone = [server.generate(**fields)["choices"][0]["token_ids"] for fields in BYSTANDERS]
+def test_bystanders_stay_token_equal(server, alone, scorer):
     engine = server.engine().pid
     faulty = {"messages": CHAT, "scorers": {scorer: 1, "sentiment": 1}, **LONG}
     with concurrent.futures.ThreadPoolExecutor(9) as pool:
@@ -45,9 +50,8 @@ def test_bystanders_stay_token_equal(server, scorer):
 
 
 @pytest.mark.parametrize("scorer", ["sleeps", "loops"])
-def test_who_takes_too_long_is_left(server, scorer):
+def test_who_takes_too_long_is_left(server, alone, scorer):
     """One request; its neighbours wait for no more than the budget, and keep their tokens."""
-    alone = [server.generate(**fields)["choices"][0]["token_ids"] for fields in BYSTANDERS]
     engine = server.engine().pid
     slow = {"messages": CHAT, "scorers": {scorer: 1}, "on_error": "unguided", **LONG}
     with concurrent.futures.ThreadPoolExecutor(9) as pool:

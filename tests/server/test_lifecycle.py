@@ -3,9 +3,7 @@
 import time
 
 import httpx
-import psutil
 import pytest
-from conftest import start
 
 pytestmark = pytest.mark.scorecard(letter="F")
 
@@ -46,14 +44,3 @@ def test_a_stalled_engine_is_not_ready(server):
     finally:
         engine.resume()
     assert server.http.get("/ready").status_code == 200
-
-
-@pytest.mark.engine
-def test_a_dead_engine_ends_the_server():
-    with start(["trimtab_server.cli", "serve", "demo"], ready="/ready") as server:
-        children = psutil.Process(server.process.pid).children(recursive=True)
-        server.engine().kill()
-        assert server.process.wait(20) != 0
-        assert "engine died" in server.log.read_text()
-        _, alive = psutil.wait_procs(children, timeout=10)
-        assert not alive

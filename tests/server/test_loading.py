@@ -2,145 +2,33 @@
 
 import concurrent.futures
 import json
-import os
 import pickle
-import shutil
+import threading
 import time
-from pathlib import Path
+from functools import partial
 
 import httpx
+import psutil
 import pytest
-import torch
 from conftest import KEY, start
 from httpx_sse import connect_sse
-from safetensors.torch import load_file, save_file
 
-from trimtab_models import demo
-from trimtab_models.manifest import write_manifest
+import shelves
 
 pytestmark = pytest.mark.scorecard(letter="F")
 
 ADMIN = "an-admin-key-for-tests"
 GREEDY = {"temperature": 0, "max_tokens": 48, "ignore_eos": True, "beta": 4}
-
-
-def remade(source, target, change):
-    """A copy of a checkpoint whose weights went through `change`; its manifest is right."""
-    shutil.copytree(source, target)
-    file = target / "model.safetensors"
-    tensors = load_file(file)
-    change(tensors)
-    save_file(tensors, file, {"format": "pt"})
-    write_manifest(target)
-    return target
-
-
-def damaged(source, target, change):
-    """A copy of a checkpoint whose file of weights went through `change`; its manifest is old."""
-    shutil.copytree(source, target)
-    file = target / "model.safetensors"
-    file.write_bytes(change(file.read_bytes()))
-    return target
-
-
-class Planted:
-    """What a pickle may do when it is read."""
-
-    def __init__(self, canary):
-        self.canary = canary
-
-    def __reduce__(self):
-        return (Path.touch, (self.canary,))
-
-
-def flip(data):
-    middle = len(data) * 3 // 4
-    return data[:middle] + bytes([data[middle] ^ 4]) + data[middle + 1 :]
-
-
-def unsafe(root, good):
-    """Directories that must be looked at before anything of them is opened."""
-    shutil.copytree(demo.base(), root / "language")
-    write_manifest(root / "language")
-    for name in ("config.json", "tokenizer.json", "model.safetensors", "notes"):
-        shutil.copytree(good, root / f"fifo-{name.partition('.')[0]}")
-        fifo = root / f"fifo-{name.partition('.')[0]}" / name
-        fifo.unlink(missing_ok=True)
-        os.mkfifo(fifo)
-    for name in ("config.json", "MANIFEST.json", "tokenizer.json"):
-        huge = shutil.copytree(good, root / f"huge-{name.partition('.')[0].lower()}")
-        with (huge / name).open("ab") as file:
-            file.truncate(300 * 2**20)
-    shutil.copytree(good, root / "crowded")
-    for i in range(2000):
-        (root / "crowded" / f"{i}.txt").touch()
-    shutil.copytree(good, root / "looped")
-    (root / "looped" / "again").symlink_to(root / "looped")
-    code = shutil.copytree(good, root / "code")
-    (code / "mine.py").write_text(f"open({str(root / 'canary')!r}, 'w')")
-    content = json.loads((code / "tokenizer_config.json").read_text())
-    content |= {"tokenizer_class": "Mine", "auto_map": {"AutoTokenizer": [None, "mine.Mine"]}}
-    (code / "tokenizer_config.json").write_text(json.dumps(content))
-    write_manifest(code)
+LONG = {**GREEDY, "max_tokens": 100}
+REQUESTS, EVERY = 200, 20
+PROMPTS = ["The room was", "I bought a kettle and", "This cable", "We stayed", "The staff"]
+CHECKPOINTS = ["sentiment", "negated", "brevity", "formality"]
 
 
 @pytest.fixture(scope="module")
 def shelf(tmp_path_factory):
-    """A scorer_dir: sound checkpoints, broken ones, and what should never be read."""
     root = tmp_path_factory.mktemp("shelf")
-    sources = {name: Path(path) for name, path in demo.scorers().items()}
-    for name, path in sources.items():
-        shutil.copytree(path, root / name)
-    good = sources["sentiment"]
-
-    def negate(tensors):
-        tensors["score.weight"] = -tensors["score.weight"]
-
-    def cut(tensors):
-        tensors["score.weight"] = tensors["score.weight"][:, :-1].contiguous()
-
-    def forget(tensors):
-        del tensors["score.weight"]
-
-    def spoil(tensors):
-        tensors["score.weight"] = torch.full_like(tensors["score.weight"], torch.nan)
-
-    def shrink(tensors):
-        (name,) = [name for name in tensors if "embed_tokens" in name]
-        tensors[name] = tensors[name][:512].contiguous()
-
-    remade(good, root / "negated", negate)
-    remade(good, root / "wrong-shape", cut)
-    remade(good, root / "headless", forget)
-    remade(good, root / "nan", spoil)
-    vocabulary = remade(good, root / "wrong-vocabulary", shrink)
-    config = json.loads((vocabulary / "config.json").read_text())
-    (vocabulary / "config.json").write_text(json.dumps({**config, "vocab_size": 512}))
-    write_manifest(vocabulary)
-    damaged(good, root / "truncated", lambda data: data[: len(data) // 2])
-    damaged(good, root / "flipped", flip)
-    header = damaged(good, root / "huge", lambda data: data)
-    spec = {"w": {"dtype": "F32", "shape": [2**36], "data_offsets": [0, 2**38]}}
-    text = json.dumps(spec).encode()
-    with (header / "model.safetensors").open("wb") as file:
-        file.write(len(text).to_bytes(8, "little") + text)
-        file.truncate(8 + len(text) + 2**38)
-    evil = damaged(good, root / "pickled", lambda _: pickle.dumps(Planted(root / "canary")))
-    write_manifest(evil)
-    shutil.copytree(good, root / "unsigned")
-    (root / "unsigned" / "MANIFEST.json").unlink()
-    shutil.copytree(good, root / "unnamed")
-    (root / "unnamed" / "MANIFEST.json").write_text("{}")
-    shutil.copytree(good, root / "no-weights")
-    (root / "no-weights" / "model.safetensors").rename(root / "no-weights" / "pytorch_model.bin")
-    write_manifest(root / "no-weights")
-    (root / "link").symlink_to(good)
-    shutil.copytree(good, root / "linked")
-    (root / "linked" / "model.safetensors").unlink()
-    (root / "linked" / "model.safetensors").symlink_to(good / "model.safetensors")
-    shutil.copytree(good, root / "adapter")
-    (root / "adapter" / "adapter_config.json").write_text('{"base_model_name_or_path": "gpt2"}')
-    unsafe(root, good)
+    shelves.build(root)
     return root
 
 
@@ -148,6 +36,7 @@ def shelf(tmp_path_factory):
 def server(shelf):
     command = ["trimtab_server.cli", "serve", "demo", "--scorer-dir", str(shelf)]
     command += ["--scorer", "mix=sentiment:1+brevity:-1,family=composite"]
+    command += ["--scorer", f"negated={shelf / 'negated'}"]
     command += ["--default-scorer", "sentiment=1"]
     env = {"TRIMTAB_API_KEY": KEY, "TRIMTAB_ADMIN_KEY": ADMIN}
     with start(command, ready="/ready", **env) as running:
@@ -168,6 +57,90 @@ def mood(admin):
     assert answer.status_code == 200, answer.text
     yield answer.json()
     admin.delete("/v1/scorers/mood")
+
+
+@pytest.fixture(scope="module")
+def solo(server):
+    """What each checkpoint makes of each prompt, one request at a time."""
+    return {
+        (path, prompt): server.generate(prompt=prompt, scorers={path: 1}, **LONG)["choices"][0][
+            "token_ids"
+        ]
+        for path in CHECKPOINTS
+        for prompt in PROMPTS
+    }
+
+
+def test_traffic_while_scorers_come_and_go(server, admin, solo):
+    """Of 200 requests in flight, each is token-equal to a solo run of the version it tells."""
+    started, loads = threading.Semaphore(0), []
+    changed = [threading.Event() for _ in range(REQUESTS // EVERY)]
+    # Versions of `mood`, and which checkpoint each of them is.
+    checkpoints = {}
+
+    def request(http, i):
+        if i >= 2 * EVERY:  # no more than one change behind
+            changed[i // EVERY - 2].wait(120)
+        started.release()
+        fields = {"prompt": PROMPTS[i % len(PROMPTS)], "scorers": {"mood": 1}, **LONG}
+        if i % 4 == 3:  # some name a scorer that always is there beside it
+            fields["scorers"] = {"mood": 1, "brevity": 0}
+        return fields["prompt"], http.post("/generate", json=fields)
+
+    def change():
+        for turn in range(REQUESTS // EVERY):
+            for _ in range(EVERY):
+                started.acquire()
+            path = CHECKPOINTS[turn % len(CHECKPOINTS)]
+            if turn % 3 == 2:
+                loads.append(admin.delete("/v1/scorers/mood"))
+            loads.append(admin.post("/v1/scorers", json={"name": "mood", "path": path}))
+            checkpoints[loads[-1].json()["version"]] = path
+            changed[turn].set()
+
+    loads.append(admin.post("/v1/scorers", json={"name": "mood", "path": "sentiment"}))
+    checkpoints[loads[-1].json()["version"]] = "sentiment"
+    changing = threading.Thread(target=change)
+    changing.start()
+    limits = httpx.Limits(max_connections=REQUESTS)
+    with (
+        httpx.Client(
+            base_url=server.url, headers=server.http.headers, timeout=300, limits=limits
+        ) as http,
+        concurrent.futures.ThreadPoolExecutor(48) as pool,
+    ):
+        answers = list(pool.map(partial(request, http), range(REQUESTS)))
+    changing.join()
+    loads.append(admin.delete("/v1/scorers/mood"))
+    assert [answer.status_code for answer in loads] == [200] * len(loads)
+    assert {answer.status_code for _, answer in answers} <= {200, 404}
+    seen, refused, mismatches = set(), 0, 0
+    for prompt, answer in answers:
+        if answer.status_code == 404:  # it came between an unload and the next load
+            refused += 1
+            assert answer.json()["error"]["code"] == "scorer_not_found"
+            continue
+        (choice,) = answer.json()["choices"]
+        version = choice["guidance"]["versions"]["mood"]
+        seen.add(version)
+        mismatches += choice["token_ids"] != solo[checkpoints[version], prompt]
+        assert choice["guidance"]["error"] is None
+    print(f"{REQUESTS} requests, {refused} refused, {len(seen)} versions of {len(checkpoints)}")
+    assert mismatches == 0
+    assert len(seen) >= len(checkpoints) - 3
+    assert refused < REQUESTS // 2
+
+
+def test_after_the_traffic_the_server_is_as_before(server, solo):
+    def answer(one):
+        path, prompt = one
+        choice = server.generate(prompt=prompt, scorers={path: 1}, **LONG)["choices"][0]
+        return choice["token_ids"]
+
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(answer, solo)) == list(solo.values())
+    assert server.http.get("/ready").status_code == 200
+    assert "Traceback" not in server.log.read_text()
 
 
 def served(server):
@@ -289,7 +262,7 @@ def test_a_scorer_is_loaded_as_what_it_says(server, admin):
 def test_the_planted_pickle_would_be_noticed(shelf, tmp_path):
     """The control: who unpickles it, makes the file."""
     canary = tmp_path / "canary"
-    pickle.loads(pickle.dumps(Planted(canary)))
+    pickle.loads(pickle.dumps(shelves.Planted(canary)))
     assert canary.exists()
     assert (shelf / "pickled" / "model.safetensors").read_bytes()[:1] == b"\x80"
 
@@ -378,3 +351,13 @@ def test_loads_come_one_at_a_time(server, admin):
     assert len({answer.json()["version"] for answer in done}) == 4
     for body in bodies:
         assert admin.delete(f"/v1/scorers/{body['name']}").status_code == 200
+
+
+def test_a_dead_engine_ends_the_server(server):
+    """The last of this module's server; with requests in flight: test_faults_process.py."""
+    children = psutil.Process(server.process.pid).children(recursive=True)
+    server.engine().kill()
+    assert server.process.wait(20) != 0
+    assert "engine died" in server.log.read_text()
+    _, alive = psutil.wait_procs(children, timeout=10)
+    assert not alive

@@ -585,6 +585,7 @@ async def test_a_client_that_leaves_costs_no_more_calls(here):
     assert len(here.fake.calls) == calls < 5
 
 
+@pytest.mark.slow
 def test_it_needs_no_vllm():
     code = (
         "import sys; sys.modules['vllm'] = None\n"

@@ -74,6 +74,7 @@ async def run(here):
         here.fake.faults = []
 
 
+@pytest.mark.slow
 async def test_nothing_is_in_the_log_nor_in_a_refusal(here, log):
     answers = [answer async for answer in run(here)]
     assert [answer.status_code for answer in answers[:2]] == [200, 200]

@@ -16,6 +16,8 @@ from conftest import KEY, start
 
 from trimtab_server import recheck
 
+pytestmark = pytest.mark.slow  # starts servers over an upstream
+
 DRAIN = 2.0
 GUIDED = {"scorers": {"good": 1.0}, "beta": 1.0}
 ROUTES = {

@@ -1,19 +1,11 @@
-"""Searches on one real offline engine, in a process of its own; prints a line of JSON a check."""
+"""What rollout_engine.py checks of searches on its engine; prints a line of JSON a check."""
 
 import json
-import os
 
-from trimtab.logs import configure_logging
-
-os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
-configure_logging()
-
-from trimtab.adapters.vllm.offline import Sampler, engine_options  # noqa: E402
-from trimtab.errors import TrimtabError  # noqa: E402
-from trimtab.params import GuidanceParams  # noqa: E402
-from trimtab.search import Beam, BestOfN, Blockwise, Mcts, SearchParams, Smc  # noqa: E402
-from trimtab_models import demo  # noqa: E402
-from trimtab_server.demo import ENGINE  # noqa: E402
+from trimtab.errors import TrimtabError
+from trimtab.params import GuidanceParams
+from trimtab.search import Beam, BestOfN, Blockwise, Mcts, SearchParams, Smc
+from trimtab_models import demo
 
 METHODS = [
     BestOfN(n=6),
@@ -36,13 +28,7 @@ def refusal(call, *args, **named):
     return ""
 
 
-def main():
-    faulty = {"path": "faulty_scorers:fails", "family": "function"}
-    sampler = Sampler(
-        str(demo.base()),
-        {**{name: str(path) for name, path in demo.scorers().items()}, "faulty": faulty},
-        **{**engine_options(ENGINE), "block_size": 32},
-    )
+def check(sampler):
     prompts = [sampler.tokenizer(demo.chat(x)).input_ids for x in demo.prompts("test", 4, seed=3)]
     plain = GuidanceParams(scorers={"sentiment": 1.0, "brevity": 0.3}, beta=0.0)
     steered = plain.model_copy(update={"beta": 4.0})
@@ -115,7 +101,7 @@ def main():
     say("prefix", read=result.usage.read_tokens, whole=8 * len(long))
     say("entries", left=leftover(sampler))
 
-    bare = Sampler.__new__(Sampler)
+    bare = type(sampler).__new__(type(sampler))
     bare.scorers = {}
     say(
         "refusals",
@@ -140,7 +126,3 @@ def leftover(sampler):
         return sum(key >= FIRST_ROW for pool in pools for key in pool.entries)
 
     return sampler.engine.collective_rpc(count)[0]
-
-
-if __name__ == "__main__":
-    main()

@@ -1,4 +1,4 @@
-"""Rollouts through the real engine: what they hold, and that a kill costs nothing."""
+"""Rollouts and searches on a real offline engine, and searches on the served one beside it."""
 
 import json
 import os
@@ -40,8 +40,12 @@ def root(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def checks(root):
-    lines = json_lines(HERE / "rollout_engine.py", root, env=environment())
+def lines(root):
+    return json_lines(HERE / "rollout_engine.py", root, env=environment())
+
+
+@pytest.fixture(scope="module")
+def checks(lines):
     return {line["check"]: line for line in lines}
 
 
@@ -129,3 +133,70 @@ def places(path):
     by_place = {(record["index"], record["sample"]): record for record in records}
     assert len(by_place) == len(records)
     return dict(sorted(by_place.items()))
+
+
+def test_best_of_n_is_the_best_of_n_draws(checks):
+    check = checks["best of n"]
+    assert check["equal"] == 4
+    assert check["values"] < 1e-4
+    assert check["drawn"]
+
+
+def test_mcts_without_simulations_is_greedy_guidance(checks):
+    check = checks["greedy"]
+    assert check["equal"] == 4
+    assert check["moved"] > 0, "guidance must have done something"
+
+
+def test_every_scorer_token_is_counted(lines):
+    """What plain draws are scored with: exactly what went through the scorers' networks."""
+    methods = [line for line in lines if line["check"] == "method"]
+    assert len(methods) == 5
+    for line in methods:
+        assert line["counted"] == line["spent"] > 0
+
+
+def test_every_method_finds_better_answers_than_drawing(lines, checks):
+    drawing = checks["drawing"]["value"]
+    for line in lines:
+        if line["check"] == "method":
+            assert line["value"] > drawing + 0.3, line
+
+
+def test_prefixes_are_read_once(checks):
+    check = checks["prefix"]
+    assert 0 < check["read"] < check["whole"] / 2
+
+
+def test_scorers_keep_nothing_of_what_is_over(checks):
+    assert checks["entries"]["left"] == 0
+
+
+def test_what_a_search_refuses(checks):
+    messages = checks["refusals"]
+    assert "no scorers" in messages["scorers"]
+    assert "maximum of 512" in messages["long"]
+    assert "two tokens" in messages["short"]
+    assert "no scorer of that name" in messages["unknown"]
+    assert "'faulty' failed" in messages["fault"]
+    assert "methods are" in messages["method"]
+
+
+def test_the_server_finds_the_same(lines, server):
+    """The same seed through the other driver, whose engine batches and caches otherwise."""
+    for line in lines:
+        if line["check"] == "alone":
+            answer = server.generate(
+                prompt_token_ids=line["prompt"],
+                scorers={"sentiment": 1.0, "brevity": 0.3},
+                beta=4.0,
+                seed=1,
+                max_tokens=40,
+                search=line["search"],
+            )
+            [choice] = answer["choices"]
+            assert choice["token_ids"] == line["answer"], line["method"]
+            for name, value in line["facts"].items():
+                assert choice["search"][name] == pytest.approx(value, abs=1e-3), name
+            drawn = answer["usage"]["search"]["drawn_tokens"]
+            assert drawn == line["usage"]["drawn_tokens"]
