@@ -27,7 +27,7 @@ from trimtab_lab.rollouts.prefixes import complete, cut_answers  # noqa: E402
 from trimtab_lab.rollouts.prompts import read  # noqa: E402
 from trimtab_lab.rollouts.run import roll_out  # noqa: E402
 from trimtab_models import demo, rewards  # noqa: E402
-from trimtab_server.demo import ENGINE  # noqa: E402
+from trimtab_server.bases import ENGINE  # noqa: E402
 
 ROOT = Path(sys.argv[1])
 REWARD = "trimtab_models.demo.oracles:sentiment"
