@@ -13,7 +13,7 @@ from trimtab.errors import TrimtabError  # noqa: E402
 from trimtab.params import GuidanceParams  # noqa: E402
 from trimtab.search import Beam, BestOfN, Blockwise, Mcts, SearchParams, Smc  # noqa: E402
 from trimtab_models import demo  # noqa: E402
-from trimtab_server.demo import ENGINE  # noqa: E402
+from trimtab_server.bases import ENGINE  # noqa: E402
 
 METHODS = [
     BestOfN(n=6),
@@ -41,7 +41,7 @@ def main():
     sampler = Sampler(
         str(demo.base()),
         {**{name: str(path) for name, path in demo.scorers().items()}, "faulty": faulty},
-        **{**engine_options(ENGINE), "block_size": 32},
+        **{**engine_options(ENGINE["demo"]), "block_size": 32},
     )
     prompts = [sampler.tokenizer(demo.chat(x)).input_ids for x in demo.prompts("test", 4, seed=3)]
     plain = GuidanceParams(scorers={"sentiment": 1.0, "brevity": 0.3}, beta=0.0)

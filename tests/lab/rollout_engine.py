@@ -67,7 +67,7 @@ def main():
     sampler = Sampler(
         str(demo.base()),
         {"sentiment": str(demo.scorers()["sentiment"]), "faulty": faulty},
-        **engine_options(ENGINE),
+        **engine_options(ENGINE["demo"]),
     )
     model = AutoModelForCausalLM.from_pretrained(demo.base(), dtype=torch.float32)
     texts = demo.prompts("test", 12, seed=3)

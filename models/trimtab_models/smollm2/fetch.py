@@ -81,6 +81,8 @@ def fetch(say: Say = print) -> Path:
 
             say("checking the tokenizer and the chat template")
             check(part)
+            for file in part.iterdir():
+                file.chmod(0o644)
     return target
 
 

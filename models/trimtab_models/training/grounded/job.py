@@ -75,7 +75,9 @@ def run(config: GroundedConfig) -> Path:
         saves.refuse_changes(last, made_by)
         turns.restore(torch.load(last / "state.pt", map_location=device, weights_only=True))
     turns.run(lambda turns: _save(turns, work, made_by))
-    info = describe(objective, turns.token_rewards.model, examples[:1000], pad_id, bases.base_name(config.base))
+    info = describe(
+        objective, turns.token_rewards.model, examples[:1000], pad_id, bases.base_name(config.base)
+    )
     _write(turns, tokenizer, info, config.out, made_by)
     saves.clear(work)
     return config.out
