@@ -87,7 +87,7 @@ def test_what_the_user_has_chosen_stays(chosen, monkeypatch):
 
 def test_too_little_memory_is_one_clear_line():
     config = engine(max_model_len=2**26)  # 16 GiB
-    with pytest.raises(StartError, match="16.0 GiB of K/V for one request") as refused:
+    with pytest.raises(StartError, match=r"16\.0 GiB of K/V for one request") as refused:
         kv_cache.fit(config)
     assert "--max-model-len" in refused.value.message
     assert config.cache_config.kv_cache_memory_bytes is None
