@@ -46,7 +46,6 @@ def engine(max_model_len=2048, max_num_seqs=16, **cache):
 @pytest.fixture(autouse=True)
 def machine(monkeypatch):
     """A CPU machine with 8 GiB free."""
-    monkeypatch.delenv(kv_cache.SETTING, raising=False)
     monkeypatch.setattr(kv_cache, "current_platform", SimpleNamespace(is_cpu=lambda: True))
     monkeypatch.setattr(kv_cache, "available", lambda: 8 * GIB)
 
@@ -75,14 +74,20 @@ def test_the_size_of_a_small_model():
 
 
 @pytest.mark.parametrize(
-    "chosen", [{"kv_cache_memory_bytes": GIB}, {"gpu_memory_utilization": 0.5}, {}], ids=str
+    ("chosen", "too_much"),
+    [
+        ({"kv_cache_memory_bytes": GIB}, {"kv_cache_memory_bytes": 9 * GIB}),
+        ({"gpu_memory_utilization": 0.4}, {"gpu_memory_utilization": 0.6}),
+    ],
+    ids=str,
 )
-def test_what_the_user_has_chosen_stays(chosen, monkeypatch):
-    if not chosen:
-        monkeypatch.setenv(kv_cache.SETTING, "1")
+def test_what_the_user_has_chosen_stays_if_it_is_free(chosen, too_much, monkeypatch):
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(total=16 * GIB))
     config = engine(**chosen)
     assert kv_cache.fit(config) is None
     assert config.cache_config.kv_cache_memory_bytes == chosen.get("kv_cache_memory_bytes")
+    with pytest.raises(StartError, match=r"8\.0 GiB of memory are free, not the 9\.\d GiB"):
+        kv_cache.fit(engine(**too_much))
 
 
 def test_too_little_memory_is_one_clear_line():

@@ -1,5 +1,6 @@
 """SmolLM2-135M-Instruct from its sources to a directory that transformers loads."""
 
+import json
 import shutil
 import subprocess
 import sys
@@ -79,15 +80,43 @@ def test_a_whole_directory_is_kept_and_a_damaged_one_made_again(smollm2, cache, 
     manifest.verify(cache)
 
 
-def test_another_tokenizer_does_not_become_visible(smollm2, cache, monkeypatch):
+def without_digits(tokenizer):
+    tokenizer["pre_tokenizer"] = tokenizer["pre_tokenizer"]["pretokenizers"][1]
+    tokenizer["model"]["vocab"]["20"] = len(tokenizer["model"]["vocab"])
+    tokenizer["model"]["merges"].append(["2", "0"])
+
+
+def without_bytes(tokenizer):
+    tokenizer["decoder"] = None
+
+
+def with_another_end(generation):
+    generation["eos_token_id"] = 0
+
+
+@pytest.mark.parametrize(
+    ("name", "damage", "reason"),
+    [
+        ("tokenizer.json", without_digits, "a number is not split into digits"),
+        ("tokenizer.json", without_bytes, "a text changes"),
+        ("generation_config.json", with_another_end, "end with another token"),
+        ("chat_template.jinja", None, "its chat template is another one"),
+    ],
+)
+def test_another_model_does_not_become_visible(name, damage, reason, smollm2, cache, monkeypatch):
     def from_package(part, say):
         shutil.copytree(smollm2, part, dirs_exist_ok=True)
-        file = part / "tokenizer.json"
+        file = part / name
         text = file.read_text()
-        file.write_text(text.replace('"individual_digits": true', '"individual_digits": false'))
+        if damage is None:
+            file.write_text(text.replace("assistant", "helper"))
+        else:
+            content = json.loads(text)
+            damage(content)
+            file.write_text(json.dumps(content))
 
     monkeypatch.setattr(fetch, "_from_package", from_package)
-    with pytest.raises(Unusable, match="a number is not split into digits"):
+    with pytest.raises(Unusable, match=reason):
         fetch.fetch(str)
     assert not cache.exists()
 

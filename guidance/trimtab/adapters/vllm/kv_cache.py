@@ -7,9 +7,9 @@ weights leave, and at least one sequence. On a GPU vLLM's own rule stays.
 
 import logging
 import math
-import os
 from typing import Any
 
+import psutil
 import torch
 from transformers import AutoModelForCausalLM
 from vllm.config import CacheConfig
@@ -35,18 +35,22 @@ def fit(config: Any) -> str | None:
     VLLM_CPU_KVCACHE_SPACE, --kv-cache-memory-bytes or --gpu-memory-utilization.
 
     Raises:
-        StartError: the memory does not suffice for one sequence.
+        StartError: the memory does not suffice for one sequence, or for what the user has chosen;
+            vLLM 0.32 would write a long traceback and then wait for ever.
     """
-    cache = config.cache_config
-    if (
-        not current_platform.is_cpu()
-        or os.environ.get(SETTING)
-        or cache.kv_cache_memory_bytes is not None
-        or cache.gpu_memory_utilization != CacheConfig().gpu_memory_utilization
-    ):
+    if not current_platform.is_cpu():
+        return None
+    cache, free = config.cache_config, available()
+    if (wanted := _requested(cache)) is not None:
+        if wanted > free:
+            raise StartError(
+                f"{free / GIB:.1f} GiB of memory are free, not the {wanted / GIB:.1f} GiB that were "
+                f"requested for the base; lower {SETTING}, --kv-cache-memory-bytes or "
+                "--gpu-memory-utilization, or leave it out."
+            )
         return None
     tokens, rows = config.model_config.max_model_len, config.scheduler_config.max_num_seqs
-    free, used = available(), weights(config)
+    used = weights(config)
     size = choose(free - used - RESERVE, tokens * token_bytes(config), rows)
     if size is None:
         raise StartError(
@@ -59,6 +63,15 @@ def fit(config: Any) -> str | None:
         f"{size / GIB:.1f} GiB for the K/V cache ({free / GIB:.1f} GiB are free); set {SETTING} "
         "to other GiB to change it."
     )
+
+
+def _requested(cache: Any) -> int | None:
+    """The bytes that the user has chosen, as vLLM reads the settings; None if there are none."""
+    if cache.kv_cache_memory_bytes is not None:  # also from VLLM_CPU_KVCACHE_SPACE
+        return int(cache.kv_cache_memory_bytes)
+    if cache.gpu_memory_utilization != CacheConfig().gpu_memory_utilization:
+        return int(psutil.virtual_memory().total * cache.gpu_memory_utilization)
+    return None
 
 
 def fit_options(model: str, options: dict[str, Any]) -> None:
