@@ -1,14 +1,18 @@
 # Two commands do everything on a fresh machine: `make serve` and `make test`.
 PYTHON ?= python3
 PORT ?= 8000
+MODEL ?= demo
 
-.PHONY: setup serve test check scorecard format demo bench clean
+.PHONY: setup real serve test check scorecard format demo bench clean
 
 setup:
 	@$(PYTHON) scripts/setup_env.py
 
-serve: setup  ## serve the embedded demo on http://localhost:$(PORT)
-	.venv/bin/trimtab serve demo --port $(PORT)
+serve: setup  ## serve the embedded demo, or MODEL=smollm2, on http://localhost:$(PORT)
+	.venv/bin/trimtab serve $(MODEL) --port $(PORT)
+
+real: setup  ## fetch a real base model, SmolLM2-135M-Instruct, and print its directory
+	.venv/bin/trimtab demo fetch
 
 test: setup  ## every check there is: format, lint, types, layers, tests
 	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder

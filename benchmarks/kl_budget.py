@@ -29,7 +29,7 @@ from tqdm import tqdm
 from trimtab.adapters.vllm.offline import Sampler, engine_options
 from trimtab.params import GuidanceParams
 from trimtab_lab.worlds import WORLDS
-from trimtab_server.demo import ENGINE
+from trimtab_server.bases import ENGINE
 
 RESULTS = Path(__file__).parent / "results"
 PROMPTS, SEED = 200, 0
@@ -177,7 +177,9 @@ def main() -> None:
     world = WORLDS["reviews"]
     missing = {name: params for name, params in settings.items() if name not in runs}
     if missing:
-        sampler = Sampler(str(world.base), {"c": str(arguments.scorer)}, **engine_options(ENGINE))
+        sampler = Sampler(
+            str(world.base), {"c": str(arguments.scorer)}, **engine_options(ENGINE["demo"])
+        )
         for name, params in tqdm(missing.items()):
             runs[name] = run(sampler, params)
             file.write_text(json.dumps({"about": about, "runs": runs}) + "\n")

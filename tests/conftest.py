@@ -22,13 +22,14 @@ import pytest
 
 from trimtab.logs import OURS
 from trimtab_models import demo
+from trimtab_models.smollm2 import fetch
 
 pytest_plugins = ["scorecard.report"]
 
 HERE = Path(__file__).parent
 KEY = "a-key-for-tests"
 READY_SECONDS = 240
-ENGINES = {"server"}
+ENGINES = {"server", "real_server"}
 """Fixtures of any module that start an engine."""
 running = SimpleNamespace(engine=True, slow=True)
 
@@ -73,8 +74,13 @@ def environment(**more: str) -> dict[str, str]:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what uses an engine, and run it first: short tests fill the workers' last minutes."""
+    """Mark what uses an engine, and run it first: short tests fill the workers' last minutes.
+
+    Mark what uses the real model, too.
+    """
     for item in items:
+        if "smollm2" in getattr(item, "fixturenames", ()):
+            item.add_marker("real")
         if ENGINES & set(getattr(item, "fixturenames", ())):
             item.add_marker("engine")
     files = {item.path for item in items if item.get_closest_marker("engine")}
@@ -202,5 +208,25 @@ def server(probe: Path) -> Iterator[Server]:
         command += ["--default-scorer", f"{name}=1"]
     # The demo is on this machine, so all of it works without the hub.
     with start(command, ready="/ready", TRIMTAB_API_KEY=KEY, HF_HUB_OFFLINE="1") as running:
+        yield running
+    assert running.process.returncode == 0, "SIGTERM must end the server well"
+
+
+@pytest.fixture(scope="session")
+def smollm2() -> Path:
+    """SmolLM2-135M-Instruct in the user's cache, where it is made at most once."""
+    try:
+        return fetch.fetch()
+    except fetch.Unavailable as error:
+        pytest.skip(str(error))
+
+
+@pytest.fixture(scope="session")
+def real_server(smollm2: Path) -> Iterator[Server]:
+    """A real base with its scorers, and one that likes exclamation marks."""
+    command = ["trimtab_server.cli", "serve", "smollm2"]
+    command += ["--scorer", "exclaims=real_scorers:exclaims,family=function,reads=text"]
+    chosen = {"TRIMTAB_CACHE": str(smollm2.parent), "VLLM_CPU_KVCACHE_SPACE": ""}  # "": by itself
+    with start(command, ready="/ready", **chosen) as running:
         yield running
     assert running.process.returncode == 0, "SIGTERM must end the server well"

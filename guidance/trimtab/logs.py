@@ -78,6 +78,10 @@ def configure_logging(level: str = "warning") -> None:
         if os.environ.get("VLLM_CONFIGURE_LOGGING", "1") != "0":
             os.environ.setdefault("VLLM_LOGGING_CONFIG_PATH", str(CONFIG))
         logging.config.dictConfig(json.loads(CONFIG.read_text()))
+        # What C++ code of torch warns of, and what Python's resource tracker says when a process
+        # was killed, a user cannot change. Both read their variable when they start.
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+        os.environ.setdefault("PYTHONWARNINGS", "ignore:resource_tracker")
         # Most warnings of vLLM and its libraries are about things that users cannot change.
         warnings.simplefilter("ignore")
         sys.unraisablehook = threading.excepthook = _log

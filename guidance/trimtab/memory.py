@@ -1,4 +1,4 @@
-"""Memory bounds of a server on the CPU, so that its memory does not grow with its requests.
+"""Memory of a server on the CPU: what it can take, and bounds so that it does not grow.
 
 Almost every step of guidance has a new shape, and scorers are loaded and unloaded. Without bounds,
 oneDNN's kernels for these shapes and the C library's freed blocks grow for hours.
@@ -6,12 +6,16 @@ oneDNN's kernels for these shapes and the C library's freed blocks grow for hour
 
 import ctypes
 import os
+from pathlib import Path
+
+import psutil
 
 KERNELS = 64
 """Kernels kept by oneDNN and by PyTorch's cache in front of it, one per shape. Their default of
 1,024 takes over 100 MB."""
 ARENA_MAX, MMAP_THRESHOLD = -8, -3
 """glibc's numbers of two malloc parameters (malloc.h)."""
+UNLIMITED = 2**63
 BLOCK_BYTES = 256 * 2**10
 """Blocks of at least this size return to the system when they are freed."""
 
@@ -29,6 +33,37 @@ def bound() -> None:
             library.mallopt(MMAP_THRESHOLD, BLOCK_BYTES)
         if "MALLOC_ARENA_MAX" not in os.environ:
             library.mallopt(ARENA_MAX, 1)
+
+
+def available(root: Path = Path("/sys/fs/cgroup"), groups: Path = Path("/proc/self/cgroup")) -> int:
+    """Bytes that this process can still take: of the machine, and of its control groups.
+
+    root, groups: where Linux says so; elsewhere only the machine counts.
+    """
+    free = [int(psutil.virtual_memory().available)]
+    for line in groups.read_text().splitlines() if groups.is_file() else ():
+        _, controllers, path = line.split(":", 2)
+        if controllers in ("", "memory"):
+            top = root / controllers
+            own = top / path.strip("/")
+            free += [_room(group) for group in (own, *own.parents) if group.is_relative_to(top)]
+    return max(0, min(free))
+
+
+def _room(group: Path) -> int:
+    """Bytes that a control group has left; its cached files count as free."""
+    for limit, usage in (
+        ("memory.max", "memory.current"),
+        ("memory.limit_in_bytes", "memory.usage_in_bytes"),
+    ):
+        try:
+            most, used = (group / limit).read_text().strip(), (group / usage).read_text()
+            facts = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+        except OSError:
+            continue
+        if most.isdecimal():
+            return int(most) - int(used) + int(facts.get("inactive_file", 0))
+    return UNLIMITED
 
 
 def give_back() -> None:

@@ -113,6 +113,21 @@ def check_weights(directory: Path) -> None:
     raise FileNotFoundError(f"{directory} has no weights in safetensors{reason}.")
 
 
+def refuse_gguf(source: str | Path) -> None:
+    """Make sure that a checkpoint is not a GGUF file, or a directory with weights only in GGUF.
+
+    Raises:
+        Unusable: it is.
+    """
+    path = Path(source)
+    only = path.is_dir() and any(path.glob("*.gguf")) and not any(path.glob("*.safetensors"))
+    if only or path.suffix == ".gguf":
+        raise Unusable(
+            f"{source} is in GGUF, which is not read; give a checkpoint of transformers with "
+            "weights in safetensors."
+        )
+
+
 def _is_in(directory: Path, name: object) -> bool:
     return isinstance(name, str) and Path(name).name == name and (directory / name).is_file()
 

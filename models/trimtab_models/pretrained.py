@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub.utils.tqdm import are_progress_bars_disabled, enable_progress_bars
 from torch import nn
 from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedModel
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
@@ -19,7 +20,14 @@ from transformers.utils import cached_file
 from transformers.utils import logging as transformers_logging
 
 from trimtab_models import kinds
-from trimtab_models.files import Unusable, check_files, check_weights, listed, read_json
+from trimtab_models.files import (
+    Unusable,
+    check_files,
+    check_weights,
+    listed,
+    read_json,
+    refuse_gguf,
+)
 
 CONFIG = "config.json"
 ADAPTER = "adapter_config.json"
@@ -41,6 +49,7 @@ def file(source: str | Path, name: str) -> Path | None:
         Unusable: one of its files must not be opened, see files.check_files.
     """
     top = Path(source)
+    refuse_gguf(top)
     if top.is_dir():
         check_files(top)
         return top / name if (top / name).is_file() else None
@@ -241,6 +250,23 @@ def _errors_only() -> Iterator[None]:
     before = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()
     try:
-        yield
+        with without_bars():
+            yield
     finally:
         transformers_logging.set_verbosity(before)
+
+
+@contextmanager
+def without_bars() -> Iterator[None]:
+    """Without transformers' progress bars for files on this machine; downloads keep theirs."""
+    if not transformers_logging.is_progress_bar_enabled():
+        yield
+        return
+    downloads = not are_progress_bars_disabled()
+    transformers_logging.disable_progress_bar()
+    if downloads:
+        enable_progress_bars()
+    try:
+        yield
+    finally:
+        transformers_logging.enable_progress_bar()

@@ -133,7 +133,8 @@ async def _check_and_announce(state: State, address: str) -> None:
             log.warning("%s", warning)
     healthy = all(state.complaint(name) is None for name in state.scorers)
     word = "ready" if healthy and state.engine.problem() is None else "NOT READY"
-    typer.echo(f"{word}: {state.model} at {address}, steered by {', '.join(state.scorers)}")
+    steered = f"steered by {', '.join(state.scorers)}" if state.scorers else "without scorers"
+    typer.echo(f"{word}: {state.model} at {address}, {steered}")
 
 
 async def _http_error(_: Request, error: Exception) -> JSONResponse:

@@ -10,6 +10,7 @@ from trimtab.errors import TrimtabError
 from trimtab_server import settings
 from trimtab_server.commands.arena import arena
 from trimtab_server.commands.batch import batch
+from trimtab_server.commands.demo import demo
 from trimtab_server.commands.publish import publish
 from trimtab_server.commands.rollout import rollout
 from trimtab_server.commands.sweep import sweep
@@ -30,6 +31,7 @@ app.command()(publish)
 app.command()(batch)
 app.command()(arena)
 app.command(context_settings=PASS_ON)(sweep)
+app.add_typer(demo, name="demo")
 
 
 @app.command(context_settings=PASS_ON)

@@ -9,7 +9,6 @@ With an upstream there is no engine, and vLLM need not be installed: see upstrea
 """
 
 import asyncio
-import os
 import socket
 from collections.abc import Sequence
 
@@ -18,7 +17,8 @@ import typer
 from trimtab.config import GuidanceConfig
 from trimtab.errors import StartError
 from trimtab.logs import configure_logging
-from trimtab_server import demo
+from trimtab_models.files import Unusable, refuse_gguf
+from trimtab_server import bases
 from trimtab_server.settings import Settings
 from trimtab_server.shutdown import Signals, leave
 
@@ -42,11 +42,9 @@ def serve(settings: Settings, flags: Sequence[str]) -> None:
 
             succeeded = asyncio.run(upstream.serve(settings, listener, signals))
         else:
-            defaults: Sequence[str] = ()
-            if settings.model == demo.NAME:
-                os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
-                settings, defaults = demo.fill(settings)
-            if not settings.scorer:
+            _refuse_gguf(settings.model)
+            settings, defaults = bases.fill(settings)
+            if not (settings.scorer or defaults):
                 raise StartError("give at least one scorer: --scorer NAME=PATH.")
             settings = settings.ready_to_load()
             # Check the scorers before vLLM is imported: errors are short, without its tracebacks.
@@ -78,6 +76,13 @@ def listen(host: str, port: int) -> socket.socket:
             f"cannot listen on {host} port {port}: {error.strerror}; choose another with --port."
         ) from None
     return listener
+
+
+def _refuse_gguf(model: str | None) -> None:
+    try:
+        refuse_gguf(model or "")
+    except Unusable as error:
+        raise StartError(str(error)) from None
 
 
 async def _run(

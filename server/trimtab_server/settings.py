@@ -94,8 +94,8 @@ class Settings(BaseSettings):
 
     model: str | None = Field(
         None,
-        description="base model: a directory, a hub name, or `demo` for the embedded demo; give "
-        "this or `--upstream`",
+        description="base model: a directory, a hub name, `demo` (embedded) or `smollm2` (fetched "
+        "when first used); give this or `--upstream`",
     )
     scorer: Annotated[dict[str, ScorerSpec], NoDecode, BeforeValidator(_scorers)] = Field(
         default_factory=dict,

@@ -16,7 +16,7 @@ configure_logging()
 from trimtab.adapters.vllm.offline import Sampler, engine_options  # noqa: E402
 from trimtab.params import GuidanceParams  # noqa: E402
 from trimtab_models import demo  # noqa: E402
-from trimtab_server.demo import ENGINE  # noqa: E402
+from trimtab_server.bases import ENGINE  # noqa: E402
 
 ROOT = Path(sys.argv[1])
 N, EACH, BETA = 60, 2, 4.0
@@ -29,7 +29,7 @@ def main():
         "pythia": {"path": str(ROOT / "pythia")},
         **{name: {"path": str(path)} for name, path in demo.scorers().items()},
     }
-    sampler = Sampler(str(demo.base()), scorers, **engine_options(ENGINE))
+    sampler = Sampler(str(demo.base()), scorers, **engine_options(ENGINE["demo"]))
     prompts = demo.prompts("test", N, seed=3)
     ids = [sampler.tokenizer(demo.chat(p), add_special_tokens=False).input_ids for p in prompts]
     for name in ("base", "deberta", "pythia", "sentiment", "roberta", "formality"):

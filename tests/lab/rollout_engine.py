@@ -28,7 +28,7 @@ from trimtab_lab.rollouts.prefixes import complete, cut_answers  # noqa: E402
 from trimtab_lab.rollouts.prompts import read  # noqa: E402
 from trimtab_lab.rollouts.run import roll_out  # noqa: E402
 from trimtab_models import demo, rewards  # noqa: E402
-from trimtab_server.demo import ENGINE  # noqa: E402
+from trimtab_server.bases import ENGINE  # noqa: E402
 
 ROOT = Path(sys.argv[1])
 REWARD = "trimtab_models.demo.oracles:sentiment"
@@ -68,7 +68,7 @@ def main():
     sampler = Sampler(
         str(demo.base()),
         {**{name: str(path) for name, path in demo.scorers().items()}, "faulty": faulty},
-        **{**engine_options(ENGINE), "block_size": 32},
+        **{**engine_options(ENGINE["demo"]), "block_size": 32},
     )
     model = AutoModelForCausalLM.from_pretrained(demo.base(), dtype=torch.float32)
     texts = demo.prompts("test", 12, seed=3)

@@ -20,7 +20,7 @@ with warnings.catch_warnings():
     from vllm.tasks import GENERATION_TASKS
 
     from trimtab.adapters.vllm import GuidanceProcessor
-    from trimtab_server import demo
+    from trimtab_server import bases
     from trimtab_server.vllm import engine
     from trimtab_server.vllm.guided_routes import GUIDED
     from trimtab_server.vllm.middleware import OWN, GuidanceMiddleware
@@ -85,7 +85,7 @@ def routes():
         warnings.simplefilter("ignore")
         for name in ("VLLM_SERVER_DEV_MODE", "VLLM_ALLOW_RUNTIME_LORA_UPDATING"):
             patch.setenv(name, "1")
-        settings, flags = demo.fill(Settings(model="demo"))
+        settings, flags = bases.fill(Settings(model="demo"))
         args = engine.parse(settings, flags)
         args.enable_fault_tolerance = args.enable_scale_out = args.tokens_only = True
         level = logging.getLogger().level

@@ -1,6 +1,6 @@
 """The task of an arena: a built-in world by name, or a YAML file about the user's own model.
 
-name: support                  base: ./base or a hub name
+name: support                  base: ./base, a hub name or smollm2
 prompts: {train: a.jsonl, test: b.jsonl}        files as for `trimtab rollout`
 rewards: {helpful: module:function}             specifications as for `trimtab rollout --reward`
 gold: helpful                  supports: {helpful: [0, 1]}     bins: 25      max_tokens: 256
@@ -25,7 +25,7 @@ from trimtab.errors import TrimtabError
 from trimtab_lab.arena.methods import COMPOSED, METHODS, SUMS, TRAININGS
 from trimtab_lab.rollouts.prompts import RolloutPrompt, check_lengths, read
 from trimtab_lab.worlds import WORLDS, World
-from trimtab_models import networks, pretrained, rewards
+from trimtab_models import bases, networks, pretrained, rewards
 from trimtab_models.data.fields import shared
 
 log = logging.getLogger(__name__)
@@ -177,6 +177,7 @@ def own_world(
         TrimtabError, RewardError, OSError: a model, file or reward cannot be read or loaded.
     """
     try:
+        base = bases.base_path(base)
         tokenizer = pretrained.tokenizer(base)
         longest = networks.longest(pretrained.configuration(base))
     except (OSError, ValueError) as error:

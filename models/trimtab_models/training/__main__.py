@@ -8,6 +8,7 @@ from pathlib import Path
 
 from torch import distributed
 
+from trimtab_models import pretrained
 from trimtab_models.training import config
 from trimtab_models.training.config import TrainConfig
 from trimtab_models.training.grounded import job
@@ -24,10 +25,11 @@ def command(objective: str | None, path: Path | None, overrides: Sequence[str]) 
     settings: TrainConfig | GroundedConfig | None = None
     try:
         settings = config.load(path, overrides, objective)
-        if isinstance(settings, GroundedConfig):
-            job.run(settings)
-        else:
-            run(settings)
+        with pretrained.without_bars():
+            if isinstance(settings, GroundedConfig):
+                job.run(settings)
+            else:
+                run(settings)
     except (ValueError, OSError, ImportError) as error:
         sys.stderr.write(f"trimtab: {' '.join(str(error).split())}\n")
         return 1

@@ -37,7 +37,7 @@ class TrainConfig(_Strict):
 
     objective: str = Field("distribution", description="a name of `OBJECTIVES`, or dpo")
     options: dict[str, Any] = Field({}, description="options of the objective")
-    base: str = Field(description="the language model whose prefixes are scored; or demo")
+    base: str = Field(description="the language model whose prefixes are scored; or demo, smollm2")
     scorer: str | None = Field(None, description="the initial network; the base if absent")
     layers: int | None = Field(None, gt=0, description="number of its lowest layers to keep")
     data: str = Field(description="file, directory or name of the training data")

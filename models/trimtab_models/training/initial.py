@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from trimtab_models import demo, networks, pretrained
+from trimtab_models import bases, networks, pretrained
 from trimtab_models.checkpoint import read_info
 from trimtab_models.objectives import OBJECTIVES, Objective
 from trimtab_models.rows import Rollout
@@ -16,7 +16,7 @@ from trimtab_models.training.grounded.settings import GroundedConfig
 
 def base_path(config: TrainConfig | GroundedConfig) -> str:
     """The directory or hub name of the base language model."""
-    return str(demo.base()) if config.base == "demo" else config.base
+    return bases.base_path(config.base)
 
 
 def refuse_small(config: TrainConfig, tokenizer: Any) -> None:

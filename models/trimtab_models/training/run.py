@@ -10,6 +10,7 @@ import torch
 from transformers import TrainingArguments, set_seed
 
 from trimtab_models import checkpoint, data, networks, outputs, pretrained, report
+from trimtab_models.bases import base_name
 from trimtab_models.checkpoint import ScorerInfo
 from trimtab_models.objectives import Objective
 from trimtab_models.objectives.base import completions
@@ -225,7 +226,7 @@ def _info(
     seen: Sequence[Rollout],
     pad_id: int,
 ) -> ScorerInfo:
-    base = "trimtab-demo-base" if config.base == "demo" else config.base
+    base = base_name(config.base)
     if loss is not None:
         return describe(loss, model, seen, pad_id, base)
     reference = config.scorer or initial.base_path(config)

@@ -10,7 +10,7 @@ from trimtab_server.commands.resumable import resumable
 
 def rollout(
     context: typer.Context,
-    model: Annotated[str, typer.Argument(help="Base: a directory, a hub name, or 'demo'.")],
+    model: Annotated[str, typer.Argument(help="Base: a directory, a hub name, demo or smollm2.")],
     out: Annotated[Path, typer.Option(help="JSON Lines to append to; a started file is resumed.")],
     prompts: Annotated[
         Path | None,

@@ -1,7 +1,6 @@
 """The work of `trimtab rollout`, from its options to the finished file."""
 
 import hashlib
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -18,8 +17,7 @@ from trimtab_lab.rollouts.prompts import RolloutPrompt, read
 from trimtab_lab.rollouts.run import roll_out
 from trimtab_models import pretrained, rewards
 from trimtab_models.data.encoding import vocabulary
-from trimtab_models.demo import base
-from trimtab_server import demo
+from trimtab_server import bases
 
 GUIDANCE = ("beta", "k", "mass", "tail")
 
@@ -44,10 +42,7 @@ def run(options: Mapping[str, Any], flags: Sequence[str]) -> None:
     cutting = options["complete"] is not None
     if cutting and (options["reward"] is None or sampling.n < 2):
         raise StartError("--complete needs a --reward, and --n of 2 or more.")
-    model = options["model"]
-    if model == demo.NAME:
-        os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
-        model, flags = str(base()), [*demo.ENGINE, *flags]
+    model, flags = bases.locate(options["model"], flags)
     source = Path(options["complete"] or options["prompts"])
     recorded = ("model", "at", "limit", "reward", "raw")
     settings = {

@@ -1,6 +1,5 @@
 """`trimtab sweep`: choose β and k for your own base, scorers, prompts and reward."""
 
-import os
 import shlex
 import sys
 from pathlib import Path
@@ -13,7 +12,7 @@ from trimtab_server.commands.resumable import resumable
 
 def sweep(
     context: typer.Context,
-    model: Annotated[str, typer.Argument(help="Base: a directory, a hub name, or 'demo'.")],
+    model: Annotated[str, typer.Argument(help="Base: a directory, a hub name, demo or smollm2.")],
     scorer: Annotated[
         list[str],
         typer.Option(help="NAME=PATH[,key=value...]; repeat for each.", metavar="NAME=PATH"),
@@ -41,15 +40,11 @@ def sweep(
     from trimtab_lab.arena import sweep as sweeps
     from trimtab_lab.arena import task as tasks
     from trimtab_models import outputs
-    from trimtab_models.demo import base
-    from trimtab_server import demo
+    from trimtab_server import bases
 
     with resumable():
         outputs.check(outputs.place(out), sweeps.MADE_BY)
-        flags = context.args
-        if model == demo.NAME:
-            os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
-            model, flags = str(base()), [*demo.ENGINE, *flags]
+        model, flags = bases.locate(model, context.args)
         scorers = dict(parse_scorer(text) for text in scorer)
         fields = {"gold": sweeps.REWARD, "supports": {}, "bins": {}}
         world = tasks.own_world(

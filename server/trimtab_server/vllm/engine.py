@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from tempfile import NamedTemporaryFile
 from typing import Any
 
+import typer
 import yaml
 from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.platforms import current_platform
@@ -13,7 +14,7 @@ from vllm.utils.argparse_utils import FlexibleArgumentParser
 from vllm.v1.engine.async_llm import AsyncLLM
 
 from trimtab import memory, orphans
-from trimtab.adapters.vllm import unsupported
+from trimtab.adapters.vllm import kv_cache, unsupported
 from trimtab.adapters.vllm.options import PROCESSOR, WORKER, chunked_prefill, logprobs_limit
 from trimtab.errors import StartError
 from trimtab.reasons import brief, collect_reason
@@ -43,6 +44,8 @@ def parse(
     """
     parser = make_arg_parser(FlexibleArgumentParser(prog="trimtab serve MODEL"))
     parser.set_defaults(h11_max_incomplete_event_size=HEAD_BYTES)
+    if settings.log_level in ("warning", "error"):
+        parser.set_defaults(use_tqdm_on_load=False)
     options = [*defaults, *_flags(parser, settings.vllm), *flags]
     args = parser.parse_args(["--model", settings.model, *options])
     unsupported.check_options(vars(args))
@@ -90,6 +93,8 @@ def start(args: argparse.Namespace) -> Any:
     except (OSError, ValueError) as error:
         raise StartError(f"vLLM refuses to begin: {brief(error)}") from None
     unsupported.check_config(config)
+    if (chosen := kv_cache.fit(config)) is not None:
+        typer.echo(f"trimtab: {chosen}", err=True)
     if current_platform.is_cpu():
         # vLLM has just set "spawn", for devices. On a CPU a fork is safe, and saves the engine's
         # processes their imports (10 s).

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from trimtab_models import checkpoint, demo, manifest, outputs, pretrained, rewards
+from trimtab_models import bases, checkpoint, manifest, outputs, pretrained, rewards
 from trimtab_models.data import Record
 from trimtab_models.data.encoding import Encoder
 from trimtab_models.data.faults import Fault, convert
@@ -43,7 +43,7 @@ def run(config: GroundedConfig) -> Path:
     """
     config = config.model_copy(update={"out": outputs.place(config.out)})
     made_by = config.model_dump(mode="json", exclude={"out", "data"})
-    base = str(demo.base()) if config.base == "demo" else config.base
+    base = bases.base_path(config.base)
     output_checks.check(config.out, made_by, data=config.data, base=base, scorer=config.scorer)
     tokenizer = pretrained.tokenizer(base)
     encoder = Encoder(tokenizer)
@@ -75,8 +75,9 @@ def run(config: GroundedConfig) -> Path:
         saves.refuse_changes(last, made_by)
         turns.restore(torch.load(last / "state.pt", map_location=device, weights_only=True))
     turns.run(lambda turns: _save(turns, work, made_by))
-    base_name = "trimtab-demo-base" if config.base == "demo" else config.base
-    info = describe(objective, turns.token_rewards.model, examples[:1000], pad_id, base_name)
+    info = describe(
+        objective, turns.token_rewards.model, examples[:1000], pad_id, bases.base_name(config.base)
+    )
     _write(turns, tokenizer, info, config.out, made_by)
     saves.clear(work)
     return config.out

@@ -16,7 +16,7 @@ class GroundedConfig(BaseModel):
 
     objective: Algorithm
     options: dict[str, Any] = Field({}, description="plackett-luce's: aggregation, scale, ...")
-    base: str = Field(description="the language model to train; or demo")
+    base: str = Field(description="the language model to train; or demo, smollm2")
     scorer: str | None = Field(None, description="initial token-reward network; base if absent")
     layers: int | None = Field(None, gt=0, description="number of its lowest layers to keep")
     data: str = Field(description="records with a prompt and, for grounded-mle, a completion")

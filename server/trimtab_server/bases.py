@@ -1,0 +1,61 @@
+"""Base models that are served by a name: their vLLM flags and their scorers, for a small CPU."""
+
+from collections.abc import Sequence
+
+from trimtab.config import ScorerSpec
+from trimtab.errors import StartError
+from trimtab_models import bases, demo, smollm2
+from trimtab_server.settings import Settings
+
+ENGINE: dict[str, list[str]] = {
+    "demo": [
+        *("--dtype", "float32"),
+        *("--max-model-len", "512"),
+        *("--max-num-seqs", "64"),
+        "--enforce-eager",
+    ],
+    smollm2.NAME: [
+        *("--dtype", "bfloat16"),
+        *("--max-model-len", "2048"),
+        *("--max-num-seqs", "16"),
+        "--enforce-eager",
+    ],
+}
+"""vLLM's engine flags for each base, served or offline."""
+TOOLS = {"demo": ["--enable-auto-tool-choice", "--tool-call-parser", "hermes"]}
+"""Flags of a base that calls tools. SmolLM2-135M-Instruct was not trained to."""
+
+
+def locate(model: str, flags: Sequence[str]) -> tuple[str, list[str]]:
+    """A base's directory, and its engine flags before the user's; another model is unchanged.
+
+    Raises:
+        StartError: the base cannot be fetched.
+    """
+    try:
+        return bases.base_path(model), [*ENGINE.get(model, ()), *flags]
+    except (OSError, ValueError) as error:
+        raise StartError(str(error)) from None
+
+
+def fill(settings: Settings) -> tuple[Settings, list[str]]:
+    """Settings with the directory and the scorers of a base with a name, and its vLLM flags.
+
+    Other settings are unchanged, without flags.
+
+    Raises:
+        StartError: the base cannot be fetched.
+    """
+    name = settings.model or ""
+    if name not in ENGINE:
+        return settings, []
+    path, flags = locate(name, ())
+    scorer = {**_scorers(name), **settings.scorer}
+    filled = settings.model_copy(update={"model": path, "scorer": scorer})
+    return filled, [*flags, "--served-model-name", name, *TOOLS.get(name, ())]
+
+
+def _scorers(name: str) -> dict[str, ScorerSpec]:
+    if name == "demo":
+        return {name: ScorerSpec(path=str(path)) for name, path in demo.scorers().items()}
+    return {name: ScorerSpec.model_validate(fields) for name, fields in smollm2.scorers().items()}
