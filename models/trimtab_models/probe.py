@@ -157,7 +157,10 @@ def embedding(base: str | Path) -> Tensor:
 
 
 def running(states: Tensor) -> Tensor:
-    """h and m at each step of an answer, from its states in order: [steps, h] → [steps, 2, h]."""
-    counts = torch.arange(1, len(states) + 1, device=states.device)[:, None]
-    means = states.float().cumsum(0) / counts
-    return torch.stack((states.float(), means), 1)
+    """h and m at each step of answers, from their states in order.
+
+    [..., steps, hidden] → [..., steps, 2, hidden]
+    """
+    counts = torch.arange(1, states.shape[-2] + 1, device=states.device)[:, None]
+    means = states.float().cumsum(-2) / counts
+    return torch.stack((states.float(), means), -2)
