@@ -35,13 +35,12 @@ def card(
         metadata: more fields of the hub's metadata block (license, datasets, language, ...).
         name: the path or hub name of the checkpoint.
     """
-    adapter = (directory / "adapter_config.json").exists()
     # A base without an organisation may be a directory's name; hubs refuse or misread it.
     known = "/" in info.base_model and HUB_NAME.fullmatch(info.base_model)
     fields = {
         "tags": ["trimtab", "scorer"],
         **(metadata or {}),
-        "library_name": "peft" if adapter else "transformers",
+        "library_name": _library(info, directory),
         **({"pipeline_tag": task} if (task := _task(info, directory)) else {}),
         **({"base_model": info.base_model} if known else {}),
     }
@@ -77,6 +76,12 @@ def _fingerprint(directory: Path) -> str:
     """The fingerprint of the base whose states a probe reads; it works with no other base."""
     config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
     return f"`{config['base']}`"
+
+
+def _library(info: ScorerInfo, directory: Path) -> str:
+    if info.family == "probe":
+        return "trimtab"
+    return "peft" if (directory / "adapter_config.json").exists() else "transformers"
 
 
 def _task(info: ScorerInfo, directory: Path) -> str | None:

@@ -40,9 +40,8 @@ Key = tuple[tuple[int, ...], tuple[int, ...]]
 
 def cache() -> Path:
     """The cache directory: TRIMTAB_CACHE, else `trimtab` in XDG_CACHE_HOME or ~/.cache."""
-    if named := os.environ.get("TRIMTAB_CACHE"):
-        return Path(named)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "trimtab"
+    user = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(os.environ.get("TRIMTAB_CACHE") or Path(user) / "trimtab").expanduser()
 
 
 class States:
@@ -125,14 +124,15 @@ class States:
         total = sum(len(shard) for _, shard in absent)
         with tqdm(total=total, desc="states", unit="answer", disable=not self._progress) as bar:
             for file, shard in absent:
-                found: list[Tensor] = []
+                states: list[Tensor] = []
                 for batch in _batches(shard):
-                    found += _forward(backbone, batch, str(self.base))
+                    states += _forward(backbone, batch, str(self.base))
                     bar.update(len(batch))
-                whole = torch.cat(found)
+                whole = torch.cat(states)
                 with outputs.writing(file) as part:
                     save_file({"states": whole}, part, {"sha256": _sha256(whole)})
-                self._known.update(zip(shard, found, strict=True))
+                if not self._read(file, shard):  # from here on mapped, not in memory
+                    raise OSError(f"{file} cannot be read after it was written.")
 
 
 def _key(rollout: Rollout) -> Key:

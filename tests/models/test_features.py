@@ -39,9 +39,9 @@ def computed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     forward = features._forward
 
     def counted(*arguments: object) -> list[torch.Tensor]:
-        found = forward(*arguments)  # type: ignore[arg-type]
-        sizes.append(len(found))
-        return found
+        states = forward(*arguments)  # type: ignore[arg-type]
+        sizes.append(len(states))
+        return states
 
     monkeypatch.setattr(features, "_forward", counted)
     return sizes

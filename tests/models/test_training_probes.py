@@ -66,7 +66,7 @@ def _random_probe(outputs: int, seed: int) -> Any:
     torch.manual_seed(seed)
     model = probe.new(demo.base(), outputs=outputs, rank=3, width=8)
     for parameter in model.parameters():
-        torch.nn.init.normal_(parameter, std=0.5)
+        torch.nn.init.normal_(parameter, std=0.1)
     return model
 
 
@@ -89,9 +89,9 @@ def test_it_learns_on_prompts_that_it_has_not_seen(
     assert info.objective == OBJECTIVES[objective]().name
     assert info.is_value
     assert (info.support is not None) == (objective == "distribution")
-    found = json.loads((out / "report.json").read_text())["prefix_auc"]["mean"]
-    assert found["mean"] - 3 * found["standard_error"] > 0.5
-    assert info.prefix_auc == pytest.approx(found["mean"], abs=1e-4)
+    auc = json.loads((out / "report.json").read_text())["prefix_auc"]["mean"]
+    assert auc["mean"] - 3 * auc["standard_error"] > 0.5
+    assert info.prefix_auc == pytest.approx(auc["mean"], abs=1e-4)
     # The mean and deviation are those of the scores of the validation's answers.
     tokenizer = AutoTokenizer.from_pretrained(out)
     _, held = data.split(data.load(place / "rollouts.jsonl", "rollouts", tokenizer), 0.25, 0)
@@ -128,11 +128,11 @@ def test_scores_are_those_of_each_prefix_alone(fields: dict[str, Any], outputs: 
     model = _random_probe(outputs, seed=1)
     answers = _answers(seed=2)
     info = ScorerInfo(family="probe", **fields)
-    found = prefix_scores(model, info, answers, 0, states=States(demo.base()), batch_size=4)
+    every = prefix_scores(model, info, answers, 0, states=States(demo.base()), batch_size=4)
     base = AutoModelForCausalLM.from_pretrained(demo.base())
     embedding = base.get_output_embeddings().weight.detach()
     embedding = embedding / embedding.square().mean().sqrt()
-    for answer, scores in zip(answers, found, strict=True):
+    for answer, scores in zip(answers, every, strict=True):
         seen, total = [], 0.0
         for t, token in enumerate(answer.completion):
             ids = torch.tensor([answer.prompt + answer.completion[:t]])
@@ -147,7 +147,7 @@ def test_scores_are_those_of_each_prefix_alone(fields: dict[str, Any], outputs: 
                 one = float(output.softmax(-1) @ torch.linspace(-1, 2, 5))
             total += one
             expected = total if "adds_up" in fields else one
-            assert float(scores[t]) == pytest.approx(expected, abs=2e-3)
+            assert float(scores[t]) == pytest.approx(expected, abs=1e-2)
         assert len(scores) == len(answer.completion)
 
 
@@ -180,8 +180,8 @@ def test_folded_parts_score_as_the_parts(name: str) -> None:
     expected = rows.chosen(objective.combine(parts))
     folded = probes.fold(model, objective, states)
     assert folded.config.outputs == 1
-    found = folded(probe.running(read), folded.table(states.embedding())[rows.tokens()])[..., 0]
-    torch.testing.assert_close(found[rows.mask()], expected[rows.mask()], rtol=1e-3, atol=1e-3)
+    scores = folded(probe.running(read), folded.table(states.embedding())[rows.tokens()])[..., 0]
+    torch.testing.assert_close(scores[rows.mask()], expected[rows.mask()], rtol=1e-3, atol=1e-3)
 
 
 def test_what_was_interrupted_goes_on_to_the_same_bits(
@@ -255,4 +255,5 @@ def test_its_report_and_its_publication(
     assert info.base_model == "trimtab-demo-base"
     card = (tmp_path / "public" / "README.md").read_text()
     assert f"| fingerprint of the base | `{loaded.config.base}` |" in card
-    assert "pipeline_tag" not in yaml.safe_load(card.split("---\n")[1])
+    metadata = yaml.safe_load(card.split("---\n")[1])
+    assert metadata == {"library_name": "trimtab", "tags": ["trimtab", "scorer"]}

@@ -20,6 +20,7 @@ from pydantic import (
 from trimtab_models.objectives import OBJECTIVES
 from trimtab_models.training.grounded.settings import NAMES as GROUNDED
 from trimtab_models.training.grounded.settings import GroundedConfig
+from trimtab_models.training.probes import can_train
 
 DPO = "dpo"
 NAMES = (*OBJECTIVES, DPO, *GROUNDED)
@@ -120,7 +121,7 @@ class TrainConfig(_Strict):
         if value is None:
             return None
         name = info.data.get("objective")
-        if name == DPO or (name in OBJECTIVES and OBJECTIVES[name]().head == "language"):
+        if name == DPO or (name in OBJECTIVES and not can_train(OBJECTIVES[name]())):
             raise ValueError(
                 f"{name} trains a whole language model, and no probe; choose another objective, "
                 "such as distribution"

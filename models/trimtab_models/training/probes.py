@@ -12,6 +12,7 @@ outputs while it trains: A of every token and, by its level A(u) alone, V. The h
 whole language model's, so its objectives cannot train a probe.
 """
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -93,7 +94,8 @@ def fold(model: Probe, objective: Objective, states: States) -> Probe:
     mapped = objective.combine(basis)  # [rank + 2, vocab]
     mapped[1:-1] -= table
     shares = mapped.mean(-1)  # each row is the same for all tokens
-    config = model.config.__class__.from_dict({**model.config.to_dict(), "outputs": 1})
+    config = copy.deepcopy(model.config)
+    config.outputs = 1
     folded = Probe(config).to(model.device)
     folded.trunk.load_state_dict(model.trunk.state_dict())
     folded.tokens.load_state_dict(model.tokens.state_dict())
