@@ -19,7 +19,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import layer_norm
-from transformers import AutoConfig, AutoModel, PretrainedConfig, PreTrainedModel
+from transformers import AutoModel, PretrainedConfig, PreTrainedModel
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from trimtab_models import base_weights, pretrained
 from trimtab_models.files import Unusable
@@ -104,7 +105,7 @@ class Probe(PreTrainedModel):
         return self.level(hidden), factors
 
 
-AutoConfig.register(ProbeConfig.model_type, ProbeConfig)
+CONFIG_MAPPING.register(ProbeConfig.model_type, ProbeConfig)
 AutoModel.register(ProbeConfig, Probe)
 
 

@@ -51,7 +51,7 @@ def test_states_are_those_that_the_output_embedding_reads_alone(kept: Path) -> N
     items = answers(8, 0)
     states = States(demo.base())
     states.add(items)
-    model = AutoModelForCausalLM.from_pretrained(demo.base())
+    model = AutoModelForCausalLM.from_pretrained(demo.base(), dtype=torch.float32)
     read: list[torch.Tensor] = []
     model.get_output_embeddings().register_forward_pre_hook(
         lambda _, inputs: read.append(inputs[0])

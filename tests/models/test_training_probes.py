@@ -33,7 +33,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Any:
     torch.set_num_threads(1)
     top = tmp_path_factory.mktemp("probes")
     tokenizer = AutoTokenizer.from_pretrained(demo.base())
-    model = AutoModelForCausalLM.from_pretrained(demo.base())
+    model = AutoModelForCausalLM.from_pretrained(demo.base(), dtype=torch.float32)
     prompts = [demo.chat(prompt) for prompt in demo.prompts("train", 40, 0)]
     sampled = rollouts.sample(model, tokenizer, prompts * 8, seed=0, most_tokens=32)
     records = rollouts.label(sampled, demo.rewards["sentiment"])
@@ -129,7 +129,7 @@ def test_scores_are_those_of_each_prefix_alone(fields: dict[str, Any], outputs: 
     answers = _answers(seed=2)
     info = ScorerInfo(family="probe", **fields)
     every = prefix_scores(model, info, answers, 0, states=States(demo.base()), batch_size=4)
-    base = AutoModelForCausalLM.from_pretrained(demo.base())
+    base = AutoModelForCausalLM.from_pretrained(demo.base(), dtype=torch.float32)
     embedding = base.get_output_embeddings().weight.detach()
     embedding = embedding / embedding.square().mean().sqrt()
     for answer, scores in zip(answers, every, strict=True):
