@@ -147,7 +147,7 @@ def _digest(keys: Sequence[Key]) -> str:
 
 
 def _sha256(states: Tensor) -> str:
-    return hashlib.sha256(states.contiguous().view(torch.uint8).numpy()).hexdigest()
+    return hashlib.sha256(states.contiguous().view(torch.uint8).numpy().data).hexdigest()
 
 
 @contextmanager

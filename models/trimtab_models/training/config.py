@@ -50,7 +50,7 @@ class ProbeSizes(_Strict):
 
 
 PROBE = {"epochs": 8, "learning_rate": 2e-3}
-"""Defaults of a TrainConfig with a probe, where they differ; chosen on real text."""
+"""Defaults of a TrainConfig with a probe, where they differ; see docs/training.md."""
 
 
 class TrainConfig(_Strict):

@@ -17,7 +17,6 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from accelerate.utils import extract_model_from_parallel
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
@@ -29,7 +28,7 @@ from trimtab_models.probe import Probe
 from trimtab_models.rows import Rows
 
 DEFAULTS: dict[str, Any] = {"weight_decay": 1.0, "warmup_steps": 0.1}
-"""TrainingArguments of a probe, chosen on real text; see docs/training.md."""
+"""TrainingArguments of a probe, where they differ; docs/training.md has what was measured."""
 
 
 def can_train(objective: Objective) -> bool:
@@ -56,7 +55,7 @@ def reader(head: Head, states: States) -> Callable[[Any, Rows, Tensor], Tensor]:
     def outputs(network: Any, rows: Rows, read: Tensor) -> Tensor:
         if isinstance(network, DistributedDataParallel):
             raise ValueError("a probe is trained in one process, as it takes seconds.")
-        model: Probe = extract_model_from_parallel(network)
+        model: Probe = getattr(network, "module", network)  # of several GPUs in one process
         both = probe.running(read)  # [rows, steps, 2, hidden]
         if not head.startswith("vocabulary"):
             chosen = states.embedding()[rows.tokens().cpu()].to(read.device)
