@@ -1,5 +1,6 @@
 """The model card of a scorer: its author's text, its properties, its validation."""
 
+import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -34,14 +35,13 @@ def card(
         metadata: more fields of the hub's metadata block (license, datasets, language, ...).
         name: the path or hub name of the checkpoint.
     """
-    adapter = (directory / "adapter_config.json").exists()
     # A base without an organisation may be a directory's name; hubs refuse or misread it.
     known = "/" in info.base_model and HUB_NAME.fullmatch(info.base_model)
     fields = {
         "tags": ["trimtab", "scorer"],
         **(metadata or {}),
-        "library_name": "peft" if adapter else "transformers",
-        "pipeline_tag": _task(info, directory),
+        "library_name": _library(info, directory),
+        **({"pipeline_tag": task} if (task := _task(info, directory)) else {}),
         **({"base_model": info.base_model} if known else {}),
     }
     block = ModelCardData(**fields).to_yaml()
@@ -50,6 +50,7 @@ def card(
         "family": f"`{info.family}`",
         "objective": info.objective,
         "base model": info.base_model,
+        **({"fingerprint of the base": _fingerprint(directory)} if info.family == "probe" else {}),
         "mean ± deviation of its scores": f"{info.mean:.4f} ± {info.deviation:.4f}",
         "prefix-AUC": auc,
     }
@@ -71,7 +72,21 @@ def read(directory: Path) -> tuple[str, dict[str, Any]]:
     return str(existing.text).partition(FACTS)[0].strip(), metadata
 
 
-def _task(info: ScorerInfo, directory: Path) -> str:
+def _fingerprint(directory: Path) -> str:
+    """The fingerprint of the base whose states a probe reads; it works with no other base."""
+    config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
+    return f"`{config['base']}`"
+
+
+def _library(info: ScorerInfo, directory: Path) -> str:
+    if info.family == "probe":
+        return "trimtab"
+    return "peft" if (directory / "adapter_config.json").exists() else "transformers"
+
+
+def _task(info: ScorerInfo, directory: Path) -> str | None:
+    if info.family == "probe":
+        return None  # transformers has no pipeline for it
     if info.family in ("vocabulary", "log_ratio"):
         return "text-generation"
     files = [directory / name for name in ("config.json", "adapter_config.json")]

@@ -19,7 +19,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import layer_norm
-from transformers import AutoConfig, AutoModel, PretrainedConfig, PreTrainedModel
+from transformers import AutoModel, PretrainedConfig, PreTrainedModel
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from trimtab_models import base_weights, pretrained
 from trimtab_models.files import Unusable
@@ -104,7 +105,7 @@ class Probe(PreTrainedModel):
         return self.level(hidden), factors
 
 
-AutoConfig.register(ProbeConfig.model_type, ProbeConfig)
+CONFIG_MAPPING.register(ProbeConfig.model_type, ProbeConfig)
 AutoModel.register(ProbeConfig, Probe)
 
 
@@ -157,7 +158,10 @@ def embedding(base: str | Path) -> Tensor:
 
 
 def running(states: Tensor) -> Tensor:
-    """h and m at each step of an answer, from its states in order: [steps, h] → [steps, 2, h]."""
-    counts = torch.arange(1, len(states) + 1, device=states.device)[:, None]
-    means = states.float().cumsum(0) / counts
-    return torch.stack((states.float(), means), 1)
+    """h and m at each step of answers, from their states in order.
+
+    [..., steps, hidden] → [..., steps, 2, hidden]
+    """
+    counts = torch.arange(1, states.shape[-2] + 1, device=states.device)[:, None]
+    means = states.float().cumsum(-2) / counts
+    return torch.stack((states.float(), means), -2)

@@ -7,6 +7,7 @@ distribution  Σ_b p_b·R_b, or at a strength c the soft value (1/c)·log Σ_b p
 vocabulary    Q(x, y^{1:t−1})[y_t]; their sum up to t if info.adds_up, as for advantages
 log_ratio     α·Σ_{i≤t} (log π_r(y_i | x, y^{1:i−1}) − log π_ref(y_i | x, y^{1:i−1})), the implicit
               reward of a language model; without a reference model the second term is absent
+probe         as head or distribution (with a support), from the base's states before y_t
 """
 
 from collections.abc import Iterator, Sequence
@@ -17,7 +18,9 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from trimtab_models import probe
 from trimtab_models.checkpoint import ScorerInfo
+from trimtab_models.features import States
 from trimtab_models.networks import next_histograms, split
 from trimtab_models.readout import LINKS, soft_value
 from trimtab_models.rows import Rollout, Rows, pad
@@ -30,6 +33,7 @@ def prefix_scores(
     pad_id: int,
     *,
     reference: Any = None,
+    states: States | None = None,
     strength: float = 0.0,
     batch_size: int = 64,
     progress: bool = False,
@@ -42,6 +46,7 @@ def prefix_scores(
         rollouts: prompts and completions; labels are ignored.
         pad_id: any token; it is masked.
         reference: the reference model of a log-ratio scorer.
+        states: of the probe's base; states that it lacks are computed.
         strength: c of a distribution scorer; 0 is the mean.
         batch_size: completions in a forward. A vocabulary head outputs
             batch_size · length · vocabulary numbers each time.
@@ -51,8 +56,12 @@ def prefix_scores(
         One float32 tensor [T] on the host for each rollout, in their order.
 
     Raises:
-        ValueError: an empty prompt or completion, or a distribution scorer without a support.
+        ValueError: an empty prompt or completion, a distribution scorer without a support, or a
+            probe without states, or with those of another base.
     """
+    if info.family == "probe":
+        states = _of_base(model, states)
+        states.add(rollouts)
     order = sorted(range(len(rollouts)), key=lambda i: -sum(map(len, rollouts[i][:2])))
     scores: list[Tensor] = [torch.empty(0)] * len(rollouts)
     batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
@@ -65,6 +74,9 @@ def prefix_scores(
                 if reference is not None:
                     scored = scored - _log_likelihood(reference, rows)
                 scored = info.alpha * scored
+            elif states is not None and info.family == "probe":
+                read = states.batch([rollouts[i] for i in batch]).to(model.device)
+                scored = _probed(model, info, rows, read, states, strength)
             else:
                 scored = _read(model, info, rows, strength)
             for i, row, length in zip(batch, scored.cpu(), rows.completions.tolist(), strict=True):
@@ -86,6 +98,26 @@ def _read(model: Any, info: ScorerInfo, rows: Rows, strength: float) -> Tensor:
     if info.family == "distribution":
         return expected(states, info.support, strength)
     return LINKS[info.link](states[..., 0])
+
+
+def _of_base(model: Any, states: States | None) -> States:
+    """The states, if they are those that a probe reads."""
+    if states is None:
+        raise ValueError("a probe reads the states of its base; pass `states`.")
+    probe.check_base(model, "this probe", states.base)
+    return states
+
+
+def _probed(
+    model: Any, info: ScorerInfo, rows: Rows, read: Tensor, states: States, strength: float
+) -> Tensor:
+    """Scores [rows, steps] of a probe. read: [rows, steps, hidden], the base's states."""
+    table = model.table(states.embedding(read.device))  # [vocab, rank]
+    values = model(probe.running(read), table[rows.tokens()]).float()  # [rows, steps, outputs]
+    if info.support is not None:
+        return expected(values, info.support, strength)
+    scores = LINKS[info.link](values[..., 0])
+    return scores.cumsum(-1) if info.adds_up else scores
 
 
 def expected(logits: Tensor, support: tuple[float, float] | None, strength: float = 0.0) -> Tensor:

@@ -22,6 +22,7 @@ from trimtab_lab.arena.stats import at_kl
 from trimtab_lab.worlds import World
 from trimtab_models import checkpoint, networks, outputs, pretrained
 from trimtab_models.demo import rollouts
+from trimtab_models.features import States
 from trimtab_models.rows import Rollout
 from trimtab_models.scoring import prefix_scores
 
@@ -59,7 +60,8 @@ def errors(
         answers = _answers(world, base, tokenizer, prompts)
         for name, spec in missing.items():
             model, info = checkpoint.load(spec)
-            scores = prefix_scores(model, info, answers, tokenizer.pad_token_id or 0)
+            states = States(base) if info.family == "probe" else None
+            scores = prefix_scores(model, info, answers, tokenizer.pad_token_id or 0, states=states)
             gaps = [((v - a.label) ** 2).mean() for v, a in zip(scores, answers, strict=True)]
             measured[name] = float(torch.stack(gaps).mean())
         outputs.put(path, json.dumps(measured) + "\n")

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 import torch
 
-from trimtab_models import checkpoint, data, networks, pretrained
+from trimtab_models import checkpoint, data, demo, networks, pretrained
+from trimtab_models.features import States
 from trimtab_models.files import beside
 from trimtab_models.report import summary, update, validate, warning
 from trimtab_models.report.files import check
@@ -21,6 +22,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("checkpoint", help="directory of the scorer")
     parser.add_argument("--rollouts", required=True, help="completions with their rewards")
     parser.add_argument("--completions", help="half-completed answers with their returns")
+    parser.add_argument("--base", help="the base of a probe, if the checkpoint does not name it")
     parser.add_argument("--batch-size", type=int, default=64)
     options = parser.parse_args(arguments)
     try:
@@ -31,16 +33,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if info.reference is not None:
             where = beside(options.checkpoint, info.reference)
             reference, _ = checkpoint.load(where, family="log_ratio")
+        states, reads = None, model.config
+        if info.family == "probe":
+            states = States(options.base or _base(info.base_model), progress=True)
+            reads = pretrained.configuration(states.base)
         device = "cuda" if torch.cuda.is_available() else "cpu"
         report = validate(
             model.to(device),
             info,
-            data.load(
-                options.rollouts, "rollouts", tokenizer, reads=networks.longest(model.config)
-            ),
+            data.load(options.rollouts, "rollouts", tokenizer, reads=networks.longest(reads)),
             data.read(options.completions) if options.completions else None,
             tokenizer.pad_token_id or 0,
             reference=None if reference is None else reference.to(device),
+            states=states,
             batch_size=options.batch_size,
             progress=True,
         )
@@ -50,6 +55,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     sys.stdout.write(summary(report) + "\n")
     if sentence := warning(report):
         sys.stderr.write(f"trimtab: {sentence}\n")
+
+
+def _base(name: str) -> str:
+    """The base that a checkpoint names."""
+    return str(demo.base()) if name == "trimtab-demo-base" else name
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ from typing import Any
 from trimtab_models.data.encoding import stored_ids
 from trimtab_models.data.faults import Fault
 from trimtab_models.data.formats import finite
+from trimtab_models.features import States
 from trimtab_models.info import ScorerInfo
 from trimtab_models.objectives.base import completions as sides_of
 from trimtab_models.rows import Pair, Ranked, Rollout
@@ -69,6 +70,7 @@ def validate(
     pad_id: int,
     *,
     reference: Any = None,
+    states: States | None = None,
     batch_size: int = 64,
     progress: bool = False,
     seed: int = 0,
@@ -76,7 +78,7 @@ def validate(
     """Validate a scorer on completions that it was not trained on.
 
     Args:
-        model, info, pad_id, reference, batch_size, progress: as for `prefix_scores`.
+        model, info, pad_id, reference, states, batch_size, progress: as for `prefix_scores`.
         items: rollouts, preferably several of each prompt; or pairs or rankings, whose completions
             are compared within each item, with their rank from the worst up as the reward.
         completions: records of half-completed answers ("prompt_token_ids", "prefix_token_ids",
@@ -89,6 +91,7 @@ def validate(
     """
     options: dict[str, Any] = {
         "reference": reference,
+        "states": states,
         "batch_size": batch_size,
         "progress": progress,
     }
@@ -118,7 +121,7 @@ def validate(
     )
     if not completions:
         return report
-    vocabulary = model.get_input_embeddings().num_embeddings
+    vocabulary = states.vocabulary if states else model.get_input_embeddings().num_embeddings
     prefixes, continued = zip(
         *(_half_completed(record, n, vocabulary) for n, record in enumerate(completions, 1)),
         strict=True,

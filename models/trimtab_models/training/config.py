@@ -7,11 +7,20 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from trimtab_models.objectives import OBJECTIVES
 from trimtab_models.training.grounded.settings import NAMES as GROUNDED
 from trimtab_models.training.grounded.settings import GroundedConfig
+from trimtab_models.training.probes import can_train
 
 DPO = "dpo"
 NAMES = (*OBJECTIVES, DPO, *GROUNDED)
@@ -30,6 +39,18 @@ class Lora(_Strict):
     dropout: float = Field(0.0, ge=0, lt=1)
     targets: list[str] | str = Field("all-linear", description="names of the adapted layers")
     merge: bool = Field(True, description="write a whole network rather than an adapter")
+
+
+class ProbeSizes(_Strict):
+    """A probe on the base's own states, instead of a network; see `trimtab_models.probe`."""
+
+    rank: int = Field(16, gt=0, description="r, rank of the part that depends on the token")
+    width: int = Field(64, gt=0, description="units of the hidden layer")
+    dropout: float = Field(0.3, ge=0, lt=1)
+
+
+PROBE = {"epochs": 8, "learning_rate": 2e-3}
+"""Defaults of a TrainConfig with a probe, where they differ; see docs/training.md."""
 
 
 class TrainConfig(_Strict):
@@ -60,6 +81,7 @@ class TrainConfig(_Strict):
     lora: Lora | None = None
     bf16: bool = False
     gradient_checkpointing: bool = False
+    probe: ProbeSizes | None = None
     early_stopping: int | None = Field(
         None, gt=0, description="evaluations without a lower loss before a stop; keeps the best"
     )
@@ -68,6 +90,13 @@ class TrainConfig(_Strict):
     eval_steps: int | None = Field(None, gt=0, description="save_steps, if absent")
     tensorboard: bool = False
     trainer: dict[str, Any] = Field({}, description="further fields of TrainingArguments")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _defaults(cls, fields: Any) -> Any:
+        if isinstance(fields, Mapping) and fields.get("probe") is not None:
+            return {**PROBE, **fields}
+        return fields
 
     @field_validator("objective")
     @classmethod
@@ -84,6 +113,22 @@ class TrainConfig(_Strict):
                 "dpo needs the whole initial network as its reference; leave this out, or set "
                 "`scorer` to a smaller network"
             )
+        return value
+
+    @field_validator("probe")
+    @classmethod
+    def _alone(cls, value: ProbeSizes | None, info: ValidationInfo) -> ProbeSizes | None:
+        if value is None:
+            return None
+        name = info.data.get("objective")
+        if name == DPO or (name in OBJECTIVES and not can_train(OBJECTIVES[name]())):
+            raise ValueError(
+                f"{name} trains a whole language model, and no probe; choose another objective, "
+                "such as distribution"
+            )
+        for other in ("scorer", "layers", "lora", "gradient_checkpointing"):
+            if info.data.get(other):
+                raise ValueError(f"a probe has no network of its own; leave out {other}")
         return value
 
     @field_validator("validation")
@@ -166,7 +211,8 @@ def load(
 def _message(error: Mapping[str, Any], model: type[BaseModel]) -> str:
     key = ".".join(str(part) for part in error["loc"])
     if error["type"] == "extra_forbidden":
-        known = Lora if error["loc"][0] == "lora" else model
+        parts: dict[Any, type[BaseModel]] = {"lora": Lora, "probe": ProbeSizes}
+        known = parts.get(error["loc"][0], model)
         return f"{key}: no such setting{nearest(str(error['loc'][-1]), known.model_fields)}"
     if error["type"] == "missing":
         return f"{key}: is needed ({model.model_fields[key].description})"

@@ -6,10 +6,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from trimtab_models import bases, networks, pretrained
+from trimtab_models import bases, networks, pretrained, probe
 from trimtab_models.checkpoint import read_info
+from trimtab_models.features import States
 from trimtab_models.objectives import OBJECTIVES, Objective
 from trimtab_models.rows import Rollout
+from trimtab_models.training import probes
 from trimtab_models.training.config import Lora, TrainConfig
 from trimtab_models.training.grounded.settings import GroundedConfig
 
@@ -48,8 +50,11 @@ def objective(config: TrainConfig) -> Objective:
     Raises:
         ValueError: the objective has no such options.
     """
+    name = config.objective
+    if config.probe is not None and name == "q-distribution":
+        name = "distribution"  # a probe has a histogram for every next token anyway
     try:
-        return OBJECTIVES[config.objective](**config.options)
+        return OBJECTIVES[name](**config.options)
     except TypeError as error:
         raise ValueError(f"options of {config.objective}: {error}") from None
 
@@ -82,9 +87,14 @@ def with_support(config: TrainConfig, items: Sequence[Any]) -> TrainConfig:
 def network(config: TrainConfig, loss: Objective) -> Any:
     """The network that an objective trains, in float32, with LoRA adapters if configured.
 
+    With `probe` it is a probe of the base's states.
+
     Raises:
         ValueError: its adapters cannot be written without merging (lora.merge false).
     """
+    if config.probe is not None:
+        sizes = config.probe.model_dump()
+        return probe.new(base_path(config), outputs=probes.width(loss), **sizes)
     model = networks.build(
         loss.head,
         config.scorer or base_path(config),
@@ -164,10 +174,17 @@ def _new_head(model: Any) -> list[str] | None:
     return [name for name, module in model.named_modules() if module is head]
 
 
-def finish(model: Any, loss: Objective | None, lora: Lora | None) -> Any:
-    """The trained network ready to be written: adapters merged if set, Q's parts folded into Q."""
+def finish(
+    model: Any, loss: Objective | None, lora: Lora | None, states: States | None = None
+) -> Any:
+    """The trained network ready to be written: adapters merged if set, Q's parts folded into Q.
+
+    states: of a probe's base.
+    """
     if lora is not None and lora.merge:
         model = model.merge_and_unload()
     if loss is not None and loss.head == "vocabulary+value":
+        if states is not None:
+            return probes.fold(model, loss, states)
         model = networks.fold(model, loss.combine)
     return model.eval()

@@ -2,7 +2,7 @@
 
 import dataclasses
 import logging
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +12,11 @@ from transformers import TrainingArguments, set_seed
 from trimtab_models import checkpoint, data, networks, outputs, pretrained, report
 from trimtab_models.bases import base_name
 from trimtab_models.checkpoint import ScorerInfo
+from trimtab_models.features import States
 from trimtab_models.objectives import Objective
 from trimtab_models.objectives.base import completions
 from trimtab_models.rows import Rollout
-from trimtab_models.training import initial, output_checks
+from trimtab_models.training import initial, output_checks, probes
 from trimtab_models.training.config import DPO, TrainConfig, nearest
 from trimtab_models.training.saves import SafeTrainer, clear, digest, run_directory, saving
 from trimtab_models.training.trainer import describe, deviations, train
@@ -65,12 +66,15 @@ def run(config: TrainConfig) -> Path:
     if loss is not None:
         config = initial.with_support(config, [*items, *validation])
         loss = initial.objective(config)
-    trainer = _best(config, loss, tokenizer, items, validation)
-    model = _whole(trainer, config, loss)
+    states = _states(config, [*items, *validation])
+    trainer = _best(config, loss, tokenizer, items, validation, states)
+    model = _whole(trainer, config, loss, states)
     if trainer.is_world_process_zero():
         seen = [side for item in validation or items for side in completions(item)]
-        info = _info(config, loss, model, seen[:INFO_COMPLETIONS], _pad(tokenizer))
-        result = _report(config, model, info, validation, _pad(tokenizer)) if validation else None
+        info = _info(config, loss, model, seen[:INFO_COMPLETIONS], _pad(tokenizer), states)
+        result = None
+        if validation:
+            result = _report(config, model, info, validation, _pad(tokenizer), states)
 
         def extras(work: Path) -> None:
             outputs.mark(work, made_by)
@@ -103,6 +107,15 @@ def _items(config: TrainConfig, kind: str, tokenizer: Any) -> tuple[list[Any], l
     return items, []
 
 
+def _states(config: TrainConfig, items: Sequence[Any]) -> States | None:
+    """The base's states of all answers, for a probe."""
+    if config.probe is None:
+        return None
+    states = States(initial.base_path(config), progress=True)
+    states.add([side for item in items for side in completions(item)])
+    return states
+
+
 def _pad(tokenizer: Any) -> int:
     return tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
 
@@ -113,22 +126,27 @@ def _best(
     tokenizer: Any,
     items: Sequence[Any],
     validation: Sequence[Any],
+    states: States | None,
 ) -> SafeTrainer:
     """Train; with several learning rates, the trainer with the lowest validation loss."""
     work = run_directory(config.out)
+
+    def trained(rate: float, work: Path) -> SafeTrainer:
+        return _train(config, loss, tokenizer, items, validation, states, rate, work)
+
     if not isinstance(config.learning_rate, list):
-        return _train(config, loss, tokenizer, items, validation, config.learning_rate, work)
+        return trained(config.learning_rate, work)
     if not validation:
         raise ValueError("learning_rate: a list needs `validation` to choose from it.")
     losses = {}
     for rate in config.learning_rate:
-        trainer = _train(config, loss, tokenizer, items, validation, rate, work / f"rate-{rate:g}")
+        trainer = trained(rate, work / f"rate-{rate:g}")
         set_seed(config.seed)
         losses[rate] = trainer.evaluate()["eval_loss"]
         log.warning("learning rate %g: validation loss %.4f", rate, losses[rate])
     rate = min(losses, key=losses.__getitem__)
     # A finished run does not train again: it loads its result.
-    return _train(config, loss, tokenizer, items, validation, rate, work / f"rate-{rate:g}")
+    return trained(rate, work / f"rate-{rate:g}")
 
 
 def _train(
@@ -137,6 +155,7 @@ def _train(
     tokenizer: Any,
     items: Sequence[Any],
     validation: Sequence[Any],
+    states: States | None,
     rate: float,
     work: Path,
 ) -> SafeTrainer:
@@ -144,7 +163,7 @@ def _train(
     shared: dict[str, Any] = {
         "validation": validation,
         "early_stopping": config.early_stopping,
-        "fingerprint": config.model_dump(include={"objective", "base", "scorer", "layers", "lora"}),
+        "fingerprint": config.model_dump(include=set(output_checks.PLAIN) - {"seed"}),
         "learning_rate": rate,
         "seed": config.seed,
         "bf16": config.bf16,
@@ -154,7 +173,10 @@ def _train(
         "eval_steps": config.eval_steps or config.save_steps,
         "report_to": "tensorboard" if config.tensorboard else "none",
     }
-    shared |= _passed_through(config.trainer, shared)
+    if states is not None:
+        shared |= probes.DEFAULTS
+        shared["fingerprint"]["weights of the base"] = states.fingerprint
+    shared |= _passed_through(config.trainer, shared.keys() - probes.DEFAULTS.keys())
     shared["fingerprint"]["options"] = config.options
     if loss is None:
         from trimtab_models.training import dpo
@@ -181,13 +203,14 @@ def _train(
         work,
         pad_id=_pad(tokenizer),
         base=_frozen(config) if loss.reads_base else None,
+        states=states,
         epochs=config.epochs,
         batch_size=config.batch_size,
         **shared,
     )
 
 
-def _passed_through(fields: dict[str, Any], ours: dict[str, Any]) -> dict[str, Any]:
+def _passed_through(fields: dict[str, Any], ours: Collection[str]) -> dict[str, Any]:
     """Fields passed through to transformers, checked."""
     known = {field.name for field in dataclasses.fields(TrainingArguments)}
     for name in fields:
@@ -207,7 +230,9 @@ def _frozen(config: TrainConfig) -> Any:
     return networks.build("language", initial.base_path(config), dtype=dtype).requires_grad_(False)
 
 
-def _whole(trainer: SafeTrainer, config: TrainConfig, loss: Objective | None) -> Any:
+def _whole(
+    trainer: SafeTrainer, config: TrainConfig, loss: Objective | None, states: States | None
+) -> Any:
     """The whole trained network on the main process, ready to be written."""
     if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
         weights = trainer.accelerator.get_state_dict(trainer.model_wrapped)
@@ -216,7 +241,7 @@ def _whole(trainer: SafeTrainer, config: TrainConfig, loss: Objective | None) ->
             model.load_state_dict(weights)
     else:
         model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
-    return initial.finish(model, loss, config.lora)
+    return initial.finish(model, loss, config.lora, states)
 
 
 def _info(
@@ -225,10 +250,11 @@ def _info(
     model: Any,
     seen: Sequence[Rollout],
     pad_id: int,
+    states: States | None,
 ) -> ScorerInfo:
     base = base_name(config.base)
     if loss is not None:
-        return describe(loss, model, seen, pad_id, base)
+        return describe(loss, model, seen, pad_id, base, states)
     reference = config.scorer or initial.base_path(config)
     if Path(reference).is_dir():  # absolute, for a server in any working directory
         reference = str(Path(reference).resolve())
@@ -243,13 +269,20 @@ def _info(
 
 
 def _report(
-    config: TrainConfig, model: Any, info: ScorerInfo, validation: Sequence[Any], pad_id: int
+    config: TrainConfig,
+    model: Any,
+    info: ScorerInfo,
+    validation: Sequence[Any],
+    pad_id: int,
+    states: States | None,
 ) -> report.Report | None:
     """The validation report; None if validation fails, which must not lose the checkpoint."""
     half_completed = data.read(config.completions) if config.completions else None
     reference = networks.vocabulary_head(info.reference) if info.reference else None
     try:
-        return report.validate(model, info, validation, half_completed, pad_id, reference=reference)
+        return report.validate(
+            model, info, validation, half_completed, pad_id, reference=reference, states=states
+        )
     except ValueError as error:
         log.warning("no validation report: %s", error)
         return None
@@ -264,6 +297,7 @@ def _card(config: TrainConfig, items: Sequence[Any], validation: Sequence[Any]) 
         "data": f"{source}, {len(items)} items, and {len(validation)} for validation",
         "epochs, batch, learning rate": f"{config.epochs:g}, {config.batch_size}, "
         f"{config.learning_rate}",
+        **({"probe": config.probe.model_dump()} if config.probe else {}),
         "LoRA": config.lora.model_dump() if config.lora else "no",
         "seed": config.seed,
     }

@@ -9,10 +9,13 @@ from torch import Tensor
 from transformers import EarlyStoppingCallback, TrainingArguments
 
 from trimtab_models.checkpoint import Family, ScorerInfo
+from trimtab_models.features import States
 from trimtab_models.networks import Head, split
 from trimtab_models.objectives import Objective
+from trimtab_models.objectives.base import completions
 from trimtab_models.rows import Rollout, Rows
 from trimtab_models.scoring import prefix_scores
+from trimtab_models.training import probes
 from trimtab_models.training.saves import SafeTrainer, digest
 
 Batch = Mapping[str, Tensor]
@@ -201,33 +204,43 @@ def train(
     *,
     pad_id: int,
     base: Any = None,
+    states: States | None = None,
     epochs: float = 2,
     batch_size: int = 32,
     learning_rate: float = 1e-3,
     seed: int = 0,
     **options: Any,
 ) -> LossTrainer:
-    """Train a network of `networks.build` on an objective's items, in place; see `fit`.
+    """Train a network of `networks.build`, or a probe, in place on items; see `fit`.
 
     Args:
         objective: its `data` is the kind of items, its `head` the kind of network.
         model, items, work, epochs, batch_size, learning_rate, seed, options: as `fit`.
         pad_id: any token; it is masked.
         base: the frozen language model, for an objective with `reads_base`.
+        states: the states of the items' answers, for a probe.
     """
     if objective.reads_base and base is None:
         raise ValueError(f"{objective.name} needs the base model's log-probabilities; pass `base`.")
-    outputs = reader(model, pad_id)
+    outputs = reader(model, pad_id) if states is None else probes.reader(objective.head, states)
+
+    def collate(chosen: Sequence[Any]) -> dict[str, Tensor]:
+        batch = objective.collate(chosen, pad_id)._asdict()
+        if states is not None:
+            batch["states"] = states.batch([side for item in chosen for side in completions(item)])
+        return batch
 
     def loss(network: Any, batch: Batch) -> Tensor:
-        rows = Rows(**batch)
+        fields = dict(batch)
+        read = [fields.pop("states")] if states is not None else []
+        rows = Rows(**fields)
         log_pi0 = _log_pi0(base, rows) if objective.reads_base else None
-        return objective.loss(outputs(network, rows), rows, log_pi0)
+        return objective.loss(outputs(network, rows, *read), rows, log_pi0)
 
     return fit(
         model,
         items,
-        lambda chosen: objective.collate(chosen, pad_id)._asdict(),
+        collate,
         loss,
         work,
         epochs=epochs,
@@ -246,28 +259,41 @@ def _log_pi0(base: Any, rows: Rows) -> Tensor:
 
 
 def describe(
-    objective: Objective, model: Any, rollouts: Sequence[Rollout], pad_id: int, base_model: str
+    objective: Objective,
+    model: Any,
+    rollouts: Sequence[Rollout],
+    pad_id: int,
+    base_model: str,
+    states: States | None = None,
 ) -> ScorerInfo:
-    """The ScorerInfo of a trained scorer, with the statistics of its scores over the rollouts."""
+    """The ScorerInfo of a trained scorer, with the statistics of its scores over the rollouts.
+
+    states: of the base, if the scorer is a probe.
+    """
     info = ScorerInfo(
         **{
-            "family": HEAD_FAMILIES[objective.head],
+            "family": "probe" if states else HEAD_FAMILIES[objective.head],
             "objective": objective.name,
             "base_model": base_model,
             **objective.info(),
         }
     )
-    return deviations(info, model, rollouts, pad_id)
+    return deviations(info, model, rollouts, pad_id, states=states)
 
 
 def deviations(
-    info: ScorerInfo, model: Any, rollouts: Sequence[Rollout], pad_id: int, reference: Any = None
+    info: ScorerInfo,
+    model: Any,
+    rollouts: Sequence[Rollout],
+    pad_id: int,
+    reference: Any = None,
+    states: States | None = None,
 ) -> ScorerInfo:
     """A copy of `info` with the mean and deviation of the scores of all prefixes of the rollouts.
 
     Where scores add up along a text, as a log-ratio's do, they are those of single tokens.
     """
-    scores = prefix_scores(model, info, rollouts, pad_id, reference=reference)
+    scores = prefix_scores(model, info, rollouts, pad_id, reference=reference, states=states)
     if info.family == "log_ratio" or info.adds_up:
         scores = [torch.diff(row, prepend=row.new_zeros(1)) for row in scores]
     values = torch.cat(scores)
