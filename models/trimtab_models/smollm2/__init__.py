@@ -1,0 +1,1 @@
+"""SmolLM2-135M-Instruct: a real base, its prompts and its rewards."""
