@@ -7,6 +7,7 @@ import pytest
 from hostile import HOSTILE
 from trimtab_models.smollm2 import instructions
 from trimtab_models.smollm2.instructions import (
+    CHOSEN,
     KINDS,
     WORDS_NEEDED,
     Rule,
@@ -32,6 +33,7 @@ RULES = [Rule(name, value) for name, kind in KINDS.items() for value in kind.val
         (Rule("uses", "because"), "I stay here because of you.", True),
         (Rule("uses", "because"), "BECAUSE: I stay here with you", True),
         (Rule("uses", "because"), "I stay here for a cause, be sure.", False),
+        (Rule("uses", "Time"), "The TIME has come at last.", True),
         (Rule("uses", "time"), "All the times are bad here.", False),
         (Rule("uses", "time"), "A time-table hangs on the wall.", False),
         (Rule("avoids", "the"), "They went there with other friends.", True),
@@ -46,6 +48,9 @@ RULES = [Rule(name, value) for name, kind in KINDS.items() for value in kind.val
         (Rule("items", "2"), "* one thing\n  * another thing\n• a third", False),
         (Rule("items", "2"), "one - thing, and then - another thing", False),
         (Rule("items", "2"), "-one thing\n-another thing here", False),
+        (Rule("numbered", "2"), "1. one thing here\n2. another\n3. a third", True),
+        (Rule("numbered", "2"), "1. one thing here\n- another thing", False),
+        (Rule("numbered", "2"), "Version 1. one, and 2. two things", False),
         (Rule("no-commas"), "One; two. Three - four, five", False),
         (Rule("no-commas"), "One; two. Three - four five", True),
     ],
@@ -72,6 +77,7 @@ def test_credit_is_whole_exactly_if_the_rule_is_obeyed(rule):
             "avoids": value not in words,
             "at-most": value.isdigit() and len(words) <= int(value),
             "items": value.isdigit() and text.count("\n- x") + text.count("\n1. y") == int(value),
+            "numbered": value.isdigit() and text.count("\n1. y") >= int(value),
             "no-commas": "," not in text,
         }[rule.kind] and len(words) >= WORDS_NEEDED
         assert rule.obeyed(text) == obeyed
@@ -103,8 +109,8 @@ def test_every_prompt_has_one_rule_and_no_request_is_in_both_splits():
     for split, known in (("test", TEST), ("train", TRAIN)):
         texts = instructions.prompts(split, 600, 0)
         assert len(set(texts)) == len(texts)
-        kinds = [rule_of(text).kind for text in texts[: len(KINDS)]]
-        assert sorted(kinds) == sorted(KINDS), "all kinds in turn"
+        kinds = [rule_of(text).kind for text in texts[: len(CHOSEN)]]
+        assert kinds == list(CHOSEN), "in turn"
         requests[split] = {text.removesuffix(" " + rule_of(text).sentence) for text in texts}
         assert requests[split] <= set(known)
     assert not requests["test"] & requests["train"]

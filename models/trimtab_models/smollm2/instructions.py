@@ -18,6 +18,7 @@ WORDS_NEEDED = 5
 """Words that any answer must have: an empty one obeys every ban."""
 _WORD = re.compile(r"[^\W_]+(?:['’-][^\W_]+)*")
 _ITEM = re.compile(r"^[ \t]*(?:[-*•]|\d+[.)])[ \t]+\S", re.MULTILINE)
+_NUMBERED = re.compile(r"^[ \t]*\d+[.)][ \t]+\S", re.MULTILINE)
 
 
 def words_of(text: str) -> list[str]:
@@ -37,11 +38,11 @@ def _lower(answer: str, _: str) -> float:
 
 
 def _uses(answer: str, word: str) -> float:
-    return float(word in words_of(answer))
+    return float(word.casefold() in words_of(answer))
 
 
 def _avoids(answer: str, word: str) -> float:
-    return 1 / (1 + words_of(answer).count(word))
+    return 1 / (1 + words_of(answer).count(word.casefold()))
 
 
 def _at_most(answer: str, number: str) -> float:
@@ -52,12 +53,8 @@ def _items(answer: str, number: str) -> float:
     return 1 / (1 + abs(items_of(answer) - int(number)))
 
 
-def _at_least(answer: str, number: str) -> float:
-    return min(1.0, items_of(answer) / int(number))
-
-
-def _question(answer: str, _: str) -> float:
-    return float(answer.rstrip().endswith("?"))
+def _numbered(answer: str, number: str) -> float:
+    return min(1.0, len(_NUMBERED.findall(answer)) / max(int(number), 1))
 
 
 def _no_commas(answer: str, _: str) -> float:
@@ -86,14 +83,15 @@ KINDS: Mapping[str, Kind] = {
     ),
     "at-most": Kind("Answer in at most {} words.", ("15", "20", "30"), _at_most),
     "items": Kind("Answer with a list of exactly {} items.", ("2", "3", "4"), _items),
-    "list": Kind("Answer with a list of at least {} items.", ("2", "3"), _at_least),
     "numbered": Kind(
-        "Answer as a numbered list: 1., 2., and so on, {} points.", ("2", "3"), _at_least
+        "Answer as a numbered list: 1., 2., and so on, at least {} points.", ("2", "3"), _numbered
     ),
-    "question": Kind("End with a question.", ("",), _question),
     "no-commas": Kind("Do not use commas.", ("",), _no_commas),
 }
 """By name."""
+CHOSEN = ("uses", "avoids", "at-most", "numbered", "no-commas")
+"""The kinds that `prompts` asks for: the base obeys 15 to 60 % of them. It obeys *lower* in 3 % and
+*items* in 3 to 13 % of its answers (32 answers to each rule)."""
 
 
 def _pattern(kind: Kind) -> re.Pattern[str]:
@@ -157,7 +155,7 @@ def graded(prompt: str, answer: str) -> float:
 
 
 def prompts(split: str, n: int, seed: int) -> list[str]:
-    """n requests with a rule each, all kinds in turn; a request occurs again with another rule.
+    """n requests with a rule each, all `CHOSEN` kinds in turn; requests recur with other rules.
 
     Raises:
         ValueError: the split is neither "train" nor "test".
@@ -167,8 +165,8 @@ def prompts(split: str, n: int, seed: int) -> list[str]:
     draw = random.Random(seed)
     requests = list(TRAIN if split == "train" else TEST)
     pools: dict[str, list[str]] = {}
-    for name, kind in KINDS.items():
-        rules = [Rule(name, value).sentence for value in kind.values]
+    for name in CHOSEN:
+        rules = [Rule(name, value).sentence for value in KINDS[name].values]
         pairs = [f"{request} {rule}" for request in requests for rule in rules]
         draw.shuffle(pairs)
         pools[name] = pairs
