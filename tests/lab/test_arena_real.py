@@ -3,9 +3,11 @@
 import importlib
 import json
 import os
+import sys
 from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,15 +15,20 @@ from conftest import environment, json_lines
 
 from arena_fakes import PROMPTS, SCALE, TASK, FakeBench, methods
 from trimtab.params import GuidanceParams
-from trimtab_lab.arena import against, arena, report, scale, task
+from trimtab.sampling import Completion
+from trimtab.search import ScoredSequence
+from trimtab_lab.arena import against, arena, real, report, scale, task
+from trimtab_lab.arena.bench import Bench
 from trimtab_lab.arena.board import Board
 from trimtab_lab.arena.methods import METHODS, REAL, REAL_FULL, REAL_QUICK, REWARD, TRAININGS
 from trimtab_lab.arena.runs import save
 from trimtab_lab.arena.stats import at_kl, interval_at_kl
 from trimtab_lab.worlds import WORLDS, build
+from trimtab_models import data
 from trimtab_models.smollm2 import fetch, instructions, prompts, rewards
 
 HERE = Path(__file__).parent
+ROLLOUTS = {"rollout_prompts": 3, "completions": 2, "seed": 0}
 
 
 @pytest.mark.parametrize("name", REAL)
@@ -88,11 +95,13 @@ def test_a_base_is_fetched_when_it_is_needed(tmp_path):
     assert calls == [1]
 
 
-def board(*runs, samples=400, kl=1.0, real=True):
+def board(*runs, samples=400, kl=1.0, **options):
     bench = FakeBench()
     gold = np.random.default_rng(0).normal(size=(PROMPTS, samples))
     base = bench.run(METHODS["base"], 0.0)
-    return Board("gold", {"gold": gold, "tokens": gold}, [base, *runs], kl, real=real)
+    return Board(
+        "gold", {"gold": gold, "tokens": gold}, [base, *runs], kl, **{"real": True, **options}
+    )
 
 
 def run(name, scaled_beta, reward, kl):
@@ -168,14 +177,14 @@ def test_an_interval_holds_the_error_of_reward_and_of_kl():
 
 def test_a_report_of_a_real_world(tmp_path):
     bench = FakeBench()
-    real = replace(TASK, world=replace(TASK.world, real=True))
+    made = replace(TASK, world=replace(TASK.world, real=True))
     base = arena.base_samples(bench, tmp_path / "base-samples.npz")
     names = ("base", "top-k 10", "reward-mean", "vas", "best-of-4")
     runs = arena.climb(bench, methods(*names), tmp_path / "runs")
     for one in runs:
         told = {"td-lambda": one.scaled_beta} if one.method in ("base", "vas") else {}
         save(tmp_path / "runs", replace(one, facts={"learned": told}))
-    report.write(real, bench.texts, base, tmp_path, "trimtab arena made-up", {})
+    report.write(made, bench.texts, base, tmp_path, "trimtab arena made-up", {})
     text = (tmp_path / "leaderboard.md").read_text()
     assert "nan" not in text
     lines = [line for line in text.splitlines() if line.startswith("| vas | ")]
@@ -188,6 +197,60 @@ def test_a_report_of_a_real_world(tmp_path):
     assert rows["vas"]["equal_kl"]["difference"] == pytest.approx(0.9 * 2**0.5 - 1.29, abs=0.15)
     assert rows["reward-mean"]["equal_kl"]["high"] < -0.8
     assert rows["top-k 10"]["reward"] is None
+
+
+class FakeSampler:
+    """Answers of one token more for each answer to a prompt; the score is the length."""
+
+    def __init__(self, *arguments, **options):
+        self.tokenizer = self
+        self.calls = []
+
+    def __call__(self, text, add_special_tokens):
+        assert not add_special_tokens, "the prompt is rendered already"
+        return SimpleNamespace(input_ids=[ord(char) for char in text[-3:]])
+
+    def decode(self, ids, skip_special_tokens):
+        return "good " * len(ids)
+
+    def sample(self, prompts, n, **options):
+        return [[Completion([7] * (i + 1), []) for i in range(n)] for _ in prompts]
+
+    def score(self, sequences, params):
+        self.calls.append(dict(params.scorers))
+        return [ScoredSequence(float(len(sequence))) for sequence in sequences]
+
+
+def test_rollouts_of_a_real_base_are_those_that_trainings_read(tmp_path, monkeypatch):
+    module = SimpleNamespace(Sampler=FakeSampler)
+    monkeypatch.setitem(sys.modules, "trimtab.adapters.vllm.offline", module)
+    world = replace(WORLDS["everyday"], base=tmp_path)
+    monkeypatch.setattr(real, "load", lambda spec: task.Task(spec, world))
+    real.roll_out("everyday", tmp_path / "rollouts.jsonl", replace(SCALE, **ROLLOUTS))
+    records = list(data.read(tmp_path / "rollouts.jsonl"))
+    texts = world.prompts("train", 3, 0)
+    assert [record["prompt"] for record in records] == texts * 2, "not adjacent"
+    assert [len(record["completion_token_ids"]) for record in records] == [1] * 3 + [2] * 3
+    assert [record["completion"] for record in records] == ["good "] * 3 + ["good good "] * 3
+    for record in records:
+        assert record["prompt_token_ids"] == [ord(char) for char in record["prompt"][-3:]]
+        assert record["rewards"] == {
+            name: reward(record["prompt"], record["completion"])
+            for name, reward in world.rewards.items()
+        }
+
+
+def test_the_learned_reward_is_the_scorers_own_score_of_whole_answers(tmp_path):
+    known = {"path": task.STEERS["everyday"], "family": "function"}
+    bench = Bench.__new__(Bench)
+    bench.scorers = {"td-lambda": "a/checkpoint", REWARD: known}
+    bench.prompts, bench.sampler = [[1], [1, 2, 3]], FakeSampler()
+    groups = bench.sampler.sample(bench.prompts, 2)
+    mean = (1 + 1 + 1 + 2 + 3 + 1 + 3 + 2) / 4
+    for name in ("base", "vas"):  # the base's answers are scored too, to compare with
+        assert bench._learned(METHODS[name], groups) == {"td-lambda": mean}
+    assert bench._learned(METHODS["reward-default"], groups) == {}, "it is not learned"
+    assert bench.sampler.calls == [{"td-lambda": 1.0}] * 2
 
 
 @pytest.mark.real

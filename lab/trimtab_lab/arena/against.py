@@ -110,13 +110,13 @@ def table(board: Board, rows: Sequence[Against]) -> list[str]:
         "## Against best-of-N",
         "",
         f"best-of-N by the reward itself, N up to {most}. The first three columns are read between "
-        f"settings at {board.kl:g} nats, or at a method's highest KL if that is smaller; a method "
-        "that cuts the tail and spends more at every β has no reward there. The others are of the "
-        "setting nearest to it. Differences are paired by prompt, with 95 % bootstrap intervals "
-        "and p of Wilcoxon's test that the method is better. *worth* is the smallest N with the "
-        "setting's reward.",
+        f"settings at a KL of {board.kl:g}, or at a method's highest KL if that is smaller; a "
+        "method that cuts the tail and spends more at every β has no reward there. The others are "
+        "of the setting nearest to it. Differences are paired by prompt, with 95 % bootstrap "
+        "intervals and p of Wilcoxon's test that the method is better. *worth* is the smallest N "
+        "with the setting's reward.",
         "",
-        f"| method | reward at {board.kl:g} nat | KL | − best-of-N at equal KL | strength | "
+        f"| method | reward at KL {board.kl:g} | KL | − best-of-N at equal KL | strength | "
         "reward | KL | − best-of-N at equal FLOPs | worth |",
         "|---|---|---|---|---|---|---|---|---|",
         *(_line(row, most) for row in rows),
