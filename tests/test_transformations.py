@@ -518,6 +518,7 @@ MAKERS = {
     "data.formats:_implicit": "the same of texts",
     "data.formats:_ranking": "",
     "demo.rollouts:sample": "fresh answers of the base: nothing is known of them yet",
+    "arena.real:roll_out": "fresh answers of a real base; `test_arena_real` reads them",
     "arena.rivals:sample": "fresh answers of a tuned policy, for its divergence alone",
     "arena.values:_answers": "fresh answers of the base",
     "arena.refine:_record": "fresh guided answers; `test_arena_refine` reads them",

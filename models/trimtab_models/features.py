@@ -13,7 +13,6 @@ Shards are mapped into memory, not read into it. The directory can be removed at
 
 import fcntl
 import hashlib
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,7 +25,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 
-from trimtab_models import base_weights, networks, outputs, probe
+from trimtab_models import base_weights, cache, networks, outputs, probe
 from trimtab_models.files import Unusable
 from trimtab_models.rows import Rollout, pad
 
@@ -36,12 +35,6 @@ BATCH = 4096
 """Maximum tokens, padding included, in a forward of the base."""
 
 Key = tuple[tuple[int, ...], tuple[int, ...]]
-
-
-def cache() -> Path:
-    """The cache directory: TRIMTAB_CACHE, else `trimtab` in XDG_CACHE_HOME or ~/.cache."""
-    user = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(os.environ.get("TRIMTAB_CACHE") or Path(user) / "trimtab").expanduser()
 
 
 class States:
@@ -94,7 +87,7 @@ class States:
             return
         longest_first = sorted(new, key=lambda key: (-len(key[0]) - len(key[1]), key))
         shards = [longest_first[i : i + SHARD] for i in range(0, len(new), SHARD)]
-        folder = cache() / "states" / self.fingerprint / _digest(longest_first)
+        folder = cache.directory() / "states" / self.fingerprint / _digest(longest_first)
         with _alone_in(folder):
             files = [folder / f"shard-{i:05}.safetensors" for i in range(len(shards))]
             absent = [

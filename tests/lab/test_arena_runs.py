@@ -10,7 +10,15 @@ from arena_fakes import PROMPTS, SHARES, TASK, FakeBench, methods
 from trimtab.errors import TrimtabError
 from trimtab_lab.arena import arena, claims, report, values
 from trimtab_lab.arena.board import Board
-from trimtab_lab.arena.methods import METHODS, QUICK, SUMS, TRAININGS, heat_map, trainings
+from trimtab_lab.arena.methods import (
+    METHODS,
+    QUICK,
+    REWARD,
+    SUMS,
+    TRAININGS,
+    heat_map,
+    trainings,
+)
 from trimtab_lab.arena.runs import fingerprint, read, save
 from trimtab_lab.arena.task import load
 
@@ -194,7 +202,7 @@ def test_better_values_foretell_better_answers_if_they_do():
 
 def test_methods_agree_with_what_trains_and_decodes():
     for method in METHODS.values():
-        known = {**TRAININGS, **trainings("reviews"), "composed": None}
+        known = {**TRAININGS, **trainings("reviews"), "composed": None, REWARD: None}
         assert method.scorer is None or method.scorer in known
         assert method.search is None or method.group == "search"
     assert {claim.better for claim in claims.CLAIMS} | {c.worse for c in claims.CLAIMS} <= {

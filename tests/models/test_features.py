@@ -142,9 +142,9 @@ def test_another_base_or_other_tokens_have_their_own(kept: Path) -> None:
 def test_the_cache_is_where_the_environment_says(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", "/x")
     monkeypatch.delenv("TRIMTAB_CACHE")
-    assert features.cache() == Path("/x/trimtab")
+    assert cache.directory() == Path("/x/trimtab")
     monkeypatch.delenv("XDG_CACHE_HOME")
-    assert features.cache() == Path.home() / ".cache" / "trimtab"
+    assert cache.directory() == Path.home() / ".cache" / "trimtab"
 
 
 def test_means_run_over_the_answer() -> None:

@@ -109,6 +109,7 @@ class Bench:
             "seed": self.scale.seed,
             "max_tokens": self.task.world.max_tokens,
             "temperature": method.temperature,
+            **({"top_p": method.top_p} if method.top_p < 1 else {}),
             "guidance": guidance and guidance.model_dump(exclude_none=True),
             "search": dict(method.search) if method.search else None,
             "rival": method.rival,
@@ -137,6 +138,8 @@ class Bench:
         )
         prompt_tokens = sum(map(len, self.prompts)) / count  # a prompt counts once for its answers
         texts = [[self._text(one.token_ids) for one in group] for group in groups]
+        if self.task.world.real:
+            facts["learned"] = self._learned(method, groups)
         return Run(
             method=method.name,
             scaled_beta=scaled_beta,
@@ -197,6 +200,7 @@ class Bench:
             self.answers(method),
             seed=self.scale.seed,
             temperature=method.temperature,
+            top_p=method.top_p,
             max_tokens=self.task.world.max_tokens,
             params=self.guidance(method, scaled_beta),
         )
@@ -226,8 +230,30 @@ class Bench:
         groups = [answers[i :: len(self.texts)] for i in range(len(self.texts))]
         return groups, {"policy": fingerprint(path)}
 
+    def _learned(self, method: Method, groups: list[list[Completion]]) -> dict[str, float]:
+        """Mean score of the whole answers by the method's trained scorer; the base's by all.
+
+        It is the reward that the method raises. If it rises where gold does not, the method
+        optimises the errors of its scorer.
+        """
+        names = [method.scorer] if method.scorer else list(self.scorers)
+        sequences = [
+            [*prompt, *one.token_ids]
+            for prompt, group in zip(self.prompts, groups, strict=True)
+            for one in group
+        ]
+        means = {}
+        for name in names:
+            if isinstance(self.scorers[name], str):
+                params = GuidanceParams(beta=0.0, scorers={name: 1.0})
+                scored = self.sampler.score(sequences, params)
+                means[name] = float(np.mean([one.value for one in scored]))
+        return means
+
     def _kl(self, answer: Completion, method: Method) -> float:
-        """Nats; at temperature 0 there is one answer, so KL = −log π0(answer)."""
+        """Nats; at temperature 0 there is one answer, so KL = −log π0(answer). NaN: unknown."""
+        if method.top_p < 1:
+            return float("nan")
         return -sum(answer.logprobs) if method.temperature == 0 else answer.kl
 
     def _text(self, ids: Sequence[int]) -> str:

@@ -48,14 +48,25 @@ class Board:
         base: samples of the base, [prompts, samples] of every reward.
         runs: of every method, including the base.
         kl: nats at which methods are compared; the frontier's limit if that is smaller.
+        real: whether the world is real. There is no optimum to compare with then, so `kl` stands
+            beyond the frontier's limit too. And a method that cuts the tail does not begin at the
+            base: at β = 0 it has spent nats already, so below them it has no reward.
     """
 
-    def __init__(self, gold: str, base: Mapping[str, Floats], runs: Sequence[Run], kl: float):
-        self.gold, self.runs = gold, runs
+    def __init__(
+        self,
+        gold: str,
+        base: Mapping[str, Floats],
+        runs: Sequence[Run],
+        kl: float,
+        *,
+        real: bool = False,
+    ):
+        self.gold, self.runs, self.real = gold, runs, real
         self.base_samples = base[gold]
         self.base_tokens = float(base["tokens"].mean())
         self.frontier = sampled(self.base_samples)
-        self.kl = min(kl, self.frontier.limit)
+        self.kl = kl if real else min(kl, self.frontier.limit)
         self.methods: dict[str, list[Run]] = {}
         for run in sorted(runs, key=lambda run: run.scaled_beta):
             self.methods.setdefault(run.method, []).append(run)
@@ -81,6 +92,10 @@ class Board:
         ]
         sizes = [n for n in EXACT_BEST_OF if n <= self.base_samples.shape[1] // 2]
         listed += [self._oracle(n) for n in sizes if n in (16, 128) or n == sizes[-1]]
+        if self.real:  # rewards at another KL are not comparable
+            return sorted(
+                listed, key=lambda row: (row.at_kl is None, -(row.at_kl or row.reward).mean)
+            )
         return sorted(listed, key=lambda row: -(row.at_kl or row.reward).mean)
 
     def curve(self) -> dict[str, Any]:
@@ -103,6 +118,17 @@ class Board:
                 points.append({"n": n, "kl": kl, "reward": float(rewards.mean())})
         return points
 
+    def points(self, name: str) -> list[tuple[Floats, Floats]]:
+        """(reward, KL) of each setting of a method, and of the base where the method begins there.
+
+        Shapes: [prompts] each.
+        """
+        runs = self.methods[name]
+        known = METHODS.get(name)
+        cuts = known is not None and known.group == "token" and known.tail == "truncate"
+        begins = [] if self.real and cuts else [(self.base_reward, np.zeros_like(self.base_reward))]
+        return begins + [(run.reward(self.gold), run.spent) for run in runs]
+
     def efficiency(self, run: Run) -> Efficiency | None:
         """A run's share of the optimum's gain at its KL."""
         return self.frontier.efficiency(run.reward(self.gold), run.spent)
@@ -116,11 +142,9 @@ class Board:
 
     def _row(self, name: str, runs: Sequence[Run]) -> BoardRow:
         run, method = self.nearest(runs), METHODS[name]
-        zero = np.zeros_like(self.base_reward)
-        points = [(self.base_reward, zero), *((r.reward(self.gold), r.spent) for r in runs)]
         # At temperature 0, and with a single setting, there is nothing to interpolate.
         between = method.temperature > 0 and len(runs) > 1 and np.isfinite(run.spent).all()
-        at = at_kl(points, self.kl) if between else None
+        at = at_kl(self.points(name), self.kl) if between else None
         ours, theirs = np.asarray(run.rewards[self.gold]), np.asarray(self.base.rewards[self.gold])
         n = min(ours.shape[1], theirs.shape[1])
         answers = sum(map(len, run.tokens))

@@ -52,6 +52,15 @@ CLAIMS = (
         Claim(better, "base", "VAS: adds to an example", "best settings", world=_WITH_EXAMPLE)
         for better in ("vas", "distribution", "q-distribution")
     ),
+    Claim(
+        "reward-default",
+        "base",
+        "ours: success by known rules",
+        "best settings",
+        factor=1.5,
+        world="instructions",
+    ),
+    Claim("reward-default at 0.7", "base at 0.7", "ours: as people sample", "best settings"),
     Claim("distribution-small", "base", "VAS: small scorers still help", "best settings"),
     Claim("vas", "best-of-128", "VAS, Table 2", "best settings", "≈"),
     Claim("cd-fudge", "cd-q", "Controlled Decoding, Fig. 2"),

@@ -5,15 +5,22 @@ checkpoint holds. So one ladder of scaled β fits scorers of any scale. A method
 until its mean KL exceeds `STOP`.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
+
+from trimtab.params import GuidanceParams
 
 LADDER = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0)
 QUICK_LADDER = (0.5, 1.0, 2.0, 4.0, 8.0)
 STOP = 5.0  # nats per answer
 NOTHING = "nothing"
 """A scorer of zeros, for methods that only choose candidates."""
+REWARD = "reward"
+"""The world's own reward as a function scorer, where the world is real (see task.py)."""
+REAL = ("everyday", "instructions")
+"""The worlds whose base is a real language model."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +35,8 @@ class Method:
     mass: float = 1.0
     tail: Literal["truncate", "mean"] = "truncate"
     temperature: float = 1.0
+    top_p: float = 1.0
+    """Below 1, or at a temperature between, the KL is unknown: it is to another base."""
     scaled_betas: tuple[float, ...] | None = None
     """None: the ladder of the scale."""
     stop: float = STOP
@@ -162,6 +171,53 @@ _AHEAD: dict[str, Any] = {"worlds": _NARROW, "mass": 0.95}
 """A single mistake decides the reward there, so unlikely tokens are excluded."""
 
 
+_NO_BETA = 0.01
+"""As good as β = 0: what remains is the KL that the cut tail costs."""
+
+
+def _known(name: str, source: str, **fields: Any) -> Method:
+    """A method that the reward itself steers, as a function of the answer so far."""
+    return Method(name, source + ", by the reward itself", REWARD, worlds=REAL, **fields)
+
+
+_DEFAULT = GuidanceParams()
+_DEFAULTS: dict[str, Any] = {"k": _DEFAULT.k, "mass": _DEFAULT.mass, "tail": _DEFAULT.tail}
+_SAMPLED: dict[str, Any] = {"temperature": 0.7, "top_p": 0.9}
+"""As people sample."""
+_CUT: dict[str, Any] = {"scaled_betas": (_NO_BETA, 4.0), "stop": math.inf}
+_REAL = (
+    _known("reward-default", "Trimtab: the defaults of a request", **_DEFAULTS),
+    _known("reward-mean", "Trimtab: k = 32, mass 0.99, tail = mean", k=32, mass=0.99, tail="mean"),
+    _known("reward-cut", "the same, tail cut", k=32, mass=0.99, **_CUT),
+    _known("reward-vas", _VAS, k=20, tail="mean"),
+    _known("reward-pargs", _PARGS, k=10, **_CUT),
+    Method(
+        "base at 0.7",
+        "π0 at temperature 0.7, top-p 0.9",
+        scaled_betas=ONCE,
+        group="base",
+        worlds=REAL,
+        **_SAMPLED,
+    ),
+    _known(
+        "reward-default at 0.7",
+        "the same, steered by default",
+        scaled_betas=(4.0,),
+        **_DEFAULTS,
+        **_SAMPLED,
+    ),
+    Method(
+        "value-mean",
+        _VAS + ", candidates by mass, tail = mean",
+        "td-lambda",
+        32,
+        0.99,
+        tail="mean",
+        worlds=REAL,
+    ),
+)
+"""Methods of the real worlds alone. Another is one entry here, its scorer one in `TRAININGS`."""
+
 _LISTED = (
     Method("base", "π0 itself", scaled_betas=ONCE, group="base"),
     Method("top-k 10", "Fan et al. 2018", scaled_betas=ONCE),
@@ -231,9 +287,25 @@ _LISTED = (
         group="rival",
         times=4,
     ),
+    *_REAL,
 )
 METHODS: dict[str, Method] = {method.name: method for method in _LISTED}
 QUICK = ("base", "top-k 10", "args", "pargs", "vas", "vas-cut", "value-mass")
+REAL_QUICK = (
+    *("base", "top-k 10", "reward-default", "reward-cut", "reward-vas", "reward-pargs"),
+    *("base at 0.7", "reward-default at 0.7"),
+)
+"""Those of a real world that need no training."""
+_LITERATURE = (
+    *("top-k 50", "args", "pargs", "vas", "vas-cut", "value-mass", "cd-fudge", "fudge", "rad"),
+    *("distribution-base", "best-of-4", "best-of-16", "blockwise", "smc"),
+)
+REAL_FULL = (
+    *REAL_QUICK,
+    *(one.name for one in _REAL if one.name not in REAL_QUICK),
+    *_LITERATURE,
+)
+"""All of a real world: scorers of a few layers, no vocabulary heads and no tuned policies."""
 
 
 def heat_map(method: Method) -> list[Method]:

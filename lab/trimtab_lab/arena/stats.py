@@ -88,6 +88,28 @@ def at_kl(points: Sequence[tuple[Floats, Floats]], kl: float) -> Floats | None:
     return np.asarray((1 - t) * rewards[right - 1] + t * rewards[right])
 
 
+def interval_at_kl(
+    points: Sequence[tuple[Floats, Floats]], kl: float, seed: int = 0
+) -> tuple[float, float]:
+    """95 % bootstrap interval over prompts of the mean of `at_kl`.
+
+    Each resample has its own mean KL of every setting, so the interval contains the error of the
+    interpolation's place too. Where a resample has no setting below `kl`, its lowest one counts.
+    """
+    rng = np.random.default_rng(seed)
+    n = len(points[0][0])
+    weights = rng.multinomial(n, np.full(n, 1 / n), RESAMPLES) / n  # [resamples, prompts]
+    rewards = weights @ np.array([reward for reward, _ in points]).T  # [resamples, settings]
+    roots = np.sqrt(weights @ np.array([spent for _, spent in points]).T)
+    order = np.argsort(roots, axis=1, kind="stable")
+    sorted_roots, sorted_rewards = (np.take_along_axis(x, order, 1) for x in (roots, rewards))
+    means = [
+        np.interp(np.sqrt(kl), x, y) for x, y in zip(sorted_roots, sorted_rewards, strict=True)
+    ]
+    low, high = np.quantile(means, (0.025, 0.975))
+    return float(low), float(high)
+
+
 def wins(ours: Floats, theirs: Floats) -> dict[str, float]:
     """Shares of wins and ties, answer by answer: [prompts, answers] each."""
     return {"win": float((ours > theirs).mean()), "tie": float((ours == theirs).mean())}

@@ -22,7 +22,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from trimtab import reasons
 from trimtab.errors import TrimtabError
-from trimtab_lab.arena.methods import COMPOSED, METHODS, SUMS, TRAININGS
+from trimtab_lab.arena.methods import COMPOSED, METHODS, REWARD, SUMS, TRAININGS
 from trimtab_lab.rollouts.prompts import RolloutPrompt, check_lengths, read
 from trimtab_lab.worlds import WORLDS, World
 from trimtab_models import bases, networks, pretrained, rewards
@@ -36,6 +36,13 @@ ENGINE: Mapping[str, Any] = {
     "max_num_seqs": 128,
     "use_tqdm_on_load": False,
 }
+REAL_ENGINE: Mapping[str, Any] = {**ENGINE, "dtype": "bfloat16", "max_model_len": 512}
+STEERS: Mapping[str, str] = {
+    "everyday": "trimtab_models.smollm2.rewards:kindness",
+    "instructions": "trimtab_models.smollm2.instructions:graded",
+}
+"""Real world → the function of (prompt, answer so far) that `REWARD` is. Success alone does not say
+how near an answer is to it, so *instructions* has partial credit."""
 
 
 @dataclass(frozen=True)
@@ -45,8 +52,8 @@ class Task:
     spec: str
     """The world's name, or the path of the file."""
     world: World
-    scorers: Mapping[str, str] = field(default_factory=dict)
-    """Scorers that exist already: name of a training → path."""
+    scorers: Mapping[str, str | Mapping[str, Any]] = field(default_factory=dict)
+    """Scorers that exist already: name of a training → path, or the fields of a ScorerSpec."""
     methods: Sequence[str] | None = None
     engine: Mapping[str, Any] = field(default_factory=lambda: ENGINE)
     judge: str | None = None
@@ -98,6 +105,9 @@ def load(spec: str) -> Task:
     Raises:
         TrimtabError: there is no such world, or the file is invalid; the message says why.
     """
+    if spec in STEERS:
+        known = {"path": STEERS[spec], "family": "function", "reads": "pair"}
+        return Task(spec, WORLDS[spec], {REWARD: known}, engine=REAL_ENGINE)
     if spec in WORLDS:
         return Task(spec, _with_sum(WORLDS[spec]))
     return _own(spec, _config(spec))

@@ -24,10 +24,14 @@ SHARPNESS = 4.0  # of the judge of the pairs, divided by the width of the reward
 
 
 def build_base(world: World, out: Path) -> Path:
-    """The directory of a world's base: the committed one, or out/base, trained if absent."""
+    """The directory of a world's base: committed, fetched, or out/base, trained if absent.
+
+    Raises:
+        OSError, ValueError: it cannot be fetched.
+    """
     if world.documents is None:
         assert world.base is not None
-        return world.base
+        return world.base() if callable(world.base) else world.base
     base = out / "base"
     if not base.exists():
         language_model.train(world.documents(DOCUMENTS, 0), base)

@@ -15,8 +15,9 @@ REPOSITORY = "HuggingFaceTB/SmolLM2-135M-Instruct"
 
 
 def scorers() -> dict[str, Mapping[str, Any]]:
-    """Scorers that are served with it: name → the fields of a trimtab.config.ScorerSpec.
-
-    For a function: {"path": "package.module:function", "family": "function", "reads": "text"}.
-    """
-    return {}
+    """Scorers that are served with it: name → the fields of a trimtab.config.ScorerSpec."""
+    names = ("kindness", "plainness", "brevity")
+    return {
+        name: {"path": f"{__name__}.rewards:{name}", "family": "function", "reads": "pair"}
+        for name in names
+    }

