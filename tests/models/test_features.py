@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from trimtab_models import base_weights, demo, features, probe
+from trimtab_models import base_weights, cache, demo, features, probe
 from trimtab_models.features import States
 from trimtab_models.rows import Rollout
 
