@@ -226,7 +226,6 @@ def real_server(smollm2: Path) -> Iterator[Server]:
     """A real base with its scorers, and one that likes exclamation marks."""
     command = ["trimtab_server.cli", "serve", "smollm2"]
     command += ["--scorer", "exclaims=real_scorers:exclaims,family=function,reads=text"]
-    chosen = {"TRIMTAB_CACHE": str(smollm2.parent), "VLLM_CPU_KVCACHE_SPACE": ""}  # "": by itself
-    with start(command, ready="/ready", **chosen) as running:
+    with start(command, ready="/ready", TRIMTAB_CACHE=str(smollm2.parent)) as running:
         yield running
     assert running.process.returncode == 0, "SIGTERM must end the server well"

@@ -86,7 +86,9 @@ def test_what_the_user_has_chosen_stays_if_it_is_free(chosen, too_much, monkeypa
     config = engine(**chosen)
     assert kv_cache.fit(config) is None
     assert config.cache_config.kv_cache_memory_bytes == chosen.get("kv_cache_memory_bytes")
-    with pytest.raises(StartError, match=r"8\.0 GiB of memory are free, not the 9\.\d GiB"):
+    with pytest.raises(
+        StartError, match=r"8\.0 GiB of memory are free, not the requested 9\.\d GiB"
+    ):
         kv_cache.fit(engine(**too_much))
 
 

@@ -22,6 +22,6 @@ def test_a_function_steers_it(real_server):
 
 
 def test_its_log_says_only_what_matters(real_server):
-    """What the K/V cache has, that it is ready, and nothing of the libraries."""
-    kinds = [line.split(":")[0] for line in real_server.log.read_text().splitlines()]
-    assert kinds == ["trimtab", "ready"]
+    """That it is ready, and nothing of the libraries; the tests choose the K/V cache's size."""
+    [line] = real_server.log.read_text().splitlines()
+    assert line.startswith("ready: smollm2 at ")

@@ -44,8 +44,8 @@ def fit(config: Any) -> str | None:
     if (wanted := _requested(cache)) is not None:
         if wanted > free:
             raise StartError(
-                f"{free / GIB:.1f} GiB of memory are free, not the {wanted / GIB:.1f} GiB that were "
-                f"requested for the base; lower {SETTING}, --kv-cache-memory-bytes or "
+                f"{free / GIB:.1f} GiB of memory are free, not the requested "
+                f"{wanted / GIB:.1f} GiB; lower {SETTING}, --kv-cache-memory-bytes or "
                 "--gpu-memory-utilization, or leave it out."
             )
         return None
