@@ -31,7 +31,7 @@ class Method:
     source: str
     scorer: str | None = None
     """Name of its scorer and of the training in `TRAININGS`."""
-    k: int = 10
+    k: int | Literal["all"] = 10
     mass: float = 1.0
     tail: Literal["truncate", "mean"] = "truncate"
     temperature: float = 1.0
@@ -68,6 +68,7 @@ class Training:
 
 # A row of a vocabulary head is updated only when its token occurs, which needs a smaller step.
 _VOCABULARY = {"learning_rate": 3e-4}
+_PROBE = {"probe": {}, "epochs": 8, "learning_rate": 2e-3}
 _ILQL = {"expectile": 0.6, "conservative": 0.001}
 TRAININGS = {
     "distribution-base": Training("distribution"),
@@ -84,6 +85,8 @@ TRAININGS = {
         "q-distribution", {"learning_rate": 7e-4}, refines="q-distribution"
     ),
     "td-lambda": Training("td-lambda"),
+    "probe": Training("td-lambda", _PROBE),
+    "probe-distribution": Training("distribution", _PROBE),
     "bradley-terry": Training("bradley-terry", pairs=True),
     "bradley-terry-full": Training("bradley-terry-full", pairs=True),
     "cd-fudge": Training("cd-fudge"),
@@ -185,6 +188,17 @@ _DEFAULTS: dict[str, Any] = {"k": _DEFAULT.k, "mass": _DEFAULT.mass, "tail": _DE
 _SAMPLED: dict[str, Any] = {"temperature": 0.7, "top_p": 0.9}
 """As people sample."""
 _CUT: dict[str, Any] = {"scaled_betas": (_NO_BETA, 4.0), "stop": math.inf}
+_PROBES = (
+    Method("probe", "Trimtab: a probe's value", "probe", **_DEFAULTS),
+    Method("probe-all", "the same on the whole vocabulary", "probe", k="all"),
+    Method(
+        "probe-distribution",
+        "Trimtab: a probe's return distribution",
+        "probe-distribution",
+        scaled_betas=FINE,
+        **_DEFAULTS,
+    ),
+)
 _REAL = (
     _known("reward-default", "Trimtab: the defaults of a request", **_DEFAULTS),
     _known("reward-mean", "Trimtab: k = 32, mass 0.99, tail = mean", k=32, mass=0.99, tail="mean"),
@@ -287,6 +301,7 @@ _LISTED = (
         group="rival",
         times=4,
     ),
+    *_PROBES,
     *_REAL,
 )
 METHODS: dict[str, Method] = {method.name: method for method in _LISTED}
@@ -302,6 +317,7 @@ _LITERATURE = (
 )
 REAL_FULL = (
     *REAL_QUICK,
+    *(one.name for one in _PROBES),
     *(one.name for one in _REAL if one.name not in REAL_QUICK),
     *_LITERATURE,
 )

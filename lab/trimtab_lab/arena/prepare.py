@@ -97,8 +97,9 @@ def train(spec: str, out: Path, scale: Scale, name: str) -> None:
     world = task.world
     training = trainings(world.name)[name]
     reward = training.reward or world.gold
-    settings = {**training.settings, **world.training}
-    if scale.epochs is not None:
+    is_probe = "probe" in training.settings  # it trains no layers, in seconds
+    settings = {**training.settings, **({} if is_probe else world.training)}
+    if scale.epochs is not None and not is_probe:
         settings["epochs"] = scale.epochs[training.pairs]
     if training.refines is not None:
         data = guided(task, out, scale, training.refines, reward)
