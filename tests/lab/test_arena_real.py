@@ -11,12 +11,13 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from conftest import environment, json_lines
+from matplotlib.figure import Figure
 
 from arena_fakes import PROMPTS, SCALE, TASK, FakeBench, methods
 from trimtab.params import GuidanceParams
 from trimtab.sampling import Completion
 from trimtab.search import ScoredSequence
-from trimtab_lab.arena import against, arena, real, report, scale, task
+from trimtab_lab.arena import against, arena, plots, real, report, scale, task
 from trimtab_lab.arena.bench import Bench
 from trimtab_lab.arena.board import Board
 from trimtab_lab.arena.methods import METHODS, REAL, REAL_FULL, REAL_QUICK, REWARD, TRAININGS
@@ -122,6 +123,17 @@ def test_a_method_that_cuts_the_tail_does_not_begin_at_the_base():
     assert next(row.method for row in made.rows) == "reward-mean"
     made_up = {row.method: row for row in board(*cut, real=False).rows}
     assert made_up["reward-pargs"].at_kl is not None
+
+
+def test_a_plot_shows_each_setting_and_begins_at_the_base_where_a_method_does():
+    cut = [run("reward-pargs", 0.01, 0.1, 6.0), run("reward-pargs", 4.0, 2.0, 7.0)]
+    made = board(*cut, run("reward-mean", 2.0, 0.5, 0.5))
+    axes = Figure().add_subplot()
+    plots.frontier(axes, made)
+    drawn = {line.get_label(): np.round(line.get_xydata(), 6).tolist() for line in axes.lines}
+    assert drawn["reward-pargs"] == [[6, 0.1], [7, 2]]
+    assert drawn["reward-mean"] == [[0, round(made.base_estimate.mean, 6)], [0.5, 0.5]]
+    assert axes.get_xlim()[1] > 7
 
 
 def test_a_real_board_compares_at_its_kl_whatever_the_frontier_tells():

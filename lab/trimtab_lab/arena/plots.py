@@ -15,6 +15,8 @@ from trimtab_lab.arena.runs import Run
 
 GREY = "0.6"
 MARKERS = "osD^vP"
+REAL_EDGE = 8.0
+"""Nats at which the plot of a real world ends, whatever the frontier's limit."""
 BESIDE = {"fontsize": 7, "loc": "center left", "bbox_to_anchor": (1, 0.5), "frameon": False}
 
 
@@ -42,23 +44,24 @@ def _sampled(board: Board) -> dict[str, list[Run]]:
 def frontier(axes: Any, board: Board) -> None:
     """Reward over KL: the optimum, and every method's settings."""
     curve, limit = board.curve(), board.frontier.limit
+    edge = REAL_EDGE if board.real else 1.25 * limit
     reliable = curve["kl"] <= limit
     optimum = "optimum, estimated" if board.real else "exact optimum"
     axes.plot(curve["kl"][reliable], curve["reward"][reliable], "k", lw=2, label=optimum)
     axes.plot(curve["kl"][~reliable], curve["reward"][~reliable], "k:", lw=1)
     axes.axvline(limit, color=GREY, linestyle=":", label="limit of its estimate")
-    oracle = [one for one in curve["best_of"] if one["kl"] <= 1.25 * limit]
+    oracle = [one for one in curve["best_of"] if one["kl"] <= edge]
     x, y = ([one[key] for one in oracle] for key in ("kl", "reward"))
     axes.plot(x, y, "x--", color=GREY, label="best-of-N by the reward itself")
     for place, name in enumerate(_sampled(board)):
         points = board.points(name)
-        kl, rewards = ([values.mean() for values in column] for column in zip(*points, strict=True))
+        rewards, kl = ([values.mean() for values in column] for column in zip(*points, strict=True))
         order = np.argsort(kl)
         axes.plot(np.array(kl)[order], np.array(rewards)[order], **style(place), label=name)
     axes.set(
         xlabel="KL to the base, nats per answer",
         ylabel=f"mean {board.gold}",
-        xlim=(0, max(1.25 * limit, 1e-3)),
+        xlim=(0, max(edge, 1e-3)),
     )
     axes.legend(**BESIDE)
 
