@@ -126,7 +126,7 @@ def _by_k(board: Board) -> dict[int, list[Run]]:
         if name.startswith("pargs k=")
     }
     if named and "pargs" in board.methods:
-        named[METHODS["pargs"].k] = board.methods["pargs"]
+        named[int(METHODS["pargs"].k)] = board.methods["pargs"]
     return dict(sorted(named.items()))
 
 
