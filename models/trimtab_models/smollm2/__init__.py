@@ -5,19 +5,25 @@ this module loads no network and no torch.
 """
 
 from collections.abc import Mapping
+from importlib.util import find_spec
 from typing import Any
 
 __all__ = ["NAME", "REPOSITORY", "scorers"]
 
 NAME = "smollm2"
+LIBRARIES = {"kindness": "vaderSentiment", "plainness": "textstat", "brevity": None}
+"""Rewards of `rewards.py`, and the library that each needs."""
 REPOSITORY = "HuggingFaceTB/SmolLM2-135M-Instruct"
 """The model's name on the hub."""
 
 
 def scorers() -> dict[str, Mapping[str, Any]]:
-    """Scorers that are served with it: name → the fields of a trimtab.config.ScorerSpec."""
-    names = ("kindness", "plainness", "brevity")
+    """Scorers that are served with it: name → the fields of a trimtab.config.ScorerSpec.
+
+    Those whose library is missing, which the extra `real` installs, are left out.
+    """
     return {
         name: {"path": f"{__name__}.rewards:{name}", "family": "function", "reads": "pair"}
-        for name in names
+        for name, library in LIBRARIES.items()
+        if library is None or find_spec(library)
     }
