@@ -193,8 +193,8 @@ def test_a_report_of_a_real_world(tmp_path):
     names = ("base", "top-k 10", "reward-mean", "vas", "best-of-4")
     runs = arena.climb(bench, methods(*names), tmp_path / "runs")
     for one in runs:
-        told = {"td-lambda": one.scaled_beta} if one.method in ("base", "vas") else {}
-        save(tmp_path / "runs", replace(one, facts={"learned": told}))
+        learned_reward = {"td-lambda": one.scaled_beta} if one.method in ("base", "vas") else {}
+        save(tmp_path / "runs", replace(one, facts={"learned": learned_reward}))
     report.write(made, bench.texts, base, tmp_path, "trimtab arena made-up", {})
     text = (tmp_path / "leaderboard.md").read_text()
     assert "nan" not in text

@@ -130,15 +130,16 @@ def learned(board: Board) -> list[str]:
     lines = []
     for name, runs in board.methods.items():
         scorer = METHODS[name].scorer if name in METHODS else None
-        told = [run for run in runs if scorer in run.facts.get("learned", {})]
-        if scorer is None or not told:
+        scored = [run for run in runs if scorer in run.facts.get("learned", {})]
+        if scorer is None or not scored:
             continue
         if scorer in base:
-            lines.append(f"| {name} | 0 | 0 | {base[scorer]:.3f} | {board.base_estimate} |")
+            gold = estimate(board.base.reward(board.gold))  # of the same answers
+            lines.append(f"| {name} | 0 | 0 | {base[scorer]:.3f} | {gold} |")
         lines += [
             f"| {name} | {run.scaled_beta:g} | {run.spent.mean():.2f} | "
             f"{run.facts['learned'][scorer]:.3f} | {estimate(run.reward(board.gold))} |"
-            for run in told
+            for run in scored
         ]
     if not lines:
         return []

@@ -134,14 +134,14 @@ def rule_of(prompt: str) -> Rule:
     Raises:
         ValueError: there is none.
     """
-    found = [
+    rules = [
         (match.start(), Rule(name, match[1] if match.re.groups else ""))
         for name, pattern in _PATTERNS.items()
         for match in pattern.finditer(prompt)
     ]
-    if not found:
+    if not rules:
         raise ValueError("the prompt has no rule that code can check; see KINDS.")
-    return max(found, key=lambda one: one[0])[1]
+    return max(rules, key=lambda one: one[0])[1]
 
 
 def success(prompt: str, answer: str) -> float:
