@@ -48,11 +48,11 @@ def test_a_budget_is_kept():
         recommend(BASE, [cheap, dear], 0.5)
 
 
-def test_what_mostly_pays_for_the_cut_is_told():
+def test_a_hint_where_most_nats_pay_for_the_cut():
     good = halves(0.5, 0.5)
     dear = run("dear", good, 4, kl_tail=np.full((20, 1), 3.0))
-    told = str(recommend(BASE, [dear], None))
-    assert "3.00 of 4.00 nats, pays for cutting the tail" in told
+    message = str(recommend(BASE, [dear], None))
+    assert "3.00 of 4.00 nats, pays for cutting the tail" in message
     fine = run("fine", good, 4, kl_tail=np.full((20, 1), 1.0))
     for one in (fine, run("older", good, 4)):
         assert "cutting the tail" not in str(recommend(BASE, [one], None))
