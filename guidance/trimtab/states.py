@@ -106,8 +106,8 @@ class States:
         if known is not None:
             return known
         states = (other.state for other in self.live.values() if other.state is not None)
-        found = (state.at(prefix, _start(row)) for state in states)
-        return next((state for state in found if state is not None), None)
+        matching = (state.at(prefix, _start(row)) for state in states)
+        return next((state for state in matching if state is not None), None)
 
 
 def _start(row: Row) -> int:

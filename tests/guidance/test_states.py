@@ -71,8 +71,8 @@ def test_whatever_happens_to_rows():
         rng.shuffle(chosen)
         rows = [one for one, _ in chosen]
         step(states, rows, rng.permutation(len(rows) + 2)[: len(rows)].tolist())
-        for (one, start), found in zip(chosen, states.of(rows), strict=True):
-            torch.testing.assert_close(found, expected(one.prefix, start), rtol=1e-4, atol=1e-4)
+        for (one, start), actual in zip(chosen, states.of(rows), strict=True):
+            torch.testing.assert_close(actual, expected(one.prefix, start), rtol=1e-4, atol=1e-4)
             compared += 1
             if rng.random() < 0.9:  # else the same step again
                 grow(one, rng.integers(VOCAB))
@@ -96,9 +96,9 @@ def test_a_sum_is_not_used_for_other_tokens():
 def test_lost_beside_known():
     states, known, lost = States(), row([1]), row([2], [3, 3])
     step(states, [known, lost])
-    found = states.of([known, lost])
-    torch.testing.assert_close(found[0], expected(known.prefix, 1))
-    assert found[1].isnan().any()
+    actual = states.of([known, lost])
+    torch.testing.assert_close(actual[0], expected(known.prefix, 1))
+    assert actual[1].isnan().any()
     grow(lost, 1)
     grow(known, 1)
     step(states, [known, lost])

@@ -9,7 +9,13 @@ from trimtab.params import GuidanceParams
 from trimtab_models import demo
 
 TEXT = "<|user|>Write a review of a hotel.<|end|><|assistant|>"
-ASKED = {"prompt": TEXT, "scorers": {"probe": 1.0}, "beta": 6.0, "temperature": 0, "max_tokens": 12}
+FIELDS = {
+    "prompt": TEXT,
+    "scorers": {"probe": 1.0},
+    "beta": 6.0,
+    "temperature": 0,
+    "max_tokens": 12,
+}
 
 
 @pytest.fixture(scope="module")
@@ -19,7 +25,7 @@ def reference(probe):
 
 
 def test_greedy_answers_equal_the_reference(server, reference):
-    [choice] = server.generate(**ASKED)["choices"]
+    [choice] = server.generate(**FIELDS)["choices"]
     ids = server.http.post("/tokenize", json={"prompt": TEXT, "model": "demo"}).json()["tokens"]
     params = GuidanceParams(scorers={"probe": 1.0}, beta=6.0)
     tokens, kl = reference.greedy(ids, params, 12, eos=choice["token_ids"][-1])
@@ -27,27 +33,27 @@ def test_greedy_answers_equal_the_reference(server, reference):
     assert choice["guidance"]["kl"] == pytest.approx(kl, rel=1e-2)
     final = reference.scores("probe", [*ids, *tokens[:-1]], tokens[-1:], params, len(ids))
     assert choice["guidance"]["scores"]["probe"] == pytest.approx(final[0], abs=1e-3)
-    assert tokens != server.generate(**{**ASKED, "beta": 0})["choices"][0]["token_ids"]
+    assert tokens != server.generate(**{**FIELDS, "beta": 0})["choices"][0]["token_ids"]
 
 
 def test_the_whole_vocabulary(server):
-    [choice] = server.generate(**{**ASKED, "trace": True}, k="all")["choices"]
+    [choice] = server.generate(**{**FIELDS, "trace": True}, k="all")["choices"]
     record = choice["guidance"]
     assert record["scored_tokens"] == 1024 * len(choice["token_ids"])
     assert record["kl_tail"] == 0
     assert len(record["trace"][0]["candidates"]) == 32
-    answer = server.http.post("/generate", json={**ASKED, "k": "all", "scorers": {"sentiment": 1}})
+    answer = server.http.post("/generate", json={**FIELDS, "k": "all", "scorers": {"sentiment": 1}})
     assert answer.status_code == 400
     assert "k 'all' needs scorers that score the whole vocabulary" in answer.text
     for k in ("some", 0, 1.5, True):
-        answer = server.http.post("/generate", json={**ASKED, "k": k})
+        answer = server.http.post("/generate", json={**FIELDS, "k": k})
         assert answer.status_code == 400
         assert answer.json()["error"]["param"] == "k"
 
 
 def test_a_budget_beside_a_network(server):
     """With two scorers of return distributions, or a floor, strengths are set at each step."""
-    sampled = {**ASKED, "temperature": 1, "seed": 3}
+    sampled = {**FIELDS, "temperature": 1, "seed": 3}
     del sampled["beta"]
     [choice] = server.generate(**sampled, kl_budget=2.0)["choices"]
     assert 0 < choice["guidance"]["kl"] < 8
@@ -60,8 +66,8 @@ def test_a_budget_beside_a_network(server):
 @pytest.mark.parametrize("method", ["best_of_n", "smc"])
 def test_searches_read_the_states_of_their_draws(server, reference, method, beta):
     sizes = {"best_of_n": {"n": 4}, "smc": {"particles": 4, "block": 4}}[method]
-    asked = {**ASKED, "temperature": 1, "seed": 1, "beta": beta}
-    [choice] = server.generate(**asked, search={"method": method, **sizes})["choices"]
+    fields = {**FIELDS, "temperature": 1, "seed": 1, "beta": beta}
+    [choice] = server.generate(**fields, search={"method": method, **sizes})["choices"]
     ids = server.http.post("/tokenize", json={"prompt": TEXT, "model": "demo"}).json()["tokens"]
     *before, last = choice["token_ids"]
     params = GuidanceParams(scorers={"probe": 1.0}, beta=beta)
