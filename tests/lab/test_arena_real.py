@@ -227,7 +227,7 @@ class FakeSampler:
     def sample(self, prompts, n, **options):
         return [[Completion([7] * (i + 1), []) for i in range(n)] for _ in prompts]
 
-    def score(self, sequences, params):
+    def score(self, sequences, params, lengths):
         self.calls.append(dict(params.scorers))
         return [ScoredSequence(float(len(sequence))) for sequence in sequences]
 

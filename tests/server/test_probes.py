@@ -17,6 +17,13 @@ FIELDS = {
     "max_tokens": 12,
 }
 
+SIZES = {
+    "best_of_n": {"n": 4},
+    "smc": {"particles": 4, "block": 4},
+    "mcts": {"simulations": 2},
+}
+"""Searches, with their sizes."""
+
 
 @pytest.fixture(scope="module")
 def reference(probe):
@@ -63,9 +70,9 @@ def test_a_budget_beside_a_network(server):
 
 
 @pytest.mark.parametrize("beta", [0.0, 2.0])
-@pytest.mark.parametrize("method", ["best_of_n", "smc"])
+@pytest.mark.parametrize("method", list(SIZES))
 def test_searches_read_the_states_of_their_draws(server, reference, method, beta):
-    sizes = {"best_of_n": {"n": 4}, "smc": {"particles": 4, "block": 4}}[method]
+    sizes = SIZES[method]
     fields = {**FIELDS, "temperature": 1, "seed": 1, "beta": beta}
     [choice] = server.generate(**fields, search={"method": method, **sizes})["choices"]
     ids = server.http.post("/tokenize", json={"prompt": TEXT, "model": "demo"}).json()["tokens"]

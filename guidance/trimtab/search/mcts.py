@@ -71,7 +71,8 @@ def expand(node: Node, problem: Problem, seed: int) -> Generator[Round, Any, Non
         return
     guidance = problem.guidance
     assert isinstance(guidance.k, int), "a search checks this when it starts"
-    [drawn] = yield [Draw(problem.prompt + node.path.token_ids, 1, seed, top=guidance.k)]
+    prefix = problem.prompt + node.path.token_ids
+    [drawn] = yield [Draw(prefix, 1, seed, top=guidance.k, context=problem.context)]
     logprobs: dict[int, float] = {}
     reached = 0.0
     for token, logprob in drawn.top:  # as candidates.select

@@ -242,11 +242,13 @@ class Bench:
             for prompt, group in zip(self.prompts, groups, strict=True)
             for one in group
         ]
+        pairs = zip(self.prompts, groups, strict=True)
+        lengths = [len(prompt) for prompt, group in pairs for _ in group]
         means = {}
         for name in names:
             if isinstance(self.scorers[name], str):
                 params = GuidanceParams(beta=0.0, scorers={name: 1.0})
-                scored = self.sampler.score(sequences, params)
+                scored = self.sampler.score(sequences, params, lengths)
                 means[name] = float(np.mean([one.value for one in scored]))
         return means
 

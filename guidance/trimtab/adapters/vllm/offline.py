@@ -31,7 +31,6 @@ from trimtab.adapters.vllm.search import (
     score_arguments,
     scored,
     stop_tokens,
-    unguided,
 )
 from trimtab.config import GuidanceConfig
 from trimtab.errors import InvalidGuidance, ScorerFault, TrimtabError
@@ -39,6 +38,7 @@ from trimtab.loading import precheck
 from trimtab.params import GuidanceParams
 from trimtab.reasons import brief, collect_reason
 from trimtab.sampling import Completion, SamplingRequest, log_ratios, sample_seed
+from trimtab.scoring.text import PromptContext
 from trimtab.search import (
     Draw,
     Drawn,
@@ -214,13 +214,12 @@ class Sampler:
                 for i, one in enumerate(batch)
             ]
             guided = guidance if batch[0].guided else None
-            sent = unguided(guidance) if guided is None and self.probes else guided
             top = min(batch[0].top, self.llm.model_config.get_vocab_size())
             results: dict[int, Drawn] = {}
-            for i, output in self._run(requests, temperature, top_p, sent, top):
-                record = self._record(output) if sent else None
+            for i, output in self._run(requests, temperature, top_p, guided, top):
+                record = self._record(output) if guided else None
                 reading = set(guidance.scorers or ()) - self.probes
-                results[i] = drawn(output, top, record if guided else None, len(reading))
+                results[i] = drawn(output, top, record, len(reading))
             return [results[i] for i in range(len(batch))]
 
         def score(batch: list[tuple[int, Score]]) -> list[ScoredSequence]:
@@ -238,9 +237,15 @@ class Sampler:
             self.engine.collective_rpc("trimtab_forget", args=(list(used),))
 
     def score(
-        self, sequences: Sequence[Sequence[int]], params: GuidanceParams | None = None
+        self,
+        sequences: Sequence[Sequence[int]],
+        params: GuidanceParams | None = None,
+        lengths: Sequence[int] | None = None,
     ) -> list[ScoredSequence]:
         """Scores of whole sequences of token ids, prompts included.
+
+        lengths: tokens of each one's prompt, if known. A probe scores only what this engine has
+        sampled not long ago, with this prompt: the states of other texts are not computed again.
 
         Raises:
             InvalidGuidance: the sampler has no scorers, or a sequence has fewer than two tokens.
@@ -250,7 +255,11 @@ class Sampler:
             raise InvalidGuidance("a sequence to score must have at least two tokens.")
         keys = [FIRST_ROW + row for row in range(len(sequences))]
         try:
-            requests = [Score(tuple(ids), row) for row, ids in enumerate(sequences)]
+            prompts = [PromptContext()] * len(sequences)
+            if lengths is not None:
+                prompts = [PromptContext(length) for length in lengths]
+            pairs = enumerate(zip(sequences, prompts, strict=True))
+            requests = [Score(tuple(ids), row, prompt) for row, (ids, prompt) in pairs]
             return self._score(requests, self._resolve(params), keys)
         finally:
             self.engine.collective_rpc("trimtab_forget", args=(keys,))
@@ -309,6 +318,10 @@ class Sampler:
         guided: dict[str, Any] = {}
         if params is not None:
             guided = {**to_xargs(params), RECORD_KEY: name, **carried(request.context)}
+        elif self.probes:
+            # Unguided, but the base's states are kept: probes may score what was sampled.
+            states = GuidanceParams(scorers={min(self.probes): 1.0}, beta=0.0)
+            guided = {**to_xargs(states), **carried(request.context)}
         sampling = SamplingParams(
             temperature=temperature,
             top_p=top_p,
