@@ -79,10 +79,8 @@ class Reference:
         scale = embedding.square().mean().sqrt()
         rows = model.factors(hidden).view(model.config.outputs, -1)
         level, rank = model.level(hidden), model.config.rank
-        tokens = [model.tokens(embedding[v] / scale) for v in candidates]
-        return [
-            [float(a + b @ e / rank**0.5) for a, b in zip(level, rows, strict=True)] for e in tokens
-        ]
+        tokens = model.tokens(embedding[list(candidates)] / scale)  # [candidates, rank]
+        return (level + tokens @ rows.T / rank**0.5).tolist()
 
     @torch.inference_mode()
     def step(self, prefix, params: GuidanceParams, start=0):

@@ -528,6 +528,7 @@ MAKERS = {
     "training.grounded.turns:Turns._update": "moves a batch to a device",
     "rivals.divergence:divergence": "moves a batch to a device",
     "scoring:prefix_scores": "moves a batch to a device",
+    "features:_batches": "tokens alone, of which the base's states are computed",
     "training.trainer:train.loss": "reads a batch",
     "arena.judge:compare": "two answers in one text, for a judge",
     "arena.board:Board.curve": "a point of a plot",

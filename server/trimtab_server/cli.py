@@ -81,7 +81,9 @@ def generate(
     preset: Annotated[
         str | None, typer.Option(help="k, mass and tail of a paper: args, pargs or vas.")
     ] = None,
-    k: Annotated[int | None, typer.Option(help="Maximum candidates per step.")] = None,
+    k: Annotated[
+        str | None, typer.Option(help="Maximum candidates per step, or all.", metavar="NUMBER|all")
+    ] = None,
     mass: Annotated[float | None, typer.Option(help="Total probability of the candidates.")] = None,
     tail: Annotated[str | None, typer.Option(help="mean or truncate.")] = None,
     normalize: Annotated[bool, typer.Option(help="Use normalised scores.")] = False,
@@ -105,6 +107,8 @@ def generate(
         for name, value in context.params.items()
         if name not in apart and value is not None and value is not False
     }
+    if k is not None and k.isascii() and k.isdigit():
+        body["k"] = int(k)
     if raw:
         body["prompt"] = prompt
     else:

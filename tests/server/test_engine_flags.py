@@ -106,6 +106,7 @@ def test_yaml_reaches_vllm_as_its_own_does(tmp_path):
         "enable_request_id_headers",
         "h11_max_incomplete_event_size",
         "api_key",
+        "use_tqdm_on_load",
     }
     assert {n: v for n, v in ours.items() if n not in set_by_us} == {
         n: v for n, v in own.items() if n not in set_by_us
