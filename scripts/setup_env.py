@@ -72,6 +72,10 @@ def install(extra: str) -> None:
     pip("install", *options, "-e", f"{ROOT}[{extra},train,dev]")
     if not pip("install", *options, "-e", f"{ROOT}[real]", check=False):
         say("the packages for a real base model (trimtab[real]) cannot be had; going on without")
+    # On all cores at once, which pip does not. Left to the first import, it would be done again by
+    # each process where Python may not write. A few templates are no Python: they do not matter.
+    compiling = [PYTHON, "-m", "compileall", "-qq", "-j", "0", VENV / "lib"]
+    subprocess.run(compiling, check=False, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     pip("check")
 
 
@@ -115,10 +119,7 @@ def constraints(pins: dict[str, str]) -> Path:
 
 
 def pip(*arguments: str, check: bool = True) -> bool:
-    """Run the environment's pip; whether it succeeded.
-
-    To compile all modules while installing takes a minute; Python compiles those that it imports.
-    """
+    """Run the environment's pip; whether it succeeded. Modules are compiled by `install`."""
     command = [PYTHON, "-m", "pip", *arguments]
     if arguments[0] == "install":
         command[4:4] = ["-qq", "--disable-pip-version-check", "--no-compile"]
