@@ -292,6 +292,7 @@ def test_slow_failures_share_one_budget():
     assert all(row.fault is not None for row in rows)
 
 
+@pytest.mark.slow
 def test_three_overruns_suspend(monkeypatch):
     bad = Misbehaves(looping)
     steered = guide(bad)

@@ -76,6 +76,7 @@ def report(items: list[Rollout], half_completed: list[Record]) -> Report:
     return validate(model, info, items, half_completed, 0)
 
 
+@pytest.mark.slow
 def test_the_demo_scorer_foretells_the_final_order(report: Report) -> None:
     auc = report.prefix_auc
     assert auc.within_prompts
@@ -186,6 +187,7 @@ def test_which_objectives_give_values() -> None:
     assert all(OBJECTIVES[name]().info()["is_value"] for name in values)
 
 
+@pytest.mark.slow
 def test_files_are_small_whole_and_none_is_stale(report: Report, tmp_path: Path) -> None:
     write(tmp_path, report)
     names = {"report.md", "report.json", *plots.PLOTS}
@@ -213,6 +215,7 @@ def test_values_are_reported_as_such(report: Report) -> None:
     assert "value MSE" in summary(value)
 
 
+@pytest.mark.slow
 def test_a_checkpoint_is_updated_whole(report: Report, tmp_path: Path) -> None:
     scorer = tmp_path / "scorer"
     shutil.copytree(demo.scorers()["sentiment"], scorer)
@@ -252,6 +255,7 @@ def test_an_update_that_fails_leaves_the_checkpoint(
     assert [path.name for path in tmp_path.iterdir()] == ["scorer"]
 
 
+@pytest.mark.slow
 def test_what_is_not_the_checkpoints_stays(report: Report, tmp_path: Path) -> None:
     scorer = tmp_path / "scorer"
     shutil.copytree(demo.scorers()["sentiment"], scorer)

@@ -242,6 +242,7 @@ def test_judge_outlives_faults(judge):
     assert tries["429"][1] - tries["429"][0] >= 1.0, "Retry-After must be honoured"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", ["500", "html"])
 def test_judge_gives_up(judge, fault):
     judge.times = 99

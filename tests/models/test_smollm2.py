@@ -66,6 +66,7 @@ def test_it_knows_the_capital_of_france(smollm2):
     assert answer[-1] == model.generation_config.eos_token_id
 
 
+@pytest.mark.slow
 def test_a_whole_directory_is_kept_and_a_damaged_one_made_again(smollm2, cache, monkeypatch):
     from_package, calls = copies(smollm2)
     monkeypatch.setattr(fetch, "_from_package", from_package)

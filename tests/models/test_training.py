@@ -79,6 +79,7 @@ def test_training_learns_the_order(name: str, tmp_path: Path) -> None:
     assert [path.name for path in work.iterdir()] == ["log.jsonl"]
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     options: dict[str, Any] = {"pad_id": 0, "epochs": 60, "batch_size": 32, "seed": 3}
     objective, rollouts = OBJECTIVES["td-lambda"](), _rollouts(128)

@@ -76,6 +76,7 @@ def _answers(seed: int, n: int = 9) -> list[Rollout]:
     return [Rollout(ids[2 * i], ids[2 * i + 1], draw.random()) for i in range(n)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("objective", ["cd-fudge", "distribution"])
 def test_it_learns_on_prompts_that_it_has_not_seen(
     place: Path, tmp_path: Path, objective: str

@@ -89,6 +89,7 @@ def test_a_perfect_scorer_wins_every_pair(sign: int, expected: float, single: bo
     assert result.mean.standard_error == pytest.approx(0, abs=1e-12)
 
 
+@pytest.mark.slow
 def test_a_scorer_of_chance_is_near_a_half_and_its_error_says_how_near() -> None:
     draw, misses = np.random.default_rng(1), []
     for single in [False, True]:

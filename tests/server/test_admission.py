@@ -60,6 +60,7 @@ async def flood(here, number, **fields):
     return await asyncio.gather(*(ask() for _ in range(number)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stream", [False, True])
 async def test_five_hundred_at_once(stream, caplog):
     here = Here(Slow(), max_in_flight=MOST)

@@ -65,6 +65,7 @@ def test_time_grows_with_the_length_of_an_event():
     assert exponent(lambda size: run(written(events[size], 64)), 2**15) < LINEAR
 
 
+@pytest.mark.slow
 def test_a_buffer_that_is_split_anew_would_be_noticed():
     """The control: what joined and split all that had come, with every piece."""
 

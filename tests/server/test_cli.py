@@ -45,6 +45,7 @@ def test_a_taken_port_is_reported_before_anything_loads():
     assert time.monotonic() - began < 8
 
 
+@pytest.mark.slow
 def test_serve_tells_what_is_missing():
     no_scorer = trimtab("serve", "some-model", "--port", "0")
     assert no_scorer.returncode == 1

@@ -148,6 +148,7 @@ async def test_headers_have_a_deadline(port):
     assert refused("slow_headers") == before + 200
 
 
+@pytest.mark.slow
 async def test_the_deadline_begins_anew_with_each_request(port):
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     for _ in range(4):
@@ -173,6 +174,7 @@ async def test_a_body_after_its_answer_has_the_same_deadline(port):
     assert time.monotonic() - began < SECONDS + 4
 
 
+@pytest.mark.slow
 async def test_a_slow_body_is_the_applications(port):
     head = b"POST /whole HTTP/1.1\r\nHost: here\r\nContent-Length: 3\r\n\r\n"
     reader, writer = await asyncio.open_connection("127.0.0.1", port)

@@ -137,6 +137,7 @@ def error_of(path, answer):
     return body["error"], events
 
 
+@pytest.mark.slow
 async def test_what_was_admitted_ends_well_and_what_comes_is_refused(served):
     one = served()
     sent = await one.begin("/generate?stream", "/v1/chat/completions")
@@ -203,6 +204,7 @@ async def not_reading(one):
     return writer
 
 
+@pytest.mark.slow
 async def test_a_client_that_does_not_read_holds_up_nothing(served, monkeypatch):
     monkeypatch.setattr(serving, "DRAIN_STALL_SECONDS", 0.5)
     one = served()

@@ -385,6 +385,7 @@ SLOW = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scorer", ["exits", "sleeps", "loops"])
 async def test_whatever_a_scorer_does_the_server_goes_on(scorer):
     """The event loop goes on meanwhile, and the neighbour gets what it gets alone."""
@@ -409,6 +410,7 @@ async def test_whatever_a_scorer_does_the_server_goes_on(scorer):
     assert failed.json()["error"]["type"] == "scorer_error"
 
 
+@pytest.mark.slow
 async def test_three_overruns_take_the_server_out_of_service():
     here = Here(Fake(), **SLOW)
     await readiness.check_all(here.app.state.trimtab)
