@@ -306,9 +306,9 @@ def _candidates(base: Tensor, rows: Sequence[Row]) -> Candidates:
 
 def _groups(rows: Sequence[Row], candidates: Candidates, counts: Sequence[int]) -> list[Ids]:
     """The candidates of each row; with k = "all" one array for all of them."""
-    tokens = candidates.tokens.cpu().numpy()
     if rows[0].params.k == "all":
-        return [tokens[0]] * len(rows)
+        return [candidates.tokens[0].cpu().numpy()] * len(rows)
+    tokens = candidates.tokens.cpu().numpy()
     return [tokens[r, :n] for r, n in enumerate(counts)]
 
 

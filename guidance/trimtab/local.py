@@ -19,7 +19,7 @@ from trimtab.errors import InvalidGuidance, ScorerFault
 from trimtab.guide import Guide
 from trimtab.loading import load_scorers
 from trimtab.params import GuidanceParams
-from trimtab.rows import Row, next_key
+from trimtab.rows import next_key
 from trimtab.scoring.states import HiddenStates
 from trimtab.search.scoring import score_sequences
 
@@ -77,8 +77,10 @@ class Guidance:
                 model=None if model is None else model.name_or_path,
             )
         )
-        self.model = model
-        self.hidden = None if model is None else HiddenStates(model.get_output_embeddings())
+        reading = any(scorer.reads_states for scorer in self.guide.registry.scorers.values())
+        self.model = model if reading else None
+        outputs = None if self.model is None else self.model.get_output_embeddings()
+        self.hidden = None if outputs is None else HiddenStates(outputs)
         if weights is not None:
             fields["scorers"] = dict(weights)
         self.params = GuidanceParams.parse(fields).resolve(self.guide.registry.scorers)
@@ -120,7 +122,7 @@ class Guidance:
     @torch.inference_mode()
     def _know(self, sequences: Sequence[Sequence[int]]) -> None:
         """Compute the states before the last token of each sequence, if a scorer reads them."""
-        if self.model is None or not self.guide.registry.reads_states(Row(self.params, 0)):
+        if self.model is None:
             return
         for sequence in sequences:
             ids = torch.tensor([sequence[:-1]], device=self.model.device)

@@ -13,7 +13,7 @@ from trimtab import memory
 from trimtab.errors import StartError
 
 with warnings.catch_warnings():
-    warnings.simplefilter("ignore")  # what vLLM's import brings about is not ours to mend
+    warnings.simplefilter("ignore")  # vLLM's import warns of its own code
     from trimtab.adapters.vllm import kv_cache
 
 GIB = 2**30

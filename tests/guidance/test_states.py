@@ -161,3 +161,11 @@ def test_a_hook_sees_the_input_of_the_logits(shape):
     last = hidden.of(3)
     torch.testing.assert_close(last, inputs if inputs.dim() == 2 else inputs[:, -1])
     assert hidden.of(2) is None, "states of other rows"
+
+
+def test_a_hook_ends_with_its_last_user():
+    module = nn.Linear(HIDDEN, VOCAB)
+    hidden = HiddenStates(module)
+    assert len(module._forward_pre_hooks) == 1
+    del hidden
+    assert not module._forward_pre_hooks

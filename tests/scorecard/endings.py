@@ -1,4 +1,4 @@
-"""How a server ends, with requests in flight, when it is killed or told twice.
+"""How a server ends, with requests in flight, when it is killed or gets a second signal.
 
 A server takes seconds to start; so in the short form of the scorecard, servers whose other tests
 are over end in these ways.

@@ -13,7 +13,7 @@ from trimtab.scoring.turns import turns
 pytestmark = pytest.mark.scorecard(letter="B")
 
 with warnings.catch_warnings():
-    warnings.simplefilter("ignore")  # what vLLM's import brings about is not ours to mend
+    warnings.simplefilter("ignore")  # vLLM's import warns of its own code
     from vllm.entrypoints.openai.responses.protocol import ResponsesResponse
 
     from trimtab.adapters.vllm.search import carried, read_context

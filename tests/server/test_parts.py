@@ -17,7 +17,7 @@ from trimtab_server.routes import status
 from trimtab_server.state import State
 
 with warnings.catch_warnings():
-    warnings.simplefilter("ignore")  # what vLLM's import brings about is not ours to mend
+    warnings.simplefilter("ignore")  # vLLM's import warns of its own code
     from vllm import SamplingParams
 
     from trimtab.adapters.vllm import GuidanceProcessor

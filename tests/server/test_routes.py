@@ -13,7 +13,7 @@ from trimtab_server.settings import Settings
 pytestmark = pytest.mark.scorecard(letter="S")
 
 with warnings.catch_warnings():
-    warnings.simplefilter("ignore")  # what vLLM's import brings about is not ours to mend
+    warnings.simplefilter("ignore")  # vLLM's import warns of its own code
     from vllm import SamplingParams
     from vllm.entrypoints.launchers.app import build_app
     from vllm.entrypoints.launchers.run_batch import BatchRequestInput

@@ -20,6 +20,7 @@ from trimtab.scoring.pool import Ids
 from trimtab.scoring.text import Prompt, Turns
 from trimtab_models import checkpoint
 from trimtab_models.checkpoint import Family, ScorerInfo
+from trimtab_models.readout import soft_value
 
 
 class Scorer(ABC):
@@ -193,6 +194,18 @@ class NetworkScorer(Scorer):
     def tokens_forwarded(self) -> int:
         """Prefix tokens and candidates that went through the backbone."""
         return self.backbone.tokens_forwarded
+
+
+def soft_values(
+    logits: Tensor, returns: Tensor, candidates: Sequence[Ids], strengths: Sequence[float]
+) -> Tensor:
+    """The soft value of each candidate's histogram at its row's strength, [Σ candidates].
+
+    logits: [Σ candidates, bins]. returns: [bins]. strengths: one for each row.
+    """
+    counts = torch.tensor([len(group) for group in candidates])
+    c = torch.tensor(strengths, dtype=torch.float32).repeat_interleave(counts)
+    return soft_value(logits, returns.to(logits.device), c.to(logits.device))
 
 
 def gather_candidates(table: Tensor, candidates: Sequence[Ids]) -> Tensor:

@@ -16,14 +16,13 @@ import torch
 from torch import Tensor
 
 from trimtab.errors import ScorerLoadError
-from trimtab.scorers.base import NetworkScorer, gather_candidates
+from trimtab.scorers.base import NetworkScorer, gather_candidates, soft_values
 from trimtab.scoring.backbone import Backbone
 from trimtab.scoring.cross import CrossBackbone
 from trimtab.scoring.pool import Ids
 from trimtab.scoring.text import Prompt
 from trimtab_models.checkpoint import ScorerInfo
 from trimtab_models.networks import next_histograms
-from trimtab_models.readout import soft_value
 
 
 class DistributionScorer(NetworkScorer):
@@ -67,9 +66,7 @@ class DistributionScorer(NetworkScorer):
     ) -> Tensor:
         """See Scorer.score."""
         logits = self.histograms(keys, prefixes, candidates, prompts)
-        counts = torch.tensor([len(group) for group in candidates])
-        c = torch.tensor(strengths, dtype=torch.float32).repeat_interleave(counts)
-        return soft_value(logits, self.returns.to(logits.device), c.to(logits.device))
+        return soft_values(logits, self.returns, candidates, strengths)
 
     def histograms(
         self,

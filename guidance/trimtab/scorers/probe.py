@@ -14,14 +14,14 @@ from torch import Tensor
 
 from trimtab.config import ScorerSpec
 from trimtab.errors import ScorerLoadError
-from trimtab.scorers.base import Scorer
+from trimtab.scorers.base import Scorer, soft_values
 from trimtab.scorers.loader import Loader
 from trimtab.scoring.pool import Ids
 from trimtab.scoring.text import Prompt
 from trimtab_models import checkpoint, probe
 from trimtab_models.checkpoint import ScorerInfo
 from trimtab_models.probe import Probe
-from trimtab_models.readout import LINKS, soft_value
+from trimtab_models.readout import LINKS
 
 
 class ProbeScorer(Scorer):
@@ -66,8 +66,7 @@ class ProbeScorer(Scorer):
                 "it reads the base's states, which are not at hand here; a probe needs the base "
                 "in the same engine"
             )
-        loaded, info = checkpoint.load(spec.path, family="probe")
-        network: Probe = loaded
+        network, info = checkpoint.load(spec.path, family="probe")
         probe.check_base(network, spec.path, loader.base)
         with torch.inference_mode():
             table = network.table(probe.embedding(loader.base))
@@ -87,9 +86,7 @@ class ProbeScorer(Scorer):
         outputs = self.histograms(keys, prefixes, candidates, prompts, states=states)
         if not self.distributional:
             return LINKS[self.info.link](outputs[:, 0])
-        counts = torch.tensor([len(group) for group in candidates])
-        c = torch.tensor(strengths, dtype=torch.float32).repeat_interleave(counts)
-        return soft_value(outputs, self.returns.to(outputs.device), c.to(outputs.device))
+        return soft_values(outputs, self.returns, candidates, strengths)
 
     @torch.inference_mode()
     def histograms(

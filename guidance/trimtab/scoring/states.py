@@ -7,6 +7,7 @@ m_t   the mean of h_0 … h_t: over the answer so far, from the prompt's last to
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
+from weakref import finalize, ref
 
 import numpy as np
 import torch
@@ -24,11 +25,13 @@ class HiddenStates:
     def __init__(self, module: nn.Module, argument: int = 0) -> None:
         """argument: position of the states among the module's arguments."""
         self.latest: Tensor | None = None
-        self.argument = argument
-        self.hook = module.register_forward_pre_hook(self._keep)
+        this = ref(self)  # the module must not keep what nobody uses any more
 
-    def _keep(self, module: nn.Module, arguments: Any) -> None:
-        self.latest = arguments[self.argument]
+        def keep(_: nn.Module, arguments: Any) -> None:
+            if (hidden := this()) is not None:
+                hidden.latest = arguments[argument]
+
+        finalize(self, module.register_forward_pre_hook(keep).remove)
 
     def of(self, rows: int) -> Tensor | None:
         """The states behind `rows` rows of logits, [rows, hidden]; None if there are none."""

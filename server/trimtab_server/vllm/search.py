@@ -194,7 +194,7 @@ class Driver:
         probes = {version.name for version in self.versions if version.reads == "states"}
         guidance = self.guidance if item.guided else None
         if guidance is None and probes:
-            guidance = unguided(self.guidance)
+            guidance = unguided(probes)
         top = min(item.top, self.engine.model_config.get_vocab_size())
         params = SamplingParams(
             **self.sampling,

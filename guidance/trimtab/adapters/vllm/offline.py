@@ -31,6 +31,7 @@ from trimtab.adapters.vllm.search import (
     score_arguments,
     scored,
     stop_tokens,
+    unguided,
 )
 from trimtab.config import GuidanceConfig
 from trimtab.errors import InvalidGuidance, ScorerFault, TrimtabError
@@ -320,8 +321,7 @@ class Sampler:
             guided = {**to_xargs(params), RECORD_KEY: name, **carried(request.context)}
         elif self.probes:
             # Unguided, but the base's states are kept: probes may score what was sampled.
-            states = GuidanceParams(scorers={min(self.probes): 1.0}, beta=0.0)
-            guided = {**to_xargs(states), **carried(request.context)}
+            guided = {**to_xargs(unguided(self.probes)), **carried(request.context)}
         sampling = SamplingParams(
             temperature=temperature,
             top_p=top_p,

@@ -1,7 +1,7 @@
 """Searches on vLLM's engines: convert its outputs and the worker's results for a search."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import astuple
 from typing import Any
 
@@ -80,9 +80,9 @@ def scored(result: Mapping[str, Any]) -> list[ScoredSequence]:
     ]
 
 
-def unguided(guidance: GuidanceParams) -> GuidanceParams:
-    """The same scorers at strength 0, for draws of the base whose states a probe will read."""
-    return GuidanceParams(scorers=guidance.scorers, beta=0.0)
+def unguided(probes: Collection[str]) -> GuidanceParams:
+    """Strength 0 by a probe: draws of the base whose states are kept, for any probe to read."""
+    return GuidanceParams(scorers={min(probes): 1.0}, beta=0.0)
 
 
 def stop_tokens(engine: EngineClient | LLMEngine) -> frozenset[int]:
