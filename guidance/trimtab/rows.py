@@ -119,6 +119,10 @@ class Row:
         """Scorers of the row with a non-zero weight."""
         return {name: w for name, w in (self.params.scorers or {}).items() if w != 0}
 
+    def uses(self, name: str) -> bool:
+        """Whether a scorer of this name has a non-zero weight."""
+        return (self.params.scorers or {}).get(name, 0) != 0
+
     def next_plan(self, band: float) -> StepPlan | None:
         """A plan for this step, without strengths; None if the request fixes β.
 
@@ -184,7 +188,7 @@ def members_of(
     return [
         r
         for r, row in enumerate(rows)
-        if name in row.weights
+        if row.uses(name)
         and row.params.sets(name) == planned
         and len(groups[r]) > 1
         and row.fault is None

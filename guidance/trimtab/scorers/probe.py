@@ -10,6 +10,7 @@ from typing import Self
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from trimtab.config import ScorerSpec
@@ -113,13 +114,15 @@ class ProbeScorer(Scorer):
             candidates[0], every
         ):
             return self.network.every(states, self.vectors).flatten(0, 1)
-        level, factors = self.network.parts(states)
+        tokens, mask = _padded(candidates)
         # Larger ids use the last entry, as in Backbone.
-        tokens = np.minimum(np.concatenate(candidates), len(self.vectors) - 1)
-        vectors = self.vectors[torch.from_numpy(tokens).to(self.vectors.device)]  # [Σ, rank]
-        counts = [len(group) for group in candidates]
-        parts = zip(vectors.split(counts), level, factors, strict=True)
-        return torch.cat([a + part @ b.T for part, a, b in parts])
+        tokens = np.minimum(tokens, len(self.vectors) - 1)
+        vectors = self.vectors[torch.from_numpy(tokens).to(self.vectors.device)]
+        level, factors = self.network.parts(states)
+        scored = torch.baddbmm(level[:, None], vectors, factors.mT)  # [rows, width, outputs]
+        if mask.all():
+            return scored.flatten(0, 1)
+        return scored[torch.from_numpy(mask).to(scored.device)]
 
     @property
     def keeps_time(self) -> bool:
@@ -130,3 +133,12 @@ class ProbeScorer(Scorer):
     def parameters(self) -> int:
         """Parameters of the probe, without the base's embedding."""
         return self.network.num_parameters()
+
+
+def _padded(candidates: Sequence[Ids]) -> tuple[Ids, NDArray[np.bool_]]:
+    """The candidates of each row, 0 after the last, and where they are, both [rows, width]."""
+    counts = np.array([len(group) for group in candidates])
+    mask = np.arange(counts.max()) < counts[:, None]
+    tokens = np.zeros(mask.shape, dtype=np.int64)
+    tokens[mask] = np.concatenate(candidates)
+    return tokens, mask

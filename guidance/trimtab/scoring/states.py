@@ -73,6 +73,7 @@ class RowState:
 
     def at(self, prefix: Ids, start: int) -> "RowState | None":
         """The states at a prefix, if they are known."""
-        if start == self.start and np.array_equal(prefix, self.prefix):
+        same = prefix is self.prefix or np.array_equal(prefix, self.prefix)
+        if same and start == self.start:
             return self
         return None if self.former is None else self.former.at(prefix, start)
