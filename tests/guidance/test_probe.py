@@ -13,7 +13,9 @@ from trimtab.errors import InvalidGuidance, ScorerFault, ScorerLoadError
 from trimtab.loading import load_scorers
 from trimtab.params import GuidanceParams
 from trimtab.rows import Row
+from trimtab.scorers.probe import ProbeScorer
 from trimtab_models import base_weights, probe
+from trimtab_models.checkpoint import ScorerInfo
 
 HISTOGRAM = {"support": (-1.0, 1.0)}
 NUMBER = {"link": "sigmoid"}
@@ -59,6 +61,20 @@ def test_every_token_at_once():
 def test_a_new_probe_does_not_steer():
     network = probe.Probe(probe.ProbeConfig(hidden_size=12, outputs=4))
     assert not network(torch.randn(5, 2, 12), torch.randn(5, 16)).any()
+
+
+def test_rows_with_different_numbers_of_candidates():
+    """All rows in one product equal one token of one row at a time, ids of the padding included."""
+    network = probe.Probe(probe.ProbeConfig(hidden_size=12, rank=3, width=5, outputs=4))
+    for part in (network.level, network.factors):
+        torch.nn.init.normal_(part.weight)
+    states, table = torch.randn(3, 2, 12), network.table(torch.randn(9, 12))
+    scorer = ProbeScorer(ScorerInfo(family="probe", support=(0.0, 1.0)), network, table)
+    groups = [np.array([8, 2]), np.array([5]), np.array([1, 11, 7, 0])]  # 11 is beyond the table
+    outputs = scorer.histograms([0, 1, 2], groups, groups, states=states)
+    pairs = [(r, min(v, 8)) for r, group in enumerate(groups) for v in group]
+    expected = torch.stack([network(states[r], table[v]) for r, v in pairs])
+    torch.testing.assert_close(outputs, expected)
 
 
 @pytest.mark.parametrize("name", ["histogram", "number"])
