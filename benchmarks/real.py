@@ -57,7 +57,7 @@ SETTINGS: dict[str, tuple[list[str], dict]] = {
     "head: a network of its own, 30 layers": (["own"], {}),
 }
 """What is measured: the scorers, and fields of the guidance."""
-ROWS, STEPS, REPEATS = (1, 8, 16), 24, 6
+ROWS, STEPS, REPEATS = (1, 8, 16), 20, 5
 SLOW = {"steps": 6, "repeats": 3}
 """A network as large as the base takes ten times as long."""
 
@@ -153,11 +153,11 @@ def report(record: dict) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="few steps and repeats")
+    parser.add_argument("--quick", action="store_true", help="few steps, repeats and requests")
     parser.add_argument("--out", type=Path, default=RESULTS)
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
-    light = {"steps": 4, "repeats": 2} if arguments.quick else {"steps": STEPS, "repeats": REPEATS}
+    light = {"steps": 2, "repeats": 2} if arguments.quick else {"steps": STEPS, "repeats": REPEATS}
     record = {
         "machine": f"{os.cpu_count()} cores, {platform.machine()}, no GPU",
         "load": os.getloadavg()[0],
@@ -182,7 +182,7 @@ def main() -> None:
         tokens = answers(llm, ids, light["steps"] // 2)
         texts = [tokenizer.decode(answer, skip_special_tokens=True) for answer in tokens]
         floor, decoder = Floor(base, paths, texts), decode.Decoder(llm, ids)
-        for rows in tqdm(ROWS, unit="batch"):
+        for rows in tqdm(ROWS[:2] if arguments.quick else ROWS, unit="batch"):
             # The candidates depend on the base, so that one network counts them for all scorers.
             read = decoder.read(rows, GuidanceParams(scorers={"lower": 1.0}))
             for label, (names, fields) in tqdm(SETTINGS.items(), unit="scorer", leave=False):
