@@ -26,8 +26,10 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 os.environ.update(
     VLLM_CPU_KVCACHE_SPACE="4",
@@ -75,23 +77,26 @@ def build(root: Path) -> dict[str, Path]:
     }
 
 
-def start(base: Path, scorers: dict[str, Path]) -> LLM:
-    return LLM(
-        str(base),
-        skip_tokenizer_init=True,
-        dtype="float32",
-        enforce_eager=True,
-        max_model_len=384,
-        max_num_seqs=32,
-        block_size=32,  # so that the prefix cache holds prompts of 128 tokens
-        max_num_batched_tokens=32 * (PREFIX + 1),
-        disable_log_stats=True,
-        logits_processors=["trimtab.adapters.vllm:GuidanceProcessor"],
-        worker_extension_cls="trimtab.adapters.worker.GuidanceWorker",
-        additional_config={
-            "trimtab": {"scorers": {name: {"path": str(path)} for name, path in scorers.items()}}
-        },
-    )
+def start(base: Path, scorers: Mapping[str, Path | Mapping[str, Any]], **options: Any) -> LLM:
+    """The engine of a base with scorers, each a path or the fields of a ScorerSpec."""
+    specs = {
+        name: {"path": str(spec)} if isinstance(spec, Path) else dict(spec)
+        for name, spec in scorers.items()
+    }
+    defaults = {
+        "skip_tokenizer_init": True,
+        "dtype": "float32",
+        "enforce_eager": True,
+        "max_model_len": 384,
+        "max_num_seqs": 32,
+        "block_size": 32,  # so that the prefix cache holds prompts of 128 tokens
+        "max_num_batched_tokens": 32 * (PREFIX + 1),
+        "disable_log_stats": True,
+        "logits_processors": ["trimtab.adapters.vllm:GuidanceProcessor"],
+        "worker_extension_cls": "trimtab.adapters.worker.GuidanceWorker",
+        "additional_config": {"trimtab": {"scorers": specs}},
+    }
+    return LLM(str(base), **{**defaults, **options})
 
 
 class Decoder:
@@ -101,13 +106,15 @@ class Decoder:
         self.engine, self.prompts, self.runs = llm.llm_engine, prompts, 0
         self.engine.collective_rpc("trimtab_scorers")
 
-    def step_seconds(self, rows: int, guidance: GuidanceParams | None, after=None) -> list[float]:
+    def step_seconds(
+        self, rows: int, guidance: GuidanceParams | None, after=None, steps: int = STEPS
+    ) -> list[float]:
         """Median seconds of a decode step with `rows` requests, and of `after` right after it."""
         self.runs += 1
         params = SamplingParams(
             temperature=1.0,
-            max_tokens=STEPS + 3,
-            min_tokens=STEPS + 3,
+            max_tokens=steps + 3,
+            min_tokens=steps + 3,
             detokenize=False,
             extra_args=to_xargs(guidance) if guidance else None,
         )
@@ -117,13 +124,19 @@ class Decoder:
         for _ in range(2):  # prefill, and one step to warm up
             self.engine.step()
         times = [
-            [seconds(self.engine.step), seconds(after) if after else 0.0] for _ in range(STEPS)
+            [seconds(self.engine.step), seconds(after) if after else 0.0] for _ in range(steps)
         ]
         while self.engine.has_unfinished_requests():
             self.engine.step()
         return [statistics.median(column) for column in zip(*times, strict=True)]
 
-    def forwarded(self) -> int:
+    def read(self, rows: int, guidance: GuidanceParams) -> float:
+        """Tokens that all scorers read for each generated token."""
+        before = self._forwarded()
+        self.step_seconds(rows, guidance)
+        return (self._forwarded() - before) / (STEPS + 3) / rows
+
+    def _forwarded(self) -> int:
         """Tokens that all scorers have read so far."""
         [scorers] = self.engine.collective_rpc("trimtab_scorers")
         return sum(scorer["tokens_forwarded"] for scorer in scorers)
@@ -173,13 +186,20 @@ class Bare:
         return self.timed(run, repeats)
 
 
-def pairs(decoder: Decoder, rows: int, guidance: GuidanceParams, floor, repeats: int) -> dict:
-    """Guided, unguided and floor, alternating; medians of the paired repeats."""
+def paired(
+    decoder: Decoder,
+    rows: int,
+    guidance: GuidanceParams,
+    floor,
+    repeats: int,
+    steps: int = STEPS,
+) -> dict[str, list[float]]:
+    """Guided, unguided and floor, alternating; the values of each paired repeat."""
     times = []
     for _ in range(repeats + 1):  # the first one warms up
-        unguided, bare = decoder.step_seconds(rows, None, floor)
-        times.append((unguided, bare, decoder.step_seconds(rows, guidance)[0]))
-    ratios = {
+        unguided, bare = decoder.step_seconds(rows, None, floor, steps)
+        times.append((unguided, bare, decoder.step_seconds(rows, guidance, steps=steps)[0]))
+    return {
         "unguided_ms": [1e3 * u for u, _, _ in times[1:]],
         "guided_ms": [1e3 * g for _, _, g in times[1:]],
         "floor_ms": [1e3 * f for _, f, _ in times[1:]],
@@ -187,9 +207,15 @@ def pairs(decoder: Decoder, rows: int, guidance: GuidanceParams, floor, repeats:
         "ratio": [g / u for u, _, g in times[1:]],
         "floor_ratio": [(u + f) / u for u, f, _ in times[1:]],
     }
-    result = {name: statistics.median(values) for name, values in ratios.items()}
+
+
+def pairs(decoder: Decoder, rows: int, guidance: GuidanceParams, floor, repeats: int) -> dict:
+    """Guided, unguided and floor, alternating; medians of the paired repeats."""
+    values = paired(decoder, rows, guidance, floor, repeats)
+    result = {name: statistics.median(column) for name, column in values.items()}
     if result["floor_ms"]:
-        efficiency = sorted(f / (g - u) for u, f, g in times[1:])
+        bare = zip(values["floor_ms"], values["added_ms"], strict=True)
+        efficiency = sorted(floor / added for floor, added in bare)
         result["efficiency"] = statistics.median(efficiency)
         result["efficiency_range"] = [efficiency[0], efficiency[-1]]
     return {"requests": rows, "repeats": repeats} | result
@@ -238,14 +264,12 @@ def measure_demo(root: Path) -> None:
                 guidance = GuidanceParams(
                     scorers=dict.fromkeys(names, 1.0), beta=4.0, k=k, mass=mass, tail="truncate"
                 )
-                before = decoder.forwarded()
-                decoder.step_seconds(rows, guidance)
-                read = decoder.forwarded() - before
-                per_step = max(1, round(read / scorers / (STEPS + 3)))
+                read = decoder.read(rows, guidance) / scorers
+                per_step = max(1, round(read * rows))
                 floor = functools.partial(floors, bares[:scorers], per_step)
                 result = pairs(decoder, rows, guidance, floor, 3)
                 setting = {"model": "demo", "scorers": scorers, "k": k, "mass": mass}
-                result["scorer_tokens_per_token"] = read / scorers / (STEPS + 3) / rows
+                result["scorer_tokens_per_token"] = read
                 results.append(setting | result)
     (root / "demo.json").write_text(json.dumps(results))
 

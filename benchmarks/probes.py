@@ -34,9 +34,14 @@ def build(root: Path, sizes: dict[str, int]) -> dict[str, Path]:
     base = LlamaForCausalLM(decode.config(sizes))
     print(f"{base.num_parameters() / 1e6:.0f} million parameters", flush=True)
     base.save_pretrained(root / "base")
+    return probes_of(root / "base", root)
+
+
+def probes_of(base: Path, root: Path) -> dict[str, Path]:
+    """Eight probes of a base."""
     paths = {}
     for name in NAMES:
-        network = probe.new(root / "base", outputs=BINS)
+        network = probe.new(base, outputs=BINS)
         for part in (network.level, network.factors):
             torch.nn.init.normal_(part.weight, std=0.1)
         info = ScorerInfo(family="probe", support=(0.0, 1.0))

@@ -67,12 +67,15 @@ class Reference:
         head = model.score if hasattr(model, "score") else model.classifier
         return head(hidden).tolist()
 
+    def states(self, prefix):
+        """The base's state at each token, [length, hidden]."""
+        return self.base.base_model(torch.tensor([prefix]), use_cache=False).last_hidden_state[0]
+
     @torch.inference_mode()
     def _probed(self, name, prefix, candidates, start):
         """outputs[b] = A(u)[b] + ⟨B(u)[b], P·e_v⟩/√r, u = MLP of the last state and the mean."""
         model, _ = self.scorers[name]
-        states = self.base.base_model(torch.tensor([prefix]), use_cache=False).last_hidden_state[0]
-        answer = states[max(start, 1) - 1 :].double()
+        answer = self.states(prefix)[max(start, 1) - 1 :].double()
         u = torch.cat([normalised(answer[-1]), normalised(answer.mean(0))]).float()
         hidden = torch.nn.functional.silu(model.trunk[0](u))
         embedding = self.base.get_output_embeddings().weight

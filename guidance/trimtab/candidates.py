@@ -6,7 +6,7 @@ v_1, v_2, … are sorted by falling base probability. mass = 1 always gives k, a
 Tokens that a grammar or a ban has masked (−inf) are never candidates.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -19,6 +19,8 @@ class Candidates:
     tokens: Tensor  # [rows, k] int64, most likely first; with k = "all" by token
     logprobs: Tensor  # [rows, k] float32, log π0 over the full vocabulary
     counts: Tensor  # [rows] int64, at least 1
+    whole: bool = False
+    """Whether they are the whole vocabulary in its order, so that there is no tail."""
 
     @property
     def real(self) -> Tensor:
@@ -37,7 +39,12 @@ class Candidates:
 
     def rows(self, index: Tensor) -> "Candidates":
         """The candidates of the rows in `index`."""
-        return Candidates(self.tokens[index], self.logprobs[index], self.counts[index])
+        return replace(
+            self,
+            tokens=self.tokens[index],
+            logprobs=self.logprobs[index],
+            counts=self.counts[index],
+        )
 
 
 def select(logits: Tensor, k: Tensor, mass: Tensor) -> Candidates:
@@ -62,7 +69,7 @@ def every(logits: Tensor) -> Candidates:
     rows, vocab = logits.shape
     tokens = torch.arange(vocab, device=logits.device).expand(rows, vocab)
     counts = torch.full((rows,), vocab, device=logits.device)
-    return Candidates(tokens, logits.log_softmax(-1), counts)
+    return Candidates(tokens, logits.log_softmax(-1), counts, whole=True)
 
 
 def select_reference(logits: Tensor, k: Tensor, mass: Tensor) -> list[list[int]]:

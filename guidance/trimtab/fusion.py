@@ -21,6 +21,9 @@ def fuse_(
     logits: [batch, vocab] float32. index: [rows] into the batch, each at most once.
     bonus: [rows, k], read where candidates are real. tail_mean: [rows] bool; False cuts the tail.
     """
+    if candidates.whole:
+        logits.index_add_(0, index, bonus)
+        return
     real = candidates.real
     row = index[:, None].expand_as(real)[real]  # [Σ candidates]
     token = candidates.tokens[real]

@@ -93,9 +93,12 @@ class Probe(PreTrainedModel):
         return level + (factors @ table[..., None])[..., 0]
 
     def every(self, states: Tensor, table: Tensor) -> Tensor:
-        """The same for every token: [..., 2, hidden], [vocab, rank] → [..., vocab, outputs]."""
+        """The same for every token: [..., 2, hidden], [vocab, rank] → [..., vocab, outputs].
+
+        In memory, each output's vocabulary is contiguous.
+        """
         level, factors = self.parts(states)
-        return level[..., None, :] + table @ factors.mT
+        return (level[..., None] + factors @ table.mT).mT
 
     def parts(self, states: Tensor) -> tuple[Tensor, Tensor]:
         """A(u), [..., outputs], and B(u), [..., outputs, rank]."""

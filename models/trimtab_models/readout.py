@@ -19,6 +19,9 @@ LINKS: dict[Link, Callable[[Tensor], Tensor]] = {
 NEGLIGIBLE = 1e-6
 """Below this |c| times the support's width, s_c is the mean to within float32's rounding."""
 
+FAR = 40.0
+"""Above this, the probabilities that exp(c·R) makes count may be too small for float32."""
+
 
 def soft_value(logits: Tensor, returns: Tensor, strengths: Tensor) -> Tensor:
     """s_c = (1/c)·log Σ_b p_b·exp(c·R_b) of each histogram, and s_0 = Σ_b p_b·R_b, in float32.
@@ -45,6 +48,35 @@ def soft_value(logits: Tensor, returns: Tensor, strengths: Tensor) -> Tensor:
     large = (log_p + exponents).logsumexp(-1)
     above = torch.where(size < 1, small, large) / c
     return mean + torch.where(size < NEGLIGIBLE, 0.0, above)
+
+
+def soft_value_at(logits: Tensor, returns: Tensor, c: float) -> Tensor:
+    """`soft_value` of many histograms at one strength, [bins, n] → [n].
+
+    With R_0 the lowest return, or the highest if c is negative, it is
+
+        s_c = R_0 + (1/c)·log(1 + Σ_b p_b·(exp(c·(R_b − R_0)) − 1))
+
+    No term is negative, so no digits are lost where c is small. The factors of p are the same for
+    all histograms, so this is one product. Bins come first: then n is contiguous, and whole
+    vocabularies take a tenth of the time of `soft_value`.
+
+    Args:
+        logits: [bins, n], before the softmax.
+        returns: [bins], rising, on the host.
+        c: the strength.
+    """
+    logits, returns = logits.float(), returns.float()
+    size = abs(c) * float(returns[-1] - returns[0])
+    if size < NEGLIGIBLE:
+        return returns.to(logits.device) @ logits.softmax(0)
+    start = float(returns[0] if c > 0 else returns[-1])
+    exponents = c * (returns - start)  # [bins], from 0 to size
+    if size > FAR:
+        tilted = logits.log_softmax(0) + exponents[:, None].to(logits.device)
+        return start + tilted.logsumexp(0) / c
+    factors = exponents.expm1().to(logits.device)
+    return start + torch.log1p(factors @ logits.softmax(0)) / c
 
 
 def soft_value_reference(p: Sequence[float], returns: Sequence[float], c: float) -> float:

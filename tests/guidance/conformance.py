@@ -12,70 +12,20 @@ stands a control: with rows that are never moved nor cleared, some must differ.
 import functools
 import json
 import math
-import os
 import sys
 import types
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+import runners
+
 RUNNER, ROOT = sys.argv[1], Path(sys.argv[2])
-os.environ.update(
-    VLLM_CPU_KVCACHE_SPACE="1",
-    VLLM_ENABLE_V1_MULTIPROCESSING="0",
-    VLLM_LOGGING_LEVEL="ERROR",
-    VLLM_NO_USAGE_STATS="1",
-    VLLM_CPU_OMP_THREADS_BIND="nobind",
-)
-
-
-def stand_in_for_cuda():
-    """Let CPU runners take the paths that expect CUDA's streams and events."""
-    import contextlib
-
-    import torch
-
-    class Nothing:
-        def __init__(self, *_, **__):
-            pass
-
-        def __getattr__(self, _):
-            return lambda *_, **__: None
-
-    for name in ("Event", "Stream"):
-        setattr(torch.cuda, name, Nothing)
-    torch.Event = Nothing
-    torch.cuda.current_stream = lambda *_: Nothing()
-    torch.cuda.stream = lambda *_: contextlib.nullcontext()
-
-
-if RUNNER != "v1":
-    stand_in_for_cuda()
-if RUNNER == "v1-async":
-    from vllm.platforms.cpu import CpuPlatform
-
-    original = CpuPlatform.check_and_update_config
-
-    def with_asynchronous_scheduling(cls, config):
-        original.__func__(cls, config)
-        config.scheduler_config.async_scheduling = True
-
-    CpuPlatform.check_and_update_config = classmethod(with_asynchronous_scheduling)
-if RUNNER == "v2":
-    os.environ.update(TRITON_INTERPRET="1", VLLM_USE_V2_MODEL_RUNNER="1")
-    import triton.backends
-
-    class Driver:
-        @staticmethod
-        def is_active():
-            return True
-
-    triton.backends.backends["cpu"] = types.SimpleNamespace(driver=Driver, compiler=None)
+runners.use(RUNNER)
 
 import torch  # noqa: E402
-from transformers import LlamaConfig, LlamaForCausalLM  # noqa: E402
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
 from probes_made import made  # noqa: E402
 from reference import Reference  # noqa: E402
+from transformers import LlamaConfig, LlamaForCausalLM  # noqa: E402
 
 from trimtab.params import GuidanceParams  # noqa: E402
 from trimtab.xargs import RECORD_KEY, to_xargs  # noqa: E402

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from trimtab.candidates import select
+from trimtab.candidates import every, select
 from trimtab.fusion import divergence, fuse_, fuse_reference
 
 
@@ -42,6 +42,17 @@ def case(seed, scale=3.0):
 def test_equals_the_definition(seed):
     logits, candidates, bonus, tail_mean, expected = case(seed)
     torch.testing.assert_close(fuse(logits, candidates, bonus, tail_mean), expected)
+
+
+def test_the_whole_vocabulary_equals_the_definition():
+    logits = case(0)[0]
+    candidates, (rows, vocab) = every(logits), logits.shape
+    bonus, tail_mean = torch.randn(rows, vocab), torch.rand(rows) < 0.5
+    expected = fuse_reference(logits, candidates.tokens.tolist(), bonus.tolist(), ["mean"] * rows)
+    torch.testing.assert_close(fuse(logits, candidates, bonus, tail_mean), expected)
+    some = torch.tensor([4, 1])
+    fused = fuse(logits[some], candidates.rows(some), bonus[some], tail_mean[some])
+    torch.testing.assert_close(fused, expected[some])
 
 
 @pytest.mark.parametrize("seed", range(20))

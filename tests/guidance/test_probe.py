@@ -199,6 +199,19 @@ def test_the_whole_vocabulary(name, base, tokenizer, probes):
     assert record["kl_tail"] == 0
 
 
+@pytest.mark.parametrize("name", ["histogram", "number"])
+def test_all_tokens_in_order_are_scored_as_some_tokens_are(name, base, probes):
+    """At every strength; the vocabulary in its order takes a faster path."""
+    scorer = load(probes[name], demo.base())["p"]
+    vocab, hidden = base.get_output_embeddings().weight.shape
+    states, strengths = torch.randn(5, 2, hidden), [0.0, 3.0, -2.0, 1e-9, -90.0]
+    ids, order = np.arange(vocab), np.random.default_rng(0).permutation(vocab)
+    keys, prefixes = list(range(5)), [np.array([1])] * 5
+    fast = scorer.score(keys, prefixes, [ids] * 5, strengths, states=states).view(5, vocab)
+    slow = scorer.score(keys, prefixes, [order] * 5, strengths, states=states).view(5, vocab)
+    torch.testing.assert_close(fast[:, order], slow, atol=1e-5, rtol=1e-5)
+
+
 def test_masked_tokens_stay_masked(base, tokenizer, probes):
     guidance = Guidance({"number": str(probes["number"])}, tokenizer, model=base, k="all", beta=9.0)
     inputs = tokenizer("The room", return_tensors="pt")

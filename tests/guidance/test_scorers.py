@@ -17,7 +17,7 @@ from trimtab.scorers import FunctionScorer, Scorer
 from trimtab.testing import check_scorer
 from trimtab_models.checkpoint import ScorerInfo, save
 from trimtab_models.networks import next_histograms, scalar_head, vocabulary_head
-from trimtab_models.readout import soft_value, soft_value_reference
+from trimtab_models.readout import soft_value, soft_value_at, soft_value_reference
 
 C = 1.7
 """A strength."""
@@ -212,6 +212,9 @@ def test_soft_values_equal_the_definition(seed, exponent, sign, low, width):
     actual = soft_value(logits, returns, strengths)
     error = 1e-6 * (abs(low) + width)
     torch.testing.assert_close(actual, torch.tensor(expected), atol=error, rtol=1e-6)
+    for row, strength in enumerate(strengths.tolist()):
+        many = soft_value_at(logits.T, returns, strength)  # of which one is at its own strength
+        torch.testing.assert_close(many[row], torch.tensor(expected[row]), atol=error, rtol=1e-6)
 
 
 def test_a_soft_value_grows_from_the_mean():
@@ -219,6 +222,10 @@ def test_a_soft_value_grows_from_the_mean():
     strengths = torch.tensor([0.0, 1e-30, 1e-8, 1e-5, 1e-3, 0.02, -0.02])
     values = soft_value(torch.zeros(7, 2), torch.tensor([0.0, 1.0]), strengths)
     torch.testing.assert_close(values, 0.5 + strengths / 8, atol=2e-7, rtol=0)
+    even = [
+        soft_value_at(torch.zeros(2, 1), torch.tensor([0.0, 1.0]), c) for c in strengths.tolist()
+    ]
+    torch.testing.assert_close(torch.cat(even), 0.5 + strengths / 8, atol=2e-7, rtol=0)
     extremes = soft_value(torch.zeros(2, 2), torch.tensor([0.0, 1.0]), torch.tensor([1e8, -1e8]))
     torch.testing.assert_close(extremes, torch.tensor([1.0, 0.0]), atol=1e-6, rtol=0)
 

@@ -22,7 +22,7 @@ from trimtab.scoring.text import Prompt
 from trimtab_models import checkpoint, probe
 from trimtab_models.checkpoint import ScorerInfo
 from trimtab_models.probe import Probe
-from trimtab_models.readout import LINKS
+from trimtab_models.readout import LINKS, soft_value_at
 
 
 class ProbeScorer(Scorer):
@@ -73,6 +73,7 @@ class ProbeScorer(Scorer):
             table = network.table(probe.embedding(loader.base))
         return cls(info, network.to(loader.device), table.to(loader.device))
 
+    @torch.inference_mode()
     def score(
         self,
         keys: Sequence[int],
@@ -84,6 +85,10 @@ class ProbeScorer(Scorer):
         states: Tensor | None = None,
     ) -> Tensor:
         """See Scorer.score; states: h and m of each row, [rows, 2, hidden]."""
+        if self.distributional and self._every(candidates):
+            outputs = self.network.every(self._checked(states), self.vectors)  # [rows, vocab, bins]
+            pairs = zip(outputs, strengths, strict=True)
+            return torch.cat([soft_value_at(row.T, self.returns, c) for row, c in pairs])
         outputs = self.histograms(keys, prefixes, candidates, prompts, states=states)
         if not self.distributional:
             return LINKS[self.info.link](outputs[:, 0])
@@ -104,15 +109,8 @@ class ProbeScorer(Scorer):
         Raises:
             ValueError: there are no states.
         """
-        if states is None:
-            raise ValueError("a probe scores the base's states, not tokens; pass states")
-        if states.shape[-1] != self.network.config.hidden_size:  # those of all rows are lost
-            states = states.new_full((len(states), 2, self.network.config.hidden_size), torch.nan)
-        states = states.to(self.vectors.device)
-        every = np.arange(len(self.vectors))
-        if all(group is candidates[0] for group in candidates) and np.array_equal(
-            candidates[0], every
-        ):
+        states = self._checked(states)
+        if self._every(candidates):
             return self.network.every(states, self.vectors).flatten(0, 1)
         tokens, mask = _padded(candidates)
         # Larger ids use the last entry, as in Backbone.
@@ -123,6 +121,20 @@ class ProbeScorer(Scorer):
         if mask.all():
             return scored.flatten(0, 1)
         return scored[torch.from_numpy(mask).to(scored.device)]
+
+    def _checked(self, states: Tensor | None) -> Tensor:
+        """The states on the probe's device; NaN if those of all rows are lost."""
+        if states is None:
+            raise ValueError("a probe scores the base's states, not tokens; pass states")
+        if states.shape[-1] != self.network.config.hidden_size:
+            states = states.new_full((len(states), 2, self.network.config.hidden_size), torch.nan)
+        return states.to(self.vectors.device)
+
+    def _every(self, candidates: Sequence[Ids]) -> bool:
+        """Whether every row has the whole vocabulary as candidates, in order."""
+        return all(group is candidates[0] for group in candidates) and np.array_equal(
+            candidates[0], np.arange(len(self.vectors))
+        )
 
     @property
     def keeps_time(self) -> bool:

