@@ -52,6 +52,10 @@ from trimtab_models.networks import scalar_head, split
 
 RESULTS = Path(__file__).parent / "results"
 VOCAB, PREFIX, STEPS = 8192, 128, 8
+DEMO_STEPS = 64
+"""Of the demo, whose candidates vary from step to step."""
+IMPOSSIBLE = 1.05
+"""An efficiency above this is noise."""
 NAMES = ("one", "two", "three")
 BASE = {"hidden_size": 1280, "intermediate_size": 3456, "num_hidden_layers": 24}
 SCORER = {"hidden_size": 512, "intermediate_size": 1376, "num_hidden_layers": 6}
@@ -109,7 +113,11 @@ class Decoder:
     def step_seconds(
         self, rows: int, guidance: GuidanceParams | None, after=None, steps: int = STEPS
     ) -> list[float]:
-        """Median seconds of a decode step with `rows` requests, and of `after` right after it."""
+        """Mean seconds of a decode step with `rows` requests, and of `after` right after it.
+
+        The mean, not the median: with a mass below 1 most steps may have one candidate and cost
+        nothing, while others score many.
+        """
         self.runs += 1
         params = SamplingParams(
             temperature=1.0,
@@ -128,13 +136,13 @@ class Decoder:
         ]
         while self.engine.has_unfinished_requests():
             self.engine.step()
-        return [statistics.median(column) for column in zip(*times, strict=True)]
+        return [statistics.fmean(column) for column in zip(*times, strict=True)]
 
-    def read(self, rows: int, guidance: GuidanceParams) -> float:
+    def read(self, rows: int, guidance: GuidanceParams, steps: int = STEPS) -> float:
         """Tokens that all scorers read for each generated token."""
         before = self._forwarded()
-        self.step_seconds(rows, guidance)
-        return (self._forwarded() - before) / (STEPS + 3) / rows
+        self.step_seconds(rows, guidance, steps=steps)
+        return (self._forwarded() - before) / (steps + 3) / rows
 
     def _forwarded(self) -> int:
         """Tokens that all scorers have read so far."""
@@ -209,16 +217,30 @@ def paired(
     }
 
 
-def pairs(decoder: Decoder, rows: int, guidance: GuidanceParams, floor, repeats: int) -> dict:
+def pairs(
+    decoder: Decoder, rows: int, guidance: GuidanceParams, floor, repeats: int, steps: int = STEPS
+) -> dict:
     """Guided, unguided and floor, alternating; medians of the paired repeats."""
-    values = paired(decoder, rows, guidance, floor, repeats)
+    values = paired(decoder, rows, guidance, floor, repeats, steps)
     result = {name: statistics.median(column) for name, column in values.items()}
     if result["floor_ms"]:
-        bare = zip(values["floor_ms"], values["added_ms"], strict=True)
-        efficiency = sorted(floor / added for floor, added in bare)
-        result["efficiency"] = statistics.median(efficiency)
-        result["efficiency_range"] = [efficiency[0], efficiency[-1]]
+        result |= efficiency(values["floor_ms"], values["added_ms"])
     return {"requests": rows, "repeats": repeats} | result
+
+
+def efficiency(floor_ms: list[float], added_ms: list[float]) -> dict:
+    """Floor ÷ added time: the median of the paired repeats, with the lowest and the highest.
+
+    Nothing is faster than its floor: a median above `IMPOSSIBLE`, or a repeat in which guidance
+    seemed to cost no time, is noise, and is left out.
+    """
+    if min(added_ms) <= 0:
+        return {}
+    shares = sorted(floor / added for floor, added in zip(floor_ms, added_ms, strict=True))
+    median = statistics.median(shares)
+    if median > IMPOSSIBLE:
+        return {}
+    return {"efficiency": median, "efficiency_range": [shares[0], shares[-1]]}
 
 
 def measure(
@@ -264,10 +286,10 @@ def measure_demo(root: Path) -> None:
                 guidance = GuidanceParams(
                     scorers=dict.fromkeys(names, 1.0), beta=4.0, k=k, mass=mass, tail="truncate"
                 )
-                read = decoder.read(rows, guidance) / scorers
+                read = decoder.read(rows, guidance, DEMO_STEPS) / scorers
                 per_step = max(1, round(read * rows))
                 floor = functools.partial(floors, bares[:scorers], per_step)
-                result = pairs(decoder, rows, guidance, floor, 3)
+                result = pairs(decoder, rows, guidance, floor, 5, DEMO_STEPS)
                 setting = {"model": "demo", "scorers": scorers, "k": k, "mass": mass}
                 result["scorer_tokens_per_token"] = read
                 results.append(setting | result)
@@ -290,8 +312,13 @@ def table(results: list[dict]) -> str:
         "scorer tokens ÷ token": "scorer_tokens_per_token",
     }
 
-    def cell(value) -> str:
-        return "–" if value is None else f"{value:.2f}" if isinstance(value, float) else str(value)
+    def cell(row: dict, key: str) -> str:
+        value = row.get(key)
+        if value is None:
+            return "–"
+        text = f"{value:.2f}" if isinstance(value, float) else str(value)
+        low, high = row.get(f"{key}_range", (None, None))
+        return text if low is None else f"{text} [{low:.2f}, {high:.2f}]"
 
     lines = []
     for model, title in (("random", "Random weights"), ("demo", "The demo")):
@@ -299,9 +326,7 @@ def table(results: list[dict]) -> str:
         if rows:
             kept = {c: key for c, key in columns.items() if any(key in r for r in rows)}
             lines += [f"## {title}", "", "| " + " | ".join(kept) + " |", "|---" * len(kept) + "|"]
-            lines += [
-                "| " + " | ".join(cell(r.get(key)) for key in kept.values()) + " |" for r in rows
-            ]
+            lines += ["| " + " | ".join(cell(r, key) for key in kept.values()) + " |" for r in rows]
             lines.append("")
     return "\n".join(lines)
 
