@@ -120,7 +120,32 @@ def summary(values: dict[str, list[float]]) -> dict[str, object]:
     return result | {"repeats": values}
 
 
+def table(head: list[str], rows: list[list[str]]) -> list[str]:
+    lines = ["| " + " | ".join(cells) + " |" for cells in (head, *rows)]
+    return [lines[0], "|---" * len(head) + "|", *lines[1:], ""]
+
+
+def summarised(results: list[dict]) -> list[str]:
+    """A line for each scorer, with the floor in brackets: the table of the README."""
+    requests = list(dict.fromkeys(r["requests"] for r in results))
+    head = ["scorer", "tokens read", *(f"{n} request{'s' if n > 1 else ''}" for n in requests)]
+    rows = []
+    for scorer in dict.fromkeys(r["scorer"] for r in results):
+        same = [r for r in results if r["scorer"] == scorer]
+        read = np.mean([r["read"] for r in same])
+        ratios = [f"{r['ratio']:.2f} ({r['floor_ratio']:.2f})" for r in same]
+        rows.append([scorer, f"{read:.0f}" if read else "0", *ratios])
+    return table(head, rows)
+
+
 def report(record: dict) -> str:
+    detailed = []
+    for r in record["results"]:
+        low, high = r["ratio_interval"]
+        times = [f"{r['unguided_ms']:.1f}", f"{r['guided_ms']:.1f}", f"{r['floor_ms']:.1f}"]
+        ratio = f"{r['ratio']:.3f} [{low:.3f}, {high:.3f}]"
+        read = f"{r['read']:.1f}" if r["read"] else "0"
+        detailed.append([r["scorer"], str(r["requests"]), read, *times, ratio])
     lines = [
         "# What guidance costs on a real base",
         "",
@@ -129,26 +154,21 @@ def report(record: dict) -> str:
         "SmolLM2-135M-Instruct in bfloat16, everyday prompts, the default candidates (k = 16, mass "
         f"0.98) if not named, scorers in float32 with random outputs. Answers of {record['steps']} "
         f"tokens, {record['count']} paired repeats ({SLOW['steps']} and {SLOW['repeats']} for the "
-        "network of 30 layers); means, and in brackets the 95 % interval over the repeats. *Read*: "
-        "tokens that a scorer forwards for each generated token. *Floor*: the unguided step plus "
-        "what the scorer must compute, outside the engine and without a prefix.",
+        "network of 30 layers).",
         "",
-        "| scorer | requests | read | unguided ms | guided ms | guided ÷ unguided | floor |",
-        "|---" * 7 + "|",
+        "Guided ÷ unguided, means of the repeats; in brackets the floor, an unguided step plus "
+        "what the scorer must compute, outside the engine and without a prefix. *Tokens read*: "
+        "what a scorer forwards for each generated token.",
+        "",
+        *summarised(record["results"]),
+        "Milliseconds of a decode step, and of the scorer's own computation alone; the ratio with "
+        "its 95 % interval over the repeats.",
+        "",
+        *table(
+            ["scorer", "requests", "read", "unguided", "guided", "scorer alone", "ratio"], detailed
+        ),
     ]
-    for r in record["results"]:
-        low, high = r["ratio_interval"]
-        cells = [
-            r["scorer"],
-            str(r["requests"]),
-            f"{r['read']:.1f}" if r["read"] else "–",
-            f"{r['unguided_ms']:.1f}",
-            f"{r['guided_ms']:.1f}",
-            f"{r['ratio']:.2f} [{low:.2f}, {high:.2f}]",
-            f"{r['floor_ratio']:.2f}",
-        ]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n"
+    return "\n".join(lines)
 
 
 def main() -> None:
@@ -184,7 +204,9 @@ def main() -> None:
         floor, decoder = Floor(base, paths, texts), decode.Decoder(llm, ids)
         for rows in tqdm(ROWS[:2] if arguments.quick else ROWS, unit="batch"):
             # The candidates depend on the base, so that one network counts them for all scorers.
-            read = decoder.read(rows, GuidanceParams(scorers={"lower": 1.0}))
+            lower = GuidanceParams(scorers={"lower": 1.0})
+            decoder.step_seconds(rows, lower)  # it reads the prompts, once
+            read = decoder.read(rows, lower)
             for label, (names, fields) in tqdm(SETTINGS.items(), unit="scorer", leave=False):
                 guidance = GuidanceParams(scorers=dict.fromkeys(names, 1.0), **fields)
                 least = floor.of(names, rows, round(rows * read), whole="k" in fields)
