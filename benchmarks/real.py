@@ -8,12 +8,13 @@ prompts. The scorers are
     function    VADER's kindness of the answer so far, reads=pair
     probe       one, two or eight, each with a histogram of 11 returns; also k = "all"
     head        the base's six lowest layers, or a network of its own of the base's 30 layers
+    vocabulary  the base's six lowest layers, with one output for every next token
 
-Networks and probes have random outputs between 0 and 1: their time does not depend on what they
-have learned. Guided and unguided answers alternate (paired repeats), after one that warms up; of
-each answer the median decode step counts. They are compared with the floor: an unguided step plus
-what the scorer must compute right after it, which is the bare forward of the tokens that it reads
-without any prefix, the calls of the function, or the products of the probe.
+Networks and probes have random outputs between 0 and 1, or 0: their time does not depend on what
+they have learned. Guided and unguided answers alternate (paired repeats), after one that warms up;
+of each answer the median decode step counts. They are compared with the floor: an unguided step
+plus what the scorer must compute right after it, which is the bare forward of the tokens that it
+reads without any prefix, the calls of the function, or the products of the probe.
 Writes benchmarks/results/real.{json,md}.
 """
 
@@ -37,22 +38,27 @@ from transformers import AutoTokenizer
 from vllm import LLM, SamplingParams
 
 from trimtab.params import GuidanceParams
-from trimtab_models import bases, checkpoint, probe, smollm2
+from trimtab_models import bases, checkpoint, networks, probe, smollm2
 from trimtab_models.checkpoint import ScorerInfo
-from trimtab_models.networks import scalar_head
+from trimtab_models.networks import Head
 from trimtab_models.smollm2 import prompts, rewards
 from trimtab_models.training.initial import keep_layers
 
 RESULTS = Path(__file__).parent / "results"
 SEED = 0
-LAYERS = {"lower": 6, "own": None}
-"""Layers that each network keeps of the base's 30."""
+NETWORKS: dict[str, tuple[Head, int | None, ScorerInfo]] = {
+    "ahead": ("vocabulary", 6, ScorerInfo(family="vocabulary")),
+    "lower": ("scalar", 6, ScorerInfo(link="sigmoid")),
+    "own": ("scalar", None, ScorerInfo(link="sigmoid")),
+}
+"""The head of each network, and the layers that it keeps of the base's 30."""
 SETTINGS: dict[str, tuple[list[str], dict]] = {
     "VADER's kindness, a function": (["kindness"], {}),
     "one probe": (probes.NAMES[:1], {}),
     'one probe, k = "all"': (probes.NAMES[:1], {"k": "all"}),
     "two probes": (probes.NAMES[:2], {}),
     "eight probes": (probes.NAMES, {}),
+    "vocabulary: the base's six lowest layers": (["ahead"], {}),
     "head: the base's six lowest layers": (["lower"], {}),
     "head: a network of its own, 30 layers": (["own"], {}),
 }
@@ -66,9 +72,9 @@ def build(base: str, root: Path) -> dict[str, Path]:
     """Probes and heads with random weights, in files."""
     torch.manual_seed(SEED)
     paths = probes.probes_of(Path(base), root)
-    for name, layers in LAYERS.items():
-        network = keep_layers(scalar_head(base, dtype=torch.float32), layers)
-        paths[name] = checkpoint.save(network, None, ScorerInfo(link="sigmoid"), root / name)
+    for name, (head, layers, info) in NETWORKS.items():
+        network = keep_layers(networks.build(head, base, dtype=torch.float32), layers)
+        paths[name] = checkpoint.save(network, None, info, root / name)
     return paths
 
 
@@ -78,19 +84,21 @@ class Floor:
     def __init__(self, base: str, paths: dict[str, Path], texts: list[str]) -> None:
         """texts: answers of half the length, one for each request."""
         self.texts = texts
-        self.heads = {name: decode.Bare(paths[name]) for name in LAYERS}
+        self.networks = {name: decode.Bare(paths[name]) for name in NETWORKS}
         self.probes = [checkpoint.load(paths[name], family="probe")[0] for name in probes.NAMES]
         with torch.inference_mode():
             self.tables = [network.table(probe.embedding(base)) for network in self.probes]
         self.hidden = self.probes[0].config.hidden_size
 
-    def of(self, names: list[str], rows: int, tokens: int, *, whole: bool) -> Callable[[], object]:
-        """tokens: those that a head reads in a step, candidates and one more for each row."""
-        if names[0] in self.heads:
-            return partial(decode.floors, [self.heads[names[0]]], tokens)
+    def of(
+        self, names: list[str], rows: int, tokens: int, candidates: int | None
+    ) -> Callable[[], object]:
+        """tokens: those that a network reads in a step. candidates: of each row; None is all."""
+        if names[0] in self.networks:
+            return partial(decode.floors, [self.networks[names[0]]], tokens)
         if names == ["kindness"]:
-            return partial(self._calls, rows, tokens // rows - 1)
-        return partial(self._products, len(names), rows, None if whole else tokens // rows - 1)
+            return partial(self._calls, rows, candidates or 0)
+        return partial(self._products, len(names), rows, candidates)
 
     def _calls(self, rows: int, candidates: int) -> None:
         for text in self.texts[:rows]:
@@ -120,7 +128,32 @@ def summary(values: dict[str, list[float]]) -> dict[str, object]:
     return result | {"repeats": values}
 
 
+def table(head: list[str], rows: list[list[str]]) -> list[str]:
+    lines = ["| " + " | ".join(cells) + " |" for cells in (head, *rows)]
+    return [lines[0], "|---" * len(head) + "|", *lines[1:], ""]
+
+
+def summarised(results: list[dict]) -> list[str]:
+    """A line for each scorer, with the floor in brackets: the table of the README."""
+    requests = list(dict.fromkeys(r["requests"] for r in results))
+    head = ["scorer", "tokens read", *(f"{n} request{'s' if n > 1 else ''}" for n in requests)]
+    rows = []
+    for scorer in dict.fromkeys(r["scorer"] for r in results):
+        same = [r for r in results if r["scorer"] == scorer]
+        read = np.mean([r["read"] for r in same])
+        ratios = [f"{r['ratio']:.2f} ({r['floor_ratio']:.2f})" for r in same]
+        rows.append([scorer, f"{read:.0f}" if read else "0", *ratios])
+    return table(head, rows)
+
+
 def report(record: dict) -> str:
+    detailed = []
+    for r in record["results"]:
+        low, high = r["ratio_interval"]
+        times = [f"{r['unguided_ms']:.1f}", f"{r['guided_ms']:.1f}", f"{r['floor_ms']:.1f}"]
+        ratio = f"{r['ratio']:.3f} [{low:.3f}, {high:.3f}]"
+        read = f"{r['read']:.1f}" if r["read"] else "0"
+        detailed.append([r["scorer"], str(r["requests"]), read, *times, ratio])
     lines = [
         "# What guidance costs on a real base",
         "",
@@ -129,26 +162,21 @@ def report(record: dict) -> str:
         "SmolLM2-135M-Instruct in bfloat16, everyday prompts, the default candidates (k = 16, mass "
         f"0.98) if not named, scorers in float32 with random outputs. Answers of {record['steps']} "
         f"tokens, {record['count']} paired repeats ({SLOW['steps']} and {SLOW['repeats']} for the "
-        "network of 30 layers); means, and in brackets the 95 % interval over the repeats. *Read*: "
-        "tokens that a scorer forwards for each generated token. *Floor*: the unguided step plus "
-        "what the scorer must compute, outside the engine and without a prefix.",
+        "network of 30 layers).",
         "",
-        "| scorer | requests | read | unguided ms | guided ms | guided ÷ unguided | floor |",
-        "|---" * 7 + "|",
+        "Guided ÷ unguided, means of the repeats; in brackets the floor, an unguided step plus "
+        "what the scorer must compute, outside the engine and without a prefix. *Tokens read*: "
+        "what a scorer forwards for each generated token.",
+        "",
+        *summarised(record["results"]),
+        "Milliseconds of a decode step, and of the scorer's own computation alone; the ratio with "
+        "its 95 % interval over the repeats.",
+        "",
+        *table(
+            ["scorer", "requests", "read", "unguided", "guided", "scorer alone", "ratio"], detailed
+        ),
     ]
-    for r in record["results"]:
-        low, high = r["ratio_interval"]
-        cells = [
-            r["scorer"],
-            str(r["requests"]),
-            f"{r['read']:.1f}" if r["read"] else "–",
-            f"{r['unguided_ms']:.1f}",
-            f"{r['guided_ms']:.1f}",
-            f"{r['ratio']:.2f} [{low:.2f}, {high:.2f}]",
-            f"{r['floor_ratio']:.2f}",
-        ]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n"
+    return "\n".join(lines)
 
 
 def main() -> None:
@@ -178,21 +206,27 @@ def main() -> None:
         paths = build(base, Path(folder))
         kindness = {"kindness": smollm2.scorers()["kindness"]}
         options = {"dtype": "bfloat16", "max_num_seqs": max(ROWS)}
-        llm = decode.start(Path(base), {**paths, **kindness}, **options)
+        ahead = {"ahead": {"path": str(paths["ahead"]), "family": "vocabulary"}}
+        llm = decode.start(Path(base), {**paths, **ahead, **kindness}, **options)
         tokens = answers(llm, ids, light["steps"] // 2)
         texts = [tokenizer.decode(answer, skip_special_tokens=True) for answer in tokens]
         floor, decoder = Floor(base, paths, texts), decode.Decoder(llm, ids)
         for rows in tqdm(ROWS[:2] if arguments.quick else ROWS, unit="batch"):
             # The candidates depend on the base, so that one network counts them for all scorers.
-            read = decoder.read(rows, GuidanceParams(scorers={"lower": 1.0}))
+            # It reads the prompts before.
+            counted = GuidanceParams(scorers={"lower": 1.0})
+            decoder.step_seconds(rows, counted)
+            candidates = decoder.read(rows, counted) - 1
+            reads = {"ahead": 1.0, "lower": candidates + 1, "own": candidates + 1}
             for label, (names, fields) in tqdm(SETTINGS.items(), unit="scorer", leave=False):
                 guidance = GuidanceParams(scorers=dict.fromkeys(names, 1.0), **fields)
-                least = floor.of(names, rows, round(rows * read), whole="k" in fields)
+                read = reads.get(names[0], 0.0)
+                some = None if guidance.k == "all" else round(candidates)
+                least = floor.of(names, rows, round(rows * read), some)
                 pace = SLOW if names == ["own"] and not arguments.quick else light
                 values = decode.paired(decoder, rows, guidance, least, **pace)
-                setting = {"scorer": label, "requests": rows}
-                forwarded = read if names[0] in LAYERS else 0.0
-                results.append(setting | {"read": forwarded} | summary(values))
+                setting = {"scorer": label, "requests": rows, "read": read}
+                results.append(setting | summary(values))
     record["results"] = results
     (arguments.out / "real.json").write_text(json.dumps(record, indent=1) + "\n")
     (arguments.out / "real.md").write_text(report(record))
