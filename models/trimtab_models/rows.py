@@ -17,8 +17,8 @@ class Rollout(NamedTuple):
 
     `strength` is c if the completion was sampled from π0·exp(c·R)/Z, guided by soft values; 0 means
     the base. `log_ratios` are log π/π0 of its tokens under that guidance, if known, and `rest` is
-    their sum over the tokens cut off at its end. `prefix_rewards` are the rewards of its first 1, 2,
-    … tokens, if known.
+    their sum over the tokens cut off at its end. `prefix_rewards` are the rewards of its beginnings
+    of 1, 2, … tokens, if known.
     """
 
     prompt: list[int]
