@@ -7,10 +7,10 @@ held out; a scorer is trained on the first 250 to 4,000 answers to the others. F
 
     AUC        prefix-AUC on answers to the held-out prompts, as in a checkpoint's report
     known      correlation of score and reward, each less its prompt's mean, at parts of an answer
-    foretold   the gain at 1 nat to first order: √2·E[R·S] / √E[Σ_t Var], S being the sum over tokens
-               of the score less the mean of the step's candidates, Var their variance under the base
+    foretold   the gain at 1 nat to first order: √2·E[R·S] / √E[Σ_t Var], S being the sum of each
+               token's score less its candidates' mean, Var their variance under the base
     reward     at 1 nat, on the 48 test prompts of the arena, two answers each: each scorer runs at
-               two strengths that should spend `NATS`, and is read between them
+               a strength that should spend `NATS`, and is read between it and the base, in √KL
 
 Finished parts in DIR are kept: the same command resumes. FILE has records as `rollouts.jsonl` of
 the arena of everyday, with "prefix_rewards"; it is sampled if it is missing. Writes
@@ -46,7 +46,6 @@ SIZES, QUICK_SIZES = (250, 500, 1000, 2000, 4000), (100, 200)
 METHODS: dict[str, dict[str, Any]] = {
     "gains": {"objective": "gains"},
     "td-lambda": {"objective": "td-lambda"},
-    "fudge": {"objective": "fudge", "options": {"threshold": 0.0}},
     "distribution": {
         "objective": "distribution",
         "options": {"support": [-1.0, 1.0], "bins": 25},
@@ -54,7 +53,7 @@ METHODS: dict[str, dict[str, Any]] = {
 }
 """Name → settings of `trimtab train`; each trains a probe."""
 HELD_OUT, TURNS, TESTS, ANSWERS = 32, 10, 48, 2
-NATS = (0.8, 1.5)
+NATS = (1.2,)
 TOP = GuidanceParams().k
 PARTS = (10, 25, 50, 75)
 
