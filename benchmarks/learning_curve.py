@@ -10,11 +10,13 @@ held out; a scorer is trained on the first 250 to 4,000 answers to the others. F
     foretold   the gain at 1 nat to first order: √2·E[R·S] / √E[Σ_t Var], S being the sum of each
                token's score less its candidates' mean, Var their variance under the base
     reward     at 1 nat, on the 48 test prompts of the arena, two answers each: each scorer runs at
-               a strength that should spend `NATS`, and is read between it and the base, in √KL
+               a strength, and again at one that should spend `NATS` if the first is far from it;
+               it is read between them and the base, in √KL
 
-Finished parts in DIR are kept: the same command resumes. FILE has records as `rollouts.jsonl` of
-the arena of everyday, with "prefix_rewards"; it is sampled if it is missing. Writes
-benchmarks/results/learning_curve.{json,md,png}.
+With --networks, also networks of the base's six lowest layers, and of the whole base, which need a
+GPU. Finished parts in DIR are kept: the same command resumes, and several may share DIR. FILE has
+records as `rollouts.jsonl` of the arena of everyday, with "prefix_rewards"; it is sampled if it is
+missing. Writes benchmarks/results/learning_curve.{json,md,png}.
 """
 
 import argparse
@@ -33,7 +35,7 @@ from tqdm import tqdm
 from trimtab.params import GuidanceParams
 from trimtab_lab.arena.stats import at_kl, estimate
 from trimtab_lab.arena.task import REWARD, load
-from trimtab_models import base_weights, checkpoint, data, probe, report
+from trimtab_models import base_weights, checkpoint, data, pretrained, probe, report
 from trimtab_models.features import States
 from trimtab_models.rows import Rollout
 from trimtab_models.training import initial, probes
@@ -52,8 +54,16 @@ METHODS: dict[str, dict[str, Any]] = {
     },
 }
 """Name → settings of `trimtab train`; each trains a probe."""
+SIX = {"layers": 6, "learning_rate": 1e-4, "epochs": 4}
+NETWORKS: dict[str, dict[str, Any]] = {
+    "td-lambda-six": {"objective": "td-lambda", **SIX},
+    "gains-six": {"objective": "gains", **SIX},
+    "td-lambda-whole": {"objective": "td-lambda", "learning_rate": 2e-5, "epochs": 4},
+}
+"""The same of networks."""
 HELD_OUT, TURNS, TESTS, ANSWERS = 32, 10, 48, 2
-NATS = (1.2,)
+NATS, NEAR = 1.1, (0.8, 1.5)
+"""KL to aim at, and what is near enough."""
 TOP = GuidanceParams().k
 PARTS = (10, 25, 50, 75)
 
@@ -91,16 +101,21 @@ def roll_out(path: Path, turns: int) -> None:
 def engine(scorers: dict[str, Path]) -> tuple[Any, Any]:
     """The base in vLLM with scorers, and the task."""
     os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
+    # First, because vLLM hides the GPU while it imports a processor by its name.
+    import trimtab.adapters.vllm.processor  # noqa: F401
     from trimtab.adapters.vllm.offline import Sampler
 
     task = load("everyday")
-    specs = {name: str(path) for name, path in scorers.items()} | (
-        dict(task.scorers) if scorers else {}
-    )
-    return Sampler(str(task.world.base()), specs, **task.engine), task
+    specs: dict[str, Any] = {name: str(path) for name, path in scorers.items()}
+    if scorers:
+        specs |= task.scorers
+    options = {**task.engine}
+    if torch.cuda.is_available():
+        options |= {"gpu_memory_utilization": 0.05, "kv_cache_memory_bytes": 2**31}
+    return Sampler(str(task.world.base()), specs, **options), task
 
 
-def read(path: Path, turns: int) -> tuple[list[list[Rollout]], list[Rollout]]:
+def read(path: Path) -> tuple[list[list[Rollout]], list[Rollout]]:
     """The answers to train on, by turns, and those to the held-out prompts."""
     items = [
         Rollout(
@@ -114,13 +129,35 @@ def read(path: Path, turns: int) -> tuple[list[list[Rollout]], list[Rollout]]:
     prompts = list(dict.fromkeys(tuple(item.prompt) for item in items))
     held = set(prompts[-HELD_OUT:])
     size = len(prompts)
-    by_turn = [items[i * size : (i + 1) * size] for i in range(turns)]
+    by_turn = [items[i : i + size] for i in range(0, len(items), size)]
     return by_turn, [item for item in items if tuple(item.prompt) in held]
 
 
-def fit(name: str, items: list[Rollout], held: list[Rollout], states: States, out: Path) -> dict:
-    """Train a probe, write its checkpoint, and say what it knows."""
-    config = TrainConfig(**METHODS[name], base=str(states.base), data="-", out=out, probe={})
+Likely = list[tuple[torch.Tensor, torch.Tensor]]
+
+
+@torch.inference_mode()
+def likely(items: list[Rollout], states: States) -> Likely:
+    """The candidates at each step of each answer and their chances: [steps, TOP] each."""
+    weight = base_weights.output_embedding(states.base)
+    found = ((states.of(item).float() @ weight.T).softmax(-1).topk(TOP, -1) for item in items)
+    return [(top.indices, top.values) for top in found]
+
+
+def fit(
+    name: str,
+    items: list[Rollout],
+    held: list[Rollout],
+    steps: Likely,
+    states: States,
+    out: Path,
+) -> dict:
+    """Train a scorer, write its checkpoint, and say what it knows."""
+    chosen = {**METHODS[name], "probe": {}} if name in METHODS else NETWORKS[name]
+    config = TrainConfig.model_validate(
+        {**chosen, "base": str(states.base), "data": "-", "out": out}
+    )
+    read = states if config.probe is not None else None
     objective = initial.objective(config)
     start = time.monotonic()
     torch.manual_seed(config.seed)
@@ -130,42 +167,42 @@ def fit(name: str, items: list[Rollout], held: list[Rollout], states: States, ou
         items,
         out.with_name(f"{out.name}.run"),
         pad_id=0,
-        states=states,
+        states=read,
         epochs=config.epochs,
         batch_size=config.batch_size,
         learning_rate=config.learning_rate,
         disable_tqdm=True,
-        **probes.DEFAULTS,
+        save_steps=10_000,
+        **(probes.DEFAULTS if read else {}),
     )
     seconds = time.monotonic() - start
-    model = initial.finish(trainer.model, objective, None, states).cpu()
-    info = describe(objective, model, held, 0, "smollm2", states)
-    checked = report.validate(model, info, held, None, 0, states=states)
-    checkpoint.save(model, None, report.mark(info, checked), out)
+    model = initial.finish(trainer.model, objective, None, read)
+    model = model.cpu() if read else model
+    info = describe(objective, model, held, 0, "smollm2", read)
+    checked = report.validate(model, info, held, None, 0, states=read)
+    checkpoint.save(model, pretrained.tokenizer(states.base), report.mark(info, checked), out)
+    foreseen = foretold(model, info, held, steps, states) if read else {"beta": 3 / info.deviation}
     known = {k.percent: k.beyond_prompt and k.beyond_prompt.value for k in checked.known}
     auc = checked.prefix_auc.mean
     return {
         "seconds": seconds,
         "auc": [auc.mean, auc.standard_error],
         "known": {str(part): known[part] for part in PARTS},
-        **foretold(model, info, held, states),
+        **foreseen,
     }
 
 
 @torch.inference_mode()
-def foretold(model: Any, info: Any, held: list[Rollout], states: States) -> dict:
-    """The gain at 1 nat to first order, its standard error, and the β of each KL in nats.
+def foretold(model: Any, info: Any, held: list[Rollout], steps: Likely, states: States) -> dict:
+    """The gain at 1 nat to first order, its standard error, and the β that should spend `NATS`.
 
     At β → 0 a step spends β²/2·Var, and the reward rises by β·E[R·S]; S has the mean 0, given the
     prompt, so R may be taken less the mean of the prompt's other answers.
     """
-    weight = base_weights.output_embedding(states.base)
     table = model.table(states.embedding())
     sums, variances = [], []
-    for item in held:
-        read = states.of(item)
-        chances, tokens = (read.float() @ weight.T).softmax(-1).topk(TOP, -1)  # [steps, TOP]
-        level, factors = model.parts(probe.running(read))
+    for item, (tokens, chances) in zip(held, steps, strict=True):
+        level, factors = model.parts(probe.running(states.of(item)))
         outputs = level[:, None] + torch.einsum("tkr,tbr->tkb", table[tokens], factors)
         scores = outputs[..., 0]
         if info.support is not None:
@@ -185,28 +222,45 @@ def foretold(model: Any, info: Any, held: list[Rollout], states: States) -> dict
         gains.append(np.mean(centred * np.array([sums[i] for i in mine])))
     scale = math.sqrt(2 / spread)
     error = float(np.std(gains, ddof=1) / math.sqrt(len(gains)))
-    betas = [math.sqrt(2 * nats / spread) for nats in NATS]
-    return {"foretold": [scale * float(np.mean(gains)), scale * error], "betas": betas}
+    foreseen = [scale * float(np.mean(gains)), scale * error]
+    return {"foretold": foreseen, "beta": math.sqrt(2 * NATS / spread)}
+
+
+def fit_all(work: Path, rollouts: Path, methods: list[str], sizes: tuple[int, ...]) -> None:
+    """Train what is missing; sizes above the number of answers are left out."""
+    by_turn, held = read(rollouts)
+    states = States(load("everyday").world.base(), progress=True)
+    for turn in by_turn:
+        states.add(turn)
+    prompts = {tuple(item.prompt) for item in held}
+    items = [item for turn in by_turn for item in turn if tuple(item.prompt) not in prompts]
+    steps = likely(held, states)
+    for method in methods:
+        for size in [size for size in sizes if size <= len(items)]:
+            saved = work / f"{method}-{size}.json"
+            if saved.exists():
+                continue
+            found = fit(method, items[:size], held, steps, states, work / "scorers" / saved.stem)
+            row = {"method": method, "answers": size} | found
+            print(row, flush=True)
+            saved.write_text(json.dumps(row) + "\n")
 
 
 def measure(folder: Path, scorers: dict[str, dict], tests: int) -> None:
-    """Run every setting that is missing: rewards and nats of the answers, [prompts][answers]."""
+    """Run what is missing: rewards and nats of answers, [prompts][answers], in runs/NAME-NUMBER."""
     runs = folder / "runs"
     runs.mkdir(exist_ok=True)
-    settings: dict[str, tuple[str, float] | None] = {"base": None}
-    settings |= {f"{REWARD}-{b:g}": (REWARD, b) for b in (3.0, 5.0)}
-    for name, facts in scorers.items():
-        settings |= {f"{name}-{i}": (name, beta) for i, beta in enumerate(facts["betas"])}
-    missing = [name for name in settings if not (runs / f"{name}.json").exists()]
+    wanted = {"base": 0.0, REWARD: 3.5} | {name: row["beta"] for name, row in scorers.items()}
+    missing = {n: beta for n, beta in wanted.items() if not (runs / f"{n}-1.json").exists()}
     if not missing:
         return
-    sampler, task = engine({name: folder / "scorers" / name for name in scorers})
+    sampler, task = engine({name: folder / "scorers" / name for name in missing if name in scorers})
     texts = task.world.prompts("test", tests, 0)
     prompts = [sampler.tokenizer(text, add_special_tokens=False).input_ids for text in texts]
-    for name in tqdm(missing, desc="settings"):
-        chosen, params = settings[name], None
-        if chosen is not None:
-            params = GuidanceParams(scorers={chosen[0]: 1.0}, beta=min(chosen[1], 100.0))
+    kindness = task.world.rewards["kindness"]
+
+    def run(name: str, beta: float) -> dict:
+        params = GuidanceParams(scorers={name: 1.0}, beta=beta) if beta else None
         groups = sampler.sample(
             prompts, ANSWERS, seed=0, temperature=1.0, max_tokens=48, params=params
         )
@@ -214,27 +268,29 @@ def measure(folder: Path, scorers: dict[str, dict], tests: int) -> None:
             [sampler.tokenizer.decode(one.token_ids, skip_special_tokens=True) for one in group]
             for group in groups
         ]
-        kindness = task.world.rewards["kindness"]
         rewards = [
             [kindness(text, answer) for answer in group]
             for text, group in zip(texts, answers, strict=True)
         ]
-        run = {
-            "beta": chosen and chosen[1],
-            "rewards": rewards,
-            "kl": [[one.kl for one in group] for group in groups],
-            "first": [group[0] for group in answers[:4]],
-        }
-        (runs / f"{name}.json").write_text(json.dumps(run) + "\n")
+        kl = [[one.kl for one in group] for group in groups]
+        return {"beta": beta, "rewards": rewards, "kl": kl, "first": [a[0] for a in answers[:4]]}
+
+    for name, beta in tqdm(missing.items(), desc="settings"):
+        found = run(name, min(beta, 100.0))
+        (runs / f"{name}-0.json").write_text(json.dumps(found) + "\n")
+        spent = float(np.mean(found["kl"]))
+        if name != "base" and not NEAR[0] < spent < NEAR[1]:  # KL is nearly a multiple of β²
+            found = run(name, min(found["beta"] * math.sqrt(NATS / max(spent, 0.05)), 100.0))
+        (runs / f"{name}-1.json").write_text(json.dumps(found) + "\n")
 
 
-def at_one_nat(folder: Path, names: list[str]) -> list[float]:
-    """Mean reward at 1 nat and its standard error over prompts."""
+def at_one_nat(folder: Path, name: str) -> list[float]:
+    """Mean reward at 1 nat and its standard error over prompts; the base's at 0."""
     points = []
-    for name in ("base", *names):
-        run = json.loads((folder / "runs" / f"{name}.json").read_text())
+    for one in dict.fromkeys(("base-0", f"{name}-0", f"{name}-1")):
+        run = json.loads((folder / "runs" / f"{one}.json").read_text())
         points.append((np.mean(run["rewards"], 1), np.mean(run["kl"], 1)))
-    result = estimate(at_kl(points, 1.0))
+    result = estimate(at_kl(points, 1.0) if name != "base" else points[0][0])
     return [result.mean, result.standard_error]
 
 
@@ -244,26 +300,28 @@ def table(rows: list[dict], base: list[float], own: list[float], tests: int) -> 
         f"±: s.e. over prompts. Base: {base[0]:.3f} ± {base[1]:.3f}; VADER itself as a function "
         f"scorer at 1 nat: {own[0]:.3f} ± {own[1]:.3f}.",
         "",
-        "| probe | answers | reward at 1 nat | foretold gain | prefix-AUC "
+        "| scorer | answers | reward at 1 nat | foretold gain | prefix-AUC "
         "| known at 10 / 25 / 50 / 75 % | training, s |",
         "|---|---|---|---|---|---|---|",
     ]
     for row in rows:
         reward, gain, auc = (
-            f"{row[n][0]:.3f} ± {row[n][1]:.3f}" for n in ("reward", "foretold", "auc")
+            f"{row[n][0]:.3f} ± {row[n][1]:.3f}" if n in row else "–"
+            for n in ("reward", "foretold", "auc")
         )
         known = " / ".join(f"{value:.2f}" for value in row["known"].values())
         lines.append(
             f"| `{row['method']}` | {row['answers']:,} | {reward} | {gain} | {auc} | {known} "
             f"| {row['seconds']:.0f} |"
         )
-    if len(rows) > 2:
-        rewards = [row["reward"][0] for row in rows]
-        lines += ["", "Correlation with the reward at 1 nat, over the rows:", ""]
+    probed = [row for row in rows if "foretold" in row]
+    if len(probed) > 2:
+        rewards = [row["reward"][0] for row in probed]
+        lines += ["", "Correlation with the reward at 1 nat, over the probes:", ""]
         for title, values in {
-            "prefix-AUC": [row["auc"][0] for row in rows],
-            "known at 50 %": [row["known"]["50"] for row in rows],
-            "foretold gain": [row["foretold"][0] for row in rows],
+            "prefix-AUC": [row["auc"][0] for row in probed],
+            "known at 50 %": [row["known"]["50"] for row in probed],
+            "foretold gain": [row["foretold"][0] for row in probed],
         }.items():
             lines.append(f"- {title}: {np.corrcoef(values, rewards)[0, 1]:.2f}")
     return "\n".join(lines) + "\n"
@@ -302,7 +360,8 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="few answers, sizes and prompts")
     parser.add_argument("--work", type=Path, default=WORK, help="directory of all parts")
     parser.add_argument("--rollouts", type=Path, help="default: rollouts.jsonl in DIR")
-    parser.add_argument("--only", action="append", choices=METHODS, help="methods; repeatable")
+    parser.add_argument("--only", action="append", choices=[*METHODS, *NETWORKS], help="repeatable")
+    parser.add_argument("--networks", action="store_true", help="also networks, on a GPU")
     parser.add_argument("--train", action="store_true", help="only train, and measure later")
     parser.add_argument("--out", type=Path, default=RESULTS)
     arguments = parser.parse_args()
@@ -311,31 +370,19 @@ def main() -> None:
     (work / "scorers").mkdir(parents=True, exist_ok=True)
     arguments.out.mkdir(parents=True, exist_ok=True)
     rollouts = arguments.rollouts or work / "rollouts.jsonl"
-    if not rollouts.exists():
-        roll_out(rollouts, turns)
-    by_turn, held = read(rollouts, turns)
-    states = States(load("everyday").world.base(), progress=True)
-    for turn in by_turn:
-        states.add(turn)
-    prompts = {tuple(item.prompt) for item in held}
-    items = [item for turn in by_turn for item in turn if tuple(item.prompt) not in prompts]
-    facts: dict[str, dict] = {}
-    for method in arguments.only or METHODS:
-        for size in QUICK_SIZES if arguments.quick else SIZES:
-            name, saved = f"{method}-{size}", work / f"{method}-{size}.json"
-            if not saved.exists():
-                found = fit(method, items[:size], held, states, work / "scorers" / name)
-                saved.write_text(json.dumps({"method": method, "answers": size} | found) + "\n")
-            facts[name] = json.loads(saved.read_text())
-            print(name, {k: v for k, v in facts[name].items() if k != "known"}, flush=True)
+    sizes = QUICK_SIZES if arguments.quick else SIZES
+    methods = arguments.only or [*METHODS, *(NETWORKS if arguments.networks else ())]
+    if any(not (work / f"{method}-{size}.json").exists() for method in methods for size in sizes):
+        if not rollouts.exists():
+            roll_out(rollouts, turns)
+        fit_all(work, rollouts, methods, sizes)
     if arguments.train:
         return
+    files = [work / f"{method}-{size}.json" for method in methods for size in sizes]
+    facts = {file.stem: json.loads(file.read_text()) for file in files if file.exists()}
     measure(work, facts, tests)
-    rows = [
-        row | {"reward": at_one_nat(work, [f"{name}-{i}" for i in range(len(NATS))])}
-        for name, row in facts.items()
-    ]
-    base, own = at_one_nat(work, []), at_one_nat(work, [f"{REWARD}-3", f"{REWARD}-5"])
+    rows = [row | {"reward": at_one_nat(work, name)} for name, row in facts.items()]
+    base, own = at_one_nat(work, "base"), at_one_nat(work, REWARD)
     text = table(rows, base, own, tests)
     print(text)
     about = {
