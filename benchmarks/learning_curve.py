@@ -365,7 +365,7 @@ def main() -> None:
     parser.add_argument("--train", action="store_true", help="only train, and measure later")
     parser.add_argument("--out", type=Path, default=RESULTS)
     arguments = parser.parse_args()
-    work, turns = arguments.work, 1 if arguments.quick else TURNS
+    work, turns = arguments.work, 2 if arguments.quick else TURNS
     tests = 8 if arguments.quick else TESTS
     (work / "scorers").mkdir(parents=True, exist_ok=True)
     arguments.out.mkdir(parents=True, exist_ok=True)
