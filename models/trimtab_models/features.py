@@ -3,9 +3,10 @@
 For an answer of T tokens they are the base's last hidden states, which its output embedding reads,
 at the T positions before each token: from the prompt's last token to the answer's last but one.
 
-    CACHE/states/FINGERPRINT/DIGEST/shard-00000.safetensors
+    CACHE/states/FINGERPRINT/DTYPE/DIGEST/shard-00000.safetensors
 
-FINGERPRINT is the base's (base_weights.fingerprint), and DIGEST the SHA-256 of the answers' tokens.
+FINGERPRINT is the base's (base_weights.fingerprint), DTYPE that in which the base computed them,
+and DIGEST the SHA-256 of the answers' tokens.
 A shard holds float16 states of `SHARD` answers and their SHA-256. It appears by a rename once it is
 complete, so an interrupted run continues with the next one; a damaged shard is computed again.
 Shards are mapped into memory, not read into it. The directory can be removed at any time.
@@ -25,7 +26,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 
-from trimtab_models import base_weights, cache, networks, outputs, probe
+from trimtab_models import base_weights, cache, networks, outputs, pretrained, probe
 from trimtab_models.files import Unusable
 from trimtab_models.rows import Rollout, pad
 
@@ -53,6 +54,7 @@ class States:
         """
         self.base = base
         self.fingerprint = base_weights.fingerprint(base)
+        self._dtype = _dtype(base)
         self._embedding = probe.embedding(base)
         self._known: dict[Key, Tensor] = {}
         self._progress = progress
@@ -87,7 +89,9 @@ class States:
             return
         longest_first = sorted(new, key=lambda key: (-len(key[0]) - len(key[1]), key))
         shards = [longest_first[i : i + SHARD] for i in range(0, len(new), SHARD)]
-        folder = cache.directory() / "states" / self.fingerprint / _digest(longest_first)
+        dtype = str(self._dtype).removeprefix("torch.")
+        root = cache.directory() / "states" / self.fingerprint / dtype
+        folder = root / _digest(longest_first)
         with _alone_in(folder):
             files = [folder / f"shard-{i:05}.safetensors" for i in range(len(shards))]
             absent = [
@@ -113,7 +117,7 @@ class States:
 
     def _compute(self, absent: Sequence[tuple[Path, Sequence[Key]]]) -> None:
         """Compute shards and write them."""
-        backbone = _backbone(self.base)
+        backbone = _backbone(self.base, self._dtype)
         total = sum(len(shard) for _, shard in absent)
         with tqdm(total=total, desc="states", unit="answer", disable=not self._progress) as bar:
             for file, shard in absent:
@@ -153,11 +157,19 @@ def _alone_in(folder: Path) -> Iterator[None]:
         yield
 
 
-def _backbone(base: str | Path) -> Any:
-    """The base without its output embedding: float32 on the host, its own dtype on a GPU."""
-    gpu = torch.cuda.is_available()
-    model = networks.vocabulary_head(base, dtype="auto" if gpu else torch.float32)
-    return networks.split(model)[0].to("cuda" if gpu else "cpu")
+def _dtype(base: str | Path) -> torch.dtype:
+    """The base's own dtype, in which it is served; float32 on a processor that is slow in it."""
+    own = getattr(pretrained.configuration(base), "dtype", None)
+    if not isinstance(own, torch.dtype):
+        return torch.float32
+    fast = own == torch.bfloat16 and torch.backends.cpu.get_cpu_capability() == "AVX512"
+    return own if torch.cuda.is_available() or fast else torch.float32
+
+
+def _backbone(base: str | Path, dtype: torch.dtype) -> Any:
+    """The base without its output embedding, on the GPU if there is one."""
+    model = networks.vocabulary_head(base, dtype=dtype)
+    return networks.split(model)[0].to("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def _batches(shard: Sequence[Key]) -> Iterator[list[Rollout]]:

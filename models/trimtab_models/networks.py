@@ -40,7 +40,13 @@ LIKELY = 0.5
 """Weight of a token's log-likelihood in the logit of its highest return; see `next_histograms`."""
 
 Head = Literal[
-    "scalar", "distribution", "distributions", "vocabulary", "vocabulary+value", "language"
+    "scalar",
+    "scalars",
+    "distribution",
+    "distributions",
+    "vocabulary",
+    "vocabulary+value",
+    "language",
 ]
 """The head that an objective trains; see `build`."""
 
@@ -65,6 +71,7 @@ def build(head: Head, source: Source, *, bins: int = 1, **options: Any) -> Any:
     """A new scorer network on a backbone, ready for training.
 
     scalar             one number for every prefix, [..., 1]
+    scalars            two, whose sum is the score, [..., 2]; see `add_up`
     distribution       logits of a histogram over returns, [..., bins]
     distributions      the same after each next token, see `next_histograms`
     vocabulary         Q(prefix, ·), [..., vocab]; initially 0
@@ -89,8 +96,9 @@ def build(head: Head, source: Source, *, bins: int = 1, **options: Any) -> Any:
 def _initial(head: Head, source: Source, bins: int, **options: Any) -> Any:
     if head == "distributions":
         return _next_token_head(source, bins, **options)
-    if head in ("scalar", "distribution"):
-        return scalar_head(source, bins=bins if head == "distribution" else 1, **options)
+    widths = {"scalar": 1, "scalars": 2, "distribution": bins}
+    if head in widths:
+        return scalar_head(source, bins=widths[head], **options)
     return vocabulary_head(source, **options)
 
 
@@ -153,6 +161,19 @@ def fold(model: Any, combine: Callable[[Tensor], Tensor]) -> Any:
     new = nn.Linear(old.in_features, len(weight), bias=False).to(old.weight)
     new.weight.data.copy_(weight)
     return _set_output(model, new)
+
+
+def add_up(model: Any) -> Any:
+    """Turn a `scalars` head into a scalar head with the sum of its outputs, in place."""
+    old: Any = split(model)[1]
+    name = next(name for name in HEADS if getattr(model, name, None) is old)
+    new = nn.Linear(old.in_features, 1, bias=old.bias is not None).to(old.weight)
+    with torch.no_grad():
+        for part, sums in new.named_parameters():
+            sums.copy_(getattr(old, part).sum(0, keepdim=True))
+    setattr(model, name, new)
+    model.config.num_labels = model.num_labels = 1
+    return model
 
 
 def _set_output(model: Any, head: nn.Module) -> Any:

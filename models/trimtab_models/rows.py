@@ -4,6 +4,7 @@ A completion y of T tokens has T prefixes to score. The state after t tokens is 
 prompts + t − 1 of its row, the state before the t-th token one position earlier.
 """
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -16,7 +17,8 @@ class Rollout(NamedTuple):
 
     `strength` is c if the completion was sampled from π0·exp(c·R)/Z, guided by soft values; 0 means
     the base. `log_ratios` are log π/π0 of its tokens under that guidance, if known, and `rest` is
-    their sum over the tokens cut off at its end.
+    their sum over the tokens cut off at its end. `prefix_rewards` are the rewards of its beginnings
+    of 1, 2, … tokens, if known.
     """
 
     prompt: list[int]
@@ -25,6 +27,7 @@ class Rollout(NamedTuple):
     strength: float = 0.0
     log_ratios: Sequence[float] = ()
     rest: float = 0.0
+    prefix_rewards: Sequence[float] = ()
 
 
 class Pair(NamedTuple):
@@ -52,6 +55,8 @@ class Rows(NamedTuple):
     log_ratios: [rows, steps] float32, log π/π0 of each token of a guided completion; NaN in rows
     where they are unknown, 0 in rows from the base and after a completion's end.
     rests: [rows] float32, the sum of log π/π0 over the tokens cut off each completion.
+    prefix_rewards: [rows, steps] float32, the reward of the first t tokens; NaN in rows where they
+    are unknown, 0 after a completion's end.
     groups: [rows] int64, the batch item that a row belongs to; rows of one item are adjacent, the
     best first (both sides of a pair, the K completions of a ranking).
     """
@@ -64,6 +69,7 @@ class Rows(NamedTuple):
     strengths: Tensor
     log_ratios: Tensor
     rests: Tensor
+    prefix_rewards: Tensor
     groups: Tensor
 
     def gather(self, values: Tensor) -> Tensor:
@@ -136,12 +142,19 @@ def pad(rollouts: Sequence[Rollout], pad_id: int, groups: Sequence[int] | None =
         torch.tensor([rollout.strength for rollout in rollouts], dtype=torch.float32),
         torch.tensor([_ratios(rollout, steps) for rollout in rollouts], dtype=torch.float32),
         torch.tensor([rollout.rest for rollout in rollouts], dtype=torch.float32),
+        torch.tensor(
+            [_filled(rollout.prefix_rewards or [math.nan] * steps, steps) for rollout in rollouts],
+            dtype=torch.float32,
+        ),
         torch.tensor(range(len(rollouts)) if groups is None else groups),
     )
 
 
 def _ratios(rollout: Rollout, steps: int) -> list[float]:
     if rollout.strength and not rollout.log_ratios:
-        return [float("nan")] * steps
-    known = rollout.log_ratios[:steps]
-    return [*known, *[0.0] * (steps - len(known))]
+        return [math.nan] * steps
+    return _filled(rollout.log_ratios, steps)
+
+
+def _filled(values: Sequence[float], steps: int) -> list[float]:
+    return [*values[:steps], *[0.0] * (steps - len(values))]

@@ -25,6 +25,8 @@ ENGINE: dict[str, list[str]] = {
 TOOLS = {"demo": ["--enable-auto-tool-choice", "--tool-call-parser", "hermes"]}
 """Flags of a base that calls tools. SmolLM2-135M-Instruct was not trained to."""
 
+UNTRAINED = "smollm2 has no trained scorers yet; `trimtab demo train` makes them."
+
 
 def locate(model: str, flags: Sequence[str]) -> tuple[str, list[str]]:
     """A base's directory, and its engine flags before the user's; another model is unchanged.
@@ -50,12 +52,20 @@ def fill(settings: Settings) -> tuple[Settings, list[str]]:
     if name not in ENGINE:
         return settings, []
     path, flags = locate(name, ())
-    scorer = {**_scorers(name), **settings.scorer}
-    filled = settings.model_copy(update={"model": path, "scorer": scorer})
+    update = {"model": path, "scorer": {**_scorers(name), **settings.scorer}}
+    if name == smollm2.NAME and not settings.default_scorer:
+        trained = smollm2.probes()
+        if not trained:
+            bases.say(UNTRAINED)
+        # Requests that name none keep the scorers that they had before there were probes.
+        named = [one for one in update["scorer"] if one not in trained or one in settings.scorer]
+        update["default_scorer"] = dict.fromkeys(named, 1.0)
+    filled = settings.model_copy(update=update)
     return filled, [*flags, "--served-model-name", name, *TOOLS.get(name, ())]
 
 
 def _scorers(name: str) -> dict[str, ScorerSpec]:
     if name == "demo":
         return {name: ScorerSpec(path=str(path)) for name, path in demo.scorers().items()}
-    return {name: ScorerSpec.model_validate(fields) for name, fields in smollm2.scorers().items()}
+    specs = smollm2.functions() | smollm2.probes()
+    return {name: ScorerSpec.model_validate(fields) for name, fields in specs.items()}

@@ -19,7 +19,7 @@ def fit(world: Tiny, objective: Objective, *, rate: float = 0.1, **options: Any)
     Returns:
         [states, width] float64. `options` as in `_descend`.
     """
-    widths = {"scalar": 1, "vocabulary": VOCABULARY, "vocabulary+value": VOCABULARY + 1}
+    widths = {"scalar": 1, "scalars": 2, "vocabulary+value": VOCABULARY + 1}
     width = getattr(objective, "bins", widths.get(objective.head, VOCABULARY))
     if objective.head == "distributions":
         width = VOCABULARY * (width + 1)

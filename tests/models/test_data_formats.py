@@ -168,6 +168,16 @@ def test_guided_rollouts_say_how() -> None:
             data.rollouts([{**guided, "log_ratios": wrong}], TOKENIZER)
 
 
+def test_rewards_of_prefixes_are_one_for_each_token() -> None:
+    record = {"prompt": "How?", "completion_token_ids": [5, EOS, 7], "reward": 1.0}
+    (item,) = data.rollouts([{**record, "prefix_rewards": [0.25, 1, 1]}], TOKENIZER)
+    assert item.prefix_rewards == (0.25, 1.0)
+    assert data.rollouts([record], TOKENIZER)[0].prefix_rewards == ()
+    for wrong in ([0.5], "no", [0.5, "x", 0], [0.5, float("inf"), 0]):
+        with pytest.raises(ValueError, match="'prefix_rewards'"):
+            data.rollouts([{**record, "prefix_rewards": wrong}], TOKENIZER)
+
+
 def test_what_a_template_writes_after_eos_is_left_off() -> None:
     record = {"prompt": [_user("How?")], "completion": [_answer("Fine.")], "reward": 0}
     (item,) = data.rollouts([record], _with_template(CHATML))

@@ -2,6 +2,7 @@
 
 import random
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -77,13 +78,44 @@ def test_they_are_computed_once(computed: list[int], kept: Path) -> None:
     first.add(items)
     first.add(items[2:4])
     assert sum(computed) == 8
-    assert {path.parent.parent.name for path in kept.rglob("*.safetensors")} == {
-        base_weights.fingerprint(demo.base())
-    }
+    places = {path.parents[2].name for path in kept.rglob("*.safetensors")}
+    assert places == {base_weights.fingerprint(demo.base())}
     again = States(demo.base())
     again.add([item._replace(label=1.0) for item in reversed(items)])
     assert sum(computed) == 8
     assert torch.equal(first.batch(items), again.batch(items))
+
+
+def test_states_of_another_dtype_are_kept_apart(
+    computed: list[int], kept: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    items = answers(4, 6)
+    whole = States(demo.base())
+    whole.add(items)
+    monkeypatch.setattr(features, "_dtype", lambda _: torch.bfloat16)
+    rounded = States(demo.base())
+    rounded.add(items)
+    assert sum(computed) == 8
+    assert not torch.equal(rounded.batch(items), whole.batch(items))
+    torch.testing.assert_close(rounded.batch(items), whole.batch(items), atol=0.1, rtol=0.1)
+
+
+@pytest.mark.parametrize(
+    ("own", "capability", "expected"),
+    [
+        (torch.bfloat16, "AVX512", torch.bfloat16),
+        (torch.bfloat16, "AVX2", torch.float32),
+        (torch.float16, "AVX512", torch.float32),
+        (None, "AVX512", torch.float32),
+    ],
+)
+def test_a_processor_computes_in_the_bases_dtype_if_it_is_fast_in_it(
+    monkeypatch: pytest.MonkeyPatch, own: object, capability: str, expected: torch.dtype
+) -> None:
+    monkeypatch.setattr(features.pretrained, "configuration", lambda _: SimpleNamespace(dtype=own))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    assert features._dtype("base") == expected
 
 
 @pytest.mark.parametrize("damage", ["absent", "short", "other bytes", "no file at all"])

@@ -10,9 +10,18 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from trimtab_models import bases, manifest, pretrained
+from trimtab_models import bases, manifest, outputs, pretrained
 from trimtab_models.files import Unusable
-from trimtab_models.smollm2 import REPOSITORY, check, fetch
+from trimtab_models.smollm2 import (
+    NAME,
+    PROBES,
+    REPOSITORY,
+    check,
+    fetch,
+    probes,
+    shelf,
+    shelf_mark,
+)
 
 QUESTION = [{"role": "user", "content": "What is the capital of France?"}]
 
@@ -79,6 +88,21 @@ def test_a_whole_directory_is_kept_and_a_damaged_one_made_again(smollm2, cache, 
     assert len(calls) == 2
     assert "config.json has 2 bytes" in "".join(said)
     manifest.verify(cache)
+
+
+def test_its_probes_are_those_of_the_base_that_is_there(tmp_path, monkeypatch):
+    monkeypatch.setenv("TRIMTAB_CACHE", str(tmp_path))
+    (tmp_path / NAME).mkdir()
+    (tmp_path / NAME / manifest.NAME).write_text("{}")
+    assert probes() == {}
+    outputs.claim(shelf(), shelf_mark())
+    for name in (PROBES[0], "anything"):
+        (shelf() / name).mkdir()
+    assert probes() == {PROBES[0]: {"path": str(shelf() / PROBES[0])}}
+    (tmp_path / NAME / manifest.NAME).write_text("{ }")
+    assert probes() == {}, "the base is another one now"
+    with pytest.raises(outputs.InTheWay, match="other settings"):
+        outputs.claim(shelf(), shelf_mark())
 
 
 def without_digits(tokenizer):

@@ -1,5 +1,6 @@
 """Settings of a run: the YAML file, overrides, and the configuration files of the project."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,33 @@ def test_an_error_names_the_setting(sets: list[str], says: str) -> None:
 def test_all_that_is_wrong_is_said_at_once() -> None:
     with pytest.raises(ValueError, match=r"base: is needed.*; data: is needed.*; out: is needed"):
         config.load(None, [], "td-lambda")
+
+
+@pytest.mark.parametrize(
+    ("record", "sets", "objective", "probed"),
+    [
+        ({"prefix_rewards": [0.5]}, [], "gains", True),
+        ({"prefix_rewards": [0.5]}, ["probe.rank=4"], "gains", True),
+        ({"prefix_rewards": [0.5]}, ["layers=2"], "gains", False),
+        ({"prefix_rewards": [0.5]}, ["objective=td-lambda"], "td-lambda", False),
+        ({"prefix_rewards": None}, [], "distribution", False),
+        ({}, [], "distribution", False),
+    ],
+)
+def test_the_data_chooses_an_objective_that_nobody_named(
+    tmp_path: Path, record: dict[str, object], sets: list[str], objective: str, probed: bool
+) -> None:
+    data = tmp_path / "rollouts.jsonl"
+    data.write_text(json.dumps({"prompt": "a", "completion": "b", "reward": 1, **record}) + "\n")
+    made = config.load(None, ["base=demo", f"data={data}", f"out={tmp_path / 'out'}", *sets])
+    assert isinstance(made, config.TrainConfig)
+    assert (made.objective, made.probe is not None) == (objective, probed)
+    if made.probe is not None:
+        assert made.epochs == 8
+        assert made.probe.rank == (4 if sets else 16)
+    named = config.load(None, ["base=demo", "data=owner/name", "out=o"])
+    assert isinstance(named, config.TrainConfig)
+    assert named.objective == "distribution"
 
 
 def test_options_that_an_objective_does_not_take() -> None:

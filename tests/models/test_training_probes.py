@@ -37,6 +37,9 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Any:
     prompts = [demo.chat(prompt) for prompt in demo.prompts("train", 40, 0)]
     sampled = rollouts.sample(model, tokenizer, prompts * 8, seed=0, most_tokens=32)
     records = rollouts.label(sampled, demo.rewards["formality"])
+    for record in records:  # any rewards of prefixes will do
+        length = len(record["completion_token_ids"])
+        record["prefix_rewards"] = [record["reward"] * (t + 1) / length for t in range(length)]
     data.write(top / "rollouts.jsonl", records)
     data.write(top / "pairs.jsonl", data.preferences(records, 40, 0))
     data.write(top / "ranked.jsonl", data.rankings(records, 3, 0)[:20])
@@ -164,6 +167,11 @@ def test_outputs_are_where_objectives_read_them() -> None:
     after = rows.gather(probes.reader("distribution", states)(model, rows, read))
     taken = rows.tokens()[..., None, None].expand(-1, -1, 1, 2)
     torch.testing.assert_close(after[mask], expected.gather(2, taken)[:, :, 0][mask])
+    apart = rows.gather(probes.reader("scalars", states)(model, rows, read))
+    torch.testing.assert_close(apart[..., 0][mask], after[..., 0][mask])
+    torch.testing.assert_close(
+        apart[..., 1][mask], model.parts(probe.running(read))[0][..., 1][mask]
+    )
     both = probes.reader("vocabulary+value", states)(model, rows, read)
     torch.testing.assert_close(rows.before(both)[..., :-1][mask], expected[..., 0][mask])
     level = model.parts(probe.running(read))[0][..., 1]

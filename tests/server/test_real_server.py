@@ -1,5 +1,7 @@
 """`trimtab serve smollm2`: a real base, served by name and steered."""
 
+from trimtab_server.bases import UNTRAINED
+
 QUESTION = [{"role": "user", "content": "What is the capital of France?"}]
 STORY = [{"role": "user", "content": "Tell me about a good day."}]
 
@@ -22,6 +24,7 @@ def test_a_function_steers_it(real_server):
 
 
 def test_its_log_says_only_what_matters(real_server):
-    """That it is ready, and nothing of the libraries; the tests choose the K/V cache's size."""
-    [line] = real_server.log.read_text().splitlines()
+    """That it is ready, and how to train scorers if there are none; nothing of the libraries."""
+    *others, line = real_server.log.read_text().splitlines()
     assert line.startswith("ready: smollm2 at ")
+    assert others in ([], [f"trimtab: {UNTRAINED}"])

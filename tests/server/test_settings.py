@@ -9,7 +9,8 @@ from typer.testing import CliRunner
 
 from trimtab.config import ScorerSpec
 from trimtab.errors import StartError, TrimtabError
-from trimtab_server import cli, launcher, settings
+from trimtab_models import smollm2
+from trimtab_server import bases, cli, launcher, settings
 
 pytestmark = pytest.mark.scorecard(letter="S")
 
@@ -58,6 +59,22 @@ def test_scorers_by_command_line_environment_and_yaml(monkeypatch, tmp_path):
     assert by_yaml.vllm == {"max-model-len": 512}
     monkeypatch.setenv("TRIMTAB_SCORER", " ".join(options))
     assert settings.load({"model": "m"}).scorer == expected
+
+
+def test_trained_scorers_of_smollm2_are_served_but_not_asked_for_by_default(monkeypatch, capsys):
+    monkeypatch.setattr(bases, "locate", lambda name, flags: ("directory", ["--flag"]))
+    monkeypatch.setattr(smollm2, "probes", lambda: {"kindness-probe": {"path": "there"}})
+    own = settings.Settings(model="smollm2", scorer={"mine": ScorerSpec(path="m")})
+    filled, _ = bases.fill(own)
+    assert filled.scorer["kindness-probe"].path == "there"
+    assert set(filled.default_scorer) == set(filled.scorer) - {"kindness-probe"}
+    assert "mine" in filled.default_scorer
+    assert not capsys.readouterr().err
+    chosen = settings.Settings(model="smollm2", default_scorer={"kindness-probe": 2.0})
+    assert bases.fill(chosen)[0].default_scorer == {"kindness-probe": 2.0}
+    monkeypatch.setattr(smollm2, "probes", dict)
+    assert set(bases.fill(own)[0].scorer) == set(filled.default_scorer)
+    assert bases.UNTRAINED in capsys.readouterr().err
 
 
 def test_keys_are_secret_and_may_be_several(monkeypatch):

@@ -43,8 +43,12 @@ def roll_out(
     sampling: RolloutSampling,
     reward: rewards.Reward | None,
     journal: Journal,
+    *,
+    prefixes: bool = False,
 ) -> None:
     """Sample n completions of each prompt; write one labelled record for each.
+
+    prefixes: also label the first 1, 2, … tokens of each, as "prefix_rewards".
 
     Raises:
         TrimtabError: a prompt is too long. Nothing was sampled.
@@ -96,9 +100,27 @@ def roll_out(
         if reward is None:
             return records
         labels = rewards.label(reward, records)
-        return [{**r, "reward": value} for r, value in zip(records, labels, strict=True)]
+        labelled = [{**r, "reward": value} for r, value in zip(records, labels, strict=True)]
+        if not prefixes:
+            return labelled
+        return [{**r, "prefix_rewards": prefix_rewards(sampler, reward, r)} for r in labelled]
 
     run(sampler, groups, sampling, finish, journal, already=len(written))
+
+
+def prefix_rewards(sampler: "Sampler", reward: rewards.Reward, record: Record) -> list[float]:
+    """The reward of a record's answer after each of its tokens."""
+    ids = record["completion_token_ids"]
+    parts = [ids[: t + 1] for t in range(len(ids))]
+    unfinished = [
+        {
+            **record,
+            "completion": answer_of(sampler, record["prompt"], part),
+            "completion_token_ids": part,
+        }
+        for part in parts
+    ]
+    return rewards.label(reward, unfinished)
 
 
 def answer_of(sampler: "Sampler", prompt: Any, ids: Sequence[int]) -> Any:

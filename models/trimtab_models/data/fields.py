@@ -27,6 +27,7 @@ ANSWER = (
     "log_ratios",
     "reward",
     "rewards",
+    "prefix_rewards",
     "label",
 )
 """Answer fields of a rollout; all others belong to the prompt or its line."""

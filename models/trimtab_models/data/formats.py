@@ -64,20 +64,20 @@ def strength(record: Record) -> float:
     return float(value)
 
 
-def log_ratios(record: Record, completion: list[int]) -> tuple[float, ...]:
-    """log π/π0 of each token of a guided rollout's completion; empty if absent.
+def per_token(record: Record, name: str, completion: list[int]) -> tuple[float, ...]:
+    """A field with one number for each token of a rollout's completion; empty if absent.
 
     Those after the completion's EOS are cut, as its tokens are.
 
     Raises:
         Fault: they are not one finite number for each token of the record.
     """
-    value = record.get("log_ratios", [])
+    value = record.get(name, [])
     tokens = len(record.get("completion_token_ids", completion))
     if not isinstance(value, list) or len(value) not in (0, tokens):
-        raise Fault(f"'log_ratios' is not a list of {tokens} numbers, one for each token")
+        raise Fault(f"{name!r} is not a list of {tokens} numbers, one for each token")
     if not all(map(finite, value)):
-        raise Fault("'log_ratios' has a value that is not a finite number")
+        raise Fault(f"{name!r} has a value that is not a finite number")
     return tuple(map(float, value[: len(completion)]))
 
 
@@ -88,8 +88,14 @@ def finite(value: object) -> bool:
 
 def _rollout(record: Record, encoder: Encoder) -> Rollout:
     completion = encoder.completion(record, "completion")
-    ratios = log_ratios(record, completion)
-    return Rollout(encoder.prompt(record), completion, reward(record), strength(record), ratios)
+    return Rollout(
+        encoder.prompt(record),
+        completion,
+        reward(record),
+        strength(record),
+        per_token(record, "log_ratios", completion),
+        prefix_rewards=per_token(record, "prefix_rewards", completion),
+    )
 
 
 def _in_order(*scores: Any) -> None:

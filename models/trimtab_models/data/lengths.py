@@ -2,8 +2,8 @@
 
 The completion is scored, so the prompt is cut first: on the left, where its oldest tokens are, but
 to no less than half of max_length. Then the completion is cut on the right, with its EOS. It keeps
-its label, the return of the whole completion, and its guidance strength; the log-ratios of the cut
-tokens become one sum.
+its label, the return of the whole completion, its guidance strength, and the rewards of the
+remaining prefixes; the log-ratios of the cut tokens become one sum.
 """
 
 import logging
@@ -73,6 +73,10 @@ def _with(item: Item, prompt: list[int], sides: list[list[int]]) -> Item:
     if isinstance(item, Rollout):
         kept, removed = item.log_ratios[: len(sides[0])], item.log_ratios[len(sides[0]) :]
         return item._replace(
-            prompt=prompt, completion=sides[0], log_ratios=kept, rest=item.rest + sum(removed)
+            prompt=prompt,
+            completion=sides[0],
+            log_ratios=kept,
+            rest=item.rest + sum(removed),
+            prefix_rewards=item.prefix_rewards[: len(sides[0])],
         )
     return Pair(prompt, *sides) if isinstance(item, Pair) else Ranked(prompt, sides)

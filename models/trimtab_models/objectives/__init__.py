@@ -9,6 +9,7 @@ from trimtab_models.objectives.cd_q import CdQ
 from trimtab_models.objectives.distribution import Distribution, QDistribution
 from trimtab_models.objectives.farma import Farma
 from trimtab_models.objectives.fudge import Fudge
+from trimtab_models.objectives.gains import Gains
 from trimtab_models.objectives.genarm import GenArm
 from trimtab_models.objectives.ilql import Ilql
 from trimtab_models.objectives.plackett_luce import PlackettLuce
@@ -30,6 +31,7 @@ OBJECTIVES: dict[str, Callable[..., Objective]] = {
     "td-lambda": TdLambda,
     "td-0": partial(TdLambda, decay=0.0),
     "cd-fudge": partial(TdLambda, decay=1.0),
+    "gains": Gains,
     "fudge": Fudge,
     "rad": Rad,
     "q-exact": QExact,

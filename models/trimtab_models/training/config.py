@@ -1,6 +1,7 @@
 """Settings of a training run: a YAML file, and overrides from the command line."""
 
 import difflib
+import logging
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -17,11 +18,13 @@ from pydantic import (
     model_validator,
 )
 
+from trimtab_models.data.sources import rows
 from trimtab_models.objectives import OBJECTIVES
 from trimtab_models.training.grounded.settings import NAMES as GROUNDED
 from trimtab_models.training.grounded.settings import GroundedConfig
 from trimtab_models.training.probes import can_train
 
+log = logging.getLogger(__name__)
 DPO = "dpo"
 NAMES = (*OBJECTIVES, DPO, *GROUNDED)
 """Everything that can be trained; `TrainConfig` is for all but the last two."""
@@ -188,6 +191,9 @@ def load(
 ) -> TrainConfig | GroundedConfig:
     """A configuration from a file, then "a.b=c" overrides (values are YAML), then the objective.
 
+    Without an objective it is `gains` if the data has rewards of unfinished answers; then a probe is
+    trained, unless a setting is of another network.
+
     Raises:
         ValueError: names each invalid field and what was expected.
         OSError: the file cannot be read.
@@ -201,11 +207,29 @@ def load(
         _put(fields, override)
     if objective is not None:
         fields["objective"] = objective
+    fields = _by_data(fields)
     model = GroundedConfig if fields.get("objective") in GROUNDED else TrainConfig
     try:
         return model.model_validate(fields)
     except ValidationError as error:
         raise ValueError("; ".join(_message(one, model) for one in error.errors())) from None
+
+
+def _by_data(fields: dict[str, Any]) -> dict[str, Any]:
+    """The fields with the objective that the data is for, if they name none; see `load`."""
+    source = fields.get("data")
+    if fields.get("objective") or not isinstance(source, str) or not Path(source).exists():
+        return fields
+    first = next(rows(source), None)
+    if first is None or not first.record.get("prefix_rewards"):
+        return fields
+    network = fields.keys() & {"scorer", "layers", "lora", "gradient_checkpointing"}
+    chosen = {"objective": "gains"} if network else {"objective": "gains", "probe": {}}
+    log.warning(
+        "the data has rewards of unfinished answers: training gains%s.",
+        "" if network else " with a probe",
+    )
+    return {**chosen, **{key: value for key, value in fields.items() if value is not None}}
 
 
 def _message(error: Mapping[str, Any], model: type[BaseModel]) -> str:

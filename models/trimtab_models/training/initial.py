@@ -104,7 +104,7 @@ def network(config: TrainConfig, loss: Objective) -> Any:
     model = keep_layers(model, config.layers)
     if config.lora is None:
         return model
-    if loss.head == "vocabulary+value" and not config.lora.merge:
+    if loss.head in ("scalars", "vocabulary+value") and not config.lora.merge:
         raise ValueError(
             f"lora.merge: {config.objective} is folded into a plain head at the end, which an "
             "adapter cannot store; set lora.merge to true."
@@ -177,12 +177,14 @@ def _new_head(model: Any) -> list[str] | None:
 def finish(
     model: Any, loss: Objective | None, lora: Lora | None, states: States | None = None
 ) -> Any:
-    """The trained network ready to be written: adapters merged if set, Q's parts folded into Q.
+    """The trained network ready to be written: adapters merged if set, its outputs made one score.
 
     states: of a probe's base.
     """
     if lora is not None and lora.merge:
         model = model.merge_and_unload()
+    if loss is not None and loss.head == "scalars":
+        model = networks.add_up(model) if states is None else probes.add_up(model)
     if loss is not None and loss.head == "vocabulary+value":
         if states is not None:
             return probes.fold(model, loss, states)

@@ -3,13 +3,15 @@
 An objective reads a network's output at every position of a row. A probe scores a token y_t from
 the states before it, so its output for y_t is put
 
-    at y_t, as a head's that has read y_t                 head scalar, distribution, distributions
+    at y_t, as a head's that has read y_t                 head scalar(s), distribution(s)
     before y_t, as a vocabulary head's, for every token   head vocabulary, vocabulary+value
 
 and the objectives stay as they are. As a probe has a histogram for every next token anyway, the
 head `distributions` is the same as `distribution` here. A probe for `vocabulary+value` has two
-outputs while it trains: A of every token and, by its level A(u) alone, V. The head `language` is a
-whole language model's, so its objectives cannot train a probe.
+outputs while it trains: A of every token and, by its level A(u) alone, V. One for `scalars` has two
+as well, of which the second, what was gained before the token, is a level alone: as a state tells
+it only roughly, tokens that often follow gains would else seem to bring them. The two are added up
+at the end. The head `language` is a whole language model's, so its objectives cannot train a probe.
 """
 
 import copy
@@ -38,7 +40,7 @@ def can_train(objective: Objective) -> bool:
 
 def width(objective: Objective) -> int:
     """Number of outputs of the probe that an objective trains."""
-    if objective.head == "vocabulary+value":
+    if objective.head in ("scalars", "vocabulary+value"):
         return 2
     return getattr(objective, "bins", 1)
 
@@ -57,10 +59,13 @@ def reader(head: Head, states: States) -> Callable[[Any, Rows, Tensor], Tensor]:
             raise ValueError("a probe is trained in one process, as it takes seconds.")
         model: Probe = getattr(network, "module", network)  # of several GPUs in one process
         both = probe.running(read)  # [rows, steps, 2, hidden]
-        if not head.startswith("vocabulary"):
-            chosen = states.embedding()[rows.tokens().cpu()].to(read.device)
-            return _placed(model(both, model.table(chosen)), rows, rows.prompts)
         level, factors = model.parts(both)
+        if not head.startswith("vocabulary"):
+            chosen = model.table(states.embedding()[rows.tokens().cpu()].to(read.device))
+            by_token = (factors @ chosen[..., None])[..., 0]  # [rows, steps, width]
+            if head == "scalars":
+                by_token = torch.cat((by_token[..., :1], torch.zeros_like(by_token[..., 1:])), -1)
+            return _placed(level + by_token, rows, rows.prompts)
         every = level[..., :1] + factors[..., 0, :] @ model.table(states.embedding(read.device)).mT
         # V is the second output's level: [rows, steps, vocab (+ 1)]
         return _placed(torch.cat((every, level[..., 1:]), -1), rows, rows.prompts - 1)
@@ -81,6 +86,28 @@ def _placed(values: Tensor, rows: Rows, starts: Tensor) -> Tensor:
 
 
 @torch.no_grad()
+def add_up(model: Probe) -> Probe:
+    """The probe of one output, the sum of the outputs of another one."""
+    added = _one_output(model)
+    outputs = model.config.outputs
+    for name in ("weight", "bias"):
+        for part in ("level", "factors"):
+            whole = getattr(getattr(model, part), name).unflatten(0, (outputs, -1)).sum(0)
+            getattr(getattr(added, part), name).copy_(whole)
+    return added.eval()
+
+
+def _one_output(model: Probe) -> Probe:
+    """A probe of one output with the hidden layer and the table of another one."""
+    config = copy.deepcopy(model.config)
+    config.outputs = 1
+    made = Probe(config).to(model.device)
+    made.trunk.load_state_dict(model.trunk.state_dict())
+    made.tokens.load_state_dict(model.tokens.state_dict())
+    return made
+
+
+@torch.no_grad()
 def fold(model: Probe, objective: Objective, states: States) -> Probe:
     """The probe of one output, Q, from one of two outputs, A and V.
 
@@ -93,11 +120,7 @@ def fold(model: Probe, objective: Objective, states: States) -> Probe:
     mapped = objective.combine(basis)  # [rank + 2, vocab]
     mapped[1:-1] -= table
     shares = mapped.mean(-1)  # each row is the same for all tokens
-    config = copy.deepcopy(model.config)
-    config.outputs = 1
-    folded = Probe(config).to(model.device)
-    folded.trunk.load_state_dict(model.trunk.state_dict())
-    folded.tokens.load_state_dict(model.tokens.state_dict())
+    folded = _one_output(model)
     for name in ("weight", "bias"):
         level, factors = getattr(model.level, name), getattr(model.factors, name)[: len(table)]
         getattr(folded.factors, name).copy_(factors)

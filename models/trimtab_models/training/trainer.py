@@ -22,6 +22,7 @@ Batch = Mapping[str, Tensor]
 
 HEAD_FAMILIES: dict[Head, Family] = {
     "scalar": "head",
+    "scalars": "head",
     "distribution": "distribution",
     "distributions": "distribution",
     "vocabulary": "vocabulary",

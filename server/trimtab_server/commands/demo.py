@@ -1,5 +1,7 @@
 """`trimtab demo`: models to try Trimtab with."""
 
+from typing import Annotated
+
 import typer
 
 from trimtab_server.commands.resumable import resumable
@@ -26,3 +28,30 @@ def fetch() -> None:
 
     with resumable():
         typer.echo(bases.base_path(NAME))
+
+
+@demo.command()
+def train(
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(help="kindness-probe, ...; default: all.", metavar="[NAME]..."),
+    ] = None,
+) -> None:
+    """Train scorers of SmolLM2-135M-Instruct, and show that they steer it.
+
+    They are probes: kindness, plainness and brevity of an answer, and obedience to instructions.
+    `trimtab serve smollm2` serves those that exist. Samples answers of the model, which takes most
+    of the time. After an interruption, run the same command again to resume.
+    """
+    from trimtab.logs import configure_logging
+
+    configure_logging()
+    # Imported here because torch and transformers take seconds.
+    from trimtab_lab import demo_scorers
+    from trimtab_models import checkpoint, smollm2
+
+    with resumable():
+        for check in demo_scorers.make(names or smollm2.PROBES):
+            path = smollm2.shelf() / check.name
+            auc = checkpoint.read_info(path).prefix_auc
+            typer.echo(f"{path}\n  {check}\n  prefix-AUC {auc:.3f}; more in report.md")

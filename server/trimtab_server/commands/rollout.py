@@ -37,6 +37,13 @@ def rollout(
             "TRIMTAB_JUDGE_KEY."
         ),
     ] = None,
+    prefix_rewards: Annotated[
+        bool,
+        typer.Option(
+            "--prefix-rewards",
+            help="Label each answer after each of its tokens, too; the objective gains needs it.",
+        ),
+    ] = False,
     n: Annotated[int, typer.Option(help="Completions per prompt.", min=1)] = 8,
     temperature: Annotated[float, typer.Option(help="0 is greedy.", min=0)] = 0.7,
     top_p: Annotated[

@@ -42,6 +42,8 @@ def run(options: Mapping[str, Any], flags: Sequence[str]) -> None:
     cutting = options["complete"] is not None
     if cutting and (options["reward"] is None or sampling.n < 2):
         raise StartError("--complete needs a --reward, and --n of 2 or more.")
+    if options["prefix_rewards"] and (cutting or options["reward"] is None):
+        raise StartError("--prefix-rewards needs a --reward and --prompts.")
     model, flags = bases.locate(options["model"], flags)
     source = Path(options["complete"] or options["prompts"])
     recorded = ("model", "at", "limit", "reward", "raw")
@@ -53,6 +55,7 @@ def run(options: Mapping[str, Any], flags: Sequence[str]) -> None:
         "params": params and params.model_dump(),
         "scorers": scorers,
         "flags": list(flags),
+        **({"prefix_rewards": True} if options["prefix_rewards"] else {}),
     }
     keys = ("index",) if cutting else ("index", "sample")
     with Journal(options["out"], settings, keys) as file:
@@ -93,7 +96,7 @@ def _fill(
         assert reward is not None
         complete(sampler, cuts, sampling, reward, file)
     else:
-        roll_out(sampler, texts, sampling, reward, file)
+        roll_out(sampler, texts, sampling, reward, file, prefixes=options["prefix_rewards"])
 
 
 def _fractions(text: str) -> list[float]:

@@ -1,0 +1,399 @@
+"""Learning curves on everyday: what scorers of the real base reach, by the number of rollouts.
+
+    python benchmarks/learning_curve.py [--quick] [--work DIR] [--rollouts FILE] [--only METHOD ...]
+
+The base is SmolLM2-135M-Instruct, the reward VADER's sentiment. 32 of the 432 training prompts are
+held out; a scorer is trained on the first 250 to 4,000 answers to the others. For each it measures
+
+    AUC        prefix-AUC on answers to the held-out prompts, as in a checkpoint's report
+    known      correlation of score and reward, each less its prompt's mean, at parts of an answer
+    foretold   the gain at 1 nat to first order: √2·E[R·S] / √E[Σ_t Var], S being the sum of each
+               token's score less its candidates' mean, Var their variance under the base
+    reward     at 1 nat, on the 48 test prompts of the arena, two answers each: each scorer runs at
+               a strength, and again at one that should spend `NATS` if the first is far from it;
+               it is read between them and the base, in √KL
+
+With --networks, also networks of the base's six lowest layers, and of the whole base, which need a
+GPU. Finished parts in DIR are kept: the same command resumes, and several may share DIR. FILE has
+records as `rollouts.jsonl` of the arena of everyday, with "prefix_rewards"; it is sampled if it is
+missing. Writes benchmarks/results/learning_curve.{json,md,png}.
+"""
+
+import argparse
+import json
+import math
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from matplotlib import pyplot
+from tqdm import tqdm
+
+from trimtab.params import GuidanceParams
+from trimtab_lab.arena.stats import at_kl, estimate
+from trimtab_lab.arena.task import REWARD, load
+from trimtab_models import base_weights, checkpoint, data, pretrained, probe, report
+from trimtab_models.features import States
+from trimtab_models.rows import Rollout
+from trimtab_models.training import initial, probes
+from trimtab_models.training.config import TrainConfig
+from trimtab_models.training.trainer import describe, train
+
+RESULTS = Path(__file__).parent / "results"
+WORK = Path(__file__).parents[1] / ".work" / "learning-curve"
+SIZES, QUICK_SIZES = (250, 500, 1000, 2000, 4000), (100, 200)
+METHODS: dict[str, dict[str, Any]] = {
+    "gains": {"objective": "gains"},
+    "td-lambda": {"objective": "td-lambda"},
+    "distribution": {
+        "objective": "distribution",
+        "options": {"support": [-1.0, 1.0], "bins": 25},
+    },
+}
+"""Name → settings of `trimtab train`; each trains a probe."""
+SIX = {"layers": 6, "learning_rate": 1e-4, "epochs": 4}
+NETWORKS: dict[str, dict[str, Any]] = {
+    "td-lambda-six": {"objective": "td-lambda", **SIX},
+    "gains-six": {"objective": "gains", **SIX},
+    "td-lambda-whole": {"objective": "td-lambda", "learning_rate": 2e-5, "epochs": 4},
+}
+"""The same of networks."""
+HELD_OUT, TURNS, TESTS, ANSWERS = 32, 10, 48, 2
+NATS, NEAR = 1.1, (0.8, 1.5)
+"""KL to aim at, and what is near enough."""
+TOP = GuidanceParams().k
+PARTS = (10, 25, 50, 75)
+
+
+def roll_out(path: Path, turns: int) -> None:
+    """Answers of the base to all training prompts, one to each in a turn, with their rewards."""
+    sampler, task = engine({})
+    texts = task.world.prompts("train", 432, 0)
+    prompts = [sampler.tokenizer(text, add_special_tokens=False).input_ids for text in texts]
+    kindness = task.world.rewards["kindness"]
+    records = []
+    for turn in tqdm(range(turns), desc="rollouts", unit="turn"):
+        groups = sampler.sample(prompts, 1, seed=100 + turn, temperature=1.0, max_tokens=48)
+        for text, ids, [answer] in zip(texts, prompts, groups, strict=True):
+            tokens = list(answer.token_ids)
+            parts = [
+                sampler.tokenizer.decode(tokens[: t + 1], skip_special_tokens=True)
+                for t in range(len(tokens))
+            ]
+            records.append(
+                {
+                    "prompt": text,
+                    "completion": parts[-1],
+                    "prompt_token_ids": ids,
+                    "completion_token_ids": tokens,
+                    "rewards": {
+                        n: reward(text, parts[-1]) for n, reward in task.world.rewards.items()
+                    },
+                    "prefix_rewards": [kindness(text, part) for part in parts],
+                }
+            )
+    data.write(path, records)
+
+
+def engine(scorers: dict[str, Path]) -> tuple[Any, Any]:
+    """The base in vLLM with scorers, and the task."""
+    os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
+    # First, because vLLM hides the GPU while it imports a processor by its name.
+    import trimtab.adapters.vllm.processor  # noqa: F401
+    from trimtab.adapters.vllm.offline import Sampler
+
+    task = load("everyday")
+    specs: dict[str, Any] = {name: str(path) for name, path in scorers.items()}
+    if scorers:
+        specs |= task.scorers
+    options = {**task.engine}
+    if torch.cuda.is_available():
+        options |= {"gpu_memory_utilization": 0.05, "kv_cache_memory_bytes": 2**31}
+    return Sampler(str(task.world.base()), specs, **options), task
+
+
+def read(path: Path) -> tuple[list[list[Rollout]], list[Rollout]]:
+    """The answers to train on, by turns, and those to the held-out prompts."""
+    items = [
+        Rollout(
+            record["prompt_token_ids"],
+            record["completion_token_ids"],
+            record["rewards"]["kindness"],
+            prefix_rewards=record["prefix_rewards"],
+        )
+        for record in data.read(path)
+    ]
+    prompts = list(dict.fromkeys(tuple(item.prompt) for item in items))
+    held = set(prompts[-HELD_OUT:])
+    size = len(prompts)
+    by_turn = [items[i : i + size] for i in range(0, len(items), size)]
+    return by_turn, [item for item in items if tuple(item.prompt) in held]
+
+
+Likely = list[tuple[torch.Tensor, torch.Tensor]]
+
+
+@torch.inference_mode()
+def likely(items: list[Rollout], states: States) -> Likely:
+    """The candidates at each step of each answer and their chances: [steps, TOP] each."""
+    weight = base_weights.output_embedding(states.base)
+    found = ((states.of(item).float() @ weight.T).softmax(-1).topk(TOP, -1) for item in items)
+    return [(top.indices, top.values) for top in found]
+
+
+def fit(
+    name: str,
+    items: list[Rollout],
+    held: list[Rollout],
+    steps: Likely,
+    states: States,
+    out: Path,
+) -> dict:
+    """Train a scorer, write its checkpoint, and say what it knows."""
+    chosen = {**METHODS[name], "probe": {}} if name in METHODS else NETWORKS[name]
+    config = TrainConfig.model_validate(
+        {**chosen, "base": str(states.base), "data": "-", "out": out}
+    )
+    read = states if config.probe is not None else None
+    objective = initial.objective(config)
+    start = time.monotonic()
+    torch.manual_seed(config.seed)
+    trainer = train(
+        objective,
+        initial.network(config, objective),
+        items,
+        out.with_name(f"{out.name}.run"),
+        pad_id=0,
+        states=read,
+        epochs=config.epochs,
+        batch_size=config.batch_size,
+        learning_rate=config.learning_rate,
+        disable_tqdm=True,
+        save_steps=10_000,
+        **(probes.DEFAULTS if read else {}),
+    )
+    seconds = time.monotonic() - start
+    model = initial.finish(trainer.model, objective, None, read)
+    model = model.cpu() if read else model
+    info = describe(objective, model, held, 0, "smollm2", read)
+    checked = report.validate(model, info, held, None, 0, states=read)
+    checkpoint.save(model, pretrained.tokenizer(states.base), report.mark(info, checked), out)
+    foreseen = foretold(model, info, held, steps, states) if read else {"beta": 3 / info.deviation}
+    known = {k.percent: k.beyond_prompt and k.beyond_prompt.value for k in checked.known}
+    auc = checked.prefix_auc.mean
+    return {
+        "seconds": seconds,
+        "auc": [auc.mean, auc.standard_error],
+        "known": {str(part): known[part] for part in PARTS},
+        **foreseen,
+    }
+
+
+@torch.inference_mode()
+def foretold(model: Any, info: Any, held: list[Rollout], steps: Likely, states: States) -> dict:
+    """The gain at 1 nat to first order, its standard error, and the β that should spend `NATS`.
+
+    At β → 0 a step spends β²/2·Var, and the reward rises by β·E[R·S]; S has the mean 0, given the
+    prompt, so R may be taken less the mean of the prompt's other answers.
+    """
+    table = model.table(states.embedding())
+    sums, variances = [], []
+    for item, (tokens, chances) in zip(held, steps, strict=True):
+        level, factors = model.parts(probe.running(states.of(item)))
+        outputs = level[:, None] + torch.einsum("tkr,tbr->tkb", table[tokens], factors)
+        scores = outputs[..., 0]
+        if info.support is not None:
+            scores = outputs.softmax(-1) @ torch.linspace(*info.support, outputs.shape[-1])
+        shares = chances / chances.sum(-1, keepdim=True)
+        rest = scores - (shares * scores).sum(-1, keepdim=True)
+        taken = tokens == torch.tensor(item.completion)[:, None]
+        sums.append(float((rest * taken).sum()))
+        variances.append(float((chances * rest.square()).sum()))
+    spread = np.mean(variances)
+    names = [tuple(item.prompt) for item in held]
+    gains = []
+    for name in dict.fromkeys(names):
+        mine = [i for i, other in enumerate(names) if other == name]
+        rewards = np.array([held[i].label for i in mine])
+        centred = rewards - (rewards.sum() - rewards) / (len(mine) - 1)
+        gains.append(np.mean(centred * np.array([sums[i] for i in mine])))
+    scale = math.sqrt(2 / spread)
+    error = float(np.std(gains, ddof=1) / math.sqrt(len(gains)))
+    foreseen = [scale * float(np.mean(gains)), scale * error]
+    return {"foretold": foreseen, "beta": math.sqrt(2 * NATS / spread)}
+
+
+def fit_all(work: Path, rollouts: Path, methods: list[str], sizes: tuple[int, ...]) -> None:
+    """Train what is missing; sizes above the number of answers are left out."""
+    by_turn, held = read(rollouts)
+    states = States(load("everyday").world.base(), progress=True)
+    for turn in by_turn:
+        states.add(turn)
+    prompts = {tuple(item.prompt) for item in held}
+    items = [item for turn in by_turn for item in turn if tuple(item.prompt) not in prompts]
+    steps = likely(held, states)
+    for method in methods:
+        for size in [size for size in sizes if size <= len(items)]:
+            saved = work / f"{method}-{size}.json"
+            if saved.exists():
+                continue
+            found = fit(method, items[:size], held, steps, states, work / "scorers" / saved.stem)
+            row = {"method": method, "answers": size} | found
+            print(row, flush=True)
+            saved.write_text(json.dumps(row) + "\n")
+
+
+def measure(folder: Path, scorers: dict[str, dict], tests: int) -> None:
+    """Run what is missing: rewards and nats of answers, [prompts][answers], in runs/NAME-NUMBER."""
+    runs = folder / "runs"
+    runs.mkdir(exist_ok=True)
+    wanted = {"base": 0.0, REWARD: 3.5} | {name: row["beta"] for name, row in scorers.items()}
+    missing = {n: beta for n, beta in wanted.items() if not (runs / f"{n}-1.json").exists()}
+    if not missing:
+        return
+    sampler, task = engine({name: folder / "scorers" / name for name in missing if name in scorers})
+    texts = task.world.prompts("test", tests, 0)
+    prompts = [sampler.tokenizer(text, add_special_tokens=False).input_ids for text in texts]
+    kindness = task.world.rewards["kindness"]
+
+    def run(name: str, beta: float) -> dict:
+        params = GuidanceParams(scorers={name: 1.0}, beta=beta) if beta else None
+        groups = sampler.sample(
+            prompts, ANSWERS, seed=0, temperature=1.0, max_tokens=48, params=params
+        )
+        answers = [
+            [sampler.tokenizer.decode(one.token_ids, skip_special_tokens=True) for one in group]
+            for group in groups
+        ]
+        rewards = [
+            [kindness(text, answer) for answer in group]
+            for text, group in zip(texts, answers, strict=True)
+        ]
+        kl = [[one.kl for one in group] for group in groups]
+        return {"beta": beta, "rewards": rewards, "kl": kl, "first": [a[0] for a in answers[:4]]}
+
+    for name, beta in tqdm(missing.items(), desc="settings"):
+        found = run(name, min(beta, 100.0))
+        (runs / f"{name}-0.json").write_text(json.dumps(found) + "\n")
+        spent = float(np.mean(found["kl"]))
+        if name != "base" and not NEAR[0] < spent < NEAR[1]:  # KL is nearly a multiple of β²
+            found = run(name, min(found["beta"] * math.sqrt(NATS / max(spent, 0.05)), 100.0))
+        (runs / f"{name}-1.json").write_text(json.dumps(found) + "\n")
+
+
+def at_one_nat(folder: Path, name: str) -> list[float]:
+    """Mean reward at 1 nat and its standard error over prompts; the base's at 0."""
+    points = []
+    for one in dict.fromkeys(("base-0", f"{name}-0", f"{name}-1")):
+        run = json.loads((folder / "runs" / f"{one}.json").read_text())
+        points.append((np.mean(run["rewards"], 1), np.mean(run["kl"], 1)))
+    result = estimate(at_kl(points, 1.0) if name != "base" else points[0][0])
+    return [result.mean, result.standard_error]
+
+
+def table(rows: list[dict], base: list[float], own: list[float], tests: int) -> str:
+    lines = [
+        f"SmolLM2-135M-Instruct, VADER's sentiment, {tests} test prompts, {ANSWERS} answers each, "
+        f"±: s.e. over prompts. Base: {base[0]:.3f} ± {base[1]:.3f}; VADER itself as a function "
+        f"scorer at 1 nat: {own[0]:.3f} ± {own[1]:.3f}.",
+        "",
+        "| scorer | answers | reward at 1 nat | foretold gain | prefix-AUC "
+        "| known at 10 / 25 / 50 / 75 % | training, s |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        reward, gain, auc = (
+            f"{row[n][0]:.3f} ± {row[n][1]:.3f}" if n in row else "–"
+            for n in ("reward", "foretold", "auc")
+        )
+        known = " / ".join(f"{value:.2f}" for value in row["known"].values())
+        lines.append(
+            f"| `{row['method']}` | {row['answers']:,} | {reward} | {gain} | {auc} | {known} "
+            f"| {row['seconds']:.0f} |"
+        )
+    probed = [row for row in rows if "foretold" in row]
+    if len(probed) > 2:
+        rewards = [row["reward"][0] for row in probed]
+        lines += ["", "Correlation with the reward at 1 nat, over the probes:", ""]
+        for title, values in {
+            "prefix-AUC": [row["auc"][0] for row in probed],
+            "known at 50 %": [row["known"]["50"] for row in probed],
+            "foretold gain": [row["foretold"][0] for row in probed],
+        }.items():
+            lines.append(f"- {title}: {np.corrcoef(values, rewards)[0, 1]:.2f}")
+    return "\n".join(lines) + "\n"
+
+
+def draw(rows: list[dict], base: list[float], own: list[float], path: Path) -> None:
+    figure, axes = pyplot.subplots(1, 2, figsize=(11, 4), layout="constrained")
+    for number, method in enumerate(dict.fromkeys(row["method"] for row in rows)):
+        mine = [row for row in rows if row["method"] == method]
+        color, sizes = f"C{number}", [row["answers"] for row in mine]
+        for axis, what in zip(axes, ("reward", "auc"), strict=True):
+            means, errors = zip(*(row[what] for row in mine), strict=True)
+            axis.errorbar(sizes, means, errors, color=color, marker="o", markersize=4, capsize=2)
+            axis.annotate(
+                method,
+                (sizes[-1], means[-1]),
+                (6, 0),
+                textcoords="offset points",
+                color=color,
+                va="center",
+            )
+    for (value, _), text in ((base, "base"), (own, "VADER itself")):
+        axes[0].axhline(value, color="grey", linewidth=0.7, linestyle=":")
+        axes[0].annotate(
+            text, (rows[0]["answers"], value), (0, 3), textcoords="offset points", color="grey"
+        )
+    for axis, title in zip(axes, ("reward at 1 nat", "prefix-AUC, held-out prompts"), strict=True):
+        axis.set(xscale="log", xlabel="answers to train on", ylabel=title)
+        axis.set_xlim(right=max(row["answers"] for row in rows) * 2.2)
+        axis.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, dpi=130)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="few answers, sizes and prompts")
+    parser.add_argument("--work", type=Path, default=WORK, help="directory of all parts")
+    parser.add_argument("--rollouts", type=Path, help="default: rollouts.jsonl in DIR")
+    parser.add_argument("--only", action="append", choices=[*METHODS, *NETWORKS], help="repeatable")
+    parser.add_argument("--networks", action="store_true", help="also networks, on a GPU")
+    parser.add_argument("--train", action="store_true", help="only train, and measure later")
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    arguments = parser.parse_args()
+    work, turns = arguments.work, 2 if arguments.quick else TURNS
+    tests = 8 if arguments.quick else TESTS
+    (work / "scorers").mkdir(parents=True, exist_ok=True)
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    rollouts = arguments.rollouts or work / "rollouts.jsonl"
+    sizes = QUICK_SIZES if arguments.quick else SIZES
+    methods = arguments.only or [*METHODS, *(NETWORKS if arguments.networks else ())]
+    if any(not (work / f"{method}-{size}.json").exists() for method in methods for size in sizes):
+        if not rollouts.exists():
+            roll_out(rollouts, turns)
+        fit_all(work, rollouts, methods, sizes)
+    if arguments.train:
+        return
+    files = [work / f"{method}-{size}.json" for method in methods for size in sizes]
+    facts = {file.stem: json.loads(file.read_text()) for file in files if file.exists()}
+    measure(work, facts, tests)
+    rows = [row | {"reward": at_one_nat(work, name)} for name, row in facts.items()]
+    base, own = at_one_nat(work, "base"), at_one_nat(work, REWARD)
+    text = table(rows, base, own, tests)
+    print(text)
+    about = {
+        "threads": torch.get_num_threads(),
+        "device": str(torch.cuda.is_available() and "cuda"),
+    }
+    body = json.dumps({"about": about, "base": base, "function": own, "rows": rows}, indent=1)
+    (arguments.out / "learning_curve.json").write_text(body + "\n")
+    (arguments.out / "learning_curve.md").write_text(text)
+    draw(rows, base, own, arguments.out / "learning_curve.png")
+
+
+if __name__ == "__main__":
+    main()
