@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 from arena_fakes import PROMPTS, SCALE, TASK, FakeBench, methods
 from trimtab.params import GuidanceParams
 from trimtab.sampling import Completion
+from trimtab.scorers.function import _check_arguments
 from trimtab.search import ScoredSequence
 from trimtab_lab.arena import against, arena, plots, real, report, scale, task
 from trimtab_lab.arena.bench import Bench
@@ -25,7 +26,7 @@ from trimtab_lab.arena.runs import save
 from trimtab_lab.arena.stats import at_kl, interval_at_kl
 from trimtab_lab.worlds import WORLDS, build
 from trimtab_models import data
-from trimtab_models.smollm2 import instructions, prompts, rewards
+from trimtab_models.smollm2 import instructions, prompts, rewards, unfinished
 
 HERE = Path(__file__).parent
 ROLLOUTS = {"rollout_prompts": 3, "completions": 2, "seed": 0}
@@ -36,10 +37,9 @@ def test_a_task_is_steered_by_a_reward_of_its_world(name):
     made = task.load(name)
     spec = made.scorers[REWARD]
     assert spec["family"] == "function"
-    assert spec["reads"] == "pair", "it is called as a reward is"
     module, _, function = spec["path"].partition(":")
     steers = getattr(importlib.import_module(module), function)
-    assert steers in made.world.rewards.values()
+    _check_arguments(spec["path"], steers, spec["reads"])
     assert made.world.gold in made.world.rewards
     assert set(made.world.supports) == set(made.world.bins) == set(made.world.rewards)
     for prompt in made.world.prompts("test", 12, 0):
@@ -48,12 +48,16 @@ def test_a_task_is_steered_by_a_reward_of_its_world(name):
                 assert low <= made.world.rewards[reward](prompt, text) <= high
 
 
-def test_what_everyday_steers_by_is_what_judges_it():
+def test_what_steers_is_what_judges():
     everyday = WORLDS["everyday"]
     assert everyday.rewards[everyday.gold] is rewards.kindness
-    assert task.STEERS["everyday"].endswith(":kindness")
+    assert task.STEERS["everyday"] == ("trimtab_models.smollm2.rewards:kindness", "pair")
     instructed = WORLDS["instructions"]
     assert instructed.rewards[instructed.gold] is instructions.success
+    for prompt in instructed.prompts("test", 12, 0):
+        for text in ("", "I am glad to help you with that.", "1. No.\n2. I will not.\n3. Never."):
+            ended = unfinished.promise(prompt + text + unfinished.END)
+            assert ended == instructions.success(prompt, text)
 
 
 def test_prompts_are_rendered_for_the_base():
@@ -252,7 +256,7 @@ def test_rollouts_of_a_real_base_are_those_that_trainings_read(tmp_path, monkeyp
 
 
 def test_the_learned_reward_is_the_scorers_own_score_of_whole_answers(tmp_path):
-    known = {"path": task.STEERS["everyday"], "family": "function"}
+    known = {"path": task.STEERS["everyday"][0], "family": "function"}
     bench = Bench.__new__(Bench)
     bench.scorers = {"td-lambda": "a/checkpoint", REWARD: known}
     bench.prompts, bench.sampler = [[1], [1, 2, 3]], FakeSampler()

@@ -216,8 +216,9 @@ class Bench:
             params=self.guidance(method, scaled_beta),
         )
         groups = [
-            [Completion(one.token_ids, [], one.kl + _bound(method, len(one.token_ids)))]
+            [Completion(one.token_ids, [], nats, kl_tail=one.kl_tail)]
             for one in results
+            for nats in [one.kl + _bound(method, len(one.token_ids))]
         ]
         sampled_tokens = float(np.mean([one.usage.drawn_tokens for one in results]))
         usage = [asdict(one.usage) for one in results]

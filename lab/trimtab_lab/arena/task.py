@@ -15,7 +15,7 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -37,12 +37,12 @@ ENGINE: Mapping[str, Any] = {
     "use_tqdm_on_load": False,
 }
 REAL_ENGINE: Mapping[str, Any] = {**ENGINE, "dtype": "bfloat16", "max_model_len": 512}
-STEERS: Mapping[str, str] = {
-    "everyday": "trimtab_models.smollm2.rewards:kindness",
-    "instructions": "trimtab_models.smollm2.instructions:graded",
+STEERS: Mapping[str, tuple[str, Literal["pair", "text"]]] = {
+    "everyday": ("trimtab_models.smollm2.rewards:kindness", "pair"),
+    "instructions": ("trimtab_models.smollm2.unfinished:promise", "text"),
 }
-"""Real world → the function of (prompt, answer so far) that `REWARD` is. Success alone does not say
-how near an answer is to it, so *instructions* has partial credit."""
+"""Real world → the function that `REWARD` is, and what it reads. Success does not judge an
+unfinished answer, so *instructions* has what such an answer promises."""
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,8 @@ def load(spec: str) -> Task:
         TrimtabError: there is no such world, or the file is invalid; the message says why.
     """
     if spec in STEERS:
-        known = {"path": STEERS[spec], "family": "function", "reads": "pair"}
+        path, reads = STEERS[spec]
+        known = {"path": path, "family": "function", "reads": reads}
         return Task(spec, WORLDS[spec], {REWARD: known}, engine=REAL_ENGINE)
     if spec in WORLDS:
         return Task(spec, _with_sum(WORLDS[spec]))
