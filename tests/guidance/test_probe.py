@@ -5,6 +5,7 @@ import pytest
 import torch
 from probes_made import made
 from reference import Reference
+from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from trimtab import Guidance, demo
@@ -13,7 +14,9 @@ from trimtab.errors import InvalidGuidance, ScorerFault, ScorerLoadError
 from trimtab.loading import load_scorers
 from trimtab.params import GuidanceParams
 from trimtab.rows import Row
+from trimtab.scorers.probe import ProbeScorer
 from trimtab_models import base_weights, probe
+from trimtab_models.checkpoint import ScorerInfo
 
 HISTOGRAM = {"support": (-1.0, 1.0)}
 NUMBER = {"link": "sigmoid"}
@@ -59,6 +62,21 @@ def test_every_token_at_once():
 def test_a_new_probe_does_not_steer():
     network = probe.Probe(probe.ProbeConfig(hidden_size=12, outputs=4))
     assert not network(torch.randn(5, 2, 12), torch.randn(5, 16)).any()
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_it_counts_its_operations(whole):
+    """As PyTorch counts those of its products; a bias counts as any other parameter."""
+    network = probe.Probe(probe.ProbeConfig(hidden_size=12, rank=3, width=5, outputs=4))
+    info = ScorerInfo(objective="distribution", support=(0.0, 1.0))
+    scorer = ProbeScorer(info, network, network.table(torch.randn(9, 12)))
+    every = np.arange(9)
+    groups = [every] * 3 if whole else [every[:2], every[:5], every[3:4]]
+    biases = sum(len(part.bias) for part in (network.trunk[0], network.level, network.factors))
+    with FlopCounterMode(display=False) as counter:
+        for _ in range(2):
+            scorer.histograms([0, 1, 2], [every] * 3, groups, states=torch.randn(3, 2, 12))
+    assert scorer.flops == counter.get_total_flops() + 2 * (2 * 3 * biases)
 
 
 @pytest.mark.parametrize("name", ["histogram", "number"])

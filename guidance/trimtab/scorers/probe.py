@@ -48,6 +48,7 @@ class ProbeScorer(Scorer):
                 '"support" of the returns of several'
             )
         self.network, self.vectors = network, table
+        self._states = self._products = 0  # scored since it was loaded
         self.distributional = info.support is not None
         if info.support is not None:
             self.returns = torch.linspace(*info.support, outputs)
@@ -108,6 +109,8 @@ class ProbeScorer(Scorer):
         if states.shape[-1] != self.network.config.hidden_size:  # those of all rows are lost
             states = states.new_full((len(states), 2, self.network.config.hidden_size), torch.nan)
         states = states.to(self.vectors.device)
+        self._states += len(states)
+        self._products += sum(map(len, candidates)) * self.network.config.outputs
         every = np.arange(len(self.vectors))
         if all(group is candidates[0] for group in candidates) and np.array_equal(
             candidates[0], every
@@ -130,3 +133,12 @@ class ProbeScorer(Scorer):
     def parameters(self) -> int:
         """Parameters of the probe, without the base's embedding."""
         return self.network.num_parameters()
+
+    @property
+    def flops(self) -> int:
+        """See Scorer.flops: A and B once for each state, a product of rank r for each output.
+
+        P·e_v is computed when the probe is loaded, so it is left out.
+        """
+        by_state = self.parameters - self.network.tokens.weight.numel()
+        return 2 * (by_state * self._states + self.network.config.rank * self._products)
