@@ -336,6 +336,8 @@ _LITERATURE = (
 )
 REAL_FULL = (*REAL_QUICK, *_OURS, *_LITERATURE)
 """Those of a real world whose scorers are probes, which train in seconds."""
+GYM = ("base", "top-k 10", "probe", "probe-all", "vas", "pargs", "cd-fudge", "best-of-4")
+"""Those of a generator of reasoning-gym: its verifier says nothing of an unfinished answer."""
 
 
 def heat_map(method: Method) -> list[Method]:

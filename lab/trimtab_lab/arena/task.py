@@ -22,9 +22,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from trimtab import reasons
 from trimtab.errors import TrimtabError
-from trimtab_lab.arena.methods import COMPOSED, METHODS, REWARD, SUMS, TRAININGS
+from trimtab_lab.arena.methods import COMPOSED, GYM, METHODS, REWARD, SUMS, TRAININGS
 from trimtab_lab.rollouts.prompts import RolloutPrompt, check_lengths, read
-from trimtab_lab.worlds import WORLDS, World
+from trimtab_lab.worlds import WORLDS, World, gym
 from trimtab_models import bases, networks, pretrained, rewards
 from trimtab_models.data.fields import shared
 
@@ -100,7 +100,7 @@ class Config(BaseModel):
 
 
 def load(spec: str) -> Task:
-    """A task from a world's name or from a YAML file.
+    """A task from a world's name, from gym:NAME or from a YAML file.
 
     Raises:
         TrimtabError: there is no such world, or the file is invalid; the message says why.
@@ -109,6 +109,9 @@ def load(spec: str) -> Task:
         path, reads = STEERS[spec]
         known = {"path": path, "family": "function", "reads": reads}
         return Task(spec, WORLDS[spec], {REWARD: known}, engine=REAL_ENGINE)
+    if spec.startswith(gym.PREFIX):
+        engine = {**REAL_ENGINE, "max_model_len": 2048}
+        return Task(spec, gym.world(spec), methods=GYM, engine=engine)
     if spec in WORLDS:
         return Task(spec, _with_sum(WORLDS[spec]))
     return _own(spec, _config(spec))
@@ -120,6 +123,8 @@ def name(spec: str) -> str:
     Raises:
         as `load`.
     """
+    if spec.startswith(gym.PREFIX):
+        return f"gym-{gym.split(spec)[0]}"
     return spec if spec in WORLDS else _config(spec).name
 
 
@@ -127,8 +132,8 @@ def _config(spec: str) -> Config:
     path = Path(spec)
     if path.suffix not in (".yaml", ".yml"):
         raise TrimtabError(
-            f"there is no world {spec!r}; the worlds are {', '.join(WORLDS)}. For your own model, "
-            "name a YAML file."
+            f"there is no world {spec!r}; the worlds are {', '.join(WORLDS)}. For a generator of "
+            "reasoning-gym, write gym:NAME; for your own model, name a YAML file."
         )
     try:
         return Config.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
