@@ -6,6 +6,7 @@ from trimtab.guide import Guide
 from trimtab.scorers.base import Scorer
 
 INFO_FIELDS = {"objective", "mean", "deviation", "base_model", "prefix_auc"}
+COUNTS = ("parameters", "tokens_forwarded", "flops")
 
 
 def describe(guide: Guide) -> list[dict[str, Any]]:
@@ -32,6 +33,10 @@ def _counts(guide: Guide, name: str, scorer: Scorer) -> dict[str, int]:
     """The scorer's own counts; zeros while it does not answer."""
 
     def read() -> dict[str, int]:
-        return {"parameters": scorer.parameters, "tokens_forwarded": scorer.tokens_forwarded}
+        return {
+            "parameters": scorer.parameters,
+            "tokens_forwarded": scorer.tokens_forwarded,
+            "flops": scorer.flops,
+        }
 
-    return guide.registry.calls.run(name, scorer, read, {"parameters": 0, "tokens_forwarded": 0})
+    return guide.registry.calls.run(name, scorer, read, dict.fromkeys(COUNTS, 0))

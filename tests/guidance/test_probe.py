@@ -5,6 +5,7 @@ import pytest
 import torch
 from probes_made import made
 from reference import Reference
+from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from trimtab import Guidance, demo
@@ -75,6 +76,21 @@ def test_rows_with_different_numbers_of_candidates():
     pairs = [(r, min(v, 8)) for r, group in enumerate(groups) for v in group]
     expected = torch.stack([network(states[r], table[v]) for r, v in pairs])
     torch.testing.assert_close(outputs, expected)
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_it_counts_its_operations(whole):
+    """As PyTorch counts those of its products; a bias counts as any other parameter."""
+    network = probe.Probe(probe.ProbeConfig(hidden_size=12, rank=3, width=5, outputs=4))
+    info = ScorerInfo(objective="distribution", support=(0.0, 1.0))
+    scorer = ProbeScorer(info, network, network.table(torch.randn(9, 12)))
+    every = np.arange(9)
+    groups = [every] * 3 if whole else [every[:2], every[:5], every[3:4]]
+    biases = sum(len(part.bias) for part in (network.trunk[0], network.level, network.factors))
+    with FlopCounterMode(display=False) as counter:
+        for _ in range(2):
+            scorer.histograms([0, 1, 2], [every] * 3, groups, states=torch.randn(3, 2, 12))
+    assert scorer.flops == counter.get_total_flops() + 2 * (2 * 3 * biases)
 
 
 @pytest.mark.parametrize("name", ["histogram", "number"])

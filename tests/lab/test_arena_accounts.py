@@ -24,10 +24,11 @@ def bench(tmp_path, monkeypatch):
     """The demo's base, and a policy that takes long to tune; scorers forward 60 tokens a run."""
     scale = Scale(0, 0, 0, PROMPTS, 0, ANSWERS, (), ())
     made = Bench(Task("reviews", WORLDS["reviews"]), str(demo.base()), {}, scale, tmp_path)
-    status = {"name": "s", "family": "head", "parameters": SCORER, "tokens_forwarded": 0}
+    status = {"name": "s", "family": "head", "tokens_forwarded": 0, "flops": 0}
+    composite = {"name": "sum", "family": "composite", "tokens_forwarded": 7, "flops": 7}
 
     def ask(method):
-        return [[dict(status)]]
+        return [[dict(status), composite]]
 
     def tune(task, out, method, scaled_beta):
         time.sleep(SECONDS)
@@ -35,6 +36,7 @@ def bench(tmp_path, monkeypatch):
 
     def sample(task, path, base, prompts, seed):
         status["tokens_forwarded"] += FORWARDED
+        status["flops"] += 2 * SCORER * FORWARDED
         return [Completion([5] * DRAWN, []) for _ in prompts]
 
     made.sampler = SimpleNamespace(engine=SimpleNamespace(collective_rpc=ask))
@@ -55,3 +57,4 @@ def test_prompts_count_once_for_all_their_answers(bench):
     spent = 2 * (size * (read + PROMPTS * ANSWERS * DRAWN) + SCORER * FORWARDED)
     assert run.flops * PROMPTS * ANSWERS == pytest.approx(spent)
     assert run.drawn_tokens == DRAWN
+    assert run.scorer_tokens * PROMPTS * ANSWERS == FORWARDED

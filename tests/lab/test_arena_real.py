@@ -16,8 +16,9 @@ from matplotlib.figure import Figure
 from arena_fakes import PROMPTS, SCALE, TASK, FakeBench, methods
 from trimtab.params import GuidanceParams
 from trimtab.sampling import Completion
+from trimtab.scorers.function import _check_arguments
 from trimtab.search import ScoredSequence
-from trimtab_lab.arena import against, arena, plots, real, report, scale, task
+from trimtab_lab.arena import against, arena, plots, prepare, real, report, scale, task
 from trimtab_lab.arena.bench import Bench
 from trimtab_lab.arena.board import Board
 from trimtab_lab.arena.methods import METHODS, REAL, REAL_FULL, REAL_QUICK, REWARD, TRAININGS
@@ -25,7 +26,8 @@ from trimtab_lab.arena.runs import save
 from trimtab_lab.arena.stats import at_kl, interval_at_kl
 from trimtab_lab.worlds import WORLDS, build
 from trimtab_models import data
-from trimtab_models.smollm2 import instructions, prompts, rewards
+from trimtab_models.smollm2 import instructions, prompts, rewards, unfinished
+from trimtab_models.training.config import TrainConfig
 
 HERE = Path(__file__).parent
 ROLLOUTS = {"rollout_prompts": 3, "completions": 2, "seed": 0}
@@ -36,10 +38,9 @@ def test_a_task_is_steered_by_a_reward_of_its_world(name):
     made = task.load(name)
     spec = made.scorers[REWARD]
     assert spec["family"] == "function"
-    assert spec["reads"] == "pair", "it is called as a reward is"
     module, _, function = spec["path"].partition(":")
     steers = getattr(importlib.import_module(module), function)
-    assert steers in made.world.rewards.values()
+    _check_arguments(spec["path"], steers, spec["reads"])
     assert made.world.gold in made.world.rewards
     assert set(made.world.supports) == set(made.world.bins) == set(made.world.rewards)
     for prompt in made.world.prompts("test", 12, 0):
@@ -48,12 +49,16 @@ def test_a_task_is_steered_by_a_reward_of_its_world(name):
                 assert low <= made.world.rewards[reward](prompt, text) <= high
 
 
-def test_what_everyday_steers_by_is_what_judges_it():
+def test_what_steers_is_what_judges():
     everyday = WORLDS["everyday"]
     assert everyday.rewards[everyday.gold] is rewards.kindness
-    assert task.STEERS["everyday"].endswith(":kindness")
+    assert task.STEERS["everyday"] == ("trimtab_models.smollm2.rewards:kindness", "pair")
     instructed = WORLDS["instructions"]
     assert instructed.rewards[instructed.gold] is instructions.success
+    for prompt in instructed.prompts("test", 12, 0):
+        for text in ("", "I am glad to help you with that.", "1. No.\n2. I will not.\n3. Never."):
+            ended = unfinished.promise(prompt + text + unfinished.END)
+            assert ended == instructions.success(prompt, text)
 
 
 def test_prompts_are_rendered_for_the_base():
@@ -74,6 +79,7 @@ def test_a_real_world_has_methods_of_its_own(name):
         chosen = arena.chosen(made, scale.of(made.world, quick), ())
         assert [method.name for method in chosen] == list(wanted)
     assert {METHODS[one].scorer for one in REAL_QUICK} == {None, REWARD}, "no training"
+    assert {"probe", "vas", "pargs", "fudge", "best-of-16"} <= set(REAL_FULL)
     trained = {METHODS[one].scorer for one in REAL_FULL} - {None, REWARD}
     assert trained <= set(TRAININGS)
     assert len(REAL_FULL) >= 14
@@ -85,6 +91,50 @@ def test_a_real_world_has_methods_of_its_own(name):
 def test_the_default_is_that_of_a_request():
     method, default = METHODS["reward-default"], GuidanceParams()
     assert (method.k, method.mass, method.tail) == (default.k, default.mass, default.tail)
+
+
+@pytest.mark.parametrize("name", REAL)
+def test_a_scorer_of_a_real_world_is_a_probe_by_default(name, tmp_path, monkeypatch):
+    """As `trimtab train` makes one, but for its objective's options and numbers of layers."""
+    made, configs = task.load(name), {}
+    monkeypatch.setattr(prepare, "load", lambda spec: made)
+    monkeypatch.setattr(build, "build_base", lambda world, folder: tmp_path)
+    monkeypatch.setattr(build, "_training_data", lambda *arguments: tmp_path)
+    monkeypatch.setattr(build, "run", lambda config: configs.update({config.out.name: config}))
+    names = dict.fromkeys(METHODS[one].scorer for one in (*REAL_FULL, "value-mean"))
+    trained = [one for one in names if one not in (None, REWARD)]
+    for one in trained:
+        prepare.train(name, tmp_path, scale.REAL_SCALE, one)
+    layers = configs.pop("td-lambda-layers")
+    assert (layers.layers, layers.probe, layers.epochs) == (6, None, 4)
+    assert len(configs) == len(trained) - 1 >= 9
+    for one, config in configs.items():
+        objective = TRAININGS[one].objective
+        default = TrainConfig(base="b", data="d", out="o", objective=objective, probe={})
+        for field in ("probe", "epochs", "learning_rate", "layers"):
+            assert getattr(config, field) == getattr(default, field), (one, field)
+    assert configs["ilql"].options == TRAININGS["ilql"].settings["options"]
+    support = configs["probe-distribution"].options["support"]
+    assert support == list(made.world.supports[made.world.gold])
+
+
+def test_what_a_cut_tail_costs_does_not_end_a_ladder_on_a_real_base(tmp_path):
+    def climbed(is_real):
+        bench = FakeBench()
+        bench.task = replace(TASK, world=replace(TASK.world, real=is_real))
+        own = bench.run
+
+        def costly(method, scaled_beta):
+            made = own(method, scaled_beta)
+            dear = np.asarray(made.kl) + 8.0
+            return replace(made, kl=dear, kl_tail=np.full(dear.shape, 8.0))
+
+        bench.run = costly
+        done = arena.climb(bench, methods("vas-cut"), tmp_path / str(is_real))
+        return [one.scaled_beta for one in done]
+
+    assert climbed(False) == [1.0]
+    assert climbed(True) == [1.0, 2.0, 4.0]
 
 
 def test_a_base_is_fetched_when_it_is_needed(tmp_path):
@@ -252,7 +302,7 @@ def test_rollouts_of_a_real_base_are_those_that_trainings_read(tmp_path, monkeyp
 
 
 def test_the_learned_reward_is_the_scorers_own_score_of_whole_answers(tmp_path):
-    known = {"path": task.STEERS["everyday"], "family": "function"}
+    known = {"path": task.STEERS["everyday"][0], "family": "function"}
     bench = Bench.__new__(Bench)
     bench.scorers = {"td-lambda": "a/checkpoint", REWARD: known}
     bench.prompts, bench.sampler = [[1], [1, 2, 3]], FakeSampler()

@@ -70,4 +70,4 @@ def test_diversity():
 
 def test_flops_are_those_of_the_papers():
     """VAS: T·m for the base, T·k·n for a scorer that reads k candidates a step; 2 a parameter."""
-    assert flops(100, 10, [(7, 10 * 5)]) == 2 * (10 * 100 + 10 * 5 * 7)
+    assert flops(100, 10, 2 * 7 * 10 * 5) == 2 * (10 * 100 + 10 * 5 * 7)

@@ -28,7 +28,7 @@ def test_answer_has_the_documented_shape(server, search):
     [choice] = answer["choices"]
     assert set(choice) == {"index", "text", "token_ids", "finish_reason", "guidance", "search"}
     assert choice["finish_reason"] in ("stop", "length")
-    assert set(choice["guidance"]) == {"kl", "scores", "steps", "error"}
+    assert set(choice["guidance"]) == {"kl", "kl_tail", "scores", "steps", "error"}
     report = choice["search"]
     assert report["method"] == search["method"]
     assert report["value"] == pytest.approx(choice["guidance"]["scores"]["sentiment"])
@@ -86,6 +86,9 @@ def test_draws_may_be_guided(server):
     guided = server.generate(**{**ASKED, "beta": 6.0}, search=search)
     assert plain["choices"][0]["guidance"]["kl"] == 0
     assert guided["choices"][0]["guidance"]["kl"] > 0.5
+    narrow = {"beta": 6.0, "k": 4, "mass": 1.0, "tail": "truncate"}
+    cut = server.generate(**{**ASKED, **narrow}, search=search)["choices"][0]["guidance"]
+    assert 0 < cut["kl_tail"] < cut["kl"]
     assert guided["choices"][0]["search"]["value"] > plain["choices"][0]["search"]["value"]
 
 

@@ -132,6 +132,11 @@ class Scorer(ABC):
         """Tokens that went through the scorer's networks since it was loaded."""
         return 0
 
+    @property
+    def flops(self) -> int:
+        """Floating-point operations of its networks since then, two per parameter and token."""
+        return 2 * self.parameters * self.tokens_forwarded
+
 
 class NetworkScorer(Scorer):
     """A scorer that is one network behind one prefix pool."""

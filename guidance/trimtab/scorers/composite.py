@@ -97,3 +97,8 @@ class CompositeScorer(Scorer):
     def tokens_forwarded(self) -> int:
         """Tokens that went through the parts, including when they are used alone."""
         return sum(scorer.tokens_forwarded for scorer, _ in self.parts.values())
+
+    @property
+    def flops(self) -> int:
+        """Of the parts, including when they are used alone."""
+        return sum(scorer.flops for scorer, _ in self.parts.values())

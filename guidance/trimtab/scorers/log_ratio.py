@@ -102,3 +102,8 @@ class LogRatioScorer(Scorer):
     def tokens_forwarded(self) -> int:
         """Prefix tokens that went through both models."""
         return sum(model.tokens_forwarded for model in self.models)
+
+    @property
+    def flops(self) -> int:
+        """Of both models; see Scorer.flops."""
+        return sum(2 * model.parameters * model.tokens_forwarded for model in self.models)

@@ -49,6 +49,7 @@ class ProbeScorer(Scorer):
                 '"support" of the returns of several'
             )
         self.network, self.vectors = network, table
+        self._states = self._products = 0  # scored since it was loaded
         self.distributional = info.support is not None
         if info.support is not None:
             self.returns = torch.linspace(*info.support, outputs)
@@ -86,7 +87,8 @@ class ProbeScorer(Scorer):
     ) -> Tensor:
         """See Scorer.score; states: h and m of each row, [rows, 2, hidden]."""
         if self.distributional and self._every(candidates):
-            outputs = self.network.every(self._checked(states), self.vectors)  # [rows, vocab, bins]
+            states = self._checked(states, len(candidates) * len(self.vectors))
+            outputs = self.network.every(states, self.vectors)  # [rows, vocab, bins]
             pairs = zip(outputs, strengths, strict=True)
             return torch.cat([soft_value_at(row.T, self.returns, c) for row, c in pairs])
         outputs = self.histograms(keys, prefixes, candidates, prompts, states=states)
@@ -109,10 +111,11 @@ class ProbeScorer(Scorer):
         Raises:
             ValueError: there are no states.
         """
-        states = self._checked(states)
         if self._every(candidates):
+            states = self._checked(states, len(candidates) * len(self.vectors))
             return self.network.every(states, self.vectors).flatten(0, 1)
         tokens, mask = _padded(candidates)
+        states = self._checked(states, mask.size)
         # Larger ids use the last entry, as in Backbone.
         tokens = np.minimum(tokens, len(self.vectors) - 1)
         vectors = self.vectors[torch.from_numpy(tokens).to(self.vectors.device)]
@@ -122,12 +125,14 @@ class ProbeScorer(Scorer):
             return scored.flatten(0, 1)
         return scored[torch.from_numpy(mask).to(scored.device)]
 
-    def _checked(self, states: Tensor | None) -> Tensor:
-        """The states on the probe's device; NaN if those of all rows are lost."""
+    def _checked(self, states: Tensor | None, places: int) -> Tensor:
+        """The states on the probe's device, to score `places` tokens; NaN if all are lost."""
         if states is None:
             raise ValueError("a probe scores the base's states, not tokens; pass states")
         if states.shape[-1] != self.network.config.hidden_size:
             states = states.new_full((len(states), 2, self.network.config.hidden_size), torch.nan)
+        self._states += len(states)
+        self._products += places * self.network.config.outputs
         return states.to(self.vectors.device)
 
     def _every(self, candidates: Sequence[Ids]) -> bool:
@@ -145,6 +150,16 @@ class ProbeScorer(Scorer):
     def parameters(self) -> int:
         """Parameters of the probe, without the base's embedding."""
         return self.network.num_parameters()
+
+    @property
+    def flops(self) -> int:
+        """See Scorer.flops: A and B once for each state, a product of rank r for each output
+        of each place, padding included.
+
+        P·e_v is computed when the probe is loaded, so it is left out.
+        """
+        by_state = self.parameters - self.network.tokens.weight.numel()
+        return 2 * (by_state * self._states + self.network.config.rank * self._products)
 
 
 def _padded(candidates: Sequence[Ids]) -> tuple[Ids, NDArray[np.bool_]]:

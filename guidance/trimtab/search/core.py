@@ -43,6 +43,7 @@ class Drawn:
     kl: float = 0.0  # nats of guidance
     read_tokens: int = 0  # prefix tokens without cached K/V in the engine
     scorer_tokens: int = 0  # tokens that guidance sent through the scorers
+    kl_tail: float = 0.0  # of `kl`, what cutting the tail costs before any steering
 
 
 @dataclass(frozen=True)
@@ -119,10 +120,16 @@ class Path:
     kl: float = 0.0
     value: float = 0.0  # of the bare prompt: 0
     scores: dict[str, float] = field(default_factory=dict)
+    kl_tail: float = 0.0
 
     def then(self, drawn: Drawn) -> "Path":
         """The path extended by a draw; not yet scored."""
-        return Path(self.token_ids + tuple(drawn.token_ids), drawn.ended, self.kl + drawn.kl)
+        return Path(
+            self.token_ids + tuple(drawn.token_ids),
+            drawn.ended,
+            self.kl + drawn.kl,
+            kl_tail=self.kl_tail + drawn.kl_tail,
+        )
 
 
 @dataclass
@@ -153,6 +160,7 @@ class Result:
     kl: float  # nats of token-level guidance, without what the search's choices add
     usage: Usage
     facts: dict[str, Any]  # further results of the method
+    kl_tail: float = 0.0  # of `kl`
 
 
 Rounds = Generator[Round, Any, tuple[Path, dict[str, Any]]]
@@ -172,7 +180,14 @@ def counted(problem: Problem, method: Rounds) -> Search:
             path, facts = end.value
             reason: Literal["stop", "length"] = "stop" if path.ended else "length"
             return Result(
-                list(path.token_ids), reason, path.value, path.scores, path.kl, usage, facts
+                list(path.token_ids),
+                reason,
+                path.value,
+                path.scores,
+                path.kl,
+                usage,
+                facts,
+                path.kl_tail,
             )
         results = yield yielded
         for result in results or ():

@@ -95,7 +95,7 @@ def _suits(task: Task, method: Method) -> bool:
 
 
 def climb(bench: Bench, methods: Iterable[Method], folder: Path) -> list[Run]:
-    """Run each method at rising scaled β, until its KL exceeds `method.stop`."""
+    """Run each method at rising scaled β, until its KL exceeds `method.stop`; see `steered`."""
     runs = []
     ladders = [(method, method.scaled_betas or bench.scale.ladder) for method in methods]
     with tqdm(total=sum(len(ladder) for _, ladder in ladders), unit="setting") as progress:
@@ -111,11 +111,21 @@ def climb(bench: Bench, methods: Iterable[Method], folder: Path) -> list[Run]:
                     run = bench.run(method, scaled_beta)
                     save(folder, run)
                 runs.append(run)
-                if run.spent.mean() > method.stop and method.temperature > 0:
+                if steered(bench, run) > method.stop and method.temperature > 0:
                     progress.update(len(ladder) - done)
                     break
                 progress.update()
     return runs
+
+
+def steered(bench: Bench, run: Run) -> float:
+    """The nats of a run that end its method's ladder: its mean KL.
+
+    On a real base a cut tail costs more than any method may spend, before any steering, so there it
+    does not count.
+    """
+    tail = run.spent_on_tail.mean() if bench.task.world.real else 0.0
+    return float(run.spent.mean() - tail)
 
 
 def base_samples(bench: Bench, path: Path) -> dict[str, Floats]:

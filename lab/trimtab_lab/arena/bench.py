@@ -130,9 +130,7 @@ class Bench:
         groups, facts = sample()
         seconds = time.monotonic() - start
         count = sum(map(len, groups))
-        forwarded = self._forwarded()
-        scorers = [(size, (forwarded[name][1] - before[name][1]) / count)
-                   for name, (size, _) in forwarded.items()]  # fmt: skip
+        spent = (self._forwarded() - before) / count
         sampled_tokens = facts.pop("drawn_tokens", None) or np.mean(
             [len(one.token_ids) for group in groups for one in group]
         )
@@ -149,9 +147,9 @@ class Bench:
             tokens=[[len(one.token_ids) for one in group] for group in groups],
             words=[[words(text) for text in group] for group in texts],
             diversity=float(np.mean([diversity(group) for group in texts])),
-            flops=flops(self.parameters, prompt_tokens + float(sampled_tokens), scorers),
+            flops=flops(self.parameters, prompt_tokens + float(sampled_tokens), float(spent[1])),
             drawn_tokens=float(sampled_tokens),
-            scorer_tokens=sum(tokens for _, tokens in scorers),
+            scorer_tokens=float(spent[0]),
             seconds=seconds,
             texts=[group[0] for group in texts],
             facts=facts,
@@ -216,8 +214,9 @@ class Bench:
             params=self.guidance(method, scaled_beta),
         )
         groups = [
-            [Completion(one.token_ids, [], one.kl + _bound(method, len(one.token_ids)))]
+            [Completion(one.token_ids, [], nats, kl_tail=one.kl_tail)]
             for one in results
+            for nats in [one.kl + _bound(method, len(one.token_ids))]
         ]
         sampled_tokens = float(np.mean([one.usage.drawn_tokens for one in results]))
         usage = [asdict(one.usage) for one in results]
@@ -274,14 +273,12 @@ class Bench:
                 )
         return read_info(fields["path"]).deviation
 
-    def _forwarded(self) -> dict[str, tuple[int, int]]:
-        """Parameters and tokens forwarded so far, by scorer; a sum counts through its parts."""
+    def _forwarded(self) -> Floats:
+        """Tokens and operations of all scorers so far, [2]; a sum counts through its parts."""
         [statuses, *_] = self.sampler.engine.collective_rpc("trimtab_scorers")
-        return {
-            one["name"]: (one["parameters"], one["tokens_forwarded"])
-            for one in statuses
-            if one["family"] != "composite"
-        }
+        parts = [one for one in statuses if one["family"] != "composite"]
+        counts = [[one["tokens_forwarded"], one["flops"]] for one in parts]
+        return np.array(counts, dtype=float).reshape(-1, 2).sum(0)
 
 
 def _path(spec: Spec) -> str:

@@ -23,8 +23,8 @@ def words(text: str) -> int:
     return len(text.split())
 
 
-def flops(base_parameters: int, base_tokens: float, scorers: Sequence[tuple[int, float]]) -> float:
-    """2·Σ parameters·tokens forwarded, of the base and of each scorer (VAS: T·m + scorer tokens·s).
+def flops(base_parameters: int, base_tokens: float, scorers: float) -> float:
+    """2·parameters·tokens forwarded of the base, and what the scorers spent (VAS: T·m + tokens·s).
 
     A forward of one token costs about two operations per parameter; the cost of attention itself
     is ignored, as in the papers. A token in a prefix cache counts once, so a prompt counts once for
@@ -34,6 +34,6 @@ def flops(base_parameters: int, base_tokens: float, scorers: Sequence[tuple[int,
     Args:
         base_parameters: parameters of the base.
         base_tokens: tokens of the prompts, and all sampled tokens, kept or not.
-        scorers: (parameters, tokens) of each scorer.
+        scorers: operations of the scorers, see trimtab.scorers.Scorer.flops.
     """
-    return 2 * (base_parameters * base_tokens + sum(p * tokens for p, tokens in scorers))
+    return 2 * base_parameters * base_tokens + scorers

@@ -68,7 +68,7 @@ class Training:
 
 # A row of a vocabulary head is updated only when its token occurs, which needs a smaller step.
 _VOCABULARY = {"learning_rate": 3e-4}
-_PROBE = {"probe": {}, "epochs": 8, "learning_rate": 2e-3}
+_PROBE: Mapping[str, Any] = {"probe": {}}
 _ILQL = {"expectile": 0.6, "conservative": 0.001}
 TRAININGS = {
     "distribution-base": Training("distribution"),
@@ -85,6 +85,7 @@ TRAININGS = {
         "q-distribution", {"learning_rate": 7e-4}, refines="q-distribution"
     ),
     "td-lambda": Training("td-lambda"),
+    "td-lambda-layers": Training("td-lambda", {"layers": 6, "learning_rate": 1e-4, "epochs": 4}),
     "probe": Training("td-lambda", _PROBE),
     "probe-distribution": Training("distribution", _PROBE),
     "bradley-terry": Training("bradley-terry", pairs=True),
@@ -99,7 +100,9 @@ TRAININGS = {
     "farma": Training("farma", {**_VOCABULARY, "options": {"weight": 0.1}}, pairs=True),
     "genarm": Training("genarm", {"learning_rate": 5e-4, "options": {"beta": 0.3}}, pairs=True),
 }
-"""One epoch over the rollouts or pairs, unless the settings change `trimtab_lab.worlds.build`."""
+"""One epoch over the rollouts or pairs, unless the settings change `trimtab_lab.worlds.build`.
+With `World.training`, which a real world has, only `options` of these settings hold, except where
+they name a number of layers."""
 
 SUMS: Mapping[str, Mapping[str, float]] = {
     "reviews": {"sentiment": 0.5, "formality": 0.5},
@@ -221,13 +224,28 @@ _REAL = (
         **_SAMPLED,
     ),
     Method(
-        "value-mean",
-        _VAS + ", candidates by mass, tail = mean",
-        "td-lambda",
-        32,
-        0.99,
-        tail="mean",
+        "probe-soft",
+        "Trimtab: a probe's return distribution, at higher β",
+        "probe-distribution",
+        scaled_betas=(4.0, 12.0, 36.0),
         worlds=REAL,
+        **_DEFAULTS,
+    ),
+    Method(
+        "probe at 0.7",
+        "a probe's value, by default",
+        "probe",
+        scaled_betas=(4.0,),
+        worlds=REAL,
+        **_DEFAULTS,
+        **_SAMPLED,
+    ),
+    Method(
+        "value-mean",
+        _VAS + ", the base's six lowest layers",
+        "td-lambda-layers",
+        worlds=REAL,
+        **_DEFAULTS,
     ),
 )
 """Methods of the real worlds alone. Another is one entry here, its scorer one in `TRAININGS`."""
@@ -311,17 +329,15 @@ REAL_QUICK = (
     *("base at 0.7", "reward-default at 0.7"),
 )
 """Those of a real world that need no training."""
+_OURS = ("reward-mean", "probe", "probe-all", "probe-soft", "probe at 0.7")
 _LITERATURE = (
-    *("top-k 50", "args", "pargs", "vas", "vas-cut", "value-mass", "cd-fudge", "fudge", "rad"),
-    *("distribution-base", "best-of-4", "best-of-16", "blockwise", "smc"),
+    *("top-k 50", "args", "pargs", "vas", "vas-cut", "cd-fudge", "fudge", "rad"),
+    *("cd-q", "ilql", "soft-value", "best-of-4", "best-of-16"),
 )
-REAL_FULL = (
-    *REAL_QUICK,
-    *(one.name for one in _PROBES),
-    *(one.name for one in _REAL if one.name not in REAL_QUICK),
-    *_LITERATURE,
-)
-"""All of a real world: scorers of a few layers, no vocabulary heads and no tuned policies."""
+REAL_FULL = (*REAL_QUICK, *_OURS, *_LITERATURE)
+"""Those of a real world whose scorers are probes, which train in seconds."""
+GYM = ("base", "top-k 10", "probe", "probe-all", "vas", "pargs", "cd-fudge", "best-of-4")
+"""Those of a generator of reasoning-gym: its verifier says nothing of an unfinished answer."""
 
 
 def heat_map(method: Method) -> list[Method]:

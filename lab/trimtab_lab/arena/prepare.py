@@ -97,9 +97,10 @@ def train(spec: str, out: Path, scale: Scale, name: str) -> None:
     world = task.world
     training = trainings(world.name)[name]
     reward = training.reward or world.gold
-    is_probe = "probe" in training.settings  # it trains no layers, in seconds
-    settings = {**training.settings, **({} if is_probe else world.training)}
-    if scale.epochs is not None and not is_probe:
+    settings = dict(training.settings)
+    if world.training and "layers" not in settings:
+        settings = {k: v for k, v in settings.items() if k == "options"} | dict(world.training)
+    if scale.epochs is not None and "probe" not in settings:
         settings["epochs"] = scale.epochs[training.pairs]
     if training.refines is not None:
         data = guided(task, out, scale, training.refines, reward)

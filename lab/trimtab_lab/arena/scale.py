@@ -40,8 +40,8 @@ class Scale:
 
 FULL = Scale(1024, 16, 24, 64, 800, 6, tuple(METHODS), LADDER, heat_map=("pargs",))
 QUICK_SCALE = Scale(384, 8, 4, 48, 96, 2, QUICK, QUICK_LADDER, epochs=(3, 0.5))
-REAL_SCALE = Scale(432, 8, 0, 48, 64, 4, REAL_FULL, (0.5, 1.0, 2.0, 4.0, 8.0, 16.0))
-REAL_QUICK_SCALE = Scale(400, 2, 0, 48, 24, 2, REAL_QUICK, (2.0, 4.0, 8.0))
+REAL_SCALE = Scale(432, 2, 0, 48, 32, 2, REAL_FULL, (2.0, 4.0, 8.0))
+REAL_QUICK_SCALE = Scale(432, 2, 0, 48, 24, 2, REAL_QUICK, (2.0, 4.0, 8.0))
 
 
 def of(world: World, quick: bool) -> Scale:

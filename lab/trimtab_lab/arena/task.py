@@ -15,16 +15,16 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from trimtab import reasons
 from trimtab.errors import TrimtabError
-from trimtab_lab.arena.methods import COMPOSED, METHODS, REWARD, SUMS, TRAININGS
+from trimtab_lab.arena.methods import COMPOSED, GYM, METHODS, REWARD, SUMS, TRAININGS
 from trimtab_lab.rollouts.prompts import RolloutPrompt, check_lengths, read
-from trimtab_lab.worlds import WORLDS, World
+from trimtab_lab.worlds import WORLDS, World, gym
 from trimtab_models import bases, networks, pretrained, rewards
 from trimtab_models.data.fields import shared
 
@@ -37,12 +37,12 @@ ENGINE: Mapping[str, Any] = {
     "use_tqdm_on_load": False,
 }
 REAL_ENGINE: Mapping[str, Any] = {**ENGINE, "dtype": "bfloat16", "max_model_len": 512}
-STEERS: Mapping[str, str] = {
-    "everyday": "trimtab_models.smollm2.rewards:kindness",
-    "instructions": "trimtab_models.smollm2.instructions:graded",
+STEERS: Mapping[str, tuple[str, Literal["pair", "text"]]] = {
+    "everyday": ("trimtab_models.smollm2.rewards:kindness", "pair"),
+    "instructions": ("trimtab_models.smollm2.unfinished:promise", "text"),
 }
-"""Real world → the function of (prompt, answer so far) that `REWARD` is. Success alone does not say
-how near an answer is to it, so *instructions* has partial credit."""
+"""Real world → the function that `REWARD` is, and what it reads. Success does not judge an
+unfinished answer, so *instructions* has what such an answer promises."""
 
 
 @dataclass(frozen=True)
@@ -100,14 +100,18 @@ class Config(BaseModel):
 
 
 def load(spec: str) -> Task:
-    """A task from a world's name or from a YAML file.
+    """A task from a world's name, from gym:NAME or from a YAML file.
 
     Raises:
         TrimtabError: there is no such world, or the file is invalid; the message says why.
     """
     if spec in STEERS:
-        known = {"path": STEERS[spec], "family": "function", "reads": "pair"}
+        path, reads = STEERS[spec]
+        known = {"path": path, "family": "function", "reads": reads}
         return Task(spec, WORLDS[spec], {REWARD: known}, engine=REAL_ENGINE)
+    if spec.startswith(gym.PREFIX):
+        engine = {**REAL_ENGINE, "max_model_len": 2048}
+        return Task(spec, gym.world(spec), methods=GYM, engine=engine)
     if spec in WORLDS:
         return Task(spec, _with_sum(WORLDS[spec]))
     return _own(spec, _config(spec))
@@ -119,6 +123,8 @@ def name(spec: str) -> str:
     Raises:
         as `load`.
     """
+    if spec.startswith(gym.PREFIX):
+        return f"gym-{gym.split(spec)[0]}"
     return spec if spec in WORLDS else _config(spec).name
 
 
@@ -126,8 +132,8 @@ def _config(spec: str) -> Config:
     path = Path(spec)
     if path.suffix not in (".yaml", ".yml"):
         raise TrimtabError(
-            f"there is no world {spec!r}; the worlds are {', '.join(WORLDS)}. For your own model, "
-            "name a YAML file."
+            f"there is no world {spec!r}; the worlds are {', '.join(WORLDS)}. For a generator of "
+            "reasoning-gym, write gym:NAME; for your own model, name a YAML file."
         )
     try:
         return Config.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))

@@ -92,9 +92,9 @@ def train(
         "data": str(_training_data(world, folder, objective, reward)),
         "validation": 0.06,
         "out": out,
-        "epochs": 1,
-        "learning_rate": 1e-3,
     }
+    if "probe" not in settings:  # a probe has defaults of its own
+        fields |= {"epochs": 1, "learning_rate": 1e-3}
     return run(TrainConfig(**fields | settings))
 
 

@@ -35,4 +35,4 @@ class World:
     real: bool = False
     """Whether the base is a language model of real text: see `real.py`."""
     training: Mapping[str, Any] = field(default_factory=dict)
-    """Settings of every training, which override the arena's."""
+    """Settings of every training, instead of the arena's own."""

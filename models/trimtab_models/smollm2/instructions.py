@@ -31,6 +31,11 @@ def items_of(text: str) -> int:
     return len(_ITEM.findall(text))
 
 
+def points_of(text: str) -> int:
+    """Number of the points of a numbered list: lines that begin with a number."""
+    return len(_NUMBERED.findall(text))
+
+
 def _lower(answer: str, _: str) -> float:
     letters = [char for char in answer if char.isalpha()]
     capitals = sum(char != char.lower() for char in letters)
@@ -54,7 +59,7 @@ def _items(answer: str, number: str) -> float:
 
 
 def _numbered(answer: str, number: str) -> float:
-    return min(1.0, len(_NUMBERED.findall(answer)) / max(int(number), 1))
+    return min(1.0, points_of(answer) / max(int(number), 1))
 
 
 def _no_commas(answer: str, _: str) -> float:

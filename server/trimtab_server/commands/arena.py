@@ -15,7 +15,8 @@ def arena(
         str,
         typer.Argument(
             help="everyday or instructions, with a real base; tiny, reviews, digest, tools or "
-            "sums, with made-up ones; or a YAML file for your own model."
+            "sums, with made-up ones; gym:NAME[@BASE], a generator of reasoning-gym; or a YAML "
+            "file for your own model."
         ),
     ],
     out: Annotated[

@@ -21,7 +21,7 @@ from trimtab_server.vllm.records import EXCHANGE, Exchange, converse
 from trimtab_server.vllm.search import search_pieces
 from trimtab_server.wording import plain
 
-SUMS = ("faults", "overruns", "tokens_forwarded")
+SUMS = ("faults", "overruns", "tokens_forwarded", "flops")
 """Counts of a scorer that are summed over the engines of a data-parallel server."""
 POLL_SECONDS = 0.05
 ERRORS = {"NoRoom": NoRoom, "ScorerRefused": ScorerRefused}

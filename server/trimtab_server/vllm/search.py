@@ -91,6 +91,7 @@ class _Text:
         piece.finish_reason = result.finish_reason
         piece.record = {
             "kl": result.kl,
+            "kl_tail": result.kl_tail,
             "scores": result.scores,
             "steps": len(result.token_ids),
             "error": None,

@@ -115,4 +115,5 @@ def drawn(output: Any, top: int, record: Any, scorers: int) -> Drawn:
         record["kl"] if record is not None else 0.0,
         read,
         spent,
+        record["kl_tail"] if record is not None else 0.0,
     )
