@@ -3,11 +3,11 @@
     python benchmarks/greedy.py v1|v2 [--prompts 64] [--tokens 24] [--only FAMILY] [--out DIR]
 
 The base is SmolLM2-135M-Instruct in float32, since in bfloat16 two logits are often equal. vLLM's
-engine answers everyday prompts, 16 at a time, with the default candidates; the scorers have random
-weights, in float32, and steer strongly. The reference (tests/reference.py) then forwards each
-answer again: the base once, from its first token and without a cache; a head for the prefix with
-each candidate, at every token; a function and a classifier on every text. It must choose the same
-token at every step, and spend the same KL.
+engine answers everyday prompts, 16 at a time, with the default candidates (six for a head); the
+scorers have random weights, in float32, and steer strongly. The reference (tests/reference.py) then
+forwards each answer again: the base once, from its first token and without a cache; a head for the
+prefix with each candidate, at every token; a function and a classifier on every text. It must
+choose the same token at every step, and spend the same KL.
 
 v1 is the runner that vLLM uses on CPUs; v2, Model Runner V2, runs here through Triton's
 interpreter. Writes benchmarks/results/greedy.{json,md}; another run continues, and an answer that
@@ -18,7 +18,7 @@ import argparse
 import json
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -194,7 +194,9 @@ def kindness(text: str) -> float:
 
 
 def parameters(name: str) -> GuidanceParams:
-    return GuidanceParams(scorers={name: 1.0}, beta=BETAS[name])
+    """The default candidates; fewer for a head, as the reference forwards the prefix with each."""
+    few = {"k": 6} if name == "head" else {}
+    return GuidanceParams(scorers={name: 1.0}, beta=BETAS[name], **few)
 
 
 def differs(reference: Once, name: str, prompt: list[int], answer: list[int], kl: float) -> Any:
@@ -214,20 +216,24 @@ def whole(answer: list[int], tokens: int, end: int) -> bool:
     return (len(answer) == tokens or answer[-1] == end) and end not in answer[:-1]
 
 
-def sampled(base: str, specs: dict[str, Any], ids: list[list[int]], tokens: int) -> dict[str, Any]:
-    """Greedy answers of each family, and of the base: {name: {"answers": …, "kl": …}}."""
+def sampled(
+    base: str, specs: dict[str, Any], ids: list[list[int]], tokens: int
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Greedy answers of each family, one after the other."""
     sampler = Sampler(
         base, specs, dtype="float32", enforce_eager=True, max_model_len=256, max_num_seqs=16
     )
-    results = {}
-    for name in tqdm([*specs, "base"], unit="family"):
-        params = parameters(name) if name in specs else None
+
+    def answers(params: GuidanceParams | None) -> list[Any]:
         groups = sampler.sample(ids, 1, seed=0, temperature=0.0, max_tokens=tokens, params=params)
-        results[name] = {
-            "answers": [list(one.token_ids) for [one] in groups],
-            "kl": [one.kl for [one] in groups],
-        }
-    return results
+        return [one for [one] in groups]
+
+    unguided = [list(one.token_ids) for one in answers(None)]
+    for name in tqdm(specs, unit="family"):
+        guided = answers(parameters(name))
+        run = {"answers": [list(one.token_ids) for one in guided], "kl": [one.kl for one in guided]}
+        steered = [a != b for a, b in zip(run["answers"], unguided, strict=True)]
+        yield name, run | {"steered": sum(steered), "differs": []}
 
 
 def check(
@@ -264,14 +270,21 @@ def report(record: dict[str, Any]) -> str:
         "the reference chooses every token of the answer, and spends its KL. *Steered*: the answer "
         "is not the base's.",
         "",
-        "| runner | family | β | equal | steered | tokens | KL, nats an answer |",
-        "|---" * 7 + "|",
+        "| runner | family | k | β | equal | steered | tokens | KL, nats an answer |",
+        "|---" * 8 + "|",
     ]
     for key, run in record["runs"].items():
         runner, name = key.split(": ")
         n, equal = len(run["differs"]), sum(one is None for one in run["differs"])
         kl, tokens = sum(run["kl"]) / len(run["kl"]), sum(map(len, run["answers"]))
-        cells = [runner, name, f"{BETAS[name]:g}", f"{equal} of {n}", f"{run['steered']}"]
+        cells = [
+            runner,
+            name,
+            str(parameters(name).k),
+            f"{BETAS[name]:g}",
+            f"{equal} of {n}",
+            f"{run['steered']}",
+        ]
         lines.append("| " + " | ".join([*cells, str(tokens), f"{kl:.2f}"]) + " |")
     return "\n".join(lines) + "\n"
 
@@ -301,11 +314,7 @@ def main() -> None:
         missing = [key for key in names if key not in runs]
         if missing:
             used = {key.split(": ")[1]: specs[key.split(": ")[1]] for key in missing}
-            answers = sampled(base, used, ids, arguments.tokens)
-            unguided = answers.pop("base")["answers"]
-            for name, run in answers.items():
-                pairs = zip(run["answers"], unguided, strict=True)
-                run |= {"steered": sum(a != b for a, b in pairs), "differs": []}
+            for name, run in sampled(base, used, ids, arguments.tokens):
                 save(file, about, f"{arguments.runner}: {name}", run)
         reference = Once(base, Path(folder))
         for key in tqdm(names, unit="family"):

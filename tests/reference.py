@@ -101,12 +101,8 @@ class Reference:
                 bonus[i] += params.beta * weight * scaled
         fused = fuse_reference(logits, [candidates], [bonus], [params.tail])[0]
         log_p, log_q = fused.double().log_softmax(-1), logits[0].double().log_softmax(-1)
-        kl = sum(
-            math.exp(p) * (p - q)
-            for p, q in zip(log_p.tolist(), log_q.tolist(), strict=True)
-            if p > -1e30
-        )
-        return fused, kl
+        terms = torch.where(log_p > -1e30, log_p.exp() * (log_p - log_q), 0.0)
+        return fused, float(terms.sum())
 
     def greedy(self, prompt, params, max_tokens, eos=None):
         """Tokens and total KL of the greedy guided answer."""

@@ -150,6 +150,20 @@ def test_scores_are_the_formulas(scorers, checkpoints):
     torch.testing.assert_close(score["dpo"], dpo - reference, atol=1e-5, rtol=1e-5)
 
 
+def test_some_tokens_are_scored_as_all_are(scorers):
+    """A vocabulary head reads only the candidates' part of its output, unless they are many."""
+    rng, rows = np.random.default_rng(0), range(4)
+    prefixes = [rng.integers(0, VOCAB, 9) for _ in rows]
+    every = scorers["q"].score([*rows], prefixes, [np.arange(VOCAB)] * 4, [C] * 4).view(4, VOCAB)
+    some = [rng.choice(VOCAB, n, replace=False) for n in (1, 6, 3, 9)]
+    assert sum(map(len, some)) < VOCAB
+    expected = torch.cat([row[group] for row, group in zip(every, some, strict=True)])
+    scores = scorers["q"].score([*rows], prefixes, some, [C] * 4)
+    torch.testing.assert_close(scores, expected, atol=1e-5, rtol=1e-5)
+    [last] = scorers["q"].score([0], prefixes[:1], [np.array([VOCAB + 9])], [C])
+    assert last == pytest.approx(float(every[0, -1]), abs=1e-5)
+
+
 def head_outputs(path, prefix, candidates):
     """The network's output after each candidate, by transformers alone."""
     model = AutoModelForTokenClassification.from_pretrained(path)

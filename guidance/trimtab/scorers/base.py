@@ -218,7 +218,11 @@ def gather_candidates(table: Tensor, candidates: Sequence[Ids]) -> Tensor:
 
     Larger ids use the last entry, as in Backbone.
     """
-    rows = np.repeat(np.arange(len(candidates)), [len(c) for c in candidates])
-    at = np.stack((rows, np.minimum(np.concatenate(candidates), table.shape[1] - 1)))
-    row, token = torch.from_numpy(at).to(table.device)
+    row, token = places(candidates, table.shape[1]).to(table.device)
     return table[row, token]
+
+
+def places(candidates: Sequence[Ids], vocab: int) -> Tensor:
+    """Row and token of each candidate, [2, Σ candidates]; larger ids become the last token."""
+    rows = np.repeat(np.arange(len(candidates)), [len(c) for c in candidates])
+    return torch.from_numpy(np.stack((rows, np.minimum(np.concatenate(candidates), vocab - 1))))

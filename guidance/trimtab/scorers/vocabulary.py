@@ -4,12 +4,13 @@ It serves CD-Q, FaRMA, dueling and ILQL heads: one query per row and step, for a
 """
 
 from collections.abc import Sequence
-from typing import Self
+from typing import Any, Self
 
+import torch
 from torch import Tensor
 
 from trimtab.config import ScorerSpec
-from trimtab.scorers.base import NetworkScorer, gather_candidates
+from trimtab.scorers.base import NetworkScorer, gather_candidates, places
 from trimtab.scorers.loader import Loader
 from trimtab.scoring.pool import Ids
 from trimtab.scoring.text import Prompt
@@ -32,6 +33,7 @@ class VocabularyScorer(NetworkScorer):
         logits: Tensor = self.backbone.head(self.backbone.hidden(keys, prefixes, None))
         return logits.float()
 
+    @torch.inference_mode()
     def score(
         self,
         keys: Sequence[int],
@@ -40,5 +42,14 @@ class VocabularyScorer(NetworkScorer):
         strengths: Sequence[float],
         prompts: Sequence[Prompt] = (),
     ) -> Tensor:
-        """See Scorer.score."""
-        return gather_candidates(self.table(keys, prefixes), candidates)
+        """See Scorer.score.
+
+        Of the head only the candidates' rows are read, unless they are as many as the vocabulary.
+        """
+        head: Any = self.backbone.head  # weight: [vocab, hidden]
+        if sum(map(len, candidates)) >= len(head.weight):
+            return gather_candidates(self.table(keys, prefixes), candidates)
+        hidden = self.backbone.hidden(keys, prefixes, None).float()  # [rows, hidden]
+        row, token = places(candidates, len(head.weight)).to(hidden.device)
+        scores: Tensor = (hidden[row] * head.weight[token].float()).sum(-1)
+        return scores if head.bias is None else scores + head.bias[token].float()
