@@ -362,7 +362,9 @@ def main() -> None:
     parser.add_argument("--rollouts", type=Path, help="default: rollouts.jsonl in DIR")
     parser.add_argument("--only", action="append", choices=[*METHODS, *NETWORKS], help="repeatable")
     parser.add_argument("--networks", action="store_true", help="also networks, on a GPU")
-    parser.add_argument("--train", action="store_true", help="only train, and measure later")
+    part = parser.add_mutually_exclusive_group()
+    part.add_argument("--train", action="store_true", help="only train, and measure later")
+    part.add_argument("--measure", action="store_true", help="only measure what is trained")
     parser.add_argument("--out", type=Path, default=RESULTS)
     arguments = parser.parse_args()
     work, turns = arguments.work, 2 if arguments.quick else TURNS
@@ -372,13 +374,13 @@ def main() -> None:
     rollouts = arguments.rollouts or work / "rollouts.jsonl"
     sizes = QUICK_SIZES if arguments.quick else SIZES
     methods = arguments.only or [*METHODS, *(NETWORKS if arguments.networks else ())]
-    if any(not (work / f"{method}-{size}.json").exists() for method in methods for size in sizes):
+    files = [work / f"{method}-{size}.json" for method in methods for size in sizes]
+    if not arguments.measure and not all(file.exists() for file in files):
         if not rollouts.exists():
             roll_out(rollouts, turns)
         fit_all(work, rollouts, methods, sizes)
     if arguments.train:
         return
-    files = [work / f"{method}-{size}.json" for method in methods for size in sizes]
     facts = {file.stem: json.loads(file.read_text()) for file in files if file.exists()}
     measure(work, facts, tests)
     rows = [row | {"reward": at_one_nat(work, name)} for name, row in facts.items()]

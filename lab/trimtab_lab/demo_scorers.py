@@ -116,10 +116,10 @@ def _sampler(task: Task, scorers: dict[str, str]) -> Any:
     os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
     from trimtab.adapters.vllm.offline import Sampler
 
-    return Sampler(smollm2_base(task), scorers, **task.engine)
+    return Sampler(base_of(task), scorers, **task.engine)
 
 
-def smollm2_base(task: Task) -> str:
+def base_of(task: Task) -> str:
     """The directory of a task's base."""
     base = task.world.base
     return str(base() if callable(base) else base)
@@ -137,7 +137,7 @@ def answers(task: Task, plan: Plan, shelf: Path, sampler: Callable[[], Any]) -> 
     """
     path = shelf / "rollouts" / f"{plan.world}.jsonl"
     path.parent.mkdir(exist_ok=True)
-    tokenizer = pretrained.tokenizer(smollm2_base(task))
+    tokenizer = pretrained.tokenizer(base_of(task))
     texts = task.world.prompts("train", plan.prompts, SEED)
     prompts = [
         RolloutPrompt(text, tokenizer(text, add_special_tokens=False).input_ids) for text in texts
@@ -160,12 +160,12 @@ def _train(name: str, shelf: Path) -> None:
     if not path.exists():
         path.parent.mkdir(exist_ok=True)
         data.write(path, labelled(task, plan, shelf))
-    run(settings(name, smollm2_base(task), path, out))
+    run(settings(name, smollm2.NAME, path, out))
 
 
 def labelled(task: Task, plan: Plan, shelf: Path) -> Iterator[Record]:
     """The answers of a world with a plan's reward, also of their beginnings."""
-    tokenizer = pretrained.tokenizer(smollm2_base(task))
+    tokenizer = pretrained.tokenizer(base_of(task))
     reward = task.world.rewards[plan.reward]
     records = list(data.read(shelf / "rollouts" / f"{plan.world}.jsonl"))
     for record in tqdm(records, desc=plan.reward, unit="answer"):

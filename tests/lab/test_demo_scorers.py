@@ -15,7 +15,7 @@ from trimtab_lab.worlds import WORLDS
 from trimtab_models import checkpoint, data, demo, pretrained, smollm2
 from trimtab_models.training.run import run
 
-PLAN = Plan("everyday", "kindness", "kindness", 12, 3, {})
+PLAN = Plan("everyday", "kindness", "kindness", 20, 4, {})
 
 
 class FakeSampler:
@@ -74,12 +74,14 @@ def test_answers_are_resumed_and_become_a_probe(task, tmp_path, monkeypatch):
         demo_scorers.answers(task, PLAN, tmp_path, lambda: FakeSampler(stops_after=14))
     path = tmp_path / "rollouts" / "everyday.jsonl"
     first = path.read_text().splitlines()
-    assert 0 < len(first) < 36
+    assert 0 < len(first) < 80
     demo_scorers.answers(task, PLAN, tmp_path, FakeSampler)
     assert path.read_text().splitlines()[: len(first)] == first
     demo_scorers.answers(task, PLAN, tmp_path, lambda: pytest.fail("nothing is missing"))
-    places = {(line["index"], line["sample"]) for line in map(json.loads, path.open())}
-    assert places == {(i, j) for i in range(12) for j in range(3)}
+    places = {
+        (line["index"], line["sample"]) for line in map(json.loads, path.read_text().splitlines())
+    }
+    assert places == {(i, j) for i in range(20) for j in range(4)}
 
     records = list(demo_scorers.labelled(task, PLAN, tmp_path))
     for record in records:
@@ -88,10 +90,10 @@ def test_answers_are_resumed_and_become_a_probe(task, tmp_path, monkeypatch):
         assert record["reward"] == task.world.rewards["kindness"]("", record["completion"])
     data.write(tmp_path / "data.jsonl", records)
     settings = demo_scorers.settings(
-        "kindness-probe", str(demo.base()), tmp_path / "data.jsonl", tmp_path / "kindness-probe"
+        "kindness-probe", "demo", tmp_path / "data.jsonl", tmp_path / "kindness-probe"
     )
     info = checkpoint.read_info(run(settings))
-    assert info.family == "probe"
+    assert (info.family, info.base_model) == ("probe", "trimtab-demo-base")
     assert info.prefix_auc is not None
 
 

@@ -38,7 +38,8 @@ def warning(report: Report) -> str | None:
     return (
         f"It will not steer: at half of an answer, its score tells no more about the reward than "
         f"the prompt does (correlation beyond the prompt {beyond}, which is not above 0). Train "
-        "on more rollouts, with another objective, or a larger network."
+        "on more rollouts, with another objective (gains, if the reward can judge unfinished "
+        "answers), or another network."
     )
 
 

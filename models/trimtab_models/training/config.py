@@ -191,8 +191,8 @@ def load(
 ) -> TrainConfig | GroundedConfig:
     """A configuration from a file, then "a.b=c" overrides (values are YAML), then the objective.
 
-    Without an objective it is `gains` if the data has rewards of unfinished answers; then a probe is
-    trained, unless a setting is of another network.
+    Without an objective it is `gains` if the data has rewards of unfinished answers, and a probe is
+    trained unless a setting is of another network.
 
     Raises:
         ValueError: names each invalid field and what was expected.

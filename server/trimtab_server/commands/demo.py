@@ -53,5 +53,6 @@ def train(
     with resumable():
         for check in demo_scorers.make(names or smollm2.PROBES):
             path = smollm2.shelf() / check.name
-            auc = checkpoint.read_info(path).prefix_auc
-            typer.echo(f"{path}\n  {check}\n  prefix-AUC {auc:.3f}; more in report.md")
+            typer.echo(f"{path}\n  {check}")
+            if (auc := checkpoint.read_info(path).prefix_auc) is not None:
+                typer.echo(f"  prefix-AUC {auc:.3f}; more in report.md")
