@@ -91,7 +91,8 @@ class Board:
             if name in METHODS  # heat maps are plotted, not listed
         ]
         sizes = [n for n in EXACT_BEST_OF if n <= self.base_samples.shape[1] // 2]
-        listed += [self._oracle(n) for n in sizes if n in (16, 128) or n == sizes[-1]]
+        shown = (4, 16) if self.real else (16, 128)
+        listed += [self._oracle(n) for n in sizes if n in shown or n == sizes[-1]]
         if self.real:  # rewards at another KL are not comparable
             return sorted(
                 listed, key=lambda row: (row.at_kl is None, -(row.at_kl or row.reward).mean)

@@ -6,12 +6,14 @@ from typing import Any, Literal
 
 import numpy as np
 
-from trimtab_lab.arena.board import Board
-from trimtab_lab.arena.frontier import Floats
+from trimtab_lab.arena.board import EXACT_BEST_OF, ORACLE, Board
+from trimtab_lab.arena.frontier import Floats, best_of
 from trimtab_lab.arena.runs import Run
 from trimtab_lab.arena.stats import at_kl, holm, paired
 
 LEVEL = 0.05
+_EXACT = {ORACLE.format(n): n for n in EXACT_BEST_OF}
+"""best-of-N by the reward itself, which a claim may name as the worse one; by N."""
 
 
 @dataclass(frozen=True)
@@ -21,7 +23,9 @@ class Claim:
     better: str
     worse: str
     source: str
-    compared: Literal["equal KL", "best settings", "best and last setting"] = "equal KL"
+    compared: Literal["equal KL", "best settings", "best up to 3 nats", "best and last setting"] = (
+        "equal KL"
+    )
     relation: Literal[">", "≈"] = ">"
     factor: float = 1.0
     """The better one is at least `factor` times the other."""
@@ -52,13 +56,19 @@ CLAIMS = (
         Claim(better, "base", "VAS: adds to an example", "best settings", world=_WITH_EXAMPLE)
         for better in ("vas", "distribution", "q-distribution")
     ),
-    Claim(
-        "reward-default",
-        "base",
-        "ours: success by known rules",
-        "best settings",
-        factor=1.5,
-        world="instructions",
+    *(
+        Claim(
+            "reward-default",
+            worse,
+            source,
+            "best up to 3 nats",
+            factor=factor,
+            world="instructions",
+        )
+        for worse, factor, source in (
+            ("base", 1.5, "ours: success by known rules"),
+            (ORACLE.format(4), 1.0, "ours: at a quarter of its FLOPs"),
+        )
     ),
     Claim("reward-default at 0.7", "base at 0.7", "ours: as people sample", "best settings"),
     Claim("distribution-small", "base", "VAS: small scorers still help", "best settings"),
@@ -111,18 +121,28 @@ def _verdict(row: Mapping[str, Any], p: float) -> str:
 
 def _sides(board: Board, claim: Claim) -> tuple[Floats, Floats] | None:
     """The rewards of both sides of a claim, [prompts] each; None if they cannot be compared."""
+    if claim.worse in _EXACT:
+        ours, n = _best(board, claim.better, claim.compared), _EXACT[claim.worse]
+        enough = n <= board.base_samples.shape[1] // 2
+        return (ours, best_of(board.base_samples, n)[0]) if ours is not None and enough else None
     runs = [board.methods.get(name, []) for name in (claim.better, claim.worse)]
     if not all(runs):
         return None
     if claim.compared == "equal KL":
         return _equal_kl(board, runs)
-    best = [
-        max((run.reward(board.gold) for run in side), key=lambda rewards: float(rewards.mean()))
-        for side in runs
-    ]
+    better, worse = (_best(board, one, claim.compared) for one in (claim.better, claim.worse))
     if claim.compared == "best and last setting":
-        return best[0], runs[1][-1].reward(board.gold)
-    return best[0], best[1]
+        worse = runs[1][-1].reward(board.gold)
+    return None if better is None or worse is None else (better, worse)
+
+
+def _best(board: Board, name: str, compared: str) -> Floats | None:
+    """The rewards of a method's best setting, [prompts]; None if it has none."""
+    runs = board.methods.get(name, [])
+    if compared == "best up to 3 nats":
+        runs = [run for run in runs if run.spent.mean() <= 3.0]
+    rewards = [run.reward(board.gold) for run in runs]
+    return max(rewards, key=lambda one: float(one.mean())) if rewards else None
 
 
 def _equal_kl(board: Board, runs: Sequence[Sequence[Run]]) -> tuple[Floats, Floats] | None:
