@@ -132,6 +132,25 @@ def new(
     return Probe(config).eval()
 
 
+def again(source: str | Path, base: str | Path, *, outputs: int, dropout: float) -> Probe:
+    """The probe of a checkpoint, to be trained further.
+
+    If its number of outputs differs, `level` and `factors` start from 0, as in a new probe.
+
+    Raises:
+        FileNotFoundError, Unusable: it cannot be read, or it reads another base.
+    """
+    config = pretrained.configuration(source)
+    new = ("level", "factors") if config.outputs != outputs else ()
+    config.outputs, config.dropout = outputs, dropout
+    model: Probe = load(source, config=config, new=new)
+    for name in new:
+        for parameter in getattr(model, name).parameters():
+            nn.init.zeros_(parameter)
+    check_base(model, source, base)
+    return model
+
+
 def load(source: str | Path, **options: Any) -> Any:
     """The probe of a checkpoint; raises as `pretrained.network`."""
     return pretrained.network(AutoModel, source, **options)

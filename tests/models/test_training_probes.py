@@ -20,8 +20,9 @@ from trimtab_models.publish import publish
 from trimtab_models.report.__main__ import main as report
 from trimtab_models.rows import Rollout, pad
 from trimtab_models.scoring import prefix_scores
-from trimtab_models.training import probes
+from trimtab_models.training import initial, probes
 from trimtab_models.training.__main__ import main
+from trimtab_models.training.config import TrainConfig, load
 from trimtab_models.training.saves import SafeTrainer
 
 PROBED = [name for name, make in OBJECTIVES.items() if probes.can_train(make())]
@@ -217,8 +218,9 @@ def test_what_was_interrupted_goes_on_to_the_same_bits(
 @pytest.mark.parametrize(
     ("objective", "sets", "says"),
     [
-        ("td-lambda", ["scorer=x"], "probe: a probe has no network of its own; leave out scorer"),
-        ("td-lambda", ["layers=1"], "leave out layers"),
+        ("td-lambda", ["scorer=x"], "x is neither a checkpoint directory nor a hub name"),
+        ("td-lambda", [f"scorer={demo.base()}"], "is no probe, and a probe has no other network"),
+        ("td-lambda", ["layers=1"], "probe: a probe has no network of its own; leave out layers"),
         ("td-lambda", ["lora.r=2"], "leave out lora"),
         ("td-lambda", ["gradient_checkpointing=true"], "leave out gradient_checkpointing"),
         ("genarm", [], "probe: genarm trains a whole language model, and no probe"),
@@ -239,6 +241,55 @@ def test_what_does_not_go_with_it_is_one_line(
     error = capsys.readouterr().err
     assert says in error
     assert len(error.splitlines()) == 1
+
+
+def _guided(place: Path, path: Path) -> Path:
+    """The answers, every second one as if guided at a strength of 2."""
+    records = data.read(place / "rollouts.jsonl")
+    for record in records[::2]:
+        count = len(record["completion_token_ids"])
+        record |= {"strength": 2.0, "log_ratios": [0.01] * count}
+    data.write(path, records)
+    return path
+
+
+def _continued(first: Path, objective: str, *sets: str) -> tuple[TrainConfig, Any]:
+    overrides = ["base=demo", "data=x", "out=x", f"scorer={first}", *sets]
+    config = load(None, overrides, objective)
+    assert isinstance(config, TrainConfig)
+    config = initial.with_probe(config)
+    return config, initial.network(config, initial.objective(config))
+
+
+def test_a_probe_is_refined_from_its_own_weights(place: Path, tmp_path: Path) -> None:
+    first = _train(place, tmp_path / "first", "distribution", "trainer.max_steps=2")
+    config, model = _continued(first, "q-distribution")
+    assert config.probe is not None
+    assert (config.probe.rank, config.epochs, config.learning_rate) == (8, 8, 2e-3)
+    before = checkpoint.load(first)[0].state_dict()
+    torch.testing.assert_close(model.state_dict(), before, rtol=0, atol=0)
+    sets = [f"data={_guided(place, tmp_path / 'guided.jsonl')}", f"scorer={first}"]
+    second = _train(place, tmp_path / "second", "distribution", *sets, "trainer.max_steps=2")
+    model, info = checkpoint.load(second)
+    assert info.support == checkpoint.read_info(first).support
+    assert model.config.outputs == 51
+    assert not torch.equal(model.trunk[0].weight, before["trunk.0.weight"])
+
+
+def test_a_probe_of_another_objective_keeps_all_but_its_outputs(
+    place: Path, tmp_path: Path
+) -> None:
+    first = _train(place, tmp_path / "first", "td-lambda", "trainer.max_steps=2")
+    _, model = _continued(first, "distribution", "probe.dropout=0.1")
+    before, after = checkpoint.load(first)[0].state_dict(), model.state_dict()
+    for name in ("trunk.0.weight", "trunk.0.bias", "tokens.weight"):
+        assert torch.equal(after[name], before[name])
+    assert (model.config.outputs, model.config.dropout) == (51, 0.1)
+    assert not any(after[f"{part}.weight"].any() for part in ("level", "factors"))
+    with pytest.raises(ValueError, match=r"probe\.rank: .* has 8, not 4"):
+        _continued(first, "td-lambda", "probe.rank=4")
+    with pytest.raises(ValueError, match="a probe has no network of its own; leave out layers"):
+        _continued(first, "td-lambda", "layers=1")
 
 
 def test_a_probe_needs_the_states_of_its_own_base(tmp_path: Path) -> None:

@@ -89,6 +89,12 @@ CLAIMS = (
     Claim("distribution", "best-of-128", "ours", "best settings"),
     Claim("distribution-lean", "distribution-small", "ours: refined on guided answers"),
     Claim("distribution-lean", "best-of-128", "ours", "best settings"),
+    *(
+        Claim(f"{name}-default", name, "ours: the defaults of a request", relation="≈")
+        for name in ("distribution", "distribution-lean", "q-distribution", "q-distribution-twice")
+    ),
+    Claim("probe-refined", "probe-distribution", "ours: refined on guided answers"),
+    Claim("probe-refined-all", "probe-refined", "ours: the whole vocabulary", relation="≈"),
 )
 
 

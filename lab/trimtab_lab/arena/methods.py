@@ -88,6 +88,7 @@ TRAININGS = {
     "td-lambda-layers": Training("td-lambda", {"layers": 6, "learning_rate": 1e-4, "epochs": 4}),
     "probe": Training("td-lambda", _PROBE),
     "probe-distribution": Training("distribution", _PROBE),
+    "probe-refined": Training("distribution", _PROBE, refines="probe-distribution"),
     "bradley-terry": Training("bradley-terry", pairs=True),
     "bradley-terry-full": Training("bradley-terry-full", pairs=True),
     "cd-fudge": Training("cd-fudge"),
@@ -173,6 +174,17 @@ def _ours(name: str, what: str = "", mass: float = 0.99, **fields: Any) -> Metho
     return Method(name, source, name, 32, mass, scaled_betas=FINE, **fields)
 
 
+_DEFAULT = GuidanceParams()
+_DEFAULTS: dict[str, Any] = {"k": _DEFAULT.k, "mass": _DEFAULT.mass, "tail": _DEFAULT.tail}
+
+
+def _by_default(scorer: str, **fields: Any) -> Method:
+    """A return distribution with the candidates and tail of a request that sets none."""
+    source = "the same scorer, with the defaults of a request"
+    name = f"{scorer}-default"
+    return Method(name, source, scorer, scaled_betas=FINE, times=4, **_DEFAULTS, **fields)
+
+
 _AHEAD: dict[str, Any] = {"worlds": _NARROW, "mass": 0.95}
 """A single mistake decides the reward there, so unlikely tokens are excluded."""
 
@@ -186,8 +198,6 @@ def _known(name: str, source: str, **fields: Any) -> Method:
     return Method(name, source + ", by the reward itself", REWARD, worlds=REAL, **fields)
 
 
-_DEFAULT = GuidanceParams()
-_DEFAULTS: dict[str, Any] = {"k": _DEFAULT.k, "mass": _DEFAULT.mass, "tail": _DEFAULT.tail}
 _SAMPLED: dict[str, Any] = {"temperature": 0.7, "top_p": 0.9}
 """As people sample."""
 _CUT: dict[str, Any] = {"scaled_betas": (_NO_BETA, 4.0), "stop": math.inf}
@@ -200,6 +210,24 @@ _PROBES = (
         "probe-distribution",
         scaled_betas=FINE,
         **_DEFAULTS,
+    ),
+)
+_REFINED_PROBES = (
+    Method(
+        "probe-refined",
+        "the same, refined",
+        "probe-refined",
+        scaled_betas=FINE,
+        times=4,
+        **_DEFAULTS,
+    ),
+    Method(
+        "probe-refined-all",
+        "the same on the whole vocabulary",
+        "probe-refined",
+        k="all",
+        scaled_betas=FINE,
+        times=4,
     ),
 )
 _REAL = (
@@ -279,6 +307,10 @@ _LISTED = (
     _ours("q-distribution-base", " of every next token, base answers alone", **_AHEAD),
     _ours("q-distribution", " of every next token", times=4, **_AHEAD),
     _ours("q-distribution-twice", ", refined twice", times=4, **_AHEAD),
+    _by_default("distribution"),
+    _by_default("distribution-lean"),
+    _by_default("q-distribution", worlds=_NARROW),
+    _by_default("q-distribution-twice", worlds=_NARROW),
     *(
         _search(f"best-of-{n}", "Stiennon et al. 2020", ONCE, method="best_of_n", n=n)
         for n in (4, 16, 64, 128)
@@ -320,6 +352,7 @@ _LISTED = (
         times=4,
     ),
     *_PROBES,
+    *_REFINED_PROBES,
     *_REAL,
 )
 METHODS: dict[str, Method] = {method.name: method for method in _LISTED}

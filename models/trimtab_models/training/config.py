@@ -5,7 +5,7 @@ import logging
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 from pydantic import (
@@ -62,7 +62,7 @@ class TrainConfig(_Strict):
     objective: str = Field("distribution", description="a name of `OBJECTIVES`, or dpo")
     options: dict[str, Any] = Field({}, description="options of the objective")
     base: str = Field(description="the language model whose prefixes are scored; or demo, smollm2")
-    scorer: str | None = Field(None, description="the initial network; the base if absent")
+    scorer: str | None = Field(None, description="the initial network or probe; the base if absent")
     layers: int | None = Field(None, gt=0, description="number of its lowest layers to keep")
     data: str = Field(description="file, directory or name of the training data")
     validation: float | str | None = Field(
@@ -129,7 +129,7 @@ class TrainConfig(_Strict):
                 f"{name} trains a whole language model, and no probe; choose another objective, "
                 "such as distribution"
             )
-        for other in ("scorer", "layers", "lora", "gradient_checkpointing"):
+        for other in ("layers", "lora", "gradient_checkpointing"):
             if info.data.get(other):
                 raise ValueError(f"a probe has no network of its own; leave out {other}")
         return value
@@ -147,6 +147,9 @@ class TrainConfig(_Strict):
         if not (rates := value if isinstance(value, list) else [value]) or min(rates) <= 0:
             raise ValueError("expected a positive number, or a list of them")
         return value
+
+
+Config = TypeVar("Config", TrainConfig, GroundedConfig)
 
 
 def nearest(name: str, names: Iterable[str]) -> str:
@@ -208,7 +211,15 @@ def load(
     if objective is not None:
         fields["objective"] = objective
     fields = _by_data(fields)
-    model = GroundedConfig if fields.get("objective") in GROUNDED else TrainConfig
+    return checked(GroundedConfig if fields.get("objective") in GROUNDED else TrainConfig, fields)
+
+
+def checked(model: type[Config], fields: Mapping[str, Any]) -> Config:
+    """A configuration of these fields.
+
+    Raises:
+        ValueError: names each invalid field and what was expected.
+    """
     try:
         return model.model_validate(fields)
     except ValidationError as error:

@@ -7,12 +7,12 @@ import torch
 from torch import nn
 
 from trimtab_models import bases, networks, pretrained, probe
-from trimtab_models.checkpoint import read_info
+from trimtab_models.checkpoint import ScorerInfo, read_info
 from trimtab_models.features import States
 from trimtab_models.objectives import OBJECTIVES, Objective
 from trimtab_models.rows import Rollout
 from trimtab_models.training import probes
-from trimtab_models.training.config import Lora, TrainConfig
+from trimtab_models.training.config import Lora, ProbeSizes, TrainConfig, checked
 from trimtab_models.training.grounded.settings import GroundedConfig
 
 
@@ -21,13 +21,43 @@ def base_path(config: TrainConfig | GroundedConfig) -> str:
     return bases.base_path(config.base)
 
 
+def with_probe(config: TrainConfig) -> TrainConfig:
+    """The configuration with the sizes of the probe that it continues, if `scorer` is a probe.
+
+    Raises:
+        ValueError: a probe of other sizes is configured, or `scorer` is no probe though one is
+            configured, or a setting does not go with a probe.
+        OSError: there is no such scorer.
+    """
+    if config.scorer is None:
+        return config
+    known = pretrained.configuration(config.scorer)
+    if not isinstance(known, probe.ProbeConfig):
+        if config.probe is not None:
+            raise ValueError(
+                f"scorer: {config.scorer} is no probe, and a probe has no other network; leave out "
+                "scorer to begin with a new probe."
+            )
+        return config
+    fields = config.model_dump(include=config.model_fields_set)
+    given = config.probe.model_dump(include=config.probe.model_fields_set) if config.probe else {}
+    sizes = {name: getattr(known, name) for name in ProbeSizes.model_fields}
+    for name in ("rank", "width"):
+        if given.get(name, sizes[name]) != sizes[name]:
+            raise ValueError(
+                f"probe.{name}: {config.scorer} has {sizes[name]}, not {given[name]}; leave out "
+                f"probe.{name} to continue it."
+            )
+    return checked(TrainConfig, {**fields, "probe": {**sizes, **given}})
+
+
 def refuse_small(config: TrainConfig, tokenizer: Any) -> None:
     """Make sure that the initial network has a row for each token of the base.
 
     Raises:
         ValueError: it has fewer rows.
     """
-    if config.scorer is None:
+    if config.scorer is None or config.probe is not None:
         return
     rows = pretrained.configuration(config.scorer).get_text_config().vocab_size
     if rows < len(tokenizer):
@@ -39,7 +69,9 @@ def refuse_small(config: TrainConfig, tokenizer: Any) -> None:
 
 def reads(config: TrainConfig | GroundedConfig) -> int | None:
     """The maximum tokens that both the base and the initial network read; None if unknown."""
-    paths = {base_path(config), config.scorer or base_path(config)}
+    paths = {base_path(config)}
+    if config.scorer and not (isinstance(config, TrainConfig) and config.probe):
+        paths.add(config.scorer)  # a probe reads what the base reads
     lengths = [networks.longest(pretrained.configuration(path)) for path in paths]
     return min((n for n in lengths if n is not None), default=None)
 
@@ -73,7 +105,7 @@ def with_support(config: TrainConfig, items: Sequence[Any]) -> TrainConfig:
     info = read_info(config.scorer) if config.scorer else None
     if config.scorer and info and info.support:
         network = pretrained.configuration(config.scorer)
-        bins = network.num_labels // network.vocab_size - 1 if info.ahead else network.num_labels
+        bins = _bins(network, info)
         defaults = {"support": list(info.support), "bins": bins}
     else:
         rewards = {item.label for item in items if isinstance(item, Rollout)}
@@ -82,6 +114,13 @@ def with_support(config: TrainConfig, items: Sequence[Any]) -> TrainConfig:
         defaults = {"support": [min(rewards), max(rewards)]}
         defaults |= {"bins": 2} if len(rewards) == 2 else {}
     return config.model_copy(update={"options": defaults | config.options})
+
+
+def _bins(network: Any, info: ScorerInfo) -> int:
+    """The number of bins of a scorer with return distributions, from its configuration."""
+    if info.family == "probe":
+        return int(network.outputs)
+    return int(network.num_labels // network.vocab_size - 1 if info.ahead else network.num_labels)
 
 
 def network(config: TrainConfig, loss: Objective) -> Any:
@@ -93,8 +132,11 @@ def network(config: TrainConfig, loss: Objective) -> Any:
         ValueError: its adapters cannot be written without merging (lora.merge false).
     """
     if config.probe is not None:
-        sizes = config.probe.model_dump()
-        return probe.new(base_path(config), outputs=probes.width(loss), **sizes)
+        outputs, sizes = probes.width(loss), config.probe.model_dump()
+        if config.scorer is not None:
+            dropout = sizes["dropout"]
+            return probe.again(config.scorer, base_path(config), outputs=outputs, dropout=dropout)
+        return probe.new(base_path(config), outputs=outputs, **sizes)
     model = networks.build(
         loss.head,
         config.scorer or base_path(config),

@@ -44,6 +44,7 @@ def run(config: TrainConfig) -> Path:
         ValueError: the settings or data are invalid, or differ from those of an earlier run there.
         OSError: something cannot be read or written.
     """
+    config = initial.with_probe(config)
     config = config.model_copy(update={"out": outputs.place(config.out)})
     made_by = config.model_dump(mode="json", exclude={"out", "data", "validation", "tensorboard"})
     validation_path = config.validation if isinstance(config.validation, str) else None

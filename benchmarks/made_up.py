@@ -1,0 +1,84 @@
+"""Probes, and the defaults of a request, on the made-up worlds of the arena.
+
+    python benchmarks/made_up.py reviews digest tools sums [--out DIR]
+
+Runs the arena at a small scale, with probes and with the best return distribution of each world,
+which is decoded by the arena's own candidates and by the defaults of a request. Writes
+benchmarks/results/arena/probes-WORLD/. An interrupted run resumes from .work/made-up. Takes about
+ten minutes a world on one core.
+"""
+
+import argparse
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+from trimtab_lab.arena import report, values
+from trimtab_lab.arena.arena import base_samples, climb
+from trimtab_lab.arena.bench import Bench
+from trimtab_lab.arena.methods import METHODS
+from trimtab_lab.arena.prepare import prepare
+from trimtab_lab.arena.scale import Scale
+from trimtab_lab.arena.task import load
+from trimtab_lab.worlds import build
+from trimtab_models import outputs
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "benchmarks" / "results" / "arena"
+WORK = ROOT / ".work" / "made-up"
+SCALE = Scale(
+    rollout_prompts=384,
+    completions=8,
+    guided=8,
+    prompts=48,
+    base_samples=100,
+    answers=2,
+    methods=(),
+    ladder=(0.5, 1.0, 2.0, 4.0, 8.0),
+    epochs=(2, 1),
+)
+PROBES = ("probe", "probe-distribution", "probe-refined", "probe-refined-all")
+NETWORKS = {
+    "reviews": ("distribution-lean", "distribution-lean-default"),
+    "digest": ("q-distribution-twice", "q-distribution-twice-default"),
+    "tools": ("q-distribution", "q-distribution-default"),
+    "sums": ("q-distribution", "q-distribution-default"),
+}
+"""World → a scorer with a network of its own, decoded in two ways."""
+
+
+def run(world: str) -> Path:
+    """The arena of a world; returns its directory."""
+    names = ("base", *PROBES, *NETWORKS[world])
+    # Every method has the same settings and number of answers here.
+    methods = [
+        METHODS[name] if name == "base" else replace(METHODS[name], scaled_betas=None, times=2)
+        for name in names
+    ]
+    task = load(world)
+    out = outputs.claim(WORK / world, {"world": world})
+    scorers = prepare(task, out, SCALE, {m.scorer: None for m in methods if m.scorer})
+    base = build.build_base(task.world, out)
+    bench = Bench(task, str(base), scorers, SCALE, out)
+    samples = base_samples(bench, out / "base-samples.npz")
+    climb(bench, methods, out / "runs")
+    mse = values.errors(task.world, base, scorers, bench.texts, out / "values.json")
+    report.write(task, bench.texts, samples, out, f"python benchmarks/made_up.py {world}", mse)
+    return out
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("worlds", nargs="+", choices=NETWORKS)
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    arguments = parser.parse_args()
+    for world in arguments.worlds:
+        work, kept = run(world), arguments.out / f"probes-{world}"
+        kept.mkdir(parents=True, exist_ok=True)
+        for pattern in ("results.json", "leaderboard.md", "values.json", "*.png"):
+            for file in work.glob(pattern):
+                shutil.copy(file, kept / file.name)
+
+
+if __name__ == "__main__":
+    main()
