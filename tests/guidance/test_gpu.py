@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from probes_made import made
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import kinds_made
@@ -155,3 +156,39 @@ def test_the_demo_answers_as_on_the_cpu(fields):
         )
         answers.append(out[:, inputs.input_ids.shape[1] :].tolist())
     assert answers[0] == answers[1]
+
+
+@pytest.fixture(scope="module")
+def probes(tmp_path_factory):
+    place = tmp_path_factory.mktemp("probes")
+    return {
+        "histogram": str(made(place / "histogram", demo.base(), support=(-1.0, 1.0))),
+        "number": str(made(place / "number", demo.base(), outputs=1, seed=1, link="sigmoid")),
+    }
+
+
+@pytest.mark.parametrize("k", [12, "all"])
+def test_probes_steer_as_on_the_cpu(k, probes):
+    """The base's states, its rows' means, the scores and the greedy tokens, with left padding."""
+    tokenizer = AutoTokenizer.from_pretrained(demo.base(), padding_side="left")
+    texts = [demo.chat(text) for text in demo.prompts("test", 4, seed=1)]
+    inputs = tokenizer(texts, return_tensors="pt", padding=True, add_special_tokens=False)
+    answers, states, scores = [], [], []
+    for device in ("cpu", "cuda"):
+        model = AutoModelForCausalLM.from_pretrained(demo.base(), dtype=torch.float32).to(device)
+        guidance = Guidance(
+            probes, tokenizer, model=model, device=device, max_length=128, beta=8.0, k=k, mass=1.0
+        )
+        batch = inputs.to(device)
+        processors = guidance.processors(**batch)
+        out = model.generate(
+            **batch, max_new_tokens=12, do_sample=False, logits_processor=processors
+        )
+        answers.append(out[:, batch.input_ids.shape[1] :].tolist())
+        rows = processors[0].rows
+        states.append(torch.stack([row.state.batch.states[row.state.index] for row in rows]).cpu())
+        scores.append(torch.tensor(list(guidance.score(texts).values())))
+    assert answers[0] == answers[1]
+    torch.testing.assert_close(states[1], states[0], rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(scores[1], scores[0], rtol=1e-4, atol=1e-4)
+    assert scores[0].std(1).min() > 0, "the probes must tell texts apart, or it proves nothing"

@@ -1,5 +1,6 @@
 """Prepare an arena: the base, its rollouts, and a scorer for each method."""
 
+import os
 from collections.abc import Iterable
 from concurrent.futures import as_completed
 from pathlib import Path
@@ -14,8 +15,9 @@ from trimtab_lab.arena.scale import Scale
 from trimtab_lab.arena.task import Task, load
 from trimtab_lab.arena.workers import pool
 
-WORKERS = 2
-"""Concurrent trainings, one thread each: two small ones are faster than one on both cores."""
+WORKERS = max(1, min(4, os.cpu_count() or 1))
+"""Concurrent trainings, one thread each: two small ones are faster than one on both cores, and
+several keep a GPU busy, as each waits for its launches."""
 
 
 def prepare(task: Task, out: Path, scale: Scale, required: Iterable[str]) -> dict[str, Spec]:

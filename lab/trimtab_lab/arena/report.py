@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from scipy.stats import page_trend_test
 
 from trimtab_lab.arena import against, claims, plots, values
@@ -131,6 +132,7 @@ def about(command: str) -> dict[str, Any]:
         "python": platform.python_version(),
         "machine": platform.machine(),
         "cores": os.cpu_count(),
+        **({"gpu": torch.cuda.get_device_name()} if torch.cuda.is_available() else {}),
     }
 
 
@@ -257,7 +259,8 @@ def _times(factor: float) -> str:
 
 def _provenance(facts: Mapping[str, Any]) -> str:
     packages = ", ".join(f"{name} {number}" for name, number in facts["packages"].items())
-    return f"`{facts['command']}` on {facts['cores']} cores ({facts['machine']}); {packages}."
+    gpu = f", {facts['gpu']}" if "gpu" in facts else ""
+    return f"`{facts['command']}` on {facts['cores']} cores ({facts['machine']}){gpu}; {packages}."
 
 
 def _line(row: BoardRow) -> str:
