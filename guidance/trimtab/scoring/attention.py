@@ -13,7 +13,7 @@ so one forward of few tokens per row equals re-forwarding the prefix with each c
 
 from collections import defaultdict
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -111,6 +111,60 @@ class AttentionPlan:
         scatter = None if in_order else torch.from_numpy(places).to(device)
         return cls(pool, torch.from_numpy(new_slots).to(device), groups, scatter)
 
+    def attend(
+        self,
+        layer: int,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        scaling: float,
+        window: int | None,
+    ) -> Tensor:
+        """Attention of one layer; shapes as in prefix_attention."""
+        pool_k, pool_v = self.pool.k[layer], self.pool.v[layer]  # [slots, kv_heads, dim]
+        pool_k.index_copy_(0, self.new_slots, key[0].transpose(0, 1))
+        pool_v.index_copy_(0, self.new_slots, value[0].transpose(0, 1))
+        q = query[0].transpose(0, 1)  # [tokens, heads, dim]
+        heads, dim = q.shape[1:]
+        kv_heads = pool_k.shape[1]
+        outputs = []
+        for group in self.groups:
+            rows, fold = group.rows, heads // kv_heads
+            # Heads that share a K/V head are folded into the queries: K/V are never repeated.
+            q_rows = q if self.scatter is None else q.index_select(0, group.query_index)
+            q_rows = q_rows.reshape(rows, -1, kv_heads, fold, dim).permute(0, 2, 3, 1, 4)
+            q_rows = q_rows.reshape(rows, kv_heads, -1, dim)
+            k_rows = pool_k.index_select(0, group.kv_index).view(rows, -1, kv_heads, dim)
+            v_rows = pool_v.index_select(0, group.kv_index).view(rows, -1, kv_heads, dim)
+            out = F.scaled_dot_product_attention(
+                q_rows,
+                k_rows.transpose(1, 2),
+                v_rows.transpose(1, 2),
+                attn_mask=group.mask(window, fold, q.dtype),
+                scale=scaling,
+            )  # [rows, kv_heads, fold·Q, dim]
+            out = out.view(rows, kv_heads, fold, -1, dim).permute(0, 3, 1, 2, 4)
+            outputs.append(out.reshape(-1, heads, dim))
+        packed = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+        if self.scatter is not None:
+            packed = packed.index_select(0, self.scatter)
+        return packed[None]
+
+
+class Plan(Protocol):
+    """The attention of one forward."""
+
+    def attend(
+        self,
+        layer: int,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        scaling: float,
+        window: int | None,
+    ) -> Tensor:
+        """Attention of one layer; shapes as in prefix_attention. `window`: None does not slide."""
+
 
 def prefix_attention(
     module: nn.Module,
@@ -120,7 +174,7 @@ def prefix_attention(
     attention_mask: Tensor | None,
     *,
     scaling: float,
-    trimtab_plan: AttentionPlan,
+    trimtab_plan: Plan,
     sliding_window: int | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
@@ -129,35 +183,8 @@ def prefix_attention(
     query: [1, heads, tokens, dim]; key, value: [1, kv_heads, tokens, dim].
     Returns [1, tokens, heads, dim] and no weights.
     """
-    plan, layer = trimtab_plan, int(module.layer_idx)  # type: ignore[arg-type]
-    pool_k, pool_v = plan.pool.k[layer], plan.pool.v[layer]  # [slots, kv_heads, dim]
-    pool_k.index_copy_(0, plan.new_slots, key[0].transpose(0, 1))
-    pool_v.index_copy_(0, plan.new_slots, value[0].transpose(0, 1))
-    q = query[0].transpose(0, 1)  # [tokens, heads, dim]
-    heads, dim = q.shape[1:]
-    kv_heads = pool_k.shape[1]
-    outputs = []
-    for group in plan.groups:
-        rows, fold = group.rows, heads // kv_heads
-        # Heads that share a K/V head are folded into the queries: K/V are never repeated.
-        q_rows = q if plan.scatter is None else q.index_select(0, group.query_index)
-        q_rows = q_rows.reshape(rows, -1, kv_heads, fold, dim).permute(0, 2, 3, 1, 4)
-        q_rows = q_rows.reshape(rows, kv_heads, -1, dim)
-        k_rows = pool_k.index_select(0, group.kv_index).view(rows, -1, kv_heads, dim)
-        v_rows = pool_v.index_select(0, group.kv_index).view(rows, -1, kv_heads, dim)
-        out = F.scaled_dot_product_attention(
-            q_rows,
-            k_rows.transpose(1, 2),
-            v_rows.transpose(1, 2),
-            attn_mask=group.mask(sliding_window, fold, q.dtype),
-            scale=scaling,
-        )  # [rows, kv_heads, fold·Q, dim]
-        out = out.view(rows, kv_heads, fold, -1, dim).permute(0, 3, 1, 2, 4)
-        outputs.append(out.reshape(-1, heads, dim))
-    packed = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
-    if plan.scatter is not None:
-        packed = packed.index_select(0, plan.scatter)
-    return packed[None], None
+    layer: Any = module.layer_idx
+    return trimtab_plan.attend(layer, query, key, value, scaling, sliding_window), None
 
 
 AttentionInterface.register(NAME, prefix_attention)
