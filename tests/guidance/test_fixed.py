@@ -1,9 +1,18 @@
 """Steps with fixed shapes, and the closed form of their attention, equal their definitions."""
 
+import ctypes
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
-from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    FakeTensorMode,
+)
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from networks import VOCAB, configs
 from test_backbone import build, ragged, reference
@@ -121,7 +130,18 @@ def test_padding_changes_nothing():
     torch.testing.assert_close(beside[:3], alone, rtol=1e-5, atol=1e-5)
 
 
-def faked(family, *, device="cuda"):
+@pytest.fixture
+def no_cuda_needed():
+    """PyTorch without CUDA has no guard for its devices; tensors without data need one that does
+    nothing, such as the CPU's."""
+    lib = ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / "libc10.so"))
+    guards = (ctypes.c_void_p * 2).in_dll(lib, "_ZN3c104impl26device_guard_impl_registryE")
+    before, guards[1] = guards[1], guards[1] or guards[0]  # of DeviceType::CUDA
+    yield
+    guards[1] = before
+
+
+def faked(family, device="cuda:0"):
     """A network, its pool and a packed input without data, on a CUDA device that need not exist."""
     config, shape = configs()[family], Shape.of(3, 5, 40)
     model = scalar_head(config).requires_grad_(False)
@@ -154,25 +174,48 @@ def faked(family, *, device="cuda"):
     return mode, network, head, pool, shape, there(packed)
 
 
+class OneDevice(TorchDispatchMode):
+    """Refuses whatever moves data between devices."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        devices = {t.device.type for t in tree_leaves((args, kwargs, out)) if torch.is_tensor(t)}
+        if len(devices) > 1 and "_scaled_dot_product" not in str(func):  # seeds of no dropout
+            raise RuntimeError(f"{func} moves data between {devices}")
+        return out
+
+
 @pytest.mark.parametrize("family", configs())
-def test_a_step_never_waits(family):
+def test_a_step_never_waits(family, no_cuda_needed):
     """On a device without data, whatever needs data on the host raises."""
     mode, network, head, pool, shape, packed = faked(family)
-    with mode, torch.inference_mode():
+    with mode, torch.inference_mode(), OneDevice():
         hidden = fixed.forward(network, pool, shape, packed)
         scores = head(hidden)
     assert scores.device.type == "cuda"
     assert scores.shape == (shape.rows * shape.queries, 1)
 
 
-def test_a_step_that_waits_is_seen(monkeypatch):
-    """The control: one number that is read on the host."""
+@pytest.mark.parametrize(
+    "wait",
+    [
+        lambda lse: lse.max().item(),
+        lambda lse: lse[lse > 0].sum(),
+        lambda lse: lse.tolist()[0],
+        lambda lse: lse.max().cpu(),
+        lambda lse: torch.zeros(lse.shape).to(lse.device),
+    ],
+)
+def test_a_step_that_waits_is_seen(wait, monkeypatch, no_cuda_needed):
+    """The control: one number that is read on the host, or one that comes from it."""
     mode, network, _, pool, shape, packed = faked("llama")
     plain = own_key.with_own
 
     def waits(out, lse, *rest):
-        return plain(out, lse * (lse.max().item() > 0), *rest)
+        wait(lse)
+        return plain(out, lse, *rest)
 
     monkeypatch.setattr(own_key, "with_own", waits)
-    with mode, torch.inference_mode(), pytest.raises(DataDependentOutputException):
+    refused = (DataDependentOutputException, DynamicOutputShapeException, RuntimeError)
+    with mode, torch.inference_mode(), OneDevice(), pytest.raises(refused):
         fixed.forward(network, pool, shape, packed)

@@ -29,7 +29,7 @@ class FixedSteps:
     def __init__(self, network: nn.Module, pool: PrefixPool, *, graphs: bool) -> None:
         self.network, self.pool, self.graphs = network, pool, graphs
         self.memory = torch.cuda.graph_pool_handle() if graphs else None
-        self._steps: OrderedDict[Shape, _Step] = OrderedDict()
+        self.steps: OrderedDict[Shape, _Step] = OrderedDict()
 
     def hidden(self, rows: Sequence[FixedRow]) -> Tensor:
         """Last hidden states of each row's candidates, or of its last token if it has none.
@@ -39,8 +39,8 @@ class FixedSteps:
         """
         widest = max(len(row.candidates) for row in rows)
         shape = Shape.of(len(rows), widest, max(len(row.slots) for row in rows))
-        step = self._steps.get(shape) or _Step(shape, self.pool.k.device)
-        keep(self._steps, shape, step, GRAPHS)
+        step = self.steps.get(shape) or _Step(shape, self.pool.k.device)
+        keep(self.steps, shape, step, GRAPHS)
         packed, count = shape.pack(rows)
         host = torch.from_numpy(packed)
         if step.packed.is_cuda:
