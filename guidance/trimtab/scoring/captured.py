@@ -73,8 +73,9 @@ class _Step:
         return self.out
 
     def _capture(self, steps: FixedSteps) -> torch.cuda.CUDAGraph:
-        graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
+        device = self.packed.device
+        graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream(device)
+        stream.wait_stream(torch.cuda.current_stream(device))
         with torch.cuda.stream(stream):
             # Other threads of an engine may wait for the device meanwhile.
             graph.capture_begin(pool=steps.memory, capture_error_mode="thread_local")
@@ -82,5 +83,5 @@ class _Step:
                 self.out = forward(steps.network, steps.pool, self.shape, self.packed)
             finally:
                 graph.capture_end()
-        torch.cuda.current_stream().wait_stream(stream)
+        torch.cuda.current_stream(device).wait_stream(stream)
         return graph

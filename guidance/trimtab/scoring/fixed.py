@@ -28,10 +28,10 @@ CANDIDATES = (0, 4, 10, 16, 32, 64, 128, 256)
 """Numbers of candidates that shapes are padded to; 10 is the papers' k."""
 KEYS = 128
 """Fewest keys that shapes are padded to."""
-MOST_QUERIES = 8192
-"""Maximum queries of one forward, to bound its memory."""
-MOST_KEYS = 2**18
-"""Maximum keys of one forward, over all rows, likewise."""
+MOST_QUERIES = 128 * 33
+"""Maximum queries of one forward over several rows, to bound its memory."""
+MOST_KEYS = 2**17
+"""Maximum keys of one forward over several rows, likewise."""
 
 
 @dataclass
