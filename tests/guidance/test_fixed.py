@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_leaves
 from networks import VOCAB, configs
 from test_backbone import build, ragged, reference
 from trimtab.scoring import backbone as backbone_module
-from trimtab.scoring import fixed, own_key
+from trimtab.scoring import fixed, merging
 from trimtab.scoring.captured import FixedSteps
 from trimtab.scoring.fixed import FixedRow, Shape
 from trimtab.scoring.pool import PrefixPool
@@ -52,12 +52,12 @@ def test_the_closed_form_equals_dense_attention(window):
     weights = logits.softmax(-1)
     dense = torch.einsum("rgfnp,rgpd->rgfnd", weights[..., :-1], v) + weights[..., -1:] * own_v
 
-    bias = (~visible)[:, None, None].float() * own_key.HIDDEN
+    bias = (~visible)[:, None, None].float() * merging.HIDDEN
     flat = q.reshape(rows, kv, fold * n, dim)
-    for part in (own_key.over_prefix, own_key.by_formula):
+    for part in (merging.attend, merging.by_formula):
         out, lse = part(flat, k, v, bias, scale)
         out, lse = out.view_as(q), lse.view(rows, kv, fold, n)
-        merged = own_key.with_own(out, lse, q, own_k, own_v, scale)
+        merged = merging.with_own(out, lse, q, own_k, own_v, scale)
         assert (merged - dense).abs().max() <= 1e-5
         assert (out - dense).abs().max() > 1e-2, "the control: the own key matters"
 
@@ -209,13 +209,13 @@ def test_a_step_never_waits(family, no_cuda_needed):
 def test_a_step_that_waits_is_seen(wait, monkeypatch, no_cuda_needed):
     """The control: one number that is read on the host, or one that comes from it."""
     mode, network, _, pool, shape, packed = faked("llama")
-    plain = own_key.with_own
+    plain = merging.with_own
 
     def waits(out, lse, *rest):
         wait(lse)
         return plain(out, lse, *rest)
 
-    monkeypatch.setattr(own_key, "with_own", waits)
+    monkeypatch.setattr(merging, "with_own", waits)
     refused = (DataDependentOutputException, DynamicOutputShapeException, RuntimeError)
     with mode, torch.inference_mode(), OneDevice(), pytest.raises(refused):
         fixed.forward(network, pool, shape, packed)

@@ -6,6 +6,7 @@ import torch
 
 from networks import VOCAB, configs
 from test_backbone import build, ragged
+from trimtab.scoring import shared
 from trimtab.scoring.captured import FixedSteps
 
 pytestmark = [
@@ -21,13 +22,17 @@ def eager(family):
 
 
 @pytest.mark.parametrize("family", configs())
-def test_captured_steps_equal_eager_ones_and_the_cpu(family):
+def test_captured_steps_equal_eager_ones_and_the_cpu(family, monkeypatch):
+    monkeypatch.setattr(shared, "DEPTHS", (8, 2))
+    monkeypatch.setattr(shared, "SAVED", 4)
     rng = np.random.default_rng(1)
     served = {
         "cpu": build(configs()[family]),
         "eager": eager(family),
         "captured": build(configs()[family], device="cuda"),
+        "packed": build(configs()[family], device="cuda"),
     }
+    served["packed"].fixed = None
     prefixes, _ = ragged(rng, 6, longest=60)
     prefixes[5] = prefixes[4].copy()
     for _ in range(5):
@@ -37,7 +42,7 @@ def test_captured_steps_equal_eager_ones_and_the_cpu(family):
                 name: backbone.hidden(range(6), prefixes, groups).cpu()
                 for name, backbone in served.items()
             }
-            for name in ("eager", "captured"):
+            for name in ("eager", "captured", "packed"):
                 torch.testing.assert_close(hidden[name], hidden["cpu"], rtol=1e-4, atol=1e-4)
         prefixes = [np.append(prefix, rng.integers(VOCAB)) for prefix in prefixes]
     captured = [step.graph for step in served["captured"].fixed.steps.values()]

@@ -15,10 +15,11 @@ from transformers import PreTrainedModel
 
 from trimtab.errors import ScorerLoadError
 from trimtab.scoring import deadline, exactness
-from trimtab.scoring.attention import AttentionPlan, Block
+from trimtab.scoring.attention import AttentionPlan
 from trimtab.scoring.captured import FixedSteps
 from trimtab.scoring.fixed import FixedRow, Shape
 from trimtab.scoring.pool import NO_IDS, Ids, PoolFull, PrefixPool
+from trimtab.scoring.shared import Block
 from trimtab.scoring.text import Prompt
 from trimtab_models.networks import attention_of_any_shape, split
 
@@ -265,7 +266,7 @@ class Backbone:
         if not wave.blocks:
             return torch.empty(0, self.network.config.get_text_config().hidden_size)
         device = self.pool.k.device
-        plan = AttentionPlan.build(self.pool, wave.blocks, np.concatenate(wave.slots))
+        plan = AttentionPlan(self.pool, wave.blocks, np.concatenate(wave.slots))
         ids = torch.from_numpy(np.concatenate(wave.ids)).to(device)
         positions = torch.from_numpy(np.concatenate(wave.positions)).to(device)
         self.tokens_forwarded += len(ids)

@@ -9,7 +9,7 @@ of rows, candidates and keys. All that changes between steps is one packed tenso
     wanted   [rows · (1 + candidates)]   packed queries whose hidden states are requested
 
 In every layer the K/V of the last tokens are written to the pool. All queries of a row then see
-its whole prefix, and candidates also themselves (own_key.py); the last token's own key is in the
+its whole prefix, and candidates also themselves (merging.py); the last token's own key is in the
 prefix. Padded rows repeat the first row: they write what it writes.
 """
 
@@ -21,7 +21,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from trimtab.scoring import own_key
+from trimtab.scoring import merging
 from trimtab.scoring.pool import Ids, PrefixPool
 
 CANDIDATES = (0, 4, 10, 16, 32, 64, 128, 256)
@@ -123,7 +123,7 @@ class FixedPlan:
             visible = key < self.lengths[:, None, None]  # [rows, 1, keys]
             if window is not None:
                 visible = visible & (key > self.positions[:, :, None] - window)
-            self.biases[window] = bias = (~visible)[:, None].to(dtype) * own_key.HIDDEN
+            self.biases[window] = bias = (~visible)[:, None].to(dtype) * merging.HIDDEN
         return bias
 
     def attend(
@@ -152,12 +152,12 @@ class FixedPlan:
         bias = self.bias(window, query.dtype)
         if window is not None:
             bias = bias.repeat(1, 1, fold, 1)
-        out, lse = own_key.over_prefix(
+        out, lse = merging.attend(
             q.reshape(rows, kv, fold * n, dim), k, v, bias, scaling
         )  # [rows, kv, fold·queries, dim]
         out = out.view(rows, kv, fold, n, dim)
         if n > 1:
-            merged = own_key.with_own(
+            merged = merging.with_own(
                 out, lse.view(rows, kv, fold, n), q, key[:, :, None], value[:, :, None], scaling
             )
             out = out.where(self.is_last[:, None], merged)
