@@ -197,6 +197,8 @@ class Backbone:
             try:
                 self.pool.extend(key, prefix, NO_IDS, wave.keys)
             except PoolFull:  # compute the rows that fill the pool, so that they can be evicted
+                if not wave.rows:
+                    raise
                 outputs.append(self._run_fixed(steps, wave))
                 wave = _FixedWave()
                 self.pool.extend(key, prefix, NO_IDS, wave.keys)
