@@ -8,9 +8,11 @@ each row. Beside the step, in the same run:
 
     bare          transformers' own forward of rows · (k + 1) tokens, without any prefix
     bare graph    the same, as one CUDA graph
-    floor         that graph with attention over the prefix: one graph a step, no host work.
-                  A candidate's attention over its prefix and itself is the attention over the
-                  prefix, merged with its own key by log-sum-exp.
+    floor         that graph with attention over the prefix: one graph a step, no host work, all
+                  rows of the same length with K/V of their own
+    packed        the step as on the CPU: packed, without graphs
+    scorer        the scorer alone, from token ids to hidden states: as a graph, with fixed shapes
+                  but without one, and packed
 
 host waits    synchronising calls in one step, as torch.cuda.set_sync_debug_mode counts them
 launches      kernels launched in one step
@@ -41,6 +43,7 @@ from trimtab.params import GuidanceParams
 from trimtab.rows import Row
 from trimtab.scorers import HeadScorer
 from trimtab.scoring.backbone import Backbone
+from trimtab.scoring.captured import FixedSteps
 from trimtab_models.checkpoint import ScorerInfo
 from trimtab_models.networks import scalar_head, split
 
@@ -93,8 +96,18 @@ class Batch:
         self.device = device
 
     def logits(self) -> Tensor:
-        vocab = self.guide.registry.scorers["value"].backbone.last + 1
+        vocab = self.backbone.last + 1
         return (torch.randn(len(self.rows), vocab, generator=self.generator) * 2).to(self.device)
+
+    @property
+    def backbone(self) -> Backbone:
+        return self.guide.registry.scorers["value"].backbone
+
+    def score(self) -> None:
+        """The scorer alone, for the rows as they are."""
+        n = self.rows[0].params.k
+        keys, prefixes = [row.key for row in self.rows], [row.prefix for row in self.rows]
+        self.backbone.hidden(keys, prefixes, [np.arange(n)] * len(self.rows))
 
     def step(self, logits: Tensor) -> None:
         self.guide.step(logits, list(enumerate(self.rows)))
@@ -265,6 +278,29 @@ def floors(model: nn.Module, device: str, rows: int, k: int) -> dict[str, float]
     return result
 
 
+def compared(model: nn.Module, device: str, rows: int, k: int) -> dict[str, object]:
+    """The step and its scorer alone, with and without fixed shapes and a graph."""
+    batch = Batch(guide(model, device, rows), rows, k, device)
+    result: dict[str, object] = {}
+    result["step_ms"], result["select_ms"] = steps(batch)
+    result["scorer_ms"] = median(device, batch.score)
+    if device == "cuda":
+        result |= waits_and_launches(batch)
+        with counted_waits() as waits:
+            batch.score()
+        result["scorer_waits"] = len(waits)
+    fixed = FixedSteps(batch.backbone.network, batch.backbone.pool, graphs=False)
+    batch.backbone.fixed = fixed
+    result["scorer_eager_ms"] = median(device, batch.score)
+    batch.backbone.fixed = None
+    packed: dict[str, object] = {}
+    packed["step_ms"], _ = steps(batch)
+    packed["scorer_ms"] = median(device, batch.score)
+    if device == "cuda":
+        packed |= waits_and_launches(batch)
+    return result | {f"packed_{name}": value for name, value in packed.items()}
+
+
 def equality(dtype: torch.dtype) -> dict[str, object]:
     """The largest difference of fused logits, CUDA − CPU, over four steps of ragged rows."""
     worst, same, total = 0.0, 0, 0
@@ -298,8 +334,16 @@ def table(results: list[dict]) -> str:
         "bare graph ms": "bare_graph_ms",
         "floor ms": "floor_ms",
         "step ÷ floor": "over_floor",
+        "packed ms": "packed_step_ms",
+        "packed ÷ step": "packed_over_step",
+        "scorer ms": "scorer_ms",
+        "without graph": "scorer_eager_ms",
+        "packed": "packed_scorer_ms",
         "host waits": "host_waits",
+        "packed waits": "packed_host_waits",
+        "scorer waits": "scorer_waits",
         "launches": "launches",
+        "packed launches": "packed_launches",
     }
 
     def cell(value: object) -> str:
@@ -338,11 +382,10 @@ def main() -> None:
         model = network(size, dtype).to(device)
         result = {"scorer": size, "rows": rows, "k": k, "parameters": model.num_parameters()}
         result |= floors(model, device, rows, k)
-        batch = Batch(guide(model, device, rows), rows, k, device)
-        result["step_ms"], result["select_ms"] = steps(batch)
+        result |= compared(model, device, rows, k)
         if device == "cuda":
-            result |= waits_and_launches(batch)
             result["over_floor"] = result["step_ms"] / result["floor_ms"]
+            result["packed_over_step"] = result["packed_step_ms"] / result["step_ms"]
         results.append(result)
         (arguments.out / "cuda_step.json").write_text(json.dumps(record, indent=1) + "\n")
         (arguments.out / "cuda_step.md").write_text(table(results))

@@ -13,42 +13,35 @@ so one forward of few tokens per row equals re-forwarding the prefix with each c
 
 from collections import defaultdict
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AttentionInterface
 
+from trimtab.scoring.merging import HIDDEN, attend, merge
 from trimtab.scoring.pool import Ids, PrefixPool
+from trimtab.scoring.shared import Block, SharedRun, shared_runs
 
 NAME = "trimtab_prefix"
-
-
-@dataclass
-class Block:
-    """One row's share of a packed forward."""
-
-    slots: Ids  # [prefix + candidates] slots of its K/V, including new ones
-    prefix: int  # length of the prefix
-    start: int  # first position of the prefix that is new; the queries before the candidates
-    queries: int  # new prefix tokens + candidates
 
 
 @dataclass
 class AttentionGroup:
     """Rows of similar size, attended in one call; queries and keys are padded only within it."""
 
-    query_index: Tensor  # [rows·Q] into the packed tokens
+    query_index: Tensor | None  # [rows·Q] into the packed tokens; None for all in order
     kv_index: Tensor  # [rows·L] into the pool's slots
-    own: Tensor  # [rows, Q] key index of each query itself
-    lengths: Tensor  # [rows] prefix lengths
     rows: int
+    own: Tensor | None = None  # [rows, Q] key index of each query itself; None hides no key
+    lengths: Tensor | None = None  # [rows] prefix lengths
     masks: dict[tuple[int | None, int], Tensor] = field(default_factory=dict)
 
-    def mask(self, window: int | None, groups: int, dtype: torch.dtype) -> Tensor:
+    def mask(self, window: int | None, groups: int, dtype: torch.dtype) -> Tensor | None:
         """Additive mask [rows, 1, groups·Q, L], built once per step for each kind of layer."""
+        if self.own is None or self.lengths is None:
+            return None
         cached = self.masks.get((window, groups))
         if cached is None:
             p = torch.arange(len(self.kv_index) // self.rows, device=self.own.device)  # [L]
@@ -58,35 +51,118 @@ class AttentionGroup:
             if window is not None:
                 visible &= torch.minimum(p, length) > torch.minimum(own, length) - window
             cached = torch.zeros(visible.shape, dtype=dtype, device=p.device)
-            cached.masked_fill_(~visible, -torch.inf)
+            cached.masked_fill_(~visible, HIDDEN)
             cached = cached.repeat(1, groups, 1)[:, None]
             self.masks[window, groups] = cached
         return cached
 
 
-@dataclass
 class AttentionPlan:
-    """The K/V slot of each packed token, and the keys it may see. Built once per step."""
+    """The K/V slot of each packed token, and the keys it may see. Built once per step.
 
-    pool: PrefixPool
-    new_slots: Tensor  # [tokens]
+    Rows whose prefixes begin with the same slots attend to these in one call (shared.py), and to
+    their other keys in groups; a layer that slides attends in groups only.
+    """
+
+    def __init__(self, pool: PrefixPool, blocks: list[Block], new_slots: Ids) -> None:
+        self.pool, self.blocks = pool, blocks
+        self.new_slots = torch.from_numpy(new_slots).to(pool.k.device)  # [tokens]
+        self.runs = shared_runs(blocks)
+        self._grouped: dict[bool, Grouped] = {}
+
+    def grouped(self, whole: bool) -> "Grouped":
+        """Groups over whole prefixes, or over what is not in a shared run."""
+        if not self.runs:
+            whole = True
+        if whole not in self._grouped:
+            runs = [] if whole else self.runs
+            self._grouped[whole] = Grouped.build(self.blocks, runs, self.new_slots.device)
+        return self._grouped[whole]
+
+    def attend(
+        self,
+        layer: int,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        scaling: float,
+        window: int | None,
+    ) -> Tensor:
+        """Attention of one layer; shapes as in prefix_attention."""
+        pool_k, pool_v = self.pool.k[layer], self.pool.v[layer]  # [slots, kv_heads, dim]
+        pool_k.index_copy_(0, self.new_slots, key[0].transpose(0, 1))
+        pool_v.index_copy_(0, self.new_slots, value[0].transpose(0, 1))
+        q = query[0].transpose(0, 1)  # [tokens, heads, dim]
+        grouped = self.grouped(window is not None)
+        parts = [self._part(group, layer, q, scaling, window) for group in grouped.groups]
+        out = _in_order([out for out, _ in parts], grouped.scatter)
+        if grouped.runs:
+            lse = _in_order([lse.flatten(2).flatten(0, 1) for _, lse in parts], grouped.scatter)
+        for run in grouped.runs:
+            other, other_lse = self._part(run, layer, q, scaling, None)
+            other_lse = other_lse.flatten(2)[0]
+            at = run.query_index
+            if at is None:
+                out = merge(out, lse, other, other_lse)
+            else:
+                merged = merge(out.index_select(0, at), lse.index_select(0, at), other, other_lse)
+                out = out.index_copy(0, at, merged)
+        return out[None]
+
+    def _part(
+        self, group: "AttentionGroup", layer: int, q: Tensor, scaling: float, window: int | None
+    ) -> tuple[Tensor, Tensor]:
+        """A group's attention and its log-sum-exp.
+
+        [rows·Q, heads, dim] and [rows, Q, kv_heads, heads ÷ kv_heads].
+        """
+        heads, dim = q.shape[1:]
+        rows, kv_heads = group.rows, self.pool.k.shape[2]
+        fold = heads // kv_heads
+        # Heads that share a K/V head are folded into the queries: K/V are never repeated.
+        q_rows = q if group.query_index is None else q.index_select(0, group.query_index)
+        q_rows = q_rows.reshape(rows, -1, kv_heads, fold, dim).permute(0, 2, 3, 1, 4)
+        k_rows, v_rows = (
+            part.view(rows, -1, kv_heads, dim).transpose(1, 2)
+            for part in self.pool.gather(layer, group.kv_index)
+        )
+        out, lse = attend(
+            q_rows.reshape(rows, kv_heads, -1, dim),
+            k_rows,
+            v_rows,
+            group.mask(window, fold, q.dtype),
+            scaling,
+        )  # [rows, kv_heads, fold·Q, dim], [rows, kv_heads, fold·Q]
+        out = out.view(rows, kv_heads, fold, -1, dim).permute(0, 3, 1, 2, 4)
+        lse = lse.view(rows, kv_heads, fold, -1).permute(0, 3, 1, 2)
+        return out.reshape(-1, heads, dim), lse
+
+
+@dataclass
+class Grouped:
+    """All packed tokens in groups, and the runs that complete their attention."""
+
     groups: list[AttentionGroup]
     scatter: Tensor | None  # [tokens] packed token → its place among the groups' queries
+    runs: list[AttentionGroup]
 
     @classmethod
-    def build(cls, pool: PrefixPool, blocks: list[Block], new_slots: Ids) -> "AttentionPlan":
+    def build(cls, blocks: list[Block], runs: list[SharedRun], device: torch.device) -> "Grouped":
         """Group the blocks by size, so that padding stays small where lengths differ much."""
-        device = pool.k.device
         first = np.cumsum([0] + [block.queries for block in blocks])
+        shared = np.zeros(len(blocks), dtype=np.int64)  # keys of each block that are in a run
+        for run in runs:
+            shared[run.members] = run.length
+        sizes = [len(block.slots) - int(n) for block, n in zip(blocks, shared, strict=True)]
         buckets: dict[tuple[int, int], list[int]] = defaultdict(list)
         for i, block in enumerate(blocks):
             # A factor of 4 in queries and 2 in keys bounds the padding.
-            size = (max(block.queries - 1, 15).bit_length() // 2, max(len(block.slots), 64))
-            buckets[size[0], (size[1] - 1).bit_length()].append(i)
+            queries = max(block.queries - 1, 15).bit_length() // 2
+            buckets[queries, (max(sizes[i], 64) - 1).bit_length()].append(i)
         groups, places, offset = [], np.empty(first[-1], dtype=np.int64), 0
         for members in buckets.values():
             q_max = max(blocks[i].queries for i in members)
-            l_max = max(len(blocks[i].slots) for i in members)
+            l_max = max(sizes[i] for i in members)
             query_index = np.zeros((len(members), q_max), dtype=np.int64)
             own = np.zeros((len(members), q_max), dtype=np.int64)
             kv_index = np.zeros((len(members), l_max), dtype=np.int64)
@@ -94,22 +170,54 @@ class AttentionPlan:
                 block, n = blocks[i], blocks[i].queries
                 query_index[r, :n] = np.arange(first[i], first[i] + n)
                 # New prefix tokens and candidates follow each other among the keys.
-                own[r, :n] = np.arange(block.start, block.start + n)
-                kv_index[r, : len(block.slots)] = block.slots
+                own[r, :n] = np.arange(block.start, block.start + n) - shared[i]
+                kv_index[r, : sizes[i]] = block.slots[shared[i] :]
                 places[first[i] : first[i] + n] = offset + r * q_max + np.arange(n)
             offset += len(members) * q_max
             groups.append(
                 AttentionGroup(
                     torch.from_numpy(query_index.ravel()).to(device),
                     torch.from_numpy(kv_index.ravel()).to(device),
-                    torch.from_numpy(own).to(device),
-                    torch.tensor([blocks[i].prefix for i in members], device=device),
                     len(members),
+                    torch.from_numpy(own).to(device),
+                    torch.tensor([blocks[i].prefix - shared[i] for i in members], device=device),
                 )
             )
-        in_order = len(groups) == 1 and offset == len(places)  # then places is 0, 1, 2, …
-        scatter = None if in_order else torch.from_numpy(places).to(device)
-        return cls(pool, torch.from_numpy(new_slots).to(device), groups, scatter)
+        scatter: Tensor | None = torch.from_numpy(places).to(device)
+        if len(groups) == 1 and offset == len(places):  # then places is 0, 1, 2, …
+            groups[0].query_index = scatter = None
+        return cls(groups, scatter, [_run_group(run, blocks, first, device) for run in runs])
+
+
+def _in_order(parts: list[Tensor], scatter: Tensor | None) -> Tensor:
+    """What the groups' queries got, in the order of the packed tokens."""
+    whole = parts[0] if len(parts) == 1 else torch.cat(parts)
+    return whole if scatter is None else whole.index_select(0, scatter)
+
+
+def _run_group(
+    run: SharedRun, blocks: list[Block], first: Ids, device: torch.device
+) -> AttentionGroup:
+    """All queries of a run's rows, over the run's keys, none of which is hidden."""
+    queries = np.concatenate([np.arange(first[i], first[i + 1]) for i in run.members])
+    index = None if len(queries) == first[-1] else torch.from_numpy(queries).to(device)
+    slots = blocks[run.members[0]].slots[: run.length]
+    return AttentionGroup(index, torch.from_numpy(slots).to(device), 1)
+
+
+class Plan(Protocol):
+    """The attention of one forward."""
+
+    def attend(
+        self,
+        layer: int,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        scaling: float,
+        window: int | None,
+    ) -> Tensor:
+        """Attention of one layer; shapes as in prefix_attention. `window`: None does not slide."""
 
 
 def prefix_attention(
@@ -120,7 +228,7 @@ def prefix_attention(
     attention_mask: Tensor | None,
     *,
     scaling: float,
-    trimtab_plan: AttentionPlan,
+    trimtab_plan: Plan,
     sliding_window: int | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
@@ -129,35 +237,8 @@ def prefix_attention(
     query: [1, heads, tokens, dim]; key, value: [1, kv_heads, tokens, dim].
     Returns [1, tokens, heads, dim] and no weights.
     """
-    plan, layer = trimtab_plan, int(module.layer_idx)  # type: ignore[arg-type]
-    pool_k, pool_v = plan.pool.k[layer], plan.pool.v[layer]  # [slots, kv_heads, dim]
-    pool_k.index_copy_(0, plan.new_slots, key[0].transpose(0, 1))
-    pool_v.index_copy_(0, plan.new_slots, value[0].transpose(0, 1))
-    q = query[0].transpose(0, 1)  # [tokens, heads, dim]
-    heads, dim = q.shape[1:]
-    kv_heads = pool_k.shape[1]
-    outputs = []
-    for group in plan.groups:
-        rows, fold = group.rows, heads // kv_heads
-        # Heads that share a K/V head are folded into the queries: K/V are never repeated.
-        q_rows = q if plan.scatter is None else q.index_select(0, group.query_index)
-        q_rows = q_rows.reshape(rows, -1, kv_heads, fold, dim).permute(0, 2, 3, 1, 4)
-        q_rows = q_rows.reshape(rows, kv_heads, -1, dim)
-        k_rows = pool_k.index_select(0, group.kv_index).view(rows, -1, kv_heads, dim)
-        v_rows = pool_v.index_select(0, group.kv_index).view(rows, -1, kv_heads, dim)
-        out = F.scaled_dot_product_attention(
-            q_rows,
-            k_rows.transpose(1, 2),
-            v_rows.transpose(1, 2),
-            attn_mask=group.mask(sliding_window, fold, q.dtype),
-            scale=scaling,
-        )  # [rows, kv_heads, fold·Q, dim]
-        out = out.view(rows, kv_heads, fold, -1, dim).permute(0, 3, 1, 2, 4)
-        outputs.append(out.reshape(-1, heads, dim))
-    packed = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
-    if plan.scatter is not None:
-        packed = packed.index_select(0, plan.scatter)
-    return packed[None], None
+    layer: Any = module.layer_idx
+    return trimtab_plan.attend(layer, query, key, value, scaling, sliding_window), None
 
 
 AttentionInterface.register(NAME, prefix_attention)

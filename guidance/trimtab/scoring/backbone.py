@@ -1,6 +1,7 @@
 """A scorer's network behind a prefix pool: one packed forward a step for all rows.
 
-Only new tokens go through the network: prefix tokens that are not cached, and candidates.
+Only new tokens go through the network: prefix tokens that are not cached, and candidates. On CUDA
+the last token is read again at each step, so that shapes are fixed and a step is one graph.
 `tests/guidance/test_backbone.py` compares it with re-forwarding every prefix + candidate.
 """
 
@@ -14,8 +15,11 @@ from transformers import PreTrainedModel
 
 from trimtab.errors import ScorerLoadError
 from trimtab.scoring import deadline, exactness
-from trimtab.scoring.attention import AttentionPlan, Block
+from trimtab.scoring.attention import AttentionPlan
+from trimtab.scoring.captured import FixedSteps
+from trimtab.scoring.fixed import FixedRow, Shape
 from trimtab.scoring.pool import NO_IDS, Ids, PoolFull, PrefixPool
+from trimtab.scoring.shared import Block
 from trimtab.scoring.text import Prompt
 from trimtab_models.networks import attention_of_any_shape, split
 
@@ -68,6 +72,9 @@ class Backbone:
         """Replaces larger ids: padding of the base's vocabulary beyond the network's, which no
         text contains."""
         self.tokens_forwarded = 0
+        self.fixed: FixedSteps | None = None
+        if self.pool.k.is_cuda:
+            self.fixed = FixedSteps(self.network, self.pool, graphs=True)
         exactness.check_scores(self.model, self._probe)
 
     def hidden(
@@ -143,6 +150,8 @@ class Backbone:
         """As `hidden`, without a trace: rows are forgotten, and tokens not counted."""
         keys = range(-1, -1 - len(prefixes), -1)
         hidden = self.hidden(keys, prefixes, candidates)
+        if self.fixed is not None:  # the second step is the graph's
+            hidden = self.hidden(keys, prefixes, candidates)
         for key in keys:
             self.forget(key)
         self.tokens_forwarded = 0
@@ -151,6 +160,8 @@ class Backbone:
     def _hidden(
         self, keys: Sequence[int], prefixes: Sequence[Ids], candidates: Sequence[Ids] | None
     ) -> Tensor:
+        if self.fixed is not None:
+            return self._fixed(self.fixed, keys, prefixes, candidates)
         wave = _Wave()
         outputs: list[Tensor] = []
         for i, (key, prefix) in enumerate(zip(keys, prefixes, strict=True)):
@@ -161,6 +172,55 @@ class Backbone:
             wave.want(len(own) if candidates is not None else 1)
         outputs.append(self._run(wave))
         return torch.cat(outputs) if len(outputs) > 1 else outputs[0]
+
+    def _fixed(
+        self,
+        steps: FixedSteps,
+        keys: Sequence[int],
+        prefixes: Sequence[Ids],
+        candidates: Sequence[Ids] | None,
+    ) -> Tensor:
+        """As `_hidden`, with every row's last token read again in steps of fixed shapes."""
+        outputs: list[Tensor] = []
+        wave = _FixedWave()
+        for i, (key, prefix) in enumerate(zip(keys, prefixes, strict=True)):
+            own = NO_IDS if candidates is None else candidates[i]
+            self.pool.reconcile(key, prefix, keep=len(prefix) - 1)
+            cached = len(self.pool.entries[key].tokens)
+            if not wave.fits(len(prefix), len(prefix) - cached, len(own)):
+                outputs.append(self._run_fixed(steps, wave))
+                wave = _FixedWave()
+            while len(prefix) - cached > MAX_TOKENS:
+                chunk, cached = _Wave(), cached + MAX_TOKENS
+                self._plan(chunk, key, prefix[:cached], NO_IDS)
+                self._run(chunk)
+            try:
+                self.pool.extend(key, prefix, NO_IDS, wave.keys)
+            except PoolFull:  # compute the rows that fill the pool, so that they can be evicted
+                if not wave.rows:
+                    raise
+                outputs.append(self._run_fixed(steps, wave))
+                wave = _FixedWave()
+                self.pool.extend(key, prefix, NO_IDS, wave.keys)
+            wave.add(key, FixedRow(prefix, self.pool.entries[key].slots, own), cached)
+        outputs.append(self._run_fixed(steps, wave))
+        return torch.cat(outputs) if len(outputs) > 1 else outputs[0]
+
+    def _run_fixed(self, steps: FixedSteps, wave: "_FixedWave") -> Tensor:
+        if wave.tokens > len(wave.rows):  # some row misses more than its last token
+            missing = _Wave()
+            for row, cached in zip(wave.rows, wave.cached, strict=True):
+                n = len(row.prefix)
+                missing.add(
+                    row.prefix[cached:],
+                    np.arange(cached, n),
+                    Block(row.slots, n, cached, n - cached),
+                    row.slots[cached:],
+                )
+            self._run(missing)
+        deadline.check()
+        self.tokens_forwarded += sum(1 + len(row.candidates) for row in wave.rows)
+        return steps.hidden(wave.rows)
 
     def _enter(
         self, wave: "_Wave", outputs: list[Tensor], key: int, prefix: Ids, candidates: Ids
@@ -208,7 +268,7 @@ class Backbone:
         if not wave.blocks:
             return torch.empty(0, self.network.config.get_text_config().hidden_size)
         device = self.pool.k.device
-        plan = AttentionPlan.build(self.pool, wave.blocks, np.concatenate(wave.slots))
+        plan = AttentionPlan(self.pool, wave.blocks, np.concatenate(wave.slots))
         ids = torch.from_numpy(np.concatenate(wave.ids)).to(device)
         positions = torch.from_numpy(np.concatenate(wave.positions)).to(device)
         self.tokens_forwarded += len(ids)
@@ -222,6 +282,32 @@ class Backbone:
         if len(wave.wanted) == len(ids):
             return hidden
         return hidden.index_select(0, torch.tensor(wave.wanted, dtype=torch.long, device=device))
+
+
+class _FixedWave:
+    """Rows of one step with fixed shapes."""
+
+    def __init__(self) -> None:
+        self.keys: set[int] = set()
+        self.rows: list[FixedRow] = []
+        self.cached: list[int] = []  # tokens of each prefix whose K/V are in the pool already
+        self.tokens = self.longest = self.widest = 0
+
+    def fits(self, length: int, missing: int, candidates: int) -> bool:
+        """Whether one more row fits; always if there is none yet."""
+        shape = Shape.of(
+            len(self.rows) + 1, max(candidates, self.widest), max(length, self.longest)
+        )
+        return not self.rows or (shape.fits and self.tokens + missing <= MAX_TOKENS)
+
+    def add(self, key: int, row: FixedRow, cached: int) -> None:
+        """Add a row, of whose prefix `cached` tokens are in the pool."""
+        self.keys.add(key)
+        self.rows.append(row)
+        self.cached.append(cached)
+        self.tokens += len(row.prefix) - cached
+        self.longest = max(self.longest, len(row.prefix))
+        self.widest = max(self.widest, len(row.candidates))
 
 
 class _Wave:

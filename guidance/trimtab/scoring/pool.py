@@ -13,6 +13,7 @@ from typing import TypeVar
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import Tensor
 
 from trimtab.errors import TrimtabError
 
@@ -80,6 +81,7 @@ class PrefixPool:
         shape = (layers, self.size, kv_heads, head_dim)
         self.k = torch.zeros(shape, dtype=dtype, device=device)  # [layers, slots, kv_heads, dim]
         self.v = torch.zeros(shape, dtype=dtype, device=device)
+        self._gathered = self.k.new_empty(2, 0, *shape[2:])
         self.clear()
 
     def clear(self) -> None:
@@ -132,6 +134,21 @@ class PrefixPool:
         entry.slots = np.concatenate((entry.slots, new[:missing]))
         entry.scratch_tokens, entry.scratch_slots = candidates, new[missing:]
         return new
+
+    def gather(self, layer: int, slots: Tensor) -> tuple[Tensor, Tensor]:
+        """K and V of some slots, [slots, kv_heads, dim] each, valid until the next call.
+
+        On the CPU they are written to kept memory: new memory costs more than the copy.
+        """
+        k, v = self.k[layer], self.v[layer]
+        if k.device.type != "cpu":
+            return k.index_select(0, slots), v.index_select(0, slots)
+        if len(slots) > self._gathered.shape[1]:
+            self._gathered = k.new_empty(2, len(slots), *k.shape[1:])
+        out = self._gathered[:, : len(slots)]
+        torch.index_select(k, 0, slots, out=out[0])
+        torch.index_select(v, 0, slots, out=out[1])
+        return out[0], out[1]
 
     def fork(self, key: int, new: int) -> None:
         """Add a row `new` that shares the cached prefix of row `key`."""
