@@ -211,7 +211,9 @@ def load(
     if objective is not None:
         fields["objective"] = objective
     fields = _by_data(fields)
-    return checked(GroundedConfig if fields.get("objective") in GROUNDED else TrainConfig, fields)
+    if fields.get("objective") in GROUNDED:
+        return checked(GroundedConfig, fields)
+    return checked(TrainConfig, fields)
 
 
 def checked(model: type[Config], fields: Mapping[str, Any]) -> Config:
