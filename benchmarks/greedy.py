@@ -53,6 +53,7 @@ from trimtab_models.smollm2 import prompts, rewards
 from trimtab_models.training.initial import keep_layers
 
 RESULTS = Path(__file__).parent / "results"
+BASE = "base"
 SEED, LAYERS, BINS, ALPHA = 0, 6, 2, 0.5
 END = "<|im_end|>"
 BETAS = {
@@ -217,23 +218,18 @@ def whole(answer: list[int], tokens: int, end: int) -> bool:
 
 
 def sampled(
-    base: str, specs: dict[str, Any], ids: list[list[int]], tokens: int
+    base: str, specs: dict[str, Any], ids: list[list[int]], tokens: int, names: list[str]
 ) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Greedy answers of each family, one after the other."""
+    """Greedy answers of the base and of each family, one after the other."""
+    used = {name: specs[name] for name in names if name != BASE}
     sampler = Sampler(
-        base, specs, dtype="float32", enforce_eager=True, max_model_len=256, max_num_seqs=16
+        base, used, dtype="float32", enforce_eager=True, max_model_len=256, max_num_seqs=16
     )
-
-    def answers(params: GuidanceParams | None) -> list[Any]:
+    for name in tqdm(names, unit="family"):
+        params = None if name == BASE else parameters(name)
         groups = sampler.sample(ids, 1, seed=0, temperature=0.0, max_tokens=tokens, params=params)
-        return [one for [one] in groups]
-
-    unguided = [list(one.token_ids) for one in answers(None)]
-    for name in tqdm(specs, unit="family"):
-        guided = answers(parameters(name))
-        run = {"answers": [list(one.token_ids) for one in guided], "kl": [one.kl for one in guided]}
-        steered = [a != b for a, b in zip(run["answers"], unguided, strict=True)]
-        yield name, run | {"steered": sum(steered), "differs": []}
+        answers = [list(one.token_ids) for [one] in groups]
+        yield name, {"answers": answers, "kl": [one.kl for [one] in groups], "differs": []}
 
 
 def check(
@@ -275,6 +271,10 @@ def report(record: dict[str, Any]) -> str:
     ]
     for key, run in record["runs"].items():
         runner, name = key.split(": ")
+        if name == BASE:
+            continue
+        pairs = zip(run["answers"], record["runs"][f"{runner}: {BASE}"]["answers"], strict=True)
+        steered = sum(guided != unguided for guided, unguided in pairs)
         n, equal = len(run["differs"]), sum(one is None for one in run["differs"])
         kl, tokens = sum(run["kl"]) / len(run["kl"]), sum(map(len, run["answers"]))
         cells = [
@@ -283,7 +283,7 @@ def report(record: dict[str, Any]) -> str:
             str(parameters(name).k),
             f"{BETAS[name]:g}",
             f"{equal} of {n}",
-            f"{run['steered']}",
+            str(steered),
         ]
         lines.append("| " + " | ".join([*cells, str(tokens), f"{kl:.2f}"]) + " |")
     return "\n".join(lines) + "\n"
@@ -311,10 +311,10 @@ def main() -> None:
     ]
     with tempfile.TemporaryDirectory() as folder:
         specs = build(base, Path(folder))
-        missing = [key for key in names if key not in runs]
+        unguided = f"{arguments.runner}: {BASE}"
+        missing = [key.split(": ")[1] for key in (unguided, *names) if key not in runs]
         if missing:
-            used = {key.split(": ")[1]: specs[key.split(": ")[1]] for key in missing}
-            for name, run in sampled(base, used, ids, arguments.tokens):
+            for name, run in sampled(base, specs, ids, arguments.tokens, missing):
                 save(file, about, f"{arguments.runner}: {name}", run)
         reference = Once(base, Path(folder))
         for key in tqdm(names, unit="family"):
