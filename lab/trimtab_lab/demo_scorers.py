@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from trimtab.logs import configure_logging
 from trimtab.params import GuidanceParams
 from trimtab.sampling import RolloutSampling
 from trimtab_lab.arena.stats import estimate
@@ -113,6 +114,7 @@ def make(plans: Mapping[str, Plan]) -> list[Check]:
 
 
 def _sampler(task: Task, scorers: dict[str, str]) -> Any:
+    configure_logging()  # before vLLM is imported
     os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
     from trimtab.adapters.vllm.offline import Sampler
 
