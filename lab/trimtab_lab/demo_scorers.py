@@ -9,7 +9,7 @@ all its scorers, and so do the base's states of them.
 """
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from trimtab.logs import configure_logging
 from trimtab.params import GuidanceParams
 from trimtab.sampling import RolloutSampling
 from trimtab_lab.arena.stats import estimate
@@ -52,7 +53,7 @@ PLANS = {
     "kindness-probe": Plan("everyday", "kindness", "kindness", 432, 5, {}),
     "plainness-probe": Plan("everyday", "plainness", "plainness", 432, 5, {}),
     "brevity-probe": Plan("everyday", "brevity", "brevity", 432, 5, {}),
-    "instructions-probe": Plan("instructions", "graded", "success", 1200, 1, {}),
+    "instructions-probe": Plan("instructions", "graded", "success", 600, 2, {}),
 }
 TEST_PROMPTS, ANSWERS, PILOT = 48, 2, 24
 """Prompts and answers of the check, and training prompts by which its strength is found."""
@@ -77,42 +78,43 @@ class Check:
         )
 
 
-def make(names: Sequence[str]) -> list[Check]:
-    """Make scorers that are missing, and check all of them.
-
-    Args:
-        names: of `PLANS`.
+def chosen(names: Sequence[str]) -> dict[str, Plan]:
+    """The plans of these scorers.
 
     Raises:
         ValueError: there is no such scorer.
-        OSError, TrimtabError: something cannot be fetched, written or sampled.
     """
     if unknown := sorted(set(names) - set(PLANS)):
         raise ValueError(f"there is no scorer {unknown[0]!r}; the scorers are {', '.join(PLANS)}.")
-    worlds = dict.fromkeys(PLANS[name].world for name in names)
+    return {name: PLANS[name] for name in names}
+
+
+def make(plans: Mapping[str, Plan]) -> list[Check]:
+    """Make scorers that are missing, and check all of them.
+
+    Raises:
+        OSError, TrimtabError, ValueError: something cannot be fetched, written or sampled.
+    """
+    worlds = {plan.world: plan for plan in plans.values()}
     for world in worlds:
-        load(world).world.base()  # type: ignore[operator, misc]  # fetches it
+        base_of(load(world))  # fetches it
     shelf = outputs.claim(smollm2.shelf(), smollm2.shelf_mark())
-    for world in worlds:
-        missing = [n for n in names if PLANS[n].world == world and not (shelf / n).exists()]
-        if missing:
+    for world, plan in worlds.items():
+        if any(one.world == world and not (shelf / name).exists() for name, one in plans.items()):
             with pool(1) as workers:  # an engine keeps its memory until its process ends
-                workers.submit(_sample, world, shelf).result()
-    for name in names:
-        _train(name, shelf)
-    with pool(1) as workers:
-        return [
-            check
-            for world in worlds
-            for check in workers.submit(_check, world, names, shelf).result()
-        ]
-
-
-def _plan(world: str) -> Plan:
-    return next(plan for plan in PLANS.values() if plan.world == world)
+                workers.submit(_sample, plan, shelf).result()
+    for name, plan in plans.items():
+        _train(name, plan, shelf)
+    checked = []
+    for world in worlds:
+        mine = {name: plan for name, plan in plans.items() if plan.world == world}
+        with pool(1) as workers:
+            checked += workers.submit(_check, mine, shelf).result()
+    return checked
 
 
 def _sampler(task: Task, scorers: dict[str, str]) -> Any:
+    configure_logging()  # before vLLM is imported
     os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
     from trimtab.adapters.vllm.offline import Sampler
 
@@ -125,8 +127,8 @@ def base_of(task: Task) -> str:
     return str(base() if callable(base) else base)
 
 
-def _sample(world: str, shelf: Path) -> None:
-    task, plan = load(world), _plan(world)
+def _sample(plan: Plan, shelf: Path) -> None:
+    task = load(plan.world)
     answers(task, plan, shelf, lambda: _sampler(task, {}))
 
 
@@ -151,8 +153,8 @@ def answers(task: Task, plan: Plan, shelf: Path, sampler: Callable[[], Any]) -> 
             roll_out(sampler(), prompts, sampling, None, journal)
 
 
-def _train(name: str, shelf: Path) -> None:
-    plan, out = PLANS[name], shelf / name
+def _train(name: str, plan: Plan, shelf: Path) -> None:
+    out = shelf / name
     if out.exists():
         return
     task = load(plan.world)
@@ -160,7 +162,7 @@ def _train(name: str, shelf: Path) -> None:
     if not path.exists():
         path.parent.mkdir(exist_ok=True)
         data.write(path, labelled(task, plan, shelf))
-    run(settings(name, smollm2.NAME, path, out))
+    run(settings(plan, smollm2.NAME, path, out))
 
 
 def labelled(task: Task, plan: Plan, shelf: Path) -> Iterator[Record]:
@@ -175,12 +177,12 @@ def labelled(task: Task, plan: Plan, shelf: Path) -> Iterator[Record]:
         yield {**record, "reward": rewards[-1], "prefix_rewards": rewards}
 
 
-def settings(name: str, base: str, path: Path, out: Path) -> TrainConfig:
+def settings(plan: Plan, base: str, path: Path, out: Path) -> TrainConfig:
     """The settings of a scorer's training."""
     return TrainConfig.model_validate(
         {
             "objective": "gains",
-            "options": PLANS[name].options,
+            "options": plan.options,
             "base": base,
             "data": str(path),
             "validation": 0.1,
@@ -191,14 +193,14 @@ def settings(name: str, base: str, path: Path, out: Path) -> TrainConfig:
     )
 
 
-def _check(world: str, names: Sequence[str], shelf: Path) -> list[Check]:
+def _check(plans: Mapping[str, Plan], shelf: Path) -> list[Check]:
+    [world] = {plan.world for plan in plans.values()}
     task = load(world)
-    chosen = [name for name in names if PLANS[name].world == world]
-    sampler = _sampler(task, {name: str(shelf / name) for name in chosen})
-    return list(checks(task, chosen, shelf, sampler))
+    sampler = _sampler(task, {name: str(shelf / name) for name in plans})
+    return list(checks(task, plans, shelf, sampler))
 
 
-def checks(task: Task, names: Sequence[str], shelf: Path, sampler: Any) -> Iterator[Check]:
+def checks(task: Task, plans: Mapping[str, Plan], shelf: Path, sampler: Any) -> Iterator[Check]:
     """Compare guided answers at about 1 nat with the base's, to the test prompts of a world."""
     train, test = (
         task.world.prompts(*of, SEED) for of in (("train", PILOT), ("test", TEST_PROMPTS))
@@ -227,7 +229,7 @@ def checks(task: Task, names: Sequence[str], shelf: Path, sampler: Any) -> Itera
         )
 
     base = sample(test, ANSWERS, None)
-    for name in tqdm(names, desc="checks", unit="scorer"):
+    for name, plan in tqdm(plans.items(), desc="checks", unit="scorer"):
         beta = 4 / checkpoint.read_info(shelf / name).deviation
         for _ in range(2):  # KL is nearly a multiple of β²
             found = sample(train, 1, _params(name, beta))
@@ -235,8 +237,8 @@ def checks(task: Task, names: Sequence[str], shelf: Path, sampler: Any) -> Itera
             beta = beta / max(spent, 0.01) ** 0.5
         guided = sample(test, ANSWERS, _params(name, beta))
         kl = estimate(np.array([np.mean([one.kl for one in group]) for group in guided]))
-        judged = PLANS[name].judged
-        yield Check(name, judged, beta, rewarded(base, judged), rewarded(guided, judged), kl)
+        before, after = (rewarded(groups, plan.judged) for groups in (base, guided))
+        yield Check(name, plan.judged, beta, before, after, kl)
 
 
 def _params(name: str, beta: float) -> GuidanceParams:

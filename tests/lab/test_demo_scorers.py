@@ -19,23 +19,22 @@ PLAN = Plan("everyday", "kindness", "kindness", 20, 4, {})
 
 
 class FakeSampler:
-    """Answers of random words; the stronger the guidance, the more of them are `great`."""
+    """Answers of random words; the stronger the guidance, the more of them are `superb`."""
 
     max_length = 512
 
     def __init__(self, stops_after=None):
         self.tokenizer = pretrained.tokenizer(str(demo.base()))
-        self.words = self.tokenizer(
-            " good bad great awful phone", add_special_tokens=False
-        ).input_ids
-        self.great = self.tokenizer(" great", add_special_tokens=False).input_ids[-1]
+        words = " good decent superb awful phone"
+        self.words = self.tokenizer(words, add_special_tokens=False).input_ids
+        self.superb = self.tokenizer(" superb", add_special_tokens=False).input_ids[-1]
         self.left = stops_after
 
     def answer(self, seed, beta=0.0):
         draw = random.Random(seed)
         chance = min(0.2 * beta, 1.0)
         tokens = [
-            self.great if draw.random() < chance else draw.choice(self.words)
+            self.superb if draw.random() < chance else draw.choice(self.words)
             for _ in range(draw.randint(3, 9))
         ]
         return Completion(tokens, [-1.0] * len(tokens), kl=0.25 * beta**2)
@@ -60,7 +59,7 @@ def task():
     def prompts(split, n, seed):
         return [demo.chat(prompt) for prompt in demo.prompts(split, n, seed)]
 
-    rewards = {"kindness": lambda prompt, answer: answer.count("great") / 9}
+    rewards = {"kindness": lambda prompt, answer: answer.count("superb") / 9}
     world = replace(WORLDS["everyday"], base=demo.base, prompts=prompts, rewards=rewards)
     return Task("everyday", world)
 
@@ -69,7 +68,6 @@ def task():
 def test_answers_are_resumed_and_become_a_probe(task, tmp_path, monkeypatch):
     monkeypatch.setenv("TRIMTAB_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr("trimtab_lab.rollouts.run.BATCH", 4)
-    monkeypatch.setitem(PLANS, "kindness-probe", PLAN)
     with pytest.raises(KeyboardInterrupt):
         demo_scorers.answers(task, PLAN, tmp_path, lambda: FakeSampler(stops_after=14))
     path = tmp_path / "rollouts" / "everyday.jsonl"
@@ -90,7 +88,7 @@ def test_answers_are_resumed_and_become_a_probe(task, tmp_path, monkeypatch):
         assert record["reward"] == task.world.rewards["kindness"]("", record["completion"])
     data.write(tmp_path / "data.jsonl", records)
     settings = demo_scorers.settings(
-        "kindness-probe", "demo", tmp_path / "data.jsonl", tmp_path / "kindness-probe"
+        PLAN, "demo", tmp_path / "data.jsonl", tmp_path / "kindness-probe"
     )
     info = checkpoint.read_info(run(settings))
     assert (info.family, info.base_model) == ("probe", "trimtab-demo-base")
@@ -99,7 +97,7 @@ def test_answers_are_resumed_and_become_a_probe(task, tmp_path, monkeypatch):
 
 def test_the_check_spends_about_one_nat(task, tmp_path, monkeypatch):
     monkeypatch.setattr(checkpoint, "read_info", lambda _: SimpleNamespace(deviation=0.4))
-    [check] = demo_scorers.checks(task, ["kindness-probe"], tmp_path, FakeSampler())
+    [check] = demo_scorers.checks(task, {"kindness-probe": PLAN}, tmp_path, FakeSampler())
     assert check.kl.mean == pytest.approx(1.0)
     assert check.beta == pytest.approx(2.0)
     assert check.guided.mean > check.base.mean
@@ -114,4 +112,4 @@ def test_plans_are_of_scorers_that_are_served():
         same = [other for other in PLANS.values() if other.world == plan.world]
         assert {(other.prompts, other.n) for other in same} == {(plan.prompts, plan.n)}
     with pytest.raises(ValueError, match="no scorer 'kindnes'"):
-        demo_scorers.make(["kindnes"])
+        demo_scorers.chosen(["kindnes"])

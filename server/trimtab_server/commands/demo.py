@@ -51,7 +51,7 @@ def train(
     from trimtab_models import checkpoint, smollm2
 
     with resumable():
-        for check in demo_scorers.make(names or smollm2.PROBES):
+        for check in demo_scorers.make(demo_scorers.chosen(names or smollm2.PROBES)):
             path = smollm2.shelf() / check.name
             typer.echo(f"{path}\n  {check}")
             if (auc := checkpoint.read_info(path).prefix_auc) is not None:
