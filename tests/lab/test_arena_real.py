@@ -177,13 +177,14 @@ def test_a_method_that_cuts_the_tail_does_not_begin_at_the_base():
 
 def test_a_plot_shows_each_setting_and_begins_at_the_base_where_a_method_does():
     cut = [run("reward-pargs", 0.01, 0.1, 6.0), run("reward-pargs", 4.0, 2.0, 7.0)]
-    made = board(*cut, run("reward-mean", 2.0, 0.5, 0.5))
+    made = board(*cut, run("reward-mean", 2.0, 0.5, 0.5), run("vas-cut", 2.0, 0.5, 11.0))
     axes = Figure().add_subplot()
     plots.frontier(axes, made)
     drawn = {line.get_label(): np.round(line.get_xydata(), 6).tolist() for line in axes.lines}
     assert drawn["reward-pargs"] == [[6, 0.1], [7, 2]]
     assert drawn["reward-mean"] == [[0, round(made.base_estimate.mean, 6)], [0.5, 0.5]]
-    assert axes.get_xlim()[1] > 7
+    assert 7 < axes.get_xlim()[1] < 11
+    assert "vas-cut" not in drawn, "it is beyond the picture"
 
 
 def test_a_real_board_compares_at_its_kl_whatever_the_frontier_tells():

@@ -57,7 +57,8 @@ def frontier(axes: Any, board: Board) -> None:
         points = board.points(name)
         rewards, kl = ([values.mean() for values in column] for column in zip(*points, strict=True))
         order = np.argsort(kl)
-        axes.plot(np.array(kl)[order], np.array(rewards)[order], **style(place), label=name)
+        if min(kl) <= edge:  # else it is not in the picture
+            axes.plot(np.array(kl)[order], np.array(rewards)[order], **style(place), label=name)
     axes.set(
         xlabel="KL to the base, nats per answer",
         ylabel=f"mean {board.gold}",

@@ -41,7 +41,8 @@ def world(spec: str) -> World:
 
     def prompts(which: str, n: int, seed: int) -> list[str]:
         items = _generator(name, 64 * n, seed * 10**7)  # question i is made with seed + i
-        chat, chosen = _template(base), {}
+        chat = _template(base)
+        chosen: dict[str, tuple[Any, Any]] = {}
         for item in items:
             question = item["question"].strip()
             is_test = zlib.crc32(question.encode()) % _TEST_EVERY == 0
