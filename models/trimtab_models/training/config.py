@@ -204,7 +204,9 @@ def load(
         _put(fields, override)
     if objective is not None:
         fields["objective"] = objective
-    return checked(GroundedConfig if fields.get("objective") in GROUNDED else TrainConfig, fields)
+    if fields.get("objective") in GROUNDED:
+        return checked(GroundedConfig, fields)
+    return checked(TrainConfig, fields)
 
 
 def checked(model: type[Config], fields: Mapping[str, Any]) -> Config:
