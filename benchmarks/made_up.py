@@ -50,9 +50,9 @@ NETWORKS = {
 def run(world: str) -> Path:
     """The arena of a world; returns its directory."""
     names = ("base", *PROBES, *NETWORKS[world])
-    # Every method has the same settings and number of answers here.
+    # All have the same number of answers, so that prompts weigh alike in their FLOPs.
     methods = [
-        METHODS[name] if name == "base" else replace(METHODS[name], scaled_betas=None, times=2)
+        replace(METHODS[name], times=2, scaled_betas=(0.0,) if name == "base" else None)
         for name in names
     ]
     task = load(world)

@@ -34,23 +34,32 @@ REWARD = demo.rewards["sentiment"]
 TRAIN_PROMPTS, COMPLETIONS, GUIDED = 768, 8, 8
 PROMPTS, MAX_TOKENS, KL = 200, 96, 1.0
 ENGINE = {"dtype": "float32", "enforce_eager": True, "max_num_seqs": 256}
-SUPPORT = {"options.support": [-1, 1], "options.bins": 21}
-FIRST = ("td-lambda", {})
-SECOND = ("distribution", SUPPORT)
+SETTINGS: dict[str, Any] = {
+    "probe.rank": 32,
+    "probe.width": 128,
+    "probe.dropout": 0,
+    "trainer.weight_decay": 0.1,
+    "learning_rate": 5e-3,
+    "epochs": 6,
+    "batch_size": 64,
+    "save_steps": 1000,
+}
+FIRST = ("td-lambda", SETTINGS)
+SECOND = ("distribution", {**SETTINGS, "options.support": [-1, 1], "options.bins": 21})
 STRENGTHS = (2.0, 4.0)
 """β of the guided answers."""
-BETAS = {"first": (2.0, 3.0, 4.0, 6.0), "refined": (1.0, 1.5, 2.0, 3.0)}
+BETAS = {"first": (2.0, 3.0, 4.5, 7.0), "refined": (1.0, 1.5, 2.0, 3.0, 5.0)}
 """β of the steered answers; a setting above `KL` is the last one."""
 CANDIDATES: dict[str, dict[str, Any]] = {"default": {}, "all": {"k": "all"}}
 
 
-def train(out: Path, objective: str, settings: dict[str, Any], **more: Any) -> float:
-    """Train a probe with the public command's settings; returns the seconds."""
+def train(out: Path, objective: str, settings: dict[str, Any]) -> float:
+    """Train a probe as `trimtab train` does; returns the seconds."""
     from trimtab_models.training.config import load
     from trimtab_models.training.run import run
 
-    fields = {"base": "demo", "out": str(out), "validation": 0.1, "probe.rank": 16}
-    fields |= {"trainer.disable_tqdm": True, **settings, **more}
+    fields = {"base": "demo", "out": str(out), "validation": 0.1}
+    fields |= {"trainer.disable_tqdm": True, **settings}
     start = time.monotonic()
     run(load(None, [f"{key}={json.dumps(value)}" for key, value in fields.items()], objective))
     return time.monotonic() - start
@@ -145,7 +154,9 @@ def one(name: str, seed: int, base: Path) -> None:
     out, clock = WORK / f"{name}-{seed}", WORK / f"{name}-{seed}.seconds"
     answers = WORK / f"guided-{seed}.jsonl"
     if not clock.exists():
-        more = {"data": str(base if name == "first" else answers), "seed": seed}
+        more: dict[str, Any] = {"data": str(base), "seed": seed}
+        if name == "refined":
+            more |= {"data": str(answers), "scorer": str(WORK / f"first-{seed}")}
         clock.write_text(f"{train(out, objective, {**settings, **more}):.1f}")
     guide = Guide(out)
     if name == "first":
