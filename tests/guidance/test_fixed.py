@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_leaves
 from networks import VOCAB, configs
 from test_backbone import build, ragged, reference
 from trimtab.scoring import backbone as backbone_module
-from trimtab.scoring import fixed, merging
+from trimtab.scoring import captured, fixed, merging
 from trimtab.scoring.captured import FixedSteps
 from trimtab.scoring.fixed import FixedRow, Shape
 from trimtab.scoring.pool import PrefixPool
@@ -119,6 +119,22 @@ def test_a_steady_step_reads_the_last_token_and_the_candidates():
     backbone.hidden(range(3), prefixes, [np.arange(4)] * 3)
     assert backbone.tokens_forwarded - before == 3 * (1 + 4)
     assert backbone.pool.size - 1 - backbone.pool.free_slots == 3 * 51, "no candidate's K/V stay"
+
+
+def test_a_network_that_cannot_be_captured_is_served_as_on_the_cpu(monkeypatch):
+    class Failing(FixedSteps):
+        def hidden(self, rows):
+            raise RuntimeError("operation not permitted when stream is capturing")
+
+    def failing(network, pool):
+        return Failing(network, pool, graphs=False)
+
+    monkeypatch.setattr(captured, "on_cuda", failing)
+    backbone, rng = build(configs()["llama"]), np.random.default_rng(6)
+    assert backbone.fixed is None
+    prefixes, candidates = ragged(rng, 3)
+    actual = backbone.hidden(range(3), prefixes, candidates)
+    assert (actual - reference(backbone, prefixes, candidates)).abs().max() <= 1e-5
 
 
 def test_padding_changes_nothing():

@@ -48,7 +48,7 @@ def test_shared_starts_equal_reforwarding(family, short):
     assert min(counts) >= 2, "the control: there are runs"
 
 
-def test_the_keys_of_a_common_prompt_are_read_once(monkeypatch):
+def test_the_keys_of_a_common_prompt_are_read_once(short, monkeypatch):
     backbone, rng = build(configs()["llama"]), np.random.default_rng(2)
     prompt, seen, gather = rng.integers(VOCAB, size=100), [], backbone.pool.gather
     candidates = [np.arange(4)] * 8

@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from trimtab.errors import ScorerLoadError
-from trimtab.scoring import deadline, exactness
+from trimtab.scoring import captured, deadline, exactness
 from trimtab.scoring.attention import AttentionPlan
 from trimtab.scoring.captured import FixedSteps
 from trimtab.scoring.fixed import FixedRow, Shape
@@ -72,10 +72,14 @@ class Backbone:
         """Replaces larger ids: padding of the base's vocabulary beyond the network's, which no
         text contains."""
         self.tokens_forwarded = 0
-        self.fixed: FixedSteps | None = None
-        if self.pool.k.is_cuda:
-            self.fixed = FixedSteps(self.network, self.pool, graphs=True)
-        exactness.check_scores(self.model, self._probe)
+        self.fixed = captured.on_cuda(self.network, self.pool)
+        try:
+            exactness.check_scores(self.model, self._probe)
+        except ScorerLoadError:
+            if self.fixed is None:
+                raise
+            self.fixed = None  # a network that no graph can hold is served as on the CPU
+            exactness.check_scores(self.model, self._probe)
 
     def hidden(
         self,

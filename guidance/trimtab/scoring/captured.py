@@ -53,6 +53,11 @@ class FixedSteps:
             return hidden.index_select(0, wanted[:count])
 
 
+def on_cuda(network: nn.Module, pool: PrefixPool) -> FixedSteps | None:
+    """Captured steps where the pool is on CUDA, else None: padding does not pay on a CPU."""
+    return FixedSteps(network, pool, graphs=True) if pool.k.is_cuda else None
+
+
 class _Step:
     """One shape's packed input, and its graph once it is captured."""
 

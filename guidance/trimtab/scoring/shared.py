@@ -9,9 +9,10 @@ from dataclasses import dataclass
 
 from trimtab.scoring.pool import Ids, common_prefix
 
-DEPTHS = (4096, 1024, 256, 64)
-"""Tokens in common by which rows are brought together, the deepest first."""
-SAVED = 512
+DEPTHS = (4096, 2048, 1024, 512)
+"""Tokens in common by which rows are brought together, the deepest first. Shorter starts are left:
+with 128 tokens, merging costs what it saves (benchmarks/attention.py)."""
+SAVED = 2048
 """Fewest keys that a run must save to be worth a call of its own."""
 
 
