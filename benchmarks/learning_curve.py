@@ -250,7 +250,8 @@ def measure(folder: Path, scorers: dict[str, dict], tests: int) -> None:
     """Run what is missing: rewards and nats of answers, [prompts][answers], in runs/NAME-NUMBER."""
     runs = folder / "runs"
     runs.mkdir(exist_ok=True)
-    wanted = {"base": 0.0, REWARD: 3.5} | {name: row["beta"] for name, row in scorers.items()}
+    largest_first = reversed(scorers.items())
+    wanted = {"base": 0.0, REWARD: 3.5} | {name: row["beta"] for name, row in largest_first}
     missing = {n: beta for n, beta in wanted.items() if not (runs / f"{n}-1.json").exists()}
     if not missing:
         return
