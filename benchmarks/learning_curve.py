@@ -250,7 +250,8 @@ def measure(folder: Path, scorers: dict[str, dict], tests: int) -> None:
     """Run what is missing: rewards and nats of answers, [prompts][answers], in runs/NAME-NUMBER."""
     runs = folder / "runs"
     runs.mkdir(exist_ok=True)
-    wanted = {"base": 0.0, REWARD: 3.5} | {name: row["beta"] for name, row in scorers.items()}
+    largest_first = reversed(scorers.items())
+    wanted = {"base": 0.0, REWARD: 3.5} | {name: row["beta"] for name, row in largest_first}
     missing = {n: beta for n, beta in wanted.items() if not (runs / f"{n}-1.json").exists()}
     if not missing:
         return
@@ -284,6 +285,10 @@ def measure(folder: Path, scorers: dict[str, dict], tests: int) -> None:
         (runs / f"{name}-1.json").write_text(json.dumps(found) + "\n")
 
 
+def measured(folder: Path, name: str) -> bool:
+    return (folder / "runs" / f"{name}-1.json").exists()
+
+
 def at_one_nat(folder: Path, name: str) -> list[float]:
     """Mean reward at 1 nat and its standard error over prompts; the base's at 0."""
     points = []
@@ -314,7 +319,7 @@ def table(rows: list[dict], base: list[float], own: list[float], tests: int) -> 
             f"| `{row['method']}` | {row['answers']:,} | {reward} | {gain} | {auc} | {known} "
             f"| {row['seconds']:.0f} |"
         )
-    probed = [row for row in rows if "foretold" in row]
+    probed = [row for row in rows if "foretold" in row and "reward" in row]
     if len(probed) > 2:
         rewards = [row["reward"][0] for row in probed]
         lines += ["", "Correlation with the reward at 1 nat, over the probes:", ""]
@@ -328,31 +333,32 @@ def table(rows: list[dict], base: list[float], own: list[float], tests: int) -> 
 
 
 def draw(rows: list[dict], base: list[float], own: list[float], path: Path) -> None:
-    figure, axes = pyplot.subplots(1, 2, figsize=(11, 4), layout="constrained")
-    for number, method in enumerate(dict.fromkeys(row["method"] for row in rows)):
-        mine = [row for row in rows if row["method"] == method]
-        color, sizes = f"C{number}", [row["answers"] for row in mine]
-        for axis, what in zip(axes, ("reward", "auc"), strict=True):
+    titles = {
+        "reward": "reward at 1 nat",
+        "foretold": "foretold gain at 1 nat",
+        "auc": "prefix-AUC, held-out prompts",
+    }
+    figure, axes = pyplot.subplots(1, 3, figsize=(13, 3.8), layout="constrained")
+    for axis, (what, title) in zip(axes, titles.items(), strict=True):
+        for number, method in enumerate(dict.fromkeys(row["method"] for row in rows)):
+            mine = [row for row in rows if row["method"] == method and what in row]
+            if not mine:
+                continue
+            color, sizes = f"C{number}", [row["answers"] for row in mine]
             means, errors = zip(*(row[what] for row in mine), strict=True)
             axis.errorbar(sizes, means, errors, color=color, marker="o", markersize=4, capsize=2)
-            axis.annotate(
-                method,
-                (sizes[-1], means[-1]),
-                (6, 0),
-                textcoords="offset points",
-                color=color,
-                va="center",
-            )
+            label(axis, method, (sizes[-1], means[-1]), (6, -3), color)
+        axis.set(xscale="log", xlabel="answers to train on", ylabel=title)
+        axis.set_xlim(right=max(row["answers"] for row in rows) * 2.4)
+        axis.spines[["top", "right"]].set_visible(False)
     for (value, _), text in ((base, "base"), (own, "VADER itself")):
         axes[0].axhline(value, color="grey", linewidth=0.7, linestyle=":")
-        axes[0].annotate(
-            text, (rows[0]["answers"], value), (0, 3), textcoords="offset points", color="grey"
-        )
-    for axis, title in zip(axes, ("reward at 1 nat", "prefix-AUC, held-out prompts"), strict=True):
-        axis.set(xscale="log", xlabel="answers to train on", ylabel=title)
-        axis.set_xlim(right=max(row["answers"] for row in rows) * 2.2)
-        axis.spines[["top", "right"]].set_visible(False)
+        label(axes[0], text, (rows[0]["answers"], value), (0, 3), "grey")
     figure.savefig(path, dpi=130)
+
+
+def label(axis: Any, text: str, at: tuple[float, float], away: tuple[int, int], color: str) -> None:
+    axis.annotate(text, at, away, textcoords="offset points", color=color)
 
 
 def main() -> None:
@@ -365,6 +371,7 @@ def main() -> None:
     part = parser.add_mutually_exclusive_group()
     part.add_argument("--train", action="store_true", help="only train, and measure later")
     part.add_argument("--measure", action="store_true", help="only measure what is trained")
+    part.add_argument("--table", action="store_true", help="only write what is known so far")
     parser.add_argument("--out", type=Path, default=RESULTS)
     arguments = parser.parse_args()
     work, turns = arguments.work, 2 if arguments.quick else TURNS
@@ -375,15 +382,20 @@ def main() -> None:
     sizes = QUICK_SIZES if arguments.quick else SIZES
     methods = arguments.only or [*METHODS, *(NETWORKS if arguments.networks else ())]
     files = [work / f"{method}-{size}.json" for method in methods for size in sizes]
-    if not arguments.measure and not all(file.exists() for file in files):
+    trained = arguments.measure or arguments.table or all(file.exists() for file in files)
+    if not trained:
         if not rollouts.exists():
             roll_out(rollouts, turns)
         fit_all(work, rollouts, methods, sizes)
     if arguments.train:
         return
     facts = {file.stem: json.loads(file.read_text()) for file in files if file.exists()}
-    measure(work, facts, tests)
-    rows = [row | {"reward": at_one_nat(work, name)} for name, row in facts.items()]
+    if not arguments.table:
+        measure(work, facts, tests)
+    rows = [
+        row | ({"reward": at_one_nat(work, name)} if measured(work, name) else {})
+        for name, row in facts.items()
+    ]
     base, own = at_one_nat(work, "base"), at_one_nat(work, REWARD)
     text = table(rows, base, own, tests)
     print(text)
