@@ -3,7 +3,7 @@
     python benchmarks/probe_refinement.py [--seeds 0 1 2]
 
 The reward is sentiment, as in objectives.py: 8 answers of the base to each of 768 prompts train
-the first probe. It guides 8 more answers to each prompt, half of them at each of two strengths, and
+the first probe. It guides 4 more answers to each prompt, half of them at each of two strengths, and
 both kinds train the second. Each probe steers 200 test prompts, one answer each. A seed is that of
 trainings, guided answers and steered answers; the base's answers are the same. Writes
 benchmarks/results/probe_refinement.{json,md}. An interrupted run resumes from
@@ -31,29 +31,22 @@ ROOT = Path(__file__).parents[1]
 RESULTS = Path(__file__).parent / "results"
 WORK = ROOT / ".work" / "probe-refinement"
 REWARD = demo.rewards["sentiment"]
-TRAIN_PROMPTS, COMPLETIONS, GUIDED = 768, 8, 8
+TRAIN_PROMPTS, COMPLETIONS, GUIDED = 768, 8, 4
 PROMPTS, MAX_TOKENS, KL = 200, 96, 1.0
 ENGINE = {"dtype": "float32", "enforce_eager": True, "max_num_seqs": 256}
-SETTINGS: dict[str, Any] = {
-    "probe.rank": 32,
-    "probe.width": 128,
-    "probe.dropout": 0,
-    "trainer.weight_decay": 0.1,
-    "learning_rate": 5e-3,
-    "epochs": 6,
-    "batch_size": 64,
-    "save_steps": 1000,
+OBJECTIVE = "td-lambda"
+SETTINGS: dict[str, dict[str, Any]] = {
+    "first": {"probe.rank": 16},
+    "refined": {"epochs": 6, "batch_size": 64},
 }
-FIRST = ("td-lambda", SETTINGS)
-SECOND = ("distribution", {**SETTINGS, "options.support": [-1, 1], "options.bins": 21})
-STRENGTHS = (2.0, 4.0)
+STRENGTHS = (6.0, 12.0)
 """β of the guided answers."""
-BETAS = {"first": (2.0, 3.0, 4.5, 7.0), "refined": (1.0, 1.5, 2.0, 3.0, 5.0)}
+BETAS = (5.0, 9.0, 14.0)
 """β of the steered answers; a setting above `KL` is the last one."""
 CANDIDATES: dict[str, dict[str, Any]] = {"default": {}, "all": {"k": "all"}}
 
 
-def train(out: Path, objective: str, settings: dict[str, Any]) -> float:
+def train(out: Path, settings: dict[str, Any]) -> float:
     """Train a probe as `trimtab train` does; returns the seconds."""
     from trimtab_models.training.config import load
     from trimtab_models.training.run import run
@@ -61,7 +54,7 @@ def train(out: Path, objective: str, settings: dict[str, Any]) -> float:
     fields = {"base": "demo", "out": str(out), "validation": 0.1}
     fields |= {"trainer.disable_tqdm": True, **settings}
     start = time.monotonic()
-    run(load(None, [f"{key}={json.dumps(value)}" for key, value in fields.items()], objective))
+    run(load(None, [f"{key}={json.dumps(value)}" for key, value in fields.items()], OBJECTIVE))
     return time.monotonic() - start
 
 
@@ -104,7 +97,6 @@ class Guide:
                         "completion_token_ids": one.token_ids,
                         "reward": REWARD(text, completion),
                         "kl": one.kl,
-                        "log_ratios": [round(ratio, 5) for ratio in one.log_ratios],
                     }
                     for one, completion in zip(group, written, strict=True)
                 ]
@@ -113,21 +105,23 @@ class Guide:
 
 
 def guided(guide: Guide, base: Path, path: Path, seed: int) -> None:
-    """Write the base's answers, and answers that the first probe guided, with their strengths."""
+    """Write the base's answers, and answers that the first probe guided.
+
+    Without their strength, they teach the value of the guided model.
+    """
     if path.exists():
         return
     known = data.read(base)
     texts = list(dict.fromkeys(record["prompt"] for record in known))
     for i, beta in enumerate(STRENGTHS):
-        # The arena's candidates, and what guidance did to each token.
-        fields = {"k": 32, "mass": 0.99, "tail": "mean", "trace": True}
+        fields = {"k": 32, "mass": 0.99, "tail": "mean"}  # the arena's candidates
         n = GUIDED // len(STRENGTHS)
-        groups = guide.answers(texts, n, 1 + len(STRENGTHS) * seed + i, beta, **fields)
-        known += [{**record, "strength": beta} for group in groups for record in group]
+        groups = guide.answers(texts, n, 11 + len(STRENGTHS) * seed + i, beta, **fields)
+        known += [record for group in groups for record in group]
     data.write(path, known)
 
 
-def steer(guide: Guide, name: str, seed: int, path: Path) -> None:
+def steer(guide: Guide, seed: int, path: Path) -> None:
     """Write rewards and KL of each setting on the test prompts."""
     if path.exists():
         return
@@ -141,7 +135,7 @@ def steer(guide: Guide, name: str, seed: int, path: Path) -> None:
     result = {"base": [measured(0.0)]}
     for label, fields in CANDIDATES.items():
         result[label] = []
-        for beta in BETAS[name]:
+        for beta in BETAS:
             result[label].append(measured(beta, **fields))
             if np.mean(result[label][-1]["kl"]) > KL:
                 break
@@ -150,18 +144,17 @@ def steer(guide: Guide, name: str, seed: int, path: Path) -> None:
 
 def one(name: str, seed: int, base: Path) -> None:
     """Train a probe and steer with it; the first one also guides answers for the second."""
-    objective, settings = {"first": FIRST, "refined": SECOND}[name]
     out, clock = WORK / f"{name}-{seed}", WORK / f"{name}-{seed}.seconds"
     answers = WORK / f"guided-{seed}.jsonl"
     if not clock.exists():
         more: dict[str, Any] = {"data": str(base), "seed": seed}
         if name == "refined":
             more |= {"data": str(answers), "scorer": str(WORK / f"first-{seed}")}
-        clock.write_text(f"{train(out, objective, {**settings, **more}):.1f}")
+        clock.write_text(f"{train(out, {**SETTINGS[name], **more}):.1f}")
     guide = Guide(out)
     if name == "first":
         guided(guide, base, answers, seed)
-    steer(guide, name, seed, WORK / f"{name}-{seed}.json")
+    steer(guide, seed, WORK / f"{name}-{seed}.json")
 
 
 def at_one_nat(result: dict[str, Any], label: str) -> np.ndarray:
@@ -185,7 +178,7 @@ def table(seeds: list[int]) -> str:
         "| probe | candidates | reward | each seed | seconds of training |",
         "|---|---|---|---|---|",
     ]
-    for name in BETAS:
+    for name in SETTINGS:
         files = [WORK / f"{name}-{seed}" for seed in seeds]
         results = [json.loads(file.with_suffix(".json").read_text()) for file in files]
         seconds = np.mean([float(file.with_suffix(".seconds").read_text()) for file in files])
@@ -207,7 +200,7 @@ def main() -> None:
     WORK.mkdir(parents=True, exist_ok=True)
     base = base_answers()
     for seed in arguments.seeds:
-        for name in BETAS:
+        for name in SETTINGS:
             if not (WORK / f"{name}-{seed}.json").exists():
                 with workers.pool(1) as pool:  # an engine ends with its process
                     pool.submit(one, name, seed, base).result()
@@ -215,7 +208,7 @@ def main() -> None:
     print(text)
     runs = {
         f"{name} {seed}": json.loads((WORK / f"{name}-{seed}.json").read_text())
-        for name in BETAS
+        for name in SETTINGS
         for seed in arguments.seeds
     }
     (RESULTS / "probe_refinement.json").write_text(json.dumps(runs) + "\n")

@@ -132,7 +132,7 @@ def new(
     return Probe(config).eval()
 
 
-def again(source: str | Path, base: str | Path, *, outputs: int, dropout: float) -> Probe:
+def continued(source: str | Path, base: str | Path, *, outputs: int, dropout: float) -> Probe:
     """The probe of a checkpoint, to be trained further.
 
     If its number of outputs differs, `level` and `factors` start from 0, as in a new probe.

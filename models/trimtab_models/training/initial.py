@@ -40,15 +40,15 @@ def with_probe(config: TrainConfig) -> TrainConfig:
             )
         return config
     fields = config.model_dump(include=config.model_fields_set)
-    given = config.probe.model_dump(include=config.probe.model_fields_set) if config.probe else {}
+    sent = config.probe.model_dump(include=config.probe.model_fields_set) if config.probe else {}
     sizes = {name: getattr(known, name) for name in ProbeSizes.model_fields}
     for name in ("rank", "width"):
-        if given.get(name, sizes[name]) != sizes[name]:
+        if sent.get(name, sizes[name]) != sizes[name]:
             raise ValueError(
-                f"probe.{name}: {config.scorer} has {sizes[name]}, not {given[name]}; leave out "
+                f"probe.{name}: {config.scorer} has {sizes[name]}, not {sent[name]}; leave out "
                 f"probe.{name} to continue it."
             )
-    return checked(TrainConfig, {**fields, "probe": {**sizes, **given}})
+    return checked(TrainConfig, {**fields, "probe": {**sizes, **sent}})
 
 
 def refuse_small(config: TrainConfig, tokenizer: Any) -> None:
@@ -135,7 +135,9 @@ def network(config: TrainConfig, loss: Objective) -> Any:
         outputs, sizes = probes.width(loss), config.probe.model_dump()
         if config.scorer is not None:
             dropout = sizes["dropout"]
-            return probe.again(config.scorer, base_path(config), outputs=outputs, dropout=dropout)
+            return probe.continued(
+                config.scorer, base_path(config), outputs=outputs, dropout=dropout
+            )
         return probe.new(base_path(config), outputs=outputs, **sizes)
     model = networks.build(
         loss.head,
