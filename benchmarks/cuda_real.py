@@ -282,8 +282,8 @@ def table(record: dict) -> str:
     if equality := record.get("equality"):
         rows = [[f"{v:.1e}" if isinstance(v, float) else v for v in r.values()] for r in equality]
         other = record["reference"]
-        title = f"Greedy answers in float32, beside those of a {other['device']}, "
-        title += f"torch {other['torch']}, vllm {other['vllm']}"
+        title = "Greedy answers in float32, beside the reference "
+        title += f"({other['device']}, torch {other['torch']}, vllm {other['vllm']})"
         sections.append(markdown(title, list(equality[0]), rows))
     return "\n".join(sections)
 
