@@ -236,6 +236,9 @@ class Bench:
         optimises the errors of its scorer.
         """
         names = [method.scorer] if method.scorer else list(self.scorers)
+        unguided = method.rival is None and self.guidance(method, 0.0) is None
+        if method.scorer is None and not unguided:
+            names = []  # the engine keeps no states of such answers, which a probe would read
         sequences = [
             [*prompt, *one.token_ids]
             for prompt, group in zip(self.prompts, groups, strict=True)
