@@ -236,8 +236,7 @@ class Bench:
         optimises the errors of its scorer.
         """
         names = [method.scorer] if method.scorer else list(self.scorers)
-        unguided = method.rival is None and self.guidance(method, 0.0) is None
-        if method.scorer is None and not unguided:
+        if method.scorer is None and method.group != "base":
             names = []  # the engine keeps no states of such answers, which a probe would read
         sequences = [
             [*prompt, *one.token_ids]
