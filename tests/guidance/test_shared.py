@@ -66,7 +66,7 @@ def test_the_keys_of_a_common_prompt_are_read_once(short, monkeypatch):
 
 def test_a_run_is_what_its_rows_share(short):
     rng = np.random.default_rng(3)
-    found = 0
+    total = 0
     for _ in range(200):
         trunk = [rng.permutation(500)[:60] + 500 * i for i in range(2)]
         blocks = []
@@ -84,8 +84,8 @@ def test_a_run_is_what_its_rows_share(short):
             assert len(starts) == 1
             assert 0 < run.length <= min(blocks[i].start for i in run.members)
             assert (len(run.members) - 1) * run.length >= shared.SAVED
-        found += len(runs)
-    assert found > 100
+        total += len(runs)
+    assert total > 100
 
 
 def test_kept_memory_holds_the_latest_gather():
