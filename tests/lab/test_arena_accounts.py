@@ -71,7 +71,7 @@ def test_scorers_judge_answers_of_the_base_and_of_their_own_method(bench, monkey
         return [SimpleNamespace(value=0.5)]
 
     monkeypatch.setattr(bench.sampler, "score", score, raising=False)
-    answers = [[Completion([5], [])]]
+    answers = [[Completion([5], [])] for _ in bench.prompts]
     assert bench._learned(METHODS["base"], answers) == {"probe": 0.5, "other": 0.5}
     assert bench._learned(METHODS["probe"], answers) == {"probe": 0.5}
     assert bench._learned(METHODS["top-k 10"], answers) == {}
