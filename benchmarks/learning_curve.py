@@ -349,7 +349,10 @@ def draw(rows: list[dict], base: list[float], own: list[float], path: Path) -> N
             axis.errorbar(sizes, means, errors, color=color, marker="o", markersize=4, capsize=2)
             label(axis, method, (sizes[-1], means[-1]), (6, -3), color)
         axis.set(xscale="log", xlabel="answers to train on", ylabel=title)
-        axis.set_xlim(right=max(row["answers"] for row in rows) * 2.4)
+        ticks = sorted({row["answers"] for row in rows})
+        axis.set_xlim(ticks[0] * 0.8, ticks[-1] * 2.4)
+        axis.set_xticks(ticks, [f"{tick:,}" for tick in ticks], minor=False)
+        axis.minorticks_off()
         axis.spines[["top", "right"]].set_visible(False)
     for (value, _), text in ((base, "base"), (own, "VADER itself")):
         axes[0].axhline(value, color="grey", linewidth=0.7, linestyle=":")
