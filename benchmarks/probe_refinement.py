@@ -34,7 +34,7 @@ REWARD = demo.rewards["sentiment"]
 TRAIN_PROMPTS, COMPLETIONS, GUIDED = 768, 8, 4
 PROMPTS, MAX_TOKENS, KL = 200, 96, 1.0
 ENGINE = {"dtype": "float32", "enforce_eager": True, "max_num_seqs": 256}
-OBJECTIVE = "td-lambda"
+OBJECTIVE = "gains"
 SETTINGS: dict[str, dict[str, Any]] = {
     "first": {"probe.rank": 16},
     "refined": {"epochs": 6, "batch_size": 64},
@@ -65,8 +65,16 @@ def base_answers() -> Path:
         tokenizer = pretrained.tokenizer(demo.base())
         model = networks.build("language", demo.base(), dtype=torch.float32)
         prompts = rollouts.training_prompts(tokenizer, TRAIN_PROMPTS, 0) * COMPLETIONS
-        data.write(path, rollouts.label(rollouts.sample(model, tokenizer, prompts, 0), REWARD))
+        labelled = rollouts.label(rollouts.sample(model, tokenizer, prompts, 0), REWARD)
+        data.write(path, (with_prefixes(record, tokenizer) for record in labelled))
     return path
+
+
+def with_prefixes(record: dict[str, Any], tokenizer: Any) -> dict[str, Any]:
+    """A record with the reward after each token of its answer, which gains learns from."""
+    ids = record["completion_token_ids"]
+    parts = (tokenizer.decode(ids[: t + 1], skip_special_tokens=True) for t in range(len(ids)))
+    return {**record, "prefix_rewards": [REWARD(record["prompt"], part) for part in parts]}
 
 
 class Guide:
@@ -117,7 +125,8 @@ def guided(guide: Guide, base: Path, path: Path, seed: int) -> None:
         fields = {"k": 32, "mass": 0.99, "tail": "mean"}  # the arena's candidates
         n = GUIDED // len(STRENGTHS)
         groups = guide.answers(texts, n, 11 + len(STRENGTHS) * seed + i, beta, **fields)
-        known += [record for group in groups for record in group]
+        tokenizer = guide.sampler.tokenizer
+        known += [with_prefixes(record, tokenizer) for group in groups for record in group]
     data.write(path, known)
 
 
