@@ -79,7 +79,7 @@ def test_a_real_world_has_methods_of_its_own(name):
         chosen = arena.chosen(made, scale.of(made.world, quick), ())
         assert [method.name for method in chosen] == list(wanted)
     assert {METHODS[one].scorer for one in REAL_QUICK} == {None, REWARD}, "no training"
-    assert {"probe", "vas", "pargs", "fudge", "best-of-16"} <= set(REAL_FULL)
+    assert {"probe", "vas", "pargs", "fudge", "soft-value"} <= set(REAL_FULL)
     trained = {METHODS[one].scorer for one in REAL_FULL} - {None, REWARD}
     assert trained <= set(TRAININGS)
     assert len(REAL_FULL) >= 14

@@ -33,7 +33,7 @@ def test_a_generator_is_a_world(spec):
     assert score(prompt, f"<answer>{word}x</answer>") < 1
     assert score(prompt, "") == 0
     chosen = arena.chosen(made, scale.of(world, quick=True), ())
-    assert {"base", "probe", "best-of-4"} <= {method.name for method in chosen}
+    assert {"base", "probe", "pargs"} <= {method.name for method in chosen}
 
 
 @pytest.mark.parametrize(
