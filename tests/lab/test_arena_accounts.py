@@ -63,11 +63,10 @@ def test_prompts_count_once_for_all_their_answers(bench):
 def test_scorers_judge_answers_of_the_base_and_of_their_own_method(bench, monkeypatch):
     """Probes cannot read answers that another scorer guided: their states are not kept."""
     bench.scorers = {"probe": "path", "other": "path"}
-    bench.deviations = dict.fromkeys(bench.scorers, 1.0)
-    asked = []
+    scoring = []
 
     def score(sequences, params, lengths):
-        asked.extend(params.scorers)
+        scoring.extend(params.scorers)
         return [SimpleNamespace(value=0.5)]
 
     monkeypatch.setattr(bench.sampler, "score", score, raising=False)
@@ -75,4 +74,4 @@ def test_scorers_judge_answers_of_the_base_and_of_their_own_method(bench, monkey
     assert bench._learned(METHODS["base"], answers) == {"probe": 0.5, "other": 0.5}
     assert bench._learned(METHODS["probe"], answers) == {"probe": 0.5}
     assert bench._learned(METHODS["top-k 10"], answers) == {}
-    assert asked == ["probe", "other", "probe"]
+    assert scoring == ["probe", "other", "probe"]
