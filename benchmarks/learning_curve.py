@@ -140,8 +140,8 @@ Likely = list[tuple[torch.Tensor, torch.Tensor]]
 def likely(items: list[Rollout], states: States) -> Likely:
     """The candidates at each step of each answer and their chances: [steps, TOP] each."""
     weight = base_weights.output_embedding(states.base)
-    found = ((states.of(item).float() @ weight.T).softmax(-1).topk(TOP, -1) for item in items)
-    return [(top.indices, top.values) for top in found]
+    likely = ((states.of(item).float() @ weight.T).softmax(-1).topk(TOP, -1) for item in items)
+    return [(top.indices, top.values) for top in likely]
 
 
 def fit(
@@ -240,8 +240,8 @@ def fit_all(work: Path, rollouts: Path, methods: list[str], sizes: tuple[int, ..
             saved = work / f"{method}-{size}.json"
             if saved.exists():
                 continue
-            found = fit(method, items[:size], held, steps, states, work / "scorers" / saved.stem)
-            row = {"method": method, "answers": size} | found
+            fitted = fit(method, items[:size], held, steps, states, work / "scorers" / saved.stem)
+            row = {"method": method, "answers": size} | fitted
             print(row, flush=True)
             saved.write_text(json.dumps(row) + "\n")
 
@@ -277,12 +277,12 @@ def measure(folder: Path, scorers: dict[str, dict], tests: int) -> None:
         return {"beta": beta, "rewards": rewards, "kl": kl, "first": [a[0] for a in answers[:4]]}
 
     for name, beta in tqdm(missing.items(), desc="settings"):
-        found = run(name, min(beta, 100.0))
-        (runs / f"{name}-0.json").write_text(json.dumps(found) + "\n")
-        spent = float(np.mean(found["kl"]))
+        result = run(name, min(beta, 100.0))
+        (runs / f"{name}-0.json").write_text(json.dumps(result) + "\n")
+        spent = float(np.mean(result["kl"]))
         if name != "base" and not NEAR[0] < spent < NEAR[1]:  # KL is nearly a multiple of β²
-            found = run(name, min(found["beta"] * math.sqrt(NATS / max(spent, 0.05)), 100.0))
-        (runs / f"{name}-1.json").write_text(json.dumps(found) + "\n")
+            result = run(name, min(result["beta"] * math.sqrt(NATS / max(spent, 0.05)), 100.0))
+        (runs / f"{name}-1.json").write_text(json.dumps(result) + "\n")
 
 
 def measured(folder: Path, name: str) -> bool:

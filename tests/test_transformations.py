@@ -26,11 +26,12 @@ from transformers import AutoTokenizer
 
 from trimtab.params import GuidanceParams
 from trimtab.sampling import Completion, RolloutSampling
+from trimtab_lab import demo_scorers
 from trimtab_lab.arena import refine, task
 from trimtab_lab.rollouts.journal import Journal
 from trimtab_lab.rollouts.prefixes import _labelled, complete, cut_answers
 from trimtab_lab.rollouts.prompts import read
-from trimtab_lab.rollouts.run import roll_out
+from trimtab_lab.rollouts.run import prefix_rewards, roll_out
 from trimtab_lab.worlds import build
 from trimtab_models import data, demo
 from trimtab_models.data.fields import ANSWER, PROMPT
@@ -68,6 +69,7 @@ def _rollout(draw: Any) -> Fields:
         "strength": draw(_positive),
         "log_ratios": tuple(draw(ratios)),
         "rest": draw(_positive),
+        "prefix_rewards": tuple(draw(ratios)),
     }
 
 
@@ -98,6 +100,7 @@ def _record(draw: Any) -> Fields:
         "log_ratios": list(one["log_ratios"]),
         "reward": one["label"],
         "rewards": {"taste": draw(st.integers(100, 200))},
+        "prefix_rewards": list(one["prefix_rewards"]),
         "label": 77.0,
     }
 
@@ -151,6 +154,7 @@ def _row(rows: Any) -> Fields:
         "strength": float(rows.strengths[0]),
         "log_ratios": tuple(rows.log_ratios[0, :tokens].tolist()),
         "rest": float(rows.rests[0]),
+        "prefix_rewards": tuple(rows.prefix_rewards[0, :tokens].tolist()),
     }
 
 
@@ -222,14 +226,23 @@ def _for_dpo(before: Fields) -> Fields:
 
 
 ALL = dict.fromkeys(Rollout._fields, KEPT)
-NO_GUIDANCE = dict.fromkeys(("label", "strength", "log_ratios", "rest"), DROPPED)
+NO_GUIDANCE = dict.fromkeys(("label", "strength", "log_ratios", "rest", "prefix_rewards"), DROPPED)
 PAIR = dict.fromkeys(Pair._fields, KEPT)
 RANKED = dict.fromkeys(Ranked._fields, KEPT)
 SHORT = {"prompt": CUT, "completion": CUT, "label": KEPT}
 ITEMS: dict[str, tuple[type, Case]] = {
     "data.lengths:_with": (
         Rollout,
-        Case(_shorten(Rollout), {**SHORT, "strength": KEPT, "log_ratios": CUT, "rest": MADE}),
+        Case(
+            _shorten(Rollout),
+            {
+                **SHORT,
+                "strength": KEPT,
+                "log_ratios": CUT,
+                "rest": MADE,
+                "prefix_rewards": CUT,
+            },
+        ),
     ),
     "data.lengths:_with, pairs": (
         Pair,
@@ -270,7 +283,8 @@ ITEMS: dict[str, tuple[type, Case]] = {
 
 def _encoded(before: Fields) -> Fields:
     record = {**before, "completion_token_ids": [*before["completion_token_ids"], EOS, 5, EOS]}
-    record["log_ratios"] = [*before["log_ratios"], 0.5, 0.5, 0.5]
+    for name in ("log_ratios", "prefix_rewards"):
+        record[name] = [*before[name], 0.5, 0.5, 0.5]
     (item,) = data.rollouts([record], TOKENIZER)
     assert len(item.log_ratios) == len(item.completion) == len(before["log_ratios"]) + 1
     return {
@@ -279,6 +293,7 @@ def _encoded(before: Fields) -> Fields:
         "reward": item.label,
         "strength": item.strength,
         "log_ratios": list(item.log_ratios[:-1]),
+        "prefix_rewards": list(item.prefix_rewards[:-1]),
     }
 
 
@@ -391,6 +406,28 @@ def _completed(folder: Path, before: Fields) -> Fields:
     return made | {"judged": judged[0]}
 
 
+def _unfinished(before: Fields) -> Fields:
+    """What a reward is told of an answer's beginning."""
+    judged: list[Any] = []
+
+    def reward(records: Any) -> list[float]:
+        judged.extend(records)
+        return [1.0] * len(records)
+
+    made = prefix_rewards(ENGINE, reward, dict(before))
+    assert len(made) == len(judged) == len(before["completion_token_ids"])
+    return judged[2]
+
+
+def _labelled_prefixes(folder: Path, before: Fields) -> Fields:
+    (folder / "rollouts").mkdir()
+    data.write(folder / "rollouts" / "reviews.jsonl", [before])
+    world = SimpleNamespace(base=demo.base(), rewards={"taste": lambda prompt, completion: 5000.0})
+    plan: Any = SimpleNamespace(world="reviews", reward="taste")
+    (made,) = demo_scorers.labelled(SimpleNamespace(world=world), plan, folder)  # type: ignore[arg-type]
+    return made
+
+
 CUT_ANSWER = ("prefix", "prefix_token_ids", "fraction", "returns", "mean", "standard_error")
 
 
@@ -466,9 +503,11 @@ DRAWN = ("index", "sample", "completion", "completion_token_ids", "logprobs")
 READ = {**IDS_ONLY, "completion_token_ids": KEPT}
 ONE_SIDE = {**PROMPTS_KEPT, **SAID, "completion": KEPT, "completion_token_ids": KEPT}
 EVERY = {**PROMPTS_KEPT, **dict.fromkeys(ANSWER, KEPT)}
+ANOTHER_REWARD = {**EVERY, "reward": MADE, "prefix_rewards": DROPPED}
 RECORDS: dict[str, Case] = {
     "data.formats:_rollout": Case(
-        _encoded, {**READ, "reward": KEPT, "strength": KEPT, "log_ratios": KEPT}
+        _encoded,
+        {**READ, **dict.fromkeys(("reward", "strength", "log_ratios", "prefix_rewards"), KEPT)},
     ),
     "data.formats:_explicit": Case(_sides_read("pairs"), READ),
     "data.formats:_ranking": Case(_sides_read("ranked"), READ),
@@ -476,10 +515,13 @@ RECORDS: dict[str, Case] = {
     "data.derive:_begun, rankings": Case(_paired(lambda r: data.rankings(r, 2, 0)[0]), ONE_SIDE),
     "demo.rollouts:label": Case(
         lambda before: demo_rollouts.label([before], lambda *_: 5000.0)[0],
-        {**EVERY, "reward": MADE},
+        ANOTHER_REWARD,
     ),
-    "worlds.build:_training_data": Case(_in_files(_trained_on), {**EVERY, "reward": MADE}),
-    "rivals.train:_pairs": Case(_in_files(_of_rival), {**EVERY, "reward": MADE}),
+    "worlds.build:_training_data": Case(_in_files(_trained_on), ANOTHER_REWARD),
+    "rivals.train:_pairs": Case(_in_files(_of_rival), ANOTHER_REWARD),
+    "demo_scorers:labelled": Case(
+        _in_files(_labelled_prefixes), {**EVERY, "reward": MADE, "prefix_rewards": MADE}
+    ),
     "arena.refine:guided": Case(_in_files(_refined), EVERY),
     "rollouts.prefixes:_labelled": Case(lambda before: _labelled(before, 1024), EVERY),
     "rollouts.prefixes:_measured": Case(
@@ -505,6 +547,10 @@ RECORDS: dict[str, Case] = {
             **SAID,
             **dict.fromkeys((*DRAWN, "kl", "strength", "log_ratios"), MADE),
         },
+    ),
+    "rollouts.run:prefix_rewards": Case(
+        _unfinished,
+        {**PROMPTS_KEPT, **SAID, "completion": MADE, "completion_token_ids": CUT},
     ),
     "training.grounded.job:_examples.read": Case(_in_files(_example), READ),
     "training.grounded.job:_judge": Case(
@@ -583,7 +629,7 @@ def test_every_transformation_is_here() -> None:
 
 GUIDED = {
     **{"prompt": [*range(10, 18)], "completion": [*range(20, 28)], "label": 1.0},
-    **{"strength": 2.0, "log_ratios": (0.5,) * 8, "rest": 1.0},
+    **{"strength": 2.0, "log_ratios": (0.5,) * 8, "rest": 1.0, "prefix_rewards": (0.25,) * 8},
 }
 
 

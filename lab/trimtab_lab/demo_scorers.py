@@ -232,8 +232,8 @@ def checks(task: Task, plans: Mapping[str, Plan], shelf: Path, sampler: Any) -> 
     for name, plan in tqdm(plans.items(), desc="checks", unit="scorer"):
         beta = 4 / checkpoint.read_info(shelf / name).deviation
         for _ in range(2):  # KL is nearly a multiple of β²
-            found = sample(train, 1, _params(name, beta))
-            spent = float(np.mean([one.kl for [one] in found]))
+            pilot = sample(train, 1, _params(name, beta))
+            spent = float(np.mean([one.kl for [one] in pilot]))
             beta = beta / max(spent, 0.01) ** 0.5
         guided = sample(test, ANSWERS, _params(name, beta))
         kl = estimate(np.array([np.mean([one.kl for one in group]) for group in guided]))

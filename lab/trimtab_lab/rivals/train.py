@@ -9,6 +9,7 @@ import torch
 from trimtab_lab.worlds.build import PAIRS, SHARPNESS, build_base
 from trimtab_lab.worlds.world import World
 from trimtab_models import data, networks, pretrained
+from trimtab_models.data.fields import rejudged
 from trimtab_models.demo.oracles import TextReward
 from trimtab_models.training import saves
 
@@ -121,7 +122,7 @@ def _pairs(
 ) -> list[data.Record]:
     reward = _sum(world, weights)
     labelled = [
-        {**record, "reward": reward(record["prompt"], record["completion"])}
+        {**rejudged(record), "reward": reward(record["prompt"], record["completion"])}
         for record in data.read(folder / "rollouts.jsonl")
     ]
     return data.preferences(labelled, PAIRS, seed, sharpness)

@@ -18,6 +18,7 @@ from trimtab_lab.rollouts.journal import Journal
 from trimtab_lab.rollouts.prompts import RolloutPrompt, check_lengths
 from trimtab_models import rewards
 from trimtab_models.data import Record
+from trimtab_models.data.fields import of_prompt
 
 if TYPE_CHECKING:  # importing vLLM takes seconds
     from trimtab.adapters.vllm.offline import Sampler
@@ -114,7 +115,7 @@ def prefix_rewards(sampler: "Sampler", reward: rewards.Reward, record: Record) -
     parts = [ids[: t + 1] for t in range(len(ids))]
     unfinished = [
         {
-            **record,
+            **of_prompt(record),
             "completion": answer_of(sampler, record["prompt"], part),
             "completion_token_ids": part,
         }

@@ -13,6 +13,7 @@ import torch
 from trimtab_lab.worlds import language_model
 from trimtab_lab.worlds.world import World
 from trimtab_models import data, networks, pretrained
+from trimtab_models.data.fields import rejudged
 from trimtab_models.demo.rollouts import sample
 from trimtab_models.objectives import OBJECTIVES
 from trimtab_models.training.config import TrainConfig
@@ -107,7 +108,7 @@ def _training_data(world: World, folder: Path, objective: str, reward: str) -> P
         return path
     path.parent.mkdir(parents=True, exist_ok=True)
     labelled = [
-        {**record, "reward": record["rewards"][reward]}
+        {**rejudged(record), "reward": record["rewards"][reward]}
         for record in data.read(folder / "rollouts.jsonl")
     ]
     if kind == "pairs":

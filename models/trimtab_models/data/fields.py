@@ -38,6 +38,11 @@ def of_prompt(*records: Record) -> Record:
     return {name: value for name, value in shared(records).items() if name not in ANSWER}
 
 
+def rejudged(record: Record) -> Record:
+    """The record without the rewards of its answer's beginnings, which another reward gave."""
+    return {name: value for name, value in record.items() if name != "prefix_rewards"}
+
+
 def shared(records: Sequence[Record]) -> Record:
     """The fields that all records have with the same value."""
     first, *others = records

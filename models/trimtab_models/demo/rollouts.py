@@ -8,6 +8,7 @@ import torch
 from tqdm import tqdm
 
 from trimtab_models.data import Record
+from trimtab_models.data.fields import rejudged
 from trimtab_models.demo import corpus, world
 from trimtab_models.generation import generate
 
@@ -73,4 +74,4 @@ def sample(
 
 def label(records: Sequence[Record], reward: Callable[[str, str], float]) -> list[Record]:
     """The records with their "reward" set."""
-    return [{**r, "reward": reward(r["prompt"], r["completion"])} for r in records]
+    return [{**rejudged(r), "reward": reward(r["prompt"], r["completion"])} for r in records]
