@@ -75,7 +75,10 @@ class States:
         self._keep(RowState(batch, 0, text, 1))
 
     def _keep(self, state: RowState) -> None:
-        self.ended[state.start, state.prefix.tobytes()] = state
+        key = state.start, state.prefix.tobytes()
+        if not (key in self.ended and state.batch.states.isnan().any()):  # a lost sum says nothing
+            self.ended[key] = state
+        self.ended.move_to_end(key)  # what ended again is the newest
         size = 2 * state.batch.last.nbytes + state.prefix.nbytes
         while len(self.ended) > max(MAX_BYTES // size, 1):
             self.ended.popitem(last=False)

@@ -7,11 +7,12 @@ from torch import nn
 
 from trimtab.params import GuidanceParams
 from trimtab.rows import Row
-from trimtab.scoring.states import HiddenStates
+from trimtab.scoring.states import HiddenStates, RowState, StateBatch
 from trimtab.scoring.text import PromptContext
 from trimtab.states import States
 
 HIDDEN, VOCAB = 6, 5
+SIZES, AT = (HIDDEN, HIDDEN, 1), (np.array([1, 2]), 1)
 
 
 def state(prefix):
@@ -144,6 +145,38 @@ def test_memory_is_bounded(monkeypatch):
     assert 10 < len(states.ended) < 40
     assert states.of([row([99])]).isfinite().all()
     assert states.of([row([0])]).isnan().all()
+
+
+def test_what_ends_again_is_the_newest(monkeypatch):
+    """As where the same seeds draw an answer again, long after it was drawn first."""
+    monkeypatch.setattr("trimtab.states.MAX_BYTES", 2000)
+    states, again = States(), row([0])
+    step(states, [again])
+    states.end(again)
+    for token in range(1, 30):
+        one = row([token])
+        step(states, [one])
+        states.end(one)
+    states.end(again)
+    del again
+    for token in range(30, 60):
+        one = row([token])
+        step(states, [one])
+        states.end(one)
+    assert states.of([row([1])]).isnan().all(), "some are given up"
+    torch.testing.assert_close(states.of([row([0])])[0], expected([0], 1))
+
+
+def test_a_lost_sum_replaces_none():
+    states, known = States(), row([1])
+    step(states, [known])
+    grow(known, 2)
+    step(states, [known])
+    states.end(known)
+    lost = row([1], [2])
+    lost.state = RowState(StateBatch(*[torch.full((1, n), torch.nan) for n in SIZES]), 0, *AT)
+    states.end(lost)
+    torch.testing.assert_close(states.of([row([1], [2])])[0], expected([1, 2], 1))
 
 
 def test_the_states_of_a_text_are_known():

@@ -365,11 +365,11 @@ REAL_QUICK = (
 _OURS = ("reward-mean", "probe", "probe-all", "probe-soft", "probe at 0.7")
 _LITERATURE = (
     *("top-k 50", "args", "pargs", "vas", "vas-cut", "cd-fudge", "fudge", "rad"),
-    *("cd-q", "ilql", "soft-value"),
+    *("cd-q", "ilql", "soft-value", "best-of-4", "best-of-16"),
 )
 REAL_FULL = (*REAL_QUICK, *_OURS, *_LITERATURE)
 """Those of a real world whose scorers are probes, which train in seconds."""
-GYM = ("base", "top-k 10", "probe", "probe-all", "vas", "pargs", "cd-fudge")
+GYM = ("base", "top-k 10", "probe", "probe-all", "vas", "pargs", "cd-fudge", "best-of-4")
 """Those of a generator of reasoning-gym: its verifier says nothing of an unfinished answer."""
 
 
