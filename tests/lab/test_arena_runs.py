@@ -9,7 +9,7 @@ import pytest
 from arena_fakes import PROMPTS, SHARES, TASK, FakeBench, methods
 from trimtab.errors import TrimtabError
 from trimtab_lab.arena import arena, claims, report, values
-from trimtab_lab.arena.board import Board
+from trimtab_lab.arena.board import EXACT_BEST_OF, ORACLE, Board
 from trimtab_lab.arena.methods import (
     METHODS,
     QUICK,
@@ -205,9 +205,9 @@ def test_methods_agree_with_what_trains_and_decodes():
         known = {**TRAININGS, **trainings("reviews"), "composed": None, REWARD: None}
         assert method.scorer is None or method.scorer in known
         assert method.search is None or method.group == "search"
-    assert {claim.better for claim in claims.CLAIMS} | {c.worse for c in claims.CLAIMS} <= {
-        *METHODS
-    }
+    references = {ORACLE.format(n) for n in EXACT_BEST_OF}
+    assert {claim.better for claim in claims.CLAIMS} <= {*METHODS}
+    assert {claim.worse for claim in claims.CLAIMS} <= {*METHODS, *references}
     assert set(QUICK) <= set(METHODS)
     for world, weights in SUMS.items():
         assert sum(weights.values()) == pytest.approx(1)

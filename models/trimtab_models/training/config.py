@@ -233,7 +233,10 @@ def _by_data(fields: dict[str, Any]) -> dict[str, Any]:
     source = fields.get("data")
     if fields.get("objective") or not isinstance(source, str) or not Path(source).exists():
         return fields
-    first = next(rows(source), None)
+    try:
+        first = next(rows(source), None)
+    except (OSError, ValueError):
+        return fields  # it is refused where it is read, after the place of the result
     if first is None or not first.record.get("prefix_rewards"):
         return fields
     network = fields.keys() & {"scorer", "layers", "lora", "gradient_checkpointing"}

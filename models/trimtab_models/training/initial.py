@@ -27,11 +27,13 @@ def with_probe(config: TrainConfig) -> TrainConfig:
     Raises:
         ValueError: a probe of other sizes is configured, or `scorer` is no probe though one is
             configured, or a setting does not go with a probe.
-        OSError: there is no such scorer.
     """
     if config.scorer is None:
         return config
-    known = pretrained.configuration(config.scorer)
+    try:
+        known = pretrained.configuration(config.scorer)
+    except (OSError, ValueError):
+        return config  # it is refused where it is loaded, after the place of the result
     if not isinstance(known, probe.ProbeConfig):
         if config.probe is not None:
             raise ValueError(
