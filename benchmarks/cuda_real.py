@@ -89,7 +89,7 @@ def build(root: Path) -> None:
 
 def start(root: Path, **options) -> LLM:
     paths = {name: {"path": str(root / name)} for name in (*PROBES, "layers")}
-    scorers = paths | {"kindness": smollm2.scorers()["kindness"]}
+    scorers = paths | {"kindness": smollm2.functions()["kindness"]}
     if DEVICE == "cpu":
         options |= {"enable_chunked_prefill": False, "max_num_batched_tokens": 1024}
     else:

@@ -108,7 +108,7 @@ def build(base: str, root: Path) -> dict[str, dict[str, Any]]:
 
 
 def _kindness() -> dict[str, Any]:
-    return dict(smollm2.scorers()["kindness"])
+    return dict(smollm2.functions()["kindness"])
 
 
 class Once(Reference):

@@ -204,7 +204,7 @@ def main() -> None:
     results = []
     with tempfile.TemporaryDirectory() as folder:
         paths = build(base, Path(folder))
-        kindness = {"kindness": smollm2.scorers()["kindness"]}
+        kindness = {"kindness": smollm2.functions()["kindness"]}
         options = {"dtype": "bfloat16", "max_num_seqs": max(ROWS)}
         ahead = {"ahead": {"path": str(paths["ahead"]), "family": "vocabulary"}}
         llm = decode.start(Path(base), {**paths, **ahead, **kindness}, **options)
