@@ -407,7 +407,7 @@ def _completed(folder: Path, before: Fields) -> Fields:
 
 
 def _unfinished(before: Fields) -> Fields:
-    """What a reward is told of an answer's beginning."""
+    """The record of an answer's beginning that a reward reads."""
     judged: list[Any] = []
 
     def reward(records: Any) -> list[float]:
@@ -423,8 +423,9 @@ def _labelled_prefixes(folder: Path, before: Fields) -> Fields:
     (folder / "rollouts").mkdir()
     data.write(folder / "rollouts" / "reviews.jsonl", [before])
     world = SimpleNamespace(base=demo.base(), rewards={"taste": lambda prompt, completion: 5000.0})
+    arena: Any = SimpleNamespace(world=world)
     plan: Any = SimpleNamespace(world="reviews", reward="taste")
-    (made,) = demo_scorers.labelled(SimpleNamespace(world=world), plan, folder)  # type: ignore[arg-type]
+    (made,) = demo_scorers.labelled(arena, plan, folder)
     return made
 
 

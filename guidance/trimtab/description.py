@@ -33,10 +33,6 @@ def _counts(guide: Guide, name: str, scorer: Scorer) -> dict[str, int]:
     """The scorer's own counts; zeros while it does not answer."""
 
     def read() -> dict[str, int]:
-        return {
-            "parameters": scorer.parameters,
-            "tokens_forwarded": scorer.tokens_forwarded,
-            "flops": scorer.flops,
-        }
+        return {count: getattr(scorer, count) for count in COUNTS}
 
     return guide.registry.calls.run(name, scorer, read, dict.fromkeys(COUNTS, 0))

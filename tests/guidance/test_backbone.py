@@ -45,6 +45,30 @@ def ragged(rng, rows, longest=LENGTH - 2):
     return prefixes, [rng.permutation(VOCAB)[: rng.integers(1, 30)] for _ in range(rows)]
 
 
+def history(rng, steps, longest):
+    """Keys, prefixes and candidates of steps in which 8 rows shrink, fork and grow.
+
+    longest: most tokens that a row grows by in a step.
+    """
+    texts = {key: rng.integers(VOCAB, size=8) for key in range(8)}
+    for _ in range(steps):
+        for key in range(8):
+            roll = rng.random()
+            if roll < 0.2:
+                texts[key] = texts[key][: rng.integers(1, len(texts[key]) + 1)]
+            elif roll < 0.3:
+                texts[key] = texts[int(rng.integers(8))].copy()
+            elif roll < 0.9:
+                texts[key] = np.append(
+                    texts[key], rng.integers(VOCAB, size=rng.integers(1, longest + 1))
+                )
+            texts[key] = texts[key][-100:]
+        keys = rng.permutation(8)[: rng.integers(1, 9)].tolist()
+        prefixes = [texts[key] for key in keys]
+        candidates = [rng.permutation(VOCAB)[: rng.integers(1, 20)] for _ in keys]
+        yield keys, prefixes, candidates
+
+
 @pytest.mark.parametrize("family", configs())
 def test_ragged_batches_equal_reforwarding(family):
     backbone, rng = build(configs()[family]), np.random.default_rng(1)
@@ -77,20 +101,7 @@ def test_any_history_gives_the_same_scores():
     rng = np.random.default_rng(3)
     # 200 slots: rows must be evicted and split into waves all the time.
     backbone = build(configs()["llama"], pool_bytes=200 * 3 * 2 * 2 * 16 * 4)
-    texts = {key: rng.integers(VOCAB, size=8) for key in range(8)}
-    for _ in range(60):
-        for key in range(8):
-            roll = rng.random()
-            if roll < 0.2:
-                texts[key] = texts[key][: rng.integers(1, len(texts[key]) + 1)]
-            elif roll < 0.3:
-                texts[key] = texts[int(rng.integers(8))].copy()
-            elif roll < 0.9:
-                texts[key] = np.append(texts[key], rng.integers(VOCAB, size=rng.integers(1, 5)))
-            texts[key] = texts[key][-100:]
-        keys = rng.permutation(8)[: rng.integers(1, 9)].tolist()
-        prefixes = [texts[key] for key in keys]
-        candidates = [rng.permutation(VOCAB)[: rng.integers(1, 20)] for _ in keys]
+    for keys, prefixes, candidates in history(rng, steps=60, longest=4):
         actual = backbone.hidden(keys, prefixes, candidates)
         assert (actual - reference(backbone, prefixes, candidates)).abs().max() <= 1e-5
 

@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from networks import VOCAB, configs
-from test_backbone import build, ragged, reference
+from test_backbone import build, history, ragged, reference
 from trimtab.scoring import backbone as backbone_module
 from trimtab.scoring import captured, fixed, merging
 from trimtab.scoring.captured import FixedSteps
@@ -89,20 +89,7 @@ def test_any_history_gives_the_same_scores(limit, value, monkeypatch):
         monkeypatch.setattr(fixed if limit.startswith("MOST") else backbone_module, limit, value)
     rng = np.random.default_rng(3)
     backbone = served(pool_bytes=200 * 3 * 2 * 2 * 16 * 4)
-    texts = {key: rng.integers(VOCAB, size=8) for key in range(8)}
-    for _ in range(12):
-        for key in range(8):
-            roll = rng.random()
-            if roll < 0.2:
-                texts[key] = texts[key][: rng.integers(1, len(texts[key]) + 1)]
-            elif roll < 0.3:
-                texts[key] = texts[int(rng.integers(8))].copy()
-            elif roll < 0.9:
-                texts[key] = np.append(texts[key], rng.integers(VOCAB, size=rng.integers(1, 30)))
-            texts[key] = texts[key][-100:]
-        keys = rng.permutation(8)[: rng.integers(1, 9)].tolist()
-        prefixes = [texts[key] for key in keys]
-        candidates = [rng.permutation(VOCAB)[: rng.integers(1, 20)] for _ in keys]
+    for keys, prefixes, candidates in history(rng, steps=12, longest=29):
         actual = backbone.hidden(keys, prefixes, candidates)
         assert (actual - reference(backbone, prefixes, candidates)).abs().max() <= 1e-5
     for key in range(8):

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from networks import VOCAB, configs
-from test_backbone import build, ragged
+from test_backbone import build, history, ragged
 from trimtab.scoring import shared
 from trimtab.scoring.captured import FixedSteps
 
@@ -81,19 +81,6 @@ def test_a_long_pool_history_on_cuda_equals_the_cpu():
     rng = np.random.default_rng(4)
     small = {"pool_bytes": 200 * 3 * 2 * 2 * 16 * 4}
     served = [build(configs()["llama"], device=device, **small) for device in ("cpu", "cuda")]
-    texts = {key: rng.integers(VOCAB, size=8) for key in range(8)}
-    for _ in range(25):
-        for key in range(8):
-            roll = rng.random()
-            if roll < 0.2:
-                texts[key] = texts[key][: rng.integers(1, len(texts[key]) + 1)]
-            elif roll < 0.3:
-                texts[key] = texts[int(rng.integers(8))].copy()
-            elif roll < 0.9:
-                texts[key] = np.append(texts[key], rng.integers(VOCAB, size=rng.integers(1, 30)))
-            texts[key] = texts[key][-100:]
-        keys = rng.permutation(8)[: rng.integers(1, 9)].tolist()
-        prefixes = [texts[key] for key in keys]
-        candidates = [rng.permutation(VOCAB)[: rng.integers(1, 20)] for _ in keys]
+    for keys, prefixes, candidates in history(rng, steps=25, longest=29):
         expected, actual = (b.hidden(keys, prefixes, candidates).cpu() for b in served)
         torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-4)

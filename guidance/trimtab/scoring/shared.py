@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from trimtab.scoring.pool import Ids, common_prefix
 
 DEPTHS = (4096, 2048, 1024, 512)
-"""Tokens in common by which rows are brought together, the deepest first. Shorter starts are left:
-with 128 tokens, merging costs what it saves (benchmarks/attention.py)."""
+"""Lengths of a common start that are tried, the longest first. Rows that share a shorter start are
+read one by one: at 128 tokens, merging costs what it saves (benchmarks/attention.py)."""
 SAVED = 2048
 """Fewest keys that a run must save to be worth a call of its own."""
 
