@@ -1,11 +1,14 @@
-"""KL budgets on real text: is what answers spend their budget, whatever the tail?
+"""KL budgets on real text: is what answers spend their budget, and what does it gain?
 
     python benchmarks/kl_budget_real.py PROBE
 
-SmolLM2 answers 48 everyday prompts twice at temperature 1, under budgets of 1, 2 and 4 nats.
-PROBE steers, a probe that predicts the return distribution of their sentiment (`trimtab arena
-everyday` trains one). The tail gets the candidates' mean, as by default, or is cut. Writes
-benchmarks/results/kl_budget_real.{json,md}; a later run reuses the results in it.
+SmolLM2 answers 48 everyday prompts twice at temperature 1, under budgets of 1, 2 and 4 nats and at
+fixed β. PROBE steers, a probe of their kindness (`trimtab demo train` makes one), or the reward
+itself as a function. Neither has a return distribution: a budget follows the answer's own pace.
+The tail gets the candidates' mean, as by default, or is cut. A budget's reward is compared with
+that of fixed β at the same mean KL, prompt by prompt. Writes
+benchmarks/results/kl_budget_real.{json,md}; a later run reuses the results in it. Takes about ten
+minutes on one core.
 """
 
 import argparse
@@ -23,6 +26,7 @@ from tqdm import tqdm
 
 from trimtab.adapters.vllm.offline import Sampler
 from trimtab.params import GuidanceParams
+from trimtab_lab.arena.stats import at_kl
 from trimtab_lab.arena.task import REAL_ENGINE
 from trimtab_lab.worlds import WORLDS
 from trimtab_models import checkpoint
@@ -32,6 +36,12 @@ RESULTS = Path(__file__).parent / "results"
 PROMPTS, ANSWERS, SEED = 48, 2, 0
 BUDGETS = (1.0, 2.0, 4.0)
 TAILS = ("mean", "truncate")
+BETAS = {"probe": (0.0, 4.0, 6.0, 9.0, 14.0), "function": (0.0, 2.0, 4.0, 6.0, 9.0)}
+FUNCTION = {
+    "path": "trimtab_models.smollm2.rewards:kindness",
+    "family": "function",
+    "reads": "pair",
+}
 
 
 def run(sampler: Sampler, params: GuidanceParams) -> dict[str, Any]:
@@ -58,20 +68,53 @@ def mean_se(values: Any, digits: int = 2) -> str:
     return f"{by_prompt.mean():.{digits}f} ± {stats.sem(by_prompt):.{digits}f}"
 
 
+def settings() -> dict[str, dict[str, Any]]:
+    """Label → guidance of each run."""
+    made: dict[str, dict[str, Any]] = {}
+    for scorer, betas in BETAS.items():
+        for tail in TAILS:
+            for budget in BUDGETS:
+                made[f"{scorer} {tail} {budget:g}"] = {"kl_budget": budget, "tail": tail}
+        for beta in betas:
+            made[f"{scorer} β {beta:g}"] = {"beta": beta}
+    return {label: {"scorers": {label.split()[0]: 1.0}, **fields} for label, fields in made.items()}
+
+
 def report(runs: dict[str, Any]) -> str:
     lines = [
         f"SmolLM2-135M-Instruct, {PROMPTS} test prompts of *everyday* at temperature 1, {ANSWERS} "
-        f"answers to each, seed {SEED}, default k and mass. Means ± standard errors over prompts.",
+        f"answers to each, seed {SEED}, default k and mass. Means ± standard errors over prompts. "
+        "*Fixed β*: the reward at the same mean KL, between two settings with the mean tail; "
+        "*p* of the paired difference, both sides.",
         "",
-        "| tail | budget | KL, nats | KL ÷ budget | for the cut | reward |",
-        "|---" * 6 + "|",
+        "| scorer | tail | budget | KL, nats | KL ÷ budget | largest answer | for the cut | reward "
+        "| fixed β | difference | p |",
+        "|---" * 11 + "|",
     ]
-    for name, made in runs.items():
-        tail, budget = name.split()
-        share = np.mean(made["kl"]) / float(budget)
-        figures = [mean_se(made["kl"]), f"{share:.3f}", mean_se(made["kl_tail"])]
-        row = [tail, budget, *figures, mean_se(made["reward"])]
-        lines.append("| " + " | ".join(row) + " |")
+    for scorer, betas in BETAS.items():
+        fixed = [runs[f"{scorer} β {beta:g}"] for beta in betas]
+        points = [(np.mean(one["reward"], 1), np.mean(one["kl"], 1)) for one in fixed]
+        for tail in TAILS:
+            for budget in BUDGETS:
+                made = runs[f"{scorer} {tail} {budget:g}"]
+                spent = float(np.mean(made["kl"]))
+                against = at_kl(points, spent)
+                assert against is not None
+                difference = np.mean(made["reward"], 1) - against
+                p = stats.ttest_1samp(difference, 0).pvalue
+                figures = [
+                    *(mean_se(made["kl"]), f"{spent / budget:.3f}", f"{np.max(made['kl']):.1f}"),
+                    *(mean_se(made["kl_tail"]), mean_se(made["reward"]), f"{against.mean():.2f}"),
+                    *(mean_se(difference[:, None]), f"{p:.2f}"),
+                ]
+                lines.append(f"| {scorer} | {tail} | {budget:g} | " + " | ".join(figures) + " |")
+    lines += ["", "| scorer | β | KL, nats | reward |", "|---|---|---|---|"]
+    for scorer, betas in BETAS.items():
+        for beta in betas:
+            made = runs[f"{scorer} β {beta:g}"]
+            lines.append(
+                f"| {scorer} | {beta:g} | {mean_se(made['kl'])} | {mean_se(made['reward'])} |"
+            )
     return "\n".join(lines) + "\n"
 
 
@@ -87,13 +130,12 @@ def main() -> None:
     kept = json.loads(file.read_text()) if file.exists() else {}
     runs = kept.get("runs", {}) if kept.get("about") == about else {}
     sampler = None
-    for tail, budget in tqdm([(tail, budget) for tail in TAILS for budget in BUDGETS]):
-        label = f"{tail} {budget:g}"
+    for label, fields in tqdm(settings().items()):
         if label in runs:
             continue
-        scorers = {"probe": str(arguments.probe)}
+        scorers = {"probe": str(arguments.probe), "function": FUNCTION}
         sampler = sampler or Sampler(base_path("smollm2"), scorers, **REAL_ENGINE)
-        runs[label] = run(sampler, GuidanceParams(kl_budget=budget, tail=tail))
+        runs[label] = run(sampler, GuidanceParams.parse(fields))
         file.write_text(json.dumps({"about": about, "runs": runs}) + "\n")
     (arguments.out / "kl_budget_real.md").write_text(report(runs))
     print(report(runs))

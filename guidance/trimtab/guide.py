@@ -20,9 +20,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from trimtab import control
+from trimtab import budget, control
 from trimtab.candidates import Candidates, every, select
 from trimtab.fusion import divergence, fuse_
+from trimtab.outlook import Outlook
 from trimtab.records import Records
 from trimtab.registry import Registry
 from trimtab.rows import Row, RowFault, Step, StepPlan, StepScores, cohorts, members_of
@@ -83,8 +84,8 @@ class Guide:
         groups = _groups(rows, candidates, counts)
         cuts = _cuts(rows, candidates)
         for row in rows:
-            row.plan = row.next_plan(control.BAND)
-        keeps = [not row.cuts(cost, control.SHARE) for row, cost in zip(rows, cuts, strict=True)]
+            row.plan = row.next_plan(budget.BAND)
+        keeps = [not row.cuts(cost, budget.SHARE) for row, cost in zip(rows, cuts, strict=True)]
         tail_mean = torch.tensor(keeps, device=device)
         scores = self._score(rows, groups)
         if any(row.plan is not None for row in rows):
@@ -152,7 +153,7 @@ class Guide:
         scores: dict[str, Tensor],
     ) -> None:
         """Set the strengths of rows with a kl_budget or floors, and add their scores."""
-        outlooks = {}
+        outlooks: dict[str, Outlook] = {}
         for name in dict.fromkeys(name for row in rows for name in row.weights):
             members = members_of(name, rows, groups, planned=True)
             if members:
@@ -164,15 +165,19 @@ class Guide:
         )
         control.follow(rows, outlooks, host, tail_mean.cpu())
         for name, outlook in outlooks.items():
+            at = outlook.row, outlook.place
+            values = scores.setdefault(name, _unscored(groups))
+            if not outlook.distributional:
+                values[at] = outlook.returns[:, 0].float()
+                continue
             c = torch.tensor([self._strength(rows[r], name) for r in outlook.row.tolist()])
-            values = soft_value(outlook.log_p, outlook.returns, c)
-            scores.setdefault(name, _unscored(groups))[outlook.row, outlook.place] = values
+            values[at] = soft_value(outlook.log_p, outlook.returns, c)
 
     def _outlook(
         self, name: str, rows: Sequence[Row], groups: Sequence[Ids], members: Sequence[int]
-    ) -> control.Outlook:
-        """A scorer's return distributions for the candidates of some rows."""
-        scorer: Any = self.registry.scorer_of(rows[members[0]], name)  # a DistributionScorer
+    ) -> Outlook:
+        """A scorer's return distributions, or else its scores, for the candidates of some rows."""
+        scorer: Any = self.registry.scorer_of(rows[members[0]], name)
 
         def read(some: Sequence[Row], candidates: Sequence[Ids]) -> Callable[[], Tensor]:
             keys, prefixes = [row.key for row in some], [row.prefix for row in some]
@@ -181,14 +186,17 @@ class Guide:
             return partial(scorer.histograms, keys, prefixes, candidates, prompts, **states)
 
         selected, candidates = [rows[r] for r in members], [groups[r] for r in members]
-        logits = self._call(name, selected, candidates, read, scorer.returns.shape)
         weight = torch.zeros(len(rows), dtype=torch.float64)
         for r in members:
             if rows[r].params.kl_budget is not None:
                 weight[r] = self._weight(rows[r], name)
         row, place = map(torch.from_numpy, _places(members, candidates))
+        if not scorer.distributional:
+            scores = self.score_rows(name, selected, candidates)
+            return Outlook.certain(scores, row, place, weight)
+        logits = self._call(name, selected, candidates, read, scorer.returns.shape)
         log_p = logits.double().log_softmax(-1)
-        return control.Outlook(log_p, scorer.returns.double(), row, place, weight)
+        return Outlook(log_p, scorer.returns.double(), row, place, weight, scorer.foresees)
 
     def score_rows(self, name: str, rows: Sequence[Row], groups: Sequence[Ids]) -> Tensor:
         """One scorer's scores, [Σ candidates] on the host; rows for which it fails get a fault."""

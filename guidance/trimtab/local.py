@@ -86,15 +86,21 @@ class Guidance:
         self.params = GuidanceParams.parse(fields).resolve(self.guide.registry.scorers)
 
     def processors(
-        self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, **_: Any
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        max_new_tokens: int | None = None,
+        **_: Any,
     ) -> LogitsProcessorList:
         """The `logits_processor` of one call of `generate`; create a new one for each call.
 
-        Pass the arguments of `generate`; `attention_mask` marks the left padding.
+        Pass the arguments of `generate`; `attention_mask` marks the left padding, and a kl_budget
+        is spread over `max_new_tokens`.
         """
-        return LogitsProcessorList(
-            [TransformersGuidance(self.guide, self.params, attention_mask, self.hidden)]
+        guidance = TransformersGuidance(
+            self.guide, self.params, attention_mask, self.hidden, max_new_tokens
         )
+        return LogitsProcessorList([guidance])
 
     def score(self, texts: Sequence[str]) -> dict[str, list[float]]:
         """s_i of each text, by scorer; special tokens are added as the tokenizer adds them.

@@ -171,7 +171,7 @@ class GuidanceParams(BaseModel):
         return self.beta != 0 or self.kl_budget is not None or self.floors is not None
 
     def sets(self, name: str) -> bool:
-        """Whether a scorer's strength is set at every step, from its return distributions."""
+        """Whether a scorer's strength is set at every step."""
         return self.kl_budget is not None or name in (self.floors or {})
 
     @classmethod
@@ -206,8 +206,8 @@ class GuidanceParams(BaseModel):
 
         Raises:
             UnknownScorer: a name is not available.
-            InvalidGuidance: kl_budget or a floor needs the return distribution of a scorer
-                that has none, or k is "all" and a scorer does not score all tokens at once.
+            InvalidGuidance: a floor needs the return distribution of a scorer that has none, or k
+                is "all" and a scorer does not score all tokens at once.
         """
         names = list(available)
         floors = dict.fromkeys(self.floors or {}, 1.0)
@@ -226,13 +226,12 @@ class GuidanceParams(BaseModel):
         if isinstance(available, Mapping):
             for name, weight in chosen.items():
                 scorer = available[name]
-                if weight != 0 and self.sets(name) and not scorer.distributional:
-                    field = "kl_budget" if self.kl_budget is not None else "floors"
+                if weight != 0 and name in floors and not scorer.distributional:
                     raise InvalidGuidance(
-                        f"{field} needs scorers with return distributions, of family "
+                        "floors need scorers with return distributions, of family "
                         f"'distribution'; scorer '{name}' is of family '{scorer.family}'. Name "
                         "others, or send beta instead. GET /v1/scorers lists families.",
-                        param=field,
+                        param="floors",
                     )
                 if weight != 0 and self.k == "all" and not scorer.whole:
                     raise InvalidGuidance(

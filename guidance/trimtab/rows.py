@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from trimtab.params import GuidanceParams
+from trimtab.params import MAX_BETA, GuidanceParams
 from trimtab.scorers.base import Scorer
 from trimtab.scoring.pool import NO_IDS, Ids, common_prefix
 from trimtab.scoring.states import RowState
@@ -43,7 +43,11 @@ class StepPlan:
     spent: float = 0.0  # nats, before this step
     left: float = math.inf  # nats, expected cost allowed for this step and all later ones
     most: float = math.inf  # nats, maximum cost of the answer up to and including this step
-    before: float = 0.0  # β of the last step that had one, 0 if none had
+    before: float = 0.0  # β of the last step that had one below the maximum, 0 if none had
+    unit: float = 0.0  # Σ of the earlier steps' KL/β², without the cuts of the tail
+    cut: float = 0.0  # nats that the earlier cuts cost
+    behind: int = 0  # tokens of the answer before this step
+    ahead: float = math.inf  # tokens that may follow, this one included; inf if unknown
     beta: float | None = None  # with a kl_budget; None if there was one candidate
     duals: dict[str, float] = field(default_factory=dict)  # strengths of scorers with a floor
     after: dict[int, float] = field(default_factory=dict)  # nats left after each candidate
@@ -103,6 +107,7 @@ class Row:
     fault: RowFault | None = None
     read: set[str] = field(default_factory=set)  # scorers that have read its prefix
     steps: dict[int, Step] = field(default_factory=dict)  # by position, so replays overwrite
+    max_tokens: int | None = None  # of the answer, if the engine tells
     scored: StepScores | None = None
     state: RowState | None = None  # the base's states, if a scorer reads them
     plan: StepPlan | None = None  # of this step, with a kl_budget or floors
@@ -132,17 +137,21 @@ class Row:
         if self.params.kl_budget is None:
             return StepPlan() if self.params.floors else None
         budget, at = self.params.kl_budget, len(self.prefix)
-        most = (1 + band) * budget
-        if at <= self.prompt_length:
-            return StepPlan(0.0, budget, most)
+        behind, most = max(at - self.prompt_length, 0), (1 + band) * budget
+        ahead = math.inf if self.max_tokens is None else max(self.max_tokens - behind, 1)
+        if behind == 0:
+            return StepPlan(0.0, budget, most, ahead=ahead)
         last = self.steps.get(at - 1)
         if last is None or last.plan is None:
             return StepPlan(most, 0.0, most)
-        before = last.plan.before if last.plan.beta is None else last.plan.beta
-        spent = last.plan.spent + last.kl
-        left = last.plan.after.get(int(self.prefix[-1]), last.plan.rest)
+        plan, beta = last.plan, last.plan.beta or 0.0
+        spent = plan.spent + last.kl
+        left = plan.after.get(int(self.prefix[-1]), plan.rest)
         left = min(max(left, (1 - band) * budget - spent), most - spent)
-        return StepPlan(spent, left, most, before)
+        before = beta if 0 < beta < MAX_BETA else plan.before
+        unit = plan.unit + (last.kl - last.kl_tail) / beta**2 if beta else plan.unit
+        cut = plan.cut + last.kl_tail
+        return StepPlan(spent, left, most, before, unit, cut, behind, ahead)
 
     def cuts(self, cost: float, share: float) -> bool:
         """Whether this step cuts the tail, which costs `cost` nats.

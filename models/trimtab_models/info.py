@@ -11,6 +11,9 @@ Link = Literal["identity", "sigmoid", "log_sigmoid"]
 
 STEERS = 0.6
 """A scorer with a lower prefix-AUC should not guide; 0.5 is chance."""
+FORESEES = 0.9
+"""Share of the reward's variance that a distribution must know at the end to foresee what guidance
+costs. Of a KL budget it leaves unspent the share that it never learns."""
 
 
 class ScorerInfo(BaseModel):
@@ -47,6 +50,11 @@ class ScorerInfo(BaseModel):
     )
     prefix_auc: float | None = Field(
         None, description="share of pairs whose order on prefixes is the final one; see validation/"
+    )
+    known_at_end: float | None = Field(
+        None,
+        description="share of the reward's variance that its scores of whole answers explain, on "
+        "validation",
     )
 
 

@@ -8,12 +8,16 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import special
 from scipy.optimize import brentq
 
-from trimtab import control
+from trimtab import budget as budgets
+from trimtab.budget import Purse, forecast, spend
 from trimtab.candidates import select
 from trimtab.errors import InvalidGuidance, UnknownScorer
+from trimtab.floors import dual
 from trimtab.guide import Guide
+from trimtab.outlook import Outlook, root, root_reference
 from trimtab.params import MAX_BETA, GuidanceParams
 from trimtab.rows import Row
 from trimtab.scorers import FunctionScorer
@@ -116,7 +120,7 @@ def most(tiny):
 @pytest.mark.parametrize("budget", [0.1, 0.5, 1.0])
 def test_the_budget_is_met_by_the_optimum_at_one_beta(tiny, budget, monkeypatch):
     """Unbounded fluctuation: β stays what it was, and the answers are π0·exp(βR)/Z."""
-    monkeypatch.setattr(control, "BAND", 100.0)
+    monkeypatch.setattr(budgets, "BAND", 100.0)
     assert budget < most(tiny)
     result = decode(tiny, {"r": Histograms(tiny)}, kl_budget=budget)
     assert by_prompt(result.p, result.spent).tolist() == pytest.approx([budget] * 2, abs=1e-3)
@@ -138,13 +142,13 @@ def test_the_budget_is_met_by_the_optimum_at_one_beta(tiny, budget, monkeypatch)
 def test_no_answer_goes_far_beyond_its_budget(tiny, noise, budget):
     result = decode(tiny, {"r": Histograms(tiny, noise)}, kl_budget=budget)
     assert by_prompt(result.p, torch.ones(())).tolist() == pytest.approx([1.0] * 2, abs=1e-5)
-    assert float(result.spent.max()) <= (1 + control.BAND) * budget + 1e-3
+    assert float(result.spent.max()) <= (1 + budgets.BAND) * budget + 1e-3
     if not noise:
         assert float(result.spent.max()) > budget  # or the bound is no bound
 
 
 def test_spent_and_left_are_a_martingale_however_wrong_the_distributions(tiny, monkeypatch):
-    monkeypatch.setattr(control, "BAND", 100.0)
+    monkeypatch.setattr(budgets, "BAND", 100.0)
     result = decode(tiny, {"r": Histograms(tiny, noise=1.0)}, kl_budget=0.5)
     total = by_prompt(result.p, result.spent + result.left)
     assert total.tolist() == pytest.approx([0.5] * 2, abs=2e-3)
@@ -159,9 +163,9 @@ def test_beta_keeps_its_pace_where_distributions_disagree(tiny):
         planned = [beta for beta in earlier if beta is not None]
         if planned and row.plan.beta is not None:
             changes.append(row.plan.beta / planned[-1])
-    assert max(changes) == pytest.approx(control.PACE)
-    assert min(changes) == pytest.approx(1 / control.PACE)
-    assert any(1 / control.PACE + 0.001 < change < control.PACE - 0.001 for change in changes)
+    assert max(changes) == pytest.approx(budgets.PACE)
+    assert min(changes) == pytest.approx(1 / budgets.PACE)
+    assert any(1 / budgets.PACE + 0.001 < change < budgets.PACE - 0.001 for change in changes)
 
 
 def test_what_cannot_be_spent_is_not(tiny):
@@ -179,7 +183,7 @@ def test_without_a_budget_it_is_the_base_bit_for_bit(tiny):
 
 def test_several_scorers_share_one_budget(tiny, monkeypatch):
     """Opposite wishes of the same return: the larger weight wins, the budget is what is spent."""
-    monkeypatch.setattr(control, "BAND", 100.0)
+    monkeypatch.setattr(budgets, "BAND", 100.0)
     scorers = {"up": Histograms(tiny), "down": Histograms(tiny, sign=-1.0)}
     result = decode(tiny, scorers, scorers={"up": 2.0, "down": 0.5}, kl_budget=0.4)
     total = by_prompt(result.p, result.spent + result.left)
@@ -246,8 +250,15 @@ def case(seed, rows=5, bins=7):
     shape = (len(row), bins)
     log_p = (2 * torch.randn(shape, generator=generator, dtype=torch.float64)).log_softmax(-1)
     returns = torch.linspace(-1, 2, bins, dtype=torch.float64)
-    outlook = control.Outlook(log_p, returns, row, place, torch.ones(rows, dtype=torch.float64))
+    outlook = Outlook(log_p, returns, row, place, torch.ones(rows, dtype=torch.float64))
     return candidates, outlook
+
+
+def purse(rows, left=None, before=None, **fields):
+    zeros = torch.zeros(rows, dtype=torch.float64)
+    left, before = (zeros if one is None else one for one in (left, before))
+    later = dict.fromkeys(("unit", "cut", "behind"), zeros) | {"ahead": zeros + math.inf}
+    return Purse(left, before, **{**later, **fields})
 
 
 def mixtures(candidates, outlook):
@@ -276,7 +287,7 @@ def test_the_prospect_is_the_divergence_of_the_tilted_mixture(seed, beta):
     rows = len(candidates.counts)
     cut = torch.zeros(rows, dtype=torch.bool)
     betas = torch.full((rows,), beta, dtype=torch.float64)
-    kl, _ = control.prospect(betas, [outlook], candidates, cut)
+    kl = forecast(betas, purse(rows), [outlook], candidates, cut).cost
     returns = outlook.returns.numpy()
     for r, (p, mass) in enumerate(zip(*mixtures(candidates, outlook), strict=True)):
         q = tilted(p, returns, beta)
@@ -294,7 +305,7 @@ def test_beta_is_scipys_root_as_far_as_its_pace_goes(seed, left, before):
     cut = torch.zeros(rows, dtype=torch.bool)
     wanted = torch.full((rows,), left, dtype=torch.float64)
     last_betas = torch.full((rows,), before, dtype=torch.float64)
-    betas, after = control.budget(wanted, last_betas, [outlook], candidates, cut)
+    betas, after = spend(purse(rows, wanted, last_betas), [outlook], candidates, cut)
     returns = outlook.returns.numpy()
     for r, (p, mass) in enumerate(zip(*mixtures(candidates, outlook), strict=True)):
 
@@ -307,7 +318,7 @@ def test_beta_is_scipys_root_as_far_as_its_pace_goes(seed, left, before):
         else:
             expected = brentq(excess, 0, MAX_BETA, xtol=1e-10)
         if before:
-            expected = min(max(expected, before / control.PACE), before * control.PACE)
+            expected = min(max(expected, before / budgets.PACE), before * budgets.PACE)
         assert float(betas[r]) == pytest.approx(expected, abs=1e-6)
         own = outlook.row == r
         tilts = np.logaddexp.reduce(outlook.log_p[own].numpy() + betas[r].numpy() * returns, 1)
@@ -318,6 +329,65 @@ def test_beta_is_scipys_root_as_far_as_its_pace_goes(seed, left, before):
 
 
 @settings(max_examples=40, deadline=None)
+@given(seed=st.integers(0, 10**6), behind=st.integers(0, 30), ahead=st.integers(1, 30))
+def test_the_pace_of_an_answer_is_the_mean_of_its_steps(seed, behind, ahead):
+    """β against scipy's root of the definition: plain scores, tails that stay or are cut."""
+    candidates, outlook = case(seed)
+    rows, rng = len(candidates.counts), np.random.default_rng(seed)
+    plain = Outlook.certain(outlook.log_p[:, 0], outlook.row, outlook.place, outlook.weight)
+    stays = torch.from_numpy(rng.random(rows) < 0.5)
+    unit, cut, left = (torch.from_numpy(rng.random(rows) * top) for top in (0.1, 0.02, 3.0))
+    if not behind:
+        unit, cut = torch.zeros_like(unit), torch.zeros_like(cut)
+    tokens = {"behind": behind, "ahead": ahead}
+    counts = {name: torch.full((rows,), float(n), dtype=left.dtype) for name, n in tokens.items()}
+    betas, after = spend(
+        purse(rows, left, unit=unit, cut=cut, **counts), [plain], candidates, stays
+    )
+    for r in range(rows):
+        own = outlook.row == r
+        p = candidates.logprobs[r, outlook.place[own]].exp().numpy()
+        s = outlook.log_p[own, 0].numpy()
+        if stays[r]:
+            p, s = np.append(p, 1 - p.sum()), np.append(s, s.mean())
+
+        def step(beta, p=p, s=s):
+            pi = p * np.exp(beta * s)
+            pi /= pi.sum()
+            return float(np.sum(special.rel_entr(pi, p)))
+
+        def excess(beta, r=r, step=step):
+            past = beta**2 * float(unit[r]) + (0.0 if stays[r] else float(cut[r]))
+            return step(beta) + (ahead - 1) * (past + step(beta)) / (behind + 1) - float(left[r])
+
+        if excess(0) >= 0 or excess(MAX_BETA) < 0:
+            expected = 0.0 if excess(0) >= 0 else MAX_BETA
+        else:
+            expected = brentq(excess, 0, MAX_BETA, xtol=1e-10)
+        assert float(betas[r]) == pytest.approx(expected, abs=1e-6)
+        rest = float(left[r]) - step(expected)
+        assert after[r].tolist() == pytest.approx([rest] * after.shape[1], abs=1e-6)
+
+
+@settings(max_examples=60, deadline=None)
+@given(seed=st.integers(0, 10**6), narrow=st.booleans())
+def test_a_root_is_where_bisection_finds_it(seed, narrow):
+    rng = np.random.default_rng(seed)
+    a, b, c, target = (torch.from_numpy(10 ** rng.uniform(-3, 1, 64)) for _ in range(4))
+
+    def f(x):
+        return a * (1 - (-b * x).exp()) + c * x**2 / 50
+
+    low, high = torch.zeros_like(a), torch.full_like(a, MAX_BETA)
+    expected = root_reference(f, target, low, high)
+    if narrow:
+        low = expected * torch.from_numpy(rng.uniform(0.9, 1.02, 64))
+        high = low * 1.1
+        expected = root_reference(f, target, low, high)
+    torch.testing.assert_close(root(f, target, low, high), expected, rtol=1e-7, atol=1e-9)
+
+
+@settings(max_examples=40, deadline=None)
 @given(seed=st.integers(0, 10**6), left=st.floats(0.001, 3))
 def test_with_a_tail_that_stays_what_is_left_is_a_martingale(seed, left):
     """The mean over *all* tokens of what is left after each, and this step's KL, are what was."""
@@ -325,7 +395,7 @@ def test_with_a_tail_that_stays_what_is_left_is_a_martingale(seed, left):
     rows = len(candidates.counts)
     stays, free = torch.ones(rows, dtype=torch.bool), torch.zeros(rows, dtype=torch.float64)
     wanted = torch.full((rows,), left, dtype=torch.float64)
-    betas, after = control.budget(wanted, free, [outlook], candidates, stays)
+    betas, after = spend(purse(rows, wanted, free), [outlook], candidates, stays)
     for r in range(rows):
         n = int(candidates.counts[r])
         p = candidates.logprobs[r, :n].exp().numpy()
@@ -344,7 +414,7 @@ def test_with_a_tail_that_stays_what_is_left_is_a_martingale(seed, left):
 def test_a_dual_is_scipys_root(seed, floor):
     candidates, outlook = case(seed)
     floors = torch.full((len(candidates.counts),), floor, dtype=torch.float64)
-    duals = control.dual(floors, outlook, candidates)
+    duals = dual(floors, outlook, candidates)
     returns = outlook.returns.numpy()
     for r, p in enumerate(mixtures(candidates, outlook)[0]):
 
@@ -498,15 +568,10 @@ def test_floors_name_scorers_too():
     assert caught.value.param == "floors"
 
 
-def test_only_distributions_know_what_it_costs(tiny):
+def test_only_distributions_know_their_mean(tiny):
     served = {"r": Histograms(tiny), "plain": FunctionScorer(lambda ids: 0.0)}
-    for fields in ({"kl_budget": 1.0}, {"floors": {"plain": 0.5}}):
-        with pytest.raises(InvalidGuidance, match=r"'plain' is of family 'function'") as caught:
-            GuidanceParams.parse(fields).resolve(served)
-        assert caught.value.param in fields
-    for fields in (
-        {"kl_budget": 1.0, "scorers": {"r": 1.0}},
-        {"kl_budget": 1.0, "scorers": {"r": 1.0, "plain": 0.0}},
-        {"floors": {"r": 0.5}, "scorers": {"plain": 1.0}},
-    ):
-        assert GuidanceParams.parse(fields).resolve(served).scorers
+    with pytest.raises(InvalidGuidance, match=r"'plain' is of family 'function'") as caught:
+        GuidanceParams.parse({"floors": {"plain": 0.5}}).resolve(served)
+    assert caught.value.param == "floors"
+    for fields in ({"kl_budget": 1.0}, {"floors": {"r": 0.5}, "scorers": {"plain": 1.0}}):
+        GuidanceParams.parse(fields).resolve(served)

@@ -131,13 +131,16 @@ def test_texts_are_scored(base, tokenizer, probes):
             assert scores[name][i] == pytest.approx(expected, abs=1e-4)
 
 
-def test_a_budget_is_spent_by_a_histogram(base, tokenizer, probes):
+def test_a_budget_is_spent_by_a_histogram_or_over_the_tokens_of_an_answer(base, tokenizer, probes):
     paths = {name: str(path) for name, path in probes.items()}
     guidance = Guidance({"histogram": paths["histogram"]}, tokenizer, model=base, kl_budget=2.0)
     inputs = tokenizer(demo.chat("Write a review."), return_tensors="pt", add_special_tokens=False)
     base.generate(**inputs, logits_processor=guidance.processors(**inputs), max_new_tokens=4)
-    with pytest.raises(InvalidGuidance, match="kl_budget needs scorers with return distributions"):
-        Guidance({"number": paths["number"]}, tokenizer, model=base, kl_budget=2.0)
+    guidance = Guidance({"number": paths["number"]}, tokenizer, model=base, kl_budget=2.0)
+    with pytest.raises(InvalidGuidance, match="pass max_new_tokens to `processors`"):
+        guidance.processors(**inputs)
+    options = {**inputs, "max_new_tokens": 4}
+    base.generate(**options, logits_processor=guidance.processors(**options))
 
 
 def test_a_composite_passes_the_states_on(base, tokenizer, probes):

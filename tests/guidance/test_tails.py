@@ -5,7 +5,7 @@ import pytest
 import torch
 from scipy.stats import binom
 
-from trimtab.control import SHARE
+from trimtab.budget import SHARE
 from trimtab.guide import Guide
 from trimtab.params import GuidanceParams
 from trimtab.rows import Row
@@ -19,6 +19,10 @@ KINDS = {
     "expensive cut": {"tail": "truncate", "k": 16},
     "cheap cut": {"tail": "truncate", "k": 22},
     "mean": {"tail": "mean", "k": 16},
+    "plain, cut": {"tail": "truncate", "k": 23, "scorers": {"plain": 1.0}},
+    "plain": {"tail": "mean", "k": 16, "scorers": {"plain": 1.0}},
+    "doubtful": {"tail": "mean", "k": 16, "scorers": {"doubtful": 1.0}},
+    "both": {"tail": "mean", "k": 16, "scorers": {"coins": 1.0, "plain": 0.5}},
 }
 
 
@@ -33,8 +37,8 @@ class Coins(Scorer):
     family = "distribution"
     distributional = True
 
-    def __init__(self, chance):
-        super().__init__(ScorerInfo())
+    def __init__(self, chance, **info):
+        super().__init__(ScorerInfo(**info))
         self.returns = torch.linspace(0, 1, LENGTH + 1)
         goods = np.arange(LENGTH + 1)
         table = [binom.pmf(goods[None] - goods[:, None], LENGTH - t, chance) for t in goods]
@@ -50,19 +54,36 @@ class Coins(Scorer):
         return torch.cat([self.logits[t, g] for t, g in zip(at, goods, strict=True)])
 
 
+class Plain(Scorer):
+    """The same wish without a distribution, louder by turns: only its steps tell what it costs."""
+
+    family = "head"
+
+    def score(self, keys, prefixes, candidates, strengths, prompts=()):
+        loud = [0.5 + len(prefix) % 3 for prefix in prefixes]
+        pairs = zip(candidates, loud, strict=True)
+        return torch.cat([torch.from_numpy(c % 2) * size for c, size in pairs]).float()
+
+
 @pytest.fixture(scope="module")
 def answers():
     """(kind, budget) → ROWS rows; all answers are sampled together, step by step."""
     generator = torch.Generator().manual_seed(0)
-    served = {"coins": Coins(float(LOGITS.softmax(0)[1::2].sum()))}
+    chance = float(LOGITS.softmax(0)[1::2].sum())
+    served = {
+        "coins": Coins(chance),
+        "doubtful": Coins(chance, known_at_end=0.5),  # not to be believed
+        "plain": Plain(ScorerInfo()),
+    }
     guide = Guide(served)
     groups = {}
     for kind, fields in KINDS.items():
         for budget in BUDGETS:
-            params = GuidanceParams.parse({"kl_budget": budget, "mass": 1.0, **fields})
+            sent = {"scorers": {"coins": 1.0}, "mass": 1.0, "kl_budget": budget, **fields}
+            params = GuidanceParams.parse(sent).resolve(served)
+            prefix = np.zeros(PROMPT, np.int64)
             groups[kind, budget] = [
-                Row(params.resolve(served), PROMPT, prefix=np.zeros(PROMPT, np.int64))
-                for _ in range(ROWS)
+                Row(params, PROMPT, prefix=prefix, max_tokens=LENGTH) for _ in range(ROWS)
             ]
     rows = [row for group in groups.values() for row in group]
     for _ in range(LENGTH):
@@ -86,7 +107,8 @@ def test_a_cut_is_told_apart_and_made_where_it_is_a_small_share_of_what_is_left(
         expected = cost(KINDS[kind]["k"])
         for row in rows:
             for step in row.steps.values():
-                affordable = kind != "mean" and expected <= SHARE * step.plan.left
+                cuts = KINDS[kind]["tail"] == "truncate"
+                affordable = cuts and expected <= SHARE * step.plan.left
                 made = affordable and step.kl > 0  # at a β of 0 the step is the base's
                 assert step.kl_tail == pytest.approx(expected if made else 0, abs=1e-6)
                 assert step.kl_tail <= step.kl

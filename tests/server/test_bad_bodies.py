@@ -176,13 +176,19 @@ def test_media_type_and_size(server):
     assert large.json()["error"]["type"] == "request_too_large"
 
 
-def test_a_budget_needs_distributions(server):
+def test_a_floor_needs_distributions(server):
     """The demo's scorers have none, which is refused before the engine is called."""
     body = {key: value for key, value in GOOD.items() if key != "beta"}
-    answer = refused(server, json.dumps({**body, "kl_budget": 1.0}).encode())
+    answer = refused(server, json.dumps({**body, "floors": {"sentiment": 0.5}}).encode())
     assert answer.status_code == 400
-    assert answer.json()["error"]["param"] == "kl_budget"
+    assert answer.json()["error"]["param"] == "floors"
     assert "family 'distribution'" in answer.json()["error"]["message"]
+
+
+def test_a_budget_needs_none(server):
+    body = {key: value for key, value in GOOD.items() if key != "beta"}
+    [choice] = server.generate(**body, scorers={"sentiment": 1.0}, kl_budget=1.0)["choices"]
+    assert 0 < choice["guidance"]["kl"] < 4
 
 
 def test_unknown_scorer_is_not_found(server):

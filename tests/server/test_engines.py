@@ -123,7 +123,7 @@ async def served(request):
         ({"max_tokens": 0}, 400, "invalid_request_error", "max_tokens"),
         ({"temperature": -1}, 400, "invalid_request_error", "temperature"),
         ({"search": {"method": "magic"}}, 400, "invalid_request_error", None),
-        ({"kl_budget": 1.0}, 400, "invalid_request_error", "kl_budget"),
+        ({"kl_budget": -1.0}, 400, "invalid_request_error", "kl_budget"),
         ({"floors": {"nobody": 1.0}}, 404, "not_found_error", "floors"),
     ],
     ids=json.dumps,

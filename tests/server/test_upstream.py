@@ -461,7 +461,7 @@ async def test_a_scorer_that_fails_ends_its_request(here):
         {"ignore_eos": True},
         {"prompt": None, "prompt_token_ids": [1]},
         {"prompt": None, "messages": CHAT},
-        {"kl_budget": 1.0},
+        {"floors": {"good": 0.5}},
         {"surprise": 1},
     ],
 )

@@ -71,6 +71,7 @@ class MemoryEngine:
                 record_key=f"{request.id}-{index}",
                 context=context,
                 scorers=scorers,
+                max_tokens=sampling.max_tokens,
             )
             for index in range(sampling.n)
         ]

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from transformers import LogitsProcessor
 
-from trimtab.errors import ScorerFault
+from trimtab.errors import InvalidGuidance, ScorerFault
 from trimtab.guide import Guide
 from trimtab.params import GuidanceParams
 from trimtab.rows import Row
@@ -29,11 +29,25 @@ class TransformersGuidance(LogitsProcessor):
         params: GuidanceParams,
         attention_mask: Tensor | None = None,
         hidden: HiddenStates | None = None,
+        max_new_tokens: int | None = None,
     ) -> None:
-        """hidden: of the model's output embedding, for probes."""
+        """hidden: of the model's output embedding, for probes. max_new_tokens: of `generate`.
+
+        Raises:
+            InvalidGuidance: a kl_budget is to be spread over an unknown number of tokens.
+        """
         self.guide = guide
         self.hidden = hidden
         self.params = params.resolve(guide.registry.scorers)
+        self.max_tokens = max_new_tokens
+        used = [name for name, w in (self.params.scorers or {}).items() if w != 0]
+        foreseen = all(guide.registry.scorers[name].foresees for name in used)
+        if self.params.kl_budget is not None and max_new_tokens is None and not foreseen:
+            raise InvalidGuidance(
+                "a kl_budget is spread over the tokens of the answer, and their maximum is not "
+                "known; pass max_new_tokens to `processors` as well as to `generate`.",
+                param="kl_budget",
+            )
         self.padding = None if attention_mask is None else (attention_mask == 0).sum(-1).tolist()
         self.rows: list[Row] = []
 
@@ -46,7 +60,10 @@ class TransformersGuidance(LogitsProcessor):
         if not self.rows:
             length = input_ids.shape[1]
             count = len(input_ids)
-            self.rows = [Row(self.params, length - self._padding(r, count)) for r in range(count)]
+            self.rows = [
+                Row(self.params, length - self._padding(r, count), max_tokens=self.max_tokens)
+                for r in range(count)
+            ]
         ids = input_ids.cpu().numpy()
         for r, row in enumerate(self.rows):
             row.prefix = ids[r, self._padding(r, len(ids)) :]

@@ -20,6 +20,7 @@ from trimtab.scoring.pool import Ids
 from trimtab.scoring.text import Prompt, Turns
 from trimtab_models import checkpoint
 from trimtab_models.checkpoint import Family, ScorerInfo
+from trimtab_models.info import FORESEES
 from trimtab_models.readout import soft_value
 
 
@@ -42,7 +43,7 @@ class Scorer(ABC):
     hot: ClassVar[bool] = False
     """Whether it can be hot-loaded: data only, never code."""
     distributional: bool = False
-    """Whether it has `histograms` of returns, which kl_budget and floors need."""
+    """Whether it has `histograms` of returns, which floors need."""
     whole: bool = False
     """Whether it scores the whole vocabulary at once, so that k may be "all"."""
     reads_states: bool = False
@@ -54,6 +55,12 @@ class Scorer(ABC):
 
     def __init__(self, info: ScorerInfo) -> None:
         self.info = info
+
+    @property
+    def foresees(self) -> bool:
+        """Whether its distributions tell what the rest of an answer costs; see trimtab.budget."""
+        known = self.info.known_at_end
+        return self.distributional and (known is None or known >= FORESEES)
 
     @classmethod
     def pools(cls, spec: ScorerSpec) -> int:

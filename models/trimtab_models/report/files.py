@@ -40,8 +40,10 @@ def check(directory: str | Path) -> list[str]:
 
 
 def mark(info: ScorerInfo, report: Report) -> ScorerInfo:
-    """A checkpoint's ScorerInfo with the prefix-AUC of its report."""
-    return info.model_copy(update={"prefix_auc": round(report.prefix_auc.mean.mean, 4)})
+    """A checkpoint's ScorerInfo with the prefix-AUC of its report, and what it knows at the end."""
+    end = max(report.known[-1].reward.value, 0.0)
+    figures = {"prefix_auc": report.prefix_auc.mean.mean, "known_at_end": end**2}
+    return info.model_copy(update={key: round(value, 4) for key, value in figures.items()})
 
 
 def update(directory: str | Path, report: Report) -> None:

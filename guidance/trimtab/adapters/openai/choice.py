@@ -61,6 +61,7 @@ class Choice:
             record_key=self.key,
             context=PromptContext(turns=turns(prompt.turns)),
             scorers=scorers,
+            max_tokens=sampling.max_tokens,
             prefix=np.array(prompt.ids, dtype=np.int64),
         )
         self.sampler = TokenSampler(sampling, index)

@@ -227,6 +227,7 @@ class GuidanceProcessor(V1LogitsProcessor, V2LogitsProcessor):
             context=context,
             scorers={name: scorers[name] for name in guidance.scorers or {}},
             fault=fault,
+            max_tokens=params.max_tokens,
         )
 
     def _remove(self, index: int) -> None:
