@@ -228,7 +228,9 @@ def test_a_checkpoint_is_updated_whole(report: Report, tmp_path: Path) -> None:
         manifest.verify(scorer)
         info = checkpoint.read_info(scorer)
         assert info.prefix_auc == pytest.approx(report.prefix_auc.mean.mean, abs=1e-4)
-        assert info.model_copy(update={"prefix_auc": before.prefix_auc}) == before
+        assert info.known_at_end == pytest.approx(report.known[-1].reward.value ** 2, abs=1e-4)
+        reported = {"prefix_auc": None, "known_at_end": None}
+        assert info.model_copy(update=reported) == before.model_copy(update=reported)
         readme = (scorer / "README.md").read_text()
         assert readme.count(summary(report)) == 1
         assert readme.count(demo_text) == 1
