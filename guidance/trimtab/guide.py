@@ -131,14 +131,60 @@ class Guide:
 
         A row with a single candidate needs no scores; rows with planned strengths follow in _plan.
         """
-        step = []
+        step, like = list[Scores](), candidates.logprobs
+        for names, members in self._together(rows, groups, candidates.whole):
+            own, theirs = [rows[r] for r in members], [groups[r] for r in members]
+            stack = None
+            if len(names) > 1 and all(row.fault is None for row in own):
+                stack = self._read_stack(names, own, theirs, like.device)
+            if stack is not None:
+                step.append(scored(names, stack, members, theirs, like))
+                continue
+            for name in names:
+                left = [r for r in members if rows[r].fault is None]
+                if left:
+                    own, theirs = [rows[r] for r in left], [groups[r] for r in left]
+                    flat = self._read(name, own, theirs, like.device)
+                    step.append(scored([name], flat[None], left, theirs, like))
+        return step
+
+    def _together(
+        self, rows: Sequence[Row], groups: Sequence[Ids], whole: bool
+    ) -> list[tuple[list[str], list[int]]]:
+        """Scorers with fixed strengths, and their rows; those that stack together.
+
+        A stack of whole vocabularies would take too much memory.
+        """
+        stacks: dict[Any, tuple[list[str], list[int]]] = {}
         for name in dict.fromkeys(name for row in rows for name in row.weights):
             members = members_of(name, rows, groups, planned=False)
             if members:
-                own, theirs = [rows[r] for r in members], [groups[r] for r in members]
-                flat = self._read(name, own, theirs, candidates.logprobs.device)
-                step.append(scored([name], flat[None], members, theirs, candidates.logprobs))
-        return step
+                kind = None if whole else self.registry.scorer_of(rows[members[0]], name).stacks
+                key = name if kind is None else (kind, *members)
+                stacks.setdefault(key, ([], members))[0].append(name)
+        return list(stacks.values())
+
+    def _read_stack(
+        self,
+        names: Sequence[str],
+        rows: Sequence[Row],
+        groups: Sequence[Ids],
+        device: torch.device,
+    ) -> Tensor | None:
+        """Scores of scorers that stack, [names, Σ candidates]; None if each must be called alone."""
+        first, *others = (self.registry.scorer_of(rows[0], name) for name in names)
+        calls = self.registry.calls
+        if any(calls.status(other).suspended for other in others):
+            return None
+        strengths = [[self._strength(row, name) for row in rows] for name in names]
+        work = partial(first.score_stack, others, groups, strengths, self.states.of(rows))
+        shape = (len(names), sum(map(len, groups)))
+        try:
+            return calls.score(
+                names[0], first, partial(checked, work, shape, device), calls.until(first, 0)
+            )
+        except ScorerFailed:
+            return None  # so that a fault stays with its scorer
 
     def _plan(
         self,
