@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from trimtab.scoring.transfers import to_host, upload
+from trimtab_models.transfers import to_host, upload
 
 BLOCK = 64
 """Tokens of a block, of which the largest logit is looked at first."""

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from trimtab.candidates import Candidates
-from trimtab.scoring.transfers import upload
+from trimtab_models.transfers import upload
 
 
 def fuse_(

@@ -21,19 +21,20 @@ import torch
 from torch import Tensor
 
 from trimtab import control
-from trimtab.candidates import Candidates, every, select
+from trimtab.candidates import Candidates
+from trimtab.choice import Choice
 from trimtab.fusion import fuse_
 from trimtab.outcome import Outcome
 from trimtab.records import Records
 from trimtab.registry import Registry
 from trimtab.rows import Row, RowFault, Step, cohorts, members_of
 from trimtab.scorers.base import Scorer
-from trimtab.scores import Scores, StepScores, bonus_of, scored
+from trimtab.scores import Scores, StepScores, bonus_of, planned, scored
 from trimtab.scoring.calls import ScorerFailed, checked
 from trimtab.scoring.pool import Ids
-from trimtab.scoring.transfers import upload
 from trimtab.states import States
 from trimtab_models.readout import soft_value
+from trimtab_models.transfers import upload
 
 log = logging.getLogger(__name__)
 
@@ -81,18 +82,15 @@ class Guide:
         base = logits if whole else logits[upload(torch.tensor(index), device)]  # [rows, vocab]
         for row in rows:
             row.plan = row.next_plan(control.BAND)
-        planned = any(row.plan is not None for row in rows)
-        candidates = _candidates(base, rows)
-        host = candidates if candidates.whole and not planned else candidates.on_host()
-        groups = _groups(rows, host)
-        cuts = _cuts(rows, host)
+        choice = Choice.of(base, rows)
+        candidates, groups, cuts = choice.candidates, choice.groups, choice.cuts
         keeps = [not row.cuts(cost, control.SHARE) for row, cost in zip(rows, cuts, strict=True)]
         tail_mean = upload(torch.tensor(keeps), device)
         step = self._score(rows, groups, candidates)
-        if planned:
+        if any(row.plan is not None for row in rows):
             tables: dict[str, Tensor] = {}
-            self._plan(rows, groups, host, torch.tensor(keeps), tables)
-            step += [_planned(name, values, candidates) for name, values in tables.items()]
+            self._plan(rows, groups, choice.host, torch.tensor(keeps), tables)
+            step += [planned(name, values, candidates.logprobs) for name, values in tables.items()]
         bonus = self._bonus(rows, step, candidates)
         traced = any(row.params.trace and not row.untraced for row in rows)
         outcome = Outcome.read(candidates, step, bonus, tail_mean, traced=traced)
@@ -134,9 +132,7 @@ class Guide:
         step, like = list[Scores](), candidates.logprobs
         for names, members in self._together(rows, groups, candidates.whole):
             own, theirs = [rows[r] for r in members], [groups[r] for r in members]
-            stack = None
-            if len(names) > 1 and all(row.fault is None for row in own):
-                stack = self._read_stack(names, own, theirs, like.device)
+            stack = self._read_stack(names, own, theirs, like.device) if names[1:] else None
             if stack is not None:
                 step.append(scored(names, stack, members, theirs, like))
                 continue
@@ -151,7 +147,7 @@ class Guide:
     def _together(
         self, rows: Sequence[Row], groups: Sequence[Ids], whole: bool
     ) -> list[tuple[list[str], list[int]]]:
-        """Scorers with fixed strengths, and their rows; those that stack together.
+        """Scorers with fixed strengths, and their rows; together those that stack.
 
         A stack of whole vocabularies would take too much memory.
         """
@@ -165,26 +161,24 @@ class Guide:
         return list(stacks.values())
 
     def _read_stack(
-        self,
-        names: Sequence[str],
-        rows: Sequence[Row],
-        groups: Sequence[Ids],
-        device: torch.device,
+        self, names: Sequence[str], rows: Sequence[Row], groups: Sequence[Ids], device: torch.device
     ) -> Tensor | None:
-        """Scores of scorers that stack, [names, Σ candidates]; None if each must be called alone."""
+        """Scores of scorers that stack, [names, Σ candidates]; None if one of them must fail.
+
+        Then each is called alone, so that a fault stays with its scorer and its row.
+        """
         first, *others = (self.registry.scorer_of(rows[0], name) for name in names)
         calls = self.registry.calls
-        if any(calls.status(other).suspended for other in others):
+        failing = any(row.fault is not None for row in rows)
+        if failing or any(calls.status(other).suspended for other in others):
             return None
         strengths = [[self._strength(row, name) for row in rows] for name in names]
-        work = partial(first.score_stack, others, groups, strengths, self.states.of(rows))
-        shape = (len(names), sum(map(len, groups)))
+        read = partial(first.score_stack, others, groups, strengths, self.states.of(rows))
+        work = partial(checked, read, (len(names), sum(map(len, groups))), device)
         try:
-            return calls.score(
-                names[0], first, partial(checked, work, shape, device), calls.until(first, 0)
-            )
+            return calls.score(names[0], first, work, calls.until(first, 0))
         except ScorerFailed:
-            return None  # so that a fault stays with its scorer
+            return None
 
     def _plan(
         self,
@@ -373,42 +367,6 @@ class Guide:
         """Remove a row from guidance permanently."""
         row.fault = RowFault(scorer, message, overrun)
         self.registry.note_fault(row, scorer, message)
-
-
-def _candidates(base: Tensor, rows: Sequence[Row]) -> Candidates:
-    """The candidates of a cohort's rows, whose logits are `base`, [rows, vocab]."""
-    ks = [row.params.k for row in rows]
-    numbers = [k for k in ks if k != "all"]
-    if not numbers:
-        return every(base)
-    return select(base, torch.tensor(numbers), torch.tensor([row.params.mass for row in rows]))
-
-
-def _groups(rows: Sequence[Row], host: Candidates) -> list[Ids]:
-    """The candidates of each row; with k = "all" one array for all of them."""
-    if host.whole:
-        return [np.arange(host.tokens.shape[1])] * len(rows)
-    tokens = host.tokens.numpy()
-    return [tokens[r, :n] for r, n in enumerate(host.counts.tolist())]
-
-
-def _cuts(rows: Sequence[Row], host: Candidates) -> list[float]:
-    """What it would cost each row to cut its tail, in nats; 0 if no row cuts it, or has one."""
-    if host.whole or all(row.params.tail != "truncate" for row in rows):
-        return [0.0] * len(rows)
-    cost: list[float] = (-host.mass.log()).tolist()
-    return cost
-
-
-def _planned(name: str, values: Tensor, candidates: Candidates) -> Scores:
-    """Scores at planned strengths, from `values` on the host, [rows, k], NaN where there are none.
-
-    They may be narrower than the candidates.
-    """
-    members = (~values[:, 0].isnan()).nonzero()[:, 0].tolist()
-    table = torch.zeros(1, *candidates.tokens.shape)
-    table[0, :, : values.shape[1]] = values.nan_to_num()
-    return Scores([name], members, upload(table, candidates.logprobs.device))
 
 
 def _end(logits: Tensor, row: Row) -> None:

@@ -9,7 +9,7 @@ from torch import Tensor
 from trimtab.candidates import Candidates
 from trimtab.fusion import divergence
 from trimtab.scores import Scores
-from trimtab.scoring.transfers import to_host
+from trimtab_models.transfers import to_host
 
 TRACED = 32
 """Most likely tokens of a step in a trace, if k is "all"."""
@@ -66,14 +66,11 @@ class Outcome:
         kl, finite, steers, *rest = to_host(
             [*first, *(_shown(candidates, step, bonus - log_z[:, None]) if traced else ())]
         )
-        tables, shown = rest[: len(kept)], rest[len(kept) :]
-        return cls(
-            kl.tolist(),
-            finite.tolist(),
-            steers,
-            _with(kept, tables),
-            Shown(*shown[:3], _with(step, shown[3:])) if traced else None,
-        )
+        shown = None
+        if traced:
+            tokens, logprobs, guided, *tables = rest[len(kept) :]
+            shown = Shown(tokens, logprobs, guided, _with(step, tables))
+        return cls(kl.tolist(), finite.tolist(), steers, _with(kept, rest[: len(kept)]), shown)
 
 
 def _shown(candidates: Candidates, step: Sequence[Scores], gain: Tensor) -> list[Tensor]:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from trimtab.scoring.pool import Ids
-from trimtab.scoring.transfers import upload
+from trimtab_models.transfers import upload
 
 
 @dataclass
@@ -66,6 +66,14 @@ def scored(
     table = flat.new_zeros(len(flat), rows * width)
     table.index_copy_(1, upload(torch.from_numpy(places), flat.device), flat)
     return Scores(names, members, table.view(-1, rows, width))
+
+
+def planned(name: str, values: Tensor, like: Tensor) -> Scores:
+    """Scores at planned strengths, on the host: [rows, at most k], NaN where there are none."""
+    members = (~values[:, 0].isnan()).nonzero()[:, 0].tolist()
+    table = torch.zeros(1, *like.shape)
+    table[0, :, : values.shape[1]] = values.nan_to_num()
+    return Scores([name], members, upload(table, like.device))
 
 
 def bonus_of(

@@ -16,7 +16,7 @@ from torch import Tensor
 from trimtab.rows import Row
 from trimtab.scoring.pool import Ids
 from trimtab.scoring.states import RowState, StateBatch
-from trimtab.scoring.transfers import upload
+from trimtab_models.transfers import upload
 
 MAX_BYTES = 64 * 2**20
 """Bytes of the sums of ended rows."""

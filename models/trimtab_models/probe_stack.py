@@ -7,7 +7,7 @@ a product costs its call more than its arithmetic.
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import layer_norm, linear, silu
 
 from trimtab_models.probe import Probe
@@ -16,15 +16,18 @@ from trimtab_models.probe import Probe
 class ProbeStack:
     """The outputs of `probes`, each equal to its own (tests/models/test_probe_stack.py)."""
 
+    @torch.no_grad()
     def __init__(self, probes: Sequence[Probe]) -> None:
         self.outputs, self.rank = probes[0].config.outputs, probes[0].config.rank
-        first = [probe.trunk[0] for probe in probes]
-        second = [(probe.level, probe.factors) for probe in probes]
-        self.trunk = torch.cat([layer.weight.data for layer in first])  # [probes · width, 2·hidden]
-        self.trunk_bias = torch.cat([layer.bias.data for layer in first])
-        self.weight = torch.stack([torch.cat([a.weight.data, b.weight.data]).T for a, b in second])
-        # [probes, width, outputs · (1 + rank)]
-        self.bias = torch.stack([torch.cat([a.bias.data, b.bias.data]) for a, b in second])
+        self.trunk = torch.cat([layer.weight for layer in _first(probes)])
+        # [probes · width, 2 · hidden]
+        self.trunk_bias = torch.cat([layer.bias for layer in _first(probes)])
+        self.weight = torch.stack(
+            [torch.cat([probe.level.weight, probe.factors.weight]).T for probe in probes]
+        )  # [probes, width, outputs · (1 + rank)]
+        self.bias = torch.stack(
+            [torch.cat([probe.level.bias, probe.factors.bias]) for probe in probes]
+        )
 
     def __call__(self, states: Tensor, vectors: Tensor) -> Tensor:
         """Outputs for some tokens of each row.
@@ -40,3 +43,8 @@ class ProbeStack:
         level = both[:, None, : self.outputs]
         factors = both[:, self.outputs :].unflatten(1, (self.outputs, self.rank))
         return torch.baddbmm(level, vectors.flatten(0, 1), factors.mT).unflatten(0, (n, rows))
+
+
+def _first(probes: Sequence[Probe]) -> list[nn.Linear]:
+    layers = [probe.trunk[0] for probe in probes]
+    return [layer for layer in layers if isinstance(layer, nn.Linear)]

@@ -18,10 +18,10 @@ from trimtab.scoring.backbone import Backbone
 from trimtab.scoring.cross import CrossBackbone
 from trimtab.scoring.pool import Ids
 from trimtab.scoring.text import Prompt, Turns
-from trimtab.scoring.transfers import upload
 from trimtab_models import checkpoint
 from trimtab_models.checkpoint import Family, ScorerInfo
 from trimtab_models.readout import soft_value
+from trimtab_models.transfers import upload
 
 
 class Scorer(ABC):

@@ -19,12 +19,12 @@ from trimtab.scorers.base import Scorer, soft_values
 from trimtab.scorers.loader import Loader
 from trimtab.scoring.pool import Ids
 from trimtab.scoring.text import Prompt
-from trimtab.scoring.transfers import upload
 from trimtab_models import checkpoint, probe
 from trimtab_models.checkpoint import ScorerInfo
 from trimtab_models.probe import Probe
 from trimtab_models.probe_stack import ProbeStack
 from trimtab_models.readout import LINKS, soft_value_at
+from trimtab_models.transfers import upload
 
 
 class ProbeScorer(Scorer):
@@ -141,13 +141,12 @@ class ProbeScorer(Scorer):
     ) -> Tensor:
         """See Scorer.score_stack."""
         probes = [self, *(other for other in others if isinstance(other, ProbeScorer))]
-        if self._stack is None or [probe() for probe in self._stacked] != probes:
-            self._stacked = [ref(probe) for probe in probes]
-            self._stack = ProbeStack([probe.network for probe in probes])
+        if self._stack is None or [each() for each in self._stacked] != probes:
+            self._stacked = [ref(each) for each in probes]
+            self._stack = ProbeStack([each.network for each in probes])
         tokens, real = self._padded(candidates)
-        for probe in probes:
-            read = probe._checked(states, tokens.numel())
-        outputs = self._stack(read, torch.stack([probe.vectors[tokens] for probe in probes]))
+        read, *_ = [each._checked(states, tokens.numel()) for each in probes]
+        outputs = self._stack(read, torch.stack([each.vectors[tokens] for each in probes]))
         packed = outputs.flatten(1, 2)[:, real]  # [probes, Σ candidates, outputs]
         if not self.distributional:
             return LINKS[self.info.link](packed[..., 0])

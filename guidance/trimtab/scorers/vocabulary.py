@@ -14,7 +14,7 @@ from trimtab.scorers.base import NetworkScorer, gather_candidates, places
 from trimtab.scorers.loader import Loader
 from trimtab.scoring.pool import Ids
 from trimtab.scoring.text import Prompt
-from trimtab.scoring.transfers import upload
+from trimtab_models.transfers import upload
 
 
 class VocabularyScorer(NetworkScorer):

@@ -32,7 +32,7 @@ from trimtab.scorers.base import Scorer
 from trimtab.scorers.composite import CompositeScorer
 from trimtab.scoring import deadline
 from trimtab.scoring.deadline import OutOfTime
-from trimtab.scoring.transfers import upload
+from trimtab_models.transfers import upload
 
 log = logging.getLogger(__name__)
 
