@@ -7,6 +7,7 @@ Tokens that a grammar or a ban has masked (−inf) are never candidates.
 """
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -15,8 +16,10 @@ from trimtab_models.transfers import to_host, upload
 
 BLOCK = 64
 """Tokens of a block, of which the largest logit is looked at first."""
-CACHED = 2**18
-"""Most logits whose log-softmax is computed at once on a CPU, so that it stays in its cache."""
+MANY = 2**17
+"""Fewest logits for which blocks pay."""
+CACHED = 2**20
+"""Most logits whose log-softmax a CPU computes at once, so that it stays in its cache."""
 
 
 @dataclass
@@ -29,7 +32,7 @@ class Candidates:
     whole: bool = False
     """Whether they are the whole vocabulary in its order, so that there is no tail."""
 
-    @property
+    @cached_property
     def real(self) -> Tensor:
         """True for candidates, False for padding, [rows, k] bool."""
         width = torch.arange(self.tokens.shape[1], device=self.tokens.device)
@@ -81,14 +84,14 @@ def select(logits: Tensor, k: Tensor, mass: Tensor) -> Candidates:
 def largest(logits: Tensor, k: int) -> Tensor:
     """The k largest of each row, falling: [rows, vocab] → [rows, k] int64.
 
-    In a large vocabulary on a CPU, only the k blocks with the largest maxima are sorted: no other
+    In large vocabularies on a CPU, only the k blocks with the largest maxima are sorted: no other
     block has one of the k largest logits.
     """
     rows, vocab = logits.shape
-    if logits.device.type != "cpu" or 8 * k * BLOCK > vocab:
+    if logits.device.type != "cpu" or logits.numel() < MANY or 8 * k * BLOCK > vocab:
         return logits.topk(k).indices
     blocks, rest = divmod(vocab, BLOCK)
-    main = logits[:, : vocab - rest].view(rows, blocks, BLOCK)
+    main = logits[:, : vocab - rest].unflatten(1, (blocks, BLOCK))
     block = main.amax(-1).topk(k).indices[..., None]  # [rows, k, 1]
     values = main.gather(1, block.expand(-1, -1, BLOCK)).flatten(1)
     tokens = (block * BLOCK + torch.arange(BLOCK)).flatten(1)
@@ -100,8 +103,10 @@ def largest(logits: Tensor, k: int) -> Tensor:
 
 def log_softmax_at(logits: Tensor, tokens: Tensor) -> Tensor:
     """Log-probabilities of some tokens: [rows, vocab], [rows, k] → [rows, k]."""
-    at_once = max(CACHED // logits.shape[1], 1) if logits.device.type == "cpu" else len(logits)
-    parts = zip(logits.split(at_once), tokens.split(at_once), strict=True)
+    if logits.device.type != "cpu" or logits.numel() <= CACHED:
+        return logits.log_softmax(-1).gather(1, tokens)
+    rows = max(CACHED // logits.shape[1], 1)
+    parts = zip(logits.split(rows), tokens.split(rows), strict=True)
     return torch.cat([part.log_softmax(-1).gather(1, chosen) for part, chosen in parts])
 
 

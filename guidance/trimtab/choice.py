@@ -17,7 +17,7 @@ class Choice:
     """The candidates of some rows, all of which have k = "all", or none."""
 
     candidates: Candidates  # on the device of the logits
-    host: Candidates  # on the host, but for a whole vocabulary that no plan reads
+    host: Candidates  # on the host, but for whole vocabularies, which no plan reads
     groups: list[Ids]  # of each row; with k = "all" one array for all rows
     cuts: list[float]  # what it would cost each row to cut its tail, in nats; 0 if no row cuts it
 
@@ -26,11 +26,9 @@ class Choice:
         """Of rows with the logits `base`, [rows, vocab]."""
         numbers = [row.params.k for row in rows if row.params.k != "all"]
         if not numbers:
-            candidates = host = every(base)
-            if any(row.plan is not None for row in rows):
-                host = candidates.on_host()
+            candidates = every(base)
             groups = [np.arange(base.shape[1])] * len(rows)
-            return cls(candidates, host, groups, [0.0] * len(rows))
+            return cls(candidates, candidates, groups, [0.0] * len(rows))
         mass = torch.tensor([row.params.mass for row in rows])
         candidates = select(base, torch.tensor(numbers), mass)
         host = candidates.on_host()
