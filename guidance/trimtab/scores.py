@@ -78,7 +78,7 @@ def planned(name: str, values: Tensor, like: Tensor) -> Scores:
 
 def bonus_of(
     step: Sequence[Scores],
-    factors: Sequence[npt.NDArray[np.float32]],
+    factors: Sequence[npt.NDArray[np.float64]],
     like: Tensor,
 ) -> Tensor:
     """Σ_i c_i·(s_i − mean_i), [rows, k] float32.
@@ -88,7 +88,7 @@ def bonus_of(
     """
     bonus = torch.zeros_like(like)
     for scores, factor in zip(step, factors, strict=True):
-        c, mean = upload(torch.from_numpy(factor), like.device)[..., None]  # [names, rows, 1] each
-        for part in c * (scores.table - mean):
+        c, mean = upload(torch.from_numpy(factor).float(), like.device)[..., None]
+        for part in c * (scores.table - mean):  # c and mean: [names, rows, 1]
             bonus += part
     return bonus
