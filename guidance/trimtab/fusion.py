@@ -74,7 +74,12 @@ def tilted(candidates: Candidates, bonus: Tensor, tail_mean: Tensor) -> Tensor:
 
 
 def _exponents(candidates: Candidates, bonus: Tensor, tail_mean: Tensor) -> tuple[Tensor, Tensor]:
-    """log π0 and bonus of each candidate and, in the last column, of the tail; [rows, k + 1]."""
+    """log π0 and bonus of each candidate and, in the last column, of the tail; [rows, k + 1].
+
+    Whole vocabularies have no tail, so [rows, vocab].
+    """
+    if candidates.whole:
+        return candidates.logprobs, bonus
     logprobs = candidates.logprobs.masked_fill(~candidates.real, -torch.inf)
     tail_mass = (1 - logprobs.exp().sum(-1)).clamp(min=0)
     tail = _tail_bonus(candidates, bonus, tail_mean)

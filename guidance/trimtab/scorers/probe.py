@@ -92,9 +92,14 @@ class ProbeScorer(Scorer):
         """See Scorer.score; states: h and m of each row, [rows, 2, hidden]."""
         if self.distributional and self._every(candidates):
             states = self._checked(states, len(candidates) * len(self.vectors))
-            outputs = self.network.every(states, self.vectors)  # [rows, vocab, bins]
-            pairs = zip(outputs, strengths, strict=True)
-            return torch.cat([soft_value_at(row.T, self.returns, c) for row, c in pairs])
+            # Row by row: the outputs of one row stay in a CPU's cache.
+            rows = zip(*self.network.parts(states), strengths, strict=True)
+            return torch.cat(
+                [
+                    soft_value_at(level[:, None] + factors @ self.vectors.mT, self.returns, c)
+                    for level, factors, c in rows
+                ]
+            )
         outputs = self.histograms(keys, prefixes, candidates, prompts, states=states)
         if not self.distributional:
             return LINKS[self.info.link](outputs[:, 0])
