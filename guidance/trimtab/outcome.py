@@ -64,7 +64,7 @@ class Outcome:
         kept = [] if candidates.whole and kl.is_cuda else list(step)
         first = [kl, bonus.isfinite().all(-1), bonus.any(-1), *(scores.table for scores in kept)]
         kl, finite, steers, *rest = to_host(
-            [*first, *(_shown(candidates, step, bonus - log_z[:, None]) if traced else ())]
+            [*first, *(_shown(candidates, step, bonus, log_z) if traced else ())]
         )
         shown = None
         if traced:
@@ -73,18 +73,17 @@ class Outcome:
         return cls(kl.tolist(), finite.tolist(), steers, _with(kept, rest[: len(kept)]), shown)
 
 
-def _shown(candidates: Candidates, step: Sequence[Scores], gain: Tensor) -> list[Tensor]:
-    """Tokens, log-probabilities, guided ones, and tables of what traces list; on the device.
-
-    gain: [rows, k], what guidance adds to the log-probabilities.
-    """
+def _shown(
+    candidates: Candidates, step: Sequence[Scores], bonus: Tensor, log_z: Tensor
+) -> list[Tensor]:
+    """Tokens, log-probabilities, guided ones, and tables of what traces list; on the device."""
     tokens, logprobs = candidates.tokens, candidates.logprobs
     tables = [scores.table for scores in step]
     if candidates.whole:
         at = logprobs.topk(min(TRACED, logprobs.shape[1])).indices  # [rows, shown]
-        tokens, logprobs, gain = (values.gather(1, at) for values in (tokens, logprobs, gain))
+        tokens, logprobs, bonus = (values.gather(1, at) for values in (tokens, logprobs, bonus))
         tables = [table.gather(2, at.expand(len(table), -1, -1)) for table in tables]
-    return [tokens, logprobs, logprobs + gain, *tables]
+    return [tokens, logprobs, logprobs + bonus - log_z[:, None], *tables]
 
 
 def _with(step: Sequence[Scores], tables: Sequence[Tensor]) -> list[Scores]:
