@@ -138,8 +138,8 @@ def median(device: str, run: Callable[[], object], repeats: int = 10) -> float:
 def steps(batch: Batch) -> tuple[float, float]:
     """Median milliseconds of a step, and of the choice of its candidates alone."""
     times, chosen = [], []
-    k = torch.tensor([row.params.k for row in batch.rows], device=batch.device)
-    mass = torch.ones(len(batch.rows), device=batch.device)
+    k = torch.tensor([row.params.k for row in batch.rows])
+    mass = torch.ones(len(batch.rows))
     for _ in range(WARM + STEPS):
         logits = batch.logits()
         chosen.append(clock(batch.device, lambda logits=logits: select(logits, k, mass)))

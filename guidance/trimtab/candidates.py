@@ -7,9 +7,19 @@ Tokens that a grammar or a ban has masked (−inf) are never candidates.
 """
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
+
+from trimtab_models.transfers import to_host, upload
+
+BLOCK = 64
+"""Tokens of a block, of which the largest logit is looked at first."""
+MANY = 2**17
+"""Fewest logits for which blocks pay."""
+CACHED = 2**20
+"""Most logits whose log-softmax a CPU computes at once, so that it stays in its cache."""
 
 
 @dataclass
@@ -22,7 +32,7 @@ class Candidates:
     whole: bool = False
     """Whether they are the whole vocabulary in its order, so that there is no tail."""
 
-    @property
+    @cached_property
     def real(self) -> Tensor:
         """True for candidates, False for padding, [rows, k] bool."""
         width = torch.arange(self.tokens.shape[1], device=self.tokens.device)
@@ -37,6 +47,11 @@ class Candidates:
         """The mean of values over each row's candidates, [rows, k] → [rows]."""
         return torch.where(self.real, values, 0.0).sum(-1) / self.counts
 
+    def on_host(self) -> "Candidates":
+        """The same on the host, with one wait for the device."""
+        tokens, logprobs, counts = to_host((self.tokens, self.logprobs, self.counts))
+        return replace(self, tokens=tokens, logprobs=logprobs, counts=counts)
+
     def rows(self, index: Tensor) -> "Candidates":
         """The candidates of the rows in `index`."""
         return replace(
@@ -50,18 +65,49 @@ class Candidates:
 def select(logits: Tensor, k: Tensor, mass: Tensor) -> Candidates:
     """Choose the candidates of each row.
 
-    logits: [rows, vocab] float32, after grammar masks and bans. k: [rows] int64, mass: [rows].
+    logits: [rows, vocab] float32, after grammar masks and bans. k: [rows] int64, mass: [rows], both
+    on the host.
     """
     width = min(int(k.max()), logits.shape[1])
-    values, tokens = logits.topk(width)  # [rows, width], falling
-    logprobs = values - logits.logsumexp(-1, keepdim=True)
+    k, mass = upload(k, logits.device), upload(mass, logits.device)
+    tokens = largest(logits, width)  # [rows, width], falling
+    logprobs = log_softmax_at(logits, tokens)
     before = logprobs.exp().cumsum(-1).roll(1, -1)  # mass of the more likely tokens
-    before[:, 0] = 0
+    before[:, :1] = 0
     # Rounding must not reduce k where mass = 1.
     wanted = (before < mass[:, None]) | (mass[:, None] >= 1)
     wanted &= torch.arange(width, device=logits.device) < k[:, None]
     wanted &= logprobs > -torch.inf
     return Candidates(tokens, logprobs, wanted.sum(-1).clamp(min=1))
+
+
+def largest(logits: Tensor, k: int) -> Tensor:
+    """The k largest of each row, falling: [rows, vocab] → [rows, k] int64.
+
+    In large vocabularies on a CPU, only the k blocks with the largest maxima are sorted: no other
+    block has one of the k largest logits.
+    """
+    rows, vocab = logits.shape
+    if logits.device.type != "cpu" or logits.numel() < MANY or 8 * k * BLOCK > vocab:
+        return logits.topk(k).indices
+    blocks, rest = divmod(vocab, BLOCK)
+    main = logits[:, : vocab - rest].unflatten(1, (blocks, BLOCK))
+    block = main.amax(-1).topk(k).indices[..., None]  # [rows, k, 1]
+    values = main.gather(1, block.expand(-1, -1, BLOCK)).flatten(1)
+    tokens = (block * BLOCK + torch.arange(BLOCK)).flatten(1)
+    if rest:
+        values = torch.cat((values, logits[:, -rest:]), 1)
+        tokens = torch.cat((tokens, torch.arange(vocab - rest, vocab).expand(rows, -1)), 1)
+    return tokens.gather(1, values.topk(k).indices)
+
+
+def log_softmax_at(logits: Tensor, tokens: Tensor) -> Tensor:
+    """Log-probabilities of some tokens: [rows, vocab], [rows, k] → [rows, k]."""
+    if logits.device.type != "cpu" or logits.numel() <= CACHED:
+        return logits.log_softmax(-1).gather(1, tokens)
+    rows = max(CACHED // logits.shape[1], 1)
+    parts = zip(logits.split(rows), tokens.split(rows), strict=True)
+    return torch.cat([part.log_softmax(-1).gather(1, chosen) for part, chosen in parts])
 
 
 def every(logits: Tensor) -> Candidates:

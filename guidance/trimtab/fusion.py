@@ -7,31 +7,49 @@ With bonus a(v) = β·Σ_i w_i·s_i(prefix + v):
     logits'[v] = logits[v] + mean_C a   (tail = mean)    else; VAS
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from trimtab.candidates import Candidates
+from trimtab_models.transfers import upload
 
 
 def fuse_(
-    logits: Tensor, index: Tensor, candidates: Candidates, bonus: Tensor, tail_mean: Tensor
+    logits: Tensor, index: Sequence[int], candidates: Candidates, bonus: Tensor, tail_mean: Tensor
 ) -> None:
-    """Fuse some rows of a batch in place, with one pass over the vocabulary where the tail is cut.
+    """Fuse some rows of a batch in place, with one pass over their vocabulary.
 
-    logits: [batch, vocab] float32. index: [rows] into the batch, each at most once.
+    logits: [batch, vocab] float32. index: the rows in the batch, each at most once.
     bonus: [rows, k], read where candidates are real. tail_mean: [rows] bool; False cuts the tail.
     """
     if candidates.whole:
-        logits.index_add_(0, index, bonus)
+        for place, rows in _runs(index):
+            logits[place].add_(bonus[rows])
         return
     real = candidates.real
-    row = index[:, None].expand_as(real)[real]  # [Σ candidates]
-    token = candidates.tokens[real]
-    fused = logits[row, token] + bonus[real]
-    logits.index_fill_(0, index[~tail_mean], -torch.inf)
-    mean = _tail_bonus(candidates, bonus, tail_mean)[tail_mean]
-    logits.index_add_(0, index[tail_mean], mean[:, None].expand(-1, logits.shape[1]))
+    row = upload(torch.tensor(index), logits.device)[:, None]
+    # Padding stands for the first candidate once more, so that shapes are fixed.
+    token = torch.where(real, candidates.tokens, candidates.tokens[:, :1])
+    fused = logits[row, token] + torch.where(real, bonus, bonus[:, :1])
+    shift = _tail_bonus(candidates, bonus, tail_mean)[:, None]
+    for place, rows in _runs(index):
+        logits[place].add_(shift[rows])
     logits[row, token] = fused
+
+
+def _runs(index: Sequence[int]) -> list[tuple[slice, slice]]:
+    """Consecutive rows of a batch: their places in it, and in `index`.
+
+    A slice is a view: to add to it takes a tenth of the time of index_add_.
+    """
+    starts = [r for r, i in enumerate(index) if r == 0 or i != index[r - 1] + 1]
+    ends = [*starts[1:], len(index)]
+    return [
+        (slice(index[start], index[start] + end - start), slice(start, end))
+        for start, end in zip(starts, ends, strict=True)
+    ]
 
 
 def divergence(candidates: Candidates, bonus: Tensor, tail_mean: Tensor) -> tuple[Tensor, Tensor]:
@@ -56,7 +74,12 @@ def tilted(candidates: Candidates, bonus: Tensor, tail_mean: Tensor) -> Tensor:
 
 
 def _exponents(candidates: Candidates, bonus: Tensor, tail_mean: Tensor) -> tuple[Tensor, Tensor]:
-    """log π0 and bonus of each candidate and, in the last column, of the tail; [rows, k + 1]."""
+    """log π0 and bonus of each candidate and, in the last column, of the tail; [rows, k + 1].
+
+    Whole vocabularies have no tail, so [rows, vocab].
+    """
+    if candidates.whole:
+        return candidates.logprobs, bonus
     logprobs = candidates.logprobs.masked_fill(~candidates.real, -torch.inf)
     tail_mass = (1 - logprobs.exp().sum(-1)).clamp(min=0)
     tail = _tail_bonus(candidates, bonus, tail_mean)

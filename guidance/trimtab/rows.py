@@ -6,11 +6,11 @@ from dataclasses import dataclass, field
 from itertools import count
 from typing import Any
 
-import numpy as np
 from torch import Tensor
 
 from trimtab.params import MAX_BETA, GuidanceParams
 from trimtab.scorers.base import Scorer
+from trimtab.scores import StepScores
 from trimtab.scoring.pool import NO_IDS, Ids, common_prefix
 from trimtab.scoring.states import RowState
 from trimtab.scoring.text import Prompt, PromptContext
@@ -73,22 +73,6 @@ class Step:
     trace: dict[str, Any] | None = None
     plan: StepPlan | None = None
     kl_tail: float = 0.0  # nats of `kl` that cutting the tail costs, before any steering
-
-
-@dataclass(frozen=True)
-class StepScores:
-    """The scores of a row's last step; they often include the row's last token."""
-
-    position: int
-    tokens: Ids
-    scores: dict[str, Ids]  # [candidates] float32 each
-
-    def of(self, name: str, sequence: Ids) -> float | None:
-        """A scorer's score of `sequence`, if its last token was a candidate of this step."""
-        if self.position != len(sequence) - 1 or name not in self.scores:
-            return None
-        [places] = np.nonzero(self.tokens == sequence[-1])
-        return float(self.scores[name][places[0]]) if len(places) else None
 
 
 @dataclass

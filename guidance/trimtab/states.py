@@ -16,6 +16,7 @@ from torch import Tensor
 from trimtab.rows import Row
 from trimtab.scoring.pool import Ids
 from trimtab.scoring.states import RowState, StateBatch
+from trimtab_models.transfers import upload
 
 MAX_BYTES = 64 * 2**20
 """Bytes of the sums of ended rows."""
@@ -36,7 +37,7 @@ class States:
         new = [(i, row) for i, row in rows if _own(row, row.prefix) is None]
         if not new:
             return  # the same step again
-        index = torch.tensor([i for i, _ in new], device=hidden.device)
+        index = upload(torch.tensor([i for i, _ in new]), hidden.device)
         batch = self._added([row for _, row in new], hidden[index].float())
         for r, (_, row) in enumerate(new):
             if row.state is not None:
@@ -54,7 +55,9 @@ class States:
         if len(known) == len(rows) and all(state.batch is batch for state in known):
             index = [state.index for state in known]
             whole = index == list(range(len(batch.last)))
-            return batch.states if whole else batch.states[torch.tensor(index)]
+            if whole:
+                return batch.states
+            return batch.states[upload(torch.tensor(index), batch.states.device)]
         lost = torch.full_like(batch.states[0], torch.nan)
         return torch.stack(
             [lost if state is None else state.batch.states[state.index] for state in states]

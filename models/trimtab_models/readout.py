@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from trimtab_models.info import Link
+from trimtab_models.transfers import upload
 
 LINKS: dict[Link, Callable[[Tensor], Tensor]] = {
     "identity": lambda x: x,
@@ -69,13 +70,13 @@ def soft_value_at(logits: Tensor, returns: Tensor, c: float) -> Tensor:
     logits, returns = logits.float(), returns.float()
     size = abs(c) * float(returns[-1] - returns[0])
     if size < NEGLIGIBLE:
-        return returns.to(logits.device) @ logits.softmax(0)
+        return upload(returns, logits.device) @ logits.softmax(0)
     start = float(returns[0] if c > 0 else returns[-1])
     exponents = c * (returns - start)  # [bins], from 0 to size
     if size > FAR:
-        tilted = logits.log_softmax(0) + exponents[:, None].to(logits.device)
+        tilted = logits.log_softmax(0) + upload(exponents, logits.device)[:, None]
         return start + tilted.logsumexp(0) / c
-    factors = exponents.expm1().to(logits.device)
+    factors = upload(exponents.expm1(), logits.device)
     return start + torch.log1p(factors @ logits.softmax(0)) / c
 
 

@@ -1,7 +1,8 @@
 import pytest
 import torch
 
-from trimtab.candidates import select, select_reference
+from trimtab import candidates as candidates_module
+from trimtab.candidates import largest, log_softmax_at, select, select_reference
 
 
 def ragged(candidates):
@@ -43,3 +44,22 @@ def test_masked_tokens_are_never_candidates():
     logits[0, 3] = 0.0
     candidates = select(logits, torch.tensor([8]), torch.tensor([1.0]))
     assert ragged(candidates) == [[3]]
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_blocks_have_the_largest_logits(seed, monkeypatch):
+    """Of vocabularies of any length, with equal and masked logits; in parts of few rows."""
+    monkeypatch.setattr(candidates_module, "MANY", 0)
+    monkeypatch.setattr(candidates_module, "CACHED", 5000)
+    generator = torch.Generator().manual_seed(seed)
+    k = int(torch.randint(1, 5, (), generator=generator))
+    vocab = int(torch.randint(8 * 64 * k, 8 * 64 * k + 200, (), generator=generator))
+    logits = torch.randn(7, vocab, generator=generator)
+    logits[1] = logits[1].round()
+    logits[2, 5:-1] = -torch.inf
+    logits[3, -1] = logits[4, 0] = 9.0
+    tokens = largest(logits, k)
+    assert torch.equal(logits.gather(1, tokens), logits.topk(k).values)
+    assert all(len(set(row)) == k for row in tokens.tolist())
+    expected = logits.log_softmax(-1).gather(1, tokens)
+    torch.testing.assert_close(log_softmax_at(logits, tokens), expected)

@@ -11,7 +11,7 @@ def fuse(logits, candidates, bonus, tail_mean):
     index = torch.randperm(len(batch))[: len(logits)]
     batch[index] = logits
     fused = batch.clone()
-    fuse_(fused, index, candidates, bonus, tail_mean)
+    fuse_(fused, index.tolist(), candidates, bonus, tail_mean)
     others = torch.ones(len(batch), dtype=torch.bool)
     others[index] = False
     assert torch.equal(fused[others], batch[others])

@@ -4,7 +4,7 @@ A scorer gives a score to each candidate of each row's prefix.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import ClassVar, Self
 
 import numpy as np
@@ -22,6 +22,7 @@ from trimtab_models import checkpoint
 from trimtab_models.checkpoint import Family, ScorerInfo
 from trimtab_models.info import FORESEES
 from trimtab_models.readout import soft_value
+from trimtab_models.transfers import upload
 
 
 class Scorer(ABC):
@@ -106,6 +107,24 @@ class Scorer(ABC):
 
         May raise anything: the affected rows lose their guidance, the engine continues.
         """
+
+    @property
+    def stacks(self) -> Hashable:
+        """Scorers with the same value, not None, can score the same rows together."""
+        return None
+
+    def score_stack(
+        self,
+        others: Sequence["Scorer"],
+        candidates: Sequence[Ids],
+        strengths: Sequence[Sequence[float]],
+        states: Tensor,
+    ) -> Tensor:
+        """The scores of this scorer and of others that stack with it: [scorers, Σ candidates].
+
+        strengths: of each scorer, as in `score`. states: see `reads_states`.
+        """
+        raise NotImplementedError(f"a {self.family} scorer does not stack")
 
     @property
     def keeps_time(self) -> bool:
@@ -217,7 +236,7 @@ def soft_values(
     """
     counts = torch.tensor([len(group) for group in candidates])
     c = torch.tensor(strengths, dtype=torch.float32).repeat_interleave(counts)
-    return soft_value(logits, returns.to(logits.device), c.to(logits.device))
+    return soft_value(logits, upload(returns, logits.device), upload(c, logits.device))
 
 
 def gather_candidates(table: Tensor, candidates: Sequence[Ids]) -> Tensor:
@@ -225,7 +244,7 @@ def gather_candidates(table: Tensor, candidates: Sequence[Ids]) -> Tensor:
 
     Larger ids use the last entry, as in Backbone.
     """
-    row, token = places(candidates, table.shape[1]).to(table.device)
+    row, token = upload(places(candidates, table.shape[1]), table.device)
     return table[row, token]
 
 

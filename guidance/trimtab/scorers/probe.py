@@ -5,12 +5,12 @@ token. Its outputs are read as those of `head` and `distribution`: a link, or th
 histogram over returns. A probe works with the base that it was trained on, and with no other.
 """
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import Self
+from weakref import ref
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from trimtab.config import ScorerSpec
@@ -22,7 +22,9 @@ from trimtab.scoring.text import Prompt
 from trimtab_models import checkpoint, probe
 from trimtab_models.checkpoint import ScorerInfo
 from trimtab_models.probe import Probe
+from trimtab_models.probe_stack import ProbeStack
 from trimtab_models.readout import LINKS, soft_value_at
+from trimtab_models.transfers import upload
 
 
 class ProbeScorer(Scorer):
@@ -50,6 +52,8 @@ class ProbeScorer(Scorer):
             )
         self.network, self.vectors = network, table
         self._states = self._products = 0  # scored since it was loaded
+        self._stacked: list[ref[ProbeScorer]] = []
+        self._stack: ProbeStack | None = None  # of the probes that were scored last with this one
         self.distributional = info.support is not None
         if info.support is not None:
             self.returns = torch.linspace(*info.support, outputs)
@@ -88,9 +92,14 @@ class ProbeScorer(Scorer):
         """See Scorer.score; states: h and m of each row, [rows, 2, hidden]."""
         if self.distributional and self._every(candidates):
             states = self._checked(states, len(candidates) * len(self.vectors))
-            outputs = self.network.every(states, self.vectors)  # [rows, vocab, bins]
-            pairs = zip(outputs, strengths, strict=True)
-            return torch.cat([soft_value_at(row.T, self.returns, c) for row, c in pairs])
+            # Row by row: the outputs of one row stay in a CPU's cache.
+            rows = zip(*self.network.parts(states), strengths, strict=True)
+            return torch.cat(
+                [
+                    soft_value_at(level[:, None] + factors @ self.vectors.mT, self.returns, c)
+                    for level, factors, c in rows
+                ]
+            )
         outputs = self.histograms(keys, prefixes, candidates, prompts, states=states)
         if not self.distributional:
             return LINKS[self.info.link](outputs[:, 0])
@@ -114,16 +123,45 @@ class ProbeScorer(Scorer):
         if self._every(candidates):
             states = self._checked(states, len(candidates) * len(self.vectors))
             return self.network.every(states, self.vectors).flatten(0, 1)
-        tokens, mask = _padded(candidates)
-        states = self._checked(states, mask.size)
-        # Larger ids use the last entry, as in Backbone.
-        tokens = np.minimum(tokens, len(self.vectors) - 1)
-        vectors = self.vectors[torch.from_numpy(tokens).to(self.vectors.device)]
+        tokens, real = self._padded(candidates)
+        states = self._checked(states, tokens.numel())
         level, factors = self.network.parts(states)
-        scored = torch.baddbmm(level[:, None], vectors, factors.mT)  # [rows, width, outputs]
-        if mask.all():
-            return scored.flatten(0, 1)
-        return scored[torch.from_numpy(mask).to(scored.device)]
+        outputs = torch.baddbmm(level[:, None], self.vectors[tokens], factors.mT)
+        return outputs.flatten(0, 1)[real]
+
+    @property
+    def stacks(self) -> tuple[Hashable, ...]:
+        """See Scorer.stacks: the sizes, and what is done with the outputs."""
+        config = self.network.config
+        sizes = config.hidden_size, config.rank, config.width, config.outputs
+        return (ProbeScorer, *sizes, self.vectors.device, self.info.support, self.info.link)
+
+    @torch.inference_mode()
+    def score_stack(
+        self,
+        others: Sequence[Scorer],
+        candidates: Sequence[Ids],
+        strengths: Sequence[Sequence[float]],
+        states: Tensor,
+    ) -> Tensor:
+        """See Scorer.score_stack."""
+        probes = [self, *(other for other in others if isinstance(other, ProbeScorer))]
+        if self._stack is None or [each() for each in self._stacked] != probes:
+            self._stacked = [ref(each) for each in probes]
+            self._stack = ProbeStack([each.network for each in probes])
+        tokens, real = self._padded(candidates)
+        read, *_ = [each._checked(states, tokens.numel()) for each in probes]
+        outputs = self._stack(read, torch.stack([each.vectors[tokens] for each in probes]))
+        packed = outputs.flatten(1, 2)[:, real]  # [probes, Σ candidates, outputs]
+        if not self.distributional:
+            return LINKS[self.info.link](packed[..., 0])
+        scores = soft_values(
+            packed.flatten(0, 1),
+            self.returns,
+            [*candidates] * len(probes),
+            [c for own in strengths for c in own],
+        )
+        return scores.view(len(probes), -1)
 
     def _checked(self, states: Tensor | None, places: int) -> Tensor:
         """The states on the probe's device, to score `places` tokens; NaN if all are lost."""
@@ -140,6 +178,19 @@ class ProbeScorer(Scorer):
         return all(group is candidates[0] for group in candidates) and np.array_equal(
             candidates[0], np.arange(len(self.vectors))
         )
+
+    def _padded(self, candidates: Sequence[Ids]) -> tuple[Tensor, Tensor | slice]:
+        """Candidates of each row, 0 after the last, [rows, width]; and where they are, flat."""
+        counts = np.array([len(group) for group in candidates])
+        real = np.arange(counts.max()) < counts[:, None]
+        tokens = np.zeros(real.shape, dtype=np.int64)
+        # Larger ids use the last entry, as in Backbone.
+        tokens[real] = np.minimum(np.concatenate(candidates), len(self.vectors) - 1)
+        device = self.vectors.device
+        places = (
+            slice(None) if real.all() else upload(torch.from_numpy(np.flatnonzero(real)), device)
+        )
+        return upload(torch.from_numpy(tokens), device), places
 
     @property
     def keeps_time(self) -> bool:
@@ -160,12 +211,3 @@ class ProbeScorer(Scorer):
         """
         by_state = self.parameters - self.network.tokens.weight.numel()
         return 2 * (by_state * self._states + self.network.config.rank * self._products)
-
-
-def _padded(candidates: Sequence[Ids]) -> tuple[Ids, NDArray[np.bool_]]:
-    """The candidates of each row, 0 after the last, and where they are, both [rows, width]."""
-    counts = np.array([len(group) for group in candidates])
-    mask = np.arange(counts.max()) < counts[:, None]
-    tokens = np.zeros(mask.shape, dtype=np.int64)
-    tokens[mask] = np.concatenate(candidates)
-    return tokens, mask

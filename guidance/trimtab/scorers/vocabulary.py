@@ -14,6 +14,7 @@ from trimtab.scorers.base import NetworkScorer, gather_candidates, places
 from trimtab.scorers.loader import Loader
 from trimtab.scoring.pool import Ids
 from trimtab.scoring.text import Prompt
+from trimtab_models.transfers import upload
 
 
 class VocabularyScorer(NetworkScorer):
@@ -50,6 +51,6 @@ class VocabularyScorer(NetworkScorer):
         if sum(map(len, candidates)) >= len(head.weight):
             return gather_candidates(self.table(keys, prefixes), candidates)
         hidden = self.backbone.hidden(keys, prefixes, None).float()  # [rows, hidden]
-        row, token = places(candidates, len(head.weight)).to(hidden.device)
+        row, token = upload(places(candidates, len(head.weight)), hidden.device)
         scores: Tensor = (hidden[row] * head.weight[token].float()).sum(-1)
         return scores if head.bias is None else scores + head.bias[token].float()

@@ -32,6 +32,7 @@ from trimtab.scorers.base import Scorer
 from trimtab.scorers.composite import CompositeScorer
 from trimtab.scoring import deadline
 from trimtab.scoring.deadline import OutOfTime
+from trimtab_models.transfers import upload
 
 log = logging.getLogger(__name__)
 
@@ -178,8 +179,8 @@ class ScorerCalls:
             log.error("scorer %s is suspended: it took too long %d times", name, STRIKES)
 
 
-def checked(work: Callable[[], Tensor], shape: Sequence[int]) -> Tensor:
-    """A scorer's result as float32 on the host.
+def checked(work: Callable[[], Tensor], shape: Sequence[int], device: torch.device) -> Tensor:
+    """A scorer's result as float32 on a device.
 
     Raises:
         ScorerFailed: it is not a tensor of real numbers, or has another shape.
@@ -191,7 +192,7 @@ def checked(work: Callable[[], Tensor], shape: Sequence[int]) -> Tensor:
         raise ScorerFailed(
             f"returned scores of shape {tuple(flat.shape)}, expected {tuple(shape)}", retry=True
         )
-    return flat.detach().float().cpu().as_subclass(Tensor)
+    return upload(flat.detach().float(), device).as_subclass(Tensor)
 
 
 class _Ended(SystemExit):

@@ -1,0 +1,165 @@
+"""The scorers of rows: every call into a scorer, and the faults of rows for which it fails."""
+
+import logging
+import math
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from trimtab.registry import Registry
+from trimtab.rows import Row, RowFault
+from trimtab.scorers.base import Scorer
+from trimtab.scoring.calls import ScorerFailed, checked
+from trimtab.scoring.pool import Ids
+from trimtab.states import States
+
+log = logging.getLogger("trimtab.guide")  # whoever reads the log need not know this module
+
+HOST = torch.device("cpu")
+LOST = "has no states of the base for this text"
+"""The fault of a probe whose engine has none, or whose row's were lost."""
+
+
+class RowScorers:
+    """Calls scorers for rows."""
+
+    def __init__(self, scorers: Mapping[str, Scorer], timeout: float = math.inf) -> None:
+        """timeout: maximum seconds of a scorer per step, see ScorerCalls."""
+        self.registry = Registry(scorers, timeout)
+        self.states = States()
+
+    def score_rows(self, name: str, rows: Sequence[Row], groups: Sequence[Ids]) -> Tensor:
+        """One scorer's scores, [Σ candidates] on the host; rows for which it fails get a fault."""
+        return self._finite(name, rows, groups, self._read(name, rows, groups, HOST))
+
+    def _read(
+        self, name: str, rows: Sequence[Row], groups: Sequence[Ids], device: torch.device
+    ) -> Tensor:
+        """One scorer's scores, [Σ candidates]; they may not be finite."""
+
+        def read(some: Sequence[Row], candidates: Sequence[Ids]) -> Callable[[], Tensor]:
+            strengths = [self._strength(row, name) for row in some]
+            keys, prefixes = [row.key for row in some], [row.prefix for row in some]
+            prompts = [row.prompt for row in some]
+            scorer = self.registry.scorer_of(some[0], name)
+            states = self._states(scorer, some)
+            return partial(scorer.score, keys, prefixes, candidates, strengths, prompts, **states)
+
+        return self._result(name, rows, groups, read, (), device)
+
+    def _read_stack(
+        self, names: Sequence[str], rows: Sequence[Row], groups: Sequence[Ids], device: torch.device
+    ) -> Tensor | None:
+        """Scores of scorers that stack, [names, Σ candidates]; None if one of them must fail.
+
+        Then each is called alone, so that a fault stays with its scorer and its row.
+        """
+        first, *others = (self.registry.scorer_of(rows[0], name) for name in names)
+        calls = self.registry.calls
+        failing = any(row.fault is not None for row in rows)
+        if failing or any(calls.status(other).suspended for other in others):
+            return None
+        strengths = [[self._strength(row, name) for row in rows] for name in names]
+        read = partial(first.score_stack, others, groups, strengths, self.states.of(rows))
+        work = partial(checked, read, (len(names), sum(map(len, groups))), device)
+        try:
+            return calls.score(names[0], first, work, calls.until(first, 0))
+        except ScorerFailed:
+            return None
+
+    def _call(
+        self,
+        name: str,
+        rows: Sequence[Row],
+        groups: Sequence[Ids],
+        read: Callable[[Sequence[Row], Sequence[Ids]], Callable[[], Tensor]],
+        shape: Sequence[int],
+    ) -> Tensor:
+        """A scorer's finite result, [Σ candidates, *shape] on the host; failed rows get a fault."""
+        return self._finite(name, rows, groups, self._result(name, rows, groups, read, shape, HOST))
+
+    def _result(
+        self,
+        name: str,
+        rows: Sequence[Row],
+        groups: Sequence[Ids],
+        read: Callable[[Sequence[Row], Sequence[Ids]], Callable[[], Tensor]],
+        shape: Sequence[int],
+        device: torch.device,
+        until: float | None = None,
+    ) -> Tensor:
+        """A scorer's result, [Σ candidates, *shape]; rows for which it raises get a fault."""
+        sizes = [len(group) for group in groups]
+        scorer = self.registry.scorer_of(rows[0], name)
+        if until is None:
+            fresh = sum(len(row.prefix) for row in rows if name not in row.read)
+            until = self.registry.calls.until(scorer, fresh)
+        work = partial(checked, read(rows, groups), (sum(sizes), *shape), device)
+        try:
+            flat = self.registry.calls.score(name, scorer, work, until)
+        except ScorerFailed as failure:
+            if failure.retry and len(rows) > 1:  # retry row by row, within the remaining time
+                pairs = zip(rows, groups, strict=True)
+                return torch.cat(
+                    [
+                        self._result(name, [row], [group], read, shape, device, until)
+                        for row, group in pairs
+                    ]
+                )
+            if failure.retry:
+                log.warning("scorer %s failed: %s", name, failure.message)
+                log.debug("scorer %s failed", name, exc_info=failure.__cause__)
+            for row in rows:
+                self.fail(row, name, failure.message, overrun=failure.overrun)
+            return torch.zeros(sum(sizes), *shape, device=device)
+        for row in rows:
+            row.read.add(name)
+        return flat
+
+    def _finite(
+        self, name: str, rows: Sequence[Row], groups: Sequence[Ids], flat: Tensor
+    ) -> Tensor:
+        """A scorer's result without what is not finite; rows that have it get a fault."""
+        if torch.isfinite(flat).all():
+            return flat
+        for row, result in zip(rows, flat.split([len(group) for group in groups]), strict=True):
+            if not torch.isfinite(result).all():
+                self._refuse(name, row)
+        return flat.nan_to_num(0.0, 0.0, 0.0)
+
+    def _refuse(self, name: str, row: Row) -> None:
+        """Give a fault to a row for which a scorer returned what is not finite."""
+        reads = self.registry.scorer_of(row, name).reads_states
+        lost = reads and not self.states.of([row]).isfinite().all()
+        reason = LOST if lost else "returned a score that is not finite"
+        log.warning("scorer %s %s", name, reason)
+        self.fail(row, name, reason)
+
+    def _states(self, scorer: Scorer, rows: Sequence[Row]) -> dict[str, Tensor]:
+        """The base's states of some rows, if the scorer reads them."""
+        return {"states": self.states.of(rows)} if scorer.reads_states else {}
+
+    def _weight(self, row: Row, name: str) -> float:
+        """The factor of β: w, divided by the scorer's deviation if its scores are normalised."""
+        weight = (row.params.scorers or {})[name]
+        return (
+            weight / self.registry.scorer_of(row, name).info.deviation
+            if row.params.normalize
+            else weight
+        )
+
+    def _strength(self, row: Row, name: str) -> float:
+        """The factor of a scorer's scores: β times its weight, or the dual weight of its floor."""
+        plan, beta = row.plan, row.params.beta
+        if plan is not None and name in plan.duals:
+            return plan.duals[name]
+        if plan is not None and plan.beta is not None:
+            beta = plan.beta
+        return beta * self._weight(row, name)
+
+    def fail(self, row: Row, scorer: str, message: str, *, overrun: bool = False) -> None:
+        """Remove a row from guidance permanently."""
+        row.fault = RowFault(scorer, message, overrun)
+        self.registry.note_fault(row, scorer, message)
