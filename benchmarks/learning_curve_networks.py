@@ -6,18 +6,32 @@ from collections.abc import Set
 from pathlib import Path
 from typing import Any
 
-from trimtab_models import checkpoint, data
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from trimtab_models import bases, checkpoint, data
 from trimtab_models.training.config import TrainConfig
 from trimtab_models.training.run import run
 
-SIX = {"layers": 6, "learning_rate": 1e-4, "epochs": 4}
+SIX = {"layers": 6, "learning_rate": 1e-4, "epochs": 2}
 NETWORKS: dict[str, dict[str, Any]] = {
-    "td-lambda-six": {"objective": "td-lambda", **SIX},
+    "td-lambda-six": {"objective": "td-lambda", **SIX, "epochs": 4},
     "gains-six": {"objective": "gains", **SIX},
-    "gains-whole": {"objective": "gains", "learning_rate": 5e-5, "epochs": 2},
+    "gains-own": {"objective": "gains", "learning_rate": 1e-3, "epochs": 8},
     "td-lambda-whole": {"objective": "td-lambda", "learning_rate": 2e-5, "epochs": 4},
 }
-"""Name → settings of `trimtab train`: of the base's six lowest layers, and of the whole base."""
+"""Name → settings of `trimtab train`: of the base's six lowest layers, of a small network of its
+own (see `small`), and of the whole base."""
+
+
+def small(base: str, folder: Path) -> str:
+    """Write a network with the base's vocabulary, two layers and random weights: its directory."""
+    torch.manual_seed(0)
+    config = AutoConfig.from_pretrained(base)
+    config.hidden_size, config.intermediate_size, config.num_hidden_layers = 128, 384, 2
+    config.num_attention_heads, config.num_key_value_heads, config.head_dim = 4, 2, 32
+    AutoModelForCausalLM.from_config(config, dtype=torch.float32).save_pretrained(folder)
+    return str(folder)
 
 
 def fit(name: str, rollouts: Path, size: int, held: Set[tuple[int, ...]], out: Path) -> dict:
@@ -33,6 +47,8 @@ def fit(name: str, rollouts: Path, size: int, held: Set[tuple[int, ...]], out: P
     data.write(files[0], mine[0][:size])
     data.write(files[1], mine[1])
     settings = {"base": "smollm2", "data": str(files[0]), "validation": str(files[1]), "out": out}
+    if name.endswith("-own"):
+        settings["scorer"] = small(bases.base_path("smollm2"), out.with_suffix(".initial"))
     start = time.monotonic()
     run(TrainConfig.model_validate(NETWORKS[name] | settings))
     return {"seconds": time.monotonic() - start, **facts(out)}
