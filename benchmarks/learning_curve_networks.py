@@ -37,7 +37,7 @@ def small(base: str, folder: Path) -> str:
 def fit(name: str, rollouts: Path, size: int, held: Set[tuple[int, ...]], out: Path) -> dict:
     """Train a network on the first answers of a file, and say what it knows.
 
-    The seconds are those of `trimtab train`, with its report on answers to the held-out prompts.
+    The seconds are core-seconds of `trimtab train`, with its report on the held-out answers.
     """
     mine: tuple[list, list] = [], []
     for record in data.read(rollouts):
@@ -49,9 +49,9 @@ def fit(name: str, rollouts: Path, size: int, held: Set[tuple[int, ...]], out: P
     settings = {"base": "smollm2", "data": str(files[0]), "validation": str(files[1]), "out": out}
     if name.endswith("-own"):
         settings["scorer"] = small(bases.base_path("smollm2"), out.with_suffix(".initial"))
-    start = time.monotonic()
+    start = time.process_time()
     run(TrainConfig.model_validate(NETWORKS[name] | settings))
-    return {"seconds": time.monotonic() - start, **facts(out)}
+    return {"seconds": time.process_time() - start, **facts(out)}
 
 
 def facts(out: Path) -> dict:

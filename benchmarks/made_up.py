@@ -5,7 +5,7 @@
 Runs the arena at a small scale, with probes and with the best return distribution of each world,
 which is decoded by the arena's own candidates and by the defaults of a request. Writes
 benchmarks/results/arena/probes-WORLD/, with what they have at 1 and 1.5 nats in equal-kl.md. An
-interrupted run resumes from .work/made-up. Takes about a quarter of an hour a world on one core.
+interrupted run resumes from .work/made-up. Takes about ten minutes a world on one core.
 """
 
 import argparse
