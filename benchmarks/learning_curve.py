@@ -13,10 +13,11 @@ held out; a scorer is trained on the first 250 to 4,000 answers to the others. F
                a strength, and again at one that should spend `NATS` if the first is far from it;
                it is read between them and the base, in √KL
 
-With --networks, also networks of the base's six lowest layers, and of the whole base, which need a
-GPU. Finished parts in DIR are kept: the same command resumes, and several may share DIR. FILE has
-records as `rollouts.jsonl` of the arena of everyday, with "prefix_rewards"; it is sampled if it is
-missing. Writes benchmarks/results/learning_curve.{json,md,png}.
+With --networks, also networks of the base's six lowest layers, and of the whole base. They need a
+GPU, or --answers 1000, with which each takes minutes on a core. Finished parts in DIR are kept: the
+same command resumes, and several may share DIR. FILE has records as `rollouts.jsonl` of the arena
+of everyday, with "prefix_rewards"; it is sampled if it is missing. Writes
+benchmarks/results/learning_curve.{json,md,png}.
 """
 
 import argparse
@@ -24,11 +25,14 @@ import json
 import math
 import os
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from learning_curve_networks import NETWORKS
+from learning_curve_networks import fit as fit_network
 from learning_curve_plot import draw
 from tqdm import tqdm
 
@@ -54,13 +58,8 @@ METHODS: dict[str, dict[str, Any]] = {
     },
 }
 """Name → settings of `trimtab train`; each trains a probe."""
-SIX = {"layers": 6, "learning_rate": 1e-4, "epochs": 4}
-NETWORKS: dict[str, dict[str, Any]] = {
-    "td-lambda-six": {"objective": "td-lambda", **SIX},
-    "gains-six": {"objective": "gains", **SIX},
-    "td-lambda-whole": {"objective": "td-lambda", "learning_rate": 2e-5, "epochs": 4},
-}
-"""The same of networks."""
+REFINED = "gains-refined"
+"""The probe of learning_curve_refined.py, which is measured and listed beside the others."""
 HELD_OUT, TURNS, TESTS, ANSWERS = 32, 10, 48, 2
 NATS, NEAR = 1.1, (0.8, 1.5)
 """KL to aim at, and what is near enough."""
@@ -73,29 +72,28 @@ def roll_out(path: Path, turns: int) -> None:
     sampler, task = engine({})
     texts = task.world.prompts("train", 432, 0)
     prompts = [sampler.tokenizer(text, add_special_tokens=False).input_ids for text in texts]
-    kindness = task.world.rewards["kindness"]
     records = []
     for turn in tqdm(range(turns), desc="rollouts", unit="turn"):
         groups = sampler.sample(prompts, 1, seed=100 + turn, temperature=1.0, max_tokens=48)
         for text, ids, [answer] in zip(texts, prompts, groups, strict=True):
-            tokens = list(answer.token_ids)
-            parts = [
-                sampler.tokenizer.decode(tokens[: t + 1], skip_special_tokens=True)
-                for t in range(len(tokens))
-            ]
-            records.append(
-                {
-                    "prompt": text,
-                    "completion": parts[-1],
-                    "prompt_token_ids": ids,
-                    "completion_token_ids": tokens,
-                    "rewards": {
-                        n: reward(text, parts[-1]) for n, reward in task.world.rewards.items()
-                    },
-                    "prefix_rewards": [kindness(text, part) for part in parts],
-                }
-            )
+            records.append(labelled(text, ids, list(answer.token_ids), sampler.tokenizer, task))
     data.write(path, records)
+
+
+def labelled(text: str, ids: list[int], tokens: list[int], tokenizer: Any, task: Any) -> dict:
+    """The record of an answer to a prompt, with its rewards and those of its beginnings."""
+    parts = [
+        tokenizer.decode(tokens[: t + 1], skip_special_tokens=True) for t in range(len(tokens))
+    ]
+    rewards = task.world.rewards
+    return {
+        "prompt": text,
+        "completion": parts[-1],
+        "prompt_token_ids": ids,
+        "completion_token_ids": tokens,
+        "rewards": {name: reward(text, parts[-1]) for name, reward in rewards.items()},
+        "prefix_rewards": [rewards["kindness"](text, part) for part in parts],
+    }
 
 
 def engine(scorers: dict[str, Path]) -> tuple[Any, Any]:
@@ -117,20 +115,22 @@ def engine(scorers: dict[str, Path]) -> tuple[Any, Any]:
 
 def read(path: Path) -> tuple[list[list[Rollout]], list[Rollout]]:
     """The answers to train on, by turns, and those to the held-out prompts."""
-    items = [
-        Rollout(
-            record["prompt_token_ids"],
-            record["completion_token_ids"],
-            record["rewards"]["kindness"],
-            prefix_rewards=record["prefix_rewards"],
-        )
-        for record in data.read(path)
-    ]
+    items = [rollout(record) for record in data.read(path)]
     prompts = list(dict.fromkeys(tuple(item.prompt) for item in items))
     held = set(prompts[-HELD_OUT:])
     size = len(prompts)
     by_turn = [items[i : i + size] for i in range(0, len(items), size)]
     return by_turn, [item for item in items if tuple(item.prompt) in held]
+
+
+def rollout(record: data.Record) -> Rollout:
+    """The answer of a record, with the rewards of its beginnings."""
+    return Rollout(
+        record["prompt_token_ids"],
+        record["completion_token_ids"],
+        record["rewards"]["kindness"],
+        prefix_rewards=record["prefix_rewards"],
+    )
 
 
 Likely = list[tuple[torch.Tensor, torch.Tensor]]
@@ -152,12 +152,10 @@ def fit(
     states: States,
     out: Path,
 ) -> dict:
-    """Train a scorer, write its checkpoint, and say what it knows."""
-    chosen = {**METHODS[name], "probe": {}} if name in METHODS else NETWORKS[name]
+    """Train a probe, write its checkpoint, and say what it knows."""
     config = TrainConfig.model_validate(
-        {**chosen, "base": str(states.base), "data": "-", "out": out}
+        {**METHODS[name], "probe": {}, "base": str(states.base), "data": "-", "out": out}
     )
-    read = states if config.probe is not None else None
     objective = initial.objective(config)
     start = time.monotonic()
     torch.manual_seed(config.seed)
@@ -167,28 +165,26 @@ def fit(
         items,
         out.with_name(f"{out.name}.run"),
         pad_id=0,
-        states=read,
+        states=states,
         epochs=config.epochs,
         batch_size=config.batch_size,
         learning_rate=config.learning_rate,
         disable_tqdm=True,
         save_steps=10_000,
-        **(probes.DEFAULTS if read else {}),
+        **probes.DEFAULTS,
     )
     seconds = time.monotonic() - start
-    model = initial.finish(trainer.model, objective, None, read)
-    model = model.cpu() if read else model
-    info = describe(objective, model, held, 0, "smollm2", read)
-    checked = report.validate(model, info, held, None, 0, states=read)
+    model = initial.finish(trainer.model, objective, None, states).cpu()
+    info = describe(objective, model, held, 0, "smollm2", states)
+    checked = report.validate(model, info, held, None, 0, states=states)
     checkpoint.save(model, pretrained.tokenizer(states.base), report.mark(info, checked), out)
-    foreseen = foretold(model, info, held, steps, states) if read else {"beta": 3 / info.deviation}
     known = {k.percent: k.beyond_prompt and k.beyond_prompt.value for k in checked.known}
     auc = checked.prefix_auc.mean
     return {
         "seconds": seconds,
         "auc": [auc.mean, auc.standard_error],
         "known": {str(part): known[part] for part in PARTS},
-        **foreseen,
+        **foretold(model, info, held, steps, states),
     }
 
 
@@ -226,7 +222,7 @@ def foretold(model: Any, info: Any, held: list[Rollout], steps: Likely, states: 
     return {"foretold": foreseen, "beta": math.sqrt(2 * NATS / spread)}
 
 
-def fit_all(work: Path, rollouts: Path, methods: list[str], sizes: tuple[int, ...]) -> None:
+def fit_all(work: Path, rollouts: Path, methods: list[str], sizes: Sequence[int]) -> None:
     """Train what is missing; sizes above the number of answers are left out."""
     by_turn, held = read(rollouts)
     states = States(load("everyday").world.base(), progress=True)
@@ -240,7 +236,11 @@ def fit_all(work: Path, rollouts: Path, methods: list[str], sizes: tuple[int, ..
             saved = work / f"{method}-{size}.json"
             if saved.exists():
                 continue
-            fitted = fit(method, items[:size], held, steps, states, work / "scorers" / saved.stem)
+            out = work / "scorers" / saved.stem
+            if method in NETWORKS:
+                fitted = fit_network(method, rollouts, size, prompts, out)
+            else:
+                fitted = fit(method, items[:size], held, steps, states, out)
             row = {"method": method, "answers": size} | fitted
             print(row, flush=True)
             saved.write_text(json.dumps(row) + "\n")
@@ -338,7 +338,8 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=WORK, help="directory of all parts")
     parser.add_argument("--rollouts", type=Path, help="default: rollouts.jsonl in DIR")
     parser.add_argument("--only", action="append", choices=[*METHODS, *NETWORKS], help="repeatable")
-    parser.add_argument("--networks", action="store_true", help="also networks, on a GPU")
+    parser.add_argument("--networks", action="store_true", help="also networks")
+    parser.add_argument("--answers", type=int, action="append", help="instead of 250 to 4,000")
     part = parser.add_mutually_exclusive_group()
     part.add_argument("--train", action="store_true", help="only train, and measure later")
     part.add_argument("--measure", action="store_true", help="only measure what is trained")
@@ -350,7 +351,7 @@ def main() -> None:
     (work / "scorers").mkdir(parents=True, exist_ok=True)
     arguments.out.mkdir(parents=True, exist_ok=True)
     rollouts = arguments.rollouts or work / "rollouts.jsonl"
-    sizes = QUICK_SIZES if arguments.quick else SIZES
+    sizes = arguments.answers or (QUICK_SIZES if arguments.quick else SIZES)
     methods = arguments.only or [*METHODS, *(NETWORKS if arguments.networks else ())]
     files = [work / f"{method}-{size}.json" for method in methods for size in sizes]
     trained = arguments.measure or arguments.table or all(file.exists() for file in files)
@@ -360,6 +361,7 @@ def main() -> None:
         fit_all(work, rollouts, methods, sizes)
     if arguments.train:
         return
+    files += [work / f"{REFINED}-{size}.json" for size in sizes]
     facts = {file.stem: json.loads(file.read_text()) for file in files if file.exists()}
     if not arguments.table:
         measure(work, facts, tests)
