@@ -21,16 +21,16 @@ def make(form, slots):
 
 @pytest.mark.parametrize("form", MAKES)
 def test_rows_that_come_and_go_equal_reforwarding(form):
-    backbone, rng = make(form, 200), np.random.default_rng(1)
+    backbone, rng = make(form, 150), np.random.default_rng(1)
     texts, arrived, short = {}, 0, 0
-    for _ in range(24):
+    for _ in range(12):
         while len(texts) < 7:  # they need up to 7 · 60 tokens
             common = next(iter(texts.values()), rng.integers(VOCAB, size=20))[: rng.integers(20)]
             own = rng.integers(VOCAB, size=rng.integers(1, 40))
             texts[arrived], arrived = np.concatenate((common, own)), arrived + 1
         keys = rng.permutation([*texts])[: rng.integers(4, 8)].tolist()
         prefixes = [texts[key] for key in keys]
-        candidates = [rng.permutation(VOCAB)[: rng.integers(1, 6)] for _ in keys]
+        candidates = [rng.permutation(VOCAB)[: rng.integers(1, 4)] for _ in keys]
         actual = backbone.hidden(keys, prefixes, candidates)
         assert (actual - reference(backbone, prefixes, candidates)).abs().max() <= 1e-5
         cached = [len(backbone.pool.entries[key].tokens) for key in keys]
@@ -41,10 +41,10 @@ def test_rows_that_come_and_go_equal_reforwarding(form):
                 del texts[key]
                 if rng.random() < 0.5:  # else the pool is not told
                     backbone.forget(key)
-    assert short > 6, "the control: the pool was too small"
+    assert short > 3, "the control: the pool was too small"
     for key in range(arrived):
         backbone.forget(key)
-    assert backbone.pool.free_slots == 200
+    assert backbone.pool.free_slots == 150
 
 
 def read(backbone, rows, steps=8, length=30, k=4, at_once=None):
@@ -70,8 +70,8 @@ def test_only_what_has_no_room_is_read_again(form, slots, at_once):
     rows, k = 12, 4
     tokens, whole = read(make(form, slots), rows, k=k, at_once=at_once)
     assert whole == 12 * 37
-    assert tokens <= rows * (1 + k) + whole - slots + rows
-    assert tokens >= rows * k + whole - slots, "the control: less is not possible"
+    assert tokens <= rows * (1 + k) + whole - slots + whole // rows  # a row must be there whole
+    assert tokens >= rows * (k - 1) + whole - slots, "the control: less is not possible"
 
 
 def test_the_oldest_first_would_read_everything_again(monkeypatch):
