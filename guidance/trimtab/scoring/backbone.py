@@ -21,7 +21,7 @@ from trimtab.scoring.fixed import FixedRow, Shape
 from trimtab.scoring.pool import NO_IDS, Ids, PoolFull, PrefixPool
 from trimtab.scoring.shared import Block
 from trimtab.scoring.text import Prompt
-from trimtab_models.networks import attention_of_any_shape, split
+from trimtab_models.networks import attention_of_any_shape, kv_shape, split
 
 _next_fork = count(-1, -1).__next__
 """Keys of branches: negative, unlike the keys of an engine's rows."""
@@ -51,13 +51,12 @@ class Backbone:
         """
         self.model = model.to(device).requires_grad_(False).eval()
         self.network, self.head = split(self.model)
-        config = self.network.config.get_text_config()
         exactness.check_config(self.network, max_length)
-        heads = config.num_attention_heads
+        layers, kv_heads, head_dim = kv_shape(self.network.config)
         self.pool = PrefixPool(
-            layers=config.num_hidden_layers,
-            kv_heads=getattr(config, "num_key_value_heads", None) or heads,
-            head_dim=getattr(config, "head_dim", None) or config.hidden_size // heads,
+            layers=layers,
+            kv_heads=kv_heads,
+            head_dim=head_dim,
             max_bytes=pool_bytes,
             temporary=MAX_TOKENS + max_candidates,
             dtype=self.model.dtype,
