@@ -33,7 +33,7 @@ from trimtab_models.networks import scalar_head
 RESULTS = Path(__file__).parent / "results"
 VOCAB, LAYERS, KV_HEADS, K = 8192, 6, 2, 10
 LOADS = (0.9, 1.0, 1.1, 1.5, 2.0)
-WARM = 4
+WARM = 2
 """Steps before the first measured one."""
 
 
@@ -149,8 +149,8 @@ def table(record: dict) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--name", default="after", help="of this run's results")
-    parser.add_argument("--repeats", type=int, default=11)
-    parser.add_argument("--settings", nargs="*", default=["32x128", "8x512", "8x2048"])
+    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--settings", nargs="*", default=["32x128", "8x512"])
     parser.add_argument("--no-admission", action="store_true")
     parser.add_argument("--out", type=Path, default=RESULTS)
     arguments = parser.parse_args()

@@ -19,7 +19,7 @@ from trimtab_models.networks import kv_shape
 
 log = logging.getLogger(__name__)
 
-GIB = 2**30
+MIB = 2**20
 SHARE = 4
 """Chosen pools take at most this part of the memory that is left: a quarter."""
 
@@ -46,8 +46,8 @@ def fit(
         return size, None
     held = size // (len(tokens) * max(tokens))
     return size, (
-        f"the scorers' prefix caches have {size / GIB:.2f} GiB; {rows} requests of {length} tokens "
-        f"need {wanted / GIB:.2f} GiB. All requests together may have {held} tokens before "
+        f"the scorers' prefix caches have {size // MIB} MiB; {rows} requests of {length} tokens "
+        f"need {wanted // MIB} MiB. All requests together may have {held} tokens before "
         "prefixes are read again at each step, which is slower. Set --cache-bytes to more, or "
         "lower --max-num-seqs or --max-model-len."
     )

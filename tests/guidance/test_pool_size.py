@@ -49,18 +49,18 @@ def test_what_is_missing_is_one_line(paths):
     size, line = fit(scorers(paths, "llama"), room=2 * GIB)
     assert size == GIB // 2
     held = size // TOKENS["llama"]
-    assert "have 0.50 GiB; 256 requests of 4096 tokens need 0.75 GiB" in line
+    assert "have 512 MiB; 256 requests of 4096 tokens need 768 MiB" in line
     assert f"{held} tokens" in line
     assert "--cache-bytes" in line
     size, line = fit(scorers(paths, "llama"), room=-GIB)
     assert size == CACHE_BYTES
-    assert "0.25 GiB" in line
+    assert "have 256 MiB" in line
 
 
 def test_what_the_user_has_chosen_stays(paths):
     size, line = fit(scorers(paths, "llama", cache_bytes=2**20))
     assert size == 2**20
-    assert re.search(r"have 0\.00 GiB.*need 0\.75 GiB", line)
+    assert re.search(r"have 1 MiB.*need 768 MiB", line)
     assert fit(scorers(paths, "llama", cache_bytes=GIB)) == (GIB, None)
 
 
