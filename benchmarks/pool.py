@@ -131,19 +131,20 @@ def admission(entries: int, length: int = 512, repeats: int = 64) -> dict:
 
 def table(record: dict) -> str:
     names = list(record["runs"])
-    lines = ["| rows | prefix | load | " + " | ".join(f"{n}: ms, ratio, tokens" for n in names)]
+    lines = ["| rows | prefix | load | " + " | ".join(f"{n}: time, tokens" for n in names)]
     lines = [lines[0] + " |", "|---" * (3 + len(names)) + "|"]
     for settings in zip(*(record["runs"][name]["steps"] for name in names), strict=True):
         cells = [str(settings[0][key]) for key in ("rows", "prefix", "load")]
         for r in settings:
             median, low, high = r["ratio"]
-            cells.append(f"{r['ms']:.1f}, {median:.2f} ({low:.2f}–{high:.2f}), {r['tokens']:.2f}")
+            cells.append(f"{median:.2f} ({low:.2f}–{high:.2f}), {r['tokens']:.2f}")
         lines.append("| " + " | ".join(cells) + " |")
     rows = [r for name in names for r in record["runs"][name].get("admission", ())]
     if rows:
         lines += ["", "| entries | admission, µs | a scan, µs |", "|---|---|---|"]
         lines += [f"| {r['entries']} | {r['ours_us']:.0f} | {r['scan_us']:.0f} |" for r in rows]
-    return "\n".join(lines) + "\n"
+    caption = "Time and tokens of a step ÷ those of the step that fits (load 0.9); see pool.py."
+    return "\n".join([caption, "", *lines]) + "\n"
 
 
 def main() -> None:

@@ -101,6 +101,21 @@ def test_rows_that_have_ended_make_room(form):
     assert spare[-1] <= 4 * (1 + 2), "the four that are left are cached whole"
 
 
+@pytest.mark.parametrize("form", MAKES)
+def test_rows_of_one_step_do_not_stay(form):
+    """Texts that are scored once, such as those of a search, leave room for rows that go on."""
+    backbone, rng = make(form, 200), np.random.default_rng(5)
+    texts = [rng.integers(VOCAB, size=30) for _ in range(3)]
+    for key in range(100, 130):  # they fill the pool
+        backbone.hidden([key], [rng.integers(VOCAB, size=20)], [np.arange(2)])
+    for key in range(200, 212):
+        before = backbone.tokens_forwarded
+        once = rng.integers(VOCAB, size=20)
+        backbone.hidden([0, 1, 2, key], [*texts, once], [np.arange(2)] * 4)
+        texts = [np.append(text, 0) for text in texts]
+    assert backbone.tokens_forwarded - before <= 3 * (1 + 2) + 20 + 2
+
+
 def test_candidates_give_way_before_prefixes():
     """A prefix's token costs a token to read again, and all of a row's candidates cost one too."""
     backbone = make("packed", 12 * 39)

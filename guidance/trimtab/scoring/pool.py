@@ -36,7 +36,7 @@ V = TypeVar("V")
 NO_IDS: Ids = np.zeros(0, dtype=np.int64)
 NO_IDS.flags.writeable = False
 FIRST_GAP = 64
-"""Steps after which a row is expected again, before it has come twice."""
+"""Steps after which a row is expected again, before any row has come twice."""
 PATIENCE = 4
 """A row that does not come for this many of its usual gaps has ended."""
 
@@ -55,18 +55,12 @@ class CachedPrefix:
 
     key: int
     used: int  # the step in which its row came last
-    gap: int = FIRST_GAP  # steps between two steps of its row
+    gap: int = 0  # steps between two steps of its row; 0 if it has come only once
     tokens: Ids = field(default_factory=lambda: NO_IDS)  # [length]
     slots: Ids = field(default_factory=lambda: NO_IDS)  # [length]
     scratch_tokens: Ids = field(default_factory=lambda: NO_IDS)  # [candidates]
     scratch_slots: Ids = field(default_factory=lambda: NO_IDS)  # [candidates]
     shared: bool = True  # whether other rows may share it
-
-    def seen(self, now: int) -> None:
-        """Its row comes in step `now`."""
-        if now > self.used:
-            self.gap = max(now - self.used, self.gap // 2)
-            self.used = now
 
 
 def keep(store: OrderedDict[K, V], key: K, value: V, most: int) -> None:
@@ -123,6 +117,7 @@ class PrefixPool:
         self.entries: OrderedDict[int, CachedPrefix] = OrderedDict()  # the latest computed last
         self.index = PrefixIndex()
         self.now = 0  # number of the step
+        self.gap = FIRST_GAP  # steps between two steps of the row that came again last
         self._waiting: set[int] = set()  # rows of this step that are not planned yet
         self._scratched: set[int] = set()  # entries with candidates
         self._ended: deque[int] | None = None  # the oldest first; None before a step needs slots
@@ -156,7 +151,9 @@ class PrefixPool:
         entry = self.entries.get(key)
         if entry is None:
             return self._share(key, tokens)
-        entry.seen(self.now)
+        if entry.used < self.now:
+            self.gap = self.now - entry.used
+            entry.gap, entry.used = max(self.gap, entry.gap // 2), self.now
         length = common_prefix(entry.tokens, tokens)
         if length == len(entry.tokens) < len(tokens):
             self._adopt(entry, int(tokens[length]))
@@ -301,7 +298,11 @@ class PrefixPool:
     def _drop_ended(self, count: int) -> None:
         """Drop entries of rows that have ended until there is room."""
         if self._ended is None:
-            ended = [e for e in self.entries.values() if self.now - e.used > PATIENCE * e.gap]
+            ended = [
+                e
+                for e in self.entries.values()
+                if self.now - e.used > PATIENCE * (e.gap or self.gap)
+            ]
             self._ended = deque(e.key for e in sorted(ended, key=lambda e: e.used))
         while self._ended and count > self._n_free:
             entry = self.entries.get(self._ended.popleft())
