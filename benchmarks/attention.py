@@ -32,7 +32,7 @@ from transformers import LlamaConfig
 from trimtab.scoring import shared
 from trimtab.scoring.backbone import Backbone
 from trimtab.scoring.captured import FixedSteps
-from trimtab.scoring.pool import NO_IDS, PrefixPool
+from trimtab.scoring.pool import PrefixPool
 from trimtab_models.networks import scalar_head
 
 RESULTS = Path(__file__).parent / "results"
@@ -64,7 +64,9 @@ def backbone(rows: int, prefix: int, kind: str) -> Backbone:
     return served
 
 
-def gathered(pool: PrefixPool, layer: int, slots: torch.Tensor) -> tuple[torch.Tensor, ...]:
+def gathered(
+    pool: PrefixPool, layer: int, slots: torch.Tensor, temporary: bool
+) -> tuple[torch.Tensor, ...]:
     return pool.k[layer].index_select(0, slots), pool.v[layer].index_select(0, slots)
 
 
@@ -89,7 +91,7 @@ def measure(rows: int, prefix: int, k: int, kind: str, budget: float) -> dict[st
     prefixes = [np.append(prompts[r % len(prompts)], r) for r in range(rows)]
     for key, ids in enumerate(prefixes):  # cached without a forward: the K/V are random anyway
         served.pool.reconcile(key, ids)
-        served.pool.extend(key, ids, NO_IDS, set())
+        served.pool.extend(key, ids, set())
     candidates = [rng.permutation(VOCAB)[:k] for _ in range(rows)]
 
     def step() -> float:

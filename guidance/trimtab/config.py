@@ -15,6 +15,7 @@ from trimtab.errors import ScorerLoadError
 from trimtab.params import NAME
 
 CACHE_BYTES = 256 * 2**20
+"""Bytes of all prefix pools together, where nobody has chosen them."""
 SCORER_SECONDS = 10.0
 FAMILY = re.compile(r"[a-z_]+|[A-Za-z_][A-Za-z0-9_.]*:[A-Za-z_][A-Za-z0-9_]*")
 
@@ -72,7 +73,9 @@ class GuidanceConfig(BaseModel):
     scorer_timeout: float = Field(
         SCORER_SECONDS, gt=0, le=3600, description="maximum seconds of a scorer per step"
     )
-    cache_bytes: int = Field(CACHE_BYTES, gt=0, description="bytes of all prefix pools together")
+    cache_bytes: int | None = Field(
+        None, gt=0, description="bytes of all prefix pools together; default: CACHE_BYTES"
+    )
 
     @field_validator("scorers")
     @classmethod

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import torch
 
-from trimtab.config import GuidanceConfig, ScorerSpec
+from trimtab.config import CACHE_BYTES, GuidanceConfig, ScorerSpec
 from trimtab.errors import ScorerLoadError
 from trimtab.reasons import why
 from trimtab.scorers import Scorer, family_class
@@ -82,8 +82,20 @@ def pool_bytes(config: GuidanceConfig) -> int:
     return _share(config.cache_bytes, specs)
 
 
-def _share(cache_bytes: int, specs: dict[str, ScorerSpec]) -> int:
-    return cache_bytes // max(sum(_class(spec).pools(spec) for spec in specs.values()), 1)
+def pool_networks(config: GuidanceConfig) -> list[str]:
+    """Directory or hub name of the network of each prefix pool.
+
+    Raises:
+        ScorerLoadError: a scorer's checkpoint cannot be read.
+    """
+    specs = [_complete(name, spec) for name, spec in config.scorers.items()]
+    paths = [[spec.path, spec.reference][: _class(spec).pools(spec)] for spec in specs]
+    return [path for some in paths for path in some if path is not None]
+
+
+def _share(cache_bytes: int | None, specs: dict[str, ScorerSpec]) -> int:
+    pools = sum(_class(spec).pools(spec) for spec in specs.values())
+    return (cache_bytes or CACHE_BYTES) // max(pools, 1)
 
 
 def _class(spec: ScorerSpec) -> type[Scorer]:

@@ -67,6 +67,17 @@ def longest(config: PretrainedConfig) -> int | None:
     return None if stretched else getattr(text, "max_position_embeddings", None)
 
 
+def kv_shape(config: PretrainedConfig) -> tuple[int, int, int]:
+    """Layers, K/V heads of each, and dimensions of a head: what a token's K/V have."""
+    text = config.get_text_config()
+    heads = text.num_attention_heads
+    return (
+        text.num_hidden_layers,
+        getattr(text, "num_key_value_heads", None) or heads,
+        getattr(text, "head_dim", None) or text.hidden_size // heads,
+    )
+
+
 def build(head: Head, source: Source, *, bins: int = 1, **options: Any) -> Any:
     """A new scorer network on a backbone, ready for training.
 

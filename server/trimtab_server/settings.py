@@ -23,7 +23,6 @@ from pydantic_settings import (
 from trimtab import reasons
 from trimtab.adapters.openai.config import UpstreamConfig
 from trimtab.config import (
-    CACHE_BYTES,
     SCORER_SECONDS,
     GuidanceConfig,
     ScorerSpec,
@@ -157,8 +156,11 @@ class Settings(BaseSettings):
         description="seconds that a scorer may take per step; after three overruns within an hour "
         "it is suspended",
     )
-    cache_bytes: int = Field(
-        CACHE_BYTES, gt=0, description="total memory for the scorers' prefix caches, in bytes"
+    cache_bytes: int | None = Field(
+        None,
+        gt=0,
+        description="total memory for the scorers' prefix caches, in bytes; default: room for "
+        "vLLM's `--max-num-seqs` requests of `--max-model-len` tokens, if memory allows; see below",
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         "warning", description="`debug`, `info`, `warning` or `error`, for Trimtab and vLLM"

@@ -54,9 +54,9 @@ def test_the_keys_of_a_common_prompt_are_read_once(short, monkeypatch):
     candidates = [np.arange(4)] * 8
     backbone.hidden(range(8), [prompt] * 8, candidates)
 
-    def counted(layer, slots):
+    def counted(layer, slots, temporary=False):
         seen.append(len(slots))
-        return gather(layer, slots)
+        return gather(layer, slots, temporary)
 
     monkeypatch.setattr(backbone.pool, "gather", counted)
     prefixes = [np.append(prompt, i % 4) for i in range(8)]

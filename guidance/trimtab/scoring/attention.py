@@ -67,6 +67,7 @@ class AttentionPlan:
     def __init__(self, pool: PrefixPool, blocks: list[Block], new_slots: Ids) -> None:
         self.pool, self.blocks = pool, blocks
         self.new_slots = torch.from_numpy(new_slots).to(pool.k.device)  # [tokens]
+        self.temporary = bool((new_slots >= pool.size).any())
         self.runs = shared_runs(blocks)
         self._grouped: dict[bool, Grouped] = {}
 
@@ -89,9 +90,8 @@ class AttentionPlan:
         window: int | None,
     ) -> Tensor:
         """Attention of one layer; shapes as in prefix_attention."""
-        pool_k, pool_v = self.pool.k[layer], self.pool.v[layer]  # [slots, kv_heads, dim]
-        pool_k.index_copy_(0, self.new_slots, key[0].transpose(0, 1))
-        pool_v.index_copy_(0, self.new_slots, value[0].transpose(0, 1))
+        new_k, new_v = key[0].transpose(0, 1), value[0].transpose(0, 1)  # [tokens, kv_heads, dim]
+        self.pool.write(layer, self.new_slots, new_k, new_v, self.temporary)
         q = query[0].transpose(0, 1)  # [tokens, heads, dim]
         grouped = self.grouped(window is not None)
         parts = [self._part(group, layer, q, scaling, window) for group in grouped.groups]
@@ -124,7 +124,7 @@ class AttentionPlan:
         q_rows = q_rows.reshape(rows, -1, kv_heads, fold, dim).permute(0, 2, 3, 1, 4)
         k_rows, v_rows = (
             part.view(rows, -1, kv_heads, dim).transpose(1, 2)
-            for part in self.pool.gather(layer, group.kv_index)
+            for part in self.pool.gather(layer, group.kv_index, self.temporary)
         )
         out, lse = attend(
             q_rows.reshape(rows, kv_heads, -1, dim),

@@ -21,7 +21,7 @@ from trimtab.scoring.fixed import FixedRow, Shape
 from trimtab.scoring.pool import NO_IDS, Ids, PoolFull, PrefixPool
 from trimtab.scoring.shared import Block
 from trimtab.scoring.text import Prompt
-from trimtab_models.networks import attention_of_any_shape, split
+from trimtab_models.networks import attention_of_any_shape, kv_shape, split
 
 _next_fork = count(-1, -1).__next__
 """Keys of branches: negative, unlike the keys of an engine's rows."""
@@ -51,14 +51,14 @@ class Backbone:
         """
         self.model = model.to(device).requires_grad_(False).eval()
         self.network, self.head = split(self.model)
-        config = self.network.config.get_text_config()
         exactness.check_config(self.network, max_length)
-        heads = config.num_attention_heads
+        layers, kv_heads, head_dim = kv_shape(self.network.config)
         self.pool = PrefixPool(
-            layers=config.num_hidden_layers,
-            kv_heads=getattr(config, "num_key_value_heads", None) or heads,
-            head_dim=getattr(config, "head_dim", None) or config.hidden_size // heads,
+            layers=layers,
+            kv_heads=kv_heads,
+            head_dim=head_dim,
             max_bytes=pool_bytes,
+            temporary=MAX_TOKENS + max_candidates,
             dtype=self.model.dtype,
             device=device,
         )
@@ -116,20 +116,23 @@ class Backbone:
         """
         forks: list[int] = []
         try:
+            self.pool.begin(keys, trunks)
+            order = self._order(keys, trunks)
             wave = _Wave()
             outputs: list[Tensor] = []
-            for key, trunk, ends in zip(keys, trunks, branches, strict=True):
-                for end in ends:
-                    # Already cached after the first branch, unless it was evicted since.
+            for i in order:
+                key, trunk = keys[i], trunks[i]
+                for end in branches[i]:
+                    # Already cached after the first branch, unless it was cut since.
                     self.pool.reconcile(key, trunk)
-                    wave = self._enter(wave, outputs, key, trunk, NO_IDS)
+                    wave = self._enter(wave, outputs, key, trunk, NO_IDS, own=True)
                     forks.append(_next_fork())
                     self.pool.fork(key, forks[-1])
                     whole = np.concatenate((trunk, end))
                     wave = self._enter(wave, outputs, forks[-1], whole, NO_IDS)
                     wave.want(1)
             outputs.append(self._run(wave))
-            return torch.cat(outputs)
+            return _in_row_order(outputs, order, list(map(len, branches)))
         except BaseException:
             for key in keys:
                 self.pool.drop(key)
@@ -166,12 +169,14 @@ class Backbone:
     ) -> Tensor:
         if self.fixed is not None:
             return self._fixed(self.fixed, keys, prefixes, candidates)
+        known = [prefix[:-1] for prefix in prefixes] if candidates is None else prefixes
+        self.pool.begin(keys, known)
         wave = _Wave()
         outputs: list[Tensor] = []
         for i, (key, prefix) in enumerate(zip(keys, prefixes, strict=True)):
             own = NO_IDS if candidates is None else candidates[i]
-            keep = len(prefix) - 1 if candidates is None else len(prefix)
-            self.pool.reconcile(key, prefix, keep=keep)
+            if key not in self.pool.entries:
+                self.pool.reconcile(key, known[i])
             wave = self._enter(wave, outputs, key, prefix, own)
             wave.want(len(own) if candidates is not None else 1)
         outputs.append(self._run(wave))
@@ -185,30 +190,44 @@ class Backbone:
         candidates: Sequence[Ids] | None,
     ) -> Tensor:
         """As `_hidden`, with every row's last token read again in steps of fixed shapes."""
+        known = [prefix[:-1] for prefix in prefixes]
+        self.pool.begin(keys, known)
+        order = self._order(keys, known)
         outputs: list[Tensor] = []
         wave = _FixedWave()
-        for i, (key, prefix) in enumerate(zip(keys, prefixes, strict=True)):
-            own = NO_IDS if candidates is None else candidates[i]
-            self.pool.reconcile(key, prefix, keep=len(prefix) - 1)
+        for i in order:
+            key, prefix = keys[i], prefixes[i]
+            candidate_ids = NO_IDS if candidates is None else candidates[i]
+            if key not in self.pool.entries:
+                self.pool.reconcile(key, known[i])
             cached = len(self.pool.entries[key].tokens)
-            if not wave.fits(len(prefix), len(prefix) - cached, len(own)):
+            if not wave.fits(len(prefix), len(prefix) - cached, len(candidate_ids)):
                 outputs.append(self._run_fixed(steps, wave))
                 wave = _FixedWave()
             while len(prefix) - cached > MAX_TOKENS:
                 chunk, cached = _Wave(), cached + MAX_TOKENS
-                self._plan(chunk, key, prefix[:cached], NO_IDS)
+                self._plan(chunk, key, prefix[:cached], NO_IDS, own=True)
                 self._run(chunk)
             try:
-                self.pool.extend(key, prefix, NO_IDS, wave.keys)
-            except PoolFull:  # compute the rows that fill the pool, so that they can be evicted
+                self.pool.extend(key, prefix, wave.keys)
+            except PoolFull:  # compute the rows that fill the pool, so that they can be cut
                 if not wave.rows:
                     raise
                 outputs.append(self._run_fixed(steps, wave))
                 wave = _FixedWave()
-                self.pool.extend(key, prefix, NO_IDS, wave.keys)
-            wave.add(key, FixedRow(prefix, self.pool.entries[key].slots, own), cached)
+                self.pool.extend(key, prefix, wave.keys)
+            wave.add(key, FixedRow(prefix, self.pool.entries[key].slots, candidate_ids), cached)
         outputs.append(self._run_fixed(steps, wave))
-        return torch.cat(outputs) if len(outputs) > 1 else outputs[0]
+        counts = [1] * len(keys) if candidates is None else list(map(len, candidates))
+        return _in_row_order(outputs, order, counts)
+
+    def _order(self, keys: Sequence[int], prefixes: Sequence[Ids]) -> list[int]:
+        """Rows in the order in which they are computed: those that miss most come last.
+
+        When slots are short, they then take those of rows that this step needs no more.
+        """
+        missing = [self.pool.missing(*row) for row in zip(keys, prefixes, strict=True)]
+        return sorted(range(len(missing)), key=missing.__getitem__)
 
     def _run_fixed(self, steps: FixedSteps, wave: "_FixedWave") -> Tensor:
         if wave.tokens > len(wave.rows):  # some row misses more than its last token
@@ -219,7 +238,6 @@ class Backbone:
                     row.prefix[cached:],
                     np.arange(cached, n),
                     Block(row.slots, n, cached, n - cached),
-                    row.slots[cached:],
                 )
             self._run(missing)
         deadline.check()
@@ -227,52 +245,67 @@ class Backbone:
         return steps.hidden(wave.rows)
 
     def _enter(
-        self, wave: "_Wave", outputs: list[Tensor], key: int, prefix: Ids, candidates: Ids
+        self,
+        wave: "_Wave",
+        outputs: list[Tensor],
+        key: int,
+        prefix: Ids,
+        candidates: Ids,
+        own: bool = False,
     ) -> "_Wave":
-        """Plan a row's missing tokens and its candidates; run the wave first if it is full."""
+        """Plan a row's missing tokens and its candidates; run the wave first if it is full.
+
+        own: whether the whole prefix must get slots of its own, for other rows or later waves.
+        """
         cached = len(self.pool.entries[key].tokens)
         while len(prefix) - cached > MAX_TOKENS:
             outputs.append(self._run(wave))
             wave, cached = _Wave(), cached + MAX_TOKENS
-            self._plan(wave, key, prefix[:cached], NO_IDS)
+            self._plan(wave, key, prefix[:cached], NO_IDS, own=True)
             self._run(wave)
             wave = _Wave()
         if wave.tokens + len(prefix) - cached + len(candidates) > MAX_TOKENS:
             outputs.append(self._run(wave))
             wave = _Wave()
         try:
-            self._plan(wave, key, prefix, candidates)
+            self._plan(wave, key, prefix, candidates, own)
         except PoolFull:
-            # Rows of this wave fill the pool: compute them, so that they can be evicted.
+            # Rows of this wave fill the pool: compute them, so that they can be cut.
             outputs.append(self._run(wave))
             wave = _Wave()
-            self._plan(wave, key, prefix, candidates)
+            self._plan(wave, key, prefix, candidates, own)
         return wave
 
-    def _plan(self, wave: "_Wave", key: int, prefix: Ids, candidates: Ids) -> None:
-        cached = len(self.pool.entries[key].tokens)
-        new = self.pool.extend(key, prefix, candidates, wave.keys)
+    def _plan(self, wave: "_Wave", key: int, prefix: Ids, candidates: Ids, own: bool) -> None:
+        cached = self.pool.entries[key].slots
+        new = self.pool.extend(key, prefix, wave.keys, None if own else wave.tokens)
         wave.keys.add(key)
-        if len(new) == 0:
+        n, start = len(prefix), len(cached)
+        if n == start and not len(candidates):
             return
-        wave.add(
-            np.concatenate((prefix[cached:], candidates)),
-            np.concatenate((np.arange(cached, len(prefix)), np.full(len(candidates), len(prefix)))),
-            Block(
-                np.concatenate((self.pool.entries[key].slots, new[len(prefix) - cached :])),
-                len(prefix),
-                cached,
-                len(new),
-            ),
-            new,
+        block = Block(
+            np.concatenate((cached, new, np.zeros_like(candidates))),
+            n,
+            start,
+            len(new) + len(candidates),
         )
+        wave.add(
+            np.concatenate((prefix[start:], candidates)),
+            np.concatenate((np.arange(start, n), np.full(len(candidates), n))),
+            block,
+        )
+        if len(candidates):
+            wave.candidates.append((key, candidates, block, wave.tokens - len(candidates)))
 
     def _run(self, wave: "_Wave") -> Tensor:
         deadline.check()
         if not wave.blocks:
             return torch.empty(0, self.network.config.get_text_config().hidden_size)
         device = self.pool.k.device
-        plan = AttentionPlan(self.pool, wave.blocks, np.concatenate(wave.slots))
+        for key, candidates, block, first in wave.candidates:  # after all prefixes of the wave
+            block.slots[block.prefix :] = self.pool.hold(key, block.prefix, candidates, first)
+        new_slots = np.concatenate([block.slots[block.start :] for block in wave.blocks])
+        plan = AttentionPlan(self.pool, wave.blocks, new_slots)
         ids = torch.from_numpy(np.concatenate(wave.ids)).to(device)
         positions = torch.from_numpy(np.concatenate(wave.positions)).to(device)
         self.tokens_forwarded += len(ids)
@@ -321,18 +354,32 @@ class _Wave:
         self.keys: set[int] = set()
         self.ids: list[Ids] = []
         self.positions: list[Ids] = []
-        self.slots: list[Ids] = []
         self.blocks: list[Block] = []
+        self.candidates: list[tuple[int, Ids, Block, int]] = []
+        """Key, candidates, block and first packed token of each row's candidates, whose slots are
+        not chosen yet."""
         self.wanted: list[int] = []  # packed tokens whose hidden states are requested
         self.tokens = 0
 
-    def add(self, ids: Ids, positions: Ids, block: Block, slots: Ids) -> None:
+    def add(self, ids: Ids, positions: Ids, block: Block) -> None:
         self.ids.append(ids)
         self.positions.append(positions)
-        self.slots.append(slots)
         self.blocks.append(block)
         self.tokens += len(ids)
 
     def want(self, count: int) -> None:
         """Request the hidden states of the last `count` tokens added."""
         self.wanted.extend(range(self.tokens - count, self.tokens))
+
+
+def _in_row_order(outputs: list[Tensor], order: list[int], counts: list[int]) -> Tensor:
+    """Outputs of rows computed in `order`, in the order of the rows; counts: outputs of each."""
+    packed = torch.cat(outputs) if len(outputs) > 1 else outputs[0]
+    if order == sorted(order):
+        return packed
+    parts = packed.split([counts[i] for i in order])
+    return torch.cat([part for _, part in sorted(zip(order, parts, strict=True), key=_first)])
+
+
+def _first(pair: tuple[int, Tensor]) -> int:
+    return pair[0]
