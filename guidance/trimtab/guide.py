@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from trimtab import control
+from trimtab import control, drafts
 from trimtab.candidates import Candidates, every, select
 from trimtab.fusion import divergence, fuse_
 from trimtab.records import Records
@@ -57,15 +57,19 @@ class Guide:
 
         logits: [batch, vocab] float32; rows: (index into logits, row with its current prefix);
         hidden: [batch, hidden], the base's states behind the logits, which probes read.
+        A row may be followed by those after its draft tokens (drafts.py), in their order.
         """
         if hidden is not None:
             reading = [(i, row) for i, row in rows if self.registry.reads_states(row)]
-            self.states.follow(reading, hidden)
+            for level in drafts.levels(reading):
+                self.states.follow(level, hidden)
         for _, row in rows:
             self.records.keep(row)
-        active = [(i, row) for i, row in rows if row.params.steers and row.fault is None]
-        for cohort in cohorts(active):
-            self._step(logits, cohort)
+        for wave in drafts.waves(rows):
+            drafts.pass_on_faults(row for _, row in wave)
+            active = [(i, row) for i, row in wave if row.params.steers and row.fault is None]
+            for cohort in cohorts(active):
+                self._step(logits, cohort)
         for index, row in rows:
             if row.fault is not None and row.params.on_error == "fail":
                 _end(logits[index], row)
@@ -284,6 +288,7 @@ class Guide:
         for r in (~torch.isfinite(bonus).all(-1)).nonzero()[:, 0].tolist():
             if rows[r].fault is None:
                 self.fail(rows[r], next(iter(rows[r].weights)), "gave a score too large to use")
+        drafts.pass_on_faults(rows)
         for r, row in enumerate(rows):
             if row.fault is not None:
                 bonus[r] = 0

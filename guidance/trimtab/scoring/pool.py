@@ -170,7 +170,7 @@ class PrefixPool:
             n = common_prefix(other.tokens, tokens)
             if n > length:
                 best, length = other, n
-                if n == len(tokens):
+                if n >= len(tokens) - 1:  # as a row after a draft token shares with the one before
                     break
         if best is None:
             return CachedPrefix()
