@@ -26,7 +26,7 @@ class States:
 
     def __init__(self) -> None:
         self.former = 1
-        """Former states of a row that are known: as many tokens as an engine takes in a step."""
+        """Former states of a row that are known: of the last step, for what it reports late."""
         self.live: WeakValueDictionary[int, Row] = WeakValueDictionary()
         self.ended: OrderedDict[tuple[int, bytes], RowState] = OrderedDict()  # oldest first
 

@@ -97,7 +97,7 @@ def make():
         "states": OfStates(ScorerInfo()),
     }
     guide = Guide(scorers)
-    guide.states.former = 1 + MOST
+    guide.states.former = 1 + 2 * MOST
     return guide
 
 
@@ -130,16 +130,14 @@ def decode(guide, prompts, tokens, propose=lambda i, prefix: (), rng=None):
             if i in answers:
                 del rows[i]
                 continue
-            for draft in (*one.drafted, None):
-                text = batch[first[i]].prefix
-                logits[i, len(text)] = after[first[i]]
-                text = np.append(text, int(after[first[i]].argmax()))
-                if text[-1] == STOP or len(text) == len(prompts[i]) + tokens:
-                    answers[i] = text[len(prompts[i]) :].tolist()
-                    break
+            for b, draft in enumerate((*one.drafted, None), first[i]):
+                text = np.append(batch[b].prefix, int(after[b].argmax()))
+                if i not in answers:  # an engine may accept draft tokens after the last token
+                    logits[i, len(text)] = after[b]
+                    if text[-1] == STOP or len(text) == len(prompts[i]) + tokens:
+                        answers[i] = text[len(prompts[i]) :].tolist()
                 if draft is None or draft.prefix[-1] != text[-1]:
                     break
-                first[i] += 1
                 accepted += 1
             if i in answers and (rng is None or rng.random() < 0.5):
                 del rows[i]
@@ -160,7 +158,8 @@ def decode(guide, prompts, tokens, propose=lambda i, prefix: (), rng=None):
 def case(seed):
     rng = np.random.default_rng(seed)
     prompts = [rng.integers(1, VOCAB, size=rng.integers(1, 9)).tolist() for _ in KINDS]
-    return rng, prompts, decode(make(), prompts, 16)
+    longer, *_ = decode(make(), prompts, 16 + MOST)
+    return rng, prompts, longer, decode(make(), prompts, 16)
 
 
 def proposals(rng, prompts, answers):
@@ -168,9 +167,11 @@ def proposals(rng, prompts, answers):
 
     def propose(i, prefix):
         n = len(prefix) - len(prompts[i])
-        tokens = np.array(answers[i][n : n + rng.integers(MOST + 1)], dtype=np.int64)
-        wrong = rng.random(len(tokens)) < 0.3
-        return np.where(wrong, rng.integers(1, VOCAB, size=len(tokens)), tokens).tolist()
+        tokens = rng.integers(1, VOCAB, size=rng.choice([0, 1, 2, MOST, MOST, MOST]))
+        answer = answers[i][n : n + len(tokens)]
+        right = rng.random(len(answer)) < 0.8
+        tokens[: len(answer)] = np.where(right, answer, tokens[: len(answer)])
+        return tokens.tolist()
 
     return propose
 
@@ -186,9 +187,9 @@ def equal(a, b):
 
 @pytest.mark.parametrize("busy", [False, True])
 def test_drafts_change_nothing(busy):
-    rng, prompts, (answers, logits, records, _) = case(np.random.SeedSequence().entropy)
+    rng, prompts, longer, (answers, logits, records, _) = case(np.random.SeedSequence().entropy)
     for _ in range(3):
-        propose = proposals(rng, prompts, answers)
+        propose = proposals(rng, prompts, longer)
         result = decode(make(), prompts, 16, propose, rng if busy else None)
         assert result[0] == answers
         assert result[1].keys() == logits.keys()
@@ -202,10 +203,10 @@ def test_drafts_change_nothing(busy):
 @pytest.mark.parametrize("careless", ["kept", "lost"])
 def test_the_control(careless, monkeypatch):
     """Steps of rejected draft tokens that are kept, or states of accepted ones that are lost."""
-    rng, prompts, (answers, _, records, _) = case(2)
+    rng, prompts, longer, (_, _, records, _) = case(2)
     if careless == "kept":
         monkeypatch.setattr(Records, "drop", lambda *_: None)
     else:
         monkeypatch.setattr(States, "_at", lambda self, row, prefix: None)
-    results = [decode(make(), prompts, 16, proposals(rng, prompts, answers)) for _ in range(3)]
+    results = [decode(make(), prompts, 16, proposals(rng, prompts, longer)) for _ in range(3)]
     assert not all(all(map(equal, result[2], records)) for result in results)

@@ -98,7 +98,7 @@ class GuidanceProcessor(V1LogitsProcessor, V2LogitsProcessor):
             raise
         self.guide = Guide(scorers, config.scorer_timeout)
         self.drafts: int = vllm_config.num_speculative_tokens  # of a request, in a step, at most
-        self.guide.states.former = 1 + self.drafts
+        self.guide.states.former = 1 + 2 * self.drafts  # as of this step, and of the last one
         self.share = pool_bytes(config) if self.leads else 0  # prefix cache of a new scorer
         self.default_scorers = config.default_scorers
         self.loads: dict[str, Future[Scorer]] = {}  # by version, "name@2"
