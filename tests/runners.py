@@ -35,6 +35,22 @@ def use(runner: str) -> None:
                 return True
 
         triton.backends.backends["cpu"] = types.SimpleNamespace(driver=Driver, compiler=None)
+        _mend_tritons_interpreter()
+
+
+def _mend_tritons_interpreter():
+    """Triton 3.9 interprets a scalar comparison as integers where a mask is wanted, and fails."""
+    from triton.runtime.interpreter import InterpreterBuilder
+
+    original = InterpreterBuilder.create_splat
+
+    def splat(self, type_, value):
+        handle = original(self, type_, value)
+        if value.data.dtype == bool:
+            handle.data = handle.data.astype(bool)
+        return handle
+
+    InterpreterBuilder.create_splat = splat
 
 
 def _stand_in_for_cuda():

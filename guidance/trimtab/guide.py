@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from trimtab import budget, control
+from trimtab import budget, control, drafts
 from trimtab.candidates import Candidates
 from trimtab.choice import Choice
 from trimtab.fusion import fuse_
@@ -51,15 +51,19 @@ class Guide(RowScorers):
 
         logits: [batch, vocab] float32; rows: (index into logits, row with its current prefix);
         hidden: [batch, hidden], the base's states behind the logits, which probes read.
+        A row may be followed by those after its draft tokens (drafts.py), in their order.
         """
         if hidden is not None:
             reading = [(i, row) for i, row in rows if self.registry.reads_states(row)]
-            self.states.follow(reading, hidden)
+            for level in drafts.levels(reading):
+                self.states.follow(level, hidden)
         for _, row in rows:
             self.records.keep(row)
-        active = [(i, row) for i, row in rows if row.params.steers and row.fault is None]
-        for cohort in cohorts(active):
-            self._step(logits, cohort)
+        for wave in drafts.waves(rows):
+            drafts.pass_on_faults(row for _, row in wave)
+            active = [(i, row) for i, row in wave if row.params.steers and row.fault is None]
+            for cohort in cohorts(active):
+                self._step(logits, cohort)
         for index, row in rows:
             if row.fault is not None and row.params.on_error == "fail":
                 _end(logits[index], row)
@@ -86,6 +90,7 @@ class Guide(RowScorers):
         traced = any(row.params.trace and not row.untraced for row in rows)
         outcome = Outcome.read(candidates, step, bonus, tail_mean, traced=traced)
         self._note_faults(rows, step, outcome.finite)
+        drafts.pass_on_faults(rows)
         spent, kept = outcome.kl, []
         for r, row in enumerate(rows):
             single = len(groups[r]) == 1

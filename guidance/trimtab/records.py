@@ -53,18 +53,21 @@ class Records:
         return len(self.rows)
 
     def keep(self, row: Row) -> None:
-        """Keep a row; after a preemption, the new row takes over the earlier row's steps."""
+        """Keep a row; after a preemption, the new row takes over the earlier row's steps.
+
+        Rows after draft tokens are kept with the row of their text.
+        """
         key = row.record_key
-        if key is None:
+        if key is None or row.earlier is not None:
             return
         rows = self.rows.setdefault(key, [])
         if any(kept is row for kept in rows):
             return
         if len(row.prefix) > row.prompt_length:
-            earlier = next((kept for kept in rows if kept.follows(row.prefix)), None)
+            earlier = _match(rows, row.prefix)
             if earlier is not None:
-                row.steps, row.fault = dict(earlier.steps), earlier.fault
-                row.untraced = earlier.untraced
+                row.steps.update((at, s) for at, s in earlier.steps.items() if at < len(row.prefix))
+                row.fault, row.untraced = earlier.fault, earlier.untraced
         rows.append(row)
         self._count(key, STEP_BYTES + sum(map(size, row.steps.values())))
 
@@ -74,6 +77,12 @@ class Records:
         key = row.record_key
         if key is not None and key in self.rows:
             self._count(key, size(step))
+
+    def drop(self, row: Row, position: int) -> None:
+        """Drop a row's step after a draft token that the engine has not accepted."""
+        step = row.steps.pop(position, None)
+        if step is not None and row.record_key in self.bytes:
+            self._count(row.record_key, -size(step))
 
     def of(self, key: str) -> list[Row]:
         """The rows of a request; empty if it is unknown."""
@@ -111,8 +120,10 @@ class Records:
         """Remove the traces of a request permanently."""
         left = 0
         for row in self.rows[key]:
-            row.untraced = True
-            row.steps = {at: replace(step, trace=None) for at, step in row.steps.items()}
+            for one in (row, *row.drafted):
+                one.untraced = True
+            for at, step in row.steps.items():  # in place: rows after draft tokens share them
+                row.steps[at] = replace(step, trace=None)
             left += STEP_BYTES * (1 + len(row.steps))
         self.total += left - self.bytes[key]
         self.bytes[key] = left
@@ -132,7 +143,7 @@ class Records:
         """
         rows = self.pop(record_key) if done else self.of(record_key)
         sequences = [np.array([*prompt, *output], dtype=np.int64) for output in outputs]
-        matches = [next((r for r in rows if r.follows(s)), None) for s in sequences]
+        matches = [_match(rows, sequence) for sequence in sequences]
         return [
             self._report(row, s, len(prompt), final) if row else None
             for row, s in zip(matches, sequences, strict=True)
@@ -190,6 +201,11 @@ class Records:
             elif row.fault is None:
                 row.fault = last.fault
         return scores
+
+
+def _match(rows: Sequence[Row], sequence: Ids) -> Row | None:
+    """The first row that may have produced `sequence`."""
+    return next((match for row in rows if (match := row.match(sequence)) is not None), None)
 
 
 def _strengths(plans: Sequence[StepPlan]) -> dict[str, Any]:

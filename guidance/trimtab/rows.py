@@ -96,6 +96,10 @@ class Row:
     state: RowState | None = None  # the base's states, if a scorer reads them
     plan: StepPlan | None = None  # of this step, with a kl_budget or floors
     untraced: bool = False  # its trace was dropped to save memory
+    earlier: "Row | None" = field(default=None, repr=False)
+    """During a step, if this row's prefix ends with a draft token: the row without that token."""
+    drafted: list["Row"] = field(default_factory=list, repr=False)
+    """The rows after each draft token of the last step; see drafts.py."""
 
     @property
     def prompt(self) -> Prompt:
@@ -156,6 +160,10 @@ class Row:
         """
         shared = common_prefix(self.prefix, sequence)
         return shared >= len(sequence) - 1 and shared >= min(len(self.prefix), len(sequence))
+
+    def match(self, sequence: Ids) -> "Row | None":
+        """This row, or one after its draft tokens, that may have produced `sequence`."""
+        return next((row for row in (self, *self.drafted) if row.follows(sequence)), None)
 
 
 def cohorts(rows: Sequence[tuple[int, Row]]) -> list[list[tuple[int, Row]]]:

@@ -26,6 +26,8 @@ class States:
     """The states of a guide's rows."""
 
     def __init__(self) -> None:
+        self.former = 1
+        """Former states of a row that are known: of the last step, for what it reports late."""
         self.live: WeakValueDictionary[int, Row] = WeakValueDictionary()
         self.ended: OrderedDict[tuple[int, bytes], RowState] = OrderedDict()  # oldest first
 
@@ -34,15 +36,17 @@ class States:
 
         rows: (index into `hidden`, row with its current prefix). hidden: [batch, hidden].
         """
+        for _, row in rows:
+            if row.earlier is not None and row.state is None:
+                row.state = row.earlier.state
         new = [(i, row) for i, row in rows if _own(row, row.prefix) is None]
         if not new:
             return  # the same step again
         index = upload(torch.tensor([i for i, _ in new]), hidden.device)
         batch = self._added([row for _, row in new], hidden[index].float())
         for r, (_, row) in enumerate(new):
-            if row.state is not None:
-                row.state.former = None
             row.state = RowState(batch, r, row.prefix, _start(row), row.state)
+            row.state.cut(self.former)
             self.live[row.key] = row
 
     def of(self, rows: Sequence[Row]) -> Tensor:

@@ -1,12 +1,13 @@
 """One conformance suite for every vLLM runner, run in a process of its own.
 
-    python conformance.py v1|v1-async|v2 DIRECTORY
+    python conformance.py v1|v1-async|v2|v2-drafts DIRECTORY
 
 Random networks: a base and four scorers that disagree with it strongly: two of one number, of
 which one is a classifier's logit, a distribution, and a probe of the base's states. Every check
 compares greedy tokens, KL and final scores of requests inside a busy engine with the plain
 reference, and prints a line of JSON: how many were compared and how many differ. At the end of v1
-stands a control: with rows that are never moved nor cleared, some must differ.
+stands a control: with rows that are never moved nor cleared, some must differ. v2-drafts is v2 with
+speculative decoding by n-grams, of a base that repeats itself.
 """
 
 import functools
@@ -20,7 +21,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import runners
 
 RUNNER, ROOT = sys.argv[1], Path(sys.argv[2])
-runners.use(RUNNER)
+DRAFTS = RUNNER == "v2-drafts"
+runners.use("v2" if DRAFTS else RUNNER)
 
 import torch  # noqa: E402
 from probes_made import made  # noqa: E402
@@ -35,7 +37,7 @@ from trimtab_models.networks import scalar_head  # noqa: E402
 VOCAB, LENGTH = 96, 256
 SCORERS = ("red", "blue", "green")
 PROBE = "grey"
-SLOW = RUNNER == "v2"  # Triton's interpreter
+SLOW = RUNNER.startswith("v2")  # Triton's interpreter
 ABORTED = [(1, 2), (4, 3), (7, 4)]
 
 
@@ -63,6 +65,11 @@ def network(make, seed, hidden):
 
 def build():
     base = network(LlamaForCausalLM, 0, 64)
+    if DRAFTS:  # few tokens, and the next one follows mostly from the last
+        base.lm_head.weight.data[:6] *= 3
+        for layer in base.model.layers:
+            layer.self_attn.o_proj.weight.data *= 0.1
+            layer.mlp.down_proj.weight.data *= 0.1
     base.save_pretrained(ROOT / "base")
     kinds = (
         {},
@@ -81,8 +88,11 @@ def build():
 def engine():
     from vllm import LLM
 
+    ngrams = {"method": "ngram", "num_speculative_tokens": 3, "prompt_lookup_max": 2}
+    drafts = {"speculative_config": {**ngrams, "prompt_lookup_min": 1}} if DRAFTS else {}
     return LLM(
         str(ROOT / "base"),
+        **drafts,
         skip_tokenizer_init=True,
         dtype="float32",
         enforce_eager=True,
@@ -208,6 +218,17 @@ class Suite:
                 mismatches += not same
         report(name, compared, mismatches)
 
+    def drafts(self):
+        few = [(self.prompt(5 + 3 * i), self.guidance(i), 16, 1) for i in range(10)]
+        self.compare("mixed settings in one batch", few)
+        before = PREEMPTED[0]
+        crowd = [(self.prompt(60), self.guidance(i), 34, 1) for i in range(5)]
+        self.compare("preemption", crowd)
+        report("preemptions happened", PREEMPTED[0] - before, 0)
+        self.compare("n > 1", [(self.prompt(20), self.guidance(i), 16, 3) for i in (4, 5, 8)])
+        report("draft tokens were accepted", ACCEPTED[0], 0)
+        report("draft tokens were rejected", ACCEPTED[1], 0)
+
     def all(self):
         few = 8 if SLOW else 24
         mixed = [
@@ -257,6 +278,23 @@ def count_preemptions():
     Scheduler._preempt_request = counted
 
 
+ACCEPTED = [0, 0]
+"""Draft tokens that were accepted, and that were not."""
+
+
+def count_drafts():
+    from vllm.v1.core.sched.scheduler import Scheduler
+
+    original = Scheduler.make_spec_decoding_stats
+
+    def counted(self, stats, num_draft_tokens, num_accepted_tokens, *args, **kwargs):
+        ACCEPTED[0] += num_accepted_tokens
+        ACCEPTED[1] += num_draft_tokens - num_accepted_tokens
+        return original(self, stats, num_draft_tokens, num_accepted_tokens, *args, **kwargs)
+
+    Scheduler.make_spec_decoding_stats = counted
+
+
 def plant_stale_rows():
     """A control: with rows that are never moved nor cleared, the suite must find mismatches."""
     from trimtab.adapters.vllm import GuidanceProcessor
@@ -274,8 +312,9 @@ def plant_stale_rows():
 if __name__ == "__main__":
     torch.set_num_threads(1)
     count_preemptions()
+    count_drafts()
     suite = Suite()
-    suite.all()
+    suite.drafts() if DRAFTS else suite.all()
     if RUNNER == "v1":
         plant_stale_rows()
         suite.compare("the control", suite.churn(), abort=ABORTED)

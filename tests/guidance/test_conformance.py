@@ -16,6 +16,20 @@ def run(runner, directory):
     return lines[0], {line["check"]: line for line in lines[1:]}
 
 
+def check(checks, expected):
+    assert set(checks) == expected
+    for check in checks.values():
+        assert check["compared"] > 0, check
+        assert check["mismatches"] == 0, check
+
+
+def test_speculation(tmp_path):
+    engine, checks = run("v2-drafts", tmp_path)
+    assert engine["v2"]
+    expected = {"mixed settings in one batch", "preemption", "preemptions happened", "n > 1"}
+    check(checks, expected | {"draft tokens were accepted", "draft tokens were rejected"})
+
+
 @pytest.mark.parametrize("runner", ["v1", "v1-async", "v2"])
 def test_conformance(runner, tmp_path):
     engine, checks = run(runner, tmp_path)
@@ -24,7 +38,7 @@ def test_conformance(runner, tmp_path):
     stale = checks.pop("the control", None)
     assert (stale is not None) == (runner == "v1")
     assert stale is None or stale["mismatches"] > 0, "rows that are not moved must be found"
-    assert set(checks) == {
+    expected = {
         "mixed settings in one batch",
         "chunked prefill",
         "preemption",
@@ -33,6 +47,4 @@ def test_conformance(runner, tmp_path):
         "rows moved, replaced and aborted",
         "after all that",
     }
-    for check in checks.values():
-        assert check["compared"] > 0, check
-        assert check["mismatches"] == 0, check
+    check(checks, expected)

@@ -21,10 +21,6 @@ with warnings.catch_warnings():
     from trimtab_server.vllm import engine
 
 UNFIT = {
-    "--speculative-config": ['{"method": "ngram", "num_speculative_tokens": 2}'],
-    "--spec-method": ["ngram"],
-    "--spec-model": ["draft"],
-    "--spec-tokens": ["2"],
     "--enable-batch-sharded-sampling": [],
 }
 YAML = {
@@ -47,8 +43,19 @@ def fit(**parallel):
     return SimpleNamespace(
         speculative_config=None,
         num_speculative_tokens=0,
+        use_v2_model_runner=True,
         parallel_config=SimpleNamespace(**options),
     )
+
+
+def speculative(v2=True, **fields):
+    """An engine with speculative decoding."""
+    options = {"method": "ngram", "parallel_drafting": False, "rejection_sample_method": "standard"}
+    config = fit()
+    config.speculative_config = SimpleNamespace(**options | fields)
+    config.num_speculative_tokens = 3
+    config.use_v2_model_runner = v2
+    return config
 
 
 def read(vllm, *flags, defaults=()):
@@ -64,21 +71,22 @@ def test_flags_whose_rows_are_not_requests_are_refused(flag):
 
 
 def test_the_same_in_yaml_and_offline():
-    options = {"method": "ngram", "num_speculative_tokens": 2}
-    with pytest.raises(TrimtabError, match="Leave --speculative-config out"):
-        read({"speculative_config": options})
-    with pytest.raises(TrimtabError, match="Leave --speculative-config out"):
-        Sampler("base", {"s": "scorer"}, speculative_config=options)
+    options = {"enable_batch_sharded_sampling": True}
+    with pytest.raises(TrimtabError, match="Leave --enable-batch-sharded-sampling out"):
+        read(options)
+    with pytest.raises(TrimtabError, match="Leave --enable-batch-sharded-sampling out"):
+        Sampler("base", {"s": "scorer"}, **options)
 
 
 def test_a_stock_engine_is_refused_by_the_processor():
     for config, message in (
         (fit(enable_batch_sharded_sampling=True), "Leave --enable-batch-sharded-sampling out"),
-        (fit(), "--speculative-config"),
+        (speculative(v2=False), "VLLM_USE_V2_MODEL_RUNNER=1"),
+        (speculative(method="eagle"), "ngram, ngram_gpu, draft_model, not by 'eagle'"),
+        (speculative(method="draft_model", parallel_drafting=True), "parallel_drafting"),
+        (speculative(rejection_sample_method="synthetic"), "Set it to 'standard'"),
         (fit(), "diffusion"),
     ):
-        if message == "--speculative-config":
-            config.speculative_config = object()
         if message == "diffusion":
             config.num_speculative_tokens = 256
         with pytest.raises(TrimtabError, match=message) as refused:
@@ -87,7 +95,8 @@ def test_a_stock_engine_is_refused_by_the_processor():
 
 
 def test_a_fit_engine_passes():
-    unsupported.check_config(fit())
+    for config in (fit(), *(speculative(method=method) for method in unsupported.METHODS)):
+        unsupported.check_config(config)
     unsupported.check_options({**dict.fromkeys(unsupported.FLAGS), "dtype": "float32"})
 
 

@@ -69,7 +69,9 @@ class RowState:
     prefix: Ids
     start: int  # tokens of the prompt, with which the mean begins
     former: "RowState | None" = None
-    """One token earlier: an engine may be a step ahead of what it has reported."""
+    """One token earlier: an engine may be a step ahead of what it has reported.
+
+    With draft tokens the earlier ones are shared by the rows after them."""
 
     def at(self, prefix: Ids, start: int) -> "RowState | None":
         """The states at a prefix, if they are known."""
@@ -77,3 +79,11 @@ class RowState:
         if same and start == self.start:
             return self
         return None if self.former is None else self.former.at(prefix, start)
+
+    def cut(self, former: int) -> None:
+        """Keep only some of the former states."""
+        state: RowState | None = self
+        for _ in range(former):
+            state = state.former if state is not None else None
+        if state is not None:
+            state.former = None

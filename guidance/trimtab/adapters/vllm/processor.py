@@ -28,7 +28,7 @@ from vllm.v1.sample.logits_processor import LogitsProcessor as V1LogitsProcessor
 from vllm.v1.sample.logits_processor import MoveDirectionality
 from vllm.v1.worker.gpu.sample.logits_processor import LogitsProcessor as V2LogitsProcessor
 
-from trimtab import hot_loading, orphans, reasons
+from trimtab import drafts, hot_loading, orphans, reasons
 from trimtab.adapters.vllm import ranks, unsupported
 from trimtab.adapters.vllm.search import read_context
 from trimtab.config import GuidanceConfig, ScorerSpec
@@ -70,7 +70,11 @@ class GuidanceProcessor(V1LogitsProcessor, V2LogitsProcessor):
         Raises:
             TrimtabError: the engine's rows are not requests, or a scorer does not load.
         """
-        unsupported.check_config(vllm_config)
+        try:
+            unsupported.check_config(vllm_config)
+        except TrimtabError as error:
+            reasons.report(error)
+            raise
         orphans.watch()
         self.states: Any = a if b is None else None
         model = vllm_config.model_config
@@ -93,6 +97,8 @@ class GuidanceProcessor(V1LogitsProcessor, V2LogitsProcessor):
             reasons.report(error)
             raise
         self.guide = Guide(scorers, config.scorer_timeout)
+        self.drafts: int = vllm_config.num_speculative_tokens  # of a request, in a step, at most
+        self.guide.states.former = 1 + 2 * self.drafts  # as of this step, and of the last one
         self.share = pool_bytes(config) if self.leads else 0  # prefix cache of a new scorer
         self.default_scorers = config.default_scorers
         self.loads: dict[str, Future[Scorer]] = {}  # by version, "name@2"
@@ -147,7 +153,7 @@ class GuidanceProcessor(V1LogitsProcessor, V2LogitsProcessor):
             return logits
         if self.leads:
             ranks.on_leader(self._guide, logits, ctx)
-        slots = range(len(logits)) if ctx is None else ctx.idx_mapping_np.tolist()
+        slots = range(len(logits)) if ctx is None else self._slots(ctx)
         ranks.share(logits, [b for b, slot in enumerate(slots) if slot in self.rows])
         return logits
 
@@ -195,6 +201,8 @@ class GuidanceProcessor(V1LogitsProcessor, V2LogitsProcessor):
             log.debug("guidance failed", exc_info=error)
             for _, row in rows:
                 row.fault = row.fault or RowFault("", f"{type(error).__name__} in guidance")
+        for _, row in rows:
+            row.earlier = None  # so that no row keeps another alive
 
     def _row(self, params: SamplingParams, prompt_length: int) -> Row | None:
         """The row of a new request, or None if it has no guidance."""
@@ -236,7 +244,7 @@ class GuidanceProcessor(V1LogitsProcessor, V2LogitsProcessor):
             self._forget(row)
 
     def _forget(self, row: Row) -> None:
-        self.guide.states.end(row)
+        self.guide.states.end(row.drafted[-1] if row.drafted else row)
         # The scorers' pools keep the prefix, for other rows to share, until it is evicted.
         self.prompts.pop(row.key, None)
         self.outputs.pop(row.key, None)
@@ -254,17 +262,45 @@ class GuidanceProcessor(V1LogitsProcessor, V2LogitsProcessor):
         return rows
 
     def _v2_rows(self, ctx: Any) -> list[tuple[int, Row]]:
-        """The same for V2, from the device: row b has its slot's tokens up to `seq_lens[b]`."""
-        states, rows = self.states, []
-        for b, slot in enumerate(ctx.idx_mapping_np.tolist()):
-            row, length = self.rows.get(slot), int(ctx.seq_lens_upper_bound_np[b])
+        """The same for V2, from the device, and the rows after draft tokens."""
+        states, rows, settled = self.states, list[tuple[int, Row]](), list[int]()
+        for b, slot, length, tokens in self._requests(ctx):
+            row = self.rows.get(slot)
             if row is None or length < states.prefill_len.np[slot]:
                 continue
             row.prompt_length = int(states.prompt_len.np[slot])
-            tokens = states.all_token_ids.gpu[slot, :length].cpu().numpy()
-            self._set_prefix(row, tokens.astype(np.int64))
-            rows.append((b, row))
+            ids = states.all_token_ids.gpu[slot, :length].cpu().numpy()
+            self._set_prefix(row, ids.astype(np.int64))
+            settled += drafts.settle(row, self.guide.records)
+            rows += enumerate((row, *drafts.ahead(row, tokens)), b)
+        if settled:
+            self.guide.registry.forget(settled)
         return rows
+
+    def _requests(self, ctx: Any) -> list[tuple[int, int, int, list[int]]]:
+        """V2's requests: first row of logits, slot, number of tokens, and draft tokens of each.
+
+        A request has one row of logits, and one more for each draft token. Its other tokens are in
+        the slot. Draft tokens below 0 are placeholders, which vLLM never accepts.
+        """
+        if self.drafts == 0:  # then the host knows the lengths
+            lengths = ctx.seq_lens_upper_bound_np.tolist()
+            pairs = zip(self._slots(ctx), lengths, strict=True)
+            return [(b, slot, length, []) for b, (slot, length) in enumerate(pairs)]
+        columns = (ctx.expanded_idx_mapping, ctx.expanded_local_pos, ctx.pos, ctx.input_ids)
+        layout = torch.stack([column.long() for column in columns], 1).tolist()  # one copy
+        requests: list[tuple[int, int, int, list[int]]] = []
+        for b, (slot, offset, position, token) in enumerate(layout):
+            if offset == 0:
+                requests.append((b, slot, position + 1, []))
+            elif token >= 0:
+                requests[-1][-1].append(token)
+        return requests
+
+    def _slots(self, ctx: Any) -> list[int]:
+        """V2's slot of each row of logits."""
+        slots = ctx.expanded_idx_mapping if self.drafts else ctx.idx_mapping_np
+        return [int(slot) for slot in slots.tolist()]
 
     def _set_prefix(self, row: Row, prefix: Ids) -> None:
         row.prefix = prefix

@@ -1,8 +1,9 @@
-"""Engines that guidance cannot serve: those where a row of logits is not a request's next token.
+"""Engines that guidance cannot serve: those whose rows of logits it cannot tell apart.
 
-The processor edits row b for the request in slot b, and the first rank edits for all. Speculative
-decoding and diffusion give a request several rows, and sharded sampling gives each rank other
-requests: guidance would edit the rows of other requests.
+With sharded sampling each rank has other requests, but the first rank guides for all. Of diffusion,
+and of speculative decoding by the V1 runner, the processor does not get which row of logits belongs
+to which token of a request: guidance would edit the rows of other requests. Model Runner V2 tells
+it, so there guidance works with draft tokens (drafts.py).
 """
 
 from collections.abc import Mapping
@@ -10,14 +11,10 @@ from typing import Any
 
 from trimtab.errors import TrimtabError
 
-FLAGS = {
-    "speculative_config": "--speculative-config",
-    "spec_method": "--spec-method",
-    "spec_model": "--spec-model",
-    "spec_tokens": "--spec-tokens",
-    "enable_batch_sharded_sampling": "--enable-batch-sharded-sampling",
-}
+FLAGS = {"enable_batch_sharded_sampling": "--enable-batch-sharded-sampling"}
 """vLLM's options that create such an engine, and their flags."""
+METHODS = ("ngram", "ngram_gpu", "draft_model")
+"""Methods of speculative decoding whose draft tokens are known one after another."""
 
 
 def check_options(options: Mapping[str, Any]) -> None:
@@ -28,28 +25,54 @@ def check_options(options: Mapping[str, Any]) -> None:
     """
     for name, flag in FLAGS.items():
         if options.get(name):
-            raise _unfit(flag)
+            raise _sharded(flag)
 
 
 def check_config(config: Any) -> None:
     """Refuse an engine by its VllmConfig.
 
     Raises:
-        TrimtabError: a row of logits is not a request's next token.
+        TrimtabError: guidance could not tell its rows of logits apart, or its answers would not
+            follow the guided distribution.
     """
     if config.parallel_config.enable_batch_sharded_sampling:
-        raise _unfit("--enable-batch-sharded-sampling")
+        raise _sharded(FLAGS["enable_batch_sharded_sampling"])
     if config.speculative_config is not None:
-        raise _unfit("--speculative-config")
-    if config.num_speculative_tokens > 0:
+        _check_speculation(config.speculative_config, config.use_v2_model_runner)
+    elif config.num_speculative_tokens > 0:
         raise TrimtabError(
             "guidance cannot steer a diffusion model, which generates several tokens of a request "
             "at once; serve one that generates one token at a time."
         )
 
 
-def _unfit(flag: str) -> TrimtabError:
+def _check_speculation(speculation: Any, v2: bool) -> None:
+    if not v2:
+        raise TrimtabError(
+            "guidance works with speculative decoding on vLLM's Model Runner V2 only; this engine "
+            "uses V1, whose rows of logits would be edited for other requests. Leave "
+            "--speculative-config out, or set VLLM_USE_V2_MODEL_RUNNER=1 on a GPU."
+        )
+    if speculation.method not in METHODS:
+        raise TrimtabError(
+            f"guidance works with speculative decoding by {', '.join(METHODS)}, not by "
+            f"'{speculation.method}'. Choose one of them, or leave --speculative-config out."
+        )
+    if speculation.parallel_drafting:
+        raise TrimtabError(
+            "guidance does not work with parallel_drafting, where a draft token is not known when "
+            "the next one is drafted. Set it to false in --speculative-config."
+        )
+    if speculation.rejection_sample_method == "synthetic":
+        raise TrimtabError(
+            "guidance does not work with rejection_sample_method 'synthetic', which accepts draft "
+            "tokens at fixed rates, so that answers would not follow the guided distribution. Set "
+            "it to 'standard' in --speculative-config."
+        )
+
+
+def _sharded(flag: str) -> TrimtabError:
     return TrimtabError(
-        f"guidance does not work with {flag}: a row of logits would not be a request's next token, "
-        f"and other requests would be edited. Leave {flag} out."
+        f"guidance does not work with {flag}: each rank would sample other requests, and guidance "
+        f"would edit the wrong ones. Leave {flag} out."
     )
