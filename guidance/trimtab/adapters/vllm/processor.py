@@ -30,6 +30,7 @@ from vllm.v1.worker.gpu.sample.logits_processor import LogitsProcessor as V2Logi
 
 from trimtab import drafts, hot_loading, orphans, reasons
 from trimtab.adapters.vllm import ranks, unsupported
+from trimtab.adapters.vllm.prefixes import extended
 from trimtab.adapters.vllm.search import read_context
 from trimtab.config import GuidanceConfig, ScorerSpec
 from trimtab.errors import InvalidGuidance, TrimtabError
@@ -264,13 +265,19 @@ class GuidanceProcessor(V1LogitsProcessor, V2LogitsProcessor):
     def _v2_rows(self, ctx: Any) -> list[tuple[int, Row]]:
         """The same for V2, from the device, and the rows after draft tokens."""
         states, rows, settled = self.states, list[tuple[int, Row]](), list[int]()
-        for b, slot, length, tokens in self._requests(ctx):
-            row = self.rows.get(slot)
-            if row is None or length < states.prefill_len.np[slot]:
-                continue
+        requests = [
+            (b, slot, length, tokens)
+            for b, slot, length, tokens in self._requests(ctx)
+            if slot in self.rows and length >= states.prefill_len.np[slot]
+        ]
+        if not requests:
+            return rows
+        texts = [(slot, length, self.rows[slot].prefix) for _, slot, length, _ in requests]
+        prefixes = extended(states.all_token_ids.gpu, texts, 1 + self.drafts)
+        for (b, slot, _, tokens), prefix in zip(requests, prefixes, strict=True):
+            row = self.rows[slot]
             row.prompt_length = int(states.prompt_len.np[slot])
-            ids = states.all_token_ids.gpu[slot, :length].cpu().numpy()
-            self._set_prefix(row, ids.astype(np.int64))
+            self._set_prefix(row, prefix)
             settled += drafts.settle(row, self.guide.records)
             rows += enumerate((row, *drafts.ahead(row, tokens)), b)
         if settled:
