@@ -73,6 +73,11 @@ class GuidanceConfig(BaseModel):
     scorer_timeout: float = Field(
         SCORER_SECONDS, gt=0, le=3600, description="maximum seconds of a scorer per step"
     )
+    scorer_dtype: Literal["float32", "bfloat16"] | None = Field(
+        None,
+        description="precision of the scorers' networks; default: float32 on a CPU, the base's "
+        "own on a GPU",
+    )
     cache_bytes: int | None = Field(
         None, gt=0, description="bytes of all prefix pools together; default: CACHE_BYTES"
     )

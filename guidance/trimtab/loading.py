@@ -15,6 +15,14 @@ from trimtab_models.checkpoint import ScorerInfo, read_info
 from trimtab_models.files import Unusable, beside
 
 
+def precision(config: GuidanceConfig, device: str, base: torch.dtype) -> torch.dtype:
+    """The dtype of scorers on a type of device, beside a base of dtype `base`."""
+    if config.scorer_dtype is not None:
+        chosen: torch.dtype = getattr(torch, config.scorer_dtype)
+        return chosen
+    return torch.float32 if device == "cpu" else base
+
+
 def load_scorers(
     config: GuidanceConfig,
     *,

@@ -156,6 +156,11 @@ class Settings(BaseSettings):
         description="seconds that a scorer may take per step; after three overruns within an hour "
         "it is suspended",
     )
+    scorer_dtype: Literal["float32", "bfloat16"] | None = Field(
+        None,
+        description="precision of the scorers' networks: `float32` or `bfloat16`; default: "
+        "`float32` on a CPU, the base's own on a GPU; see below",
+    )
     cache_bytes: int | None = Field(
         None,
         gt=0,
@@ -305,6 +310,7 @@ class Settings(BaseSettings):
             "scorers": {name: spec.model_dump() for name, spec in self.scorer.items()},
             "default_scorers": self.default_scorer or None,
             "scorer_timeout": self.scorer_timeout,
+            "scorer_dtype": self.scorer_dtype,
             "cache_bytes": self.cache_bytes,
         }
         return GuidanceConfig.parse({"trimtab": section}).model_dump(exclude_none=True)

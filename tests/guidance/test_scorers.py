@@ -12,7 +12,7 @@ from transformers import AutoModelForTokenClassification
 from networks import LENGTH, VOCAB, configs
 from trimtab.config import GuidanceConfig, parse_scorer
 from trimtab.errors import ScorerLoadError
-from trimtab.loading import load_scorers
+from trimtab.loading import load_scorers, precision
 from trimtab.scorers import FunctionScorer, Scorer
 from trimtab.testing import check_scorer
 from trimtab_models.checkpoint import ScorerInfo, save
@@ -64,9 +64,11 @@ def checkpoints(tmp_path_factory):
     return root
 
 
-def load(checkpoints, **scorers):
-    config = GuidanceConfig.parse({"trimtab": {"scorers": scorers, "cache_bytes": 8 * 2**20}})
-    return load_scorers(config, max_length=LENGTH - 1, vocab_size=VOCAB)
+def load(checkpoints, dtype="float32", **scorers):
+    section = {"scorers": scorers, "cache_bytes": 8 * 2**20, "scorer_dtype": dtype}
+    config = GuidanceConfig.parse({"trimtab": section})
+    chosen = precision(config, "cpu", torch.float16)
+    return load_scorers(config, max_length=LENGTH - 1, vocab_size=VOCAB, dtype=chosen)
 
 
 @pytest.fixture(scope="module")
@@ -102,6 +104,30 @@ NAMES = [
 @pytest.mark.parametrize("name", [*NAMES, "mix", "both"])
 def test_contract(scorers, name):
     check_scorer(scorers[name], vocab_size=VOCAB)
+
+
+@pytest.mark.parametrize("name", ["value", "returns", "q", "pair"])
+def test_bfloat16_is_the_same_but_for_rounding(checkpoints, scorers, name):
+    path = {"path": str(checkpoints / ("tuned" if name == "pair" else name))}
+    if name == "pair":
+        path["reference"] = str(checkpoints / "reference")
+    half = load(checkpoints, "bfloat16", **{name: path})[name]
+    rng = np.random.default_rng(0)
+    prefixes = [rng.integers(VOCAB, size=n) for n in (3, 20, 9)]
+    candidates = [rng.integers(VOCAB, size=n) for n in (8, 5, 8)]
+    exact, rounded = (
+        scorer.score([1, 2, 3], prefixes, candidates, [1.0] * 3) for scorer in (scorers[name], half)
+    )
+    assert not torch.equal(exact, rounded.float())
+    assert float((exact - rounded).abs().max()) < 0.1 * float(exact.std())
+
+
+def test_the_default_precision_is_the_bases_on_a_gpu():
+    config = GuidanceConfig.parse({})
+    assert precision(config, "cuda", torch.float16) == torch.float16
+    assert precision(config, "cpu", torch.float16) == torch.float32
+    with pytest.raises(ScorerLoadError, match="scorer_dtype"):
+        GuidanceConfig.parse({"trimtab": {"scorer_dtype": "int8"}})
 
 
 class Leaky(Scorer):

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from tempfile import NamedTemporaryFile
 from typing import Any
 
-import torch
 import typer
 import yaml
 from vllm.engine.arg_utils import AsyncEngineArgs
@@ -19,6 +18,7 @@ from trimtab.adapters.vllm import kv_cache, unsupported
 from trimtab.adapters.vllm.options import PROCESSOR, WORKER, chunked_prefill, logprobs_limit
 from trimtab.config import GuidanceConfig
 from trimtab.errors import StartError
+from trimtab.loading import precision
 from trimtab.reasons import brief, collect_reason
 from trimtab_server.http import HEAD_BYTES
 from trimtab_server.settings import Settings
@@ -101,7 +101,7 @@ def size_pools(config: Any) -> str | None:
         rows=config.scheduler_config.max_num_seqs,
         length=config.model_config.max_model_len,
         room=room // config.parallel_config.data_parallel_size,
-        dtype=torch.float32 if cpu else config.model_config.dtype,
+        dtype=precision(guidance, "cpu" if cpu else "cuda", config.model_config.dtype),
     )
     config.additional_config["trimtab"]["cache_bytes"] = size
     return short

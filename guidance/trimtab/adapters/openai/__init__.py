@@ -42,8 +42,10 @@ def load_engine(
     from trimtab.adapters.openai.token_ids import ById
     from trimtab.adapters.openai.token_texts import ByText
     from trimtab.errors import StartError
+    import torch
+
     from trimtab.guide import Guide
-    from trimtab.loading import load_scorers
+    from trimtab.loading import load_scorers, precision
 
     naming = ById(config) if config.tokenizer else ByText(config)
     scorers = load_scorers(
@@ -51,6 +53,7 @@ def load_engine(
         max_length=int(naming.length) if naming.closed else UNBOUNDED,
         vocab_size=naming.columns if naming.closed else 1,
         tokenizer=naming.decoder,
+        dtype=precision(guidance, "cpu", torch.float32),
     )
     for name, scorer in scorers.items():
         if not naming.closed and scorer.reads == "tokens":

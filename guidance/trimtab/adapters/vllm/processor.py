@@ -35,7 +35,7 @@ from trimtab.adapters.vllm.search import read_context
 from trimtab.config import GuidanceConfig, ScorerSpec
 from trimtab.errors import InvalidGuidance, TrimtabError
 from trimtab.guide import Guide
-from trimtab.loading import load_scorers, pool_bytes
+from trimtab.loading import load_scorers, pool_bytes, precision
 from trimtab.params import GuidanceParams
 from trimtab.rows import Row, RowFault
 from trimtab.scorers import Scorer
@@ -81,7 +81,7 @@ class GuidanceProcessor(V1LogitsProcessor, V2LogitsProcessor):
         model = vllm_config.model_config
         config = GuidanceConfig.parse(vllm_config.additional_config)
         self.device = torch.device(a.device if b is None else a)
-        self.dtype = torch.float32 if self.device.type == "cpu" else model.dtype
+        self.dtype = precision(config, self.device.type, model.dtype)
         self.build = partial(
             load_scorers,
             max_length=model.max_model_len,
