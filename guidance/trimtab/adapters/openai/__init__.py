@@ -37,13 +37,13 @@ def load_engine(
         StartError: the tokenizer cannot be loaded, or a scorer needs one.
         ScorerLoadError: a scorer cannot be loaded.
     """
+    import torch
+
     from trimtab.adapters.openai.client import Client
     from trimtab.adapters.openai.engine import UpstreamEngine
     from trimtab.adapters.openai.token_ids import ById
     from trimtab.adapters.openai.token_texts import ByText
     from trimtab.errors import StartError
-    import torch
-
     from trimtab.guide import Guide
     from trimtab.loading import load_scorers, precision
 
