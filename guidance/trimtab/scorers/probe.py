@@ -134,7 +134,8 @@ class ProbeScorer(Scorer):
         """See Scorer.stacks: the sizes, and what is done with the outputs."""
         config = self.network.config
         sizes = config.hidden_size, config.rank, config.width, config.outputs
-        return (ProbeScorer, *sizes, self.vectors.device, self.info.support, self.info.link)
+        kept = self.vectors.dtype, self.vectors.device
+        return (ProbeScorer, *sizes, *kept, self.info.support, self.info.link)
 
     @torch.inference_mode()
     def score_stack(
