@@ -56,12 +56,13 @@ def main() -> None:
     by_turn, held = curve.read(arguments.rollouts or work / "rollouts.jsonl")
     prompts = {tuple(item.prompt) for item in held}
     items = [item for turn in by_turn for item in turn if tuple(item.prompt) not in prompts][:size]
-    items += [curve.rollout(record) for record in data.read(guided)]
+    more = [curve.rollout(record) for record in data.read(guided)]
     states = States(load("everyday").world.base(), progress=True)
-    states.add([*items, *held])
+    for part in (*by_turn, more):  # those of a turn are on the disk since the first training
+        states.add(part)
     name = f"{curve.REFINED}-{size}"
     steps = curve.likely(held, states)
-    fitted = curve.fit("gains", items, held, steps, states, work / "scorers" / name)
+    fitted = curve.fit("gains", items + more, held, steps, states, work / "scorers" / name)
     row = {"method": curve.REFINED, "answers": size, **fitted}
     print(row)
     (work / f"{name}.json").write_text(json.dumps(row) + "\n")
