@@ -1,6 +1,6 @@
 """Draft tokens that speculative decoding accepts in a step, guided and not.
 
-    python benchmarks/speculation.py [--answers 40] [--tokens 32] [--out DIR]
+    python benchmarks/speculation.py [--answers 24] [--tokens 32] [--out DIR]
 
 The base of the demo answers its prompts at temperature 1 in vLLM's Model Runner V2, through
 Triton's interpreter, 8 at a time, with three draft tokens a step: by n-grams, and by a draft model
@@ -68,7 +68,7 @@ def accepted(sampler: Sampler, beta: float, answers: int, tokens: int) -> list[f
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--answers", type=int, default=40)
+    parser.add_argument("--answers", type=int, default=24)
     parser.add_argument("--tokens", type=int, default=32)
     parser.add_argument("--out", type=Path, default=RESULTS)
     args = parser.parse_args()

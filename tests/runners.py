@@ -35,10 +35,10 @@ def use(runner: str) -> None:
                 return True
 
         triton.backends.backends["cpu"] = types.SimpleNamespace(driver=Driver, compiler=None)
-        _mend_tritons_interpreter()
+        _correct_the_interpreter()
 
 
-def _mend_tritons_interpreter():
+def _correct_the_interpreter():
     """Triton 3.9 interprets a scalar comparison as integers where a mask is wanted, and fails."""
     from triton.runtime.interpreter import InterpreterBuilder
 
