@@ -22,7 +22,7 @@ FIELDS = {
     "beta true": {"beta": True},
     "beta null": {"beta": None},
     "beta list": {"beta": []},
-    "kl_budget and beta": {"kl_budget": 1},
+    "kl_budget and beta": {"kl_budget": 1, "beta": 2},
     "kl_budget below 0": {"kl_budget": -1},
     "kl_budget text": {"kl_budget": MARK},
     "floors unknown": {"floors": {MARK: 1}},
