@@ -39,9 +39,9 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "first": {"probe.rank": 16},
     "refined": {"epochs": 6, "batch_size": 64},
 }
-STRENGTHS = (6.0, 12.0)
+STRENGTHS = (1.7, 2.6)
 """β of the guided answers."""
-BETAS = (5.0, 9.0, 14.0)
+BETAS = (2.2, 2.8, 3.6)
 """β of the steered answers; a setting above `KL` is the last one."""
 CANDIDATES: dict[str, dict[str, Any]] = {"default": {}, "all": {"k": "all"}}
 

@@ -24,6 +24,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from trimtab_models import base_weights, pretrained
 from trimtab_models.files import Unusable
+from trimtab_models.whitening import Whitened
 
 
 class ProbeConfig(PretrainedConfig):
@@ -129,7 +130,10 @@ def new(
         base=base_weights.fingerprint(base),
     )
     config.architectures = [Probe.__name__]
-    return Probe(config).eval()
+    model = Probe(config).eval()
+    with torch.no_grad():  # P' is random, rather than P: see whitening.py
+        model.tokens.weight.copy_(Whitened(embedding(base))(model.tokens.weight))
+    return model
 
 
 def continued(source: str | Path, base: str | Path, *, outputs: int, dropout: float) -> Probe:

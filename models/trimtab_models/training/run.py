@@ -177,6 +177,7 @@ def _train(
     if states is not None:
         shared |= probes.DEFAULTS
         shared["fingerprint"]["weights of the base"] = states.fingerprint
+        shared["fingerprint"]["projection of tokens"] = "whitened"
     shared |= _passed_through(config.trainer, shared.keys() - probes.DEFAULTS.keys())
     shared["fingerprint"]["options"] = config.options
     if loss is None:

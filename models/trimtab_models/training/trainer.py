@@ -17,6 +17,7 @@ from trimtab_models.rows import Rollout, Rows
 from trimtab_models.scoring import prefix_scores
 from trimtab_models.training import probes
 from trimtab_models.training.saves import SafeTrainer, digest
+from trimtab_models.whitening import restore, whiten
 
 Batch = Mapping[str, Tensor]
 
@@ -219,7 +220,7 @@ def train(
         model, items, work, epochs, batch_size, learning_rate, seed, options: as `fit`.
         pad_id: any token; it is masked.
         base: the frozen language model, for an objective with `reads_base`.
-        states: the states of the items' answers, for a probe.
+        states: the states of the items' answers, for a probe, which is trained whitened.
     """
     if objective.reads_base and base is None:
         raise ValueError(f"{objective.name} needs the base model's log-probabilities; pass `base`.")
@@ -238,7 +239,9 @@ def train(
         log_pi0 = _log_pi0(base, rows) if objective.reads_base else None
         return objective.loss(outputs(network, rows, *read), rows, log_pi0)
 
-    return fit(
+    if states is not None:
+        whiten(model.tokens, states.embedding())
+    trainer = fit(
         model,
         items,
         collate,
@@ -250,6 +253,9 @@ def train(
         seed=seed,
         **options,
     )
+    if states is not None:
+        restore(model.tokens)
+    return trainer
 
 
 @torch.no_grad()
