@@ -8,6 +8,7 @@ With bonus a(v) = β·Σ_i w_i·s_i(prefix + v):
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -16,27 +17,39 @@ from trimtab.candidates import Candidates
 from trimtab_models.transfers import upload
 
 
+@dataclass(frozen=True)
+class Fused:
+    """What fusion did to some rows of a batch: their shift, but for a few tokens."""
+
+    index: Sequence[int]  # rows of the batch
+    tokens: Tensor  # [rows, k] int64; a token may stand there twice
+    logits: Tensor  # [rows, k] float32, what they have now
+    shift: Tensor  # [rows] float32, what all other tokens got
+
+
 def fuse_(
     logits: Tensor, index: Sequence[int], candidates: Candidates, bonus: Tensor, tail_mean: Tensor
-) -> None:
+) -> Fused | None:
     """Fuse some rows of a batch in place, with one pass over their vocabulary.
 
     logits: [batch, vocab] float32. index: the rows in the batch, each at most once.
     bonus: [rows, k], read where candidates are real. tail_mean: [rows] bool; False cuts the tail.
+    Returns what it did, None if every token is a candidate.
     """
     if candidates.whole:
         for place, rows in _runs(index):
             logits[place].add_(bonus[rows])
-        return
+        return None
     real = candidates.real
     row = upload(torch.tensor(index), logits.device)[:, None]
     # Padding stands for the first candidate once more, so that shapes are fixed.
     token = torch.where(real, candidates.tokens, candidates.tokens[:, :1])
     fused = logits[row, token] + torch.where(real, bonus, bonus[:, :1])
-    shift = _tail_bonus(candidates, bonus, tail_mean)[:, None]
+    shift = _tail_bonus(candidates, bonus, tail_mean)
     for place, rows in _runs(index):
-        logits[place].add_(shift[rows])
+        logits[place].add_(shift[rows, None])
     logits[row, token] = fused
+    return Fused(index, token, fused, shift)
 
 
 def _runs(index: Sequence[int]) -> list[tuple[slice, slice]]:

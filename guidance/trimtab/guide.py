@@ -22,7 +22,7 @@ from torch import Tensor
 from trimtab import budget, control, drafts
 from trimtab.candidates import Candidates
 from trimtab.choice import Choice
-from trimtab.fusion import fuse_
+from trimtab.fusion import Fused, fuse_
 from trimtab.outcome import Outcome
 from trimtab.outlook import Outlook
 from trimtab.records import Records
@@ -45,14 +45,20 @@ class Guide(RowScorers):
         self.records = Records(self.registry, WeakMethod(self.score_rows))
 
     def step(
-        self, logits: Tensor, rows: Sequence[tuple[int, Row]], hidden: Tensor | None = None
+        self,
+        logits: Tensor,
+        rows: Sequence[tuple[int, Row]],
+        hidden: Tensor | None = None,
+        done: list[Fused] | None = None,
     ) -> None:
         """Guide one decode step, in place.
 
         logits: [batch, vocab] float32; rows: (index into logits, row with its current prefix);
         hidden: [batch, hidden], the base's states behind the logits, which probes read.
         A row may be followed by those after its draft tokens (drafts.py), in their order.
+        done: gets what was done to the logits, but for rows with k = "all".
         """
+        done = [] if done is None else done
         if hidden is not None:
             reading = [(i, row) for i, row in rows if self.registry.reads_states(row)]
             for level in drafts.levels(reading):
@@ -63,12 +69,12 @@ class Guide(RowScorers):
             drafts.pass_on_faults(row for _, row in wave)
             active = [(i, row) for i, row in wave if row.params.steers and row.fault is None]
             for cohort in cohorts(active):
-                self._step(logits, cohort)
+                self._step(logits, cohort, done)
         for index, row in rows:
             if row.fault is not None and row.params.on_error == "fail":
-                _end(logits[index], row)
+                done += _ended(logits, index, row)
 
-    def _step(self, logits: Tensor, active: Sequence[tuple[int, Row]]) -> None:
+    def _step(self, logits: Tensor, active: Sequence[tuple[int, Row]], done: list[Fused]) -> None:
         """One step of a cohort, with two waits for the device: for candidates, for the outcome."""
         device = logits.device
         rows, index = [row for _, row in active], [i for i, _ in active]
@@ -98,12 +104,15 @@ class Guide(RowScorers):
                 spent[r] = 0.0
             elif row.fault is None:
                 kept.append(r)
+        made = None
         if len(kept) == len(rows):
-            fuse_(logits, index, candidates, bonus, tail_mean)
+            made = fuse_(logits, index, candidates, bonus, tail_mean)
         elif kept:
             some = upload(torch.tensor(kept), device)
             places = [index[r] for r in kept]
-            fuse_(logits, places, candidates.rows(some), bonus[some], tail_mean[some])
+            made = fuse_(logits, places, candidates.rows(some), bonus[some], tail_mean[some])
+        if made is not None:
+            done.append(made)
         for r, row in enumerate(rows):
             plan, n, trace = row.plan, len(groups[r]), None
             if row.fault is not None or (row.record_key is None and plan is None):
@@ -239,12 +248,16 @@ class Guide(RowScorers):
         return bonus_of(step, factors, candidates.logprobs)
 
 
-def _end(logits: Tensor, row: Row) -> None:
+def _ended(logits: Tensor, index: int, row: Row) -> list[Fused]:
     """Allow only the stop token, so that the request ends now; its record has the reason."""
-    if row.stop_token is not None and torch.isfinite(logits[row.stop_token]):
-        value = logits[row.stop_token].clone()
-        logits.fill_(-torch.inf)
-        logits[row.stop_token] = value
+    stop = row.stop_token
+    if stop is None or not torch.isfinite(logits[index, stop]):
+        return []
+    value = logits[index, stop].clone()
+    logits[index] = -torch.inf
+    logits[index, stop] = value
+    tokens = torch.tensor([[stop]], device=logits.device)
+    return [Fused([index], tokens, value.view(1, 1), value.new_full((1,), -torch.inf))]
 
 
 def _places(members: Sequence[int], groups: Sequence[Ids]) -> tuple[Ids, Ids]:

@@ -34,6 +34,7 @@ from trimtab.adapters.vllm.prefixes import extended
 from trimtab.adapters.vllm.search import read_context
 from trimtab.config import GuidanceConfig, ScorerSpec
 from trimtab.errors import InvalidGuidance, TrimtabError
+from trimtab.fusion import Fused
 from trimtab.guide import Guide
 from trimtab.loading import load_scorers, pool_bytes, precision
 from trimtab.params import GuidanceParams
@@ -152,10 +153,13 @@ class GuidanceProcessor(V1LogitsProcessor, V2LogitsProcessor):
         if not ranks.several():
             self._guide(logits, ctx)
             return logits
+        done: list[Fused] = []
         if self.leads:
-            ranks.on_leader(self._guide, logits, ctx)
+            ranks.on_leader(self._guide, logits, ctx, done)
         slots = range(len(logits)) if ctx is None else self._slots(ctx)
-        ranks.share(logits, [b for b, slot in enumerate(slots) if slot in self.rows])
+        rows = {b: self.rows[slot] for b, slot in enumerate(slots) if slot in self.rows}
+        ks = {b: row.params.k for b, row in rows.items()}
+        ranks.share(logits, ks, done if self.leads else None)
         return logits
 
     def attach(self, runner: Any) -> None:
@@ -190,12 +194,12 @@ class GuidanceProcessor(V1LogitsProcessor, V2LogitsProcessor):
 
         Thread(target=work, name=f"load {version}", daemon=True).start()
 
-    def _guide(self, logits: Tensor, ctx: Any) -> None:
+    def _guide(self, logits: Tensor, ctx: Any, done: list[Fused] | None = None) -> None:
         rows: list[tuple[int, Row]] = []
         try:
             rows = self._v1_rows(len(logits)) if ctx is None else self._v2_rows(ctx)
             hidden = None if self.hidden is None else self.hidden.of(len(logits))
-            self.guide.step(logits, rows, hidden)
+            self.guide.step(logits, rows, hidden, done)
         except Exception as error:
             # Last resort: no row of this step is guided any more.
             log.error("guidance failed: %s", type(error).__name__)
@@ -208,12 +212,13 @@ class GuidanceProcessor(V1LogitsProcessor, V2LogitsProcessor):
     def _row(self, params: SamplingParams, prompt_length: int) -> Row | None:
         """The row of a new request, or None if it has no guidance."""
         extra = params.extra_args or {}
-        fault, context = None, PromptContext()
+        guidance, fault, context = GuidanceParams(), None, PromptContext()
         scorers = self.guide.registry.at(extra.get(VERSIONS_KEY, ""))
         try:
-            guidance = from_xargs(extra)
-            if guidance is None:
+            sent = from_xargs(extra)
+            if sent is None:
                 return None
+            guidance = sent  # of all ranks, which must agree on k even if there is a fault
             if not self.leads:
                 return Row(guidance, prompt_length)
             guidance = guidance.resolve(scorers, self.default_scorers)
@@ -221,10 +226,10 @@ class GuidanceProcessor(V1LogitsProcessor, V2LogitsProcessor):
         except TrimtabError as error:
             # Only a stock front end passes an unknown scorer on.
             log.error("a request cannot be guided: %s", error)
-            guidance, fault = GuidanceParams(), RowFault("", error.message)
+            fault = RowFault("", error.message)
         except Exception as error:
             log.error("a request cannot be guided: %s", type(error).__name__)
-            guidance, fault = GuidanceParams(), RowFault("", f"{type(error).__name__} in guidance")
+            fault = RowFault("", f"{type(error).__name__} in guidance")
         stop_token = params.eos_token_id
         if stop_token is None:
             stop_token = min(params.all_stop_token_ids, default=None)
@@ -234,7 +239,7 @@ class GuidanceProcessor(V1LogitsProcessor, V2LogitsProcessor):
             None if params.ignore_eos else stop_token,
             record_key=extra.get(RECORD_KEY),
             context=context,
-            scorers={name: scorers[name] for name in guidance.scorers or {}},
+            scorers={} if fault else {name: scorers[name] for name in guidance.scorers or {}},
             fault=fault,
             max_tokens=params.max_tokens,
         )
