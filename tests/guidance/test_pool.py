@@ -1,7 +1,9 @@
 """A pool that is too small: the same scores, and no token is read more often than it must be."""
 
 import numpy as np
+import psutil
 import pytest
+import torch
 
 from networks import VOCAB, configs
 from test_backbone import build, reference
@@ -160,3 +162,18 @@ def test_the_index_is_as_good_as_a_scan_up_to_a_mark():
         index.cut(key, 0)
     assert not index._keys
     assert not index._marks
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_pool_takes_memory_when_it_is_written(dtype):
+    process = psutil.Process()
+    before = process.memory_info().rss
+    pool = PrefixPool(layers=2, kv_heads=2, head_dim=32, max_bytes=2**29, dtype=dtype)
+    assert process.memory_info().rss - before < 2**25
+    assert pool.k.dtype == pool.v.dtype == dtype
+    assert not pool.k[:, :5].any()
+    slots = torch.arange(1, pool.size // 2)
+    pool.write(1, slots, *[torch.ones(len(slots), 2, 32, dtype=dtype)] * 2)
+    assert process.memory_info().rss - before > 2**26
+    assert bool(pool.v[1, slots].all())
+    assert not pool.v[0, slots[:9]].any()

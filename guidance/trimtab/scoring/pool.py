@@ -17,6 +17,7 @@ without slots (attention.py) lets all rows keep theirs, and reads the tokens tha
 each step, in temporary slots: n rows of length L in a pool of S slots read n·L − S tokens again.
 """
 
+import math
 from collections import OrderedDict, deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -105,8 +106,7 @@ class PrefixPool:
         token_bytes = 2 * layers * kv_heads * head_dim * dtype.itemsize
         self.size = max_bytes // token_bytes
         own, token = layers * self.size, (kv_heads, head_dim)
-        self._k = torch.zeros((own + temporary, *token), dtype=dtype, device=device)
-        self._v = torch.zeros((own + temporary, *token), dtype=dtype, device=device)
+        self._k, self._v = (_zeros((own + temporary, *token), dtype, device) for _ in range(2))
         self.k = self._k[:own].view(layers, self.size, *token)  # [layers, slots, kv_heads, dim]
         self.v = self._v[:own].view(layers, self.size, *token)
         self._gathered = self.k.new_empty(2, 0, *token)
@@ -340,3 +340,14 @@ class PrefixPool:
         freed = slots[self._refs[slots] == 0]
         self._free[self._n_free : self._n_free + len(freed)] = freed
         self._n_free += len(freed)
+
+
+def _zeros(shape: Sequence[int], dtype: torch.dtype, device: torch.device | str) -> Tensor:
+    """Zeros, which on a CPU take memory only when they are written: torch would write them all."""
+    if torch.device(device).type != "cpu":
+        return torch.zeros(shape, dtype=dtype, device=device)
+    return (
+        torch.from_numpy(np.zeros(math.prod(shape) * dtype.itemsize, np.uint8))
+        .view(dtype)
+        .view(shape)
+    )
