@@ -352,8 +352,7 @@ def test_the_pace_of_an_answer_is_the_mean_of_its_steps(seed, behind, ahead):
             p, s = np.append(p, 1 - p.sum()), np.append(s, s.mean())
 
         def step(beta, p=p, s=s):
-            pi = p * np.exp(beta * s)
-            pi /= pi.sum()
+            pi = special.softmax(np.log(p) + beta * s)
             return float(np.sum(special.rel_entr(pi, p)))
 
         def excess(beta, r=r, step=step):
