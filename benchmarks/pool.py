@@ -24,32 +24,16 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from transformers import LlamaConfig
+from attention import KV_HEADS, LAYERS, VOCAB, network
 
 from trimtab.scoring.backbone import Backbone
 from trimtab.scoring.pool import PrefixPool, common_prefix
-from trimtab_models.networks import scalar_head
 
 RESULTS = Path(__file__).parent / "results"
-VOCAB, LAYERS, KV_HEADS, K = 8192, 6, 2, 10
+K = 10
 LOADS = (0.9, 1.0, 1.1, 1.5, 2.0)
 WARM = 2
 """Steps before the first measured one."""
-
-
-def network() -> torch.nn.Module:
-    torch.manual_seed(0)
-    return scalar_head(
-        LlamaConfig(
-            vocab_size=VOCAB,
-            hidden_size=512,
-            intermediate_size=1376,
-            num_hidden_layers=LAYERS,
-            num_attention_heads=8,
-            num_key_value_heads=KV_HEADS,
-            max_position_embeddings=8192,
-        )
-    )
 
 
 class Rows:

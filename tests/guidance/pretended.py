@@ -140,8 +140,8 @@ def there(tensor):
     return OnDevice(tensor.detach().clone())
 
 
-def move(module):
-    """Move a module to the device."""
+def move(module, there=there):
+    """Move a module to the device, or to wherever `there` copies a tensor."""
     for part in module.modules():
         for name, tensor in part._parameters.items():
             if tensor is not None:

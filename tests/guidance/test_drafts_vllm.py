@@ -136,3 +136,17 @@ def test_the_control():
     after = made.apply(before.clone(), ctx)
     assert (after != before).any(-1).nonzero()[:, 0].tolist() == [0, 1]
     assert ctx.expanded_idx_mapping[1] == 4
+
+
+def test_an_unknown_scorer_takes_guidance_from_its_own_row_alone():
+    """Only a stock front end passes it on; the ranks still agree on the row's k."""
+    made, ctx = processor(), context([4, 1])
+    made.hidden = SimpleNamespace(of=lambda rows: torch.zeros(rows, 4))
+    unknown = GuidanceParams(scorers={"unknown": 1.0}, k=5, on_error="unguided")
+    made.add_request(1, SamplingParams(extra_args=to_xargs(unknown)))
+    assert made.rows[1].params == GuidanceParams(k=5)
+    before = torch.randn(2 * (1 + DRAFTS), VOCAB)
+    after = made.apply(before.clone(), ctx)
+    assert [row.fault is not None for row in made.rows.values()] == [False, True]
+    expected = alone(before[0], COMMITTED[4], PREFILL[4], GUIDED[4])
+    torch.testing.assert_close(after[0], expected)

@@ -14,6 +14,7 @@ from torch._subclasses.fake_tensor import (
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+import pretended
 from networks import VOCAB, configs
 from test_backbone import build, history, ragged, reference
 from trimtab.scoring import backbone as backbone_module
@@ -166,13 +167,7 @@ def faked(family, device="cuda:0"):
         with mode:
             return fake.to(device)
 
-    for part in model.modules():
-        for name, tensor in part._parameters.items():
-            if tensor is not None:
-                part._parameters[name] = torch.nn.Parameter(there(tensor), requires_grad=False)
-        for name, tensor in part._buffers.items():
-            if tensor is not None:
-                part._buffers[name] = there(tensor)
+    pretended.move(model, there)
     pool.k, pool.v = there(pool.k), there(pool.v)
     return mode, network, head, pool, shape, there(packed)
 

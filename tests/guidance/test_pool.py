@@ -41,7 +41,7 @@ def test_rows_that_come_and_go_equal_reforwarding(form):
             texts[key] = np.append(texts[key], own[0])
             if len(texts[key]) > 58 or rng.random() < 0.1:
                 del texts[key]
-                if rng.random() < 0.5:  # else the pool is not told
+                if rng.random() < 0.5:  # else the row stays in the pool
                     backbone.forget(key)
     assert short > 3, "the control: the pool was too small"
     for key in range(arrived):

@@ -218,7 +218,7 @@ class GuidanceProcessor(V1LogitsProcessor, V2LogitsProcessor):
             sent = from_xargs(extra)
             if sent is None:
                 return None
-            guidance = sent  # of all ranks, which must agree on k even if there is a fault
+            guidance = sent
             if not self.leads:
                 return Row(guidance, prompt_length)
             guidance = guidance.resolve(scorers, self.default_scorers)
@@ -230,6 +230,8 @@ class GuidanceProcessor(V1LogitsProcessor, V2LogitsProcessor):
         except Exception as error:
             log.error("a request cannot be guided: %s", type(error).__name__)
             fault = RowFault("", f"{type(error).__name__} in guidance")
+        if fault is not None:  # names no scorer, but all ranks agree on k
+            guidance = GuidanceParams(k=guidance.k)
         stop_token = params.eos_token_id
         if stop_token is None:
             stop_token = min(params.all_stop_token_ids, default=None)
@@ -239,7 +241,7 @@ class GuidanceProcessor(V1LogitsProcessor, V2LogitsProcessor):
             None if params.ignore_eos else stop_token,
             record_key=extra.get(RECORD_KEY),
             context=context,
-            scorers={} if fault else {name: scorers[name] for name in guidance.scorers or {}},
+            scorers={name: scorers[name] for name in guidance.scorers or {}},
             fault=fault,
             max_tokens=params.max_tokens,
         )
