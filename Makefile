@@ -3,7 +3,7 @@ PYTHON ?= python3
 PORT ?= 8000
 MODEL ?= demo
 
-.PHONY: setup real serve test check scorecard format demo bench clean
+.PHONY: setup real serve test check scorecard format demo bench site clean
 
 setup:
 	@$(PYTHON) scripts/setup_env.py
@@ -34,6 +34,9 @@ demo: setup  ## rebuild the demo's weights from nothing
 
 bench: setup  ## measure decoding speed, guided against unguided
 	.venv/bin/python benchmarks/decode.py
+
+site: setup  ## build the documentation site into .build/site, without a network
+	.venv/bin/python scripts/build_site.py
 
 clean:
 	rm -rf .venv .build dist
