@@ -83,12 +83,12 @@ def relink(text: str, page: Path, pages: set[Path]) -> str:
         path, _, anchor = target.partition("#")
         if not path or "://" in target or target.startswith("mailto:"):
             return match[0]
-        found = Path(posixpath.normpath(posixpath.join(page.parent.as_posix(), path)))
-        if found / "README.md" in pages:
-            found = found / "README.md"
-        if found not in pages:
+        target_page = Path(posixpath.normpath(posixpath.join(page.parent.as_posix(), path)))
+        if target_page / "README.md" in pages:
+            target_page = found / "README.md"
+        if target_page not in pages:
             return words
-        link = posixpath.relpath(renamed(found).as_posix(), renamed(page).parent.as_posix())
+        link = posixpath.relpath(renamed(target_page).as_posix(), renamed(page).parent.as_posix())
         return f"[{words}]({link}{'#' * bool(anchor)}{anchor})"
 
     parts = FENCE.split(text)
