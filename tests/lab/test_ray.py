@@ -41,14 +41,14 @@ def records(path):
 
 def workers(driver):
     """The processes of the actors that sample."""
-    found = []
+    actors = []
     for process in psutil.Process(driver.pid).children(recursive=True):
         try:
             if "ray::Worker" in " ".join(process.cmdline()):
-                found.append(process)
+                actors.append(process)
         except psutil.Error:  # it has just ended
             continue
-    return found
+    return actors
 
 
 def test_a_killed_actor_changes_no_record(command, tmp_path):
