@@ -11,6 +11,7 @@ from trimtab_server import settings
 from trimtab_server.commands.arena import arena
 from trimtab_server.commands.batch import batch
 from trimtab_server.commands.demo import demo
+from trimtab_server.commands.fleet import fleet
 from trimtab_server.commands.publish import publish
 from trimtab_server.commands.rollout import rollout
 from trimtab_server.commands.sweep import sweep
@@ -32,6 +33,7 @@ app.command()(batch)
 app.command()(arena)
 app.command(context_settings=PASS_ON)(sweep)
 app.add_typer(demo, name="demo")
+app.add_typer(fleet, name="fleet")
 
 
 @app.command(context_settings=PASS_ON)

@@ -6,6 +6,9 @@ Each load makes a new version that no request uses yet:
 2. A readiness check runs on it. If the check fails, the version is dropped and nothing changes.
 3. New requests use the version. A running request keeps the version that it began with; a replaced
    version is dropped when no request uses it.
+
+With `"serve": false`, step 3 waits for a request of its own, so that several servers can change
+together: a load that fails on one of them changes none.
 """
 
 import asyncio
@@ -31,6 +34,8 @@ LOAD_SECONDS = 300.0
 """Maximum time to read a checkpoint. A hanging read (lost disk) is abandoned."""
 CHECK_SECONDS = 300.0
 """Maximum time of the readiness check, which may queue behind other requests."""
+STAGED_SECONDS = 600.0
+"""How long a version waits to be served before it is dropped."""
 
 Name = Field(pattern=rf"^{NAME.pattern}$")
 
@@ -51,6 +56,7 @@ class LoadRequest(BaseModel):
     family: Annotated[str, AfterValidator(_hot)] | None = None
     reference: str | None = Field(None, pattern=rf"^{NAME.pattern}$")
     alpha: Number | None = None
+    serve: bool = True
 
     @classmethod
     def parse(cls, fields: Any) -> "LoadRequest":
@@ -91,9 +97,12 @@ class Loading:
         self.lock = asyncio.Lock()
         self.numbers = count(2)
         self.retiring: set[asyncio.Task[None]] = set()
+        self.staged: dict[tuple[str, int], tuple[Version, asyncio.Task[None]]] = {}
 
     async def load(self, request: LoadRequest) -> Version:
         """Serve a checkpoint under a name; it replaces a scorer of that name.
+
+        With `serve` false, the version is complete and checked, and waits for `serve_staged`.
 
         Raises:
             ScorerRefused, NoRoom: it does not load, or fails its readiness check.
@@ -113,13 +122,58 @@ class Loading:
                 )
                 if problem is not None:
                     raise ScorerRefused(f"scorer '{request.name}' is not loaded: it {problem}.")
-                async with self.lock:
-                    await self._serve(version)
+                if request.serve:
+                    async with self.lock:
+                        await self._serve(version)
             except BaseException:
                 with suppress(TrimtabError):
                     await self.state.engine.drop(version.key)
                 raise
+            if not request.serve:
+                task = asyncio.create_task(self._expire(version))
+                self.staged[version.name, version.number] = version, task
             return version
+
+    async def serve_staged(self, name: str, number: int) -> Version:
+        """Serve a version that was loaded with `serve` false.
+
+        Raises:
+            UnknownScorer: no such version waits.
+            ScorerInUse: a scorer of that name is a part of a composite.
+        """
+        async with self.lock:
+            self._check_parts(name)
+            version = self._unstage(name, number)
+            await self._serve(version)
+            return version
+
+    async def drop_staged(self, name: str, number: int) -> None:
+        """Drop a version that was loaded with `serve` false.
+
+        Raises:
+            UnknownScorer: no such version waits.
+        """
+        version = self._unstage(name, number)
+        with suppress(TrimtabError):
+            await self.state.engine.drop(version.key)
+
+    def _unstage(self, name: str, number: int) -> Version:
+        if (name, number) not in self.staged:
+            raise UnknownScorer(
+                "no version of that name and number waits to be served here: it is served already, "
+                f"was dropped, or waited longer than {STAGED_SECONDS:g} seconds.",
+                code="version_not_found",
+            )
+        version, expiry = self.staged.pop((name, number))
+        expiry.cancel()
+        return version
+
+    async def _expire(self, version: Version) -> None:
+        """Drop a version that nobody serves: its client is gone."""
+        await asyncio.sleep(STAGED_SECONDS)
+        del self.staged[version.name, version.number]
+        with suppress(TrimtabError):
+            await self.state.engine.drop(version.key)
 
     async def _serve(self, version: Version) -> None:
         await self.state.engine.serve(version.name, version.key)

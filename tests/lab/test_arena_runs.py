@@ -48,6 +48,37 @@ def test_stopped_and_taken_up_again(tmp_path):
     assert nothing.ran == []
 
 
+class Shuffled:
+    """Runs three settings at a time, which end in another order than they began."""
+
+    count = 3
+
+    def __init__(self, bench):
+        self.bench, self.running, self.most = bench, [], 0
+
+    def submit(self, *setting):
+        self.running.append(setting)
+        self.most = max(self.most, len(self.running))
+
+    def result(self):
+        index, method, scaled_beta = self.running.pop()
+        return index, self.bench.run(method, scaled_beta)
+
+
+def test_settings_that_run_beside_each_other_are_the_same(tmp_path):
+    alone, bench = FakeBench(), FakeBench()
+    runner = Shuffled(bench)
+    whole = arena.climb(alone, methods(*NAMES), tmp_path / "alone")
+    runs = arena.climb(bench, methods(*NAMES), tmp_path / "beside", runner)
+    settings = [(run.method, run.scaled_beta) for run in runs]
+    assert settings == [(run.method, run.scaled_beta) for run in whole] == alone.ran
+    assert sorted(bench.ran) == sorted(alone.ran)
+    assert bench.ran != alone.ran
+    assert runner.most == runner.count
+    files = [{path.name for path in (tmp_path / name).iterdir()} for name in ("alone", "beside")]
+    assert files[0] == files[1]
+
+
 def test_other_settings_are_refused_by_name(tmp_path):
     bench = FakeBench()
     arena.climb(bench, methods("base", "vas"), tmp_path)

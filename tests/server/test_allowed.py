@@ -30,7 +30,7 @@ USERS = """
     POST /v1/systemone
 """
 OPERATORS = """
-    DELETE /adapters/x  DELETE /v1/scorers/x
+    DELETE /adapters/x  DELETE /v1/scorers/x  DELETE /v1/scorers/x/versions/x
     GET /fault_tolerance/status  GET /get_world_size  GET /is_paused  GET /is_sleeping
     GET /kv_event_sources  GET /server_info  GET /weight_info
     POST /abort_requests  POST /adapters  POST /collective_rpc  POST /fault_tolerance/apply
@@ -41,7 +41,8 @@ OPERATORS = """
     POST /shutdown_weight_transfer_engine  POST /sleep  POST /start_draft_weight_update
     POST /start_profile  POST /start_weight_update  POST /stop_profile
     POST /update_weight_version  POST /update_weights  POST /v1/load_lora_adapter
-    POST /v1/scorers  POST /v1/unload_lora_adapter  POST /wake_up  POST /weight_checker
+    POST /v1/scorers  POST /v1/scorers/x/versions/x  POST /v1/unload_lora_adapter  POST /wake_up
+    POST /weight_checker
     ANY /metrics/x
 """
 
@@ -161,5 +162,7 @@ async def test_an_upstream_has_routes_of_users_alone():
         upstream_model="m",
         scorer={"a": {"path": "builtins:len", "family": "function", "reads": "text"}},
     )
-    operators = {"POST /v1/scorers", "DELETE /v1/scorers/x"}  # which need the admin key
+    # Those that need the admin key.
+    operators = {"POST /v1/scorers", "DELETE /v1/scorers/x"}
+    operators |= {"POST /v1/scorers/x/versions/x", "DELETE /v1/scorers/x/versions/x"}
     assert set(routes_of(upstream.build(settings))) - operators <= listed(USERS)

@@ -8,20 +8,19 @@ OUT/results.json  OUT/leaderboard.md  *.png  the report, written every time
 
 import json
 from collections.abc import Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from trimtab.errors import TrimtabError
-from trimtab.params import MAX_BETA
 from trimtab_lab.arena import report, values
 from trimtab_lab.arena.bench import Bench
+from trimtab_lab.arena.climb import Actors, Here, Runner, climb
 from trimtab_lab.arena.frontier import Floats
 from trimtab_lab.arena.methods import DIALS, METHODS, SUMS, Method, heat_map
 from trimtab_lab.arena.prepare import prepare
-from trimtab_lab.arena.runs import Run, find, save
 from trimtab_lab.arena.scale import Scale
 from trimtab_lab.arena.task import Task
 from trimtab_lab.worlds import WORLDS, build
@@ -29,7 +28,12 @@ from trimtab_models import outputs
 
 
 def compare(
-    task: Task, out: Path, scale: Scale, only: Sequence[str] = (), command: str = ""
+    task: Task,
+    out: Path,
+    scale: Scale,
+    only: Sequence[str] = (),
+    command: str = "",
+    cluster: tuple[str, int | None] | None = None,
 ) -> None:
     """Run all methods on a task and write the report, as `trimtab arena` does.
 
@@ -39,6 +43,8 @@ def compare(
         scale: numbers of prompts, answers and settings.
         only: names of `METHODS`; by default those of the scale. The base is always added.
         command: the command line, for the report.
+        cluster: address of a Ray cluster, and the number of actors that run the settings; see
+            `trimtab_lab.actors.pool`. Default: all run in this process.
 
     Raises:
         TrimtabError: there is no such method, or `out` holds results of other settings.
@@ -50,9 +56,11 @@ def compare(
     names = dict.fromkeys(method.scorer for method in methods if method.scorer)
     scorers = prepare(task, out, scale, names)
     base = build.build_base(task.world, out)
-    bench = Bench(task, str(base), scorers, scale, out)
-    samples = base_samples(bench, out / "base-samples.npz")
-    climb(bench, methods, out / "runs")
+    new_bench = partial(Bench, task, str(base), scorers, scale, out.resolve())
+    bench = new_bench()
+    runner: Runner = Actors(cluster[0], new_bench, cluster[1]) if cluster else Here(bench)
+    samples = base_samples(bench, out / "base-samples.npz", runner)
+    climb(bench, methods, out / "runs", runner)
     mse = {}
     if not task.world.real:  # there, plain transformers would sample for an hour
         mse = values.errors(task.world, base, scorers, bench.texts, out / "values.json")
@@ -94,42 +102,10 @@ def _suits(task: Task, method: Method) -> bool:
     return _possible(task, method) and (made_up or not method.rival)
 
 
-def climb(bench: Bench, methods: Iterable[Method], folder: Path) -> list[Run]:
-    """Run each method at rising scaled β, until its KL exceeds `method.stop`; see `steered`."""
-    runs = []
-    ladders = [(method, method.scaled_betas or bench.scale.ladder) for method in methods]
-    with tqdm(total=sum(len(ladder) for _, ladder in ladders), unit="setting") as progress:
-        for method, ladder in ladders:
-            progress.set_description(method.name)
-            for done, scaled_beta in enumerate(ladder):
-                if abs(bench.beta(method, scaled_beta)) > MAX_BETA:
-                    progress.update()
-                    continue
-                settings = bench.settings(method, scaled_beta)
-                run = find(folder, method.name, scaled_beta, settings)
-                if run is None:
-                    run = bench.run(method, scaled_beta)
-                    save(folder, run)
-                runs.append(run)
-                if steered(bench, run) > method.stop and method.temperature > 0:
-                    progress.update(len(ladder) - done)
-                    break
-                progress.update()
-    return runs
-
-
-def steered(bench: Bench, run: Run) -> float:
-    """The nats of a run that end its method's ladder: its mean KL.
-
-    On a real base a cut tail costs more than any method may spend, before any steering, so there it
-    does not count.
-    """
-    tail = run.spent_on_tail.mean() if bench.task.world.real else 0.0
-    return float(run.spent.mean() - tail)
-
-
-def base_samples(bench: Bench, path: Path) -> dict[str, Floats]:
+def base_samples(bench: Bench, path: Path, runner: Runner | None = None) -> dict[str, Floats]:
     """Answers of the base to the test prompts: every reward and "tokens", [prompts, samples].
+
+    runner: where they are sampled; default: on the bench.
 
     Raises:
         TrimtabError: the file was made with other settings.
@@ -147,7 +123,7 @@ def base_samples(bench: Bench, path: Path) -> dict[str, Floats]:
                 "--out, or remove it."
             )
         return stored
-    samples = bench.base_samples()
+    samples = (runner or Here(bench)).base_samples()
     with outputs.writing(path) as part, open(part, "wb") as file:
         np.savez_compressed(file, made=np.array(settings), **samples)  # type: ignore[arg-type]
     return samples

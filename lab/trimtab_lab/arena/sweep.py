@@ -16,8 +16,8 @@ from matplotlib.figure import Figure
 from trimtab.errors import TrimtabError
 from trimtab.params import MASS, PRESETS, K
 from trimtab_lab.arena import plots, stats
-from trimtab_lab.arena.arena import climb
 from trimtab_lab.arena.bench import Bench, Spec
+from trimtab_lab.arena.climb import climb
 from trimtab_lab.arena.methods import METHODS, Method
 from trimtab_lab.arena.report import about, plain
 from trimtab_lab.arena.runs import Run

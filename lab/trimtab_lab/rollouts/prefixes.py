@@ -12,21 +12,16 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from trimtab.errors import TrimtabError
 from trimtab.sampling import Completion, RolloutSampling
 from trimtab_lab.rollouts.journal import Journal
 from trimtab_lab.rollouts.prompts import check_lengths
-from trimtab_lab.rollouts.run import CompletedGroups, PromptGroup, answer_of, run
+from trimtab_lab.rollouts.run import CompletedGroups, PromptGroup, Sampler, answer_of, run
 from trimtab_models import rewards
 from trimtab_models.data import encoding, formats, sources
 from trimtab_models.data.faults import Fault, Record, convert, noting
 from trimtab_models.data.fields import of_prompt
-
-if TYPE_CHECKING:  # importing vLLM takes seconds
-    from trimtab.adapters.vllm.offline import Sampler
-
 
 log = logging.getLogger(__name__)
 
@@ -91,7 +86,7 @@ def _labelled(record: Record, vocabulary: int) -> Record:
 
 
 def complete(
-    sampler: "Sampler",
+    sampler: Sampler,
     cuts: Sequence[CutAnswer],
     sampling: RolloutSampling,
     reward: rewards.Reward,
@@ -136,7 +131,7 @@ def complete(
     run(sampler, groups, sampling, finish, journal, already=len(written) * sampling.n)
 
 
-def _measured(sampler: "Sampler", index: int, cut: CutAnswer, returns: list[float]) -> Record:
+def _measured(sampler: Sampler, index: int, cut: CutAnswer, returns: list[float]) -> Record:
     ids = cut.source["completion_token_ids"][: cut.kept]
     return {
         **of_prompt(cut.source),

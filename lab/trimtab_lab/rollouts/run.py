@@ -5,14 +5,15 @@ i has the seed `sample_seed(seed, i, j)`, so a resumed run samples the same answ
 samples the next batch while the last one is labelled.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import islice
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from tqdm import tqdm
 
+from trimtab.params import GuidanceParams
 from trimtab.sampling import Completion, RolloutSampling, SamplingRequest, sample_seed
 from trimtab_lab.rollouts.journal import Journal
 from trimtab_lab.rollouts.prompts import RolloutPrompt, check_lengths
@@ -20,12 +21,29 @@ from trimtab_models import rewards
 from trimtab_models.data import Record
 from trimtab_models.data.fields import of_prompt
 
-if TYPE_CHECKING:  # importing vLLM takes seconds
-    from trimtab.adapters.vllm.offline import Sampler
-
 CompletedGroups = list[tuple["PromptGroup", list[Completion]]]
 BATCH = 64
 """Approximate number of answers that are labelled and written together."""
+
+
+class Sampler(Protocol):
+    """Where completions come from: an engine in this process, or in actors (remote.py)."""
+
+    tokenizer: Any
+    max_length: int
+
+    def strength(self, params: GuidanceParams | None) -> float | None:
+        """The strength of the only scorer that is used, if it has return distributions."""
+
+    def stream(
+        self,
+        requests: Iterable[SamplingRequest],
+        *,
+        temperature: float,
+        top_p: float = 1.0,
+        params: GuidanceParams | None = None,
+    ) -> Iterator[tuple[Any, Completion]]:
+        """(key, completion) of each request as it ends."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +57,7 @@ class PromptGroup:
 
 
 def roll_out(
-    sampler: "Sampler",
+    sampler: Sampler,
     prompts: Sequence[RolloutPrompt],
     sampling: RolloutSampling,
     reward: rewards.Reward | None,
@@ -109,7 +127,7 @@ def roll_out(
     run(sampler, groups, sampling, finish, journal, already=len(written))
 
 
-def prefix_rewards(sampler: "Sampler", reward: rewards.Reward, record: Record) -> list[float]:
+def prefix_rewards(sampler: Sampler, reward: rewards.Reward, record: Record) -> list[float]:
     """The reward of a record's answer after each of its tokens."""
     ids = record["completion_token_ids"]
     parts = [ids[: t + 1] for t in range(len(ids))]
@@ -124,7 +142,7 @@ def prefix_rewards(sampler: "Sampler", reward: rewards.Reward, record: Record) -
     return rewards.label(reward, unfinished)
 
 
-def answer_of(sampler: "Sampler", prompt: Any, ids: Sequence[int]) -> Any:
+def answer_of(sampler: Sampler, prompt: Any, ids: Sequence[int]) -> Any:
     """A completion in the form of its prompt, without special tokens: text, or a message.
 
     It is also text if the prompt ends with an assistant turn, which the completion continues.
@@ -136,7 +154,7 @@ def answer_of(sampler: "Sampler", prompt: Any, ids: Sequence[int]) -> Any:
 
 
 def run(
-    sampler: "Sampler",
+    sampler: Sampler,
     groups: Sequence[PromptGroup],
     sampling: RolloutSampling,
     finish: Callable[[CompletedGroups], list[Record]],
@@ -168,7 +186,7 @@ def run(
 
 
 def _completed_groups(
-    sampler: "Sampler",
+    sampler: Sampler,
     groups: Sequence[PromptGroup],
     sampling: RolloutSampling,
     tick: Callable[[], Any],

@@ -29,12 +29,25 @@ def arena(
     only: Annotated[
         list[str] | None, typer.Option(help="Run this method; repeatable.", metavar="METHOD")
     ] = None,
+    ray: Annotated[
+        str | None,
+        typer.Option(
+            help="Run the settings on a Ray cluster, an engine in each actor: auto, HOST:PORT, "
+            "ray://…, or local for one on this machine. All machines must see --out.",
+            metavar="ADDRESS",
+        ),
+    ] = None,
+    ray_actors: Annotated[
+        int | None,
+        typer.Option(help="--ray: engines; default: one per GPU, else per machine.", min=1),
+    ] = None,
 ) -> None:
     """Compare decoding methods on WORLD; write results.json, leaderboard.md and plots.
 
     Creates the base, rollouts and scorers that are missing. After an interruption, run the same
     command again to resume.
     """
+    from trimtab.errors import StartError
     from trimtab.logs import configure_logging
 
     configure_logging()
@@ -46,6 +59,9 @@ def arena(
     from trimtab_models import outputs
 
     with resumable():
+        if ray_actors is not None and ray is None:
+            raise StartError("--ray-actors needs --ray ADDRESS.")
+        cluster = None if ray is None else (ray, ray_actors)
         command = shlex.join(["trimtab", *sys.argv[1:]])
         if world == tiny.NAME:
             folder = out or Path("arena") / tiny.NAME
@@ -56,5 +72,5 @@ def arena(
         folder = out or Path("arena") / (name + ("-quick" if quick else ""))
         outputs.check(outputs.place(folder), {"world": name})
         task = tasks.load(world)
-        arenas.compare(task, folder, scales.of(task.world, quick), only or (), command)
+        arenas.compare(task, folder, scales.of(task.world, quick), only or (), command, cluster)
     typer.echo((folder / "leaderboard.md").read_text(encoding="utf-8"))

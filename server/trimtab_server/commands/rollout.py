@@ -62,6 +62,18 @@ def rollout(
         float | None, typer.Option(help="Guided: their total probability (0.98).")
     ] = None,
     tail: Annotated[str | None, typer.Option(help="Guided: mean (default) or truncate.")] = None,
+    ray: Annotated[
+        str | None,
+        typer.Option(
+            help="Sample on a Ray cluster, an engine in each actor: auto, HOST:PORT, ray://…, or "
+            "local for one on this machine.",
+            metavar="ADDRESS",
+        ),
+    ] = None,
+    ray_actors: Annotated[
+        int | None,
+        typer.Option(help="--ray: engines; default: one per GPU, else per machine.", min=1),
+    ] = None,
 ) -> None:
     """Sample MODEL and label each answer. Other flags go to vLLM's engine.
 

@@ -14,7 +14,8 @@ from trimtab.sampling import RolloutSampling
 from trimtab_lab.rollouts.journal import Journal
 from trimtab_lab.rollouts.prefixes import CutAnswer, complete, cut_answers
 from trimtab_lab.rollouts.prompts import RolloutPrompt, read
-from trimtab_lab.rollouts.run import roll_out
+from trimtab_lab.rollouts.remote import RemoteSampler
+from trimtab_lab.rollouts.run import Sampler, roll_out
 from trimtab_models import pretrained, rewards
 from trimtab_models.data.encoding import vocabulary
 from trimtab_server import bases
@@ -42,6 +43,8 @@ def run(options: Mapping[str, Any], flags: Sequence[str]) -> None:
     cutting = options["complete"] is not None
     if cutting and (options["reward"] is None or sampling.n < 2):
         raise StartError("--complete needs a --reward, and --n of 2 or more.")
+    if options["ray_actors"] is not None and options["ray"] is None:
+        raise StartError("--ray-actors needs --ray ADDRESS.")
     if options["prefix_rewards"] and (cutting or options["reward"] is None):
         raise StartError("--prefix-rewards needs a --reward and --prompts.")
     model, flags = bases.locate(options["model"], flags)
@@ -88,15 +91,29 @@ def _fill(
     reward = rewards.load(options["reward"]) if options["reward"] else None
     if len(file.records) == (len(cuts) or len(texts) * sampling.n):
         return
-    # vLLM's import takes seconds, and reads what configure_logging() has set.
-    from trimtab.adapters.vllm.offline import Sampler, engine_options
-
-    sampler = Sampler(model, scorers, **engine_options(flags))
+    sampler = _sampler(model, scorers, flags, options["ray"], options["ray_actors"])
     if cuts:
         assert reward is not None
         complete(sampler, cuts, sampling, reward, file)
     else:
         roll_out(sampler, texts, sampling, reward, file, prefixes=options["prefix_rewards"])
+
+
+def _sampler(
+    model: str,
+    scorers: Mapping[str, Any],
+    flags: Sequence[str],
+    ray: str | None,
+    count: int | None,
+) -> Sampler:
+    """An engine in this process, or in the actors of a Ray cluster."""
+    # vLLM's import takes seconds, and reads what configure_logging() has set.
+    from trimtab.adapters.vllm import offline
+
+    options = offline.engine_options(flags)
+    if ray is None:
+        return offline.Sampler(model, scorers, **options)
+    return RemoteSampler(ray, model, scorers, options, count)
 
 
 def _fractions(text: str) -> list[float]:
