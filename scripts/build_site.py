@@ -85,7 +85,7 @@ def relink(text: str, page: Path, pages: set[Path]) -> str:
             return match[0]
         target_page = Path(posixpath.normpath(posixpath.join(page.parent.as_posix(), path)))
         if target_page / "README.md" in pages:
-            target_page = found / "README.md"
+            target_page = target_page / "README.md"
         if target_page not in pages:
             return words
         link = posixpath.relpath(renamed(target_page).as_posix(), renamed(page).parent.as_posix())
