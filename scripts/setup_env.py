@@ -69,14 +69,34 @@ def install(extra: str) -> None:
         options = ["--find-links", str(stand_ins()), "-c", str(constraints(pins))]
         install_cpu_torch(pins["torch"])
     say("vLLM, the packages and the tests' tools")
-    pip("install", *options, "-e", f"{ROOT}[{extra},train,dev]")
-    if not pip("install", *options, "-e", f"{ROOT}[real]", check=False):
+    pip("install", "uv", check=False)
+    install_packages(*options, "-e", f"{ROOT}[{extra},train,dev]")
+    if not install_packages(*options, "-e", f"{ROOT}[real]", check=False):
         say("the packages for a real base model (trimtab[real]) cannot be had; going on without")
     # On all cores at once, which pip does not. Left to the first import, it would be done again by
     # each process where Python may not write. A few templates are no Python: they do not matter.
-    compiling = [PYTHON, "-m", "compileall", "-qq", "-j", "0", VENV / "lib"]
+    compiling = [
+        PYTHON,
+        "-m",
+        "compileall",
+        "-qq",
+        "-j",
+        "0",
+        "-x",
+        "site-packages/.*/tests/",
+        VENV / "lib",
+    ]
     subprocess.run(compiling, check=False, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     pip("check")
+
+
+def install_packages(*arguments: str | Path, check: bool = True) -> bool:
+    """Install with uv, in a third of pip's time; else with pip, which has its own configuration."""
+    command = [PYTHON, "-m", "uv", "pip", "install", "--quiet", "--python", PYTHON, *arguments]
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    if subprocess.run(command, check=False, **quiet).returncode == 0:
+        return True
+    return pip("install", *map(str, arguments), check=check)
 
 
 def install_cpu_torch(version: str) -> None:
