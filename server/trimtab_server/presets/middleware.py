@@ -16,7 +16,7 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from trimtab.errors import InvalidGuidance, TrimtabError
-from trimtab.params import FIELDS, GuidanceParams
+from trimtab.params import GuidanceParams
 from trimtab_server.allowed import route_path
 from trimtab_server.auth import digest, sent_key
 from trimtab_server.bodies import PARSED

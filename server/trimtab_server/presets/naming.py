@@ -47,10 +47,11 @@ class NamedAnswer:
     def _events(self, message: Message) -> bytes:
         """The events that are complete, renamed; at the end of the body, all that is left."""
         self.buffer += message.get("body", b"")
-        end = self.buffer.rfind(b"\n\n") + 2
-        if end == 1 or not message.get("more_body", False):
-            end = 0 if message.get("more_body", False) else len(self.buffer)
-        whole, self.buffer = bytes(self.buffer[:end]), self.buffer[end:]
+        if message.get("more_body", False):
+            head, separator, rest = self.buffer.rpartition(b"\n\n")
+            whole, self.buffer = bytes(head + separator), rest
+        else:
+            whole = bytes(self.buffer)
         return b"\n\n".join(map(self._event, whole.split(b"\n\n")))
 
     def _event(self, event: bytes) -> bytes:

@@ -89,7 +89,10 @@ class Preset(BaseModel):
 
         Raises:
             InvalidRequest: naming at most three fields, never their values.
+            InvalidGuidance: the same for those of its guidance.
         """
+        if isinstance(fields, Mapping) and isinstance(fields.get("guidance"), Mapping):
+            GuidanceParams.parse(fields["guidance"])  # names the field inside
         try:
             return cls.model_validate(fields)
         except ValidationError as error:

@@ -246,7 +246,7 @@ def _read(file: Path, *, required: bool) -> dict[str, Preset]:
         try:
             check_name(name)
             presets[name] = Preset.parse(fields)
-        except (ValueError, InvalidRequest) as error:
+        except (ValueError, TrimtabError) as error:
             raise StartError(f"preset '{name[:64]}' in {file}: {error}") from None
     return presets
 
