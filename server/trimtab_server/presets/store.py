@@ -1,24 +1,20 @@
 """The presets of a server: those of its settings, which are fixed, and those of its file."""
 
 import asyncio
-import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from hmac import compare_digest
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from trimtab.errors import InvalidGuidance, InvalidRequest, StartError, TrimtabError, UnknownScorer
 from trimtab.params import Served
 from trimtab_models import outputs
 from trimtab_server.auth import digest
 from trimtab_server.errors import Forbidden, PresetInUse, UnknownPreset
+from trimtab_server.presets.file import read, write
 from trimtab_server.presets.preset import Preset, check_name, sent
 from trimtab_server.settings import Settings
-
-HEAD = "# Presets of a Trimtab server. PUT and DELETE of /v1/presets/NAME rewrite this file.\n"
 
 
 @dataclass
@@ -57,7 +53,7 @@ class Presets:
                 raise StartError(
                     f"presets: {error} Presets that never change belong in the settings (preset)."
                 ) from None
-            saved = _read(file, required=admin is None)
+            saved = read(file, required=admin is None)
         made = cls(
             settings.preset,
             saved,
@@ -206,7 +202,7 @@ class Presets:
         before, self.saved = self.saved, change(self.saved)
         assert self.file is not None
         try:
-            await asyncio.to_thread(_write, self.file, self.saved)
+            await asyncio.to_thread(write, self.file, self.saved)
         except OSError as error:
             self.saved = before
             raise TrimtabError(
@@ -228,37 +224,6 @@ def _open_to(preset: Preset, key: bytes | None) -> bool:
 
 def _scorers(preset: Preset) -> set[str]:
     return {*(preset.guidance.scorers or ()), *(preset.guidance.floors or ())}
-
-
-def _read(file: Path, *, required: bool) -> dict[str, Preset]:
-    if not file.exists() and not required:
-        return {}
-    try:
-        content = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
-    except OSError as error:
-        raise StartError(f"the presets in {file} cannot be read ({error.strerror}).") from None
-    except (yaml.YAMLError, UnicodeDecodeError):
-        raise StartError(f"the presets in {file} are not valid YAML.") from None
-    if not isinstance(content, dict) or not all(isinstance(name, str) for name in content):
-        raise StartError(f"{file} must hold presets by name, such as 'warm: {{guidance: ...}}'.")
-    presets = {}
-    for name, fields in content.items():
-        try:
-            check_name(name)
-            presets[name] = Preset.parse(fields)
-        except (ValueError, TrimtabError) as error:
-            raise StartError(f"preset '{name[:64]}' in {file}: {error}") from None
-    return presets
-
-
-def _write(file: Path, presets: Mapping[str, Preset]) -> None:
-    text = yaml.safe_dump({n: one.stored() for n, one in presets.items()}, sort_keys=False)
-    with outputs.writing(file) as part:
-        part.touch(mode=0o600)
-        with part.open("w", encoding="utf-8") as stream:
-            stream.write(HEAD + text)
-            stream.flush()
-            os.fsync(stream.fileno())
 
 
 def shown(presets: Presets, name: str, model: str) -> dict[str, Any]:
