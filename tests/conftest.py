@@ -29,6 +29,8 @@ pytest_plugins = ["scorecard.report"]
 HERE = Path(__file__).parent
 KEY = "a-key-for-tests"
 READY_SECONDS = 240
+WARM = "warm=sentiment:1,beta=3"
+"""A preset of the session's server."""
 ENGINES = {"server", "real_server"}
 """Fixtures of any module that start an engine."""
 running = SimpleNamespace(engine=True, slow=True)
@@ -203,7 +205,7 @@ def server(probe: Path) -> Iterator[Server]:
     for name in faulty:
         command += ["--scorer", f"{name}=faulty:{name},family=function"]
     command += ["--scorer", "spelling=scorecard.spelling:spelling,family=function"]
-    command += ["--scorer", f"probe={probe}"]
+    command += ["--scorer", f"probe={probe}", "--preset", WARM]
     for name in ("sentiment", "formality", "brevity"):
         command += ["--default-scorer", f"{name}=1"]
     # The demo is on this machine, so all of it works without the hub.

@@ -23,6 +23,7 @@ GET_PATHS = (
     "/load",
     "/ping",
     "/v1/models",
+    "/v1/models/{name:path}",
     "/v1/scorers",
     "/v1/responses/{id}",
     "/tokenizer_info",

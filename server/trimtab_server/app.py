@@ -1,8 +1,8 @@
 """Applications: our routes and middleware, alone or on top of vLLM's application.
 
 A request passes, outermost first:
-CORS → API key → drain → size of the body → sizes of its parts → admission → middleware of the
-engine's own application (vllm/app.py) → route → engine.
+CORS → API key → drain → size of the body → sizes of its parts → admission → presets → middleware of
+the engine's own application (vllm/app.py) → route → engine.
 """
 
 import asyncio
@@ -26,8 +26,10 @@ from trimtab_server.browsers import let_browsers_in
 from trimtab_server.drain import Drain, InFlight
 from trimtab_server.limits import BodyLimit
 from trimtab_server.loading import Loading
+from trimtab_server.presets.middleware import PresetModels
+from trimtab_server.presets.store import Presets
 from trimtab_server.refusals import Failures
-from trimtab_server.routes import generate, models, openai, scorers, status
+from trimtab_server.routes import generate, models, openai, presets, scorers, status
 from trimtab_server.scorer_warnings import prefix_warnings
 from trimtab_server.settings import Settings
 from trimtab_server.shutdown import Signals
@@ -64,13 +66,17 @@ def include(app: FastAPI, state: State, settings: Settings) -> None:
     app.state.trimtab_loading = None
     if settings.admin_key is not None and settings.scorer_dir is not None:
         app.state.trimtab_loading = Loading(state, settings.scorer_dir)
-    for routes in (generate, status, scorers):
+    state.presets = Presets.load(settings)
+    for name in state.presets.check(state.scorers, state.default):
+        log.warning("preset '%s' names a scorer that is not loaded yet", name)
+    for routes in (generate, status, scorers, presets):
         app.include_router(routes.router)
     app.add_exception_handler(TrimtabError, errors.handle)
 
 
 def cover(app: FastAPI, settings: Settings, bounds: Bounds, most: int) -> None:
     """Add the middleware that every server has."""
+    app.add_middleware(PresetModels, state=app.state.trimtab)
     app.add_middleware(Admission, most=most)
     app.add_middleware(Sizes, bounds=bounds)
     app.add_middleware(BodyLimit, max_bytes=bounds.body)

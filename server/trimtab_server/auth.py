@@ -67,16 +67,24 @@ class ApiKeys:
 
     def _holder(self, scope: Scope) -> str | None:
         """The owner of a request's key, "admin" or "user"; None if unknown or ambiguous."""
-        sent = []
-        for name, value in scope["headers"]:
-            if name == b"authorization":
-                scheme, _, key = value.partition(b" ")
-                sent.append((name, key.strip() if scheme.lower() == b"bearer" else b""))
-            elif name == b"x-api-key":
-                sent.append((name, value.strip()))
-        if len({name for name, _ in sent}) != len(sent) or len({key for _, key in sent}) != 1:
+        key = sent_key(scope)
+        if key is None:
             return None
-        received = digest(sent[0][1])
+        received = digest(key)
         # Compare every key, so that the time reveals nothing about the match.
         matches = [owner for known, owner in self.digests if hmac.compare_digest(received, known)]
         return matches[-1] if matches else None
+
+
+def sent_key(scope: Scope) -> bytes | None:
+    """The key that a request sends; None without one, or if it is ambiguous."""
+    sent = []
+    for name, value in scope["headers"]:
+        if name == b"authorization":
+            scheme, _, key = value.partition(b" ")
+            sent.append((name, key.strip() if scheme.lower() == b"bearer" else b""))
+        elif name == b"x-api-key":
+            sent.append((name, value.strip()))
+    if len({name for name, _ in sent}) != len(sent) or len({key for _, key in sent}) != 1:
+        return None
+    return sent[0][1]

@@ -5,9 +5,11 @@ TrimtabError
 ├── Unauthorized          401  authentication_error
 ├── Forbidden             403  permission_error
 ├── UnknownModel          404  not_found_error
+├── UnknownPreset         404  not_found_error
 ├── UnknownMethod         405  invalid_request_error
 ├── SlowRequest           408  timeout_error
 ├── ScorerInUse           409  conflict_error
+├── PresetInUse           409  conflict_error
 ├── BodyTooLarge          413  request_too_large
 ├── UnsupportedMediaType  415  invalid_request_error
 ├── Busy                  429  rate_limit_error
@@ -45,7 +47,14 @@ class Forbidden(TrimtabError):
 
 
 class ScorerInUse(TrimtabError):
-    """The scorer cannot be unloaded: it is a default or a part of a composite."""
+    """The scorer cannot be unloaded: a default, a preset or a composite needs it."""
+
+    status = 409
+    type = "conflict_error"
+
+
+class PresetInUse(TrimtabError):
+    """The preset cannot be changed: it is fixed or the default, or contradicts another one."""
 
     status = 409
     type = "conflict_error"
@@ -53,6 +62,13 @@ class ScorerInUse(TrimtabError):
 
 class UnknownModel(TrimtabError):
     """The request names a model that this server does not have."""
+
+    status = 404
+    type = "not_found_error"
+
+
+class UnknownPreset(TrimtabError):
+    """There is no preset of that name."""
 
     status = 404
     type = "not_found_error"

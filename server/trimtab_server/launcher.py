@@ -19,6 +19,7 @@ from trimtab.errors import StartError
 from trimtab.logs import configure_logging
 from trimtab_models.files import Unusable, refuse_gguf
 from trimtab_server import bases
+from trimtab_server.presets.store import Presets
 from trimtab_server.settings import Settings
 from trimtab_server.shutdown import Signals, leave
 
@@ -51,6 +52,7 @@ def serve(settings: Settings, flags: Sequence[str]) -> None:
             from trimtab.loading import precheck
 
             precheck(GuidanceConfig.model_validate(settings.guidance()))
+            Presets.load(settings).check([*settings.scorer], settings.default_scorer)
             succeeded = asyncio.run(_run(settings, flags, defaults, listener, signals))
     if not succeeded:
         typer.echo("trimtab: the engine died; the server stops with it.", err=True)

@@ -189,7 +189,7 @@ class Loading:
 
         Raises:
             UnknownScorer: it is not served.
-            ScorerInUse: it is a default scorer, or a part of a composite.
+            ScorerInUse: it is a default scorer, or a preset or a composite needs it.
         """
         async with self.lock:
             if name not in self.state.scorers:
@@ -201,6 +201,10 @@ class Loading:
                 raise ScorerInUse(
                     f"scorer '{name}' is a default scorer; restart the server without it before "
                     "unloading it."
+                )
+            if (preset := self.state.presets.naming(name)) is not None:
+                raise ScorerInUse(
+                    f"scorer '{name}' is named by preset '{preset}'; change or delete that first."
                 )
             self._check_parts(name)
             version = self.state.scorers.pop(name)

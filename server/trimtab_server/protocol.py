@@ -70,7 +70,9 @@ class GenerateRequest(BaseModel):
     logprobs: int | None = Field(None, ge=0, le=MAX_LOGPROBS)
     stream: bool = False
 
-    model: str | None = Field(None, description="accepted and ignored: a server has one model")
+    model: str | None = Field(
+        None, description="MODEL@PRESET steers by a preset; others are ignored: there is one model"
+    )
 
     @model_validator(mode="after")
     def _one_prompt(self) -> "GenerateRequest":

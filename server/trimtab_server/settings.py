@@ -22,13 +22,9 @@ from pydantic_settings import (
 
 from trimtab import reasons
 from trimtab.adapters.openai.config import UpstreamConfig
-from trimtab.config import (
-    SCORER_SECONDS,
-    GuidanceConfig,
-    ScorerSpec,
-    parse_scorer,
-)
+from trimtab.config import SCORER_SECONDS, GuidanceConfig, ScorerSpec, parse_scorer
 from trimtab.errors import StartError
+from trimtab_server.presets.settings import PresetSettings
 
 CONFIG_VARIABLE = "TRIMTAB_CONFIG"
 
@@ -86,7 +82,7 @@ def _words(value: Any) -> Any:
     return value.split() if isinstance(value, str) else value
 
 
-class Settings(BaseSettings):
+class Settings(PresetSettings):
     """The settings of `trimtab serve`; their descriptions are the rows of docs/settings.md."""
 
     model_config = SettingsConfigDict(env_prefix="TRIMTAB_", extra="forbid")
@@ -357,7 +353,7 @@ def options(command: Callable[..., None]) -> Callable[..., None]:
     typer reads a command's signature, and passes on what is given on the command line.
     """
     *own, _ = signature(command).parameters.values()
-    for name, field in Settings.model_fields.items():
+    for name, field in _own_first():
         if name == "vllm":  # typer passes on what it does not know
             continue
         text = re.sub(
@@ -382,7 +378,7 @@ def options(command: Callable[..., None]) -> Callable[..., None]:
 def table() -> str:
     """The settings as a Markdown table (docs/settings.md)."""
     lines = ["| command line, YAML | environment | meaning | default |", "|---|---|---|---|"]
-    for name, field in Settings.model_fields.items():
+    for name, field in _own_first():
         flag = {"model": "`MODEL`", "vllm": "any vLLM flag"}.get(
             name, f"`--{name.replace('_', '-')}`"
         )
@@ -391,6 +387,11 @@ def table() -> str:
             f"| {flag}, `{name}` | `TRIMTAB_{name.upper()}` | {field.description} | {value} |"
         )
     return "\n".join(lines) + "\n"
+
+
+def _own_first() -> list[tuple[str, FieldInfo]]:
+    """The settings, those of this module before those of their base classes."""
+    return sorted(Settings.model_fields.items(), key=lambda i: i[0] not in Settings.__annotations__)
 
 
 def _default(field: FieldInfo) -> str:

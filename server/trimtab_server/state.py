@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 
 from trimtab.engine import Engine, GenerationRequest, Piece, ScorerStatus, Version
 from trimtab.streams import merged
+from trimtab_server.presets.store import Presets
 from trimtab_server.recheck import SharedCheck
 from trimtab_server.scorer_list import NOT_CHECKED
 
@@ -28,6 +29,7 @@ class State:
     """Time of each scorer's last check (time.monotonic)."""
     recheck: SharedCheck = field(default_factory=SharedCheck)
     """The repeated check that GET /ready waits for."""
+    presets: Presets = field(default_factory=Presets)
 
     @property
     def model(self) -> str:

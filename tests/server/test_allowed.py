@@ -31,6 +31,7 @@ USERS = """
 """
 OPERATORS = """
     DELETE /adapters/x  DELETE /v1/scorers/x  DELETE /v1/scorers/x/versions/x
+    DELETE /v1/presets/x  GET /v1/presets  GET /v1/presets/x  PUT /v1/presets/x
     GET /fault_tolerance/status  GET /get_world_size  GET /is_paused  GET /is_sleeping
     GET /kv_event_sources  GET /server_info  GET /weight_info
     POST /abort_requests  POST /adapters  POST /collective_rpc  POST /fault_tolerance/apply
@@ -162,7 +163,5 @@ async def test_an_upstream_has_routes_of_users_alone():
         upstream_model="m",
         scorer={"a": {"path": "builtins:len", "family": "function", "reads": "text"}},
     )
-    # Those that need the admin key.
-    operators = {"POST /v1/scorers", "DELETE /v1/scorers/x"}
-    operators |= {"POST /v1/scorers/x/versions/x", "DELETE /v1/scorers/x/versions/x"}
+    operators = {r for r in listed(OPERATORS) if "/v1/scorers" in r or "/v1/presets" in r}
     assert set(routes_of(upstream.build(settings))) - operators <= listed(USERS)

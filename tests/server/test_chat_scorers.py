@@ -72,7 +72,7 @@ def ours(scorers):
         "--chat-template",
         str(scorers / "base.jinja"),
     ]
-    command += ["--enable-scale-out"]
+    command += ["--enable-scale-out", "--preset", f"warm={json.dumps({'guidance': SENTIMENT})}"]
     for name in ("chatty", "strict"):
         command += ["--scorer", f"{name}={scorers / name},family=text"]
     for reads in READS:
@@ -231,6 +231,8 @@ def test_token_ids_are_guided(ours):
     [choice] = post(ours, path, **body, guidance=SENTIMENT)["choices"]
     assert choice["token_ids"] == same["token_ids"]
     assert choice["guidance"]["kl"] == pytest.approx(same["guidance"]["kl"], abs=1e-4)
+    [by_name] = post(ours, path, **body, model="demo@warm")["choices"]
+    assert by_name["token_ids"] == choice["token_ids"]
     [bare] = post(ours, path, **body)["choices"]
     assert "guidance" not in bare
     assert bare["token_ids"] != choice["token_ids"]

@@ -55,7 +55,7 @@ class GuidanceMiddleware:
         """Serve one request."""
         with using_versions():
             path = _path(scope) if scope["type"] == "http" else ""
-            if not path or path in OWN or scope["method"] in ("GET", "HEAD", "OPTIONS"):
+            if not path or _own(path) or scope["method"] in ("GET", "HEAD", "OPTIONS"):
                 await self.app(scope, receive, send)
                 return
             body = (await receive()).get("body", b"")
@@ -125,6 +125,10 @@ class GuidanceMiddleware:
             raise InvalidGuidance(f"{route.flat} must be an object.", param=route.flat)
         route.put(fields, {**(extra or {}), **to_xargs(params)})
         return params
+
+
+def _own(path: str) -> bool:
+    return path in OWN or path.startswith("/v1/presets/")
 
 
 def _path(scope: Scope) -> str:

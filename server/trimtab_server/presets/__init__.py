@@ -1,0 +1,1 @@
+"""Presets: a named guidance, served as a model of its own."""
