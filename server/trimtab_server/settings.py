@@ -13,7 +13,6 @@ import yaml
 from pydantic import BeforeValidator, Field, SecretStr, ValidationError, model_validator
 from pydantic.fields import FieldInfo
 from pydantic_settings import (
-    BaseSettings,
     NoDecode,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
@@ -22,13 +21,9 @@ from pydantic_settings import (
 
 from trimtab import reasons
 from trimtab.adapters.openai.config import UpstreamConfig
-from trimtab.config import (
-    SCORER_SECONDS,
-    GuidanceConfig,
-    ScorerSpec,
-    parse_scorer,
-)
+from trimtab.config import SCORER_SECONDS, GuidanceConfig, ScorerSpec, parse_scorer
 from trimtab.errors import StartError
+from trimtab_server.cap_settings import CapSettings
 
 CONFIG_VARIABLE = "TRIMTAB_CONFIG"
 
@@ -86,7 +81,7 @@ def _words(value: Any) -> Any:
     return value.split() if isinstance(value, str) else value
 
 
-class Settings(BaseSettings):
+class Settings(CapSettings):
     """The settings of `trimtab serve`; their descriptions are the rows of docs/settings.md."""
 
     model_config = SettingsConfigDict(env_prefix="TRIMTAB_", extra="forbid")
@@ -318,7 +313,7 @@ class Settings(BaseSettings):
     @classmethod
     def settings_customise_sources(
         cls,
-        settings_cls: type[BaseSettings],
+        settings_cls: Any,
         init_settings: PydanticBaseSettingsSource,
         env_settings: PydanticBaseSettingsSource,
         dotenv_settings: PydanticBaseSettingsSource,
@@ -357,7 +352,7 @@ def options(command: Callable[..., None]) -> Callable[..., None]:
     typer reads a command's signature, and passes on what is given on the command line.
     """
     *own, _ = signature(command).parameters.values()
-    for name, field in Settings.model_fields.items():
+    for name, field in _fields():
         if name == "vllm":  # typer passes on what it does not know
             continue
         text = re.sub(
@@ -382,7 +377,7 @@ def options(command: Callable[..., None]) -> Callable[..., None]:
 def table() -> str:
     """The settings as a Markdown table (docs/settings.md)."""
     lines = ["| command line, YAML | environment | meaning | default |", "|---|---|---|---|"]
-    for name, field in Settings.model_fields.items():
+    for name, field in _fields():
         flag = {"model": "`MODEL`", "vllm": "any vLLM flag"}.get(
             name, f"`--{name.replace('_', '-')}`"
         )
@@ -391,6 +386,12 @@ def table() -> str:
             f"| {flag}, `{name}` | `TRIMTAB_{name.upper()}` | {field.description} | {value} |"
         )
     return "\n".join(lines) + "\n"
+
+
+def _fields() -> list[tuple[str, FieldInfo]]:
+    """The settings: those of this module first."""
+    inherited = CapSettings.model_fields
+    return sorted(Settings.model_fields.items(), key=lambda item: item[0] in inherited)
 
 
 def _default(field: FieldInfo) -> str:
