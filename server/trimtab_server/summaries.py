@@ -61,8 +61,7 @@ def add_usage(answer: dict[str, Any], records: Sequence[Record | None]) -> None:
     """
     owner = answer.get("response") if isinstance(answer.get("response"), dict) else answer
     counts = owner.get("usage") if isinstance(owner, dict) else None
-    guidance = usage(records)
-    if isinstance(counts, dict) and guidance is not None:
+    if isinstance(counts, dict) and (guidance := usage(records)) is not None:
         counts["guidance"] = guidance
 
 
