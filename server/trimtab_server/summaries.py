@@ -33,36 +33,41 @@ def header(records: Sequence[Record | None]) -> str | None:
     return _compact({**numbers, "cut": True})
 
 
-def usage(records: Sequence[Record | None]) -> dict[str, Any] | None:
-    """`usage.guidance`: over all choices, the sums of `kl` and `steps`, and the mean scores.
+def usage(records: Sequence[Record | None]) -> dict[str, Any]:
+    """Fields for `usage`; none if no choice has a record.
 
-    None if no choice has a record.
+    guidance: over all choices, the sums of `kl` and `steps`, and the mean of each of the `scores`.
+    guidance_steps, guidance_kl_millinats: the same sums as integers, the KL in thousandths of a
+    nat: some clients, such as pydantic-ai, keep integers alone, and add them up over requests.
     """
     known = [record for record in records if record is not None]
     if not known:
-        return None
+        return {}
     scored = [record["scores"] for record in known]
     names = {name: None for scores in scored for name in scores}  # in their order
     means = {}
     for name in names:
         values = [scores[name] for scores in scored if name in scores]
-        means[name] = sum(values) / len(values)
+        means[name] = float(sum(values) / len(values))
+    # A float even if it is 0: clients that add usages up, such as LangChain, refuse mixed types.
+    kl = float(sum(record["kl"] for record in known))
+    steps = sum(record["steps"] for record in known)
     return {
-        "kl": sum(record["kl"] for record in known),
-        "steps": sum(record["steps"] for record in known),
-        "scores": means,
+        "guidance": {"kl": kl, "steps": steps, "scores": means},
+        "guidance_steps": steps,
+        "guidance_kl_millinats": round(1000 * kl),
     }
 
 
 def add_usage(answer: dict[str, Any], records: Sequence[Record | None]) -> None:
-    """Add `guidance` to the usage of an answer or event, if it has one.
+    """Add the fields of `usage` to the usage of an answer or event, if it has one.
 
     On /v1/responses, an event holds the answer in `response`.
     """
     owner = answer.get("response") if isinstance(answer.get("response"), dict) else answer
     counts = owner.get("usage") if isinstance(owner, dict) else None
-    if isinstance(counts, dict) and (guidance := usage(records)) is not None:
-        counts["guidance"] = guidance
+    if isinstance(counts, dict):
+        counts.update(usage(records))
 
 
 def _compact(fields: Mapping[str, Any]) -> str:

@@ -18,7 +18,11 @@ records = quietly("trimtab_server.vllm.records")
 A = {"kl": 1.5, "kl_tail": 0.25, "scores": {"warm": 0.5}, "steps": 3, "error": None}
 B = {"kl": 0.5, "kl_tail": 0.0, "scores": {"warm": 1.5, "é": -1.0}, "steps": 2, "error": None}
 TRACE = [{"position": i, "candidates": [1, 2]} for i in range(500)]
-SUM = {"kl": 2.0, "steps": 5, "scores": {"warm": 1.0, "é": -1.0}}
+SUM = {
+    "guidance": {"kl": 2.0, "steps": 5, "scores": {"warm": 1.0, "é": -1.0}},
+    "guidance_steps": 5,
+    "guidance_kl_millinats": 2000,
+}
 USAGE = {"total_tokens": 7}
 
 
@@ -46,13 +50,16 @@ def test_the_header_is_bounded():
 
 def test_usage_sums_the_choices():
     assert summaries.usage([A, None, B]) == SUM
-    assert summaries.usage([None]) is None
-    assert summaries.usage([]) is None
+    assert all(type(SUM[name]) is type(summaries.usage([A, B])[name]) for name in SUM)
+    assert summaries.usage([{**A, "kl": 0.0016}])["guidance_kl_millinats"] == 2
+    nothing = summaries.usage([{"kl": 0, "steps": 0, "scores": {"warm": 1}}])["guidance"]
+    assert json.dumps(nothing) == '{"kl": 0.0, "steps": 0, "scores": {"warm": 1.0}}'
+    assert summaries.usage([None]) == summaries.usage([]) == {}
     for answer in ({"usage": dict(USAGE)}, {"response": {"usage": dict(USAGE)}}):
         summaries.add_usage(answer, [A, B])
-        assert answer.get("response", answer)["usage"] == {**USAGE, "guidance": SUM}
+        assert answer.get("response", answer)["usage"] == {**USAGE, **SUM}
         summaries.add_usage(answer, [None])  # no record: no change
-        assert answer.get("response", answer)["usage"]["guidance"] == SUM
+        assert answer.get("response", answer)["usage"] == {**USAGE, **SUM}
     for answer in ({}, {"usage": None}, {"response": None}):
         before = dict(answer)
         summaries.add_usage(answer, [A])
@@ -98,7 +105,7 @@ async def test_an_answer_of_one_choice_has_both():
     body = json.dumps({"choices": [choice(0), choice(1)], "usage": USAGE})
     answer = await through("/v1/chat/completions", [A, B], body)
     assert "Trimtab-Guidance" not in answer.headers
-    assert answer.json()["usage"]["guidance"] == SUM
+    assert answer.json()["usage"] == {**USAGE, **SUM}
 
 
 async def test_without_guidance_there_is_neither():
