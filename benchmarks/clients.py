@@ -119,15 +119,15 @@ def headers() -> dict[str, str]:
 
 def cells(preset: str | None) -> list[dict]:
     """What every client is asked."""
-    asked = [{"name": "base", "model": "demo", "guidance": None, "stream": False}]
+    wanted = [{"name": "base", "model": "demo", "guidance": None, "stream": False}]
     for stream in (False, True):
         way = "streamed" if stream else "whole"
-        asked.append({"name": way, "model": "demo", "guidance": GUIDANCE, "stream": stream})
+        wanted.append({"name": way, "model": "demo", "guidance": GUIDANCE, "stream": stream})
         if preset is not None:
             model = f"demo@{preset}"
             name = f"preset {way}"
-            asked.append({"name": name, "model": model, "guidance": None, "stream": stream})
-    return asked
+            wanted.append({"name": name, "model": model, "guidance": None, "stream": stream})
+    return wanted
 
 
 def run(url: str, options: argparse.Namespace) -> list[tuple[Client, str, dict[str, dict] | str]]:
@@ -160,11 +160,11 @@ def answer(url: str, more: dict) -> str:
 
 def guided_choices(url: str) -> int:
     text = httpx.get(f"{url}/metrics", headers=headers()).text
-    found = re.search(r'^trimtab_guided_choices_total\{outcome="guided"\} (\S+)', text, re.M)
-    return int(float(found[1])) if found else 0
+    matched = re.search(r'^trimtab_guided_choices_total\{outcome="guided"\} (\S+)', text, re.M)
+    return int(float(matched[1])) if matched else 0
 
 
-def probe(client: Client, url: str, asked: list[dict]) -> dict[str, dict]:
+def probe(client: Client, url: str, wanted: list[dict]) -> dict[str, dict]:
     """The cells by name; {"text", "kept"} or {"error"}."""
     script, folder = PROBES / client.probe, PROBES
     command = [sys.executable]
@@ -186,7 +186,7 @@ def probe(client: Client, url: str, asked: list[dict]) -> dict[str, dict]:
         environment.pop("PYTHONPATH", None)
     try:
         done = subprocess.run(
-            [*command, str(script), json.dumps(asked)],
+            [*command, str(script), json.dumps(wanted)],
             env=environment,
             capture_output=True,
             text=True,
@@ -194,13 +194,13 @@ def probe(client: Client, url: str, asked: list[dict]) -> dict[str, dict]:
             check=False,
         )
     except subprocess.TimeoutExpired:
-        return {cell["name"]: {"error": "took too long"} for cell in asked}
+        return {cell["name"]: {"error": "took too long"} for cell in wanted}
     lines = [line for line in done.stdout.splitlines() if line.startswith("CELL ")]
     got = {}
     for line in lines:
         cell = json.loads(line.removeprefix("CELL "))
         got[cell.pop("name")] = cell
-    for cell in asked:
+    for cell in wanted:
         got.setdefault(cell["name"], {"error": done.stderr.strip()[-200:] or "printed nothing"})
     return got
 
@@ -231,11 +231,11 @@ def versions(client: Client) -> str:
     """The versions of a client's packages."""
     if client.environment and (CLIENTS / client.environment / "node_modules").exists():
         modules = CLIENTS / client.environment / "node_modules"
-        found = [
+        matched = [
             f"{name} {json.loads((modules / name / 'package.json').read_text())['version']}"
             for name in client.packages
         ]
-        return ", ".join(found)
+        return ", ".join(matched)
     code = (
         "import sys, importlib.metadata as m\n"
         "known = {d.metadata['Name'].lower().replace('_', '-') for d in m.distributions()}\n"

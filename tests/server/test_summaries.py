@@ -66,19 +66,19 @@ def test_usage_sums_the_choices():
         assert answer == before
 
 
-async def through(path, found, body, kind="application/json", guided=True):
+async def through(path, known, body, kind="application/json", guided=True):
     """What a client gets of an answer of vLLM's, through the middleware."""
 
     async def route(scope, receive, send):
         if guided:
-            records.EXCHANGE.get().calls.append(dict(enumerate(found)))
+            records.EXCHANGE.get().calls.append(dict(enumerate(known)))
         head = [(b"content-type", kind.encode())]
         await send({"type": "http.response.start", "status": 200, "headers": head})
         await send({"type": "http.response.body", "body": body.encode()})
 
     served = {"warm": Version("warm", 1, "function")}
     app = middleware.GuidanceMiddleware(route, served, None)
-    fields = {"n": len(found) or 1, **({"guidance": {}} if guided else {})}
+    fields = {"n": len(known) or 1, **({"guidance": {}} if guided else {})}
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://us") as http:
         return await http.post(path, json=fields)
 
