@@ -2,7 +2,7 @@
 
     python scripts/setup_clients.py                 # once: their environments, under .clients
     python benchmarks/clients.py                    # guidance by a field of the body
-    python benchmarks/clients.py --preset warm --write -- --preset 'warm=…'   # and by a preset
+    python benchmarks/clients.py --preset warm --write -- --preset warm=sentiment:1,beta=4
 
 Each client runs benchmarks/clients/PROBE in its environment and asks, at temperature 0: without
 guidance, with it, whole and streamed. A cell is guided if the client shows, word for word, the
@@ -276,8 +276,8 @@ def table(rows: list, preset: str | None) -> str:
     if preset is None:
         lines += [
             "",
-            "The preset columns are filled by the same script with `--preset NAME` and the "
-            "server's own `--preset` after `--`.",
+            "The preset columns: `python benchmarks/clients.py --preset warm --write -- "
+            "--preset warm=sentiment:1,beta=4`.",
         ]
     return "\n".join(lines) + "\n"
 
