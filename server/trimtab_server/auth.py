@@ -68,21 +68,25 @@ class ApiKeys:
 
     def _holder(self, scope: Scope) -> str | None:
         """The owner of a request's key, "admin" or "user"; None if it has no known key."""
-        sent = []
-        for name, value in scope["headers"]:
-            if name == b"authorization":
-                scheme, _, key = value.partition(b" ")
-                sent.append((name, key.strip() if scheme.lower() == b"bearer" else b""))
-            elif name == b"x-api-key":
-                sent.append((name, value.strip()))
-        if len({name for name, _ in sent}) != len(sent):
-            return None
         # Compare every key, so that the time reveals nothing about the match.
         matches = {
             owner
-            for received in (digest(key) for _, key in sent)
+            for received in map(digest, sent_keys(scope))
             for known, owner in self.digests
             if hmac.compare_digest(received, known)
         }
         # Of a user's and an admin's key together, the one that opens fewer routes.
         return "user" if "user" in matches else next(iter(matches), None)
+
+
+def sent_keys(scope: Scope) -> list[bytes]:
+    """The keys that a request sends, at most one in each header; none if a header is repeated."""
+    sent = []
+    for name, value in scope["headers"]:
+        if name == b"authorization":
+            scheme, _, key = value.partition(b" ")
+            sent.append((name, key.strip() if scheme.lower() == b"bearer" else b""))
+        elif name == b"x-api-key":
+            sent.append((name, value.strip()))
+    repeated = len({name for name, _ in sent}) != len(sent)
+    return [] if repeated else [key for _, key in sent]

@@ -352,7 +352,7 @@ def options(command: Callable[..., None]) -> Callable[..., None]:
     typer reads a command's signature, and passes on what is given on the command line.
     """
     *own, _ = signature(command).parameters.values()
-    for name, field in _fields():
+    for name, field in _own_first():
         if name == "vllm":  # typer passes on what it does not know
             continue
         text = re.sub(
@@ -377,7 +377,7 @@ def options(command: Callable[..., None]) -> Callable[..., None]:
 def table() -> str:
     """The settings as a Markdown table (docs/settings.md)."""
     lines = ["| command line, YAML | environment | meaning | default |", "|---|---|---|---|"]
-    for name, field in _fields():
+    for name, field in _own_first():
         flag = {"model": "`MODEL`", "vllm": "any vLLM flag"}.get(
             name, f"`--{name.replace('_', '-')}`"
         )
@@ -388,10 +388,9 @@ def table() -> str:
     return "\n".join(lines) + "\n"
 
 
-def _fields() -> list[tuple[str, FieldInfo]]:
-    """The settings: those of this module first."""
-    inherited = CapSettings.model_fields
-    return sorted(Settings.model_fields.items(), key=lambda item: item[0] in inherited)
+def _own_first() -> list[tuple[str, FieldInfo]]:
+    """The settings, those of this module before those of their base classes."""
+    return sorted(Settings.model_fields.items(), key=lambda i: i[0] not in Settings.__annotations__)
 
 
 def _default(field: FieldInfo) -> str:
