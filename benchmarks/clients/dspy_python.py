@@ -1,5 +1,17 @@
+import asyncio
+
 import dspy
 from probe import KEY, PROMPT, TOKENS, URL, extra, run
+
+
+class Plain(dspy.Adapter):
+    """Sends the question alone: the demo does not follow DSPy's own formats."""
+
+    def format(self, signature, demos, inputs):
+        return [{"role": "user", "content": inputs["question"]}]
+
+    def parse(self, signature, completion):
+        return {"answer": completion}
 
 
 def ask(model, guidance, stream):
@@ -12,11 +24,20 @@ def ask(model, guidance, stream):
         cache=False,
         **extra(guidance),
     )
-    if stream:
-        raise NotImplementedError("DSPy streams the fields of a program, not a model's answer")
-    [text] = lm(PROMPT)
-    usage = lm.history[-1]["usage"]
-    return text, usage.get("guidance")
+    if not stream:
+        [text] = lm(PROMPT)
+    else:
+        text = asyncio.run(_streamed(lm))
+    return text, (lm.history[-1]["usage"] or {}).get("guidance") if lm.history else None
+
+
+async def _streamed(lm):
+    text = ""
+    with dspy.context(lm=lm, adapter=Plain()):
+        async for part in dspy.streamify(dspy.Predict("question -> answer"))(question=PROMPT):
+            if not isinstance(part, dspy.Prediction):
+                text += part.choices[0].delta.content or ""
+    return text
 
 
 run(ask)
