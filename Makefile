@@ -3,7 +3,7 @@ PYTHON ?= python3
 PORT ?= 8000
 MODEL ?= demo
 
-.PHONY: setup real serve test check scorecard format demo bench site clean
+.PHONY: setup real serve test check scorecard clients format demo bench site clean
 
 setup:
 	@$(PYTHON) scripts/setup_env.py
@@ -24,6 +24,10 @@ scorecard: $(addprefix scorecard-,R F B S T)  ## what the server must survive, i
 
 scorecard-%: setup  ## one letter of it: R soak, F faults, B bad inputs, S security, T training
 	SCORECARD=full .venv/bin/python -m pytest -q -m "scorecard(letter='$*')"
+
+clients: setup  ## stock clients in environments of their own (4 GB), against the demo server
+	.venv/bin/python scripts/setup_clients.py
+	.venv/bin/python -m pytest -q -m clients tests/test_clients.py
 
 format: setup
 	.venv/bin/ruff format .

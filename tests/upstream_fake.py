@@ -66,9 +66,10 @@ class Fake:
             if callable(fault):
                 return await fault(body)
             return fault
-        return httpx.Response(
-            200, json=self.answer(body, request.url.path.endswith("chat/completions"))
-        )
+        chat = request.url.path.endswith("chat/completions")
+        if not {"logprobs", "top_logprobs"} & set(body):
+            return forwarded(request.url.path, body)
+        return httpx.Response(200, json=self.answer(body, chat))
 
     def answer(self, body, chat):
         if chat:
@@ -100,6 +101,25 @@ class Fake:
         text = b"".join(TOKENS[t] for t, _ in steps).decode(errors="replace")
         said = {"message": {"role": "assistant", "content": text}} if chat else {"text": text}
         return {"choices": [{**said, "finish_reason": finish, "logprobs": logprobs}]}
+
+
+def forwarded(path, body):
+    """The answer to a request that is no step of guidance: it says what it got."""
+    kind = path.rpartition("/v1/")[2]
+    if any(turn.get("role") not in ROLES for turn in body.get("messages", ())):
+        return httpx.Response(400, json={"error": {"message": f"odd: {body['messages']}"}})
+    if body.get("stream"):
+        return httpx.Response(
+            200, text=EVENTS, headers={"content-type": "text/event-stream; charset=utf-8"}
+        )
+    prompts = body.get("prompt")
+    count = (len(prompts) if isinstance(prompts, list) else 1) * body.get("n", 1)
+    choices = [{"index": i, "text": " it", "finish_reason": "stop"} for i in range(count)]
+    return httpx.Response(200, json={"kind": kind, "got": body, "choices": choices})
+
+
+ROLES = {"system", "user", "assistant", "tool"}
+EVENTS = 'event: one\ndata: {"é": 1}\n\ndata: {"two": 2}\n\ndata: [DONE]\n\n'
 
 
 def ranked(p, top, hidden=()):

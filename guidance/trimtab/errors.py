@@ -11,6 +11,7 @@
     ├── NotReady                 503  service_unavailable_error
     ├── ScorerFault              500  scorer_error          (only this request fails)
     ├── UpstreamFailed           502  upstream_error        (the same: see adapters/openai)
+    ├── UpstreamBusy             429  rate_limit_error      (of a request that is forwarded whole)
     └── UpstreamTimeout          504  upstream_error
 
 A message says what was wrong, what was expected, and what to do. It never contains the input.
@@ -106,6 +107,17 @@ class UpstreamFailed(TrimtabError):
 
     status = 502
     type = "upstream_error"
+
+
+class UpstreamBusy(TrimtabError):
+    """The upstream is at its limit. `after`: seconds to wait, if it says so."""
+
+    status = 429
+    type = "rate_limit_error"
+
+    def __init__(self, message: str, *, after: float | None = None) -> None:
+        super().__init__(message)
+        self.after = after
 
 
 class UpstreamTimeout(TrimtabError):

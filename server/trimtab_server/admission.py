@@ -11,7 +11,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from trimtab_server import metrics
 from trimtab_server.bodies import PARSED
-from trimtab_server.caps import answers
+from trimtab_server.caps import NARROW, Caps, answers
 from trimtab_server.errors import Busy, response
 
 TURNS = 2
@@ -21,9 +21,10 @@ TURNS = 2
 class Admission:
     """ASGI middleware: counts requested answers that have not ended."""
 
-    def __init__(self, app: ASGIApp, most: int) -> None:
+    def __init__(self, app: ASGIApp, most: int, caps: Caps = NARROW) -> None:
         self.app = app
         self.most = most
+        self.caps = caps
         self.taken = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -32,7 +33,7 @@ class Admission:
             await self.app(scope, receive, send)
             return
         fields: Mapping[str, Any] = scope.get(PARSED, {})
-        requested = min(answers(fields), self.most)
+        requested = min(answers(fields, self.caps), self.most)
         if self.taken + requested > self.most:
             metrics.REFUSED.labels("busy").inc()
             await response(_busy(self.most))(scope, receive, send)

@@ -63,6 +63,7 @@ def build(state: State, settings: Settings, bounds: Bounds, most: int) -> FastAP
 def include(app: FastAPI, state: State, settings: Settings) -> None:
     """Add the routes that every server has."""
     app.state.trimtab = state
+    state.caps = settings.caps()
     app.state.trimtab_loading = None
     if settings.admin_key is not None and settings.scorer_dir is not None:
         app.state.trimtab_loading = Loading(state, settings.scorer_dir)
@@ -77,7 +78,7 @@ def include(app: FastAPI, state: State, settings: Settings) -> None:
 def cover(app: FastAPI, settings: Settings, bounds: Bounds, most: int) -> None:
     """Add the middleware that every server has."""
     app.add_middleware(PresetModels, state=app.state.trimtab)
-    app.add_middleware(Admission, most=most)
+    app.add_middleware(Admission, most=most, caps=settings.caps())
     app.add_middleware(Sizes, bounds=bounds)
     app.add_middleware(BodyLimit, max_bytes=bounds.body)
     app.state.in_flight = InFlight()

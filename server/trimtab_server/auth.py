@@ -14,6 +14,9 @@ from trimtab.errors import TrimtabError
 from trimtab_server.allowed import METHODS, OPEN, admin_alone
 from trimtab_server.errors import Forbidden, Unauthorized, UnknownMethod, response
 
+KEY = "trimtab.key"
+"""Where a request's scope has the digest of its key, if that is known."""
+
 
 def digest(key: bytes) -> bytes:
     """SHA-256 of a key. Comparing digests hides the length and the content of the keys."""
@@ -23,6 +26,7 @@ def digest(key: bytes) -> bytes:
 class ApiKeys:
     """ASGI middleware: `Authorization: Bearer KEY` or `x-api-key: KEY` with a known key, or 401.
 
+    Anthropic's clients may send both, with different keys; one of them must be known.
     Every method, mount and websocket is guarded; open paths are listed exactly.
     """
 
@@ -66,18 +70,26 @@ class ApiKeys:
         return Forbidden("this route needs the admin key; the key that was sent is a user's.")
 
     def _holder(self, scope: Scope) -> str | None:
-        """The owner of a request's key, "admin" or "user"; None if unknown or ambiguous."""
-        key = sent_key(scope)
-        if key is None:
-            return None
-        received = digest(key)
+        """The owner of a request's key, "admin" or "user"; None if it has no known key.
+
+        The key's digest is put into the scope.
+        """
         # Compare every key, so that the time reveals nothing about the match.
-        matches = [owner for known, owner in self.digests if hmac.compare_digest(received, known)]
-        return matches[-1] if matches else None
+        matches = {
+            owner: received
+            for received in map(digest, sent_keys(scope))
+            for known, owner in self.digests
+            if hmac.compare_digest(received, known)
+        }
+        # Of a user's and an admin's key together, the one that opens fewer routes.
+        owner = "user" if "user" in matches else next(iter(matches), None)
+        if owner is not None:
+            scope[KEY] = matches[owner]
+        return owner
 
 
-def sent_key(scope: Scope) -> bytes | None:
-    """The key that a request sends; None without one, or if it is ambiguous."""
+def sent_keys(scope: Scope) -> list[bytes]:
+    """The keys that a request sends, at most one in each header; none if a header is repeated."""
     sent = []
     for name, value in scope["headers"]:
         if name == b"authorization":
@@ -85,6 +97,5 @@ def sent_key(scope: Scope) -> bytes | None:
             sent.append((name, key.strip() if scheme.lower() == b"bearer" else b""))
         elif name == b"x-api-key":
             sent.append((name, value.strip()))
-    if len({name for name, _ in sent}) != len(sent) or len({key for _, key in sent}) != 1:
-        return None
-    return sent[0][1]
+    repeated = len({name for name, _ in sent}) != len(sent)
+    return [] if repeated else [key for _, key in sent]

@@ -6,7 +6,9 @@ from typing import Any
 from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
 
-READABLE = ("Retry-After", "X-Request-Id")
+from trimtab_server.summaries import HEADER
+
+READABLE = ("Retry-After", "X-Request-Id", HEADER)
 """Response headers that a page may read, besides those that CORS always allows."""
 
 

@@ -5,27 +5,42 @@ refused, so that the caps see the numbers that vLLM sees.
 """
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from trimtab.errors import InvalidRequest
 from trimtab.search.params import MAX_SEQUENCES
 
-MAX_CHOICES = 8
-MAX_PROMPTS = 16
 MAX_STOP = 4
 MAX_LOGPROBS = 20
 MAX_STOP_IDS = 64
 MAX_BIASES = 300
 
+
+@dataclass(frozen=True)
+class Caps:
+    """The caps that a server sets; by default, those of a server with users' keys.
+
+    Without such keys, all users are one: they can be WIDE.
+    """
+
+    prompts: int = 16
+    """Prompts of a completion, or conversations of a batch."""
+    choices: int = 8
+    """Answers to each."""
+
+
+NARROW = Caps()
+WIDE = Caps(prompts=1024, choices=128)
+CHOICES = ("n", "best_of")
 COUNTS = {
-    "n": MAX_CHOICES,
-    "best_of": MAX_CHOICES,
     # vLLM's own limit is wider, for the candidates of a tree search; -1 means the whole vocabulary.
     "logprobs": MAX_LOGPROBS,
     "top_logprobs": MAX_LOGPROBS,
     "prompt_logprobs": MAX_LOGPROBS,
 }
 INTEGERS = (
+    *CHOICES,
     *COUNTS,
     "max_tokens",
     "max_completion_tokens",
@@ -60,7 +75,7 @@ TEXTS = {"stop": MAX_STOP, "stop_sequences": MAX_STOP, "bad_words": MAX_BIASES}
 IDS = {"stop_token_ids": MAX_STOP_IDS, "allowed_token_ids": None, "logprob_token_ids": None}
 
 
-def check_caps(fields: Mapping[str, Any]) -> None:
+def check_caps(fields: Mapping[str, Any], caps: Caps = NARROW) -> None:
     """Check the caps and JSON types of a generation request.
 
     Null means absent; the route checks everything else.
@@ -77,7 +92,7 @@ def check_caps(fields: Mapping[str, Any]) -> None:
         _check(fields, name, _integer(value) or isinstance(value, float), "a number")
     for name in SWITCHES:
         _check(fields, name, isinstance(fields.get(name), bool), "true or false")
-    for name, cap in COUNTS.items():
+    for name, cap in {**dict.fromkeys(CHOICES, caps.choices), **COUNTS}.items():
         value = fields.get(name)
         if value is not None and value < 0:
             raise InvalidRequest(f"{name} must not be below 0.", param=name)
@@ -87,8 +102,17 @@ def check_caps(fields: Mapping[str, Any]) -> None:
     for name, most in IDS.items():
         _check_list(fields, name, most, int, "a list of token ids")
     _check_biases(fields)
-    _cap("prompt", _prompts(fields.get("prompt")), MAX_PROMPTS)
-    _cap("messages", _conversations(fields.get("messages")), MAX_PROMPTS)
+    _cap("prompt", _prompts(fields.get("prompt"), caps.prompts), caps.prompts)
+    _cap("messages", _conversations(fields.get("messages")), caps.prompts)
+
+
+def check_choices(n: int, caps: Caps) -> None:
+    """Check the cap on `n` alone.
+
+    Raises:
+        InvalidRequest: it is over the cap.
+    """
+    _cap("n", n, caps.choices)
 
 
 def _integer(value: Any) -> bool:
@@ -123,11 +147,11 @@ def _check_biases(fields: Mapping[str, Any]) -> None:
     _cap("logit_bias", len(biases or ()), MAX_BIASES)
 
 
-def _prompts(prompt: Any) -> int:
+def _prompts(prompt: Any, cap: int) -> int:
     """The number of prompts. A flat list of integers is one prompt of token ids."""
     if not isinstance(prompt, list) or all(map(_integer, prompt)):
         return 1
-    if len(prompt) > MAX_PROMPTS:
+    if len(prompt) > cap:
         return len(prompt)
     for entry in prompt:
         if not isinstance(entry, str) and not (
@@ -143,16 +167,17 @@ def _conversations(messages: Any) -> int:
     return len(messages) if several else 1
 
 
-def answers(fields: Mapping[str, Any]) -> int:
+def answers(fields: Mapping[str, Any], caps: Caps = NARROW) -> int:
     """The number of answers that a request needs; at least one, even if its fields are invalid."""
     prompt, search = fields.get("prompt"), fields.get("search")
     prompts = 1
     if isinstance(prompt, list) and not all(map(_integer, prompt)):
-        prompts = min(len(prompt), MAX_PROMPTS)
-    prompts *= min(_conversations(fields.get("messages")), MAX_PROMPTS)
+        prompts = min(len(prompt), caps.prompts)
+    prompts *= min(_conversations(fields.get("messages")), caps.prompts)
     sampling = fields.get("sampling_params")  # of /inference/v1/generate
     counts: list[Any] = [(sampling if isinstance(sampling, dict) else fields).get("n")]
     if isinstance(search, dict):
         counts = [search.get(name) for name in ("n", "width", "particles")]
-    most: int = max([1, *(c for c in counts if _integer(c) and c <= MAX_SEQUENCES)])
+    highest = max(MAX_SEQUENCES, caps.choices)
+    most: int = max([1, *(c for c in counts if _integer(c) and c <= highest)])
     return prompts * most

@@ -19,6 +19,7 @@ TrimtabError
 └── SlowLoad              504  timeout_error
 """
 
+import math
 from collections.abc import Collection
 
 from pydantic import ValidationError
@@ -26,7 +27,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse
 
 from trimtab import reasons
-from trimtab.errors import InvalidRequest, NotReady, TrimtabError
+from trimtab.errors import InvalidRequest, NotReady, TrimtabError, UpstreamBusy
 
 OWN_ERROR = "trimtab_own_error"
 """Scope entry of a request whose error is ours and needs no rewriting (refusals.py)."""
@@ -131,6 +132,8 @@ def headers(error: TrimtabError) -> dict[str, str]:
     """Additional response headers for an error."""
     if isinstance(error, Unauthorized):
         return {"WWW-Authenticate": "Bearer"}
+    if isinstance(error, UpstreamBusy):
+        return {"Retry-After": str(math.ceil(error.after or 1))}
     if isinstance(error, Busy):
         return {"Retry-After": "1"}
     return {"Retry-After": "5", "Connection": "close"} if isinstance(error, Stopping) else {}

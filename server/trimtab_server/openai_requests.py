@@ -46,7 +46,7 @@ class Parsed:
 
 def completion(fields: Mapping[str, Any], state: State) -> Parsed:
     """The body of POST /v1/completions."""
-    check_caps(fields)
+    check_caps(fields, state.caps)
     prompts = fields.get("prompt")
     if not isinstance(prompts, list) or (prompts and isinstance(prompts[0], int)):
         prompts = [prompts]
@@ -62,7 +62,7 @@ def completion(fields: Mapping[str, Any], state: State) -> Parsed:
 
 def chat(fields: Mapping[str, Any], state: State) -> Parsed:
     """The body of POST /v1/chat/completions."""
-    check_caps(fields)
+    check_caps(fields, state.caps)
     rest = _present(fields)
     most = rest.pop("max_completion_tokens", None)
     rest = {"max_tokens": CHAT_TOKENS, **rest, **({} if most is None else {"max_tokens": most})}

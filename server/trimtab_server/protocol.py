@@ -10,7 +10,7 @@ from trimtab.engine import Sampling
 from trimtab.errors import InvalidRequest
 from trimtab.params import FIELDS, GuidanceParams, Number
 from trimtab.search import SearchParams
-from trimtab_server.caps import MAX_CHOICES, MAX_LOGPROBS, MAX_STOP, MAX_STOP_IDS
+from trimtab_server.caps import MAX_LOGPROBS, MAX_STOP, MAX_STOP_IDS, NARROW, Caps, check_choices
 from trimtab_server.errors import invalid
 
 MAX_TOKENS = 1_000_000
@@ -53,7 +53,7 @@ class GenerateRequest(BaseModel):
     top_k: int = Field(0, ge=-1, lt=2**31)
     min_p: Number = Field(0.0, ge=0, le=1)
     seed: int | None = Field(None, ge=-1, lt=2**63, description="-1 or null: a new seed each time")
-    n: int = Field(1, ge=1, le=MAX_CHOICES)
+    n: int = Field(1, ge=1)
     stop: (
         Annotated[str, Field(min_length=1, max_length=1000)]
         | Annotated[
@@ -95,7 +95,7 @@ class GenerateRequest(BaseModel):
 
 
 def parse(
-    fields: Mapping[str, Any],
+    fields: Mapping[str, Any], caps: Caps = NARROW
 ) -> tuple[GenerateRequest, GuidanceParams, SearchParams | None]:
     """Split a body into the request, its guidance and its search, and check them.
 
@@ -112,6 +112,7 @@ def parse(
         request = GenerateRequest.model_validate(rest)
     except ValidationError as error:
         raise invalid(error, [*GenerateRequest.model_fields, *FIELDS, "search"]) from None
+    check_choices(request.n, caps)
     if search is not None:
         search.check(guidance, request.temperature)
         for name, field in GenerateRequest.model_fields.items():

@@ -11,8 +11,9 @@ from typing import Any
 from fastapi import Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 
-from trimtab.engine import GenerationRequest, Piece
+from trimtab.engine import GenerationRequest, Piece, Record
 from trimtab.errors import NotReady, TrimtabError
+from trimtab_server import summaries
 from trimtab_server.events import DONE, event
 
 
@@ -28,6 +29,7 @@ class GenerateRenderer:
     prompt_tokens: dict[int, int] = field(default_factory=dict)  # by prompt
     completion_tokens: int = 0
     spent: dict[str, Any] = field(default_factory=dict)
+    records: dict[int, Record | None] = field(default_factory=dict)  # by choice that has ended
 
     def head(self, stream: bool) -> dict[str, Any]:
         """The first fields of an answer or an event."""
@@ -40,6 +42,8 @@ class GenerateRenderer:
         self.completion_tokens += len(piece.token_ids)
         if piece.spent is not None:
             self.spent = {"search": dict(piece.spent)}
+        if piece.finish_reason is not None:
+            self.records[piece.index] = piece.record
 
     def choice(self, piece: Piece, stream: bool) -> dict[str, Any]:
         """One choice, or its newest part."""
@@ -73,6 +77,12 @@ class GenerateRenderer:
 
 class CompletionRenderer(GenerateRenderer):
     """The shape of /v1/completions."""
+
+    def usage(self) -> dict[str, Any]:
+        """See GenerateRenderer.usage; with `guidance`, for clients that keep no other field."""
+        answer = {"usage": super().usage()}
+        summaries.add_usage(answer, list(self.records.values()))
+        return answer["usage"]
 
     def head(self, stream: bool) -> dict[str, Any]:
         """See GenerateRenderer.head."""
@@ -119,11 +129,15 @@ async def answer(
 ) -> Response:
     """The answer to a request. An error before the first piece keeps its own status."""
     if renderer.requests[0].stream:
-        first = await _unless_disconnected(request, anext(pieces))
+        first = await unless_disconnected(request, anext(pieces))
         return StreamingResponse(_events(first, pieces, renderer), media_type="text/event-stream")
-    choices = await _unless_disconnected(request, _whole(pieces, renderer))
+    choices = await unless_disconnected(request, _whole(pieces, renderer))
     body = [renderer.choice(piece, False) for piece in choices]
-    return JSONResponse({**renderer.head(False), "choices": body, "usage": renderer.usage()})
+    record = summaries.header(list(renderer.records.values()))
+    return JSONResponse(
+        {**renderer.head(False), "choices": body, "usage": renderer.usage()},
+        headers=None if record is None else {summaries.HEADER: record},
+    )
 
 
 async def _whole(pieces: AsyncGenerator[Piece, None], renderer: GenerateRenderer) -> list[Piece]:
@@ -162,7 +176,7 @@ async def _events(
     yield DONE
 
 
-async def _unless_disconnected(request: Request, work: Awaitable[Any]) -> Any:
+async def unless_disconnected(request: Request, work: Awaitable[Any]) -> Any:
     """The result of `work`, which is cancelled if the client disconnects."""
 
     async def disconnected() -> None:

@@ -13,7 +13,6 @@ import yaml
 from pydantic import BeforeValidator, Field, SecretStr, ValidationError, model_validator
 from pydantic.fields import FieldInfo
 from pydantic_settings import (
-    BaseSettings,
     NoDecode,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
@@ -24,6 +23,7 @@ from trimtab import reasons
 from trimtab.adapters.openai.config import UpstreamConfig
 from trimtab.config import SCORER_SECONDS, GuidanceConfig, ScorerSpec, parse_scorer
 from trimtab.errors import StartError
+from trimtab_server.cap_settings import CapSettings
 from trimtab_server.presets.settings import PresetSettings
 
 CONFIG_VARIABLE = "TRIMTAB_CONFIG"
@@ -82,7 +82,7 @@ def _words(value: Any) -> Any:
     return value.split() if isinstance(value, str) else value
 
 
-class Settings(PresetSettings):
+class Settings(PresetSettings, CapSettings):
     """The settings of `trimtab serve`; their descriptions are the rows of docs/settings.md."""
 
     model_config = SettingsConfigDict(env_prefix="TRIMTAB_", extra="forbid")
@@ -314,7 +314,7 @@ class Settings(PresetSettings):
     @classmethod
     def settings_customise_sources(
         cls,
-        settings_cls: type[BaseSettings],
+        settings_cls: Any,
         init_settings: PydanticBaseSettingsSource,
         env_settings: PydanticBaseSettingsSource,
         dotenv_settings: PydanticBaseSettingsSource,

@@ -14,7 +14,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from trimtab.errors import InvalidRequest, TrimtabError
 from trimtab_server import bodies
-from trimtab_server.caps import MAX_PROMPTS
+from trimtab_server.caps import NARROW, Caps
 from trimtab_server.errors import response
 from trimtab_server.limits import replay
 from trimtab_server.request_ids import check_ids
@@ -55,14 +55,17 @@ class Bounds:
     media: bool = False  # whether a request may contain images, sounds or embeddings
 
     @staticmethod
-    def of(tokens: int, longest: int, max_body_bytes: int, media: bool = False) -> "Bounds":
+    def of(
+        tokens: int, longest: int, max_body_bytes: int, media: bool = False, caps: Caps = NARROW
+    ) -> "Bounds":
         """Bounds for a context of `tokens`, each of at most `longest` characters.
 
         text = min(tokens · longest, max(2¹⁸, 16 · tokens)) characters. A body may contain
-        MAX_PROMPTS full prompts at 32 bytes per token, plus 2¹⁸ bytes.
+        caps.prompts full prompts at 32 bytes per token, plus 2¹⁸ bytes.
         """
         text = min(tokens * longest, max(2**18, tokens * 16))
-        body = max_body_bytes if media else min(max_body_bytes, 2**18 + MAX_PROMPTS * tokens * 32)
+        full = 2**18 + caps.prompts * tokens * 32
+        body = max_body_bytes if media else min(max_body_bytes, full)
         return Bounds(tokens, text, body, media)
 
 

@@ -1,11 +1,13 @@
 """The state that our routes share (`app.state.trimtab`), for any engine."""
 
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from trimtab.engine import Engine, GenerationRequest, Piece, ScorerStatus, Version
 from trimtab.streams import merged
+from trimtab_server.caps import NARROW, Caps
 from trimtab_server.presets.store import Presets
 from trimtab_server.recheck import SharedCheck
 from trimtab_server.scorer_list import NOT_CHECKED
@@ -21,6 +23,9 @@ class State:
     engine: Engine
     scorers: dict[str, Version]
     default: Mapping[str, float] | None
+    caps: Caps = NARROW
+    forward: Callable[[Any, Mapping[str, Any]], Awaitable[Any]] | None = None
+    """(request, fields) → the answer to what is not guided; None: the engine answers it."""
     complaints: dict[str, str | None] = field(default_factory=dict)
     """The problem that each scorer's last readiness check reported, or None."""
     faults: dict[str, int] = field(default_factory=dict)

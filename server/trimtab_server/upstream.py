@@ -14,6 +14,8 @@ from trimtab.errors import StartError
 from trimtab_server import app as shared
 from trimtab_server import metrics
 from trimtab_server.admission import TURNS
+from trimtab_server.forwarding import forwarded
+from trimtab_server.routes import forwarded as routes
 from trimtab_server.settings import Settings
 from trimtab_server.shutdown import Signals
 from trimtab_server.sizes import Bounds
@@ -40,15 +42,17 @@ def build(settings: Settings, transport: httpx.AsyncBaseTransport | None = None)
         on_record=metrics.observe,
     )
     scorers = shared.versions(describe(engine.guide), settings)
-    state = State(engine, scorers, settings.default_scorer or None)
+    state = State(engine, scorers, settings.default_scorer or None, forward=forwarded)
     most = settings.max_in_flight or TURNS * settings.upstream_concurrency
-    return shared.build(state, settings, _bounds(settings, engine), most)
+    app = shared.build(state, settings, _bounds(settings, engine), most)
+    app.include_router(routes.router)
+    return app
 
 
 def _bounds(settings: Settings, engine: UpstreamEngine) -> Bounds:
     naming = engine.naming
     tokens = int(naming.length) if naming.closed else settings.upstream_length or UNCOUNTED
-    return Bounds.of(tokens, naming.longest, settings.max_body_bytes)
+    return Bounds.of(tokens, naming.longest, settings.max_body_bytes, caps=settings.caps())
 
 
 async def serve(settings: Settings, listener: socket.socket, signals: Signals) -> bool:

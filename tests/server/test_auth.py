@@ -26,14 +26,18 @@ WRONG = [
     {"x-api-key": ""},
     [("Authorization", f"Bearer {KEY}"), ("Authorization", f"Bearer {KEY}")],
     [("x-api-key", KEY), ("x-api-key", KEY)],
-    [("x-api-key", KEY), ("Authorization", "Bearer wrong")],
-    [("x-api-key", "wrong"), ("Authorization", f"Bearer {KEY}")],
-    [("x-api-key", KEY), ("Authorization", f"Basic {KEY}")],
+    [("x-api-key", KEY), ("x-api-key", KEY), ("Authorization", f"Bearer {KEY}")],
+    [("x-api-key", "wrong"), ("Authorization", "Bearer wrong")],
+    [("x-api-key", "wrong"), ("Authorization", f"Basic {KEY}")],
 ]
 RIGHT = [
     {"Authorization": f"bearer  {KEY}"},
     {"x-api-key": KEY},
     {"X-API-Key": KEY, "Authorization": f"Bearer {KEY}"},
+    # Anthropic's clients send both if both are set in the environment, each with its own key.
+    {"x-api-key": KEY, "Authorization": "Bearer another-service's"},
+    {"x-api-key": "another-service's", "Authorization": f"Bearer {KEY}"},
+    {"x-api-key": KEY, "Authorization": "Basic of-a-proxy"},
 ]
 OPERATORS = ["/scale_elastic_ep", "/is_scaling_elastic_ep", "/inference/v1/abort_requests"]
 
@@ -97,6 +101,11 @@ def test_every_key_is_compared_in_constant_time(monkeypatch):
         assert keys._holder({"headers": [(b"x-api-key", sent.encode())]}) == holder
         assert len(compared) == 3
         assert {len(digest) for pair in compared for digest in pair} == {32}
+    both = [(b"x-api-key", b"first"), (b"authorization", b"Bearer third")]
+    for sent in (both, both[::-1]):
+        compared.clear()
+        assert keys._holder({"headers": sent}) == "user"  # the one that opens fewer routes
+        assert len(compared) == 6
 
 
 @pytest.mark.parametrize("path", OPERATORS)

@@ -142,3 +142,21 @@ def test_a_server_that_stays_full_ends_the_command(tmp_path, monkeypatch):
     source = written(tmp_path / "in.jsonl", LINE)
     with pytest.raises(TrimtabError, match="was busy"):
         batch.run(source, tmp_path / "out.jsonl", "http://server", None, 1)
+
+
+def test_guidance_is_not_sent_to_a_server_that_would_drop_it(tmp_path, monkeypatch):
+    paths = []
+
+    def answer(request):
+        paths.append(request.url.path)
+        return httpx.Response(404 if request.url.path == "/v1/scorers" else 200, json={})
+
+    transport(monkeypatch, answer)
+    out = tmp_path / "out.jsonl"
+    source = written(tmp_path / "in.jsonl", {**LINE, "body": {**CHAT, "guidance": {"beta": 2}}})
+    with pytest.raises(TrimtabError, match="would ignore it"):
+        batch.run(source, out, "http://server", None, 1)
+    assert paths == ["/v1/scorers"]
+    bare = written(tmp_path / "bare.jsonl", {**LINE, "body": {**CHAT, "guidance": None}})
+    assert batch.run(bare, tmp_path / "bare-out.jsonl", "http://server", None, 1) == (1, 0)
+    assert paths[1:] == [LINE["url"]]

@@ -1,12 +1,26 @@
 """Numbers that are no numbers, and caps that no spelling passes; no server is needed."""
 
+from types import SimpleNamespace
+
 import pytest
 from pydantic import ValidationError
 
 from trimtab.errors import InvalidRequest, TrimtabError
 from trimtab_server import openai_requests as requests
-from trimtab_server.caps import COUNTS, INTEGERS, NUMBERS, SWITCHES, check_caps
-from trimtab_server.protocol import GenerateRequest
+from trimtab_server.caps import (
+    CHOICES,
+    COUNTS,
+    INTEGERS,
+    NARROW,
+    NUMBERS,
+    SWITCHES,
+    WIDE,
+    Caps,
+    answers,
+    check_caps,
+)
+from trimtab_server.protocol import GenerateRequest, parse
+from trimtab_server.settings import Settings
 
 pytestmark = pytest.mark.scorecard(letter="B")
 
@@ -22,6 +36,7 @@ LISTS = {
     "prompt": [["x"] * 17, [[1]] * 17, [1.0, 2.0], [True], ["a", 1], [1, "a"], [["1"]], [{}]],
     "messages": [[[{"role": "user", "content": "x"}]] * 17],
 }
+STATE = SimpleNamespace(caps=NARROW)
 WELL = [
     {"n": 8, "max_tokens": 10**6, "temperature": 1, "top_p": 0.5, "seed": -1, "stream": True},
     {"logprobs": True, "top_logprobs": 20, "stop": ["a"] * 4, "stop_token_ids": [1, 2]},
@@ -45,12 +60,42 @@ def test_an_integer_is_nothing_else(name):
             check_caps({name: value})
 
 
-@pytest.mark.parametrize("name", COUNTS)
+@pytest.mark.parametrize("name", [*CHOICES, *COUNTS])
 def test_no_count_is_over_its_cap_or_below_zero(name):
-    check_caps({name: COUNTS[name]})
-    for value in (COUNTS[name] + 1, 10**30, -1, -(10**30)):
+    cap = COUNTS.get(name, NARROW.choices)
+    check_caps({name: cap})
+    for value in (cap + 1, 10**30, -1, -(10**30)):
         with pytest.raises(InvalidRequest, match=f"^{name} "):
             check_caps({name: value})
+
+
+@pytest.mark.parametrize("caps", [NARROW, WIDE, Caps(prompts=3, choices=5)])
+def test_the_caps_of_prompts_and_choices_are_settings(caps):
+    at = {"n": caps.choices, "prompt": ["x"] * caps.prompts}
+    check_caps(at, caps)
+    turn = [{"role": "user", "content": "x"}]
+    for name, value in {
+        "n": caps.choices + 1,
+        "best_of": caps.choices + 1,
+        "prompt": ["x"] * (caps.prompts + 1),
+        "messages": [turn] * (caps.prompts + 1),
+    }.items():
+        with pytest.raises(InvalidRequest, match=f"^{name} is over this server's limit of "):
+            check_caps({name: value}, caps)
+    assert answers(at, caps) == caps.prompts * caps.choices
+    parse({"prompt": "x", "n": caps.choices}, caps)
+    with pytest.raises(InvalidRequest, match=r"^n is over"):
+        parse({"prompt": "x", "n": caps.choices + 1}, caps)
+
+
+def test_without_users_keys_the_caps_are_wide():
+    """lm-eval sends 32 prompts in one request, TRL 32 with 16 answers to each."""
+    assert Settings(model="m").caps() == WIDE
+    check_caps({"prompt": ["x"] * 32, "n": 16}, WIDE)
+    assert Settings(model="m", admin_key="a").caps() == WIDE
+    assert Settings(model="m", api_key=["k"]).caps() == NARROW
+    settings = Settings(model="m", api_key=["k"], max_prompts=32, max_choices=16)
+    assert settings.caps() == Caps(prompts=32, choices=16)
 
 
 @pytest.mark.parametrize("name", NUMBERS)
@@ -100,10 +145,10 @@ def test_the_upstream_server_reads_them_the_same(read):
     for name in ("n", "max_tokens", "best_of", "seed"):
         for value in ODD:
             with pytest.raises(TrimtabError, match=f"^{name} must be an integer"):
-                read({**body, name: value}, None)
+                read({**body, name: value}, STATE)
     for name, neutral in requests.NEUTRAL.items():
         if isinstance(neutral, int | float) and name != "logprobs":
             with pytest.raises(TrimtabError, match=f"^{name} "):
-                read({**body, name: str(neutral)}, None)
+                read({**body, name: str(neutral)}, STATE)
     with pytest.raises(TrimtabError, match="logprobs"):
-        read({**body, "logprobs": 0}, None)
+        read({**body, "logprobs": 0}, STATE)

@@ -2,7 +2,9 @@
 
 import json
 import logging
+import re
 import warnings
+from pathlib import Path
 
 import pytest
 
@@ -21,11 +23,13 @@ with warnings.catch_warnings():
 
     from trimtab.adapters.vllm import GuidanceProcessor
     from trimtab_server import bases
+    from trimtab_server.placement import ENVELOPES
     from trimtab_server.vllm import engine
     from trimtab_server.vllm.guided_routes import GUIDED
     from trimtab_server.vllm.middleware import OWN, GuidanceMiddleware
     from trimtab_server.vllm.records import EXCHANGE, Exchange, Recording
 
+DOCS = Path(__file__).parents[2] / "docs" / "requests.md"
 REFUSE = {
     # These generate, or score what was generated, and are not guided.
     "/generative_scoring",
@@ -181,6 +185,30 @@ async def test_a_route_that_is_not_guided_refuses_guidance(path):
             assert b"does not go with this route" in answer
     for well in ({"prompt": "x"}, {"guidance": None, "vllm_xargs": {"other": 1}}, b""):
         assert (await post(path, well))[0] == 204
+
+
+@pytest.mark.parametrize("path", sorted({*REFUSE, *GUIDED}))
+async def test_wrapped_guidance_is_not_dropped(path):
+    """Some clients send `extra_body` itself; Ollama's wrap their fields in `options`."""
+    for wrapping in ENVELOPES:
+        status, answer, forwarded = await post(path, {"prompt": "x", wrapping: {"guidance": {}}})
+        assert (status, forwarded) == (400, None)
+        assert f"guidance is inside {wrapping}".encode() in answer
+        well = {"prompt": "x", wrapping: {"guidance": None, "other": 1}}
+        assert (await post(path, well))[0] == 204
+
+
+def test_the_documentation_lists_the_guided_routes():
+    rows = [
+        line.split("|")[1:3] for line in DOCS.read_text().splitlines() if line.startswith("| `")
+    ]
+    listed = {
+        path
+        for paths, guidance in rows
+        if "guidance" in guidance or "top-level" in guidance
+        for path in re.findall(r"`(/[^`]+)`", paths)
+    }
+    assert listed == {"/generate", *GUIDED}
 
 
 async def test_a_form_refuses_guidance():

@@ -233,6 +233,7 @@ async def test_openai_routes(here):
     assert [c["index"] for c in base["choices"]] == [0, 1, 2, 3]
     assert all("guidance" not in c for c in base["choices"])
     guided = (await here.post("/v1/completions", **request, guidance=GUIDED)).json()
+    assert [c["index"] for c in guided["choices"]] == [0, 1, 2, 3]
     assert all(c["guidance"]["steps"] > 0 for c in guided["choices"])
     assert guided["object"] == "text_completion"
     over = chat_here()
@@ -479,8 +480,10 @@ async def test_generate_refuses_what_it_cannot_do(here, fields):
         ("/v1/completions", {"prompt": TEXT, "logprobs": 5}, 400),
         ("/v1/completions", {"prompt": TEXT, "echo": True}, 400),
         ("/v1/completions", {"prompt": TEXT, "vllm_xargs": {"trimtab_beta": 1}}, 400),
-        ("/v1/completions", {"prompt": TEXT, "n": 9}, 400),
+        ("/v1/completions", {"prompt": TEXT, "n": 129}, 400),
+        ("/v1/completions", {"prompt": TEXT, "n": 129, "guidance": None}, 400),
         ("/v1/completions", {"prompt": TEXT, "model": "other"}, 404),
+        ("/v1/completions", {"prompt": TEXT, "model": "other", "guidance": None}, 404),
         ("/v1/completions", {"prompt": TEXT, "guidance": {"scorers": {"x": 1}}}, 404),
         ("/v1/completions", {}, 400),
         ("/v1/completions", {"prompt": []}, 400),
@@ -488,8 +491,8 @@ async def test_generate_refuses_what_it_cannot_do(here, fields):
         ("/v1/chat/completions", {"messages": CHAT, "tools": [{"type": "function"}]}, 400),
     ],
 )
-async def test_openai_routes_refuse_what_they_cannot_do(here, path, fields, status):
-    answer = await here.post(path, **fields)
+async def test_openai_routes_refuse_what_they_cannot_steer(here, path, fields, status):
+    answer = await here.post(path, **{"guidance": GUIDED, **fields})
     assert answer.status_code == status, answer.text
     assert set(answer.json()["error"]) == {"message", "type", "param", "code"}
     assert not here.fake.calls
@@ -499,9 +502,10 @@ async def test_a_chat_upstream_takes_messages_alone():
     here = chat_here()
     assert (await here.post(prompt=TEXT)).status_code == 400
     image = [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]
-    assert (await here.post("/v1/chat/completions", messages=image)).status_code == 400
+    path, guided = "/v1/chat/completions", {"guidance": GUIDED}
+    assert (await here.post(path, messages=image, **guided)).status_code == 400
     parts = [{"role": "user", "content": [{"type": "text", "text": "Hi"}]}]
-    answer = await here.post("/v1/chat/completions", messages=parts, max_tokens=2)
+    answer = await here.post(path, messages=parts, max_tokens=2, **guided)
     assert answer.status_code == 200
     assert here.fake.calls[0]["messages"] == CHAT
 
@@ -644,12 +648,11 @@ async def test_text_mode_takes_scorers_with_tokenizers_of_their_own(
 
 
 @pytest.mark.parametrize("way", ["chat", "completions"])
-async def test_odd_messages_are_refused_with_and_without_guidance(way):
+async def test_odd_messages_are_refused_with_guidance(way):
     here = chat_here() if way == "chat" else Here(Fake())
     for messages in ([1], ["x"], [None], [[]], [{}], None, {}, 5, "x"):
-        for guidance in ({}, {"guidance": GUIDED}):
-            answer = await here.post("/v1/chat/completions", messages=messages, **guidance)
-            assert answer.status_code == 400, messages
+        answer = await here.post("/v1/chat/completions", messages=messages, guidance=GUIDED)
+        assert answer.status_code == 400, messages
         assert (await here.post(messages=messages)).status_code == 400
     for content in (
         ["text"],
@@ -661,8 +664,7 @@ async def test_odd_messages_are_refused_with_and_without_guidance(way):
         [{"type": "text", "text": 5}],
         [{"type": "text"}],
     ):
-        for guidance in ({}, {"guidance": GUIDED}):
-            turns = [{"role": "user", "content": content}]
-            answer = await here.post("/v1/chat/completions", messages=turns, **guidance)
-            assert answer.status_code == 400, content
+        turns = [{"role": "user", "content": content}]
+        answer = await here.post("/v1/chat/completions", messages=turns, guidance=GUIDED)
+        assert answer.status_code == 400, content
     assert not here.fake.calls

@@ -74,7 +74,8 @@ def run(source: Path, out: Path, url: str, key: str | None, concurrency: int) ->
 
     Raises:
         ServerUnreachable: no server answers at `url`.
-        Refused: a request got a 429 or 503 on every try.
+        Refused: a request got a 429 or 503 on every try; or it has guidance, which the server would
+            ignore.
         TrimtabError: `out` holds the answers to another file of requests, or other data.
         BrokenRows, OSError: see `read`.
     """
@@ -109,6 +110,8 @@ async def _send(
     indices = iter(left)
     try:
         async with httpx.AsyncClient(base_url=url, headers=headers, timeout=TIMEOUT) as http:
+            if any(requests[index].body.get("guidance") is not None for index in left):
+                await _check_guides(http)
 
             async def sender() -> None:
                 for index in indices:
@@ -120,6 +123,15 @@ async def _send(
             f"no server answers at {url} ({type(error).__name__}); start one, or set "
             f"--url. {RESUME}"
         ) from None
+
+
+async def _check_guides(http: httpx.AsyncClient) -> None:
+    """Refuse a server without scorers: a stock vLLM server drops `guidance` without a word."""
+    if (await http.get("/v1/scorers")).status_code == 404:
+        raise Refused(
+            "the requests have guidance, and the server has no scorers (GET /v1/scorers is a 404), "
+            "so it would ignore it; leave guidance out, or set --url to a Trimtab server."
+        )
 
 
 async def _post(http: httpx.AsyncClient, request: Request) -> httpx.Response:

@@ -18,7 +18,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from trimtab.errors import InvalidGuidance, TrimtabError
 from trimtab.params import GuidanceParams
 from trimtab_server.allowed import route_path
-from trimtab_server.auth import digest, sent_key
+from trimtab_server.auth import KEY
 from trimtab_server.bodies import PARSED
 from trimtab_server.errors import UnknownModel, response
 from trimtab_server.limits import replay
@@ -66,7 +66,7 @@ class PresetModels:
                 Preset.combine), or a preset does not go with the route.
         """
         fields: Fields = scope[PARSED]
-        presets, key = self.state.presets, _key(scope)
+        presets, key = self.state.presets, scope.get(KEY)
         model, name = self._split(path, fields.get("model"), presets.visible(key))
         named = None
         if name is not None:
@@ -159,15 +159,9 @@ class PresetModels:
 
     def _names(self, scope: Scope) -> list[str]:
         """The presets that a request's key may name; BASE too, if the key has one anyway."""
-        presets, key = self.state.presets, _key(scope)
+        presets, key = self.state.presets, scope.get(KEY)
         steered = presets.default is not None or presets.bound(key) is not None
         return [*presets.visible(key), *([BASE] if steered else [])]
-
-
-def _key(scope: Scope) -> bytes | None:
-    """The digest of a request's key, which the key middleware has let through."""
-    key = sent_key(scope)
-    return None if key is None else digest(key)
 
 
 async def _with_body(scope: Scope, receive: Receive, fields: Fields) -> tuple[Scope, Receive]:

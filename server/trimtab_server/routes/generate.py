@@ -19,8 +19,8 @@ async def generate(
     fields: Annotated[dict[str, Any], Depends(bodies.fields)], request: Request
 ) -> Response:
     """Continue a prompt under guidance."""
-    body, guidance, search = parse(fields)
     state: State = request.app.state.trimtab
+    body, guidance, search = parse(fields, state.caps)
     guidance = guidance.resolve(state.scorers, state.default)
     renderer = GenerateRenderer(state.model, ())
     renderer.requests = [

@@ -34,6 +34,8 @@ async def _answer(
     shape: type[CompletionRenderer],
 ) -> Response:
     state: State = request.app.state.trimtab
+    if fields.get("guidance") is None and state.forward is not None:
+        return await state.forward(request, fields)
     parsed = parse(fields, state)
     renderer = shape(state.model, parsed.requests, parsed.usage)
     return await answer(request, state.generate(parsed.requests), renderer)

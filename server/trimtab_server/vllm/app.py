@@ -53,7 +53,7 @@ async def build(client: EngineClient, args: argparse.Namespace, settings: Settin
     engine = VllmEngine(client, online, (args.served_model_name or [args.model])[0])
     scorers = shared.versions(await engine.scorers(START_SECONDS), settings)
     slots = TURNS * client.vllm_config.scheduler_config.max_num_seqs
-    bounds = _bounds(client, settings.max_body_bytes)
+    bounds = _bounds(client, settings)
     state = State(engine, scorers, settings.default_scorer or None)
     return cover(app, args, settings, state, bounds, settings.max_in_flight or slots)
 
@@ -73,7 +73,7 @@ def cover(
     app.middleware_stack = None
     app.add_middleware(refusals.Plain)
     served: Mapping[str, Version] = state.scorers
-    app.add_middleware(GuidanceMiddleware, scorers=served, default=state.default)
+    app.add_middleware(GuidanceMiddleware, scorers=served, default=state.default, caps=state.caps)
     shared.cover(app, settings, bounds, most)
     # vLLM's CORS layer is replaced by an outermost one: preflights need no key, and pages can read
     # our errors.
@@ -89,11 +89,12 @@ def cover(
     return app
 
 
-def _bounds(client: EngineClient, max_body_bytes: int) -> Bounds:
+def _bounds(client: EngineClient, settings: Settings) -> Bounds:
     model, tokenizer = client.model_config, client.get_tokenizer()
     longest = tokenizer.max_chars_per_token if tokenizer is not None else 1
     media = model.is_multimodal_model or model.enable_prompt_embeds
-    return Bounds.of(model.max_model_len, longest, max_body_bytes, media)
+    most = settings.max_body_bytes
+    return Bounds.of(model.max_model_len, longest, most, media, settings.caps())
 
 
 async def serve(

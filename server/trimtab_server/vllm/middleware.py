@@ -4,7 +4,8 @@
    extra arguments (flat form). Flat `trimtab_*` keys from a client pass the same parser.
 2. The request passes to vLLM's route, with an open Exchange.
 3. Each choice's record is added to the answer as `guidance`, in the JSON or in the server-sent
-   event that ends the choice. A scorer's fault replaces the answer by an error.
+   event that ends the choice, and their summary to its usage and head (summaries.py). A scorer's
+   fault replaces the answer by an error.
 
 A request without guidance passes unchanged, to the base model. Routes that are not guided
 (guided_routes.py) refuse a body with guidance.
@@ -20,10 +21,11 @@ from trimtab.engine import Version
 from trimtab.errors import InvalidGuidance, TrimtabError
 from trimtab.params import GuidanceParams
 from trimtab.xargs import CARRIED, PREFIX, from_xargs, to_xargs
-from trimtab_server import bodies
-from trimtab_server.caps import check_caps
+from trimtab_server import bodies, summaries
+from trimtab_server.caps import NARROW, Caps, check_caps
 from trimtab_server.errors import response
 from trimtab_server.limits import replay
+from trimtab_server.placement import flat, refuse_wrapped
 from trimtab_server.vllm.guided_routes import (
     GUIDED,
     Route,
@@ -45,9 +47,14 @@ class GuidanceMiddleware:
     """ASGI middleware: reads `guidance` from requests and writes records into answers."""
 
     def __init__(
-        self, app: ASGIApp, scorers: Mapping[str, Version], default: Mapping[str, float] | None
+        self,
+        app: ASGIApp,
+        scorers: Mapping[str, Version],
+        default: Mapping[str, float] | None,
+        caps: Caps = NARROW,
     ) -> None:
         self.app = app
+        self.caps = caps
         self.scorers = scorers
         self.default = default
 
@@ -76,8 +83,8 @@ class GuidanceMiddleware:
         bodies.check_declared(scope)
         fields = bodies.parsed(scope, body)
         sampling = route.sampling(fields)
-        check_caps(fields)
-        check_caps(sampling)
+        check_caps(fields, self.caps)
+        check_caps(sampling, self.caps)
         if route.items:
             check_items(fields)
         guidance = self._move(fields, route)
@@ -96,6 +103,7 @@ class GuidanceMiddleware:
 
     def _move(self, fields: dict[str, Any], route: Route) -> GuidanceParams | None:
         """Move `guidance` to the flat keys; None if the request has none."""
+        refuse_wrapped(fields)
         if misplaced(fields, route):
             place = route.flat if route.within is None else f"{route.within}.{route.flat}"
             raise InvalidGuidance(f"{PREFIX}* keys belong in {place} here, or send guidance.")
@@ -148,7 +156,9 @@ def _refuse_guidance(scope: Scope, body: bytes) -> None:
     if declared.startswith(FORMS):
         requested = b'name="guidance"' in body or PREFIX.encode() in body
     elif body and bodies.may_be_json(scope):
-        requested = misplaced(bodies.parsed(scope, body), None)
+        fields = bodies.parsed(scope, body)
+        refuse_wrapped(fields)
+        requested = misplaced(fields, None) or flat(fields)
     else:
         requested = False
     if requested:
@@ -198,7 +208,10 @@ class _GuidedAnswer:
             if isinstance(answer, dict):  # null if the client has disconnected
                 self._attach(answer, final=True)
                 self.buffer[:] = json.dumps(answer, ensure_ascii=False).encode()
-        self.start["headers"] = _with_length(self.start["headers"], len(self.buffer))
+        self.start["headers"] = [
+            *_with_length(self.start["headers"], len(self.buffer)),
+            *self._header(),
+        ]
         await self.forward(self.start)
         await self.forward({"type": "http.response.body", "body": bytes(self.buffer)})
 
@@ -227,13 +240,17 @@ class _GuidedAnswer:
             self._attach(chunk, final=chunk.get("type") in FINAL_EVENTS)
         return head + separator + json.dumps(chunk, ensure_ascii=False).encode()
 
+    def _header(self) -> list[tuple[bytes, bytes]]:
+        text = summaries.header(self.exchange.records) if self.start["status"] == 200 else None
+        return [] if text is None else [(summaries.HEADER.lower().encode(), text.encode())]
+
     def _attach(self, answer: dict[str, Any], final: bool) -> None:
+        if final or answer.get("choices") == []:
+            summaries.add_usage(answer, self.exchange.records)
         if "choices" in answer:
             for choice in answer["choices"]:
                 if choice.get("finish_reason") is not None:
                     call, index = divmod(choice["index"], self.choices)
                     choice["guidance"] = self.exchange.record(call, index)
         elif final:
-            answer["guidance"] = [
-                record for call in self.exchange.calls for record in call.values()
-            ]
+            answer["guidance"] = self.exchange.records

@@ -63,6 +63,11 @@ class Exchange:
         """The versions that may read conversations."""
         return [version for version in self.versions if version.reads in CONVERSING]
 
+    @property
+    def records(self) -> list[Record | None]:
+        """The records of all choices that have ended, by engine call."""
+        return [record for call in self.calls for record in call.values()]
+
     def record(self, call: int, choice: int) -> Record | None:
         """The record of one choice; None if the worker kept none."""
         return self.calls[call].get(choice) if call < len(self.calls) else None
