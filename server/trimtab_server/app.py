@@ -28,6 +28,7 @@ from trimtab_server.limits import BodyLimit
 from trimtab_server.loading import Loading
 from trimtab_server.refusals import Failures
 from trimtab_server.routes import generate, models, openai, scorers, status
+from trimtab_server.scorer_metrics import Scrapes
 from trimtab_server.scorer_warnings import prefix_warnings
 from trimtab_server.settings import Settings
 from trimtab_server.shutdown import Signals
@@ -71,6 +72,7 @@ def include(app: FastAPI, state: State, settings: Settings) -> None:
 
 def cover(app: FastAPI, settings: Settings, bounds: Bounds, most: int) -> None:
     """Add the middleware that every server has."""
+    app.add_middleware(Scrapes, state=app.state.trimtab)
     app.add_middleware(Admission, most=most)
     app.add_middleware(Sizes, bounds=bounds)
     app.add_middleware(BodyLimit, max_bytes=bounds.body)

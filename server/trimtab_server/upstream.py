@@ -20,6 +20,8 @@ from trimtab_server.sizes import Bounds
 from trimtab_server.state import State
 
 CALLS = Counter("trimtab_upstream_calls", "Calls to the upstream, by outcome", ["outcome"])
+for _outcome in ("ok", "limited", "failed", "refused", "timeout", "connection", "unusable"):
+    CALLS.labels(_outcome)  # so that each series exists from the start
 UNCOUNTED = 2**17
 """Maximum tokens of a prompt without a tokenizer and without --upstream-length."""
 
