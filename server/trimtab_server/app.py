@@ -1,8 +1,8 @@
 """Applications: our routes and middleware, alone or on top of vLLM's application.
 
 A request passes, outermost first:
-CORS → API key → drain → size of the body → sizes of its parts → admission → middleware of the
-engine's own application (vllm/app.py) → route → engine.
+CORS → request id and access log → trace → API key → drain → size of the body → sizes of its parts →
+admission → middleware of the engine's own application (vllm/app.py) → route → engine.
 """
 
 import asyncio
@@ -20,6 +20,7 @@ from starlette.exceptions import HTTPException
 from trimtab.engine import ScorerStatus, Version
 from trimtab.errors import InvalidRequest, NotReady, TrimtabError
 from trimtab_server import errors, readiness, serving
+from trimtab_server.access import Requests
 from trimtab_server.admission import Admission
 from trimtab_server.auth import ApiKeys
 from trimtab_server.browsers import let_browsers_in
@@ -34,6 +35,7 @@ from trimtab_server.settings import Settings
 from trimtab_server.shutdown import Signals
 from trimtab_server.sizes import Bounds, Sizes
 from trimtab_server.state import State
+from trimtab_server.tracing import Spans
 
 log = logging.getLogger(__name__)
 
@@ -80,6 +82,8 @@ def cover(app: FastAPI, settings: Settings, bounds: Bounds, most: int) -> None:
     app.add_middleware(Drain, in_flight=app.state.in_flight)
     app.add_middleware(ApiKeys, **settings.keys())
     app.add_middleware(Failures)
+    app.add_middleware(Spans)
+    app.add_middleware(Requests, logged=settings.access_log)
 
 
 def versions(statuses: list[ScorerStatus], settings: Settings) -> dict[str, Version]:

@@ -1,12 +1,14 @@
 """The state that our routes share (`app.state.trimtab`), for any engine."""
 
+import time
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 
 from trimtab.engine import Engine, GenerationRequest, Piece, ScorerStatus, Version
 from trimtab.streams import merged
-from trimtab_server.recheck import SharedCheck
+from trimtab_server import tracing
+from trimtab_server.recheck import Seen, SharedCheck
 from trimtab_server.scorer_list import NOT_CHECKED
 
 ANSWER_SECONDS = 5.0
@@ -28,6 +30,8 @@ class State:
     """Time of each scorer's last check (time.monotonic)."""
     recheck: SharedCheck = field(default_factory=SharedCheck)
     """The repeated check that GET /ready waits for."""
+    seen: Seen = field(default_factory=Seen)
+    """The result of GET /ready for requests without a key."""
 
     @property
     def model(self) -> str:
@@ -83,6 +87,10 @@ class State:
         self, number: int, request: GenerationRequest
     ) -> AsyncGenerator[Piece, None]:
         """The pieces of one prompt, with the indices that its choices have among all."""
+        begun = time.time_ns()
+        request = replace(request, timed=tracing.on())
         async with aclosing(self.engine.generate(request)) as pieces:
             async for piece in pieces:
+                if piece.finish_reason is not None and request.guidance is not None:
+                    tracing.choice(begun, request.guidance, piece.record)
                 yield replace(piece, index=number * request.sampling.n + piece.index)

@@ -12,7 +12,7 @@ from trimtab.config import GuidanceConfig
 from trimtab.description import describe
 from trimtab.errors import StartError
 from trimtab_server import app as shared
-from trimtab_server import metrics
+from trimtab_server import metrics, tracing
 from trimtab_server.admission import TURNS
 from trimtab_server.settings import Settings
 from trimtab_server.shutdown import Signals
@@ -55,4 +55,6 @@ def _bounds(settings: Settings, engine: UpstreamEngine) -> Bounds:
 
 async def serve(settings: Settings, listener: socket.socket, signals: Signals) -> bool:
     """Serve until stopped."""
+    if settings.otlp_traces_endpoint is not None:
+        tracing.export(settings.otlp_traces_endpoint)
     return await shared.run(build(settings), settings, listener, signals)

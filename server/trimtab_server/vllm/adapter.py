@@ -51,7 +51,7 @@ class VllmEngine:
 
     async def generate(self, request: GenerationRequest) -> AsyncGenerator[Piece, None]:
         """See Engine.generate. Before the first piece, some vLLM errors pass: vLLM answers them."""
-        exchange = Exchange(versions=request.versions)
+        exchange = Exchange(versions=request.versions, timed=request.timed)
         EXCHANGE.set(exchange)
         begun = False
         try:
