@@ -1,8 +1,10 @@
 """Settings for whoever operates a server: logs and traces."""
 
+from collections.abc import Mapping
 from typing import Literal
 
 from pydantic import Field
+from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings
 
 
@@ -23,3 +25,9 @@ class OperationSettings(BaseSettings):
         None,
         description="URL to which OpenTelemetry traces are sent; default: no traces",
     )
+
+
+def last(fields: Mapping[str, FieldInfo]) -> dict[str, FieldInfo]:
+    """Fields of Settings, in the order in which they are listed: those of this class come last."""
+    own = OperationSettings.model_fields
+    return {name: fields[name] for name in [*(n for n in fields if n not in own), *own]}

@@ -29,7 +29,7 @@ from trimtab.config import (
     parse_scorer,
 )
 from trimtab.errors import StartError
-from trimtab_server.operations import OperationSettings
+from trimtab_server.operations import OperationSettings, last
 
 CONFIG_VARIABLE = "TRIMTAB_CONFIG"
 
@@ -355,7 +355,7 @@ def options(command: Callable[..., None]) -> Callable[..., None]:
     typer reads a command's signature, and passes on what is given on the command line.
     """
     *own, _ = signature(command).parameters.values()
-    for name, field in Settings.model_fields.items():
+    for name, field in last(Settings.model_fields).items():
         if name == "vllm":  # typer passes on what it does not know
             continue
         text = re.sub(
@@ -380,7 +380,7 @@ def options(command: Callable[..., None]) -> Callable[..., None]:
 def table() -> str:
     """The settings as a Markdown table (docs/settings.md)."""
     lines = ["| command line, YAML | environment | meaning | default |", "|---|---|---|---|"]
-    for name, field in Settings.model_fields.items():
+    for name, field in last(Settings.model_fields).items():
         flag = {"model": "`MODEL`", "vllm": "any vLLM flag"}.get(
             name, f"`--{name.replace('_', '-')}`"
         )
