@@ -11,7 +11,10 @@ from opentelemetry.trace import SpanKind, StatusCode
 
 from covered import client
 from test_engines import LONG, memory, upstream
+from test_rpc import Engine, RequestOutputKind, SamplingParams, guided
 from trimtab.errors import StartError
+from trimtab.params import GuidanceParams
+from trimtab.xargs import to_xargs
 from trimtab_server import readiness, tracing
 
 TRACE, PARENT = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
@@ -125,6 +128,66 @@ async def test_a_fault_is_an_error_of_its_span(spans, on_error):
         assert choice.attributes["trimtab.fault.scorer"] == "late"
         assert "secret" not in choice.to_json()
     await made.state.trimtab.engine.close()
+
+
+RECORD = {
+    **dict.fromkeys(tracing.COUNTS, 1),
+    "scores": {"good": 0.5},
+    "error": None,
+    tracing.SECONDS: {"good": 0.25},
+}
+
+
+class Base(Engine):
+    """A vLLM engine client that notes the trace headers of its call."""
+
+    async def generate(self, prompt, params, request_id, trace_headers=None):
+        self.sent = trace_headers
+        async for output in super().generate(prompt, params, request_id):
+            yield output
+
+
+class Traced(guided.Recording, Base):
+    """The same, under the mixin that serves."""
+
+
+@pytest.mark.parametrize("timed", [False, True])
+async def test_a_call_of_vllms_engine(spans, timed):
+    """On vLLM's own routes its end is the choice's; on ours, the route takes the record's time."""
+    engine = Traced([[[dict(RECORD)]]])
+    exchange = guided.Exchange(timed=timed)
+    guided.EXCHANGE.set(exchange)
+    params = SamplingParams(
+        output_kind=RequestOutputKind.DELTA, extra_args=to_xargs(GuidanceParams(beta=3.0))
+    )
+    with tracing.TRACING.tracer.start_as_current_span("POST") as parent:
+        async for _ in engine.generate("x", params, "id", trace_headers={"traceparent": "theirs"}):
+            pass
+    context = parent.get_span_context()
+    assert engine.sent["traceparent"].split("-")[1:3] == [
+        f"{context.trace_id:032x}",
+        f"{context.span_id:016x}",
+    ]
+    [(_, method, _, arguments, _)] = engine.calls
+    assert (method, arguments[-1]) == ("trimtab_record", True)
+    *choices, _ = spans()
+    assert len(choices) == (0 if timed else 1)
+    assert (tracing.SECONDS in exchange.record(0, 0)) == timed
+    for span in choices:
+        assert span.parent.span_id == context.span_id
+        assert span.attributes["trimtab.beta"] == 3.0
+        assert span.attributes["trimtab.scorer_seconds.good"] == 0.25
+
+
+async def test_a_call_of_vllms_engine_without_traces():
+    record = {name: value for name, value in RECORD.items() if name != tracing.SECONDS}
+    engine = Traced([[[record]]])
+    guided.EXCHANGE.set(guided.Exchange())
+    params = SamplingParams(extra_args=to_xargs(GuidanceParams(beta=3.0)))
+    async for _ in engine.generate("x", params, "id"):
+        pass
+    assert engine.sent is None
+    assert engine.calls[0][3][-1] is False
 
 
 async def test_without_an_endpoint_nothing_is_recorded(made):
