@@ -73,6 +73,7 @@ class GenerationRequest:
     search: SearchParams | None = None
     versions: Sequence[Version] = ()  # of its scorers; the current ones if empty
     stream: bool = False  # whether to yield pieces while the choice grows
+    timed: bool = False  # whether its records have the seconds of each scorer, `scorer_seconds`
 
 
 @dataclass

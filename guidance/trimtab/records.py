@@ -68,6 +68,7 @@ class Records:
             if earlier is not None:
                 row.steps.update((at, s) for at, s in earlier.steps.items() if at < len(row.prefix))
                 row.fault, row.untraced = earlier.fault, earlier.untraced
+                row.seconds = dict(earlier.seconds)
         rows.append(row)
         self._count(key, STEP_BYTES + sum(map(size, row.steps.values())))
 
@@ -135,19 +136,26 @@ class Records:
         outputs: Sequence[Sequence[int]],
         done: bool,
         final: bool = True,
+        timed: bool = False,
     ) -> list[dict[str, Any] | None]:
         """The records of finished sequences, looked up by their tokens; None where there is none.
 
         A record is a pure function of its tokens, so two equal sequences share one.
         final: whether to include the scores of whole sequences, often a forward each.
+        timed: whether to include the seconds of the calls into each scorer, `scorer_seconds`, which
+            differ from run to run.
         """
         rows = self.pop(record_key) if done else self.of(record_key)
         sequences = [np.array([*prompt, *output], dtype=np.int64) for output in outputs]
         matches = [_match(rows, sequence) for sequence in sequences]
-        return [
+        reports = [
             self._report(row, s, len(prompt), final) if row else None
             for row, s in zip(matches, sequences, strict=True)
         ]
+        for row, report in zip(matches, reports, strict=True):
+            if timed and row is not None and report is not None:
+                report["scorer_seconds"] = dict(row.seconds)
+        return reports
 
     def _report(self, row: Row, sequence: Ids, prompt_length: int, final: bool) -> dict[str, Any]:
         steps = {p: s for p, s in row.steps.items() if prompt_length <= p < len(sequence)}

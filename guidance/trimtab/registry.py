@@ -8,6 +8,7 @@ from trimtab.engine import GenerationRequest
 from trimtab.rows import Row
 from trimtab.scorers.base import Scorer
 from trimtab.scoring.calls import ScorerCalls
+from trimtab.scoring.meters import Timings
 
 
 class Registry:
@@ -23,6 +24,7 @@ class Registry:
         """The current scorer of each name."""
         self.versions = {f"{name}@1": scorer for name, scorer in scorers.items()}
         self.calls = ScorerCalls(timeout)
+        self.timings = Timings()
         self.faults: Counter[str] = Counter()
         self.last_error: dict[str, str] = {}
 
@@ -52,6 +54,7 @@ class Registry:
         self.last_error.pop(name, None)
         if version is None:
             self.scorers.pop(name, None)
+            self.timings.of.pop(name, None)
         else:
             self.scorers[name] = self.versions[version]
 

@@ -65,7 +65,8 @@ class RowScorers:
         read = partial(first.score_stack, others, groups, strengths, self.states.of(rows))
         work = partial(checked, read, (len(names), sum(map(len, groups))), device)
         try:
-            return calls.score(names[0], first, work, calls.until(first, 0))
+            with self.registry.timings.call(names, rows):
+                return calls.score(names[0], first, work, calls.until(first, 0))
         except ScorerFailed:
             return None
 
@@ -98,7 +99,8 @@ class RowScorers:
             until = self.registry.calls.until(scorer, fresh)
         work = partial(checked, read(rows, groups), (sum(sizes), *shape), device)
         try:
-            flat = self.registry.calls.score(name, scorer, work, until)
+            with self.registry.timings.call([name], rows):
+                flat = self.registry.calls.score(name, scorer, work, until)
         except ScorerFailed as failure:
             if failure.retry and len(rows) > 1:  # retry row by row, within the remaining time
                 pairs = zip(rows, groups, strict=True)

@@ -92,6 +92,7 @@ class Row:
     read: set[str] = field(default_factory=set)  # scorers that have read its prefix
     steps: dict[int, Step] = field(default_factory=dict)  # by position, so replays overwrite
     max_tokens: int | None = None  # of the answer, if the engine tells
+    seconds: dict[str, float] = field(default_factory=dict)  # of the calls into each scorer
     scored: StepScores | None = None
     state: RowState | None = None  # the base's states, if a scorer reads them
     plan: StepPlan | None = None  # of this step, with a kl_budget or floors

@@ -26,6 +26,7 @@ class Admission:
         self.most = most
         self.caps = caps
         self.taken = 0
+        metrics.LIMIT.set(most)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request, or refuse it."""
@@ -38,11 +39,15 @@ class Admission:
             metrics.REFUSED.labels("busy").inc()
             await response(_busy(self.most))(scope, receive, send)
             return
-        self.taken += requested
+        self._take(requested)
         try:
             await self.app(scope, receive, send)
         finally:
-            self.taken -= requested
+            self._take(-requested)
+
+    def _take(self, answers: int) -> None:
+        self.taken += answers
+        metrics.IN_FLIGHT.set(self.taken)
 
 
 def _busy(most: int) -> Busy:

@@ -12,8 +12,10 @@ from starlette.types import Scope
 
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 """Methods that may reach an application. Its metrics have one series per method."""
-OPEN = frozenset({"/health"})
+OPEN = frozenset({"/health", "/ready"})
 """Paths that need no key."""
+KNOWN = "trimtab_known"
+"""Scope entry of a request to an open path: whether whoever sent it may use the server."""
 
 GET_PATHS = (
     "/health",

@@ -1,8 +1,8 @@
 """Applications: our routes and middleware, alone or on top of vLLM's application.
 
 A request passes, outermost first:
-CORS → API key → drain → size of the body → sizes of its parts → admission → presets → middleware of
-the engine's own application (vllm/app.py) → route → engine.
+CORS → request id and access log → trace → API key → drain → size of the body → sizes of its parts →
+admission → presets → middleware of the engine's own application (vllm/app.py) → route → engine.
 """
 
 import asyncio
@@ -20,6 +20,7 @@ from starlette.exceptions import HTTPException
 from trimtab.engine import ScorerStatus, Version
 from trimtab.errors import InvalidRequest, NotReady, TrimtabError
 from trimtab_server import errors, readiness, serving
+from trimtab_server.access import Requests
 from trimtab_server.admission import Admission
 from trimtab_server.auth import ApiKeys
 from trimtab_server.browsers import let_browsers_in
@@ -30,11 +31,13 @@ from trimtab_server.presets.middleware import PresetModels
 from trimtab_server.presets.store import Presets
 from trimtab_server.refusals import Failures
 from trimtab_server.routes import generate, models, openai, presets, scorers, status
+from trimtab_server.scorer_metrics import Scrapes
 from trimtab_server.scorer_warnings import prefix_warnings
 from trimtab_server.settings import Settings
 from trimtab_server.shutdown import Signals
 from trimtab_server.sizes import Bounds, Sizes
 from trimtab_server.state import State
+from trimtab_server.tracing import Spans
 
 log = logging.getLogger(__name__)
 
@@ -78,6 +81,7 @@ def include(app: FastAPI, state: State, settings: Settings) -> None:
 def cover(app: FastAPI, settings: Settings, bounds: Bounds, most: int) -> None:
     """Add the middleware that every server has."""
     app.add_middleware(PresetModels, state=app.state.trimtab)
+    app.add_middleware(Scrapes, state=app.state.trimtab)
     app.add_middleware(Admission, most=most, caps=settings.caps())
     app.add_middleware(Sizes, bounds=bounds)
     app.add_middleware(BodyLimit, max_bytes=bounds.body)
@@ -85,6 +89,8 @@ def cover(app: FastAPI, settings: Settings, bounds: Bounds, most: int) -> None:
     app.add_middleware(Drain, in_flight=app.state.in_flight)
     app.add_middleware(ApiKeys, **settings.keys())
     app.add_middleware(Failures)
+    app.add_middleware(Spans)
+    app.add_middleware(Requests, logged=settings.access_log)
 
 
 def versions(statuses: list[ScorerStatus], settings: Settings) -> dict[str, Version]:

@@ -32,7 +32,7 @@ def serve(settings: Settings, flags: Sequence[str]) -> None:
     """
     succeeded = True
     with Signals() as signals, listen(settings.host, settings.port) as listener:
-        configure_logging(settings.log_level)
+        configure_logging(settings.log_level, settings.log_format)
         if settings.upstream is not None:
             if flags or settings.vllm:
                 raise StartError(

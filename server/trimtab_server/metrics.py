@@ -1,12 +1,18 @@
 """Trimtab's metrics, in the same Prometheus registry as vLLM's own (`GET /metrics`).
 
-No label comes from a client: not β, not the request.
+What the front end counts is here; what the engine counts for each scorer is in scorer_metrics.py.
+No label comes from a client: not β, not the request. Every series exists from the start, with 0, so
+that a rate sees its first increase.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
-from prometheus_client import Counter, Histogram
+from prometheus_client import Counter, Gauge, Histogram
+
+OUTCOMES = ("guided", "fault", "unrecorded")
+REASONS = ("bodies", "busy", "connections", "large_headers", "no_http", "slow_headers")
+"""Why a request is refused before the engine."""
 
 REQUESTS = Counter("trimtab_guided_choices", "Guided choices that ended, by outcome", ["outcome"])
 FAULTS = Counter("trimtab_scorer_faults", "Choices in which a scorer failed", ["scorer"])
@@ -26,6 +32,21 @@ KL = Histogram(
 KL_TAIL = Counter(
     "trimtab_kl_tail_nats", "Nats of guided choices that were spent on cutting the tail"
 )
+
+IN_FLIGHT = Gauge("trimtab_answers_in_flight", "Answers that were admitted and have not ended")
+LIMIT = Gauge("trimtab_answers_limit", "Maximum answers in flight; beyond it, requests get a 429")
+
+for _outcome in OUTCOMES:
+    REQUESTS.labels(_outcome)
+for _reason in REASONS:
+    REFUSED.labels(_reason)
+
+
+def begin(scorers: Iterable[str]) -> None:
+    """Make the series of some scorers."""
+    for name in scorers:
+        FAULTS.labels(name)
+        OVERRUNS.labels(name)
 
 
 def observe(record: Mapping[str, Any] | None) -> Mapping[str, Any] | None:

@@ -4,6 +4,8 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 NOT_CHECKED = "has not been checked yet"
+UNLISTED = ("name", "meters")
+"""Fields of a status that are listed as `id`, and in `/metrics`."""
 SUSPENDED = "is suspended: it took too long several times within an hour"
 
 
@@ -19,7 +21,7 @@ def scorer_list(
             {
                 "id": status["name"],
                 "object": "scorer",
-                **{key: value for key, value in status.items() if key != "name"},
+                **{key: value for key, value in status.items() if key not in UNLISTED},
                 "healthy": complaint(status["name"]) is None and not status["suspended"],
                 "default_weight": default.get(status["name"], 0.0),
             }

@@ -24,6 +24,7 @@ from trimtab.adapters.openai.config import UpstreamConfig
 from trimtab.config import SCORER_SECONDS, GuidanceConfig, ScorerSpec, parse_scorer
 from trimtab.errors import StartError
 from trimtab_server.cap_settings import CapSettings
+from trimtab_server.operations import OperationSettings
 from trimtab_server.presets.settings import PresetSettings
 
 CONFIG_VARIABLE = "TRIMTAB_CONFIG"
@@ -82,7 +83,7 @@ def _words(value: Any) -> Any:
     return value.split() if isinstance(value, str) else value
 
 
-class Settings(PresetSettings, CapSettings):
+class Settings(PresetSettings, CapSettings, OperationSettings):
     """The settings of `trimtab serve`; their descriptions are the rows of docs/settings.md."""
 
     model_config = SettingsConfigDict(env_prefix="TRIMTAB_", extra="forbid")
@@ -162,9 +163,6 @@ class Settings(PresetSettings, CapSettings):
         gt=0,
         description="total memory for the scorers' prefix caches, in bytes; default: room for "
         "vLLM's `--max-num-seqs` requests of `--max-model-len` tokens, if memory allows; see below",
-    )
-    log_level: Literal["debug", "info", "warning", "error"] = Field(
-        "warning", description="`debug`, `info`, `warning` or `error`, for Trimtab and vLLM"
     )
     vllm: dict[str, Any] = Field(
         default_factory=dict,
@@ -366,7 +364,7 @@ def options(command: Callable[..., None]) -> Callable[..., None]:
             kind = str
         info = (typer.Argument if name == "model" else typer.Option)(
             help=f"{text[0].upper()}{text[1:]}.",
-            metavar=name.rpartition("_")[2].upper(),
+            metavar=None if kind is bool else name.rpartition("_")[2].upper(),
             show_default=_default(field) or False,
         )
         annotation = Annotated[kind | None, info]

@@ -1,5 +1,6 @@
 """The state that our routes share (`app.state.trimtab`), for any engine."""
 
+import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
@@ -7,9 +8,10 @@ from typing import Any
 
 from trimtab.engine import Engine, GenerationRequest, Piece, ScorerStatus, Version
 from trimtab.streams import merged
+from trimtab_server import tracing
 from trimtab_server.caps import NARROW, Caps
 from trimtab_server.presets.store import Presets
-from trimtab_server.recheck import SharedCheck
+from trimtab_server.recheck import Seen, SharedCheck
 from trimtab_server.scorer_list import NOT_CHECKED
 
 ANSWER_SECONDS = 5.0
@@ -35,6 +37,8 @@ class State:
     recheck: SharedCheck = field(default_factory=SharedCheck)
     """The repeated check that GET /ready waits for."""
     presets: Presets = field(default_factory=Presets)
+    seen: Seen = field(default_factory=Seen)
+    """The result of GET /ready for requests without a key."""
 
     @property
     def model(self) -> str:
@@ -90,6 +94,10 @@ class State:
         self, number: int, request: GenerationRequest
     ) -> AsyncGenerator[Piece, None]:
         """The pieces of one prompt, with the indices that its choices have among all."""
+        begun = time.time_ns()
+        request = replace(request, timed=tracing.on())
         async with aclosing(self.engine.generate(request)) as pieces:
             async for piece in pieces:
+                if piece.finish_reason is not None and request.guidance is not None:
+                    tracing.choice(begun, request.guidance, piece.record)
                 yield replace(piece, index=number * request.sampling.n + piece.index)

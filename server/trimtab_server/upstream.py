@@ -12,7 +12,7 @@ from trimtab.config import GuidanceConfig
 from trimtab.description import describe
 from trimtab.errors import StartError
 from trimtab_server import app as shared
-from trimtab_server import metrics
+from trimtab_server import metrics, tracing
 from trimtab_server.admission import TURNS
 from trimtab_server.forwarding import forwarded
 from trimtab_server.routes import forwarded as routes
@@ -22,6 +22,8 @@ from trimtab_server.sizes import Bounds
 from trimtab_server.state import State
 
 CALLS = Counter("trimtab_upstream_calls", "Calls to the upstream, by outcome", ["outcome"])
+for _outcome in ("ok", "limited", "failed", "refused", "timeout", "connection", "unusable"):
+    CALLS.labels(_outcome)  # so that each series exists from the start
 UNCOUNTED = 2**17
 """Maximum tokens of a prompt without a tokenizer and without --upstream-length."""
 
@@ -57,4 +59,6 @@ def _bounds(settings: Settings, engine: UpstreamEngine) -> Bounds:
 
 async def serve(settings: Settings, listener: socket.socket, signals: Signals) -> bool:
     """Serve until stopped."""
+    if settings.otlp_traces_endpoint is not None:
+        tracing.export(settings.otlp_traces_endpoint)
     return await shared.run(build(settings), settings, listener, signals)

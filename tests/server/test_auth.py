@@ -1,5 +1,6 @@
-"""Every route but /health needs a key."""
+"""Every route but /health and /ready needs a key."""
 
+import asyncio
 import hmac
 from types import SimpleNamespace
 
@@ -7,7 +8,9 @@ import httpx
 import pytest
 from conftest import KEY
 
-from trimtab_server import auth
+from covered import client
+from test_engines import memory
+from trimtab_server import auth, readiness, recheck
 
 pytestmark = pytest.mark.scorecard(letter="S")
 
@@ -57,7 +60,7 @@ def test_every_route_is_guarded(server, anyone):
         for method in ("GET", "POST", "HEAD", "OPTIONS", "PUT", "DELETE"):
             variants = (path, path.rstrip("/") + "/", "//" + path.lstrip("/"))
             for variant in variants if method == "POST" else variants[:1]:
-                if variant == "/health":
+                if variant in ("/health", "/ready"):
                     continue
                 answer = anyone.request(method, server.url + variant)
                 assert answer.status_code == 401, (method, variant)
@@ -70,6 +73,46 @@ def test_health_is_open(anyone):
     assert anyone.get("/health").status_code == 200
     assert anyone.get("/health?x=/generate").status_code == 200
     assert anyone.get("/health/../generate").status_code == 401
+
+
+def test_ready_is_open(anyone):
+    assert anyone.get("/ready").json() == {"status": "ready"}
+    assert anyone.get("/ready/").status_code == 401
+
+
+async def test_a_stranger_is_not_told_why_a_server_is_not_ready(monkeypatch):
+    monkeypatch.setattr(recheck, "SEEN_SECONDS", 0.0)
+    made = memory()
+    for headers in ({}, {"Authorization": "Bearer wrong"}, RIGHT[0]):
+        async with client(made) as http:
+            answer = await http.get("/ready", headers=headers)
+        assert answer.status_code == 503
+        assert ("good" in answer.text) == (headers is RIGHT[0])
+    await readiness.check_all(made.state.trimtab)
+    async with client(made) as http:
+        assert (await http.get("/ready")).json() == {"status": "ready"}
+    await made.state.trimtab.engine.close()
+
+
+async def test_strangers_do_not_keep_the_engine_busy():
+    made = memory()
+    engine, calls = made.state.trimtab.engine, []
+    listed = engine.scorers
+
+    async def counted(seconds):
+        calls.append(seconds)
+        return await listed(seconds)
+
+    engine.scorers = counted
+    await readiness.check_all(made.state.trimtab)
+    async with client(made) as http:
+        answers = await asyncio.gather(*(http.get("/ready") for _ in range(20)))
+        assert {answer.status_code for answer in answers} == {200}
+        assert len(calls) <= 2  # a second may end in the middle
+        await http.get("/ready", headers=RIGHT[0])
+        await http.get("/ready", headers=RIGHT[0])
+    assert len(calls) >= 3, "the control: with a key, each request asks the engine"
+    await engine.close()
 
 
 @pytest.mark.parametrize("headers", WRONG)

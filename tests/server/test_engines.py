@@ -152,7 +152,7 @@ async def test_what_is_no_body_is_refused(served, content):
 
 
 async def test_what_needs_a_key_needs_a_key(served):
-    for path in ("/generate", "/v1/scorers", "/ready", "/v1/models"):
+    for path in ("/generate", "/v1/scorers", "/metrics", "/v1/models"):
         answer = await served.http.get(path, headers={"Authorization": "Bearer other"})
         assert answer.status_code == 401
         assert answer.json()["error"]["type"] == "authentication_error"

@@ -97,7 +97,7 @@ class MemoryEngine:
                     finish = "stop" if token == STOP else "length" if full else None
                     if finish is not None:
                         left.remove(index)
-                    record = self._record(rows[index], prompt, answers[index], finish, params)
+                    record = self._record(rows[index], prompt, answers[index], finish, request)
                     text = "" if token == STOP else LETTERS[token]
                     yield Piece(index, text, [token], finish, record, prompt_tokens=len(prompt))
                 await asyncio.sleep(0)
@@ -134,14 +134,15 @@ class MemoryEngine:
         prompt: list[int],
         answer: list[int],
         finish: str | None,
-        params: GuidanceParams | None,
+        request: GenerationRequest,
     ) -> dict[str, Any] | None:
         failed = row.fault is not None and row.params.on_error == "fail"
         if failed and row.fault is not None:
             raise scorer_failed(row.fault.scorer, row.fault.message)
-        if finish is None or params is None:
+        if finish is None or request.guidance is None:
             return None
-        [record] = self.guide.records.report(str(row.record_key), prompt, [answer], True)
+        report = self.guide.records.report
+        [record] = report(str(row.record_key), prompt, [answer], True, timed=request.timed)
         return record
 
     async def scorers(self, seconds: float) -> list[ScorerStatus]:

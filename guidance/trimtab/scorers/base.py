@@ -16,7 +16,7 @@ from trimtab.errors import ScorerLoadError
 from trimtab.scorers.loader import Loader, tokenizer
 from trimtab.scoring.backbone import Backbone
 from trimtab.scoring.cross import CrossBackbone
-from trimtab.scoring.pool import Ids
+from trimtab.scoring.pool import Ids, PrefixPool
 from trimtab.scoring.text import Prompt, Turns
 from trimtab_models import checkpoint
 from trimtab_models.checkpoint import Family, ScorerInfo
@@ -149,6 +149,11 @@ class Scorer(ABC):
         return 0
 
     @property
+    def prefix_pools(self) -> Sequence[PrefixPool]:
+        """The pools of its networks, of which an operator sees the use."""
+        return ()
+
+    @property
     def parameters(self) -> int:
         """Number of parameters of the scorer's networks."""
         return 0
@@ -215,6 +220,12 @@ class NetworkScorer(Scorer):
     def shortened(self, key: int) -> int:
         """See Scorer.shortened."""
         return self.backbone.shortened(key)
+
+    @property
+    def prefix_pools(self) -> Sequence[PrefixPool]:
+        """Its one pool."""
+        backbone = self.backbone
+        return [(backbone.backbone if isinstance(backbone, CrossBackbone) else backbone).pool]
 
     @property
     def parameters(self) -> int:

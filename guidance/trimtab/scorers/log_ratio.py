@@ -13,7 +13,7 @@ from trimtab.config import ScorerSpec
 from trimtab.scorers.base import Scorer, gather_candidates
 from trimtab.scorers.loader import Loader, tokenizer
 from trimtab.scorers.vocabulary import VocabularyScorer
-from trimtab.scoring.pool import Ids
+from trimtab.scoring.pool import Ids, PrefixPool
 from trimtab.scoring.text import Prompt
 from trimtab_models import checkpoint
 
@@ -92,6 +92,11 @@ class LogRatioScorer(Scorer):
         """Drop the row's prefix from both models."""
         for model in self.models:
             model.forget(key)
+
+    @property
+    def prefix_pools(self) -> Sequence[PrefixPool]:
+        """One of each model."""
+        return [pool for model in self.models for pool in model.prefix_pools]
 
     @property
     def parameters(self) -> int:

@@ -110,6 +110,7 @@ class PrefixPool:
         self.k = self._k[:own].view(layers, self.size, *token)  # [layers, slots, kv_heads, dim]
         self.v = self._v[:own].view(layers, self.size, *token)
         self._gathered = self.k.new_empty(2, 0, *token)
+        self.ended = self.cut = self.overflow = 0  # tokens, see meters.pool
         self.clear()
 
     def clear(self) -> None:
@@ -186,6 +187,7 @@ class PrefixPool:
                 f"the prefix pool has {self.size} slots and cannot hold {missing} more tokens; "
                 "raise cache_bytes."
             )
+        self.overflow += missing - own
         new = self._allocate(own)
         entry.tokens = tokens[: len(entry.tokens) + own]
         entry.slots = np.concatenate((entry.slots, new))
@@ -290,8 +292,10 @@ class PrefixPool:
                     return
         if cut and count > self._n_free:
             for entry in self._latest(protected):
+                before = len(entry.slots)
                 while entry.slots.size and count > self._n_free:  # some slots are shared
                     self._cut(entry, max(len(entry.slots) - (count - self._n_free), 0))
+                self.cut += before - len(entry.slots)
                 if count <= self._n_free:
                     return
 
@@ -307,6 +311,7 @@ class PrefixPool:
         while self._ended and count > self._n_free:
             entry = self.entries.get(self._ended.popleft())
             if entry is not None and entry.used < self.now:  # else it is a new row's
+                self.ended += len(entry.slots)
                 self.drop(entry.key)
 
     def _latest(self, protected: set[int]) -> list[CachedPrefix]:

@@ -1,11 +1,13 @@
 """GET /v1/scorers and GET /ready."""
 
+from functools import partial
 from typing import Any
 
 from fastapi import APIRouter, Request
 
 from trimtab.errors import NotReady
 from trimtab_server import readiness
+from trimtab_server.allowed import KNOWN
 from trimtab_server.scorer_list import SUSPENDED, scorer_list
 from trimtab_server.state import State
 
@@ -21,8 +23,20 @@ async def scorers(request: Request) -> dict[str, Any]:
 
 @router.get("/ready")
 async def ready(request: Request) -> dict[str, str]:
-    """200 if every scorer has passed its readiness check and the engine works."""
+    """200 if every scorer has passed its readiness check and the engine works.
+
+    Without a key: 200 or 503, with no reason, from a check of the last second.
+    """
     state: State = request.app.state.trimtab
+    if request.scope.get(KNOWN, True):
+        await _check(state)
+    elif not await state.seen.of(partial(_check, state)):
+        raise NotReady("not ready; the reason needs a key.")
+    return {"status": "ready"}
+
+
+async def _check(state: State) -> None:
+    """Raise NotReady, with the reasons, unless the server is ready."""
     try:
         statuses = await state.statuses()
     except NotReady as error:
@@ -37,4 +51,3 @@ async def ready(request: Request) -> dict[str, str]:
         reasons = [problem]
     if reasons:
         raise NotReady("not ready: " + "; ".join(reasons) + ".")
-    return {"status": "ready"}

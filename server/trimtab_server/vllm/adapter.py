@@ -14,6 +14,7 @@ from vllm.sampling_params import RequestOutputKind, SamplingParams
 from trimtab.config import ScorerSpec
 from trimtab.engine import GenerationRequest, Piece, Sampling, ScorerStatus
 from trimtab.errors import InvalidRequest, NoRoom, ScorerRefused, TrimtabError
+from trimtab.scoring import meters
 from trimtab.scoring.turns import turns
 from trimtab.xargs import to_xargs
 from trimtab_server.vllm import prompts, rpc
@@ -50,7 +51,7 @@ class VllmEngine:
 
     async def generate(self, request: GenerationRequest) -> AsyncGenerator[Piece, None]:
         """See Engine.generate. Before the first piece, some vLLM errors pass: vLLM answers them."""
-        exchange = Exchange(versions=request.versions)
+        exchange = Exchange(versions=request.versions, timed=request.timed)
         EXCHANGE.set(exchange)
         begun = False
         try:
@@ -105,6 +106,7 @@ class VllmEngine:
             {
                 **of[0],
                 **{key: sum(one[key] for one in of) for key in SUMS},
+                "meters": meters.merged([one["meters"] for one in of]),
                 "suspended": any(one["suspended"] for one in of),
             }
             for of in zip(*engines, strict=True)

@@ -20,6 +20,7 @@ from trimtab.config import GuidanceConfig
 from trimtab.errors import StartError
 from trimtab.loading import precision
 from trimtab.reasons import brief, collect_reason
+from trimtab_server import tracing
 from trimtab_server.http import HEAD_BYTES
 from trimtab_server.settings import Settings
 from trimtab_server.shutdown import unsignalled
@@ -63,6 +64,8 @@ def parse(
     args.logits_processors = [*(args.logits_processors or []), PROCESSOR]
     args.worker_extension_cls = WORKER
     args.additional_config = {**_mapping(args.additional_config), "trimtab": settings.guidance()}
+    if settings.otlp_traces_endpoint is not None:
+        args.otlp_traces_endpoint = settings.otlp_traces_endpoint
     args.max_logprobs = logprobs_limit(args.max_logprobs)
     args.enable_request_id_headers = True
     validate_parsed_serve_args(args)
@@ -115,6 +118,8 @@ def start(args: argparse.Namespace) -> Any:
             then written the reason to stderr).
         TrimtabError: guidance does not support this engine.
     """
+    if args.otlp_traces_endpoint is not None:
+        tracing.switch_on()
     args.enable_chunked_prefill = chunked_prefill(args.enable_chunked_prefill)
     try:
         config = AsyncEngineArgs.from_cli_args(args).create_engine_config()

@@ -11,6 +11,7 @@ key, and stay in use until the HTTP request ends.
 
 import asyncio
 import copy
+import time
 import uuid
 from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -30,7 +31,7 @@ from trimtab.params import GuidanceParams
 from trimtab.scoring.text import PromptContext, Turns
 from trimtab.scoring.turns import CONVERSING
 from trimtab.xargs import PREFIX, RECORD_KEY, VERSIONS_KEY, from_xargs
-from trimtab_server import metrics
+from trimtab_server import metrics, tracing
 from trimtab_server.vllm import rpc
 
 
@@ -46,6 +47,8 @@ class Exchange:
     """The versions of its scorers; empty: the current ones."""
     contexts: Sequence[PromptContext] = ()
     """Contexts of the prompts for scorers that read text, by engine call."""
+    timed: bool = False
+    """Whether its records keep the seconds of the scorers, for whoever opened it."""
 
     @property
     def carried(self) -> dict[str, str]:
@@ -133,6 +136,8 @@ class Recording:
             InvalidGuidance: the request is guided, and no route has opened an Exchange for it.
         """
         generate: Any = super().generate  # type: ignore[misc]
+        if tracing.on():
+            options["trace_headers"] = tracing.headers()
         exchange, extra = EXCHANGE.get(), getattr(sampling_params, "extra_args", None) or {}
         guidance = from_xargs(extra)
         if exchange is None and any(key.startswith(PREFIX) for key in extra):
@@ -162,6 +167,7 @@ class _Call:
         self.key = uuid.uuid4().hex
         self.exchange = exchange
         self.guidance = guidance
+        self.begun = time.time_ns()
         self.records: dict[int, Record | None] = {}
         exchange.calls.append(self.records)
         self.prompt: list[int] = []
@@ -194,7 +200,7 @@ class _Call:
                 task.add_done_callback(self._forgotten)
 
     async def _report(self, outputs: list[list[int]], done: bool) -> list[Record | None]:
-        arguments = self.key, self.prompt, outputs, done
+        arguments = self.key, self.prompt, outputs, done, True, tracing.on()
         answers = await rpc.call(self.engine, "trimtab_record", *arguments)
         return next(
             (records for records in answers if any(records or ())), first_answer(answers) or []
@@ -212,7 +218,10 @@ class _Call:
                 record["versions"] = numbers
             self.records[index] = record
             fault = metrics.observe(record)
-            if fault is not None and self.guidance.on_error == "fail":
+            fails = fault is not None and self.guidance.on_error == "fail"
+            if fails or not self.exchange.timed:
+                tracing.choice(self.begun, self.guidance, record)
+            if fault is not None and fails:
                 self.exchange.fault = scorer_failed(fault["scorer"], fault["message"])
                 raise GenerationError(self.exchange.fault.message)
 

@@ -53,7 +53,7 @@ class Choice:
         stops = [sampling.stop] if isinstance(sampling.stop, str) else list(sampling.stop or ())
         self.upstream, self.naming = upstream, upstream.naming
         self.index, self.prompt = index, prompt
-        self.sampling, self.params = sampling, request.guidance
+        self.sampling, self.params, self.timed = sampling, request.guidance, request.timed
         self.key = uuid.uuid4().hex
         self.row = Row(
             request.guidance or GuidanceParams(beta=0.0),
@@ -193,7 +193,7 @@ class Choice:
             return None
         report = self.upstream.guide.records.report
         [record] = await self.upstream.thread.run(
-            report, self.key, self.prompt.ids, [self.output], True
+            report, self.key, self.prompt.ids, [self.output], True, True, self.timed
         )
         self.upstream.on_record(record)
         if record is None:

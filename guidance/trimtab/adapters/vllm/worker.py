@@ -35,12 +35,13 @@ class GuidanceWorker:
         outputs: Sequence[Sequence[int]],
         done: bool,
         final: bool = True,
+        timed: bool = False,
     ) -> list[dict[str, Any] | None] | None:
-        """Records of finished sequences, see Guide.report."""
+        """Records of finished sequences, see Records.report."""
         processor = _leader(self.model_runner)
         if processor is None:
             return None
-        return processor.guide.records.report(key, prompt, outputs, done, final)
+        return processor.guide.records.report(key, prompt, outputs, done, final, timed)
 
     def trimtab_score(
         self,
