@@ -19,7 +19,7 @@ from starlette.exceptions import HTTPException
 
 from trimtab.engine import ScorerStatus, Version
 from trimtab.errors import InvalidRequest, NotReady, TrimtabError
-from trimtab_server import errors, readiness, serving
+from trimtab_server import errors, openapi, pages, readiness, serving
 from trimtab_server.admission import Admission
 from trimtab_server.auth import ApiKeys
 from trimtab_server.browsers import let_browsers_in
@@ -66,6 +66,8 @@ def include(app: FastAPI, state: State, settings: Settings) -> None:
         app.state.trimtab_loading = Loading(state, settings.scorer_dir)
     for routes in (generate, status, scorers):
         app.include_router(routes.router)
+    pages.include(app)
+    openapi.describe(app)
     app.add_exception_handler(TrimtabError, errors.handle)
 
 

@@ -1,4 +1,4 @@
-"""API keys: one ASGI middleware that guards every route but /health.
+"""API keys: one ASGI middleware that guards every route but /health and the pages.
 
 A user's key opens the user routes (allowed.py); the admin key opens every route. Without users'
 keys, every client is a user.
@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from trimtab.errors import TrimtabError
-from trimtab_server.allowed import METHODS, OPEN, admin_alone
+from trimtab_server.allowed import METHODS, OPEN, admin_alone, route_path
 from trimtab_server.errors import Forbidden, Unauthorized, UnknownMethod, response
 
 
@@ -48,7 +48,7 @@ class ApiKeys:
         """The error for a request that may not pass; None if it may."""
         if scope["type"] == "http" and scope["method"] not in METHODS:
             return UnknownMethod("no route of this server has this method.")
-        if scope["path"] in OPEN:
+        if route_path(scope) in OPEN:
             return None
         holder = self._holder(scope)
         known = holder is not None or not self.guarded

@@ -46,6 +46,11 @@ class GenerateRequest(BaseModel):
     prompt_token_ids: Annotated[list[TokenId], Field(min_length=1, fail_fast=True)] | None = None
     messages: Annotated[list[Message], Field(min_length=1, fail_fast=True)] | None = None
 
+    answer_token_ids: Annotated[list[TokenId], Field(min_length=1, fail_fast=True)] | None = Field(
+        None,
+        description="tokens of the answer that are already there; only what follows is returned",
+    )
+
     max_tokens: int = Field(128, ge=1, le=MAX_TOKENS)
     min_tokens: int = Field(0, ge=0, le=MAX_TOKENS)
     temperature: Number = Field(1.0, ge=0, le=100)
