@@ -65,7 +65,7 @@ def include(app: FastAPI, state: State, settings: Settings) -> None:
     if settings.admin_key is not None and settings.scorer_dir is not None:
         app.state.trimtab_loading = Loading(state, settings.scorer_dir)
     for routes in (generate, status, scorers):
-        app.include_router(routes.router)
+        app.include_router(routes.router, tags=[openapi.TAG])
     pages.include(app)
     openapi.describe(app)
     app.add_exception_handler(TrimtabError, errors.handle)

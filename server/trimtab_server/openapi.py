@@ -57,6 +57,39 @@ GUIDANCE_EXAMPLES = [
     {"scorers": {"sentiment": 1.0}, "kl_budget": 2.0},
     {**STEERED, "preset": "vas"},
 ]
+ANSWER: Mapping[str, Any] = {
+    "type": "object",
+    "description": "With stream, each event has the newest part of the choices in this shape.",
+    "required": ["id", "model", "choices"],
+    "properties": {
+        "id": {"type": "string"},
+        "model": {"type": "string"},
+        "choices": {
+            "type": "array",
+            "items": {
+                "type": "object",
+                "required": ["index", "text", "token_ids"],
+                "properties": {
+                    "index": {"type": "integer"},
+                    "text": {"type": "string"},
+                    "token_ids": {"type": "array", "items": {"type": "integer"}},
+                    "finish_reason": {"type": ["string", "null"]},
+                    "guidance": {
+                        "type": ["object", "null"],
+                        "description": "kl and kl_tail in nats, scores of the whole answer, steps, "
+                        "error; with trace, each step.",
+                    },
+                    "trace": {
+                        "type": ["array", "null"],
+                        "items": {"type": "object"},
+                        "description": "With stream and trace: the steps of these tokens.",
+                    },
+                },
+            },
+        },
+        "usage": {"type": "object"},
+    },
+}
 GUIDED = (
     "/v1/chat/completions",
     "/v1/chat/completions/batch",
@@ -67,6 +100,8 @@ GUIDED = (
     "/inference/v1/generate",
 )
 """Routes with a `guidance` object."""
+TAG = "Trimtab"
+"""Of our own routes, which the description lists first."""
 SCHEMAS = "#/components/schemas/"
 TEMPLATE = SCHEMAS + "{model}"
 
@@ -96,9 +131,10 @@ def _completed(description: dict[str, Any]) -> dict[str, Any]:
     search = ANY.json_schema(ref_template=TEMPLATE)
     schemas.update(search.pop("$defs", {}))
     request = _schema(GenerateRequest, schemas)
+    name = "TrimtabGenerateRequest" if "GenerateRequest" in schemas else "GenerateRequest"
     schemas["SearchParams"] = search
     schemas["GuidanceParams"] = {**guidance, "examples": GUIDANCE_EXAMPLES}
-    schemas["GenerateRequest"] = {
+    schemas[name] = {
         **request,
         "description": "Exactly one of prompt, prompt_token_ids and messages; guidance is flat.",
         "properties": {
@@ -108,11 +144,25 @@ def _completed(description: dict[str, Any]) -> dict[str, Any]:
         },
     }
     paths = description["paths"]
-    _set_body(paths["/generate"]["post"], "GenerateRequest", examples=EXAMPLES)
+    generate = paths["/generate"]["post"]
+    _set_body(generate, name, examples=EXAMPLES)
+    schemas["GuidedAnswer"] = ANSWER
+    answers = {"application/json": {"schema": {"$ref": f"{SCHEMAS}GuidedAnswer"}}}
+    generate["responses"]["200"]["content"] = answers
     for path in GUIDED:
         if path in paths:
             _guide(paths[path]["post"], schemas)
+    for title, schema in schemas.items():
+        if "__" in title:  # one of several classes of a name, whose titles generators would confuse
+            schema["title"] = title
+    first = [path for path, routes in paths.items() if _is_ours(routes)]
+    description["paths"] = {path: paths[path] for path in dict.fromkeys([*first, *paths])}
+    description["tags"] = [{"name": TAG, "description": "Guided answers, scorers, readiness."}]
     return description
+
+
+def _is_ours(routes: Mapping[str, Any]) -> bool:
+    return any(TAG in route.get("tags", ()) for route in routes.values())
 
 
 def _schema(model: type[BaseModel], schemas: dict[str, Any]) -> dict[str, Any]:
