@@ -1,4 +1,4 @@
-"""Every route but /health needs a key."""
+"""Every route but /health and the pages needs a key."""
 
 import hmac
 from types import SimpleNamespace
@@ -11,7 +11,7 @@ from trimtab_server import auth
 
 pytestmark = pytest.mark.scorecard(letter="S")
 
-MOUNTS = ["/metrics", "/metrics/", "/docs", "/openapi.json", "/nowhere", "/"]
+MOUNTS = ["/metrics", "/metrics/", "/docs/", "/openapi.json", "/nowhere", "/playground/x"]
 WRONG = [
     {},
     {"Authorization": "Bearer wrong"},
