@@ -3,7 +3,7 @@ PYTHON ?= python3
 PORT ?= 8000
 MODEL ?= demo
 
-.PHONY: setup real serve test check scorecard format demo bench clean
+.PHONY: setup real serve test check scorecard browser format demo bench clean
 
 setup:
 	@$(PYTHON) scripts/setup_env.py
@@ -24,6 +24,10 @@ scorecard: $(addprefix scorecard-,R F B S T)  ## what the server must survive, i
 
 scorecard-%: setup  ## one letter of it: R soak, F faults, B bad inputs, S security, T training
 	SCORECARD=full .venv/bin/python -m pytest -q -m "scorecard(letter='$*')"
+
+browser: setup  ## the playground in a real Chromium, which your system must have
+	.venv/bin/python -m pip install -q -e ".[browser]"
+	.venv/bin/python -m pytest -q tests/browser
 
 format: setup
 	.venv/bin/ruff format .

@@ -17,6 +17,15 @@ function parts(text) {
   return [space, element("i", { text: text.slice(space.length) })];
 }
 
+/**
+ * The name of a token without letters; an empty one ends the answer, or is a part of a character.
+ * @param {string} text
+ */
+function unseen(text) {
+  if (text.includes("\n")) return "line break";
+  return text === "" ? "no text" : "space";
+}
+
 export class TokenList {
   /**
    * @param {HTMLElement} box
@@ -123,7 +132,7 @@ export class TokenList {
       id: `token-${index}`,
       "data-index": index,
       "aria-selected": "false",
-      "aria-label": token.text === "" ? "no text" : undefined, // the end, or a part of a character
+      "aria-label": token.text.trim() === "" ? unseen(token.text) : undefined,
       class: token.chosen ? "chosen" : undefined,
     };
     const option = element("span", attributes, parts(token.text));
