@@ -2,7 +2,7 @@
 
 import { Refusal } from "./api.js";
 import { by, element, number, signed } from "./dom.js";
-import { course, spent } from "./steps.js";
+import { latest, spent } from "./steps.js";
 
 /** @typedef {import("./runs.js").Run} Run */
 
@@ -38,10 +38,7 @@ export function showFigures(side, run, base, colour) {
   state.classList.toggle("bad", run.state === "interrupted" || run.state === "refused");
   const figures = [["tokens", String(run.tokens.length), ""]];
   if (side === "guided") figures.unshift(["KL, nats", number(spent(run.tokens).at(-1) ?? 0), ""]);
-  const running = Object.keys(run.tokens.at(-1)?.step?.scores ?? {}).map((name) => {
-    return [name, course(run.tokens, name).at(-1)];
-  });
-  const scores = run.record?.scores ?? Object.fromEntries(running);
+  const scores = run.record?.scores ?? latest(run.tokens);
   for (const [name, score] of Object.entries(scores)) {
     const other = base?.record?.scores?.[name];
     const change = other === undefined ? "" : ` (${signed(score - other)})`;

@@ -1,6 +1,7 @@
 /** The server's API: its key, its refusals, its streams. */
 
 const KEY = "trimtab-key";
+const BUSY_MS = 16; // events that arrive at once are read in tasks of about this length
 
 /** A request that the server refused. */
 export class Refusal extends Error {
@@ -86,6 +87,7 @@ export async function* events(path, body, signal) {
   const answer = await request(path, body, signal);
   const reader = answer.body.pipeThrough(new TextDecoderStream()).getReader();
   let buffer = "";
+  let begun = performance.now();
   try {
     for (;;) {
       const { done, value } = await reader.read();
@@ -100,6 +102,10 @@ export async function* events(path, body, signal) {
         const event = JSON.parse(data);
         if (event.error) throw new Refusal(200, sentence(event.error.message), event.error.param);
         yield event;
+        if (performance.now() - begun > BUSY_MS) {
+          await new Promise((resume) => setTimeout(resume));
+          begun = performance.now();
+        }
       }
       buffer = buffer.slice(begin);
     }

@@ -15,7 +15,8 @@ import { course, spent } from "./steps.js";
 import { ANSWERS, reward, sweep } from "./sweep.js";
 import { TokenList } from "./tokens.js";
 
-const PLOT_MS = 200; // at most one drawing of the course in this time
+const PLOT_MS = 250; // figures and the course are drawn once in this time, while an answer grows
+const SAID = 400; // characters of an answer that are announced
 
 const page = {
   scorers: [],
@@ -28,6 +29,7 @@ const page = {
 const list = new TokenList(by("text-guided"), showStep);
 let frame = 0;
 let plotted = 0;
+let drawing = 0;
 
 // --- start ---------------------------------------------------------------------------------------
 
@@ -93,7 +95,13 @@ async function run() {
   ]);
   const failed = [page.tree.current, page.base].find((one) => one.state === "refused");
   if (failed) report(failed.error);
-  else announce(`The guided answer: ${textOf(page.tree.current)}`);
+  else announce(`The guided answer: ${said(page.tree.current)}`);
+}
+
+/** @param {import("./runs.js").Run} answer */
+function said(answer) {
+  const text = textOf(answer);
+  return text.length > SAID ? `${text.slice(0, SAID)}…` : text;
 }
 
 /**
@@ -138,7 +146,7 @@ async function open(index) {
   const options = { trace: true, signal: page.stop.signal, grown: draw };
   await busy([generate(current, tree.set, options)]);
   if (current.state === "refused") report(current.error);
-  else announce(`The branch: ${textOf(current)}`);
+  else announce(`The branch: ${said(current)}`);
 }
 
 async function drawSweepOfBeta() {
@@ -169,20 +177,24 @@ function draw() {
     const { tree, base } = page;
     showBase(base);
     const whole = list.grow();
-    showFigures("base", base, null, controls.colourOf);
-    showFigures("guided", tree.current, base, controls.colourOf);
     const running = tree.current.state === "running";
     by("text-guided").setAttribute("aria-busy", String(running));
-    if (!running || performance.now() - plotted > PLOT_MS) {
-      plotted = performance.now();
-      plot();
-    }
-    if (!running) {
-      showTree(tree, open);
-      drawPoints();
-    }
+    const pause = running || !whole ? Math.max(PLOT_MS - (performance.now() - plotted), 0) : 0;
+    drawing ||= setTimeout(drawRest, pause); // in a task of its own
     if (!whole) draw();
   });
+}
+
+function drawRest() {
+  const { tree, base } = page;
+  drawing = 0;
+  plotted = performance.now();
+  showFigures("base", base, null, controls.colourOf);
+  showFigures("guided", tree.current, base, controls.colourOf);
+  plot();
+  if (tree.current.state === "running") return;
+  showTree(tree, open);
+  drawPoints();
 }
 
 function plot() {
@@ -225,6 +237,7 @@ function recolour() {
   const scorer = page.scorers.find(({ id }) => colour === `score:${id}`);
   const deviation = scorer?.deviation || 1;
   list.repaint(colour, deviation);
+  draw();
   showScale(colour, deviation);
 }
 

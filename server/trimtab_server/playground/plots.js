@@ -6,6 +6,7 @@ import { drawn, number } from "./dom.js";
 /** @typedef {{kl: number, reward: number, klError: number, rewardError: number, beta: number}} Point */
 
 const GAP = 4;
+const MOST_POINTS = 400; // of a line
 const LETTER = 6.4; // width of a letter of a label
 
 /**
@@ -92,9 +93,10 @@ function ends(labels, x, bottom) {
  */
 function path(values, x, y) {
   let pen = "M";
+  const every = Math.ceil(values.length / MOST_POINTS);
   return values
     .map((value, i) => {
-      if (value === null) return "";
+      if (value === null || (i % every && i + 1 < values.length)) return "";
       const point = `${pen}${x(i).toFixed(1)} ${y(value).toFixed(1)}`;
       pen = "L";
       return point;

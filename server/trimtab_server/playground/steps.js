@@ -113,6 +113,18 @@ export function course(tokens, name) {
 }
 
 /**
+ * The scores after the last token that was scored.
+ * @param {Token[]} tokens
+ * @returns {Record<string, number>}
+ */
+export function latest(tokens) {
+  const token = tokens.findLast(({ step }) => Object.keys(step?.scores ?? {}).length);
+  const names = Object.keys(token?.step?.scores ?? {});
+  const pairs = names.map((name) => [name, score(token, name)]);
+  return Object.fromEntries(pairs.filter(([, value]) => value !== null));
+}
+
+/**
  * What the base expects of a scorer's score at a step; null where nothing was scored.
  * @param {Token} token
  * @param {string} name

@@ -6,7 +6,8 @@ import { expected, score } from "./steps.js";
 /** @typedef {import("./steps.js").Token} Token */
 
 const MOST_NATS = 1; // the full colour
-const BATCH = 200; // tokens a frame
+const BATCH = 50; // new tokens a frame
+const REPAINTED = 250; // coloured anew a frame
 
 /**
  * A token's text; the colour is on its word, not on the space before it.
@@ -40,6 +41,7 @@ export class TokenList {
     this.deviation = 1;
     this.active = -1;
     this.pinned = false;
+    this.painted = 0; // tokens that have their colour
     box.addEventListener("pointerover", (event) => {
       const index = this.index(event.target);
       if (index >= 0 && !this.pinned && event.pointerType !== "touch") this.point(index, false);
@@ -105,6 +107,7 @@ export class TokenList {
     this.box.replaceChildren();
     this.tokens = tokens;
     this.previous = null;
+    this.painted = 0;
   }
 
   /**
@@ -115,6 +118,7 @@ export class TokenList {
     const { scrollTop, scrollHeight, clientHeight } = this.box;
     const follows = scrollTop + clientHeight > scrollHeight - 40;
     const from = this.box.children.length;
+    if (!this.paintNext()) return false;
     if (from > 0) this.box.children[from - 1].replaceChildren(...parts(this.tokens[from - 1].text));
     const fresh = this.tokens.slice(from, from + BATCH);
     this.box.append(...fresh.map((token, i) => this.option(token, from + i)));
@@ -137,6 +141,7 @@ export class TokenList {
     };
     const option = element("span", attributes, parts(token.text));
     this.paint(option, token);
+    this.painted = index + 1;
     return option;
   }
 
@@ -149,7 +154,16 @@ export class TokenList {
     this.colour = colour;
     this.deviation = deviation || 1;
     this.previous = null;
-    [...this.box.children].forEach((option, i) => this.paint(option, this.tokens[i]));
+    this.painted = 0;
+  }
+
+  /** Colour the next tokens that still have another colour. */
+  paintNext() {
+    const until = Math.min(this.painted + REPAINTED, this.box.children.length);
+    for (; this.painted < until; this.painted++) {
+      this.paint(this.box.children[this.painted], this.tokens[this.painted]);
+    }
+    return this.painted === this.box.children.length;
   }
 
   /**
