@@ -34,6 +34,8 @@ WORDS += [".", ",", "\n"]
 VOCABULARY = [*WORDS, *MARKUP]
 NAMES = ("calm", "plainness", "length")
 K, TAIL = 16, 4
+SNIP = "SNIP"
+"""The connection ends before this is sent."""
 LONG = 2000
 
 
@@ -55,15 +57,15 @@ class Story:
                 step = _step(rng, position, guidance, words)
                 ids.append(step["token"])
                 trace.append(step)
-                if "breaks" in prompt and position == 5:
-                    raise ConnectionError  # what is no TrimtabError cuts the stream
+                if "fails" in prompt and position == 5:
+                    raise RuntimeError("planted")
                 last = position + 1 == length
                 record = _record(trace, guidance, ids) if last else None
                 if record and guidance.steers and guidance.trace:
                     record["trace"] = trace
                 yield Piece(
                     index,
-                    words[step["token"]],
+                    SNIP if "breaks" in prompt and position == 5 else words[step["token"]],
                     [step["token"]],
                     "length" if last else None,
                     record,
@@ -130,6 +132,25 @@ def _record(trace, guidance, ids):
     }
 
 
+class Cut:
+    """ASGI middleware: ends a connection in the middle of its answer."""
+
+    def __init__(self, app):
+        self.app = app
+
+    async def __call__(self, scope, receive, send):
+        ended = False
+
+        async def cut(message):
+            nonlocal ended
+            ended |= SNIP.encode() in message.get("body", b"")
+            if ended:
+                raise ConnectionError
+            await send(message)
+
+        await self.app(scope, receive, cut)
+
+
 @contextmanager
 def serving(**settings):
     """The address of a server of stories."""
@@ -137,7 +158,7 @@ def serving(**settings):
     state = State(Story(), versions, None, complaints=dict.fromkeys(NAMES))
     made = app.build(state, Settings(model="m", **settings), Bounds.of(8192, 13, 2**20), 64)
     port = free_port()
-    server = uvicorn.Server(uvicorn.Config(made, port=port, log_level="critical"))
+    server = uvicorn.Server(uvicorn.Config(Cut(made), port=port, log_level="critical"))
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     while not server.started:
