@@ -47,12 +47,12 @@ class Story:
 
     async def generate(self, request):
         prompt = request.text or request.turns[-1]["content"]
-        guidance, given = request.guidance, list(request.answer)
+        guidance, begun = request.guidance, list(request.answer)
         words = VOCABULARY if "markup" in prompt else WORDS
         length = LONG if "long" in prompt else min(request.sampling.max_tokens, 30)
         for index in range(request.sampling.n):
-            ids, trace = list(given), []
-            rng = random.Random(f"{request.sampling.seed} {index} {prompt} {given}")
+            ids, trace = list(begun), []
+            rng = random.Random(f"{request.sampling.seed} {index} {prompt} {begun}")
             for position in range(length):
                 step = _step(rng, position, guidance, words)
                 ids.append(step["token"])

@@ -173,8 +173,8 @@ def test_no_serious_findings_of_axe(opened, story, width, scheme):
     page.click("#more summary")
     page.click("#open-key")
     page.wait_for_timeout(300)  # transitions of colours
-    found = axe.run(page).response["violations"]
-    serious = [f for f in found if f["impact"] in ("serious", "critical")]
+    violations = axe.run(page).response["violations"]
+    serious = [f for f in violations if f["impact"] in ("serious", "critical")]
     assert not serious, json.dumps(
         [(f["id"], [node["html"] for node in f["nodes"][:3]]) for f in serious], indent=1
     )

@@ -143,6 +143,8 @@ async def test_behind_a_root_path(small):
         assert await status(small, route, bearer("user"), keys=["user"]) == code
     for route, code in (("GET /v1/models", 200), ("POST /sleep", 403)):
         assert await status(small, route, bearer("user"), keys=["user"]) == code
+    for route, code in (("GET /proxy/playground", 200), ("GET /proxy/playground/x", 401)):
+        assert await status(small, route, keys=["user"]) == code
 
 
 async def test_no_websocket_is_a_users(small):
