@@ -23,6 +23,7 @@ const page = {
   base: created(),
   tree: new Tree(read("").set),
   generated: false,
+  busy: false, // whether answers are being generated
   points: [],
   stop: new AbortController(),
 };
@@ -110,12 +111,13 @@ function said(answer) {
  */
 async function busy(work) {
   const { signal } = page.stop;
+  page.busy = true;
   by("stop").hidden = false;
   by("sweep").disabled = true;
   await Promise.all(work);
   if (signal !== page.stop.signal) return; // another one has begun since
+  page.busy = false;
   by("stop").hidden = true;
-  by("sweep").disabled = page.tree.current.record === null;
   draw();
 }
 
@@ -151,6 +153,7 @@ async function open(index) {
 
 async function drawSweepOfBeta() {
   const { set } = page.tree;
+  page.busy = true;
   by("sweep").disabled = true;
   const { signal } = page.stop;
   by("sweep-note").textContent = "Generating…";
@@ -165,7 +168,9 @@ async function drawSweepOfBeta() {
   by("sweep-note").textContent = page.points.length
     ? `Each point: ${ANSWERS} answers at one β, mean ± standard error. Reward: the scores by their weights.`
     : "";
-  by("sweep").disabled = false;
+  if (signal !== page.stop.signal) return; // other answers have begun since
+  page.busy = false;
+  draw();
 }
 
 // --- showing -------------------------------------------------------------------------------------
@@ -195,6 +200,7 @@ function drawRest() {
   if (tree.current.state === "running") return;
   showTree(tree, open);
   drawPoints();
+  by("sweep").disabled = page.busy || !list.whole || tree.current.record === null;
 }
 
 function plot() {

@@ -115,15 +115,21 @@ export class TokenList {
    * @returns {boolean} whether all are drawn
    */
   grow() {
+    if (!this.paintNext()) return false;
     const { scrollTop, scrollHeight, clientHeight } = this.box;
     const follows = scrollTop + clientHeight > scrollHeight - 40;
     const from = this.box.children.length;
-    if (!this.paintNext()) return false;
     if (from > 0) this.box.children[from - 1].replaceChildren(...parts(this.tokens[from - 1].text));
     const fresh = this.tokens.slice(from, from + BATCH);
     this.box.append(...fresh.map((token, i) => this.option(token, from + i)));
     if (follows && fresh.length) this.box.scrollTop = this.box.scrollHeight;
-    return this.box.children.length === this.tokens.length;
+    return this.whole;
+  }
+
+  /** Whether all tokens that have arrived are drawn, in their colours. */
+  get whole() {
+    const { length } = this.box.children;
+    return length === this.tokens.length && this.painted === length;
   }
 
   /**
