@@ -1,7 +1,8 @@
 """Pages for people: the playground at / and /playground, the API's reference at /docs.
 
 Static files of this package, open to everyone: they hold nothing secret, and what they ask of the
-server needs its key. No page loads anything from elsewhere.
+server needs its key. No page loads anything from elsewhere: the reference is Swagger UI 5.35.0,
+whose bundle and licence lie in reference/ as npm's swagger-ui-dist has them.
 """
 
 import hashlib

@@ -256,15 +256,15 @@ def test_errors_stand_where_they_belong(opened, story):
     page.click("#generate")
     assert page.inner_text("#error-mass") == "Give a number."
     page.fill("#mass", "0.9")
-    page.fill("#prompt", "it breaks")
+    page.fill("#prompt", "it breaks, slowly")
     page.click("#generate")
     page.locator("#state-guided", has_text="interr").wait_for()
-    page.wait_for_selector("#token-4")
+    page.wait_for_selector("#token-4", state="attached")
     assert page.locator("#text-guided span").count() == 5
     page.fill("#prompt", "it fails")
     page.click("#generate")
     page.locator("#error-general", has_text="the server failed").wait_for()
-    page.wait_for_selector("#token-4")
+    page.wait_for_selector("#token-4", state="attached")
     assert page.locator("#text-guided span").count() == 5
     page.fill("#prompt", "slowly, please")
     page.click("#generate")
