@@ -3,7 +3,7 @@ PYTHON ?= python3
 PORT ?= 8000
 MODEL ?= demo
 
-.PHONY: setup real serve test check scorecard clients format demo bench site clean
+.PHONY: setup real serve test check scorecard clients browser format demo bench site clean
 
 setup:
 	@$(PYTHON) scripts/setup_env.py
@@ -28,6 +28,10 @@ scorecard-%: setup  ## one letter of it: R soak, F faults, B bad inputs, S secur
 clients: setup  ## stock clients in environments of their own (4 GB), against the demo server
 	.venv/bin/python scripts/setup_clients.py
 	.venv/bin/python -m pytest -q -m clients tests/test_clients.py
+
+browser: setup  ## the playground in a real Chromium, which your system must have
+	.venv/bin/python -m pip install -q -e ".[browser]"
+	.venv/bin/python -m pytest -q tests/browser
 
 format: setup
 	.venv/bin/ruff format .

@@ -74,6 +74,13 @@ class GenerationRequest:
     versions: Sequence[Version] = ()  # of its scorers; the current ones if empty
     stream: bool = False  # whether to yield pieces while the choice grows
     timed: bool = False  # whether its records have the seconds of each scorer, `scorer_seconds`
+    answer: Sequence[int] = ()  # tokens of the answer that are already there, to be continued
+
+    @property
+    def streams_trace(self) -> bool:
+        """Whether each piece has the trace of its tokens."""
+        guidance = self.guidance
+        return self.stream and guidance is not None and guidance.trace and self.search is None
 
 
 @dataclass
@@ -89,6 +96,8 @@ class Piece:
     prompt_tokens: int = 0
     search: Mapping[str, Any] | None = None  # the results of a search
     spent: Mapping[str, Any] | None = None  # tokens that a search spent
+    trace: list[dict[str, Any]] | None = None
+    """The steps of its tokens, if the request streams its trace; see Records.steps."""
 
 
 class Engine(Protocol):

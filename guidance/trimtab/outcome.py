@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from trimtab.candidates import Candidates
@@ -13,13 +14,15 @@ from trimtab_models.transfers import to_host
 
 TRACED = 32
 """Most likely tokens of a step in a trace, if k is "all"."""
+TAIL = 8
+"""Maximum tokens of the tail in a trace: the most likely ones that are no candidates."""
 
 
 @dataclass
 class Shown:
     """What traces list: the candidates, or the most likely tokens if these are the vocabulary."""
 
-    tokens: Tensor  # [rows, shown] int64
+    tokens: Tensor  # [rows, shown] int64; behind a row's candidates, tokens of its tail
     logprobs: Tensor  # [rows, shown] float32
     guided: Tensor  # [rows, shown] float32, log-probabilities with guidance
     step: list[Scores]  # with tables of [names, rows, shown]
@@ -27,9 +30,13 @@ class Shown:
     def trace(self, row: int, count: int, guided: bool) -> dict[str, Any]:
         """Fields of a row's trace, which lists `count` tokens; guided: whether it was guided."""
         after = self.guided if guided else self.logprobs
+        possible = (self.logprobs[row] > -torch.inf).sum()  # they fall; −inf is banned
+        tail = slice(count, min(count + TAIL, int(possible)))
         return {
             "candidates": self.tokens[row, :count].tolist(),
             "logprobs": self.logprobs[row, :count].tolist(),
+            "tail": self.tokens[row, tail].tolist(),
+            "tail_logprobs": self.logprobs[row, tail].tolist(),
             "scores": {
                 name: values[:count].tolist()
                 for scores in self.step

@@ -4,7 +4,7 @@ Above the bound, the oldest are dropped: first traces, which are large, then who
 """
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any, TypeAlias
@@ -32,7 +32,8 @@ def size(step: Step) -> int:
     if step.trace is None:
         return STEP_BYTES
     lists = 3 + len(step.trace["scores"])  # tokens, two log-probabilities, scores of each scorer
-    return STEP_BYTES + lists * (100 + NUMBER_BYTES * len(step.trace["candidates"]))
+    numbers = lists * len(step.trace["candidates"]) + 2 * len(step.trace["tail"])
+    return STEP_BYTES + 100 * (lists + 2) + NUMBER_BYTES * numbers
 
 
 class Records:
@@ -157,6 +158,27 @@ class Records:
                 report["scorer_seconds"] = dict(row.seconds)
         return reports
 
+    def steps(
+        self,
+        record_key: str,
+        prompt: Sequence[int],
+        outputs: Sequence[Sequence[int]],
+        starts: Sequence[int],
+    ) -> list[list[dict[str, Any]] | None]:
+        """The traces of sequences that grow, each from a position of its output on.
+
+        None where there is none: no trace was requested, or it was dropped to save memory.
+        """
+        rows = self.of(record_key)
+        traces = []
+        for output, start in zip(outputs, starts, strict=True):
+            sequence = np.array([*prompt, *output], dtype=np.int64)
+            row = _match(rows, sequence)
+            wanted = row is not None and row.params.trace
+            at = len(prompt)
+            traces.append(_trace(row, sequence, at, at + start) if row and wanted else None)
+        return traces
+
     def _report(self, row: Row, sequence: Ids, prompt_length: int, final: bool) -> dict[str, Any]:
         steps = {p: s for p, s in row.steps.items() if prompt_length <= p < len(sequence)}
         plans = [s.plan for _, s in sorted(steps.items()) if s.plan is not None and s.plan.fields]
@@ -179,11 +201,7 @@ class Records:
         if any(lost.values()):
             report["shortened"] = {name: tokens for name, tokens in lost.items() if tokens}
         if row.params.trace:
-            trace = [
-                {"position": p - prompt_length, "token": int(sequence[p]), **(step.trace or {})}
-                for p, step in sorted(steps.items())
-            ]
-            report["trace"] = None if row.untraced else trace
+            report["trace"] = _trace(row, sequence, prompt_length, prompt_length)
         return report
 
     def _shortened(self, row: Row, name: str) -> int:
@@ -214,6 +232,30 @@ class Records:
 def _match(rows: Sequence[Row], sequence: Ids) -> Row | None:
     """The first row that may have produced `sequence`."""
     return next((match for row in rows if (match := row.match(sequence)) is not None), None)
+
+
+def _trace(row: Row, sequence: Ids, prompt_length: int, start: int) -> list[dict[str, Any]] | None:
+    """What guidance did to `sequence[start:]`, by step; None if it was dropped to save memory."""
+    if row.untraced:
+        return None
+    return [
+        {
+            "position": p - prompt_length,
+            "token": int(sequence[p]),
+            "kl": row.steps[p].kl,
+            **(row.steps[p].trace or {}),
+        }
+        for p in range(start, len(sequence))
+        if p in row.steps
+    ]
+
+
+def spell(trace: Iterable[dict[str, Any]] | None, text: Callable[[int], str]) -> None:
+    """Add the texts of the tokens that a trace lists: `texts` and `tail_texts`."""
+    for step in trace or ():
+        if "candidates" in step:
+            step["texts"] = [text(token) for token in step["candidates"]]
+            step["tail_texts"] = [text(token) for token in step["tail"]]
 
 
 def _strengths(plans: Sequence[StepPlan]) -> dict[str, Any]:

@@ -10,9 +10,11 @@ import re
 from starlette.routing import Match, compile_path
 from starlette.types import Scope
 
+from trimtab_server import pages
+
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 """Methods that may reach an application. Its metrics have one series per method."""
-OPEN = frozenset({"/health", "/ready"})
+OPEN = frozenset({"/health", "/ready"}) | pages.PATHS
 """Paths that need no key."""
 KNOWN = "trimtab_known"
 """Scope entry of a request to an open path: whether whoever sent it may use the server."""
@@ -30,9 +32,6 @@ GET_PATHS = (
     "/v1/responses/{id}",
     "/tokenizer_info",
     "/openapi.json",
-    "/docs",
-    "/docs/oauth2-redirect",
-    "/redoc",
     "/static/{file:path}",
 )
 POST_PATHS = (

@@ -19,7 +19,7 @@ from starlette.exceptions import HTTPException
 
 from trimtab.engine import ScorerStatus, Version
 from trimtab.errors import InvalidRequest, NotReady, TrimtabError
-from trimtab_server import errors, readiness, serving
+from trimtab_server import errors, openapi, pages, readiness, serving
 from trimtab_server.access import Requests
 from trimtab_server.admission import Admission
 from trimtab_server.auth import ApiKeys
@@ -74,7 +74,9 @@ def include(app: FastAPI, state: State, settings: Settings) -> None:
     for name in state.presets.check(state.scorers, state.default):
         log.warning("preset '%s' names a scorer that is not loaded yet", name)
     for routes in (generate, status, scorers, presets):
-        app.include_router(routes.router)
+        app.include_router(routes.router, tags=[openapi.TAG])
+    pages.include(app)
+    openapi.describe(app)
     app.add_exception_handler(TrimtabError, errors.handle)
 
 

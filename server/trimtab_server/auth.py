@@ -1,4 +1,4 @@
-"""API keys: one ASGI middleware that guards every route but /health and /ready.
+"""API keys: one ASGI middleware that guards every route but /health, /ready and the pages.
 
 A user's key opens the user routes (allowed.py); the admin key opens every route. Without users'
 keys, every client is a user.
@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from trimtab.errors import TrimtabError
-from trimtab_server.allowed import KNOWN, METHODS, OPEN, admin_alone
+from trimtab_server.allowed import KNOWN, METHODS, OPEN, admin_alone, route_path
 from trimtab_server.errors import Forbidden, Unauthorized, UnknownMethod, response
 
 KEY = "trimtab.key"
@@ -54,7 +54,7 @@ class ApiKeys:
             return UnknownMethod("no route of this server has this method.")
         holder = self._holder(scope)
         known = holder is not None or not self.guarded
-        if scope["path"] in OPEN:
+        if route_path(scope) in OPEN:
             scope[KNOWN] = known
             return None
         if known and (holder == "admin" or not admin_alone(scope)):

@@ -28,7 +28,7 @@ ACCEPTED = {
 TokenId = Annotated[int, Field(ge=0, lt=2**31)]
 
 
-class Message(BaseModel):
+class Turn(BaseModel):
     """One turn of a conversation, text only."""
 
     model_config = ConfigDict(strict=True, extra="forbid")
@@ -44,7 +44,12 @@ class GenerateRequest(BaseModel):
 
     prompt: Annotated[str, Field(min_length=1)] | None = None
     prompt_token_ids: Annotated[list[TokenId], Field(min_length=1, fail_fast=True)] | None = None
-    messages: Annotated[list[Message], Field(min_length=1, fail_fast=True)] | None = None
+    messages: Annotated[list[Turn], Field(min_length=1, fail_fast=True)] | None = None
+
+    answer_token_ids: Annotated[list[TokenId], Field(min_length=1, fail_fast=True)] | None = Field(
+        None,
+        description="tokens of the answer that are already there; only what follows is returned",
+    )
 
     max_tokens: int = Field(128, ge=1, le=MAX_TOKENS)
     min_tokens: int = Field(0, ge=0, le=MAX_TOKENS)

@@ -57,6 +57,8 @@ class GenerateRenderer:
             fields["logprobs"] = piece.logprobs
         if piece.search is not None:
             fields["search"] = piece.search
+        if piece.trace is not None:
+            fields["trace"] = piece.trace
         return self._with_record(fields, piece)
 
     def _with_record(self, fields: dict[str, Any], piece: Piece) -> dict[str, Any]:

@@ -253,6 +253,10 @@ def test_records_are_found_by_their_tokens():
             chosen = step["candidates"].index(step["token"])
             assert step["guided_logprobs"][chosen] == max(step["guided_logprobs"])
             assert sum(np.exp(step["guided_logprobs"])) == pytest.approx(1, abs=1e-5)
+        assert sum(t["kl"] for t in report["trace"]) == pytest.approx(report["kl"])
+        [later] = guide.records.steps("key", [4, 5], [answer], [3])
+        assert later == report["trace"][3:]
+    assert guide.records.steps("key", [4, 5], [[1, 1, 1]], [0]) == [None]
     assert guide.records.report("key", [4, 5], [[1, 1, 1]], done=True) == [None]
     assert guide.records.report("key", [4, 5], answers, done=True) == [None, None]
     assert not guide.records

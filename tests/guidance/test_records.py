@@ -23,6 +23,8 @@ def step(k=0):
     trace = {
         "candidates": [1000 + i for i in range(k)],
         "logprobs": [x + 0.1 for x in numbers],
+        "tail": [2000 + i for i in range(8 if k else 0)],
+        "tail_logprobs": [x + 0.4 for x in numbers[:8]],
         "guided_logprobs": [x + 0.2 for x in numbers],
         "scores": {"a": [x + 0.3 for x in numbers]},
     }

@@ -6,6 +6,7 @@ from starlette.responses import PlainTextResponse
 from starlette.routing import Mount
 
 from covered import application, client
+from trimtab_server import pages
 from trimtab_server.auth import ApiKeys
 from trimtab_server.settings import Settings
 
@@ -16,10 +17,10 @@ FLAGS = ["--enable-scale-out", "--enable-tokenizer-info-endpoint", "--enable-fau
 FLAGS += ["--profiler-config", '{"profiler": "torch", "torch_profiler_dir": "/tmp/profile"}']
 
 USERS = """
-    GET /docs  GET /docs/oauth2-redirect  GET /health  GET /load  GET /metrics  GET /openapi.json
-    GET /ping  GET /ready  GET /redoc  GET /tokenizer_info  GET /v1/models  GET /v1/responses/x
+    GET /health  GET /load  GET /metrics  GET /openapi.json
+    GET /ping  GET /ready  GET /tokenizer_info  GET /v1/models  GET /v1/responses/x
     GET /v1/scorers  GET /version
-    HEAD /docs  HEAD /docs/oauth2-redirect  HEAD /openapi.json  HEAD /redoc
+    HEAD /openapi.json
     POST /detokenize  POST /generate  POST /generative_scoring  POST /inference/v1/generate
     POST /invocations  POST /ping  POST /tokenize
     POST /v1/chat/completions  POST /v1/chat/completions/batch
@@ -29,6 +30,8 @@ USERS = """
     POST /v1/responses  POST /v1/responses/render  POST /v1/responses/x/cancel
     POST /v1/systemone
 """
+OPEN = {f"{method} {path}" for path in pages.PATHS for method in ("GET", "HEAD")}
+"""Pages, which need no key."""
 OPERATORS = """
     DELETE /adapters/x  DELETE /v1/scorers/x  DELETE /v1/scorers/x/versions/x
     DELETE /v1/presets/x  GET /v1/presets  GET /v1/presets/x  PUT /v1/presets/x
@@ -88,7 +91,7 @@ def everything(request, monkeypatch):
 
 async def test_every_route_is_a_users_or_an_operators(everything):
     app = application(FLAGS if everything else ())
-    users, operators, routes = listed(USERS), listed(OPERATORS), set(routes_of(app))
+    users, operators, routes = listed(USERS), listed(OPERATORS), set(routes_of(app)) - OPEN
     new = routes - users - operators
     assert not new, f"a route is new; decide who may call it: {sorted(new)}"
     if everything:
@@ -142,6 +145,8 @@ async def test_behind_a_root_path(small):
         assert await status(small, route, bearer("user"), keys=["user"]) == code
     for route, code in (("GET /v1/models", 200), ("POST /sleep", 403)):
         assert await status(small, route, bearer("user"), keys=["user"]) == code
+    for route, code in (("GET /proxy/playground", 200), ("GET /proxy/playground/x", 401)):
+        assert await status(small, route, keys=["user"]) == code
 
 
 async def test_no_websocket_is_a_users(small):
@@ -164,4 +169,4 @@ async def test_an_upstream_has_routes_of_users_alone():
         scorer={"a": {"path": "builtins:len", "family": "function", "reads": "text"}},
     )
     operators = {r for r in listed(OPERATORS) if "/v1/scorers" in r or "/v1/presets" in r}
-    assert set(routes_of(upstream.build(settings))) - operators <= listed(USERS)
+    assert set(routes_of(upstream.build(settings))) - operators - OPEN <= listed(USERS)

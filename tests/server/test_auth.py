@@ -1,4 +1,4 @@
-"""Every route but /health and /ready needs a key."""
+"""Every route but /health, /ready and the pages needs a key."""
 
 import asyncio
 import hmac
@@ -14,7 +14,7 @@ from trimtab_server import auth, readiness, recheck
 
 pytestmark = pytest.mark.scorecard(letter="S")
 
-MOUNTS = ["/metrics", "/metrics/", "/docs", "/openapi.json", "/nowhere", "/"]
+MOUNTS = ["/metrics", "/metrics/", "/docs/", "/openapi.json", "/nowhere", "/playground/x"]
 WRONG = [
     {},
     {"Authorization": "Bearer wrong"},

@@ -298,3 +298,50 @@ async def test_a_request_keeps_a_scorer_that_is_unloaded_meanwhile():
         assert last.record["error"] is None
         assert "good" in last.record["scores"]
         await engine.close()
+
+
+async def test_a_stream_carries_its_trace(served):
+    fields = {"prompt": served.prompt, "scorers": {served.steers: 1.0}, "beta": 3, "seed": 2}
+    fields |= {"max_tokens": 10, "trace": True, "n": 2, "mass": 0.7}
+    *events, _ = await served.events("/generate", **fields)
+    pieces = [choice for event in events for choice in event["choices"]]
+    for index in (0, 1):
+        own = [piece for piece in pieces if piece["index"] == index]
+        steps = [step for piece in own for step in piece.get("trace") or ()]
+        assert steps == own[-1]["guidance"]["trace"]
+        ids = [token for piece in own for token in piece["token_ids"]]
+        assert [step["token"] for step in steps] == ids
+        assert sum(step["kl"] for step in steps) == pytest.approx(own[-1]["guidance"]["kl"])
+        for step in steps:
+            assert len(step["texts"]) == len(step["candidates"]) == len(step["logprobs"])
+            assert len(step["tail_texts"]) == len(step["tail"]) == len(step["tail_logprobs"])
+            assert not {*step["tail"]} & {*step["candidates"]}
+            assert step["logprobs"] + step["tail_logprobs"] == sorted(
+                step["logprobs"] + step["tail_logprobs"], reverse=True
+            )
+    assert any(len(step["candidates"]) > 1 for step in steps)
+    untraced = await served.events("/generate", **{**fields, "trace": False})
+    assert not any("trace" in choice for event in untraced for choice in event["choices"])
+
+
+async def test_an_answer_is_continued(served):
+    """What follows a part of a greedy answer is the rest of it, with the same scores."""
+    fields = {"scorers": {served.steers: 1.0}, "beta": 3, "temperature": 0}
+    [whole] = (await served.generate(**fields, max_tokens=8))["choices"]
+    body = {"prompt": served.prompt, **fields, "answer_token_ids": whole["token_ids"][:3]}
+    answer = await served.http.post("/generate", json={**body, "max_tokens": 5})
+    if served.model == "m":  # an upstream without a tokenizer: its tokens have no ids of their own
+        assert answer.status_code == 400
+        assert answer.json()["error"]["param"] == "answer_token_ids"
+        return
+    [rest] = answer.json()["choices"]
+    assert rest["token_ids"] == whole["token_ids"][3:]
+    assert whole["text"].endswith(rest["text"])
+    assert rest["guidance"]["scores"] == pytest.approx(whole["guidance"]["scores"], abs=1e-3)
+    assert rest["guidance"]["steps"] == len(rest["token_ids"])
+    for ids in ([], [-1], [2**31], ["1"], [2**31 - 1]):
+        refused = await served.http.post("/generate", json={**body, "answer_token_ids": ids})
+        assert refused.status_code == 400, ids
+    search = {"method": "best_of_n", "n": 2}
+    refused = await served.http.post("/generate", json={**body, "temperature": 1, "search": search})
+    assert refused.json()["error"]["param"] == "answer_token_ids"

@@ -17,6 +17,7 @@ from trimtab.engine import GenerationRequest, Piece, Sampling, ScorerStatus
 from trimtab.errors import InvalidRequest, ScorerRefused, scorer_failed
 from trimtab.guide import Guide
 from trimtab.params import GuidanceParams
+from trimtab.records import spell
 from trimtab.rows import Row
 from trimtab.scoring.text import PromptContext
 
@@ -62,7 +63,9 @@ class MemoryEngine:
         prompt = self._prompt(request)
         sampling, params = request.sampling, request.guidance
         scorers = self.guide.registry.pinned(request)
-        context = PromptContext(turns=list(request.turns) if request.turns else None)
+        turns = list(request.turns) if request.turns else None
+        context = PromptContext(len(prompt) if request.answer else None, turns)
+        prompt += request.answer
         rows = [
             Row(
                 params or GuidanceParams(beta=0.0),
@@ -97,9 +100,20 @@ class MemoryEngine:
                     finish = "stop" if token == STOP else "length" if full else None
                     if finish is not None:
                         left.remove(index)
+                    trace = None
+                    if request.streams_trace:
+                        trace = self._steps(rows[index], prompt, answers[index])
                     record = self._record(rows[index], prompt, answers[index], finish, request)
                     text = "" if token == STOP else LETTERS[token]
-                    yield Piece(index, text, [token], finish, record, prompt_tokens=len(prompt))
+                    yield Piece(
+                        index,
+                        text,
+                        [token],
+                        finish,
+                        record,
+                        prompt_tokens=len(prompt),
+                        trace=trace,
+                    )
                 await asyncio.sleep(0)
         finally:
             for row in rows:
@@ -112,21 +126,32 @@ class MemoryEngine:
         for name in UNSUPPORTED:
             if getattr(request.sampling, name) != getattr(neutral, name):
                 raise InvalidRequest(f"this engine does not have {name}; leave it out.", param=name)
-        if request.token_ids is not None:
-            ids = list(request.token_ids)
-            if any(token >= len(LETTERS) for token in ids):
+        for param, tokens in (
+            ("prompt_token_ids", request.token_ids),
+            ("answer_token_ids", request.answer),
+        ):
+            if any(token >= len(LETTERS) for token in tokens or ()):
                 raise InvalidRequest(
                     f"a token id is out of the vocabulary, which has {len(LETTERS)} tokens.",
-                    param="prompt_token_ids",
+                    param=param,
                 )
+        if request.token_ids is not None:
+            ids = list(request.token_ids)
         else:
             turns = "".join(f"{t['role']}: {t['content']} " for t in request.turns or ())
             ids = self.tokenizer.encode(request.text or turns)
-        if len(ids) >= CONTEXT:
+        if len(ids) + len(request.answer) >= CONTEXT:
             raise InvalidRequest(
                 f"the prompt has {len(ids)} tokens; expected fewer than {CONTEXT}.", param="prompt"
             )
         return ids
+
+    def _steps(self, row: Row, prompt: list[int], answer: list[int]) -> list[dict[str, Any]] | None:
+        """The trace of the answer's last token."""
+        key, at = str(row.record_key), len(answer) - 1
+        [trace] = self.guide.records.steps(key, prompt, [answer], [at])
+        spell(trace, LETTERS.__getitem__)
+        return trace
 
     def _record(
         self,
@@ -143,6 +168,7 @@ class MemoryEngine:
             return None
         report = self.guide.records.report
         [record] = report(str(row.record_key), prompt, [answer], True, timed=request.timed)
+        spell((record or {}).get("trace"), LETTERS.__getitem__)
         return record
 
     async def scorers(self, seconds: float) -> list[ScorerStatus]:

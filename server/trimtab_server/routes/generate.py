@@ -34,6 +34,7 @@ async def generate(
             search=search,
             versions=state.versions(guidance.scorers),
             stream=body.stream,
+            answer=body.answer_token_ids or (),
         )
     ]
     return await answer(request, state.generate(renderer.requests), renderer)

@@ -1,9 +1,9 @@
 """vLLM as an Engine: converts its outputs to pieces and its workers' answers to statuses."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from trimtab.config import ScorerSpec
 from trimtab.engine import GenerationRequest, Piece, Sampling, ScorerStatus
 from trimtab.errors import InvalidRequest, NoRoom, ScorerRefused, TrimtabError
 from trimtab.scoring import meters
+from trimtab.scoring.text import PromptContext
 from trimtab.scoring.turns import turns
 from trimtab.xargs import to_xargs
 from trimtab_server.vllm import prompts, rpc
@@ -51,13 +52,17 @@ class VllmEngine:
 
     async def generate(self, request: GenerationRequest) -> AsyncGenerator[Piece, None]:
         """See Engine.generate. Before the first piece, some vLLM errors pass: vLLM answers them."""
-        exchange = Exchange(versions=request.versions, timed=request.timed)
+        exchange = Exchange(
+            versions=request.versions, timed=request.timed, streams_trace=request.streams_trace
+        )
         EXCHANGE.set(exchange)
         begun = False
         try:
             prompt = await self._prompt(request)
             conversation = None if request.turns is None else turns(list(request.turns))
             await converse(self.client, exchange, [conversation])
+            if request.answer:
+                prompt = await self._continued(prompt, request.answer, exchange)
             pieces = (
                 self._decode(request, prompt, exchange)
                 if request.search is None
@@ -74,6 +79,13 @@ class VllmEngine:
         if request.turns is not None:
             return await prompts.messages(self.renderer, request.turns)
         return await prompts.text(self.renderer, request.text or request.token_ids or "")
+
+    async def _continued(self, prompt: Any, answer: Sequence[int], exchange: Exchange) -> Any:
+        """A prompt with the beginning of its answer, which scorers see as a part of the answer."""
+        ids = prompt["prompt_token_ids"]
+        [context] = exchange.contexts or [PromptContext()]
+        exchange.contexts = [replace(context, length=len(ids))]
+        return await prompts.text(self.renderer, [*ids, *answer])
 
     async def _decode(
         self, request: GenerationRequest, prompt: Any, exchange: Exchange
@@ -94,6 +106,7 @@ class VllmEngine:
                         exchange.record(0, choice.index) if ended else None,
                         _logprobs(choice),
                         len(output.prompt_token_ids or ()),
+                        trace=exchange.traces.pop(choice.index, None),
                     )
 
     async def scorers(self, seconds: float) -> list[ScorerStatus]:

@@ -28,11 +28,13 @@ from trimtab.adapters.vllm.search import carried
 from trimtab.engine import Record, Version
 from trimtab.errors import InvalidGuidance, TrimtabError, scorer_failed, unreadable
 from trimtab.params import GuidanceParams
+from trimtab.records import spell
 from trimtab.scoring.text import PromptContext, Turns
 from trimtab.scoring.turns import CONVERSING
 from trimtab.xargs import PREFIX, RECORD_KEY, VERSIONS_KEY, from_xargs
 from trimtab_server import metrics, tracing
 from trimtab_server.vllm import rpc
+from trimtab_server.vllm.token_texts import TokenTexts
 
 
 @dataclass
@@ -49,6 +51,10 @@ class Exchange:
     """Contexts of the prompts for scorers that read text, by engine call."""
     timed: bool = False
     """Whether its records keep the seconds of the scorers, for whoever opened it."""
+    streams_trace: bool = False
+    """Whether each output of the engine comes with the trace of its tokens."""
+    traces: dict[int, list[dict[str, Any]] | None] = field(default_factory=dict)
+    """Those of the last output, by choice index."""
 
     @property
     def carried(self) -> dict[str, str]:
@@ -172,6 +178,7 @@ class _Call:
         exchange.calls.append(self.records)
         self.prompt: list[int] = []
         self.tokens: dict[int, list[int]] = {}
+        self.texts: dict[int, str] = TokenTexts(engine.get_tokenizer()) if guidance.trace else {}
 
     async def follow(self, outputs: Any, delta: bool) -> AsyncGenerator[Any, None]:
         """Forward outputs, each after the records of its ended choices have arrived."""
@@ -187,6 +194,8 @@ class _Call:
                     kept.extend(choice.token_ids)
                     if choice.finish_reason is not None and choice.index not in self.records:
                         ended.append(choice.index)
+                if self.exchange.streams_trace:
+                    await self._follow_trace(output.outputs)
                 if ended:
                     await self._fetch(ended, output.finished)
                     done = output.finished
@@ -198,6 +207,22 @@ class _Call:
                 task = asyncio.ensure_future(self._report([], True))
                 _background.add(task)
                 task.add_done_callback(self._forgotten)
+
+    async def _follow_trace(self, choices: Sequence[Any]) -> None:
+        """Fetch the trace of each choice's new tokens."""
+        grown = [choice for choice in choices if choice.token_ids]
+        outputs = [self.tokens[choice.index] for choice in grown]
+        starts = [len(self.tokens[choice.index]) - len(choice.token_ids) for choice in grown]
+        arguments = self.key, self.prompt, outputs, starts
+        try:
+            answers = await rpc.call(self.engine, "trimtab_steps", *arguments)
+        except TrimtabError as error:
+            self.exchange.fault = error
+            raise GenerationError(error.message) from None
+        traces = next((t for t in answers if any(t or ())), [None] * len(grown))
+        for choice, trace in zip(grown, traces, strict=True):
+            spell(trace, self.texts.__getitem__)
+            self.exchange.traces[choice.index] = trace
 
     async def _report(self, outputs: list[list[int]], done: bool) -> list[Record | None]:
         arguments = self.key, self.prompt, outputs, done, True, tracing.on()
@@ -216,6 +241,7 @@ class _Call:
         for index, record in zip(ended, records, strict=True):
             if record is not None and any(number > 1 for number in numbers.values()):
                 record["versions"] = numbers
+            spell((record or {}).get("trace"), self.texts.__getitem__)
             self.records[index] = record
             fault = metrics.observe(record)
             fails = fault is not None and self.guidance.on_error == "fail"

@@ -17,6 +17,7 @@ from trimtab.engine import GenerationRequest, Piece, Record
 from trimtab.errors import UpstreamFailed, scorer_failed
 from trimtab.guide import Guide
 from trimtab.params import GuidanceParams
+from trimtab.records import spell
 from trimtab.rows import Row
 from trimtab.scorers.base import Scorer
 from trimtab.scoring.text import PromptContext
@@ -54,12 +55,13 @@ class Choice:
         self.upstream, self.naming = upstream, upstream.naming
         self.index, self.prompt = index, prompt
         self.sampling, self.params, self.timed = sampling, request.guidance, request.timed
+        self.streams_trace = request.streams_trace
         self.key = uuid.uuid4().hex
         self.row = Row(
             request.guidance or GuidanceParams(beta=0.0),
             len(prompt.ids),
             record_key=self.key,
-            context=PromptContext(turns=turns(prompt.turns)),
+            context=PromptContext(prompt.answer_at, turns(prompt.turns)),
             scorers=scorers,
             max_tokens=sampling.max_tokens,
             prefix=np.array(prompt.ids, dtype=np.int64),
@@ -88,8 +90,9 @@ class Choice:
                     finish = self._finish(token)
                     text = self._new_text(finish)
                     finish = "stop" if self.holdback.stopped else finish
+                    trace = await self._steps() if self.streams_trace else None
                     record = await self._record() if finish else None
-                    yield Piece(self.index, text, [token], finish, record)
+                    yield Piece(self.index, text, [token], finish, record, trace=trace)
                     if finish:
                         return
                     if token != position.token:
@@ -203,8 +206,20 @@ class Choice:
             raise scorer_failed(error["scorer"], error["message"])
         steps = self.unrevealed
         record["unrevealed"] = sum(steps) / max(len(steps), 1)
-        for step in record.get("trace") or ():
-            step["unrevealed"] = steps[step["position"]]
-            if not self.naming.closed:
-                step["texts"] = [self.naming.decode([token]) for token in step["candidates"]]
+        self._describe(record.get("trace"))
         return record
+
+    async def _steps(self) -> list[dict[str, Any]] | None:
+        """The trace of the last token."""
+        steps, at = self.upstream.guide.records.steps, len(self.output) - 1
+        [trace] = await self.upstream.thread.run(
+            steps, self.key, self.prompt.ids, [self.output], [at]
+        )
+        self._describe(trace)
+        return trace
+
+    def _describe(self, trace: list[dict[str, Any]] | None) -> None:
+        """Add what the guide does not know: texts, and the mass of unrevealed tokens."""
+        spell(trace, lambda token: self.naming.decode([token]))
+        for step in trace or ():
+            step["unrevealed"] = self.unrevealed[step["position"]]

@@ -4,8 +4,9 @@ upstream → alternatives of the next token → candidates, scores, fusion → a
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +76,8 @@ class UpstreamEngine:
             self.naming.prompt, request.text, request.token_ids, request.turns
         )
         try:
+            if request.answer:
+                prompt = self._continued(prompt, request.answer)
             scorers = self.guide.registry.pinned(request)
             await self.thread.run(_check_conversation, prompt, scorers)
             choices = [
@@ -87,6 +90,17 @@ class UpstreamEngine:
                     yield piece
         finally:
             self.thread.later(self.naming.release, prompt)
+
+    def _continued(self, prompt: UpstreamPrompt, answer: Sequence[int]) -> UpstreamPrompt:
+        """A prompt with the beginning of its answer."""
+        if not self.naming.closed:
+            raise InvalidRequest(
+                "answer_token_ids needs the upstream's tokens, which this server does not know; "
+                "leave it out, or start the server with --tokenizer.",
+                param="answer_token_ids",
+            )
+        longer = self.naming.prompt(ids=[*prompt.ids, *answer])
+        return replace(prompt, ids=longer.ids, answer_at=len(prompt.ids))
 
     async def _in_time(self, pieces: AsyncGenerator[Piece, None]) -> AsyncGenerator[Piece, None]:
         """The pieces of a choice, until the deadline."""

@@ -16,6 +16,7 @@ class UpstreamPrompt:
     ids: list[int]
     text: str = ""
     turns: Turns | None = None
+    answer_at: int | None = None  # where the prompt ends, if `ids` have the answer's beginning
 
 
 class Fit(Enum):

@@ -43,6 +43,19 @@ class GuidanceWorker:
             return None
         return processor.guide.records.report(key, prompt, outputs, done, final, timed)
 
+    def trimtab_steps(
+        self,
+        key: str,
+        prompt: Sequence[int],
+        outputs: Sequence[Sequence[int]],
+        starts: Sequence[int],
+    ) -> list[list[dict[str, Any]] | None] | None:
+        """Traces of sequences that grow, see Records.steps."""
+        processor = _leader(self.model_runner)
+        if processor is None:
+            return None
+        return processor.guide.records.steps(key, prompt, outputs, starts)
+
     def trimtab_score(
         self,
         xargs: Mapping[str, Any],
