@@ -21,7 +21,7 @@ def draw(rows: list[dict], base: list[float], own: list[float], path: Path) -> N
                 means, errors = zip(*(row[what] for row in mine), strict=True)
                 panel.line(method, [row["answers"] for row in mine], means, errors)
         panel.axes.set(xscale="log", xlabel="answers to train on", ylabel=f"{title} ± s.e.")
-        panel.axes.set_xticks(ticks, [f"{tick:,}" for tick in ticks])
+        panel.axes.set_xticks(ticks, [f"{tick / 1000:g}k" for tick in ticks])
         panel.axes.minorticks_off()
     chart.panels[0].level("base", base[0])
     chart.panels[0].level("VADER itself", own[0])

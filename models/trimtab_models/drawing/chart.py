@@ -13,7 +13,7 @@ from matplotlib import rc_context
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 from PIL import Image
 
 from trimtab_models.drawing.labels import Box, End, Points, place
@@ -30,6 +30,8 @@ LINE = 1.25
 GAP = 6.0
 """Points of type between the frame and its gutter."""
 LAYOUTS = 4
+NARROW = 8.0
+"""A logarithmic axis over a smaller ratio has ticks at equal steps."""
 MANY = 6
 """Labels from which a chart of several families says what their hues mean."""
 RC = {
@@ -255,7 +257,7 @@ class Chart:
                 words = axes.annotate(
                     kind,
                     (0, 1),
-                    (x, 16 if axes.get_title() else 6),
+                    (x, 18 if axes.get_title("left") else 6),
                     xycoords="axes fraction",
                     textcoords="offset points",
                     color=next(iter(shades.values())),
@@ -301,7 +303,9 @@ def _plain_ticks(axes: Any) -> None:
     """Numbers such as 1, 2, 5, 10 on a logarithmic axis, not powers."""
     for axis in (axes.xaxis, axes.yaxis):
         if axis.get_scale() == "log" and isinstance(axis.get_major_locator(), LogLocator):
-            axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            low, high = axis.get_view_interval()
+            narrow = high / low < NARROW
+            axis.set_major_locator(MaxNLocator(5) if narrow else LogLocator(subs=(1, 2, 5)))
             axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
             axis.set_minor_formatter(NullFormatter())
 
