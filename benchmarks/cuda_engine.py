@@ -199,7 +199,9 @@ def draw(record: dict, path: Path) -> None:
                 chosen = [r for r in record["results"] if key.items() <= r.items()]
                 rows, ratios = ([r[name] for r in chosen] for name in ("rows", "ratio"))
                 label = f"{millions(record, scorer)}, {mode}"
-                panel.line(label, rows, ratios, shade=shade, linestyle=style, marker="o")
+                panel.line(
+                    label, rows, ratios, shade=shade, linestyle=style, marker="o", clip_on=False
+                )
         panel.axes.axhline(1, color=INK, linewidth=0.8)
         panel.axes.set_xscale("log", base=2)
         panel.axes.set_xticks(rows, rows)

@@ -88,7 +88,7 @@ class Panel:
         label: str | None = "",
         **style: Any,
     ) -> None:
-        """Draw a line through points, a band of ± `errors`, and its label.
+        """Draw a line through points, a band of ± `errors` (one point: a bar), and its label.
 
         Args:
             name: the method; its colour is the palette's, unless `shade` says another.
@@ -105,7 +105,10 @@ class Panel:
         self.axes.plot(xs, ys, label=name, **{"color": ink, "zorder": 3, **fields})
         if errors is not None:
             e = np.asarray(errors, dtype=float)
-            self.axes.fill_between(xs, ys - e, ys + e, color=ink, alpha=0.13, linewidth=0)
+            if len(xs) > 1:
+                self.axes.fill_between(xs, ys - e, ys + e, color=ink, alpha=0.13, linewidth=0)
+            else:
+                self.axes.plot([xs, xs], [ys - e, ys + e], color=ink, linewidth=1)
         if label is not None and len(xs):
             self.labels.append(Label(label or name, (xs[-1], ys[-1]), ink))
 
@@ -257,7 +260,7 @@ class Chart:
                 words = axes.annotate(
                     kind,
                     (0, 1),
-                    (x, 18 if axes.get_title("left") else 6),
+                    (x, 21 if axes.get_title("left") else 6),
                     xycoords="axes fraction",
                     textcoords="offset points",
                     color=next(iter(shades.values())),
