@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 import yaml
 
-from trimtab.errors import TrimtabError
+from trimtab.errors import StartError, TrimtabError
 from trimtab_server.http import HEAD_BYTES
 from trimtab_server.settings import Settings
 
@@ -18,7 +18,7 @@ with warnings.catch_warnings():
 
     from trimtab.adapters.vllm import GuidanceProcessor, unsupported
     from trimtab.adapters.vllm.offline import Sampler
-    from trimtab_server.vllm import engine
+    from trimtab_server.vllm import engine, flags
 
 UNFIT = {
     "--enable-batch-sharded-sampling": [],
@@ -60,6 +60,31 @@ def speculative(v2=True, **fields):
 
 def read(vllm, *flags, defaults=()):
     return engine.parse(Settings(model="base", vllm=vllm), flags, defaults)
+
+
+@pytest.mark.parametrize(
+    ("typed", "reason"),
+    [
+        (
+            ["--max-modle-len", "9"],
+            "there is no flag --max-modle-len; did you mean --max-model-len?",
+        ),
+        (["--prot=9"], "there is no flag --prot; did you mean --port?"),
+        (["--scorrer", "x=y"], "there is no flag --scorrer; did you mean --scorer?"),
+        (["--zzzzzz"], "there is no flag --zzzzzz; see trimtab serve --help and --help-vllm."),
+        (["--max-num-seqs", "many"], "see trimtab serve --help-vllm."),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else "",
+)
+def test_a_mistyped_flag_is_one_line_with_the_right_one(typed, reason):
+    with pytest.raises(StartError) as refused:
+        read({}, *typed)
+    assert refused.value.message.endswith(reason)
+    assert "\n" not in refused.value.message
+
+
+def test_the_help_of_vllm_has_its_flags():
+    assert "--max-model-len" in flags.text()
 
 
 @pytest.mark.parametrize("flag", UNFIT)
