@@ -10,7 +10,7 @@ import typer
 
 USAGE = 2
 INTERRUPTED = 130
-UsageError = typer.BadParameter.__bases__[0]
+UsageError: type[Exception] = typer.BadParameter.__bases__[0]
 """typer does not export it."""
 
 

@@ -128,7 +128,7 @@ def test_a_fit_engine_passes():
 def test_yaml_reaches_vllm_as_its_own_does(tmp_path):
     file = tmp_path / "own.yaml"
     file.write_text(yaml.safe_dump({name.replace("_", "-"): v for name, v in YAML.items()}))
-    parser = engine.make_arg_parser(FlexibleArgumentParser())
+    parser = flags.make_arg_parser(FlexibleArgumentParser())
     own = vars(parser.parse_args(["--config", str(file), "--model", "base"]))
     ours = vars(read(YAML))
     set_by_us = {

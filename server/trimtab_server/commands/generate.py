@@ -157,7 +157,7 @@ def body(options: dict[str, Any]) -> dict[str, Any]:
     fields = {
         name: value
         for name, value in options.items()
-        if name not in APART and value is not None and value is not False and value != []
+        if name not in APART and value is not None and value is not False and value not in ([], ())
     }
     _refuse(options)
     forms: dict[str, tuple[str, Callable[[Any], Any]]] = {
