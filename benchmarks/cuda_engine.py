@@ -35,7 +35,6 @@ import vllm
 from cuda_step import PREFIX, RESULTS, VOCAB, clock
 from decode import Decoder, config
 from demo_tokens import answers, compare
-from matplotlib import pyplot
 from tqdm import tqdm
 from transformers import LlamaForCausalLM
 from vllm import LLM, SamplingParams
@@ -46,6 +45,7 @@ from trimtab.adapters.vllm.options import PROCESSOR, WORKER
 from trimtab.params import GuidanceParams
 from trimtab.xargs import to_xargs
 from trimtab_models.checkpoint import ScorerInfo, save
+from trimtab_models.drawing import INK, SHADES, Chart
 from trimtab_models.networks import scalar_head
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -191,22 +191,25 @@ def millions(record: dict, scorer: str) -> str:
 
 
 def draw(record: dict, path: Path) -> None:
-    figure, axes = pyplot.subplots(1, 2, figsize=(11, 4.2), sharey=True, layout="constrained")
-    for axis, k in zip(axes, KS, strict=True):
-        for scorer, color in (("small", "#3b6ea5"), ("large", "#d1495b")):
+    chart = Chart(2, height=3.8, sharey=True)
+    for panel, k in zip(chart.panels, KS, strict=True):
+        for scorer, shade in zip(("small", "large"), SHADES, strict=False):
             for mode, style in zip(MODES, ("-", "--", ":"), strict=True):
                 key = {"mode": mode, "scorer": scorer, "k": k}
                 chosen = [r for r in record["results"] if key.items() <= r.items()]
                 rows, ratios = ([r[name] for r in chosen] for name in ("rows", "ratio"))
-                axis.plot(rows, ratios, style, color=color, marker="o", markersize=3)
-                label = f"{millions(record, scorer)}, {mode} "
-                axis.text(0.9, ratios[0], label, color=color, fontsize=8, ha="right", va="center")
-        axis.axhline(1, color="black", linewidth=0.8)
-        axis.set_xscale("log", base=2)
-        axis.set_xticks(rows, rows)
-        axis.set(xlim=(0.2, None), title=f"k = {k}", xlabel="concurrent requests")
-    axes[0].set(ylim=(0, None), ylabel="time per step ÷ unguided")
-    figure.savefig(path, dpi=130)
+                label = f"{millions(record, scorer)}, {mode}"
+                panel.line(
+                    label, rows, ratios, shade=shade, linestyle=style, marker="o", clip_on=False
+                )
+        panel.axes.axhline(1, color=INK, linewidth=0.8)
+        panel.axes.set_xscale("log", base=2)
+        panel.axes.set_xticks(rows, rows)
+        panel.axes.minorticks_off()
+        panel.axes.set(xlabel="concurrent requests", xlim=(0.8, rows[-1]))
+        panel.axes.set_title(f"k = {k}", loc="left")
+    chart.panels[0].axes.set(ylim=(0, None), ylabel="time per step ÷ unguided")
+    chart.save(path)
 
 
 def main() -> None:

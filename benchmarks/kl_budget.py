@@ -29,6 +29,7 @@ from tqdm import tqdm
 from trimtab.adapters.vllm.offline import Sampler, engine_options
 from trimtab.params import GuidanceParams
 from trimtab_lab.worlds import WORLDS
+from trimtab_models.drawing import INK, SHADES, Chart
 from trimtab_server.bases import ENGINE
 
 RESULTS = Path(__file__).parent / "results"
@@ -125,33 +126,28 @@ def report(runs: dict[str, Any]) -> str:
 
 
 def draw(runs: dict[str, Any], path: Path) -> None:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, (left, right) = pyplot.subplots(1, 2, figsize=(10, 3.8), layout="constrained")
-    for label, names in (
-        ("fixed β", [f"beta {b:g}" for b in BETAS]),
-        ("kl_budget", [f"budget {b:g}" for b in BUDGETS]),
+    chart = Chart(2, height=3.4)
+    left, right = chart.panels
+    for label, names, shade in (
+        ("fixed β", [f"beta {b:g}" for b in BETAS], SHADES[1]),
+        ("kl_budget", [f"budget {b:g}" for b in BUDGETS], SHADES[0]),
     ):
         kl, reward = (
             np.array([np.mean(runs[n][key], 1) for n in names]) for key in ("kl", "reward")
         )
-        style = "o-" if label == "fixed β" else "s"
-        errors = stats.sem(reward, axis=1)
-        left.errorbar(kl.mean(1), reward.mean(1), errors, fmt=style, markersize=4, label=label)
-    left.set_xlabel("mean KL to the base, nats per answer")
-    left.set_ylabel("mean exact reward ± s.e.")
-    left.legend(frameon=False)
-    for budget in BUDGETS:
+        left.line(label, kl.mean(1), reward.mean(1), stats.sem(reward, axis=1), shade=shade)
+    left.axes.set(xlabel="mean KL to the base, nats per answer", ylabel="mean exact reward ± s.e.")
+    edges = np.linspace(0, 3, 61)
+    for budget, shade in zip(BUDGETS, SHADES, strict=False):
         kl = np.ravel(runs[f"budget {budget:g}"]["kl"]) / budget
-        right.hist(kl, bins=np.linspace(0, 3, 61), histtype="step", label=f"{budget:g} nats")
-    right.axvline(1.1, color="grey", linewidth=0.7, linestyle=":")
-    right.set_xlabel("KL of an answer ÷ its budget")
-    right.set_ylabel("answers")
-    right.legend(frameon=False, loc="upper left")
-    figure.savefig(path, dpi=130)
+        counts, _ = np.histogram(kl, edges)
+        right.line(
+            f"{budget:g} nats", edges[:-1], counts, shade=shade, marker="", drawstyle="steps-post"
+        )
+        right.labels[-1].at = float(edges[counts.argmax()]), float(counts.max())
+    right.axes.axvline(1.1, color=INK, linewidth=0.7, linestyle=":")
+    right.axes.set(xlabel="KL of an answer ÷ its budget", ylabel="answers")
+    chart.save(path)
 
 
 def main() -> None:

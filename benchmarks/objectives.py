@@ -25,6 +25,7 @@ from served import Server, mean_se
 from tqdm import tqdm
 
 from trimtab_models import data, demo
+from trimtab_models.drawing import Chart
 
 ROOT = Path(__file__).parents[1]
 RESULTS = Path(__file__).parent / "results"
@@ -39,6 +40,7 @@ CANDIDATES = {
     "k = 10": {"preset": "pargs"},
 }
 KL = 1.0  # nats per answer at which the frontiers are compared
+SHOWN_KL = 3.0  # where the chart ends: some lines go on, to 47 nats
 SERVED_AT_ONCE = 7
 EXPECTED = (  # (better, worse) at equal KL
     ("distribution", "td-lambda"),
@@ -265,25 +267,19 @@ def report(runs: dict[str, dict], names: list[str], aucs: dict[str, float]) -> s
 
 
 def draw(runs: dict[str, dict], names: list[str], path: Path) -> None:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, panels = pyplot.subplots(1, 2, figsize=(12, 5), layout="constrained", sharey=True)
-    colours = pyplot.get_cmap("tab20")
-    for panel, label in zip(panels, CANDIDATES, strict=True):
-        for i, name in enumerate(names):
+    chart = Chart(2, height=8.4, stacked=True, sharex=True)
+    for panel, label in zip(chart.panels, CANDIDATES, strict=True):
+        for name in names:
             points = [runs["base"]] + [runs[f"{name} {label} {b:g}"] for b in PLANS[name].betas]
             kl = [np.mean(point["kl"]) for point in points]
-            means = [np.mean(point["rewards"]) for point in points]
-            style = "-" if i < 10 else "--"
-            panel.plot(kl, means, style, color=colours(i % 20), marker="o", ms=3, label=name)
-        panel.set_title(label)
-        panel.set_xlabel("KL to the base, nats per answer")
-    panels[0].set_ylabel(f"mean exact {REWARD}")
-    panels[1].legend(frameon=False, fontsize=7, ncols=2)
-    figure.savefig(path, dpi=130)
+            rewards = [point["rewards"] for point in points]
+            errors = [stats.sem(one) for one in rewards]
+            panel.line(name, kl, [np.mean(one) for one in rewards], errors)
+        panel.axes.set_title(label, loc="left")
+        panel.axes.set(xlim=(0, SHOWN_KL), ylabel=f"mean exact {REWARD} ± s.e.")
+        panel.fit()
+    chart.panels[-1].axes.set_xlabel("KL to the base, nats per answer")
+    chart.save(path)
 
 
 def main() -> None:

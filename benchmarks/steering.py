@@ -19,6 +19,7 @@ from served import Server, mean_se
 from tqdm import tqdm
 
 from trimtab_models import demo
+from trimtab_models.drawing import INK, SHADES, Chart
 
 RESULTS = Path(__file__).parent / "results"
 WORK = Path(__file__).parents[1] / ".work"
@@ -88,26 +89,20 @@ def report(runs: dict[str, dict]) -> str:
 
 
 def draw(runs: dict[str, dict], path: Path) -> None:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, (left, right) = pyplot.subplots(1, 2, figsize=(10, 3.8), layout="constrained")
-    for name in NAMES:
+    chart = Chart(2, height=3.4, sharey=True)
+    left, right = chart.panels
+    for name, shade in zip(NAMES, SHADES, strict=False):
         own = [runs[f"{name} {beta}"] for beta in BETAS]
         rewards = [run["rewards"][name] for run in own]
         means, errors = np.mean(rewards, axis=1), stats.sem(rewards, axis=1)
-        left.errorbar(BETAS, means, errors, marker="o", markersize=4, label=name)
-        positive = [i for i, beta in enumerate(BETAS) if beta >= 0]
-        kl = [np.mean(own[i]["kl"]) for i in positive]
-        right.errorbar(kl, means[positive], errors[positive], marker="o", markersize=4, label=name)
-    left.set_xlabel("β")
-    left.set_ylabel("mean exact reward ± s.e.")
-    left.axhline(1, color="grey", linewidth=0.7, linestyle=":")
-    right.set_xlabel("KL to the base, nats per answer (β = 0, 2, 4, 8)")
-    left.legend(frameon=False)
-    figure.savefig(path, dpi=130)
+        left.line(name, BETAS, means, errors, shade=shade, label=None)
+        chosen = [i for i, beta in enumerate(BETAS) if beta >= 0]
+        kl = [np.mean(own[i]["kl"]) for i in chosen]
+        right.line(name, kl, means[chosen], errors[chosen], shade=shade)
+    left.axes.set(xlabel="β", ylabel="mean exact reward ± s.e.")
+    left.axes.axhline(1, color=INK, linewidth=0.7, linestyle=":")
+    right.axes.set_xlabel("KL to the base, nats per answer (β = 0, 2, 4, 8)")
+    chart.save(path)
 
 
 def main() -> None:

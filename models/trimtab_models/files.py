@@ -6,6 +6,7 @@ memory, so only regular files of a plausible size are read. Hub names need no su
 
 import json
 import os
+import re
 import stat
 from collections.abc import Sequence
 from fnmatch import fnmatch
@@ -24,6 +25,7 @@ LARGEST = {
 TEMPLATES = "additional_chat_templates"
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+HUB_NAME = re.compile(r"(\w[\w.-]*/)?\w[\w.-]*")
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 
 
@@ -126,6 +128,11 @@ def refuse_gguf(source: str | Path) -> None:
             f"{source} is in GGUF, which is not read; give a checkpoint of transformers with "
             "weights in safetensors."
         )
+
+
+def is_missing(source: str) -> bool:
+    """Whether a checkpoint's path is no file or directory, and cannot be a hub name either."""
+    return not Path(source).exists() and not HUB_NAME.fullmatch(source)
 
 
 def _is_in(directory: Path, name: object) -> bool:

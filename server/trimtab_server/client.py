@@ -1,7 +1,8 @@
-"""The client of POST /generate, for `trimtab generate`."""
+"""The client of POST /generate, for `trimtab generate` and `trimtab chat`."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import httpx
@@ -20,17 +21,17 @@ class Refused(TrimtabError):
     """The server answered with an error."""
 
 
-def generate(url: str, body: Mapping[str, Any], key: str | None, *, stream: bool) -> Iterator[str]:
-    """Yield pieces of text to print: the answer, then a line about guidance.
+@contextmanager
+def connected(url: str, key: str | None) -> Iterator[httpx.Client]:
+    """A client of the server at `url`.
 
     Raises:
-        ServerUnreachable: no server answers at `url`.
-        Refused: the server refused the request, or failed during the answer.
+        ServerUnreachable: no server answers there, in this block.
     """
     headers = {"Authorization": f"Bearer {key}"} if key else {}
     try:
         with httpx.Client(base_url=url, headers=headers, timeout=TIMEOUT) as http:
-            yield from _stream(http, body) if stream else _whole(http, body)
+            yield http
     except (httpx.HTTPError, httpx.InvalidURL) as error:
         raise ServerUnreachable(
             f"no server answers at {url} ({type(error).__name__}); start one with "
@@ -38,31 +39,61 @@ def generate(url: str, body: Mapping[str, Any], key: str | None, *, stream: bool
         ) from None
 
 
-def _whole(http: httpx.Client, body: Mapping[str, Any]) -> Iterator[str]:
+def whole(http: httpx.Client, body: Mapping[str, Any]) -> dict[str, Any]:
+    """The answer to a body of POST /generate.
+
+    Raises:
+        Refused: the server refused the request.
+    """
     answer = http.post("/generate", json=body)
-    _check(answer)
-    for choice in answer.json()["choices"]:
-        yield choice["text"] + "\n" + _summary(choice["guidance"])
+    check(answer)
+    content: dict[str, Any] = answer.json()
+    return content
 
 
-def _stream(http: httpx.Client, body: Mapping[str, Any]) -> Iterator[str]:
+def parts(http: httpx.Client, body: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """The parts of choices as they arrive.
+
+    Raises:
+        Refused: the server refused the request, or failed during the answer.
+    """
     with http.stream("POST", "/generate", json={**body, "stream": True}) as answer:
         if answer.is_error:
             answer.read()
-        _check(answer)
+        check(answer)
         for event in EventSource(answer).iter_sse():
             if event.data == "[DONE]":
                 return
             data = json.loads(event.data)
             if "error" in data:
                 raise Refused(data["error"]["message"])
-            for choice in data["choices"]:
-                yield choice["text"]
-                if "guidance" in choice:
-                    yield "\n" + _summary(choice["guidance"])
+            yield from data["choices"]
 
 
-def _check(answer: httpx.Response) -> None:
+def texts(choices: Iterable[Mapping[str, Any]]) -> Iterator[str]:
+    """Text to print for parts of choices: one choice after another, each with its summary.
+
+    Parts of the first choice that has not ended are passed on at once; those of later ones wait.
+    """
+    waiting: dict[int, list[str]] = {}
+    ended: set[int] = set()
+    current = 0
+    for choice in choices:
+        index, text = choice["index"], choice["text"]
+        if choice["finish_reason"] is not None:
+            text += "\n" + summary(choice.get("guidance"))
+            ended.add(index)
+        if index == current:
+            yield text
+        else:
+            waiting.setdefault(index, []).append(text)
+        while current in ended:
+            current += 1
+            yield from waiting.pop(current, ())
+
+
+def check(answer: httpx.Response) -> None:
+    """Raise Refused, with the server's message, unless an answer is a success."""
     if answer.is_success:
         return
     try:
@@ -72,7 +103,8 @@ def _check(answer: httpx.Response) -> None:
     raise Refused(message)
 
 
-def _summary(guidance: Mapping[str, Any] | None) -> str:
+def summary(guidance: Mapping[str, Any] | None) -> str:
+    """One line about a choice's record; empty without one."""
     if guidance is None:
         return ""
     scores = " · ".join(f"{name} {value:+.3f}" for name, value in guidance["scores"].items())

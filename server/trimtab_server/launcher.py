@@ -1,7 +1,7 @@
 """`trimtab serve`, from settings to a served application.
 
 1. The port is bound first, so that a busy one is reported before anything is loaded.
-2. Logging is configured; vLLM is imported; its own parser reads the flags.
+2. Paths are checked; logging is configured; vLLM is imported; its own parser reads the flags.
 3. The engine starts with our processor and worker extension.
 4. vLLM's application is built; our routes and middleware are added (app.py); it is served.
 
@@ -17,7 +17,7 @@ import typer
 from trimtab.config import GuidanceConfig
 from trimtab.errors import StartError
 from trimtab.logs import configure_logging
-from trimtab_models.files import Unusable, refuse_gguf
+from trimtab_models.files import Unusable, is_missing, refuse_gguf
 from trimtab_server import bases
 from trimtab_server.presets.store import Presets
 from trimtab_server.settings import Settings
@@ -48,6 +48,7 @@ def serve(settings: Settings, flags: Sequence[str]) -> None:
             if not (settings.scorer or defaults):
                 raise StartError("give at least one scorer: --scorer NAME=PATH.")
             settings = settings.ready_to_load()
+            check_paths(settings)
             # Check the scorers before vLLM is imported: errors are short, without its tracebacks.
             from trimtab.loading import precheck
 
@@ -85,6 +86,22 @@ def _refuse_gguf(model: str | None) -> None:
         refuse_gguf(model or "")
     except Unusable as error:
         raise StartError(str(error)) from None
+
+
+def check_paths(settings: Settings) -> None:
+    """Refuse paths of checkpoints that are not there, before torch is imported.
+
+    What may be a hub name, and other families' paths, are checked later.
+    """
+    for name, spec in settings.scorer.items():
+        if spec.family in ("function", "composite") or ":" in (spec.family or ""):
+            continue
+        for path in (spec.path, spec.reference):
+            if path is not None and is_missing(path):
+                raise StartError(
+                    f"scorer '{name}' cannot be loaded: {path} is neither a checkpoint directory "
+                    "nor a hub name that can be reached."
+                )
 
 
 async def _run(

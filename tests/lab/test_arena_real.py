@@ -11,14 +11,24 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from conftest import environment, json_lines
-from matplotlib.figure import Figure
 
 from arena_fakes import PROMPTS, SCALE, TASK, FakeBench, methods
 from trimtab.params import GuidanceParams
 from trimtab.sampling import Completion
 from trimtab.scorers.function import _check_arguments
 from trimtab.search import ScoredSequence
-from trimtab_lab.arena import against, arena, claims, plots, prepare, real, report, scale, task
+from trimtab_lab.arena import (
+    against,
+    arena,
+    claims,
+    picture,
+    plots,
+    prepare,
+    real,
+    report,
+    scale,
+    task,
+)
 from trimtab_lab.arena.bench import Bench
 from trimtab_lab.arena.board import Board
 from trimtab_lab.arena.methods import METHODS, REAL, REAL_FULL, REAL_QUICK, REWARD, TRAININGS
@@ -26,6 +36,7 @@ from trimtab_lab.arena.runs import save
 from trimtab_lab.arena.stats import at_kl, interval_at_kl
 from trimtab_lab.worlds import WORLDS, build
 from trimtab_models import data
+from trimtab_models.drawing import Chart
 from trimtab_models.smollm2 import instructions, prompts, rewards, unfinished
 from trimtab_models.training.config import TrainConfig
 
@@ -178,8 +189,9 @@ def test_a_method_that_cuts_the_tail_does_not_begin_at_the_base():
 def test_a_plot_shows_each_setting_and_begins_at_the_base_where_a_method_does():
     cut = [run("reward-pargs", 0.01, 0.1, 6.0), run("reward-pargs", 4.0, 2.0, 7.0)]
     made = board(*cut, run("reward-mean", 2.0, 0.5, 0.5), run("vas-cut", 2.0, 0.5, 11.0))
-    axes = Figure().add_subplot()
-    plots.frontier(axes, made)
+    panel = Chart().panels[0]
+    plots.frontier(panel, picture.of(made))
+    axes = panel.axes
     drawn = {line.get_label(): np.round(line.get_xydata(), 6).tolist() for line in axes.lines}
     assert drawn["reward-pargs"] == [[6, 0.1], [7, 2]]
     assert drawn["reward-mean"] == [[0, round(made.base_estimate.mean, 6)], [0.5, 0.5]]

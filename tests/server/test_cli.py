@@ -32,6 +32,24 @@ def test_version_needs_no_engine():
     assert done.stdout.startswith("trimtab ")
 
 
+def test_a_missing_scorer_is_reported_before_torch_loads():
+    script = (
+        "import sys; sys.modules.update(torch=None, vllm=None, transformers=None)\n"
+        "from trimtab_server import cli; cli.main()"
+    )
+    command = ["serve", "demo", "--port", "0", "--scorer", "x=./not-there"]
+    done = subprocess.run(
+        [sys.executable, "-c", script, *command],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=environment(),
+    )
+    assert done.returncode == 1
+    assert done.stderr.startswith("trimtab: scorer 'x' cannot be loaded: ./not-there is neither")
+    assert len(done.stderr.splitlines()) == 1, done.stderr
+
+
 def test_a_taken_port_is_reported_before_anything_loads():
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))

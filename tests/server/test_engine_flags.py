@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 import yaml
 
-from trimtab.errors import TrimtabError
+from trimtab.errors import StartError, TrimtabError
 from trimtab_server.http import HEAD_BYTES
 from trimtab_server.settings import Settings
 
@@ -18,7 +18,7 @@ with warnings.catch_warnings():
 
     from trimtab.adapters.vllm import GuidanceProcessor, unsupported
     from trimtab.adapters.vllm.offline import Sampler
-    from trimtab_server.vllm import engine
+    from trimtab_server.vllm import engine, flags
 
 UNFIT = {
     "--enable-batch-sharded-sampling": [],
@@ -62,6 +62,31 @@ def read(vllm, *flags, defaults=()):
     return engine.parse(Settings(model="base", vllm=vllm), flags, defaults)
 
 
+@pytest.mark.parametrize(
+    ("typed", "reason"),
+    [
+        (
+            ["--max-modle-len", "9"],
+            "there is no flag --max-modle-len; did you mean --max-model-len?",
+        ),
+        (["--prot=9"], "there is no flag --prot; did you mean --port?"),
+        (["--scorrer", "x=y"], "there is no flag --scorrer; did you mean --scorer?"),
+        (["--zzzzzz"], "there is no flag --zzzzzz; see trimtab serve --help and --help-vllm."),
+        (["--max-num-seqs", "many"], "see trimtab serve --help-vllm."),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else "",
+)
+def test_a_mistyped_flag_is_one_line_with_the_right_one(typed, reason):
+    with pytest.raises(StartError) as refused:
+        read({}, *typed)
+    assert refused.value.message.endswith(reason)
+    assert "\n" not in refused.value.message
+
+
+def test_the_help_of_vllm_has_its_flags():
+    assert "--max-model-len" in flags.text()
+
+
 @pytest.mark.parametrize("flag", UNFIT)
 def test_flags_whose_rows_are_not_requests_are_refused(flag):
     with pytest.raises(TrimtabError, match=f"Leave {flag} out") as refused:
@@ -103,7 +128,7 @@ def test_a_fit_engine_passes():
 def test_yaml_reaches_vllm_as_its_own_does(tmp_path):
     file = tmp_path / "own.yaml"
     file.write_text(yaml.safe_dump({name.replace("_", "-"): v for name, v in YAML.items()}))
-    parser = engine.make_arg_parser(FlexibleArgumentParser())
+    parser = flags.make_arg_parser(FlexibleArgumentParser())
     own = vars(parser.parse_args(["--config", str(file), "--model", "base"]))
     ours = vars(read(YAML))
     set_by_us = {

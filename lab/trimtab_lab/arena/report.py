@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from scipy.stats import page_trend_test
 
-from trimtab_lab.arena import against, claims, plots, values
+from trimtab_lab.arena import against, claims, picture, plots, values
 from trimtab_lab.arena.board import Board, BoardRow
 from trimtab_lab.arena.frontier import Floats
 from trimtab_lab.arena.judge import Verdict, verdicts
@@ -95,7 +95,7 @@ def write(
     text += _dial(runs[DIAL], dial_trend) + _judged(judged) + _claims(tests)
     text += [*_values(correlation), _provenance(facts), ""]
     put(out / "leaderboard.md", "\n".join(text))
-    plots.draw(boards, runs[DIAL], out)
+    plots.draw([picture.of(one) for one in boards], runs[DIAL], out)
 
 
 def stored(run: Run, board: Board) -> dict[str, Any]:

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib.figure import Figure
 
 from trimtab.errors import TrimtabError
 from trimtab.params import MASS, PRESETS, K
@@ -24,6 +23,7 @@ from trimtab_lab.arena.runs import Run
 from trimtab_lab.arena.scale import Scale
 from trimtab_lab.arena.task import Task
 from trimtab_models import outputs
+from trimtab_models.drawing import Chart
 from trimtab_models.outputs import put
 from trimtab_models.validation import Estimate
 
@@ -190,8 +190,8 @@ def _draw(settings: Sequence[Run], path: Path) -> None:
     for run in settings:
         at = names.index(run.method), betas.index(run.settings["guidance"]["beta"])
         table[at] = run.reward(REWARD).mean()
-    figure = Figure(figsize=(8, 4), dpi=110, layout="constrained")
-    axes = figure.add_subplot()
-    plots.shade(axes, table, names, [f"{beta:.3g}" for beta in betas])
-    axes.set(xlabel="β", ylabel="candidates")
-    figure.savefig(path)
+    chart = Chart(height=3)
+    plots.shade(chart.panels[0], table, names, [f"{beta:.3g}" for beta in betas])
+    chart.panels[0].axes.set(xlabel="β", ylabel="candidates")
+    chart.panels[0].axes.set_title("mean reward", loc="left")
+    chart.save(path)

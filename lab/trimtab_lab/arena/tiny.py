@@ -9,16 +9,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from matplotlib.figure import Figure
 from torch import Tensor
 
 from trimtab.params import GuidanceParams
 from trimtab_lab.arena.exact import ScoreFunction, beta_at, decode, mean_reward, optimum, soft_value
-from trimtab_lab.arena.plots import BESIDE, style
 from trimtab_lab.arena.report import about
 from trimtab_lab.worlds.limits import bradley_terry
 from trimtab_lab.worlds.tiny import PROMPTS, Tiny, reward
 from trimtab_models import outputs
+from trimtab_models.drawing import INK, Chart
 from trimtab_models.outputs import put
 
 NAME = "tiny"
@@ -153,20 +152,15 @@ def table(results: list[Exact]) -> str:
 
 def draw(results: list[Exact], path: Path) -> None:
     """Plot reward over KL, with a line through the settings of each method."""
-    figure = Figure(figsize=(8, 4.5), layout="constrained")
-    axes = figure.subplots()
+    chart = Chart(height=4.2)
+    panel = chart.panels[0]
     tiny = Tiny()
     curve = [optimum(tiny, beta)[0:2] for beta in np.geomspace(0.01, 40, 200)]
-    axes.plot(
-        [float(kl) for _, kl in curve],
-        [mean_reward(tiny, p) for p, _ in curve],
-        "k",
-        lw=2,
-        label="exact optimum",
-    )
-    for place, method in enumerate(dict.fromkeys(one.method for one in results)):
+    kl, reward = [float(one) for _, one in curve], [mean_reward(tiny, p) for p, _ in curve]
+    panel.line("exact optimum", kl, reward, shade=INK, marker="", linewidth=2.4)
+    for method in dict.fromkeys(one.method for one in results):
         points = sorted((one.kl, one.reward) for one in results if one.method == method)
-        axes.plot(*zip(*points, strict=True), label=method, **style(place))
-    axes.set(xlabel="KL to the base, nats per answer", ylabel="mean reward", xlim=(0, 2.4))
-    axes.legend(**BESIDE)
-    figure.savefig(path, dpi=130)
+        panel.line(method, *zip(*points, strict=True))
+    panel.axes.set(xlabel="KL to the base, nats per answer", ylabel="mean reward", xlim=(0, 2.4))
+    panel.fit()
+    chart.save(path)

@@ -2,94 +2,94 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-from matplotlib.figure import Figure
-
+from trimtab_models.drawing import INK, SHADES, Chart, Panel
 from trimtab_models.info import STEERS
 from trimtab_models.report.validate import Report
 from trimtab_models.validation import Correlation, Estimate
 
-GREY = "0.6"
+WIDTH, HEIGHT = 6.4, 3.4
+"""Inches."""
+BLUE, ORANGE, *_ = SHADES
 
 
 def _errors(estimates: list[Estimate]) -> list[float]:
     return [estimate.standard_error or 0.0 for estimate in estimates]
 
 
-def prefix_auc(axes: Any, report: Report) -> None:
+def prefix_auc(panel: Panel, report: Report) -> None:
     """Prefix-AUC by relative position, with the minimum for steering."""
     positions = list(report.prefix_auc.positions.values())
-    at = range(10, 101, 10)
-    axes.axhline(0.5, color=GREY, linestyle=":", label="chance")
-    axes.axhline(STEERS, color="tab:red", linestyle="--", label="do not steer below")
-    axes.errorbar(at, [p.mean for p in positions], _errors(positions), marker="o", capsize=3)
-    axes.set(xlabel="% of the answer read", ylabel="prefix-AUC ± s.e.", ylim=(0, 1.02))
-    axes.legend(loc="lower right")
+    means = [one.mean for one in positions]
+    panel.level("chance", 0.5)
+    panel.level("do not steer below", STEERS)
+    panel.line("prefix-AUC", range(10, 101, 10), means, _errors(positions), shade=BLUE, label=None)
+    panel.axes.set(xlabel="% of the answer read", ylabel="prefix-AUC ± s.e.", ylim=(0, 1.02))
 
 
-def known(axes: Any, report: Report) -> None:
+def known(panel: Panel, report: Report) -> None:
     """Correlation of score and reward by the part that has been read."""
     sides: dict[str, dict[int, Correlation | None]] = {
         "with the reward": {part.percent: part.reward for part in report.known},
         "beyond the prompt": {part.percent: part.beyond_prompt for part in report.known},
     }
-    axes.axhline(0, color=GREY, linestyle=":")
-    for label, by_part in sides.items():
+    panel.axes.axhline(0, color=INK, linestyle=":", linewidth=1)
+    for (name, by_part), shade in zip(sides.items(), (BLUE, ORANGE), strict=True):
         at = {percent: one for percent, one in by_part.items() if one is not None}
-        values = [one.value for one in at.values()]
-        errors = [_interval(one) for one in at.values()]
-        spans = [list(side) for side in zip(*errors, strict=True)] or None
-        axes.errorbar(list(at), values, spans, marker="o", capsize=3, label=label)
-    axes.set(xlabel="% of the answer read", ylabel="correlation, 95 % interval", ylim=(-1, 1.02))
-    axes.legend(loc="lower right")
+        panel.line(name, list(at), [one.value for one in at.values()], shade=shade)
+        low, high = ([_interval(one)[side] for one in at.values()] for side in (0, 1))
+        panel.axes.fill_between(list(at), low, high, color=shade, alpha=0.13, linewidth=0)
+    panel.axes.set(xlabel="% of the answer read", ylabel="correlation, 95 % interval")
+    panel.axes.set(ylim=(-1, 1.02))
 
 
 def _interval(one: Correlation) -> tuple[float, float]:
-    """How far the interval reaches below and above the value."""
+    """The ends of the interval; the value itself where there is none."""
     if one.low is None or one.high is None:
-        return 0.0, 0.0
-    return max(0.0, one.value - one.low), max(0.0, one.high - one.value)
+        return one.value, one.value
+    return min(one.low, one.value), max(one.high, one.value)
 
 
-def reliability(axes: Any, report: Report) -> None:
+def reliability(panel: Panel, report: Report) -> None:
     """Mean return against the scorer's prediction, in ten bins of prefixes."""
     if report.values is None:
         return
     bins = report.values.bins
-    predicted = [b.predicted for b in bins]
+    predicted, returned = [b.predicted for b in bins], [b.returned for b in bins]
     if report.is_value:
-        axes.axline((predicted[0], predicted[0]), slope=1, color=GREY, linestyle=":")
+        ideal = predicted[0], predicted[-1]
+        panel.line("as predicted", ideal, ideal, shade=INK, marker="", linestyle=":")
     errors = [b.standard_error or 0.0 for b in bins]
-    axes.errorbar(predicted, [b.returned for b in bins], errors, marker="o", capsize=3)
-    axes.set(xlabel="score of the prefix", ylabel="mean return of its completions ± s.e.")
+    panel.line("returns", predicted, returned, errors, shade=BLUE, label=None)
+    panel.axes.set(xlabel="score of the prefix", ylabel="mean return of its completions ± s.e.")
 
 
-def length(axes: Any, report: Report) -> None:
+def length(panel: Panel, report: Report) -> None:
     """Score against length, coloured by reward."""
     points = report.points
-    scatter = axes.scatter(
+    scatter = panel.axes.scatter(
         [p.length for p in points],
         [p.score for p in points],
         c=[p.reward for p in points],
         s=8,
         cmap="viridis",
     )
-    axes.figure.colorbar(scatter, ax=axes, label="reward")
-    axes.set(xlabel="tokens of the answer", ylabel="score of the whole answer")
+    panel.axes.figure.colorbar(scatter, ax=panel.axes, label="reward").outline.set_visible(False)
+    panel.axes.set(xlabel="tokens of the answer", ylabel="score of the whole answer")
 
 
-def inheritance(axes: Any, report: Report) -> None:
+def inheritance(panel: Panel, report: Report) -> None:
     """How often continued losing prefixes win."""
     names = [f"{part.fraction:.0%}" for part in report.inheritance]
     wins = [part.wins for part in report.inheritance]
-    axes.bar(names, [w.mean for w in wins], yerr=_errors(wins), capsize=3, width=0.5)
-    axes.axhline(1 / 3, color=GREY, linestyle=":", label="uninformative prefix")
-    axes.set(xlabel="kept part of the losing answer", ylabel="wins ± s.e.", ylim=(0, None))
-    axes.legend()
+    panel.axes.bar(
+        names, [w.mean for w in wins], yerr=_errors(wins), ecolor=INK, color=BLUE, width=0.5
+    )
+    panel.level("uninformative prefix", 1 / 3)
+    panel.axes.set(xlabel="kept part of the losing answer", ylabel="wins ± s.e.", ylim=(0, None))
 
 
-PLOTS: dict[str, Callable[[Any, Report], None]] = {
+PLOTS: dict[str, Callable[[Panel, Report], None]] = {
     "report-prefix-auc.png": prefix_auc,
     "report-known.png": known,
     "report-length.png": length,
@@ -108,6 +108,6 @@ def draw(directory: Path, report: Report) -> None:
         if not has.get(name, True):
             (directory / name).unlink(missing_ok=True)
             continue
-        figure = Figure(figsize=(6, 3.6), dpi=90, layout="constrained")
-        plot(figure.add_subplot(), report)
-        figure.savefig(directory / name)
+        chart = Chart(height=HEIGHT, width=WIDTH)
+        plot(chart.panels[0], report)
+        chart.save(directory / name)

@@ -24,12 +24,13 @@ from trimtab_server import tracing
 from trimtab_server.http import HEAD_BYTES
 from trimtab_server.settings import Settings
 from trimtab_server.shutdown import unsignalled
+from trimtab_server.vllm import flags as flags_of_vllm
 from trimtab_server.vllm.records import Recording
 
 try:  # vLLM 0.33 moved it
-    from vllm.entrypoints.common.cli_args import make_arg_parser, validate_parsed_serve_args
+    from vllm.entrypoints.common.cli_args import validate_parsed_serve_args
 except ImportError:
-    from vllm.entrypoints.launchers.cli_args import make_arg_parser, validate_parsed_serve_args
+    from vllm.entrypoints.launchers.cli_args import validate_parsed_serve_args
 
 
 class RecordingLLM(Recording, AsyncLLM):
@@ -42,10 +43,10 @@ def parse(
     """vLLM's arguments: `defaults`, overridden by the `vllm` setting, overridden by `flags`.
 
     Raises:
-        StartError: Trimtab sets the flag itself, or replaces it by its own setting.
+        StartError: there is no such flag, Trimtab sets it itself, or it has a setting of its own.
         TrimtabError: guidance does not support a flag.
     """
-    parser = make_arg_parser(FlexibleArgumentParser(prog="trimtab serve MODEL"))
+    parser = flags_of_vllm.parser()
     parser.set_defaults(h11_max_incomplete_event_size=HEAD_BYTES)
     if settings.log_level in ("warning", "error"):
         parser.set_defaults(use_tqdm_on_load=False)
