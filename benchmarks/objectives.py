@@ -37,7 +37,7 @@ EPOCHS = {"rollouts": 2, "pairs": 1, "rankings": 3}  # about the same number of 
 PROMPTS = 200
 CANDIDATES = {
     "mass 0.99": {"k": 32, "mass": 0.99, "tail": "truncate"},
-    "k = 10": {"preset": "pargs"},
+    "k = 10": {"paper": "pargs"},
 }
 KL = 1.0  # nats per answer at which the frontiers are compared
 SHOWN_KL = 3.0  # where the chart ends: some lines go on, to 47 nats

@@ -120,7 +120,7 @@ def main() -> None:
             f"{n} 4 k10": {
                 "scorers": together if n == "all" else {n: 1.0},
                 "beta": 4,
-                "preset": "pargs",
+                "paper": "pargs",
             }
             for n in (*NAMES, "all")
         },

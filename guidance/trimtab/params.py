@@ -35,7 +35,7 @@ MAX_SCORERS = 8
 MAX_NAMED = 16
 """Maximum number of scorers that an error lists."""
 MAX_WEIGHT = 1000.0
-PRESETS: dict[str, dict[str, Any]] = {
+PAPERS: dict[str, dict[str, Any]] = {
     "args": {"k": 10, "mass": 1.0, "tail": "truncate"},
     "pargs": {"k": 10, "mass": 1.0, "tail": "truncate"},
     "vas": {"k": 20, "mass": 1.0, "tail": "mean"},
@@ -93,7 +93,7 @@ class GuidanceParams(BaseModel):
         description="scorer name → minimum mean reward; the smallest strength that reaches it "
         "replaces β·w_i",
     )
-    preset: Literal["args", "pargs", "vas"] | None = Field(
+    paper: Literal["args", "pargs", "vas"] | None = Field(
         None, description="k, mass and tail of a paper; fields that are sent override it"
     )
     k: Annotated[int, Field(ge=1, le=MAX_K)] | Literal["all"] = Field(
@@ -123,9 +123,9 @@ class GuidanceParams(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _fill_preset(cls, fields: Any) -> Any:
-        preset = fields.get("preset") if isinstance(fields, Mapping) else None
-        return {**PRESETS.get(preset, {}), **fields} if isinstance(preset, str) else fields
+    def _fill_paper(cls, fields: Any) -> Any:
+        paper = fields.get("paper") if isinstance(fields, Mapping) else None
+        return {**PAPERS.get(paper, {}), **fields} if isinstance(paper, str) else fields
 
     @field_validator("scorers", "floors")
     @classmethod

@@ -32,9 +32,9 @@ EXAMPLES: Mapping[str, Mapping[str, Any]] = {
         "summary": "A KL budget instead of β",
         "value": {**PROMPT, "scorers": {"sentiment": 1.0}, "kl_budget": 2.0, **ANSWERED},
     },
-    "preset": {
+    "paper": {
         "summary": "k, mass and tail of a paper",
-        "value": {**PROMPT, **STEERED, "preset": "vas", **ANSWERED},
+        "value": {**PROMPT, **STEERED, "paper": "vas", **ANSWERED},
     },
     "trace": {
         "summary": "A stream with what guidance did at each token",
@@ -55,7 +55,7 @@ GUIDANCE_EXAMPLES = [
     STEERED,
     {"scorers": {"formality": 1.0, "brevity": -0.5}, "beta": 4},
     {"scorers": {"sentiment": 1.0}, "kl_budget": 2.0},
-    {**STEERED, "preset": "vas"},
+    {**STEERED, "paper": "vas"},
 ]
 ANSWER: Mapping[str, Any] = {
     "type": "object",

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from trimtab.errors import InvalidGuidance, UnknownScorer
-from trimtab.params import FIELDS, MAX_K, PRESETS, GuidanceParams
+from trimtab.params import FIELDS, MAX_K, PAPERS, GuidanceParams
 from trimtab.xargs import from_xargs, to_xargs
 
 names = st.from_regex(r"[a-z0-9][a-z0-9_-]{0,63}", fullmatch=True)
@@ -17,7 +17,7 @@ guidance = st.fixed_dictionaries(
         "scorers": st.dictionaries(names, weights, min_size=1, max_size=8),
         "floors": st.dictionaries(names, weights, min_size=1, max_size=8),
         "beta": st.floats(-100, 100) | st.integers(-100, 100),
-        "preset": st.sampled_from(list(PRESETS)),
+        "paper": st.sampled_from(list(PAPERS)),
         "k": st.integers(1, MAX_K),
         "mass": st.floats(0, 1, exclude_min=True),
         "tail": st.sampled_from(["truncate", "mean"]),
@@ -44,7 +44,7 @@ def test_defaults_are_the_design():
         "beta": 1.0,
         "kl_budget": None,
         "floors": None,
-        "preset": None,
+        "paper": None,
         "k": 16,
         "mass": 0.98,
         "tail": "mean",
@@ -55,18 +55,18 @@ def test_defaults_are_the_design():
 
 
 @pytest.mark.parametrize(
-    ("preset", "candidates"),
+    ("paper", "candidates"),
     [("args", (10, 1, "truncate")), ("pargs", (10, 1, "truncate")), ("vas", (20, 1, "mean"))],
 )
-def test_a_preset_is_its_papers_rule_unless_a_field_says_otherwise(preset, candidates):
+def test_a_paper_stands_for_its_rule_unless_a_field_says_otherwise(paper, candidates):
     def rule(params):
         return params.k, params.mass, params.tail
 
-    assert rule(GuidanceParams.parse({"preset": preset})) == candidates
-    assert rule(from_xargs({"trimtab_preset": preset})) == candidates
+    assert rule(GuidanceParams.parse({"paper": paper})) == candidates
+    assert rule(from_xargs({"trimtab_paper": paper})) == candidates
     own = {"k": 32, "mass": 0.99}  # these are fields like any other, not what is left out
-    assert rule(GuidanceParams.parse({"preset": preset, **own})) == (32, 0.99, candidates[2])
-    tail = {"trimtab_preset": preset, "trimtab_tail": "mean"}
+    assert rule(GuidanceParams.parse({"paper": paper, **own})) == (32, 0.99, candidates[2])
+    tail = {"trimtab_paper": paper, "trimtab_tail": "mean"}
     assert rule(from_xargs(tail)) == (*candidates[:2], "mean")
 
 
@@ -84,8 +84,8 @@ BAD = [
     *({"k": k} for k in [0, -1, 257, 1.5, "5", 2**63, True, None]),
     *({"mass": m} for m in [0, -0.1, 1.01, math.nan, "1", None]),
     *({"tail": t} for t in ["cut", "", None, 1]),
-    *({"preset": p} for p in ["ppo", "", 1, ["vas"], SECRET]),
-    {"preset": "vas", "k": 0},
+    *({"paper": p} for p in ["ppo", "", 1, ["vas"], SECRET]),
+    {"paper": "vas", "k": 0},
     {"normalize": 1},
     {"normalize": "true"},
     {"on_error": "ignore"},

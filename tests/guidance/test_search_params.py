@@ -68,7 +68,7 @@ def test_refuses(fields, message):
         (BestOfN(), {}, 0.0, "temperature"),
         (Smc(), {}, 0.0, "temperature"),
         (Mcts(), {"tail": "mean"}, 1.0, "tail"),
-        (Mcts(), {"preset": "vas"}, 1.0, "tail"),
+        (Mcts(), {"paper": "vas"}, 1.0, "tail"),
         (Beam(), {"on_error": "unguided"}, 1.0, "on_error"),
         (Beam(), {"trace": True}, 1.0, "trace"),
     ],

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from trimtab.errors import TrimtabError
-from trimtab.params import MASS, PRESETS, K
+from trimtab.params import MASS, PAPERS, K
 from trimtab_lab.arena import plots, stats
 from trimtab_lab.arena.bench import Bench, Spec
 from trimtab_lab.arena.climb import climb
@@ -31,7 +31,7 @@ KS = (5, 10, 20, 40)
 LADDER = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0)
 SUM, REWARD = "sum", "reward"
 BY_MASS = Method(f"mass {MASS:g}", "candidates by mass", SUM, K, MASS, tail="mean")
-CUT = Method("k = 10, tail cut", "as PARGS", SUM, **PRESETS["pargs"])
+CUT = Method("k = 10, tail cut", "as PARGS", SUM, **PAPERS["pargs"])
 MIN_PROMPTS = 8
 MADE_BY = {"command": "sweep"}
 LEVEL = 0.05

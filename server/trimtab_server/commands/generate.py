@@ -36,7 +36,7 @@ def generate(
         list[str] | None,
         typer.Option(help="NAME=REWARD, a mean reward to reach; repeatable.", metavar="FLOOR"),
     ] = None,
-    preset: Annotated[
+    paper: Annotated[
         str | None, typer.Option(help="k, mass and tail of a paper: args, pargs or vas.")
     ] = None,
     k: Annotated[

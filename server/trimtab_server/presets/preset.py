@@ -14,8 +14,8 @@ BASE = "base"
 """The reserved name: MODEL@base is the model without a preset."""
 RANGED = ("beta", "kl_budget", "scorers", "floors", "k", "mass")
 """Fields whose bound may be a range; in `scorers` and `floors`, it holds for each number."""
-FREE = ("trace", "preset")
-"""Fields without a bound: `trace` steers nothing, `preset` only stands for k, mass and tail."""
+FREE = ("trace", "paper")
+"""Fields without a bound: `trace` steers nothing, `paper` only stands for k, mass and tail."""
 EXCLUDES = {"kl_budget": ("beta", "floors"), "beta": ("kl_budget",), "floors": ("kl_budget",)}
 """Field of a request → fields of the preset that cannot be combined with it, and are dropped."""
 
