@@ -6,7 +6,9 @@ the last token is read again at each step, so that shapes are fixed and a step i
 """
 
 from collections.abc import Sequence
+from copy import copy
 from itertools import count
+from typing import Self
 
 import numpy as np
 import torch
@@ -17,6 +19,7 @@ from trimtab.errors import ScorerLoadError
 from trimtab.scoring import captured, deadline, exactness
 from trimtab.scoring.attention import AttentionPlan
 from trimtab.scoring.captured import FixedSteps
+from trimtab.scoring.common import CommonForward
 from trimtab.scoring.fixed import FixedRow, Shape
 from trimtab.scoring.pool import NO_IDS, Ids, PoolFull, PrefixPool
 from trimtab.scoring.shared import Block
@@ -72,6 +75,7 @@ class Backbone:
         """Replaces larger ids: padding of the base's vocabulary beyond the network's, which no
         text contains."""
         self.tokens_forwarded = 0
+        self.common = CommonForward()
         self.fixed = captured.on_cuda(self.network, self.pool)
         try:
             exactness.check_scores(self.model, self._probe)
@@ -80,6 +84,22 @@ class Backbone:
                 raise
             self.fixed = None  # a network that no graph can hold is served as on the CPU
             exactness.check_scores(self.model, self._probe)
+
+    def under(self, model: PreTrainedModel) -> Self:
+        """This backbone, its pool included, under the head of a model with equal weights.
+
+        It counts only the tokens that are forwarded for this head first.
+
+        Raises:
+            ScorerLoadError: the model's output is more than its head of the last hidden state.
+        """
+        exactness.check_head(model)
+        other = copy(self)
+        other.model = model.requires_grad_(False).eval()
+        other.head = split(model)[1].to(self.pool.k.device)
+        setattr(model, model.base_model_prefix, self.network)  # its own is dropped
+        other.tokens_forwarded = 0
+        return other
 
     def hidden(
         self,
@@ -93,8 +113,15 @@ class Backbone:
         With `candidates` None: of every prefix's last token, [rows, hidden].
 
         keys identify rows across steps; prefixes must not be empty, nor modified afterwards. Only
-        networks that read text use prompts (cross.py).
+        networks that read text use prompts (cross.py). Rows that were announced for several calls
+        are forwarded once (common.py).
         """
+        return self.common.read(keys, prefixes, candidates, self._forward)
+
+    def _forward(
+        self, keys: Sequence[int], prefixes: Sequence[Ids], candidates: Sequence[Ids] | None
+    ) -> Tensor:
+        """As `hidden`, for these rows alone."""
         try:
             prefixes = [np.minimum(prefix, self.last) for prefix in prefixes]
             if candidates is not None:

@@ -40,6 +40,7 @@ from trimtab.loading import load_scorers, pool_bytes, precision
 from trimtab.params import GuidanceParams
 from trimtab.rows import Row, RowFault
 from trimtab.scorers import Scorer
+from trimtab.scoring.backbones import Backbones
 from trimtab.scoring.pool import Ids
 from trimtab.scoring.states import HiddenStates
 from trimtab.scoring.text import PromptContext
@@ -91,6 +92,7 @@ class GuidanceProcessor(V1LogitsProcessor, V2LogitsProcessor):
             dtype=self.dtype,
             device=self.device,
             model=model.model,
+            backbones=Backbones(),
         )
         self.leads = ranks.leads()
         try:
