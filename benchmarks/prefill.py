@@ -5,7 +5,8 @@
 The scorer is that of attention.py, with random weights; it reads a new prefix and ten candidates,
 in forwards of at most 2,048 tokens. *dense*: every forward has a mask of all its tokens and keys;
 *spans*: the product (guidance/trimtab/scoring/causal.py). *sliding* is the same network with
-windows of 1,024 tokens in all layers. A repeat reads one prefix in each form, in turn. Memory is
+windows of 1,024 tokens in all layers. A repeat reads one prefix in each form, in turn. Seconds are
+those of the process on the CPU, which other processes hardly change: use one thread. Memory is
 the peak of the process's resident set above what it had before the prefix. A ratio is the geometric
 mean over the repeats of dense ÷ spans of the same repeat, with its 95 % interval (t, of the
 logarithms). The difference is the largest between the candidates' hidden states of both forms.
@@ -57,7 +58,7 @@ def peak(reset: bool = False) -> int:
 
 
 def measure(kind: str, length: int, repeats: int) -> dict[str, object]:
-    """Seconds and peak memory of each form, and the ratio of their times."""
+    """CPU seconds and peak memory of each form, and the ratio of their times."""
     served = Backbone(
         sliding() if kind == "sliding" else network(),
         max_length=length,
@@ -77,9 +78,9 @@ def measure(kind: str, length: int, repeats: int) -> dict[str, object]:
             gc.collect()
             memory.give_back()
             with patch.object(attention, "MANY", FORMS[form]):
-                before, start = peak(reset=True), time.perf_counter()
+                before, start = peak(reset=True), time.process_time()
                 states.append(served.hidden([0], [text], [candidates]))
-                times[form].append(time.perf_counter() - start)
+                times[form].append(time.process_time() - start)
                 peaks[form].append((peak() - before) / MIB)
         difference = max(difference, float((states[0] - states[1]).abs().max()))
     ratios = np.log(np.array(times["dense"][1:]) / np.array(times["spans"][1:]))
@@ -100,8 +101,8 @@ def table(results: list[dict]) -> str:
         "# Reading a long prefix",
         "",
         "`python benchmarks/prefill.py`: a scorer of six layers reads a new prefix; medians; dense "
-        "÷ spans is a geometric mean with its 95 % interval. MiB: the peak above what the process "
-        "had.",
+        "÷ spans is a geometric mean with its 95 % interval. Seconds on the CPU, one thread. MiB: "
+        "the peak above what the process had.",
         "",
         "| layers | tokens | dense s | spans s | dense ÷ spans | dense MiB | spans MiB | "
         "difference | repeats |",

@@ -8,7 +8,8 @@ equal weights were shared; *shared*: one of both for all. *subsets*: every row u
 scorers, every second row the other half. A repeat is one `Guide.step` of each form, in turn, on the
 same rows and logits; then every row grows by its most likely token. A ratio is the geometric mean
 over the repeats of apart ÷ shared of the same repeat, with its 95 % interval (t, of the
-logarithms). With one scorer both forms are the same code. Writes shared_backbone.{json,md}.
+logarithms). Times are those of the process on the CPU, which other processes hardly change: use one
+thread. With one scorer both forms are the same code. Writes shared_backbone.{json,md}.
 """
 
 import argparse
@@ -69,9 +70,9 @@ def measure(count: int, rows: int, subsets: bool, repeats: int) -> dict[str, obj
             order = list(guides) if repeat % 2 else list(guides)[::-1]
             for form in order:
                 logits = base.clone()
-                start = time.perf_counter()
+                start = time.process_time()
                 guides[form].step(logits, list(enumerate(batches[form])))
-                times[form].append(1e3 * (time.perf_counter() - start))
+                times[form].append(1e3 * (time.process_time() - start))
                 if repeat == 0:
                     before[form] = _forwarded(guides[form])
             chosen = logits.argmax(1).tolist()
@@ -106,7 +107,8 @@ def table(results: list[dict]) -> str:
         "",
         f"`python benchmarks/shared_backbone.py`: a step of k = {K} candidates after {PREFIX} and "
         "more tokens, medians; apart ÷ shared is a geometric mean with its 95 % interval. Tokens "
-        "are those that go through the networks for a row in a step.",
+        "are those that go through the networks for a row in a step. Milliseconds on the CPU, one "
+        "thread.",
         "",
         "| scorers | rows | of each row | apart ms | shared ms | apart ÷ shared | tokens apart | "
         "shared | repeats |",
