@@ -263,11 +263,11 @@ def test_a_fault_stays_with_its_scorer_and_row(deep, monkeypatch):
 def test_who_runs_out_of_time_is_the_one_that_asked(monkeypatch):
     trunk = build(configs()["llama"])
     scorers = {name: HeadScorer(ScorerInfo(), trunk) for name in ("a", "b")}
-    plain, asked = trunk._forward, []
+    plain, sizes = trunk._forward, []
 
     def slow(keys, prefixes, candidates):
-        asked.append(len(keys))
-        if len(asked) == 1:
+        sizes.append(len(keys))
+        if len(sizes) == 1:
             raise OutOfTime("the time is over")
         return plain(keys, prefixes, candidates)
 
@@ -275,7 +275,7 @@ def test_who_runs_out_of_time_is_the_one_that_asked(monkeypatch):
     kinds = [{"scorers": {"a": 1.0}}, {"scorers": {"b": 1.0}}]
     _, rows = steps(Guide(scorers), kinds, np.random.default_rng(0), count=1)
     assert [row.fault and row.fault.overrun for row in rows] == [True, None]
-    assert asked == [2, 1], "the second scorer reads its own row only"
+    assert sizes == [2, 1], "the second scorer reads its own row only"
 
 
 class Slow(Scorer):
