@@ -71,6 +71,11 @@ def waves(rows: Sequence[tuple[int, Row]]) -> list[list[tuple[int, Row]]]:
     )
 
 
+def positions(rows: Iterable[Row]) -> int:
+    """The most positions of one request among rows that are scored together."""
+    return len({depth(row) for row in rows})
+
+
 def depth(row: Row) -> int:
     """Draft tokens at the end of a row's prefix, in this step."""
     return 0 if row.earlier is None else 1 + depth(row.earlier)

@@ -87,6 +87,7 @@ class Guide(RowScorers):
         candidates, groups, cuts = choice.candidates, choice.groups, choice.cuts
         keeps = [not row.cuts(cost, budget.SHARE) for row, cost in zip(rows, cuts, strict=True)]
         tail_mean = upload(torch.tensor(keeps), device)
+        self._announce(rows, groups)
         step = self._score(rows, groups, candidates)
         if any(row.plan is not None for row in rows):
             tables: dict[str, Tensor] = {}

@@ -10,6 +10,7 @@ from trimtab.reasons import why
 from trimtab.scorers import Scorer, family_class
 from trimtab.scorers.loader import Loader
 from trimtab.scorers.loader import tokenizer as read_tokenizer
+from trimtab.scoring.backbones import Backbones
 from trimtab.scoring.text import Detokenizer
 from trimtab_models.checkpoint import ScorerInfo, read_info
 from trimtab_models.files import Unusable, beside
@@ -32,6 +33,7 @@ def load_scorers(
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
     model: str | Path | None = None,
+    backbones: Backbones | None = None,
 ) -> dict[str, Scorer]:
     """Load every scorer of a configuration; composites are loaded last.
 
@@ -39,6 +41,7 @@ def load_scorers(
     tokenizer: the base's, or its directory or hub name, for scorers that read text. Without it,
     networks are assumed to share it.
     model: the base's directory or hub name, for probes, which read its states.
+    backbones: of the scorers that are loaded already; those with equal weights are shared.
 
     Raises:
         ScorerLoadError: a scorer cannot be loaded, or cannot be served exactly.
@@ -47,7 +50,8 @@ def load_scorers(
     specs = {name: _complete(name, spec) for name, spec in config.scorers.items()}
     share = _share(config.cache_bytes, specs)
     scorers: dict[str, Scorer] = {}
-    loader = Loader(base, max_length, vocab_size, share, dtype, device, scorers, model)
+    backbones = Backbones() if backbones is None else backbones
+    loader = Loader(base, max_length, vocab_size, share, dtype, device, scorers, model, backbones)
     for name, spec in sorted(specs.items(), key=lambda s: _class(s[1]).composes):
         try:
             scorers[name] = _loaded(_class(spec), spec, loader)

@@ -48,8 +48,8 @@ def fit(
     return size, (
         f"the scorers' prefix caches have {size // MIB} MiB; {rows} requests of {length} tokens "
         f"need {wanted // MIB} MiB. All requests together may have {held} tokens before "
-        "prefixes are read again at each step, which is slower. Set --cache-bytes to more, or "
-        "lower --max-num-seqs or --max-model-len."
+        "prefixes are read again at each step, which is slower. Set cache_bytes (--cache-bytes) to "
+        "more, or lower --max-num-seqs or --max-model-len."
     )
 
 

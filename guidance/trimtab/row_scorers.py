@@ -8,10 +8,12 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from trimtab import drafts
 from trimtab.registry import Registry
-from trimtab.rows import Row, RowFault
+from trimtab.rows import Row, RowFault, members_of
 from trimtab.scorers.base import Scorer
 from trimtab.scoring.calls import ScorerFailed, checked
+from trimtab.scoring.common import CommonForward
 from trimtab.scoring.pool import Ids
 from trimtab.states import States
 
@@ -29,6 +31,29 @@ class RowScorers:
         """timeout: maximum seconds of a scorer per step, see ScorerCalls."""
         self.registry = Registry(scorers, timeout)
         self.states = States()
+
+    def _announce(self, rows: Sequence[Row], groups: Sequence[Ids]) -> None:
+        """Tell each backbone that several calls of this step read which rows these are.
+
+        rows: of one cohort, so that a name is one version.
+        """
+        using = {name: row for row in rows for name in row.weights}
+        calls: dict[CommonForward, list[tuple[str, list[int]]]] = {}
+        for name, one in using.items():
+            for backbone in self.registry.scorer_of(one, name).backbones:
+                for planned in (False, True):
+                    members = members_of(name, rows, groups, planned=planned)
+                    if members:
+                        calls.setdefault(backbone.common, []).append((name, members))
+        for common, reading in calls.items():
+            if len(reading) == 1:
+                continue
+            names = {name for name, _ in reading}
+            some = sorted({r for _, members in reading for r in members})
+            own = [rows[r] for r in some]
+            fresh = sum(len(row.prefix) for row in own if names.isdisjoint(row.read))
+            keys, prefixes = [row.key for row in own], [row.prefix for row in own]
+            common.announce(keys, prefixes, [groups[r] for r in some], fresh)
 
     def score_rows(self, name: str, rows: Sequence[Row], groups: Sequence[Ids]) -> Tensor:
         """One scorer's scores, [Σ candidates] on the host; rows for which it fails get a fault."""
@@ -66,7 +91,8 @@ class RowScorers:
         work = partial(checked, read, (len(names), sum(map(len, groups))), device)
         try:
             with self.registry.timings.call(names, rows):
-                return calls.score(names[0], first, work, calls.until(first, 0))
+                until = calls.until(first, 0, drafts.positions(rows))
+                return calls.score(names[0], first, work, until)
         except ScorerFailed:
             return None
 
@@ -96,7 +122,8 @@ class RowScorers:
         scorer = self.registry.scorer_of(rows[0], name)
         if until is None:
             fresh = sum(len(row.prefix) for row in rows if name not in row.read)
-            until = self.registry.calls.until(scorer, fresh)
+            fresh = max(fresh, *(backbone.common.fresh for backbone in scorer.backbones), 0)
+            until = self.registry.calls.until(scorer, fresh, drafts.positions(rows))
         work = partial(checked, read(rows, groups), (sum(sizes), *shape), device)
         try:
             with self.registry.timings.call([name], rows):

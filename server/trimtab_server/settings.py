@@ -150,8 +150,8 @@ class Settings(PresetSettings, CapSettings, OperationSettings):
         SCORER_SECONDS,
         gt=0,
         le=3600,
-        description="seconds that a scorer may take per step; after three overruns within an hour "
-        "it is suspended",
+        description="seconds that a scorer may take per step, with draft tokens for each position "
+        "that the step scores; after three overruns within an hour it is suspended",
     )
     scorer_dtype: Literal["float32", "bfloat16"] | None = Field(
         None,

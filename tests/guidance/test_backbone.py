@@ -7,7 +7,7 @@ from transformers import BloomConfig, Gemma2Config, LlamaConfig
 
 from networks import LENGTH, VOCAB, configs
 from trimtab.errors import ScorerLoadError
-from trimtab.scoring import backbone as backbone_module
+from trimtab.scoring import waves
 from trimtab.scoring.attention import NAME
 from trimtab.scoring.backbone import Backbone
 from trimtab_models.networks import scalar_head, vocabulary_head
@@ -144,7 +144,7 @@ def test_common_prompts_are_computed_once():
 
 
 def test_long_prompts_come_in_chunks(monkeypatch):
-    monkeypatch.setattr(backbone_module, "MAX_TOKENS", 16)
+    monkeypatch.setattr(waves, "MAX_TOKENS", 16)
     backbone, rng = build(configs()["llama"]), np.random.default_rng(6)
     prefixes, candidates = ragged(rng, 4)
     actual = backbone.hidden(range(4), prefixes, candidates)

@@ -210,3 +210,41 @@ def test_the_control(careless, monkeypatch):
         monkeypatch.setattr(States, "_at", lambda self, row, prefix: None)
     results = [decode(make(), prompts, 16, proposals(rng, prompts, longer)) for _ in range(3)]
     assert not all(all(map(equal, result[2], records)) for result in results)
+
+
+class Clocked(Scorer):
+    """Takes `seconds` for each row, on a clock of its own."""
+
+    family = "clocked"
+    keeps_time = True
+
+    def __init__(self, seconds):
+        super().__init__(ScorerInfo())
+        self.seconds, self.now = seconds, 0.0
+
+    def score(self, keys, prefixes, candidates, strengths, prompts=()):
+        self.now += self.seconds * len(keys)
+        return torch.zeros(sum(map(len, candidates)))
+
+
+@pytest.mark.parametrize("kind", [{"beta": 1.0}, {"kl_budget": 2.0}], ids=["fixed", "budget"])
+@pytest.mark.parametrize("drafted", [0, 3])
+@pytest.mark.parametrize("seconds", [0.9, 1.1])
+def test_the_limit_is_for_each_position(kind, drafted, seconds, monkeypatch):
+    """Each of d + 1 positions may take the limit, together or one after another; not more."""
+    scorer = Clocked(seconds)
+    monkeypatch.setattr("time.monotonic", lambda: scorer.now)
+    guide = Guide({"clocked": scorer}, 1.0)
+    guide.registry.calls.status(scorer).answered = True  # a first call may take longer
+    row = Row(
+        GuidanceParams.parse({"scorers": {"clocked": 1.0}, "mass": 1.0, "k": 4, **kind}),
+        2,
+        prefix=np.array([1, 2]),
+        max_tokens=9,
+    )
+    rows = [row, *drafts.ahead(row, range(drafted))]
+    guide.step(torch.zeros(len(rows), VOCAB), list(enumerate(rows)))
+    assert scorer.now == pytest.approx(
+        seconds * (1 if kind.get("kl_budget") and seconds > 1 else len(rows))
+    )
+    assert [bool(one.fault and one.fault.overrun) for one in rows] == [seconds > 1] * len(rows)

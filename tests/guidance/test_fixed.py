@@ -17,8 +17,7 @@ from torch.utils._pytree import tree_leaves
 import pretended
 from networks import VOCAB, configs
 from test_backbone import build, history, ragged, reference
-from trimtab.scoring import backbone as backbone_module
-from trimtab.scoring import captured, fixed, merging
+from trimtab.scoring import captured, fixed, merging, waves
 from trimtab.scoring.captured import FixedSteps
 from trimtab.scoring.fixed import FixedRow, Shape
 from trimtab.scoring.pool import PrefixPool
@@ -87,7 +86,7 @@ def test_fixed_steps_equal_reforwarding(family):
 def test_any_history_gives_the_same_scores(limit, value, monkeypatch):
     """Rows that grow, shrink and fork, in a pool too small, over several forwards a step."""
     if limit is not None:
-        monkeypatch.setattr(fixed if limit.startswith("MOST") else backbone_module, limit, value)
+        monkeypatch.setattr(fixed if limit.startswith("MOST") else waves, limit, value)
     rng = np.random.default_rng(3)
     backbone = served(pool_bytes=200 * 3 * 2 * 2 * 16 * 4)
     for keys, prefixes, candidates in history(rng, steps=12, longest=29):

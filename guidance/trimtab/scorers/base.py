@@ -127,6 +127,14 @@ class Scorer(ABC):
         raise NotImplementedError(f"a {self.family} scorer does not stack")
 
     @property
+    def backbones(self) -> Sequence[Backbone]:
+        """The networks, with the base's tokenizer, that a call reads; once for each time.
+
+        Those that several calls of a step read are forwarded once for all (scoring/common.py).
+        """
+        return ()
+
+    @property
     def keeps_time(self) -> bool:
         """Whether calls end by themselves, at most one forward after their deadline.
 
@@ -160,7 +168,10 @@ class Scorer(ABC):
 
     @property
     def tokens_forwarded(self) -> int:
-        """Tokens that went through the scorer's networks since it was loaded."""
+        """Tokens that went through the scorer's networks since it was loaded.
+
+        Of rows that several scorers read from a common backbone, the first one counts them.
+        """
         return 0
 
     @property
@@ -197,6 +208,11 @@ class NetworkScorer(Scorer):
     def load(cls, spec: ScorerSpec, loader: Loader) -> Self:
         """See Scorer.load."""
         return cls(*loader.network(spec, cls.network))
+
+    @property
+    def backbones(self) -> Sequence[Backbone]:
+        """See Scorer.backbones."""
+        return [self.backbone] if isinstance(self.backbone, Backbone) else []
 
     @property
     def keeps_time(self) -> bool:

@@ -14,6 +14,7 @@ from trimtab.config import ScorerSpec
 from trimtab.errors import ScorerLoadError
 from trimtab.scorers.base import Scorer
 from trimtab.scorers.loader import Loader
+from trimtab.scoring.backbone import Backbone
 from trimtab.scoring.pool import Ids
 from trimtab.scoring.text import Prompt, Turns
 from trimtab.scoring.turns import CONVERSING
@@ -21,7 +22,7 @@ from trimtab_models.checkpoint import ScorerInfo
 
 
 class CompositeScorer(Scorer):
-    """A fixed, signed sum of scorers. Each part keeps its own cache, also when used alone."""
+    """A fixed, signed sum of scorers, whose parts keep their caches, also when used alone."""
 
     family = "composite"
     composes = True
@@ -72,6 +73,11 @@ class CompositeScorer(Scorer):
                 w * scorer.score(keys, prefixes, candidates, strengths_w, prompts, **read)
             )
         return torch.stack(scores).sum(0)
+
+    @property
+    def backbones(self) -> Sequence[Backbone]:
+        """Of all parts."""
+        return [backbone for scorer, _ in self.parts.values() for backbone in scorer.backbones]
 
     @property
     def keeps_time(self) -> bool:

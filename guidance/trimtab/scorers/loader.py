@@ -13,6 +13,7 @@ from trimtab.errors import ScorerLoadError
 from trimtab.params import MAX_K
 from trimtab.scoring.attention import NAME as PREFIX_ATTENTION
 from trimtab.scoring.backbone import Backbone
+from trimtab.scoring.backbones import Backbones
 from trimtab.scoring.cross import CrossBackbone
 from trimtab.scoring.retokenise import Retokeniser
 from trimtab.scoring.text import Detokenizer, Reader, template
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     from trimtab.scorers.base import Scorer
 
 CAUSAL_READS = ("text", "chat")
+ALONE = ("vocabulary", "log_ratio")
+"""Kinds of checkpoints whose heads read prefixes alone, without candidates."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +34,8 @@ class Loader:
 
     tokenizer: the base's; None if networks are assumed to share it. max_length: longest prefix, in
     tokens. vocab_size: of the base. pool_bytes: of each prefix pool. loaded: the scorers so far.
-    base: directory or hub name of the base, if its states are at hand.
+    base: directory or hub name of the base, if its states are at hand. backbones: those that later
+    scorers may share.
     """
 
     tokenizer: Detokenizer | None
@@ -42,6 +46,7 @@ class Loader:
     device: torch.device | str
     loaded: Mapping[str, "Scorer"] = field(default_factory=dict)
     base: str | Path | None = None
+    backbones: Backbones = field(default_factory=Backbones)
 
     def network(
         self, spec: ScorerSpec, family: Family
@@ -65,14 +70,17 @@ class Loader:
         window = min(positions or classify.UNBOUNDED, 4 * self.max_length)
         render = self.render(spec, own, CAUSAL_READS)
         return info, CrossBackbone(
-            self._backbone(model, window),
+            Backbone(model, **self._options(window)),
             Reader(self.decoder(), render),
             Retokeniser(own, rendered=render is not None),
             window,
         )
 
     def native(self, path: str, family: Family) -> tuple[ScorerInfo, Backbone]:
-        """A network with the base's tokenizer; raises as `network`."""
+        """A network with the base's tokenizer; raises as `network`.
+
+        Networks with equal weights share one backbone (scoring/backbones.py).
+        """
         if self._own_tokenizer(path) is not None:
             raise ScorerLoadError(
                 f"its tokenizer is not the base's, which a {family} scorer must share; families "
@@ -85,7 +93,8 @@ class Loader:
                 f"it embeds {rows} tokens and the base has {self._tokens()}; a {family} scorer "
                 "must use this base's tokenizer, or include its own"
             )
-        return info, self._backbone(model, self.max_length)
+        alone = info.ahead or family in ALONE
+        return info, self.backbones.of(model, alone=alone, **self._options(self.max_length))
 
     def cast(self, model: Any) -> Any:
         """A network in the engine's precision."""
@@ -129,14 +138,14 @@ class Loader:
         model, info = checkpoint.load(path, family=family, attn_implementation=PREFIX_ATTENTION)
         return self.cast(model), info
 
-    def _backbone(self, model: Any, max_length: int) -> Backbone:
-        return Backbone(
-            model,
-            max_length=max_length,
-            pool_bytes=self.pool_bytes,
-            max_candidates=MAX_K,
-            device=self.device,
-        )
+    def _options(self, max_length: int) -> dict[str, Any]:
+        """Options of a backbone."""
+        return {
+            "max_length": max_length,
+            "pool_bytes": self.pool_bytes,
+            "max_candidates": MAX_K,
+            "device": self.device,
+        }
 
     def _own_tokenizer(self, path: str) -> Any:
         """The tokenizer of a checkpoint if it has one that differs from the base's, else None."""

@@ -13,6 +13,7 @@ from trimtab.config import ScorerSpec
 from trimtab.scorers.base import Scorer, gather_candidates
 from trimtab.scorers.loader import Loader, tokenizer
 from trimtab.scorers.vocabulary import VocabularyScorer
+from trimtab.scoring.backbone import Backbone
 from trimtab.scoring.pool import Ids, PrefixPool
 from trimtab.scoring.text import Prompt
 from trimtab_models import checkpoint
@@ -67,6 +68,11 @@ class LogRatioScorer(Scorer):
         if self.reference is not None:
             ratio = ratio - self._log_p(self.reference, keys, prefixes, candidates)
         return self.info.alpha * ratio
+
+    @property
+    def backbones(self) -> Sequence[Backbone]:
+        """Of both models."""
+        return [backbone for model in self.models for backbone in model.backbones]
 
     def _log_p(
         self,

@@ -8,11 +8,13 @@ its prefix. For a query q of a row, with key index p in [prefix, candidates]:
     visible(q, p)  =  p = self(q)  or  (p < len(prefix) and p ≤ self(q))
                       and position(p) > position(q) − window,  if the layer slides
 
-so one forward of few tokens per row equals re-forwarding the prefix with each candidate.
+so one forward of few tokens per row equals re-forwarding the prefix with each candidate. A row that
+reads many prefix tokens attends to them apart (causal.py), so that no mask of [tokens, keys] is
+needed.
 """
 
 from collections import defaultdict
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -20,11 +22,14 @@ import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface
 
+from trimtab.scoring.causal import Span, causal
 from trimtab.scoring.merging import HIDDEN, attend, merge
 from trimtab.scoring.pool import Ids, PrefixPool
 from trimtab.scoring.shared import Block, SharedRun, shared_runs
 
 NAME = "trimtab_prefix"
+MANY = 64
+"""New prefix tokens of a row above which they are a span of their own."""
 
 
 @dataclass
@@ -95,6 +100,7 @@ class AttentionPlan:
         q = query[0].transpose(0, 1)  # [tokens, heads, dim]
         grouped = self.grouped(window is not None)
         parts = [self._part(group, layer, q, scaling, window) for group in grouped.groups]
+        parts += [self._span(span, layer, q, scaling, window) for span in grouped.spans]
         out = _in_order([out for out, _ in parts], grouped.scatter)
         if grouped.runs:
             lse = _in_order([lse.flatten(2).flatten(0, 1) for _, lse in parts], grouped.scatter)
@@ -137,56 +143,90 @@ class AttentionPlan:
         lse = lse.view(rows, kv_heads, fold, -1).permute(0, 3, 1, 2)
         return out.reshape(-1, heads, dim), lse
 
+    def _span(
+        self, span: Span, layer: int, q: Tensor, scaling: float, window: int | None
+    ) -> tuple[Tensor, Tensor]:
+        """A span's attention and its log-sum-exp; shapes as of a group with one row."""
+        heads, dim = q.shape[1:]
+        k, v = self.pool.gather(layer, span.slots, self.temporary)  # [keys, kv_heads, dim]
+        own = q[span.first : span.first + span.queries].view(span.queries, k.shape[1], -1, dim)
+        out, lse = causal(
+            own.permute(1, 2, 0, 3), k.transpose(0, 1), v.transpose(0, 1), window, scaling
+        )
+        return out.permute(2, 0, 1, 3).reshape(-1, heads, dim), lse.permute(2, 0, 1)[None]
+
 
 @dataclass
 class Grouped:
-    """All packed tokens in groups, and the runs that complete their attention."""
+    """All packed tokens in groups and spans, and the runs that complete their attention."""
 
     groups: list[AttentionGroup]
-    scatter: Tensor | None  # [tokens] packed token → its place among the groups' queries
+    spans: list[Span]
+    scatter: Tensor | None  # [tokens] packed token → its place among the queries of both
     runs: list[AttentionGroup]
 
     @classmethod
     def build(cls, blocks: list[Block], runs: list[SharedRun], device: torch.device) -> "Grouped":
         """Group the blocks by size, so that padding stays small where lengths differ much."""
-        first = np.cumsum([0] + [block.queries for block in blocks])
+        ends = np.cumsum([block.queries for block in blocks])
         shared = np.zeros(len(blocks), dtype=np.int64)  # keys of each block that are in a run
         for run in runs:
             shared[run.members] = run.length
-        sizes = [len(block.slots) - int(n) for block, n in zip(blocks, shared, strict=True)]
-        buckets: dict[tuple[int, int], list[int]] = defaultdict(list)
+        first = ends - [block.queries for block in blocks]  # packed token of each block's first
+        parts, spans = list[tuple[int, Block]](), list[Span]()
         for i, block in enumerate(blocks):
+            new = block.prefix - block.start
+            if new <= MANY:
+                parts.append((i, block))
+                continue
+            slots = torch.from_numpy(block.slots[shared[i] : block.prefix]).to(device)
+            spans.append(Span(int(first[i]), new, slots))
+            if block.queries > new:  # candidates: by now all of their prefix has slots
+                first[i] += new
+                parts.append((i, replace(block, start=block.prefix, queries=block.queries - new)))
+        buckets: dict[tuple[int, int], list[tuple[int, Block]]] = defaultdict(list)
+        for i, block in parts:
             # A factor of 4 in queries and 2 in keys bounds the padding.
             queries = max(block.queries - 1, 15).bit_length() // 2
-            buckets[queries, (max(sizes[i], 64) - 1).bit_length()].append(i)
-        groups, places, offset = [], np.empty(first[-1], dtype=np.int64), 0
+            size = max(len(block.slots) - int(shared[i]), 64)
+            buckets[queries, (size - 1).bit_length()].append((i, block))
+        groups, places, offset = [], np.empty(ends[-1], dtype=np.int64), 0
         for members in buckets.values():
-            q_max = max(blocks[i].queries for i in members)
-            l_max = max(sizes[i] for i in members)
+            q_max = max(block.queries for _, block in members)
+            l_max = max(len(block.slots) - int(shared[i]) for i, block in members)
             query_index = np.zeros((len(members), q_max), dtype=np.int64)
             own = np.zeros((len(members), q_max), dtype=np.int64)
             kv_index = np.zeros((len(members), l_max), dtype=np.int64)
-            for r, i in enumerate(members):
-                block, n = blocks[i], blocks[i].queries
+            for r, (i, block) in enumerate(members):
+                n = block.queries
                 query_index[r, :n] = np.arange(first[i], first[i] + n)
                 # New prefix tokens and candidates follow each other among the keys.
                 own[r, :n] = np.arange(block.start, block.start + n) - shared[i]
-                kv_index[r, : sizes[i]] = block.slots[shared[i] :]
+                kv_index[r, : len(block.slots) - shared[i]] = block.slots[shared[i] :]
                 places[first[i] : first[i] + n] = offset + r * q_max + np.arange(n)
             offset += len(members) * q_max
+            lengths = [block.prefix - int(shared[i]) for i, block in members]
             groups.append(
                 AttentionGroup(
                     torch.from_numpy(query_index.ravel()).to(device),
                     torch.from_numpy(kv_index.ravel()).to(device),
                     len(members),
                     torch.from_numpy(own).to(device),
-                    torch.tensor([blocks[i].prefix - shared[i] for i in members], device=device),
+                    torch.tensor(lengths, device=device),
                 )
             )
+        for span in spans:
+            places[span.first : span.first + span.queries] = offset + np.arange(span.queries)
+            offset += span.queries
         scatter: Tensor | None = torch.from_numpy(places).to(device)
-        if len(groups) == 1 and offset == len(places):  # then places is 0, 1, 2, …
-            groups[0].query_index = scatter = None
-        return cls(groups, scatter, [_run_group(run, blocks, first, device) for run in runs])
+        if len(groups) + len(spans) == 1 and offset == len(places):  # then places is 0, 1, 2, …
+            scatter = None
+            for group in groups:
+                group.query_index = None
+        starts = np.append(0, ends)
+        return cls(
+            groups, spans, scatter, [_run_group(run, blocks, starts, device) for run in runs]
+        )
 
 
 def _in_order(parts: list[Tensor], scatter: Tensor | None) -> Tensor:

@@ -6,7 +6,9 @@ the last token is read again at each step, so that shapes are fixed and a step i
 """
 
 from collections.abc import Sequence
+from copy import copy
 from itertools import count
+from typing import Self
 
 import numpy as np
 import torch
@@ -14,20 +16,19 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from trimtab.errors import ScorerLoadError
-from trimtab.scoring import captured, deadline, exactness
+from trimtab.scoring import captured, deadline, exactness, waves
 from trimtab.scoring.attention import AttentionPlan
 from trimtab.scoring.captured import FixedSteps
-from trimtab.scoring.fixed import FixedRow, Shape
+from trimtab.scoring.common import CommonForward
+from trimtab.scoring.fixed import FixedRow
 from trimtab.scoring.pool import NO_IDS, Ids, PoolFull, PrefixPool
 from trimtab.scoring.shared import Block
 from trimtab.scoring.text import Prompt
+from trimtab.scoring.waves import FixedWave, Wave
 from trimtab_models.networks import attention_of_any_shape, kv_shape, split
 
 _next_fork = count(-1, -1).__next__
 """Keys of branches: negative, unlike the keys of an engine's rows."""
-
-MAX_TOKENS = 2048
-"""Maximum packed tokens of one forward, to bound its memory; longer prompts are chunked."""
 
 
 class Backbone:
@@ -58,7 +59,7 @@ class Backbone:
             kv_heads=kv_heads,
             head_dim=head_dim,
             max_bytes=pool_bytes,
-            temporary=MAX_TOKENS + max_candidates,
+            temporary=waves.MAX_TOKENS + max_candidates,
             dtype=self.model.dtype,
             device=device,
         )
@@ -72,6 +73,7 @@ class Backbone:
         """Replaces larger ids: padding of the base's vocabulary beyond the network's, which no
         text contains."""
         self.tokens_forwarded = 0
+        self.common = CommonForward()
         self.fixed = captured.on_cuda(self.network, self.pool)
         try:
             exactness.check_scores(self.model, self._probe)
@@ -80,6 +82,22 @@ class Backbone:
                 raise
             self.fixed = None  # a network that no graph can hold is served as on the CPU
             exactness.check_scores(self.model, self._probe)
+
+    def under(self, model: PreTrainedModel) -> Self:
+        """This backbone, its pool included, under the head of a model with equal weights.
+
+        It counts only the tokens that are forwarded for this head first.
+
+        Raises:
+            ScorerLoadError: the model's output is more than its head of the last hidden state.
+        """
+        exactness.check_head(model)
+        other = copy(self)
+        other.model = model.requires_grad_(False).eval()
+        other.head = split(model)[1].to(self.pool.k.device)
+        setattr(model, model.base_model_prefix, self.network)  # its own is dropped
+        other.tokens_forwarded = 0
+        return other
 
     def hidden(
         self,
@@ -93,8 +111,15 @@ class Backbone:
         With `candidates` None: of every prefix's last token, [rows, hidden].
 
         keys identify rows across steps; prefixes must not be empty, nor modified afterwards. Only
-        networks that read text use prompts (cross.py).
+        networks that read text use prompts (cross.py). Rows that were announced for several calls
+        are forwarded once (common.py).
         """
+        return self.common.read(keys, prefixes, candidates, self._forward)
+
+    def _forward(
+        self, keys: Sequence[int], prefixes: Sequence[Ids], candidates: Sequence[Ids] | None
+    ) -> Tensor:
+        """As `hidden`, for these rows alone."""
         try:
             prefixes = [np.minimum(prefix, self.last) for prefix in prefixes]
             if candidates is not None:
@@ -118,7 +143,7 @@ class Backbone:
         try:
             self.pool.begin(keys, trunks)
             order = self._order(keys, trunks)
-            wave = _Wave()
+            wave = Wave()
             outputs: list[Tensor] = []
             for i in order:
                 key, trunk = keys[i], trunks[i]
@@ -171,7 +196,7 @@ class Backbone:
             return self._fixed(self.fixed, keys, prefixes, candidates)
         known = [prefix[:-1] for prefix in prefixes] if candidates is None else prefixes
         self.pool.begin(keys, known)
-        wave = _Wave()
+        wave = Wave()
         outputs: list[Tensor] = []
         for i, (key, prefix) in enumerate(zip(keys, prefixes, strict=True)):
             own = NO_IDS if candidates is None else candidates[i]
@@ -194,7 +219,7 @@ class Backbone:
         self.pool.begin(keys, known)
         order = self._order(keys, known)
         outputs: list[Tensor] = []
-        wave = _FixedWave()
+        wave = FixedWave()
         for i in order:
             key, prefix = keys[i], prefixes[i]
             candidate_ids = NO_IDS if candidates is None else candidates[i]
@@ -203,9 +228,9 @@ class Backbone:
             cached = len(self.pool.entries[key].tokens)
             if not wave.fits(len(prefix), len(prefix) - cached, len(candidate_ids)):
                 outputs.append(self._run_fixed(steps, wave))
-                wave = _FixedWave()
-            while len(prefix) - cached > MAX_TOKENS:
-                chunk, cached = _Wave(), cached + MAX_TOKENS
+                wave = FixedWave()
+            while len(prefix) - cached > waves.MAX_TOKENS:
+                chunk, cached = Wave(), cached + waves.MAX_TOKENS
                 self._plan(chunk, key, prefix[:cached], NO_IDS, own=True)
                 self._run(chunk)
             try:
@@ -214,7 +239,7 @@ class Backbone:
                 if not wave.rows:
                     raise
                 outputs.append(self._run_fixed(steps, wave))
-                wave = _FixedWave()
+                wave = FixedWave()
                 self.pool.extend(key, prefix, wave.keys)
             wave.add(key, FixedRow(prefix, self.pool.entries[key].slots, candidate_ids), cached)
         outputs.append(self._run_fixed(steps, wave))
@@ -229,9 +254,9 @@ class Backbone:
         missing = [self.pool.missing(*row) for row in zip(keys, prefixes, strict=True)]
         return sorted(range(len(missing)), key=missing.__getitem__)
 
-    def _run_fixed(self, steps: FixedSteps, wave: "_FixedWave") -> Tensor:
+    def _run_fixed(self, steps: FixedSteps, wave: FixedWave) -> Tensor:
         if wave.tokens > len(wave.rows):  # some row misses more than its last token
-            missing = _Wave()
+            missing = Wave()
             for row, cached in zip(wave.rows, wave.cached, strict=True):
                 n = len(row.prefix)
                 missing.add(
@@ -246,37 +271,37 @@ class Backbone:
 
     def _enter(
         self,
-        wave: "_Wave",
+        wave: Wave,
         outputs: list[Tensor],
         key: int,
         prefix: Ids,
         candidates: Ids,
         own: bool = False,
-    ) -> "_Wave":
+    ) -> Wave:
         """Plan a row's missing tokens and its candidates; run the wave first if it is full.
 
         own: whether the whole prefix must get slots of its own, for other rows or later waves.
         """
         cached = len(self.pool.entries[key].tokens)
-        while len(prefix) - cached > MAX_TOKENS:
+        while len(prefix) - cached > waves.MAX_TOKENS:
             outputs.append(self._run(wave))
-            wave, cached = _Wave(), cached + MAX_TOKENS
+            wave, cached = Wave(), cached + waves.MAX_TOKENS
             self._plan(wave, key, prefix[:cached], NO_IDS, own=True)
             self._run(wave)
-            wave = _Wave()
-        if wave.tokens + len(prefix) - cached + len(candidates) > MAX_TOKENS:
+            wave = Wave()
+        if wave.tokens + len(prefix) - cached + len(candidates) > waves.MAX_TOKENS:
             outputs.append(self._run(wave))
-            wave = _Wave()
+            wave = Wave()
         try:
             self._plan(wave, key, prefix, candidates, own)
         except PoolFull:
             # Rows of this wave fill the pool: compute them, so that they can be cut.
             outputs.append(self._run(wave))
-            wave = _Wave()
+            wave = Wave()
             self._plan(wave, key, prefix, candidates, own)
         return wave
 
-    def _plan(self, wave: "_Wave", key: int, prefix: Ids, candidates: Ids, own: bool) -> None:
+    def _plan(self, wave: Wave, key: int, prefix: Ids, candidates: Ids, own: bool) -> None:
         cached = self.pool.entries[key].slots
         new = self.pool.extend(key, prefix, wave.keys, None if own else wave.tokens)
         wave.keys.add(key)
@@ -297,7 +322,7 @@ class Backbone:
         if len(candidates):
             wave.candidates.append((key, candidates, block, wave.tokens - len(candidates)))
 
-    def _run(self, wave: "_Wave") -> Tensor:
+    def _run(self, wave: Wave) -> Tensor:
         deadline.check()
         if not wave.blocks:
             return torch.empty(0, self.network.config.get_text_config().hidden_size)
@@ -319,57 +344,6 @@ class Backbone:
         if len(wave.wanted) == len(ids):
             return hidden
         return hidden.index_select(0, torch.tensor(wave.wanted, dtype=torch.long, device=device))
-
-
-class _FixedWave:
-    """Rows of one step with fixed shapes."""
-
-    def __init__(self) -> None:
-        self.keys: set[int] = set()
-        self.rows: list[FixedRow] = []
-        self.cached: list[int] = []  # tokens of each prefix whose K/V are in the pool already
-        self.tokens = self.longest = self.widest = 0
-
-    def fits(self, length: int, missing: int, candidates: int) -> bool:
-        """Whether one more row fits; always if there is none yet."""
-        shape = Shape.of(
-            len(self.rows) + 1, max(candidates, self.widest), max(length, self.longest)
-        )
-        return not self.rows or (shape.fits and self.tokens + missing <= MAX_TOKENS)
-
-    def add(self, key: int, row: FixedRow, cached: int) -> None:
-        """Add a row, of whose prefix `cached` tokens are in the pool."""
-        self.keys.add(key)
-        self.rows.append(row)
-        self.cached.append(cached)
-        self.tokens += len(row.prefix) - cached
-        self.longest = max(self.longest, len(row.prefix))
-        self.widest = max(self.widest, len(row.candidates))
-
-
-class _Wave:
-    """Rows that go through the network together."""
-
-    def __init__(self) -> None:
-        self.keys: set[int] = set()
-        self.ids: list[Ids] = []
-        self.positions: list[Ids] = []
-        self.blocks: list[Block] = []
-        self.candidates: list[tuple[int, Ids, Block, int]] = []
-        """Key, candidates, block and first packed token of each row's candidates, whose slots are
-        not chosen yet."""
-        self.wanted: list[int] = []  # packed tokens whose hidden states are requested
-        self.tokens = 0
-
-    def add(self, ids: Ids, positions: Ids, block: Block) -> None:
-        self.ids.append(ids)
-        self.positions.append(positions)
-        self.blocks.append(block)
-        self.tokens += len(ids)
-
-    def want(self, count: int) -> None:
-        """Request the hidden states of the last `count` tokens added."""
-        self.wanted.extend(range(self.tokens - count, self.tokens))
 
 
 def _in_row_order(outputs: list[Tensor], order: list[int], counts: list[int]) -> Tensor:

@@ -32,6 +32,7 @@ from trimtab.scorers.base import Scorer
 from trimtab.scorers.composite import CompositeScorer
 from trimtab.scoring import deadline
 from trimtab.scoring.deadline import OutOfTime
+from trimtab.scoring.pool import PrefixPool
 from trimtab_models.transfers import upload
 
 log = logging.getLogger(__name__)
@@ -83,24 +84,31 @@ class CallStatus:
 
 
 class ScorerCalls:
-    """Calls the scorers of one guide. `seconds` is the budget of a call, usually one per step."""
+    """Calls the scorers of one guide. `seconds` is the budget of a call, usually one per step.
+
+    A step of d draft tokens scores d + 1 positions of a request, and has as many budgets.
+    """
 
     def __init__(self, seconds: float = math.inf) -> None:
         self.seconds = seconds
         self._status: dict[int, CallStatus] = {}  # by id: a scorer need not be hashable
         self._thread: _CallThread | None = None
 
-    def status(self, scorer: Scorer) -> CallStatus:
-        """Status of the calls into a scorer. Each version has its own."""
+    def status(self, scorer: object) -> CallStatus:
+        """Status of the calls into a scorer, or of a prefix pool. Each version has its own."""
         status = self._status.get(id(scorer))
         if status is None:
             status = self._status[id(scorer)] = CallStatus()
             finalize(scorer, self._status.pop, id(scorer), None)
         return status
 
-    def until(self, scorer: Scorer, fresh: int) -> float:
-        """Deadline of a call that starts now and reads `fresh` tokens for the first time."""
-        budgets = (1 if self.status(scorer).answered else FIRST) + fresh // READ_TOKENS
+    def until(self, scorer: Scorer, fresh: int, positions: int = 1) -> float:
+        """Deadline of a call that starts now and reads `fresh` tokens for the first time.
+
+        positions: of one request that the call scores, more than one with draft tokens.
+        """
+        first = 1 if self.status(scorer).answered else FIRST
+        budgets = first * positions + fresh // READ_TOKENS
         return time.monotonic() + budgets * self.seconds
 
     def score(self, name: str, scorer: Scorer, work: Callable[[], T], until: float) -> T:
@@ -124,7 +132,7 @@ class ScorerCalls:
     def _call(self, name: str, scorer: Scorer, work: Callable[[], T], until: float) -> T:
         if self.status(scorer).suspended:
             raise ScorerFailed("is suspended: it took too long several times")
-        parts = _parts(scorer)
+        parts = _touched(scorer)
         status = [self.status(part) for part in parts]
         if any(of.busy for of in status):
             raise ScorerFailed("is still busy with a call that took too long")
@@ -135,7 +143,7 @@ class ScorerCalls:
 
         def whole() -> T:
             for part in broken:
-                part.reset()
+                part.clear() if isinstance(part, PrefixPool) else part.reset()
             return work()
 
         run = _in_this_thread if scorer.keeps_time else self._in_other_thread
@@ -153,7 +161,7 @@ class ScorerCalls:
         return result
 
     def _in_other_thread(
-        self, work: Callable[[], T], until: float, parts: Sequence[Scorer]
+        self, work: Callable[[], T], until: float, parts: Sequence[object]
     ) -> Outcome:
         """The outcome of a call in the other thread; both are abandoned if it takes too long."""
         thread = self._thread = self._thread or _CallThread()
@@ -239,7 +247,7 @@ def _outcome(work: Callable[[], Any]) -> Outcome:
         return None, error
 
 
-def _in_this_thread(work: Callable[[], Any], until: float, _: Sequence[Scorer]) -> Outcome:
+def _in_this_thread(work: Callable[[], Any], until: float, _: Sequence[object]) -> Outcome:
     """The outcome of a call in this thread; signals to the process pass through."""
     try:
         with deadline.by(until):
@@ -271,10 +279,14 @@ def _carry(work: Callable[[], T], until: float) -> Callable[[], T]:
     return carried
 
 
-def _parts(scorer: Scorer) -> list[Scorer]:
-    """A scorer and its parts, which a call into it reaches."""
+def _touched(scorer: Scorer) -> list[Scorer | PrefixPool]:
+    """A scorer, its parts and their pools, which other scorers may share: all that a call changes.
+
+    A pool that several of them share is listed once.
+    """
     parts = scorer.parts.values() if isinstance(scorer, CompositeScorer) else ()
-    return [scorer, *(part for part, _ in parts)]
+    pools = dict.fromkeys(backbone.pool for backbone in scorer.backbones)
+    return [scorer, *(part for part, _ in parts), *pools]
 
 
 def _end(thread: Thread) -> None:

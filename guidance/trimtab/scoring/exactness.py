@@ -1,6 +1,7 @@
 """Whether prefix-shared scoring of a network is exact: checks when it is loaded."""
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -54,23 +55,22 @@ def check_scores(
     Raises:
         ScorerLoadError: they differ, or the network does not run this way.
     """
-    network, head = split(model)
-    vocab = network.get_input_embeddings().num_embeddings
-    ids = torch.randint(vocab, (24,), generator=torch.Generator().manual_seed(0)).numpy()
+    network, _ = split(model)
+    ids = _ids(network)
     prefixes, candidates = [ids[:7], ids[:18]], [ids[20:23], ids[18:20]]
     own = network.config._attn_implementation
     try:
-        network.set_attn_implementation("eager")
+        check_head(model)
         sequences = [
-            torch.from_numpy(np.append(prefix, candidate))[None].to(model.device)
+            np.append(prefix, candidate)
             for prefix, group in zip(prefixes, candidates, strict=True)
             for candidate in group
         ]
-        with torch.inference_mode():
-            expected = torch.cat([network(s, use_cache=False)[0][:, -1] for s in sequences])
-            full = model(sequences[0]).logits
+        expected = torch.cat([_plain(network, network, s)[0][:, -1] for s in sequences])
         network.set_attn_implementation(PREFIX_ATTENTION)
         actual = hidden(prefixes, candidates)
+    except ScorerLoadError:
+        raise
     except Exception as error:
         network.set_attn_implementation(own)
         raise ScorerLoadError(
@@ -78,19 +78,51 @@ def check_scores(
             f"attention registry as prefix-shared scoring needs ({type(error).__name__}); "
             "use a Llama, Qwen2, Qwen3, Mistral, Gemma, GPT-2, GPT-NeoX, Phi or OPT backbone."
         ) from error
-    tolerance = 1e-3 if model.dtype == torch.float32 else 0.1
-    if not torch.allclose(actual, expected, rtol=tolerance, atol=tolerance):
+    if not _close(actual, expected):
         raise ScorerLoadError(
             f"this {network.config.model_type} network cannot be served: prefix-shared scoring "
             "differs from plain forwarding, so its attention depends on more than queries, keys "
             "and positions."
         )
-    output = head(expected[:1])[0]
+
+
+def check_head(model: PreTrainedModel) -> None:
+    """Check that a model's output is its head of its network's last hidden state.
+
+    Raises:
+        ScorerLoadError: it is more than that.
+    """
+    network, head = split(model)
+    ids = _ids(network)[:8]
+    state, full = _plain(network, network, ids)[0][:, -1], _plain(network, model, ids).logits
+    with torch.inference_mode():
+        output = head(state)[0]
     # A sequence classifier returns only the last token's output, other models every token's.
-    if not torch.allclose(
-        output, full.reshape(-1, len(output))[-1], rtol=tolerance, atol=tolerance
-    ):
+    if not _close(output, full.reshape(-1, len(output))[-1]):
         raise ScorerLoadError(
             f"this {network.config.model_type} network cannot be served: its output is more than "
             "its head of the last hidden state."
         )
+
+
+def _ids(network: PreTrainedModel) -> Ids:
+    """Some tokens, always the same."""
+    vocab = network.get_input_embeddings().num_embeddings
+    ids: Ids = torch.randint(vocab, (24,), generator=torch.Generator().manual_seed(0)).numpy()
+    return ids
+
+
+@torch.inference_mode()
+def _plain(network: PreTrainedModel, model: PreTrainedModel, ids: Ids) -> Any:
+    """A model's output for some tokens, with transformers' own attention in its network."""
+    own = network.config._attn_implementation
+    try:
+        network.set_attn_implementation("eager")
+        return model(torch.from_numpy(ids)[None].to(model.device), use_cache=False)
+    finally:
+        network.set_attn_implementation(own)
+
+
+def _close(actual: Tensor, expected: Tensor) -> bool:
+    tolerance = 1e-3 if expected.dtype == torch.float32 else 0.1
+    return torch.allclose(actual, expected, rtol=tolerance, atol=tolerance)

@@ -20,39 +20,42 @@ difference of two infinities is not a number. exp(−30000) is 0, and float16 ho
 
 
 def attend(
-    q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale: float
+    q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale: float, *, causal: bool = False
 ) -> tuple[Tensor, Tensor]:
     """Attention over one set of keys, and the log-sum-exp of its logits, by a fused kernel.
 
     q: [rows, heads, queries, dim]; k, v: [rows, heads, keys, dim]; bias: [rows, 1, 1 or queries,
-    keys], added to the logits: 0, or HIDDEN; None hides nothing.
+    keys], added to the logits: 0, or HIDDEN; None hides nothing. causal: query i sees the keys up
+    to i only, without a bias.
     Returns [rows, heads, queries, dim] and [rows, heads, queries] float32.
     """
     if q.device.type == "cpu":
         out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
-            q, k, v, attn_mask=bias, scale=scale
+            q, k, v, 0.0, causal, attn_mask=bias, scale=scale
         )
         return out, lse
     if q.shape[-1] % 8:  # the kernel reads 16 bytes at once
-        return by_formula(q, k, v, bias, scale)
+        return by_formula(q, k, v, bias, scale, causal=causal)
     rows, heads, queries, _ = q.shape
     if bias is not None:
         if over := bias.shape[-1] % 16:  # its rows must be aligned too
             bias = F.pad(bias, (0, 16 - over))[..., : k.shape[2]]
         bias = bias.expand(rows, heads, queries, k.shape[2])
     out, lse, *_ = torch.ops.aten._scaled_dot_product_efficient_attention(
-        q, k, v, bias, True, scale=scale
+        q, k, v, bias, True, 0.0, causal, scale=scale
     )
     return out, lse[..., :queries]  # the kernel pads it to a multiple of 32
 
 
 def by_formula(
-    q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale: float
+    q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale: float, *, causal: bool = False
 ) -> tuple[Tensor, Tensor]:
     """The definition of `attend`."""
     logits = (q @ k.mT).float() * scale
     if bias is not None:
         logits = logits + bias
+    if causal:
+        logits = logits + torch.full_like(logits[0, 0], HIDDEN).triu(1)
     return logits.softmax(-1).to(v.dtype) @ v, logits.logsumexp(-1)
 
 

@@ -13,12 +13,10 @@ from vllm.platforms import current_platform
 from vllm.utils.argparse_utils import FlexibleArgumentParser
 from vllm.v1.engine.async_llm import AsyncLLM
 
-from trimtab import memory, orphans, pool_size
-from trimtab.adapters.vllm import kv_cache, unsupported
+from trimtab import memory, orphans
+from trimtab.adapters.vllm import kv_cache, pools, unsupported
 from trimtab.adapters.vllm.options import PROCESSOR, WORKER, chunked_prefill, logprobs_limit
-from trimtab.config import GuidanceConfig
 from trimtab.errors import StartError
-from trimtab.loading import precision
 from trimtab.reasons import brief, collect_reason
 from trimtab_server import tracing
 from trimtab_server.http import HEAD_BYTES
@@ -85,32 +83,6 @@ def _mapping(value: Any) -> dict[str, Any]:
     return dict(value) if isinstance(value, Mapping) else {}
 
 
-def size_pools(config: Any) -> str | None:
-    """Choose the size of the scorers' prefix pools in vLLM's configuration, if nobody has.
-
-    On a CPU the memory is known, once the K/V cache has its size. On a GPU, vLLM takes what
-    --gpu-memory-utilization says while it loads, so the pools have their least size.
-
-    Returns a line for the user if the pools are too small for all requests.
-
-    Raises:
-        ScorerLoadError: a scorer's checkpoint cannot be read.
-    """
-    guidance, room = GuidanceConfig.parse(config.additional_config), 0
-    cpu, cache = current_platform.is_cpu(), config.cache_config.kv_cache_memory_bytes
-    if guidance.cache_bytes is None and cpu and cache is not None:
-        room = memory.available() - cache - kv_cache.weights(config) - kv_cache.RESERVE
-    size, short = pool_size.fit(
-        guidance,
-        rows=config.scheduler_config.max_num_seqs,
-        length=config.model_config.max_model_len,
-        room=room // config.parallel_config.data_parallel_size,
-        dtype=precision(guidance, "cpu" if cpu else "cuda", config.model_config.dtype),
-    )
-    config.additional_config["trimtab"]["cache_bytes"] = size
-    return short
-
-
 def start(args: argparse.Namespace) -> Any:
     """The running engine.
 
@@ -129,7 +101,8 @@ def start(args: argparse.Namespace) -> Any:
     unsupported.check_config(config)
     if (chosen := kv_cache.fit(config)) is not None:
         typer.echo(f"trimtab: {chosen}", err=True)
-    if (short := size_pools(config)) is not None:
+    config.additional_config["trimtab"]["cache_bytes"], short = pools.choose(config)
+    if short is not None:
         typer.echo(f"trimtab: {short}", err=True)
     if current_platform.is_cpu():
         # vLLM has just set "spawn", for devices. On a CPU a fork is safe, and saves the engine's

@@ -13,9 +13,7 @@ import psutil
 import torch
 from transformers import AutoModelForCausalLM
 from vllm.config import CacheConfig
-from vllm.engine.arg_utils import EngineArgs
 from vllm.platforms import current_platform
-from vllm.usage.usage_lib import UsageContext
 
 from trimtab.errors import StartError
 from trimtab.memory import available
@@ -72,16 +70,6 @@ def _requested(cache: Any) -> int | None:
     if cache.gpu_memory_utilization != CacheConfig().gpu_memory_utilization:
         return int(psutil.virtual_memory().total * cache.gpu_memory_utilization)
     return None
-
-
-def fit_options(model: str, options: dict[str, Any]) -> None:
-    """Set the size in the options of an offline engine (vllm.LLM); as `fit`."""
-    if not current_platform.is_cpu():
-        return
-    config = EngineArgs(model=model, **options).create_engine_config(UsageContext.LLM_CLASS)
-    if (chosen := fit(config)) is not None:
-        log.info("%s", chosen)
-        options["kv_cache_memory_bytes"] = config.cache_config.kv_cache_memory_bytes
 
 
 def choose(room: int, sequence: int, rows: int) -> int | None:

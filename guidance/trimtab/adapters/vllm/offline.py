@@ -20,7 +20,7 @@ from vllm.sampling_params import RequestOutputKind
 from vllm.utils.argparse_utils import FlexibleArgumentParser
 
 from trimtab import orphans
-from trimtab.adapters.vllm import kv_cache, unsupported
+from trimtab.adapters.vllm import pools, unsupported
 from trimtab.adapters.vllm.options import PROCESSOR, WORKER, chunked_prefill, logprobs_limit
 from trimtab.adapters.vllm.ranks import first_answer
 from trimtab.adapters.vllm.search import (
@@ -103,7 +103,7 @@ class Sampler:
             options["additional_config"] = {"trimtab": config.model_dump(exclude_none=True)}
         with orphans.owned(), collect_reason() as reason:
             try:
-                kv_cache.fit_options(model, options)
+                pools.fit_options(model, options)
                 self.llm = LLM(model, **options)
             except (OSError, ValueError, RuntimeError) as error:
                 other = f"the engine cannot start with {model}: {brief(error)}"

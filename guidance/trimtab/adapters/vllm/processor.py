@@ -29,7 +29,7 @@ from vllm.v1.sample.logits_processor import MoveDirectionality
 from vllm.v1.worker.gpu.sample.logits_processor import LogitsProcessor as V2LogitsProcessor
 
 from trimtab import drafts, hot_loading, orphans, reasons
-from trimtab.adapters.vllm import ranks, unsupported
+from trimtab.adapters.vllm import pools, ranks, unsupported
 from trimtab.adapters.vllm.prefixes import extended
 from trimtab.adapters.vllm.search import read_context
 from trimtab.config import GuidanceConfig, ScorerSpec
@@ -40,6 +40,7 @@ from trimtab.loading import load_scorers, pool_bytes, precision
 from trimtab.params import GuidanceParams
 from trimtab.rows import Row, RowFault
 from trimtab.scorers import Scorer
+from trimtab.scoring.backbones import Backbones
 from trimtab.scoring.pool import Ids
 from trimtab.scoring.states import HiddenStates
 from trimtab.scoring.text import PromptContext
@@ -91,9 +92,15 @@ class GuidanceProcessor(V1LogitsProcessor, V2LogitsProcessor):
             dtype=self.dtype,
             device=self.device,
             model=model.model,
+            backbones=Backbones(),
         )
         self.leads = ranks.leads()
         try:
+            if self.leads and config.scorers and config.cache_bytes is None:  # a stock vLLM
+                size, short = pools.choose(vllm_config)
+                config = config.model_copy(update={"cache_bytes": size})
+                if short is not None:
+                    log.warning("%s", short)
             scorers = ranks.on_leader(self.build, config) if self.leads else {}
         except TrimtabError as error:
             reasons.report(error)
