@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 from decode_engine import Decoder, rounds, start, summary
+from decode_report import USUAL
 from kept import Kept
 from random_models import PROBES, SCORER, SMALL_BASE, TINY, VOCAB, base_of, probes_of, scorers_of
 from tqdm import tqdm
@@ -17,7 +18,6 @@ from vllm import LLM
 
 from trimtab.params import GuidanceParams
 
-USUAL = {"prefix": 128, "rows": 8, "scorers": 1, "vocab": VOCAB}
 SWEEPS = {"prefix": (128, 512, 1024, 2048), "rows": (1, 4, 16, 64), "scorers": (1, 2, 4, 8)}
 """With the vocabulary of USUAL; other vocabularies have engines of their own."""
 QUICK = {"prefix": (128, 256), "rows": (1, 4), "scorers": (1, 2)}

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
+import numpy as np
 
 matplotlib.use("Agg")
 from matplotlib import pyplot
@@ -24,8 +25,12 @@ COLUMNS = {
     "tokens read": "read",
     "repeats": "repeats",
 }
-POINTS = {"unguided_ms", "guided_ms", "floor_ratio", "naive_over_ours", "copies_over_ours"}
-"""What is printed without its interval."""
+POINTS = {"floor_ratio": 2, "unguided_ms": 1, "guided_ms": 1}
+"""What is printed without its interval, and the digits."""
+DIGITS = {"unguided_ms": 1, "added_ms": 1, "naive_over_ours": 1, "copies_over_ours": 1}
+"""Of what has not three."""
+USUAL = {"prefix": 128, "rows": 8, "scorers": 1, "vocab": 8192}
+"""In the sweeps of decode_growth.py, but for what varies."""
 GROWTH = {
     "prefix": "tokens of the prefix",
     "rows": "requests",
@@ -40,8 +45,11 @@ def cell(row: dict, key: str) -> str:
     if value is None:
         return "–"
     if isinstance(value, list):
-        mean, low, high = value
-        return f"{mean:.2f}" if key in POINTS else f"{mean:.3f} [{low:.3f}, {high:.3f}]"
+        if key in POINTS:
+            return f"{value[0]:.{POINTS[key]}f}"
+        digits = DIGITS.get(key.partition(" ")[2] or key, 3)
+        mean, low, high = (f"{x:.{digits}f}" for x in value)
+        return f"{mean} [{low}, {high}]"
     return f"{value:.2f}" if isinstance(value, float) else str(value)
 
 
@@ -115,10 +123,9 @@ def sweep(record: dict[str, Any], name: str) -> list[dict]:
         if part not in ("networks", "before", "demo")
         for row in some
     ]
-    usual = {"prefix": 128, "rows": 8, "scorers": 1, "vocab": 8192}
     merged: dict[int, dict] = {}
     for row in rows:
-        if all(row[other] == usual[other] for other in usual if other != name):
+        if all(row[other] == USUAL[other] for other in USUAL if other != name):
             own = {f"{row['kind']} {key}": value for key, value in row.items()}
             merged.setdefault(row[name], {name: row[name]}).update(own)
     return [merged[x] for x in sorted(merged)]
@@ -170,46 +177,47 @@ def draw(record: dict[str, Any], path: Path) -> None:
 
 def draw_growth(record: dict[str, Any], path: Path) -> None:
     """Added time over each quantity, with 95 % intervals, beside the unguided step."""
-    figure, axes = pyplot.subplots(2, 2, figsize=(10, 7), layout="constrained")
+    lines = {
+        "unguided step": ("network unguided_ms", "grey", ":"),
+        "added by networks": ("network added_ms", COLORS["network"], "-"),
+        "added by probes": ("probe added_ms", COLORS["probe"], "-"),
+    }
+    figure, axes = pyplot.subplots(2, 2, figsize=(11, 7), layout="constrained")
     for axis, (name, title) in zip(axes.flat, GROWTH.items(), strict=True):
         rows = sweep(record, name)
         places = [row[name] for row in rows]
-        lines = {
-            "unguided step": ("network unguided_ms", "grey"),
-            "added by networks": ("network added_ms", COLORS["network"]),
-            "added by probes": ("probe added_ms", COLORS["probe"]),
-        }
-        for label, (key, color) in lines.items():
-            means, lows, highs = zip(*(row[key] for row in rows), strict=True)
-            errors = [
-                [m - low for m, low in zip(means, lows, strict=True)],
-                [high - m for m, high in zip(means, highs, strict=True)],
-            ]
-            style = ":" if color == "grey" else "-"
+        labels = []
+        for label, (key, color, style) in lines.items():
+            means, lows, highs = np.array([row[key] for row in rows]).T
             axis.errorbar(
                 places,
                 means,
-                errors,
+                (means - lows, highs - means),
                 color=color,
                 linestyle=style,
                 marker="o",
                 markersize=4,
                 capsize=3,
             )
-            one = label if name == "scorers" or color == "grey" else label[:-1]
-            axis.annotate(
-                one,
-                (places[-1], means[-1]),
-                (-4, 6),
-                textcoords="offset points",
-                color=color,
-                ha="right",
-                fontsize=8,
-            )
+            labels.append((means[-1], label, color))
         axis.set(xlabel=title, xscale="log", ylabel="ms per step")
         axis.set_xticks(places, [f"{place:,}" for place in places])
         axis.minorticks_off()
         axis.set_ylim(bottom=min(0, axis.get_ylim()[0]))
         axis.spines[["top", "right"]].set_visible(False)
+        beside(axis, places[-1], labels)
     figure.savefig(path, dpi=130)
     pyplot.close(figure)
+
+
+def beside(axis: Any, place: float, labels: list[tuple[float, str, str]]) -> None:
+    """Labels at the right ends of lines, (height, text, color), without overlap."""
+    low, high = axis.get_ylim()
+    least, lowest = 0.06 * (high - low), low
+    for height, text, color in sorted(labels):
+        lowest = max(height, lowest)
+        axis.annotate(
+            text, (place, lowest), (8, -3), textcoords="offset points", color=color, fontsize=9
+        )
+        lowest += least
+    axis.margins(x=0.1)
