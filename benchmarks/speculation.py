@@ -68,7 +68,7 @@ def guidance_of(beta: float) -> GuidanceParams:
 def answers_of(sampler: Sampler, beta: float, count: int, tokens: int) -> list[dict[str, Any]]:
     """The tokens of each step, of each answer, after its prompt."""
     prompts = demo.prompts("test", count)
-    found: dict[str, dict[str, Any]] = {}
+    answers: dict[str, dict[str, Any]] = {}
     for i in range(count):
         params = SamplingParams(
             temperature=1.0,
@@ -78,12 +78,12 @@ def answers_of(sampler: Sampler, beta: float, count: int, tokens: int) -> list[d
             output_kind=RequestOutputKind.DELTA,
         )
         ids = sampler.tokenizer.encode(demo.chat(prompts[i]), add_special_tokens=False)
-        found[f"{beta}-{i}"] = {"prompt": ids, "steps": []}
+        answers[f"{beta}-{i}"] = {"prompt": ids, "steps": []}
         sampler.engine.add_request(f"{beta}-{i}", {"prompt_token_ids": ids}, params)
     while sampler.engine.has_unfinished_requests():
         for output in sampler.engine.step():
-            found[output.request_id]["steps"].append(list(output.outputs[0].token_ids))
-    return list(found.values())
+            answers[output.request_id]["steps"].append(list(output.outputs[0].token_ids))
+    return list(answers.values())
 
 
 def measure(
@@ -117,7 +117,7 @@ def row(name: str, beta: float, result: dict[str, Any]) -> str:
     error = means.std(ddof=1) / len(means) ** 0.5
     cells = [name, f"{beta:g}", f"{means.mean():.2f} ± {error:.2f}", str(len(means))]
     tests = ["–"] * 3
-    if "p" in result:
+    if result["tokens"]:
         tests = [str(result["tokens"]), f"{result['p']:.2f}", f"{result['control']:.0e}"]
     return "| " + " | ".join(cells + tests) + " |"
 
