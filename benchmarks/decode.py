@@ -184,7 +184,10 @@ def main() -> None:
         if part == "before":
             packages = [str(arguments.before.resolve() / name) for name in ("guidance", "models")]
             environment["PYTHONPATH"] = os.pathsep.join(packages)
-        subprocess.run(command, check=True, env=environment)
+        done = work / f"{part}.done"
+        if not done.exists():
+            subprocess.run(command, check=True, env=environment)
+            done.touch()
     record: dict[str, Any] = {
         "machine": f"{os.cpu_count()} cores, {platform.machine()}, no GPU",
         "load": os.getloadavg()[0],

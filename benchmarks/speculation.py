@@ -9,8 +9,8 @@ costs is seen alone. An answer's figure is the mean of its accepted draft tokens
 has mean and standard error over answers.
 
 Tokens at places where draft tokens were verified must have the guided distribution, which the
-plain reference of the tests computes: the table has the p-value of tests/sampled.py, and as a
-control that of the base's distribution. Writes benchmarks/results/speculation.md. Takes 20 minutes
+plain reference of the tests computes: the table has two tests of tests/sampled.py, and as a control
+one of the base's distribution. Writes benchmarks/results/speculation.md. Takes 20 minutes
 on one core; an interrupted run resumes from .work/speculation.json.
 """
 
@@ -31,7 +31,7 @@ import numpy as np
 import torch
 from kept import Kept
 from reference import Reference
-from sampled import Places, p_value, remember_drafts
+from sampled import Places, remember_drafts
 from vllm import SamplingParams
 from vllm.sampling_params import RequestOutputKind
 
@@ -105,10 +105,10 @@ def measure(
     taken = [[len(step) for step in answer["steps"][1:-1]] for answer in answers]
     result: dict[str, Any] = {
         "accepted": [float(np.mean(steps)) - 1 for steps in taken if steps],
-        "tokens": len(places.guided),
+        "tokens": len(places),
     }
-    if places.guided:  # unguided requests are not followed
-        result |= {"p": p_value(places.guided), "control": p_value(places.base)}
+    if len(places):  # unguided requests are not followed
+        result |= {"p": places.p_value(), "z": places.z(), "control": places.z("base")}
     return result
 
 
@@ -116,9 +116,10 @@ def row(name: str, beta: float, result: dict[str, Any]) -> str:
     means = np.array(result["accepted"])
     error = means.std(ddof=1) / len(means) ** 0.5
     cells = [name, f"{beta:g}", f"{means.mean():.2f} ± {error:.2f}", str(len(means))]
-    tests = ["–"] * 3
+    tests = ["–"] * 4
     if result["tokens"]:
-        tests = [str(result["tokens"]), f"{result['p']:.2f}", f"{result['control']:.0e}"]
+        tests = [str(result["tokens"]), f"{result['p']:.2f}"]
+        tests += [f"{result['z']:+.1f}", f"{result['control']:+.1f}"]
     return "| " + " | ".join(cells + tests) + " |"
 
 
@@ -133,12 +134,13 @@ def main() -> None:
     reference = Reference(base, {"sentiment": demo.scorers()["sentiment"]})
     lines = [
         "The base of the demo, guided by its sentiment scorer, at temperature 1, three draft "
-        "tokens a step; means ± standard errors over answers; see speculation.py. *p*: of the "
-        "chi-square test that tokens follow the guided distribution where draft tokens were "
-        "verified; *control*: the base's distribution.",
+        "tokens a step; means ± standard errors over answers; see speculation.py. Where draft "
+        "tokens were verified, do tokens follow the guided distribution? *p*: of a chi-square "
+        "test; *z*: of their log-ratios, in standard deviations; *control*: z of the base's "
+        "distribution instead.",
         "",
-        "| drafts | β | accepted draft tokens per step | answers | tokens | p | control |",
-        "|---|---|---|---|---|---|---|",
+        "| drafts | β | accepted draft tokens per step | answers | tokens | p | z | control |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for name, method in METHODS.items():
         labels = {beta: f"{name}, {beta:g}, {args.answers}, {args.tokens}" for beta in BETAS}

@@ -38,24 +38,41 @@ def remember_drafts():
 
 
 class Places:
-    """Places of sampled tokens under the guided distribution and, as a control, the base's.
+    """Sampled tokens under the guided distribution and, as a control, the base's.
 
-    Tokens that guidance makes likelier come last, so that the base's distribution is seen through;
-    the draft token comes first, where it is known.
+    Places make the chi-square test. Tokens that guidance makes likelier come last, and the draft
+    token comes first, where it is known. Their log-ratios r(t) = log p(t) − log base(t) make the
+    test that is strongest against the base's distribution: Σ r(t) − E r, over its deviation.
     """
 
     def __init__(self, reference, seed=0):
         self.reference, self.rng = reference, np.random.default_rng(seed)
-        self.guided, self.base = [], []
+        self.places = {"guided": [], "base": []}
+        self.ratios = {"guided": [], "base": []}  # of r(t) − E r, and its variance
 
     def add(self, prefix, token, guidance, start, draft=None):
         """One token. start: length of the prompt. draft: the draft token that was verified."""
         fused, _ = self.reference.step(prefix, guidance, start)
         plain = self.reference.logits(tuple(prefix))[0]
         p, base = (x.double().softmax(-1).numpy() for x in (fused, plain))
-        order = np.argsort(np.log(p, where=p > 0, out=np.full_like(p, -1e9)) - np.log(base))
+        ratio = np.log(p) - np.log(base)
+        order = np.argsort(ratio)
         if draft is not None:
             order = np.append(draft, order[order != draft])
         share = self.rng.random()
-        self.guided.append(place(p, token, order, share))
-        self.base.append(place(base, token, order, share))
+        for name, q in (("guided", p), ("base", base)):
+            self.places[name].append(place(q, token, order, share))
+            mean = (q * ratio).sum()
+            self.ratios[name].append((ratio[token] - mean, (q * (ratio - mean) ** 2).sum()))
+
+    def __len__(self):
+        return len(self.places["guided"])
+
+    def p_value(self, name="guided"):
+        """Of the chi-square test that the tokens are drawn from the guided or base distribution."""
+        return p_value(self.places[name])
+
+    def z(self, name="guided"):
+        """Standard normal if the tokens are drawn from the guided or base distribution."""
+        apart, variance = np.array(self.ratios[name]).sum(0)
+        return float(apart / variance**0.5)

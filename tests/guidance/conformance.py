@@ -27,7 +27,7 @@ runners.use("v2" if DRAFTS else RUNNER)
 import torch  # noqa: E402
 from probes_made import made  # noqa: E402
 from reference import Reference  # noqa: E402
-from sampled import Places, p_value, remember_drafts  # noqa: E402
+from sampled import Places, remember_drafts  # noqa: E402
 from transformers import LlamaConfig, LlamaForCausalLM  # noqa: E402
 
 from trimtab.params import GuidanceParams  # noqa: E402
@@ -245,9 +245,10 @@ class Suite:
                 prefix = [*prompt, *answer.token_ids[:i]]
                 if (draft := known.get(tuple(prefix))) is not None:
                     places.add(prefix, token, guidance, len(prompt), draft)
-        count = len(places.guided)
-        report("sampled tokens follow guidance", count, int(p_value(places.guided) < 1e-3))
-        report("the control: not the base", count, int(p_value(places.base) > 1e-6))
+        fits = places.p_value() > 1e-3 and abs(places.z()) < 3.3
+        report("sampled tokens follow guidance", len(places), int(not fits))
+        refused = places.p_value("base") < 1e-6 and places.z("base") > 5
+        report("the control: not the base", len(places), int(not refused))
 
     def all(self):
         few = 8 if SLOW else 24
