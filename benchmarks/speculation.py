@@ -161,7 +161,7 @@ def main() -> None:
             run = partial(measure, sampler, reference, beta, args.answers, args.tokens, sampled)
             lines.append(row(name, beta, kept(label, run)))
             print(lines[-1], flush=True)
-        del sampler
+        del sampler, run  # an engine that ends later would end what the next one shares with it
         gc.collect()
     args.out.mkdir(exist_ok=True)
     (args.out / "speculation.md").write_text("\n".join(lines) + "\n")
