@@ -27,40 +27,23 @@ from unittest.mock import patch
 
 import numpy as np
 import torch
-from transformers import LlamaConfig
+from random_models import KV_HEADS, SCORER, VOCAB, scorer_network
 
 from trimtab.scoring import shared
 from trimtab.scoring.backbone import Backbone
 from trimtab.scoring.captured import FixedSteps
 from trimtab.scoring.pool import PrefixPool
-from trimtab_models.networks import scalar_head
 
 RESULTS = Path(__file__).parent / "results"
-VOCAB, LAYERS, KV_HEADS = 8192, 6, 2
+LAYERS = SCORER["num_hidden_layers"]
 FORMS = ("masked", "kept", "packed", "closed")
-
-
-def network() -> torch.nn.Module:
-    """A head of six layers, 21 million parameters with its embedding; the same in every call."""
-    torch.manual_seed(0)
-    return scalar_head(
-        LlamaConfig(
-            vocab_size=VOCAB,
-            hidden_size=512,
-            intermediate_size=1376,
-            num_hidden_layers=LAYERS,
-            num_attention_heads=8,
-            num_key_value_heads=KV_HEADS,
-            max_position_embeddings=16384,
-        )
-    )
 
 
 def backbone(rows: int, prefix: int, kind: str) -> Backbone:
     """A scorer whose pool holds the prefixes of all rows."""
     tokens = (rows if kind == "distinct" else 1) * prefix + rows * 64 + 128
     served = Backbone(
-        network(),
+        scorer_network(),
         max_length=prefix + 1,
         pool_bytes=tokens * 2 * LAYERS * KV_HEADS * 64 * 4,
         max_candidates=64,

@@ -33,8 +33,9 @@ import torch
 import transformers
 import vllm
 from cuda_step import PREFIX, RESULTS, VOCAB, clock
-from decode import Decoder, config
+from decode_engine import Decoder
 from demo_tokens import answers, compare
+from random_models import config
 from tqdm import tqdm
 from transformers import LlamaForCausalLM
 from vllm import LLM, SamplingParams

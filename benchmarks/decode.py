@@ -1,10 +1,16 @@
 """The cost of guidance, as ratios within one run through the real engine.
 
-    python benchmarks/decode.py [--quick]
+    python benchmarks/decode.py [--before DIR] [--quick] [--out DIR]
 
-The models are a Llama base about 20 times the size of its Llama scorers, with random weights, and
-the demo. In each setting, guided and unguided decode steps alternate (paired repeats). They are
-compared with
+Parts, each in a process of its own:
+
+    networks  a Llama base of 438 million parameters, with scorers of 21 million or probes
+    demo      the demo's base, with its scorers or probes
+    growth    a base of 42 million: over prefix, rows, scorers and vocabulary (decode_growth.py)
+
+All but the demo's scorers have random weights. A repeat is a run of guided and of unguided decode
+steps, in turn; ratios are within a repeat, with 95 % intervals over the repeats. They are compared
+with
 
     floor    the bare forward of the scorer for the candidates plus one token per row, no prefix,
              right after an unguided step, so that CPU caches are in the same state as for guidance
@@ -12,340 +18,197 @@ compared with
     copies   k copies of each prefix's K/V, one token each, as in most published code
 
 and   scoring efficiency = bare scorer forward ÷ (guided − unguided).
-Writes benchmarks/results/decode.{json,md,png}.
+
+--before measures one network with the packages in DIR, another version's checkout, too.
+Writes benchmarks/results/decode.{json,md,png} and decode_growth.png. Takes 20 minutes on two idle
+cores; an interrupted run resumes from .work/decode.
 """
 
 import argparse
 import functools
 import json
-import math
 import os
 import platform
-import statistics
+import shutil
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-os.environ.update(
-    VLLM_CPU_KVCACHE_SPACE="4",
-    VLLM_ENABLE_V1_MULTIPROCESSING="0",
-    VLLM_LOGGING_LEVEL="ERROR",
-    VLLM_NO_USAGE_STATS="1",
-)
-
 import torch
-from decode_report import draw, table
-from safetensors import safe_open
+from decode_engine import (
+    PREFIX,
+    STEPS,
+    Bare,
+    Decoder,
+    demo_prompts,
+    floors,
+    paired,
+    rounds,
+    start,
+    summary,
+)
+from kept import Kept, interval
+from random_models import BASE, PROBES, SCORER, TINY, VOCAB, base_of, probes_of, scorers_of
 from tqdm import tqdm
-from transformers import AutoTokenizer, DynamicCache, LlamaConfig, LlamaForCausalLM
-from vllm import LLM, SamplingParams
 
 from trimtab.params import GuidanceParams
-from trimtab.xargs import to_xargs
 from trimtab_models import demo
-from trimtab_models.checkpoint import ScorerInfo, load, save
-from trimtab_models.networks import scalar_head, split
 
 RESULTS = Path(__file__).parent / "results"
-VOCAB, PREFIX, STEPS = 8192, 128, 8
+WORK = Path(__file__).parents[1] / ".work"
 DEMO_STEPS = 64
 """Of the demo, whose candidates vary from step to step."""
-IMPOSSIBLE = 1.05
-"""An efficiency above this is noise."""
 NAMES = ("one", "two", "three")
-BASE = {"hidden_size": 1280, "intermediate_size": 3456, "num_hidden_layers": 24}
-SCORER = {"hidden_size": 512, "intermediate_size": 1376, "num_hidden_layers": 6}
+NETWORKS = [(1, 10, 7), (1, 40, 5), (1, 1, 5), (3, 10, 5)]
+"""Scorers, k and repeats, at mass 1."""
+PARTS = ("networks", "demo", "prefix", "vocab-32768", "vocab-151936")
+"""The last three are decode_growth.py's, an engine each."""
 
 
-def config(sizes: dict[str, int], vocab: int = VOCAB, positions: int = 512) -> LlamaConfig:
-    """A Llama with heads of 64 dimensions, four per K/V head."""
-    heads = sizes["hidden_size"] // 64
-    return LlamaConfig(
-        vocab_size=vocab,
-        num_attention_heads=heads,
-        num_key_value_heads=heads // 4,
-        max_position_embeddings=positions,
-        **sizes,
-    )
-
-
-def build(root: Path) -> dict[str, Path]:
-    torch.manual_seed(0)
-    LlamaForCausalLM(config(BASE)).save_pretrained(root / "base")
-    return {
-        name: save(scalar_head(config(SCORER)), None, ScorerInfo(), root / name) for name in NAMES
-    }
-
-
-def start(base: Path, scorers: Mapping[str, Path | Mapping[str, Any]], **options: Any) -> LLM:
-    """The engine of a base with scorers, each a path or the fields of a ScorerSpec."""
-    specs = {
-        name: {"path": str(spec)} if isinstance(spec, Path) else dict(spec)
-        for name, spec in scorers.items()
-    }
-    defaults = {
-        "skip_tokenizer_init": True,
-        "dtype": "float32",
-        "enforce_eager": True,
-        "max_model_len": 384,
-        "max_num_seqs": 32,
-        "block_size": 32,  # so that the prefix cache holds prompts of 128 tokens
-        "max_num_batched_tokens": 32 * (PREFIX + 1),
-        "disable_log_stats": True,
-        "logits_processors": ["trimtab.adapters.vllm:GuidanceProcessor"],
-        "worker_extension_cls": "trimtab.adapters.worker.GuidanceWorker",
-        "additional_config": {"trimtab": {"scorers": specs}},
-    }
-    return LLM(str(base), **{**defaults, **options})
-
-
-class Decoder:
-    """Times pure decode steps: all prompts are loaded before the clock starts."""
-
-    def __init__(self, llm: LLM, prompts: list[list[int]]) -> None:
-        self.engine, self.prompts, self.runs = llm.llm_engine, prompts, 0
-        self.engine.collective_rpc("trimtab_scorers")
-
-    def step_seconds(
-        self, rows: int, guidance: GuidanceParams | None, after=None, steps: int = STEPS
-    ) -> list[float]:
-        """Mean seconds of a decode step with `rows` requests, and of `after` right after it.
-
-        The mean, not the median: with a mass below 1 most steps may have one candidate and cost
-        nothing, while others score many.
-        """
-        self.runs += 1
-        params = SamplingParams(
-            temperature=1.0,
-            max_tokens=steps + 3,
-            min_tokens=steps + 3,
-            detokenize=False,
-            extra_args=to_xargs(guidance) if guidance else None,
-        )
-        for row in range(rows):
-            request = {"prompt_token_ids": self.prompts[row]}
-            self.engine.add_request(f"{self.runs}-{row}", request, params)
-        for _ in range(2):  # prefill, and one step to warm up
-            self.engine.step()
-        times = [
-            [seconds(self.engine.step), seconds(after) if after else 0.0] for _ in range(steps)
-        ]
-        while self.engine.has_unfinished_requests():
-            self.engine.step()
-        return [statistics.fmean(column) for column in zip(*times, strict=True)]
-
-    def read(self, rows: int, guidance: GuidanceParams, steps: int = STEPS) -> float:
-        """Tokens that all scorers read for each generated token."""
-        before = self._forwarded()
-        self.step_seconds(rows, guidance, steps=steps)
-        return (self._forwarded() - before) / (steps + 3) / rows
-
-    def _forwarded(self) -> int:
-        """Tokens that all scorers have read so far."""
-        [scorers] = self.engine.collective_rpc("trimtab_scorers")
-        return sum(scorer["tokens_forwarded"] for scorer in scorers)
-
-
-def seconds(run) -> float:
-    start = time.perf_counter()
-    with torch.inference_mode():
-        run()
-    return time.perf_counter() - start
-
-
-class Bare:
-    """A scorer's network alone, with transformers' own attention."""
-
-    def __init__(self, path: Path) -> None:
-        self.model, _ = load(path, attn_implementation="sdpa")
-        self.network, self.head = split(self.model)
-
-    def timed(self, run, repeats: int) -> float:
-        seconds(run)
-        return statistics.median(seconds(run) for _ in range(repeats))
-
-    def floor(self, rows: int, k: int) -> None:
-        """Forward [rows, k + 1] new tokens without a prefix."""
-        ids = torch.randint(self.network.config.vocab_size, (rows, k + 1))
-        self.head(self.network(ids, use_cache=False)[0])
-
-    def naive(self, rows: int, k: int, repeats: int = 1) -> float:
-        ids = torch.randint(VOCAB, (rows * k, PREFIX + 1))
-        return self.timed(lambda: self.head(self.network(ids, use_cache=False)[0][:, -1]), repeats)
-
-    def copies(self, rows: int, k: int, repeats: int = 3) -> float:
-        prefix = torch.randint(VOCAB, (rows, PREFIX))
-        with torch.inference_mode():
-            past = self.network(prefix, use_cache=True).past_key_values
-        layers = [(layer.keys, layer.values) for layer in past.layers]
-
-        def run() -> None:
-            cache = DynamicCache(layers)
-            self.network(torch.randint(VOCAB, (rows, 1)), past_key_values=cache)
-            cache = DynamicCache(layers)
-            cache.batch_repeat_interleave(k)
-            out = self.network(torch.randint(VOCAB, (rows * k, 1)), past_key_values=cache)
-            self.head(out[0])
-
-        return self.timed(run, repeats)
-
-
-def paired(
-    decoder: Decoder,
-    rows: int,
-    guidance: GuidanceParams,
-    floor,
-    repeats: int,
-    steps: int = STEPS,
-) -> dict[str, list[float]]:
-    """Guided, unguided and floor, alternating; the values of each paired repeat."""
-    times = []
-    for _ in range(repeats + 1):  # the first one warms up
-        unguided, bare = decoder.step_seconds(rows, None, floor, steps)
-        times.append((unguided, bare, decoder.step_seconds(rows, guidance, steps=steps)[0]))
-    return {
-        "unguided_ms": [1e3 * u for u, _, _ in times[1:]],
-        "guided_ms": [1e3 * g for _, _, g in times[1:]],
-        "floor_ms": [1e3 * f for _, f, _ in times[1:]],
-        "added_ms": [1e3 * (g - u) for u, _, g in times[1:]],
-        "ratio": [g / u for u, _, g in times[1:]],
-        "floor_ratio": [(u + f) / u for u, f, _ in times[1:]],
-    }
-
-
-def pairs(
-    decoder: Decoder, rows: int, guidance: GuidanceParams, floor, repeats: int, steps: int = STEPS
+def network(
+    decoder: Decoder, bares: list[Bare], rows: int, scorers: int, k: int, repeats: int
 ) -> dict:
-    """Guided, unguided and floor, alternating; medians of the paired repeats."""
-    values = paired(decoder, rows, guidance, floor, repeats, steps)
-    result = {name: statistics.median(column) for name, column in values.items()}
-    if result["floor_ms"]:
-        result |= efficiency(values["floor_ms"], values["added_ms"])
-    return {"requests": rows, "repeats": repeats} | result
-
-
-def efficiency(floor_ms: list[float], added_ms: list[float]) -> dict:
-    """Floor ÷ added time: the median of the paired repeats, with the lowest and the highest.
-
-    Nothing is faster than its floor: a median above `IMPOSSIBLE`, or a repeat in which guidance
-    seemed to cost no time, is noise, and is left out.
-    """
-    if min(added_ms) <= 0:
-        return {}
-    shares = sorted(floor / added for floor, added in zip(floor_ms, added_ms, strict=True))
-    median = statistics.median(shares)
-    if median > IMPOSSIBLE:
-        return {}
-    return {"efficiency": median, "efficiency_range": [shares[0], shares[-1]]}
-
-
-def measure(
-    decoder: Decoder, bares: list[Bare], rows: int, k: int, scorers: int, repeats: int
-) -> dict:
-    """One setting of the random networks; with k = 1 no candidate is scored."""
+    """One setting of networks with random weights; with k = 1 no candidate is scored."""
     guidance = GuidanceParams(
         scorers=dict.fromkeys(NAMES[:scorers], 1.0), beta=1.0, k=k, mass=1.0, tail="mean"
     )
-    bare, used = bares[0], bares[:scorers]
-    floor = (lambda: [b.floor(rows, k) for b in used]) if k > 1 else None
-    result = pairs(decoder, rows, guidance, floor, repeats)
-    if scorers == 1 and k == 10 and rows <= 8:
-        result["naive_ms"] = 1e3 * bare.naive(rows, k)
-        result["copies_ms"] = 1e3 * bare.copies(rows, k)
-        result["naive_over_ours"] = result["naive_ms"] / result["added_ms"]
-        result["copies_over_ours"] = result["copies_ms"] / result["added_ms"]
-    return {"model": "random", "scorers": scorers, "k": k, "mass": 1.0} | result
+    floor = (lambda: [bare.floor(rows, k) for bare in bares[:scorers]]) if k > 1 else None
+    values = paired(decoder, rows, guidance, floor, repeats)
+    result = summary(values)
+    if (scorers, k) == (1, 10) and rows <= 8 and min(values["added_ms"]) > 0:
+        for name, spent in (
+            ("naive_over_ours", bares[0].naive(rows, k)),
+            ("copies_over_ours", bares[0].copies(rows, k)),
+        ):
+            result[name] = interval([1e3 * spent / added for added in values["added_ms"]])
+    setting = {"requests": rows, "kind": "network", "scorers": scorers, "k": k, "mass": 1.0}
+    return setting | result
 
 
-def floors(bares: list[Bare], tokens: int) -> None:
-    for bare in bares:
-        bare.floor(1, tokens - 1)
+def probing(decoder: Decoder, rows: int, repeats: int, steps: int) -> list[dict]:
+    """One probe and eight, as ratios to the same unguided steps."""
+    counts = {str(n): dict.fromkeys(PROBES[:n], 1.0) for n in (1, 8)}
+    settings = {
+        name: GuidanceParams(scorers=scorers, beta=1.0, k=32, mass=0.99)
+        for name, scorers in counts.items()
+    }
+    values = rounds(decoder, rows, settings, None, repeats, steps)
+    return [
+        {"requests": rows, "kind": "probe", "scorers": int(name), "k": 32, "mass": 0.99}
+        | summary(columns)
+        for name, columns in values.items()
+    ]
 
 
-def demo_prompts(n: int) -> list[list[int]]:
-    tokenizer = AutoTokenizer.from_pretrained(demo.base())
-    texts = [demo.chat(text) for text in demo.prompts("test", n, seed=9)]
-    return [tokenizer(text, add_special_tokens=False).input_ids for text in texts]
+def measure_networks(kept: Kept, quick: bool, only_one: bool = False) -> None:
+    """The base of 438 million parameters; `only_one`: one network with k = 10, nothing else."""
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        base = base_of(root / "base", TINY if quick else BASE)
+        paths = scorers_of(root, list(NAMES), TINY if quick else SCORER)
+        probes = {} if only_one else probes_of(base, root)
+        generator = torch.Generator().manual_seed(1)
+        prompts = torch.randint(VOCAB, (32, PREFIX), generator=generator).tolist()
+        decoder = Decoder(start(base, paths | probes), prompts)
+        bares = [Bare(path) for path in paths.values()]
+        batches = (1, 8) if quick else (1, 8, 32)
+        for scorers, k, repeats in tqdm(NETWORKS[:1] if quick or only_one else NETWORKS):
+            for rows in batches:
+                count = 2 if quick else repeats
+                run = functools.partial(network, decoder, bares, rows, scorers, k, count)
+                kept(f"{scorers} networks, {k}, {rows}", lambda run=run: [run()])
+        for rows in () if only_one else tqdm(batches):
+            run = functools.partial(probing, decoder, rows, 2 if quick else 12, STEPS)
+            kept(f"probes, {rows}", run)
 
 
-def measure_demo(root: Path) -> None:
-    """Measure the demo with mass 0.99 and with k = 10; write JSON to `root`.
+def measure_demo(kept: Kept, quick: bool) -> None:
+    """The demo with mass 0.99, and with k = 10; networks and probes."""
+    repeats = 2 if quick else 10
+    steps = STEPS if quick else DEMO_STEPS
+    with tempfile.TemporaryDirectory() as folder:
+        probes = probes_of(demo.base(), Path(folder))
+        decoder = Decoder(start(demo.base(), {**demo.scorers(), **probes}), demo_prompts(32))
+        bares = [Bare(path) for path in demo.scorers().values()]
 
-    It runs in a separate process.
-    """
-    decoder = Decoder(start(demo.base(), demo.scorers()), demo_prompts(32))
-    bares, results = [Bare(path) for path in demo.scorers().values()], []
-    for scorers in (1, 3):
-        names = list(demo.scorers())[:scorers]
-        for rows in (1, 8, 32):
-            for k, mass in ((32, 0.99), (10, 1.0)):
-                guidance = GuidanceParams(
-                    scorers=dict.fromkeys(names, 1.0), beta=4.0, k=k, mass=mass, tail="truncate"
-                )
-                read = decoder.read(rows, guidance, DEMO_STEPS) / scorers
-                per_step = max(1, round(read * rows))
-                floor = functools.partial(floors, bares[:scorers], per_step)
-                result = pairs(decoder, rows, guidance, floor, 5, DEMO_STEPS)
-                setting = {"model": "demo", "scorers": scorers, "k": k, "mass": mass}
-                result["scorer_tokens_per_token"] = read
-                results.append(setting | result)
-    (root / "demo.json").write_text(json.dumps(results))
+        def networks(scorers: int, rows: int, k: int, mass: float) -> list[dict]:
+            names = list(demo.scorers())[:scorers]
+            weights = dict.fromkeys(names, 1.0)
+            guidance = GuidanceParams(scorers=weights, beta=4.0, k=k, mass=mass, tail="truncate")
+            read = decoder.read(rows, guidance, steps) / scorers
+            floor = functools.partial(floors, bares[:scorers], max(2, round(read * rows)))
+            setting = {"requests": rows, "kind": "network", "scorers": scorers, "k": k}
+            values = paired(decoder, rows, guidance, floor, repeats, steps)
+            return [{**setting, "mass": mass, "read": read} | summary(values)]
+
+        for rows in tqdm((1, 8) if quick else (1, 8, 32)):
+            kept(f"probes, {rows}", lambda rows=rows: probing(decoder, rows, 2 * repeats, steps))
+            for scorers in (1, 3):
+                for k, mass in ((32, 0.99), (10, 1.0)):
+                    run = functools.partial(networks, scorers, rows, k, mass)
+                    kept(f"{scorers} networks, {k}, {rows}", run)
+
+
+def measure(part: str, work: Path, quick: bool) -> None:
+    """One part, in this process."""
+    kept = Kept(work / f"{part}.json")
+    if part in ("networks", "before"):
+        measure_networks(kept, quick, only_one=part == "before")
+    elif part == "demo":
+        measure_demo(kept, quick)
+    else:
+        import decode_growth
+
+        decode_growth.measure(part, kept, quick)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="only k = 10 and one scorer")
+    parser.add_argument("--before", type=Path, help="a checkout of another version")
+    parser.add_argument("--quick", action="store_true", help="small networks, few repeats")
     parser.add_argument("--out", type=Path, default=RESULTS)
-    parser.add_argument("--demo-into", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--part", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    if arguments.demo_into:
-        measure_demo(arguments.demo_into)
+    work = WORK / ("decode-quick" if arguments.quick else "decode")
+    if arguments.part:
+        measure(arguments.part, work, arguments.quick)
         return
-    settings = [
-        (rows, k, scorers, 7 if (k, scorers) == (10, 1) else 3)
-        for scorers in ((1,) if arguments.quick else (1, 3))
-        for rows in (1, 8, 32)
-        for k in ((10,) if arguments.quick else (1, 10, 40))
-    ]
-    with tempfile.TemporaryDirectory() as directory:
-        root = Path(directory)
-        scorers = build(root)
-        generator = torch.Generator().manual_seed(1)
-        prompts = torch.randint(VOCAB, (32, PREFIX), generator=generator).tolist()
-        decoder, bares = (
-            Decoder(start(root / "base", scorers), prompts),
-            [Bare(scorers[n]) for n in NAMES],
-        )
-        results = [measure(decoder, bares, *s) for s in tqdm(settings, unit="setting")]
-        parameters = {"base": count(root / "base"), "scorer": bares[0].model.num_parameters()}
-        if not arguments.quick:
-            subprocess.run([sys.executable, __file__, "--demo-into", directory], check=True)
-            results += json.loads((root / "demo.json").read_text())
-    record = {
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    parts = ("networks", *(["before"] if arguments.before else []), *PARTS[1:])
+    for part in tqdm(parts, unit="part"):
+        command = [sys.executable, __file__, "--part", part, *["--quick"][: arguments.quick]]
+        environment = dict(os.environ)
+        if part == "before":
+            packages = [str(arguments.before.resolve() / name) for name in ("guidance", "models")]
+            environment["PYTHONPATH"] = os.pathsep.join(packages)
+        done = work / f"{part}.done"
+        if not done.exists():
+            subprocess.run(command, check=True, env=environment)
+            done.touch()
+    record: dict[str, Any] = {
         "machine": f"{os.cpu_count()} cores, {platform.machine()}, no GPU",
+        "load": os.getloadavg()[0],
         "torch": torch.__version__,
         "vllm": version("vllm-cpu"),
         "threads": torch.get_num_threads(),
         "prefix": PREFIX,
-        "parameters": parameters,
-        "results": results,
+        "quick": arguments.quick,
+        "parts": {
+            part: [one for some in Kept(work / f"{part}.json").known.values() for one in some]
+            for part in parts
+        },
     }
+    import decode_report
+
     (arguments.out / "decode.json").write_text(json.dumps(record, indent=1) + "\n")
-    (arguments.out / "decode.md").write_text(table(results))
-    draw([r for r in results if r["model"] == "random"], arguments.out / "decode.png")
-    print(table(results))
-
-
-def count(path: Path) -> int:
-    """Parameters of a saved network."""
-    with safe_open(path / "model.safetensors", "pt") as file:
-        return sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118
+    (arguments.out / "decode.md").write_text(decode_report.report(record))
+    decode_report.draw(record, arguments.out / "decode.png")
+    decode_report.draw_growth(record, arguments.out / "decode_growth.png")
+    print(decode_report.report(record))
+    shutil.rmtree(work)  # the next run measures anew
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """The demo's greedy answers in six settings, and their comparison with those of another device."""
 
-from decode import demo_prompts, start
+from decode_engine import demo_prompts, start
 from vllm import SamplingParams
 
 from trimtab.params import GuidanceParams

@@ -13,42 +13,17 @@ import os
 import tempfile
 from pathlib import Path
 
-import decode
+import decode_engine
 import numpy as np
 import torch
+from random_models import BASE, BINS, PROBES, TINY, VOCAB, base_of, probes_of
 from scipy import stats
 from tqdm import tqdm
-from transformers import LlamaForCausalLM
 
 from trimtab.params import GuidanceParams
-from trimtab_models import checkpoint, probe
-from trimtab_models.checkpoint import ScorerInfo
 
 RESULTS = Path(__file__).parent / "results"
-NAMES = [f"probe{i}" for i in range(8)]
-SMALL = {"hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 2}
-BINS, REPEATS = 11, 14
-
-
-def build(root: Path, sizes: dict[str, int]) -> dict[str, Path]:
-    """A base and eight probes of it."""
-    torch.manual_seed(0)
-    base = LlamaForCausalLM(decode.config(sizes))
-    print(f"{base.num_parameters() / 1e6:.0f} million parameters", flush=True)
-    base.save_pretrained(root / "base")
-    return probes_of(root / "base", root)
-
-
-def probes_of(base: Path, root: Path) -> dict[str, Path]:
-    """Eight probes of a base."""
-    paths = {}
-    for name in NAMES:
-        network = probe.new(base, outputs=BINS)
-        for part in (network.level, network.factors):
-            torch.nn.init.normal_(part.weight, std=0.1)
-        info = ScorerInfo(family="probe", support=(0.0, 1.0))
-        paths[name] = checkpoint.save(network, None, info, root / name)
-    return paths
+REPEATS = 14
 
 
 def table(results: list[dict]) -> str:
@@ -79,14 +54,16 @@ def main() -> None:
     results = []
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
-        probes = build(root, SMALL if arguments.quick else decode.BASE)
-        prompts = torch.randint(decode.VOCAB, (32, decode.PREFIX)).tolist()
-        decoder = decode.Decoder(decode.start(root / "base", probes), prompts)
+        base = base_of(root / "base", TINY if arguments.quick else BASE)
+        prompts = torch.randint(VOCAB, (32, decode_engine.PREFIX)).tolist()
+        decoder = decode_engine.Decoder(decode_engine.start(base, probes_of(base, root)), prompts)
         for rows, count, k in tqdm(settings, unit="setting"):
             fields = {} if k is None else {"k": k}
-            guidance = GuidanceParams(scorers=dict.fromkeys(NAMES[:count], 1.0), beta=1.0, **fields)
+            guidance = GuidanceParams(
+                scorers=dict.fromkeys(PROBES[:count], 1.0), beta=1.0, **fields
+            )
             repeats = 2 if arguments.quick else REPEATS
-            result = decode.paired(decoder, rows, guidance, None, repeats)
+            result = decode_engine.paired(decoder, rows, guidance, None, repeats)
             results.append({"requests": rows, "probes": count, "k": guidance.k} | result)
     text = table(results)
     print(text)

@@ -28,10 +28,10 @@ from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
-import decode
+import decode_engine
 import numpy as np
-import probes
 import torch
+from random_models import PROBES, probes_of
 from scipy import stats
 from tqdm import tqdm
 from transformers import AutoTokenizer
@@ -54,10 +54,10 @@ NETWORKS: dict[str, tuple[Head, int | None, ScorerInfo]] = {
 """The head of each network, and the layers that it keeps of the base's 30."""
 SETTINGS: dict[str, tuple[list[str], dict]] = {
     "VADER's kindness, a function": (["kindness"], {}),
-    "one probe": (probes.NAMES[:1], {}),
-    'one probe, k = "all"': (probes.NAMES[:1], {"k": "all"}),
-    "two probes": (probes.NAMES[:2], {}),
-    "eight probes": (probes.NAMES, {}),
+    "one probe": (PROBES[:1], {}),
+    'one probe, k = "all"': (PROBES[:1], {"k": "all"}),
+    "two probes": (PROBES[:2], {}),
+    "eight probes": (PROBES, {}),
     "vocabulary: the base's six lowest layers": (["ahead"], {}),
     "head: the base's six lowest layers": (["lower"], {}),
     "head: a network of its own, 30 layers": (["own"], {}),
@@ -71,7 +71,7 @@ SLOW = {"steps": 6, "repeats": 3}
 def build(base: str, root: Path) -> dict[str, Path]:
     """Probes and heads with random weights, in files."""
     torch.manual_seed(SEED)
-    paths = probes.probes_of(Path(base), root)
+    paths = probes_of(Path(base), root)
     for name, (head, layers, info) in NETWORKS.items():
         network = keep_layers(networks.build(head, base, dtype=torch.float32), layers)
         paths[name] = checkpoint.save(network, None, info, root / name)
@@ -84,8 +84,8 @@ class Floor:
     def __init__(self, base: str, paths: dict[str, Path], texts: list[str]) -> None:
         """texts: answers of half the length, one for each request."""
         self.texts = texts
-        self.networks = {name: decode.Bare(paths[name]) for name in NETWORKS}
-        self.probes = [checkpoint.load(paths[name], family="probe")[0] for name in probes.NAMES]
+        self.networks = {name: decode_engine.Bare(paths[name]) for name in NETWORKS}
+        self.probes = [checkpoint.load(paths[name], family="probe")[0] for name in PROBES]
         with torch.inference_mode():
             self.tables = [network.table(probe.embedding(base)) for network in self.probes]
         self.hidden = self.probes[0].config.hidden_size
@@ -95,7 +95,7 @@ class Floor:
     ) -> Callable[[], object]:
         """tokens: those that a network reads in a step. candidates: of each row; None is all."""
         if names[0] in self.networks:
-            return partial(decode.floors, [self.networks[names[0]]], tokens)
+            return partial(decode_engine.floors, [self.networks[names[0]]], tokens)
         if names == ["kindness"]:
             return partial(self._calls, rows, candidates or 0)
         return partial(self._products, len(names), rows, candidates)
@@ -207,10 +207,10 @@ def main() -> None:
         kindness = {"kindness": smollm2.functions()["kindness"]}
         options = {"dtype": "bfloat16", "max_num_seqs": max(ROWS)}
         ahead = {"ahead": {"path": str(paths["ahead"]), "family": "vocabulary"}}
-        llm = decode.start(Path(base), {**paths, **ahead, **kindness}, **options)
+        llm = decode_engine.start(Path(base), {**paths, **ahead, **kindness}, **options)
         tokens = answers(llm, ids, light["steps"] // 2)
         texts = [tokenizer.decode(answer, skip_special_tokens=True) for answer in tokens]
-        floor, decoder = Floor(base, paths, texts), decode.Decoder(llm, ids)
+        floor, decoder = Floor(base, paths, texts), decode_engine.Decoder(llm, ids)
         for rows in tqdm(ROWS[:2] if arguments.quick else ROWS, unit="batch"):
             # The candidates depend on the base, so that one network counts them for all scorers.
             # It reads the prompts before.
@@ -224,7 +224,7 @@ def main() -> None:
                 some = None if guidance.k == "all" else round(candidates)
                 least = floor.of(names, rows, round(rows * read), some)
                 pace = SLOW if names == ["own"] and not arguments.quick else light
-                values = decode.paired(decoder, rows, guidance, least, **pace)
+                values = decode_engine.paired(decoder, rows, guidance, least, **pace)
                 setting = {"scorer": label, "requests": rows, "read": read}
                 results.append(setting | summary(values))
     record["results"] = results

@@ -39,8 +39,16 @@ def use(runner: str) -> None:
 
 
 def _correct_the_interpreter():
-    """Triton 3.9 interprets a scalar comparison as integers where a mask is wanted, and fails."""
+    """Two faults of Triton 3.9.
+
+    It interprets a scalar comparison as integers where a mask is wanted, and fails. Of a GPU's
+    library of functions it has stubs that return None; vLLM uses one, with sampled draft tokens.
+    """
+    from triton import language as tl
+    from triton.language.extra import libdevice
     from triton.runtime.interpreter import InterpreterBuilder
+
+    libdevice.log1p = lambda x: tl.log(1 + x)
 
     original = InterpreterBuilder.create_splat
 

@@ -199,3 +199,16 @@ def test_images_copy_what_exists():
         assert "\nUSER trimtab\n" in dockerfile
         for source in re.findall(r"^COPY (?:--\S+ )?(.*) \S+$", dockerfile, re.M):
             assert all((ROOT / name).exists() for name in source.split())
+
+
+def test_the_index_of_results_names_every_file():
+    folder = ROOT / "benchmarks" / "results"
+    index = (folder / "README.md").read_text()
+    links = set(re.findall(r"\]\(([\w.-]+)\)", index))
+    assert {path.stem for path in folder.iterdir()} <= {Path(link).stem for link in links} | {
+        "README"
+    }
+    tables = {link for link in links if link.endswith(".md")}
+    assert all((folder / table).exists() for table in tables)
+    scripts = set(re.findall(r"`(\w+\.py)`", index))
+    assert all((ROOT / "benchmarks" / script).exists() for script in scripts)

@@ -27,6 +27,7 @@ runners.use("v2" if DRAFTS else RUNNER)
 import torch  # noqa: E402
 from probes_made import made  # noqa: E402
 from reference import Reference  # noqa: E402
+from sampled import Places, remember_drafts  # noqa: E402
 from transformers import LlamaConfig, LlamaForCausalLM  # noqa: E402
 
 from trimtab.params import GuidanceParams  # noqa: E402
@@ -114,13 +115,13 @@ def engine():
     ).llm_engine
 
 
-def params(guidance, max_tokens, key, n=1):
+def params(guidance, max_tokens, key, n=1, seed=None):
     from vllm import SamplingParams
     from vllm.sampling_params import RequestOutputKind
 
     extra = {} if guidance is None else {**to_xargs(guidance), RECORD_KEY: key}
-    # No seed: on the CPU, vLLM 0.32 dies of a seeded request whose prompt comes in chunks.
-    sampled = {"temperature": 1.0} if n > 1 else {"temperature": 0.0}
+    # No seed on V1: on the CPU, vLLM 0.32 dies of a seeded request whose prompt comes in chunks.
+    sampled = {"temperature": 1.0 if n > 1 or seed is not None else 0.0, "seed": seed}
     return SamplingParams(
         **sampled,
         max_tokens=max_tokens,
@@ -162,15 +163,17 @@ class Suite:
             GuidanceParams(scorers={"red": -2.0, "blue": 1.0}, beta=1.0, mass=0.9, normalize=True),
         ][i % 10]
 
-    def run(self, requests, abort=()):
-        """Requests (prompt, guidance, max_tokens, n) at once; finished outputs by request id."""
+    def run(self, requests, abort=(), seed=None):
+        """Requests (prompt, guidance, max_tokens, n) at once; finished outputs by request id.
+
+        seed: of the first one's samples; without it only siblings are sampled.
+        """
         ids = []
-        for prompt, guidance, max_tokens, n in requests:
+        for i, (prompt, guidance, max_tokens, n) in enumerate(requests):
             ids.append(f"r{self.count}")
             self.count += 1
-            self.engine.add_request(
-                ids[-1], {"prompt_token_ids": prompt}, params(guidance, max_tokens, ids[-1], n)
-            )
+            own = params(guidance, max_tokens, ids[-1], n, None if seed is None else seed + i)
+            self.engine.add_request(ids[-1], {"prompt_token_ids": prompt}, own)
         finished, steps = {}, 0
         while self.engine.has_unfinished_requests():
             for output in self.engine.step():
@@ -182,8 +185,8 @@ class Suite:
                     self.engine.abort_request([ids[request]])
         return [finished.get(i) for i in ids]
 
-    def compare(self, name, requests, abort=()):
-        outputs = self.run(requests, abort)
+    def compare(self, name, requests, abort=(), seed=None):
+        outputs = self.run(requests, abort, seed)
         compared = mismatches = 0
         for output, (prompt, guidance, max_tokens, n) in zip(outputs, requests, strict=True):
             if output is None or output.outputs[0].finish_reason == "abort":
@@ -217,6 +220,7 @@ class Suite:
                     )
                 mismatches += not same
         report(name, compared, mismatches)
+        return outputs
 
     def drafts(self):
         few = [(self.prompt(5 + 3 * i), self.guidance(i), 16, 1) for i in range(10)]
@@ -225,9 +229,26 @@ class Suite:
         crowd = [(self.prompt(60), self.guidance(i), 34, 1) for i in range(5)]
         self.compare("preemption", crowd)
         report("preemptions happened", PREEMPTED[0] - before, 0)
-        self.compare("n > 1", [(self.prompt(20), self.guidance(i), 16, 3) for i in (4, 5)])
+        known = remember_drafts()
+        several = [(self.prompt(20), self.guidance(i), 16, n) for i, n in ((4, 2), (5, 6))]
+        outputs = self.compare("n > 1", several, seed=1)
         report("draft tokens were accepted", ACCEPTED[0], 0)
         report("draft tokens were rejected", ACCEPTED[1], 0)
+        self.distributed(several[1], outputs[1], known)
+
+    def distributed(self, request, output, known):
+        """Where draft tokens were verified, tokens have the guided distribution, not the base's."""
+        prompt, guidance, _, _ = request
+        places = Places(self.reference)
+        for answer in output.outputs:
+            for i, token in enumerate(answer.token_ids):
+                prefix = [*prompt, *answer.token_ids[:i]]
+                if (draft := known.get(tuple(prefix))) is not None:
+                    places.add(prefix, token, guidance, len(prompt), draft)
+        fits = places.p_value() > 1e-3 and abs(places.z()) < 3.3
+        report("sampled tokens follow guidance", len(places), int(not fits))
+        refused = places.p_value("base") < 1e-6 and places.z("base") > 5
+        report("the control: not the base", len(places), int(not refused))
 
     def all(self):
         few = 8 if SLOW else 24

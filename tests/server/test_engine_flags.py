@@ -120,7 +120,11 @@ def test_a_stock_engine_is_refused_by_the_processor():
 
 
 def test_a_fit_engine_passes():
-    for config in (fit(), *(speculative(method=method) for method in unsupported.METHODS)):
+    drafting = [speculative(method=method) for method in unsupported.METHODS]
+    # Rejection sampling is exact with sampled draft tokens, too, and block by block.
+    drafting.append(speculative(method="draft_model", draft_sample_method="probabilistic"))
+    drafting.append(speculative(rejection_sample_method="block"))
+    for config in (fit(), *drafting):
         unsupported.check_config(config)
     unsupported.check_options({**dict.fromkeys(unsupported.FLAGS), "dtype": "float32"})
 
