@@ -142,10 +142,11 @@ def test_colours_budget_and_sweep(opened, story):
     page = opened(story)
     generated(page)
     page.select_option("#colour", "score:calm")
-    assert page.locator("#text-guided [data-heat=up]").count() > 0
-    assert page.locator("#text-guided [data-heat=down]").count() > 0
+    for heat in ("up", "down"):
+        page.wait_for_selector(f"#text-guided [data-heat={heat}]", state="attached")
+    assert page.locator("#text-guided [data-heat=kl]").count() == 0
     page.select_option("#colour", "none")
-    assert page.locator("#text-guided [data-heat=none]").count() == 30
+    page.locator("#text-guided [data-heat=none]").nth(29).wait_for(state="attached")
     page.check("[value=kl_budget]")
     page.fill("#kl_budget", "1.5")
     with page.expect_request("**/generate") as sent:
