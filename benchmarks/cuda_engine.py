@@ -208,7 +208,7 @@ def draw(record: dict, path: Path) -> None:
         panel.axes.set_xticks(rows, rows)
         panel.axes.minorticks_off()
         panel.axes.set(xlabel="concurrent requests", xlim=(0.8, rows[-1]))
-        panel.axes.set_title(f"k = {k}", loc="left")
+        panel.title(f"k = {k}")
     chart.panels[0].axes.set(ylim=(0, None), ylabel="time per step ÷ unguided")
     chart.save(path)
 

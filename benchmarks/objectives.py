@@ -275,7 +275,7 @@ def draw(runs: dict[str, dict], names: list[str], path: Path) -> None:
             rewards = [point["rewards"] for point in points]
             errors = [stats.sem(one) for one in rewards]
             panel.line(name, kl, [np.mean(one) for one in rewards], errors)
-        panel.axes.set_title(label, loc="left")
+        panel.title(label)
         panel.axes.set(xlim=(0, SHOWN_KL), ylabel=f"mean exact {REWARD} ± s.e.")
         panel.fit()
     chart.panels[-1].axes.set_xlabel("KL to the base, nats per answer")

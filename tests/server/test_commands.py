@@ -375,6 +375,6 @@ def test_the_examples_of_the_documentation_run(run, monkeypatch):
         script = shlex.split(typed)[1].encode().decode("unicode_escape") if pipe else None
         done = run(*shlex.split(command)[1:], lines=script)
         assert done.exit_code == 0, (line, done.output, done.stderr)
-    described = set(re.findall(r"`([\w-]+)`", text.split("## Before")[0].split("|---|---|")[1]))
+    documented = set(re.findall(r"`([\w-]+)`", text.split("## Before")[0].split("|---|---|")[1]))
     commands = typer.main.get_command(cli.app).commands
-    assert set(commands) <= described
+    assert set(commands) <= documented

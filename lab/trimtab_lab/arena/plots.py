@@ -81,7 +81,7 @@ def heat_map(panel: Panel, picture: Picture) -> None:
     ]
     shade(panel, np.array(table), [str(k) for k in rows], [f"{beta:g}" for beta in common])
     panel.axes.set(xlabel="β · deviation of the scorer", ylabel="k")
-    panel.axes.set_title(f"mean {picture.gold}", loc="left")
+    panel.title(f"mean {picture.gold}")
 
 
 def shade(panel: Panel, table: Floats, rows: Sequence[str], columns: Sequence[str]) -> None:

@@ -193,5 +193,5 @@ def _draw(settings: Sequence[Run], path: Path) -> None:
     chart = Chart(height=3)
     plots.shade(chart.panels[0], table, names, [f"{beta:.3g}" for beta in betas])
     chart.panels[0].axes.set(xlabel="β", ylabel="candidates")
-    chart.panels[0].axes.set_title("mean reward", loc="left")
+    chart.panels[0].title("mean reward")
     chart.save(path)

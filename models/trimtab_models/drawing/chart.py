@@ -128,6 +128,17 @@ class Panel:
         self.axes.axhline(y, color=INK, linestyle=":", linewidth=1, zorder=1)
         self.labels.append(Label(text, (np.inf, y), INK))
 
+    def title(self, text: str) -> None:
+        """Write a title over the left edge."""
+        self.axes.set_title(text, loc="left", size=RC["axes.titlesize"], color=INK)
+
+    def scale(self, mappable: Any, text: str) -> None:
+        """Draw the bar that says what the colours of `mappable` mean."""
+        bar = self.axes.figure.colorbar(mappable, ax=self.axes)
+        bar.set_label(text, color=INK, size=RC["font.size"])
+        bar.ax.tick_params(color=INK, labelcolor=INK, labelsize=RC["font.size"])
+        bar.outline.set_visible(False)
+
     def fit(self) -> None:
         """Set the vertical limits to what is seen between the horizontal ones."""
         low, high = self.axes.get_xlim()

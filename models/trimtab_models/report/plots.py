@@ -74,7 +74,7 @@ def length(panel: Panel, report: Report) -> None:
         s=8,
         cmap="viridis",
     )
-    panel.axes.figure.colorbar(scatter, ax=panel.axes, label="reward").outline.set_visible(False)
+    panel.scale(scatter, "reward")
     panel.axes.set(xlabel="tokens of the answer", ylabel="score of the whole answer")
 
 
