@@ -65,14 +65,14 @@ class Story:
                     record["trace"] = trace
                 yield Piece(
                     index,
-                    SNIP if "breaks" in prompt and position == 5 else words[step["token"]],
+                    SNIP if "breaks" in prompt and position == 20 else words[step["token"]],
                     [step["token"]],
                     "length" if last else None,
                     record,
                     prompt_tokens=3,
                     trace=[step] if request.streams_trace and guidance.steers else None,
                 )
-                await asyncio.sleep(0.02 if "slowly" in prompt else 0)
+                await asyncio.sleep(0.05 if "slowly" in prompt else 0)
 
     async def scorers(self, seconds):
         kind = {"distributional": False, "whole": False, "reads": "tokens", "suspended": False}
