@@ -52,15 +52,6 @@ class Candidates:
         tokens, logprobs, counts = to_host((self.tokens, self.logprobs, self.counts))
         return replace(self, tokens=tokens, logprobs=logprobs, counts=counts)
 
-    def rows(self, index: Tensor) -> "Candidates":
-        """The candidates of the rows in `index`."""
-        return replace(
-            self,
-            tokens=self.tokens[index],
-            logprobs=self.logprobs[index],
-            counts=self.counts[index],
-        )
-
 
 def select(logits: Tensor, k: Tensor, mass: Tensor) -> Candidates:
     """Choose the candidates of each row.

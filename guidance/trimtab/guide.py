@@ -4,11 +4,12 @@
 
 With a kl_budget or floors, the strengths are computed first, from the scorers' returns.
 
-The logits change only after all results are known. A scorer that fails removes its own rows from
-guidance; the step continues.
+A scorer that fails removes its own rows from guidance; the step continues. What a step did leaves
+the device while nobody waits (`late`).
 """
 
 import math
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -22,8 +23,8 @@ from torch import Tensor
 from trimtab import budget, control, drafts
 from trimtab.candidates import Candidates
 from trimtab.choice import Choice
-from trimtab.fusion import Fused, fuse_
-from trimtab.outcome import Outcome
+from trimtab.fusion import Fused, divergence, end_, fuse_
+from trimtab.outcome import Outcome, Pending, Seen
 from trimtab.outlook import Outlook
 from trimtab.records import Records
 from trimtab.row_scorers import RowScorers
@@ -31,6 +32,7 @@ from trimtab.rows import Row, Step, cohorts, members_of
 from trimtab.scorers.base import Scorer
 from trimtab.scores import Scores, StepScores, bonus_of, planned, scored
 from trimtab.scoring.pool import Ids
+from trimtab.verdict import Verdict, stops
 from trimtab_models.readout import soft_value
 from trimtab_models.transfers import upload
 
@@ -42,7 +44,14 @@ class Guide(RowScorers):
         """timeout: maximum seconds of a scorer per step, see ScorerCalls."""
         super().__init__(scorers, timeout)
         # Weak, so that a guide, and its scorers' thread, end with its last reference.
-        self.records = Records(self.registry, WeakMethod(self.score_rows))
+        self.records = Records(
+            self.registry, WeakMethod(self.score_rows), WeakMethod(self.catch_up)
+        )
+        self.late = False
+        """Whether what a step did is noted only when it is asked for, or at the next step.
+
+        Then no step waits for it. Until then no row has a fault that the device alone knows."""
+        self.pending: deque[Pending] = deque()
 
     def step(
         self,
@@ -58,6 +67,7 @@ class Guide(RowScorers):
         A row may be followed by those after its draft tokens (drafts.py), in their order.
         done: gets what was done to the logits, but for rows with k = "all".
         """
+        self.catch_up()
         done = [] if done is None else done
         if hidden is not None:
             reading = [(i, row) for i, row in rows if self.registry.reads_states(row)]
@@ -65,22 +75,33 @@ class Guide(RowScorers):
                 self.states.follow(level, hidden)
         for _, row in rows:
             self.records.keep(row)
+        failed: list[tuple[int, Row]] = []
         for wave in drafts.waves(rows):
+            self.catch_up()  # a wave continues the one before
             drafts.pass_on_faults(row for _, row in wave)
+            failed += [(i, row) for i, row in wave if row.fault is not None]
             active = [(i, row) for i, row in wave if row.params.steers and row.fault is None]
             for cohort in cohorts(active):
                 self._step(logits, cohort, done)
-        for index, row in rows:
-            if row.fault is not None and row.params.on_error == "fail":
-                done += _ended(logits, index, row)
+        if failed:
+            ended = end_(logits, [i for i, _ in failed], stops([row for _, row in failed]))
+            done += [] if ended is None else [ended]
+        if not self.late:
+            self.catch_up()
+
+    def catch_up(self) -> None:
+        """Note what the last step did: the faults and the records of its rows."""
+        while self.pending:
+            self._note(self.pending.popleft())
 
     def _step(self, logits: Tensor, active: Sequence[tuple[int, Row]], done: list[Fused]) -> None:
-        """One step of a cohort, with two waits for the device: for candidates, for the outcome."""
+        """One step of a cohort, which waits for the device once: for the candidates."""
         device = logits.device
         rows, index = [row for _, row in active], [i for i, _ in active]
+        place = upload(torch.tensor(index), device)
         # Usually all rows are guided in order: then no [rows, vocab] tensor is copied.
         whole = index == list(range(len(logits)))
-        base = logits if whole else logits[upload(torch.tensor(index), device)]  # [rows, vocab]
+        base = logits if whole else logits[place]  # [rows, vocab]
         for row in rows:
             row.plan = row.next_plan(budget.BAND)
         choice = Choice.of(base, rows)
@@ -93,39 +114,38 @@ class Guide(RowScorers):
             self._plan(rows, groups, choice.host, torch.tensor(keeps), tables)
             step += [planned(name, values, candidates.logprobs) for name, values in tables.items()]
         bonus = self._bonus(rows, step, candidates)
-        traced = any(row.params.trace and not row.untraced for row in rows)
-        outcome = Outcome.read(candidates, step, bonus, tail_mean, traced=traced)
-        self._note_faults(rows, step, outcome.finite)
         drafts.pass_on_faults(rows)
-        spent, kept = outcome.kl, []
+        kl, log_z = divergence(candidates, bonus, tail_mean)
+        verdict = Verdict.of(logits, place, rows, candidates, bonus, kl)
+        traced = any(row.params.trace and not row.untraced for row in rows)
+        outcome = Outcome(candidates, step, bonus, kl, log_z, verdict, traced=traced)
+        made = fuse_(logits, index, candidates, bonus, tail_mean, verdict)
+        done += [] if made is None else [made]
+        paid = [0.0 if kept else cost for kept, cost in zip(keeps, cuts, strict=True)]
+        self.pending.append(Pending(rows, groups, paid, outcome))
+
+    def _note(self, pending: Pending) -> None:
+        """Note the faults and the records of a step's rows."""
+        seen, rows = pending.outcome.read(), pending.rows
+        self._note_faults(pending, seen)
+        for row, earlier in zip(rows, pending.earlier, strict=True):
+            if row.fault is None and earlier is not None:
+                row.fault = earlier.fault
         for r, row in enumerate(rows):
-            single = len(groups[r]) == 1
-            if row.plan is not None and row.plan.leaves_base(spent[r], single, outcome.steers[r]):
-                spent[r] = 0.0
-            elif row.fault is None:
-                kept.append(r)
-        made = None
-        if len(kept) == len(rows):
-            made = fuse_(logits, index, candidates, bonus, tail_mean)
-        elif kept:
-            some = upload(torch.tensor(kept), device)
-            places = [index[r] for r in kept]
-            made = fuse_(logits, places, candidates.rows(some), bonus[some], tail_mean[some])
-        if made is not None:
-            done.append(made)
-        for r, row in enumerate(rows):
-            plan, n, trace = row.plan, len(groups[r]), None
+            plan, prefix, group = pending.plans[r], pending.prefixes[r], pending.groups[r]
             if row.fault is not None or (row.record_key is None and plan is None):
                 continue
-            row.scored = StepScores(len(row.prefix), groups[r], r, outcome.step)
-            if plan is not None and (n == 1 or r not in kept):
-                plan.rest = plan.left - spent[r]
+            kl = seen.kl[r] if seen.guided[r] else 0.0
+            row.scored = StepScores(len(prefix), group, r, seen.step)
+            n, trace = len(group), None
+            if plan is not None and (n == 1 or not seen.guided[r]):
+                plan.rest = plan.left - kl
                 plan.after = {}
-            if outcome.shown is not None and row.params.trace and not row.untraced:
-                trace = outcome.shown.trace(r, n, r in kept)
+            if seen.shown is not None and row.params.trace and not row.untraced:
+                trace = seen.shown.trace(r, n, seen.guided[r])
                 trace |= plan.fields if plan is not None else {}
-            kl_tail = 0.0 if keeps[r] else min(cuts[r], spent[r])
-            self.records.add(row, Step(spent[r], n if n > 1 else 0, trace, plan, kl_tail))
+            step = Step(kl, n if n > 1 else 0, trace, plan, min(pending.cuts[r], kl))
+            self.records.add(row, len(prefix), step)
 
     def _score(
         self, rows: Sequence[Row], groups: Sequence[Ids], candidates: Candidates
@@ -220,17 +240,15 @@ class Guide(RowScorers):
         log_p = logits.double().log_softmax(-1)
         return Outlook(log_p, scorer.returns.double(), row, place, weight, scorer.foresees)
 
-    def _note_faults(
-        self, rows: Sequence[Row], step: Sequence[Scores], finite: Sequence[bool]
-    ) -> None:
-        """Give a fault to rows whose bonus is not finite."""
-        for r, row in enumerate(rows):
-            if finite[r] or row.fault is not None:
+    def _note_faults(self, pending: Pending, seen: Seen) -> None:
+        """Give a fault to rows whose bonus was not finite."""
+        for r, row in enumerate(pending.rows):
+            if seen.finite[r] or row.fault is not None:
                 continue
-            own = [pair for scores in step for pair in scores.of(r).items()]
+            own = [pair for scores in seen.step for pair in scores.of(r).items()]
             name = next((name for name, values in own if not values.isfinite().all()), None)
             if name is not None:
-                self._refuse(name, row)
+                self._refuse(name, row, pending.prefixes[r])
             else:
                 self.fail(row, next(iter(row.weights)), "gave a score too large to use")
 
@@ -246,18 +264,6 @@ class Guide(RowScorers):
                     if rows[r].params.normalize:
                         mean[i, r] = self.registry.scorer_of(rows[r], name).info.mean
         return bonus_of(step, factors, candidates.logprobs)
-
-
-def _ended(logits: Tensor, index: int, row: Row) -> list[Fused]:
-    """Allow only the stop token, so that the request ends now; its record has the reason."""
-    stop = row.stop_token
-    if stop is None or not torch.isfinite(logits[index, stop]):
-        return []
-    value = logits[index, stop].clone()
-    logits[index] = -torch.inf
-    logits[index, stop] = value
-    tokens = torch.tensor([[stop]], device=logits.device)
-    return [Fused([index], tokens, value.view(1, 1), value.new_full((1,), -torch.inf))]
 
 
 def _places(members: Sequence[int], groups: Sequence[Ids]) -> tuple[Ids, Ids]:

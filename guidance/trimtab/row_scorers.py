@@ -3,6 +3,7 @@
 import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -126,13 +127,13 @@ class RowScorers:
             return flat
         for row, result in zip(rows, flat.split([len(group) for group in groups]), strict=True):
             if not torch.isfinite(result).all():
-                self._refuse(name, row)
+                self._refuse(name, row, row.prefix)
         return flat.nan_to_num(0.0, 0.0, 0.0)
 
-    def _refuse(self, name: str, row: Row) -> None:
-        """Give a fault to a row for which a scorer returned what is not finite."""
+    def _refuse(self, name: str, row: Row, prefix: Ids) -> None:
+        """Give a fault to a row for which a scorer returned what is not finite at a prefix."""
         reads = self.registry.scorer_of(row, name).reads_states
-        lost = reads and not self.states.of([row]).isfinite().all()
+        lost = reads and not self.states.of([replace(row, prefix=prefix)]).isfinite().all()
         reason = LOST if lost else "returned a score that is not finite"
         log.warning("scorer %s %s", name, reason)
         self.fail(row, name, reason)

@@ -6,8 +6,6 @@ from dataclasses import dataclass, field
 from itertools import count
 from typing import Any
 
-from torch import Tensor
-
 from trimtab.params import MAX_BETA, GuidanceParams
 from trimtab.scorers.base import Scorer
 from trimtab.scores import StepScores
@@ -52,10 +50,6 @@ class StepPlan:
     duals: dict[str, float] = field(default_factory=dict)  # strengths of scorers with a floor
     after: dict[int, float] = field(default_factory=dict)  # nats left after each candidate
     rest: float = 0.0  # nats left after any other token
-
-    def leaves_base(self, kl: float, single: bool, bonus: Tensor) -> bool:
-        """Whether the logits stay the base's: no bonus, or the step's KL exceeds the maximum."""
-        return not (single or bool(bonus.any())) or self.spent + kl > self.most + ROUNDING
 
     @property
     def fields(self) -> dict[str, Any]:

@@ -99,6 +99,7 @@ class GuidanceProcessor(V1LogitsProcessor, V2LogitsProcessor):
             reasons.report(error)
             raise
         self.guide = Guide(scorers, config.scorer_timeout)
+        self.guide.late = True
         self.drafts: int = vllm_config.num_speculative_tokens  # of a request, in a step, at most
         self.guide.states.former = 1 + 2 * self.drafts  # as of this step, and of the last one
         self.share = pool_bytes(config) if self.leads else 0  # prefix cache of a new scorer
@@ -259,6 +260,7 @@ class GuidanceProcessor(V1LogitsProcessor, V2LogitsProcessor):
 
     def _v1_rows(self, batch: int) -> list[tuple[int, Row]]:
         """Rows whose prompt is loaded, with their current prefixes."""
+        self.guide.catch_up()
         loading = None if self.runner is None else self.runner.discard_request_mask.np
         rows = []
         for index, row in sorted(self.rows.items()):
@@ -281,6 +283,7 @@ class GuidanceProcessor(V1LogitsProcessor, V2LogitsProcessor):
             return rows
         texts = [(slot, length, self.rows[slot].prefix) for _, slot, length, _ in requests]
         prefixes = extended(states.all_token_ids.gpu, texts, 1 + self.drafts)
+        self.guide.catch_up()  # now that all earlier work is done
         for (b, slot, _, tokens), prefix in zip(requests, prefixes, strict=True):
             row = self.rows[slot]
             row.prompt_length = int(states.prompt_len.np[slot])
