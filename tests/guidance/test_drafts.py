@@ -82,8 +82,11 @@ class OfStates(Scorer):
 
 
 def fails(ids):
-    """Fails for some texts, whichever they are."""
-    if sum(ids) % 97 == 0:
+    """Fails for some texts, whichever they are, and for all long ones.
+
+    So every answer has failed before its end: a step after the last token may fail as well.
+    """
+    if sum(ids) % 97 == 0 or len(ids) > 15:
         raise RuntimeError("secret")
     return float(np.sin(sum(ids)))
 
