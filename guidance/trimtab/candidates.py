@@ -12,7 +12,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from trimtab_models.transfers import to_host, upload
+from trimtab_models.transfers import to_host
 
 BLOCK = 64
 """Tokens of a block, of which the largest logit is looked at first."""
@@ -53,14 +53,13 @@ class Candidates:
         return replace(self, tokens=tokens, logprobs=logprobs, counts=counts)
 
 
-def select(logits: Tensor, k: Tensor, mass: Tensor) -> Candidates:
+def select(logits: Tensor, k: Tensor, mass: Tensor, width: int) -> Candidates:
     """Choose the candidates of each row.
 
     logits: [rows, vocab] float32, after grammar masks and bans. k: [rows] int64, mass: [rows], both
-    on the host.
+    on the same device. width: the largest k, which the host knows.
     """
-    width = min(int(k.max()), logits.shape[1])
-    k, mass = upload(k, logits.device), upload(mass, logits.device)
+    width = min(width, logits.shape[1])
     tokens = largest(logits, width)  # [rows, width], falling
     logprobs = log_softmax_at(logits, tokens)
     before = logprobs.exp().cumsum(-1).roll(1, -1)  # mass of the more likely tokens

@@ -4,12 +4,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from trimtab.candidates import Candidates, every, select
 from trimtab.rows import Row
 from trimtab.scoring.pool import Ids
+from trimtab.slots import Held
 
 
 @dataclass
@@ -22,15 +22,14 @@ class Choice:
     cuts: list[float]  # what it would cost each row to cut its tail, in nats; 0 if no row cuts it
 
     @classmethod
-    def of(cls, base: Tensor, rows: Sequence[Row]) -> "Choice":
-        """Of rows with the logits `base`, [rows, vocab]."""
+    def of(cls, base: Tensor, rows: Sequence[Row], held: Held) -> "Choice":
+        """Of rows with the logits `base`, [rows, vocab], and their parameters on its device."""
         numbers = [row.params.k for row in rows if row.params.k != "all"]
         if not numbers:
             candidates = every(base)
             groups = [np.arange(base.shape[1])] * len(rows)
             return cls(candidates, candidates, groups, [0.0] * len(rows))
-        mass = torch.tensor([row.params.mass for row in rows])
-        candidates = select(base, torch.tensor(numbers), mass)
+        candidates = select(base, held.k, held.mass, max(numbers))
         host = candidates.on_host()
         tokens = host.tokens.numpy()
         groups = [tokens[r, :n] for r, n in enumerate(host.counts.tolist())]

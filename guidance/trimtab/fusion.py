@@ -31,6 +31,7 @@ class Fused:
 def fuse_(
     logits: Tensor,
     index: Sequence[int],
+    place: Tensor,
     candidates: Candidates,
     bonus: Tensor,
     tail_mean: Tensor,
@@ -38,18 +39,19 @@ def fuse_(
 ) -> Fused | None:
     """Fuse some rows of a batch in place, with one pass over their vocabulary.
 
-    logits: [batch, vocab] float32. index: the rows in the batch, each at most once.
+    logits: [batch, vocab] float32. index: the rows in the batch, each at most once; place: the
+    same on the device, [rows] int64.
     bonus: [rows, k], read where candidates are real. tail_mean: [rows] bool; False cuts the tail.
     Returns what it did, None if every token is a candidate.
     """
-    row = upload(torch.tensor(index), logits.device)[:, None]
+    row = place[:, None]
     guided, ended, stop = (part[:, None] for part in (verdict.guided, verdict.ended, verdict.stop))
     other = torch.where(ended, -torch.inf, 0.0)  # [rows, 1], for rows that are not guided
     if candidates.whole:
         last = logits[row, stop]
         change = torch.where(guided, bonus, other)
-        for place, rows in _runs(index):
-            logits[place].add_(change[rows])
+        for part, rows in _runs(index):
+            logits[part].add_(change[rows])
         logits[row, stop] = torch.where(ended, last, logits[row, stop])
         return None
     real = candidates.real
@@ -59,8 +61,8 @@ def fuse_(
     change = torch.where(guided, torch.where(real, bonus, bonus[:, :1]), 0.0)
     fused = logits[row, token] + change
     shift = torch.where(guided, _tail_bonus(candidates, bonus, tail_mean)[:, None], other)
-    for place, rows in _runs(index):
-        logits[place].add_(shift[rows])
+    for part, rows in _runs(index):
+        logits[part].add_(shift[rows])
     logits[row, token] = fused
     return Fused(index, token, fused, shift[:, 0])
 

@@ -32,7 +32,8 @@ from trimtab.rows import Row, Step, cohorts, members_of
 from trimtab.scorers.base import Scorer
 from trimtab.scores import Scores, StepScores, bonus_of, planned, scored
 from trimtab.scoring.pool import Ids
-from trimtab.verdict import Verdict, stops
+from trimtab.slots import Held, Slots, stop_of
+from trimtab.verdict import Verdict
 from trimtab_models.readout import soft_value
 from trimtab_models.transfers import upload
 
@@ -52,6 +53,7 @@ class Guide(RowScorers):
 
         Then no step waits for it. Until then no row has a fault that the device alone knows."""
         self.pending: deque[Pending] = deque()
+        self.slots: Slots | None = None
 
     def step(
         self,
@@ -84,7 +86,7 @@ class Guide(RowScorers):
             for cohort in cohorts(active):
                 self._step(logits, cohort, done)
         if failed:
-            ended = end_(logits, [i for i, _ in failed], stops([row for _, row in failed]))
+            ended = end_(logits, [i for i, _ in failed], [stop_of(row) for _, row in failed])
             done += [] if ended is None else [ended]
         if not self.late:
             self.catch_up()
@@ -98,28 +100,34 @@ class Guide(RowScorers):
         """One step of a cohort, which waits for the device once: for the candidates."""
         device = logits.device
         rows, index = [row for _, row in active], [i for i, _ in active]
-        place = upload(torch.tensor(index), device)
+        if self.slots is None or self.slots.device != device:
+            self.slots = Slots(device)
+        held = self.slots.of(index, rows, self._fixed)
         # Usually all rows are guided in order: then no [rows, vocab] tensor is copied.
         whole = index == list(range(len(logits)))
-        base = logits if whole else logits[place]  # [rows, vocab]
+        base = logits if whole else logits[held.place]  # [rows, vocab]
         for row in rows:
             row.plan = row.next_plan(budget.BAND)
-        choice = Choice.of(base, rows)
+        choice = Choice.of(base, rows, held)
         candidates, groups, cuts = choice.candidates, choice.groups, choice.cuts
         keeps = [not row.cuts(cost, budget.SHARE) for row, cost in zip(rows, cuts, strict=True)]
-        tail_mean = upload(torch.tensor(keeps), device)
-        step = self._score(rows, groups, candidates)
+        tail_mean = held.tail_mean
+        step = self._score(rows, groups, candidates, held)
+        scales = [_where_scored(held.scales(scores.names), candidates) for scores in step]
         if any(row.plan is not None for row in rows):
+            tail_mean = upload(torch.tensor(keeps), device)
             tables: dict[str, Tensor] = {}
             self._plan(rows, groups, choice.host, torch.tensor(keeps), tables)
-            step += [planned(name, values, candidates.logprobs) for name, values in tables.items()]
-        bonus = self._bonus(rows, step, candidates)
+            last = [planned(name, values, candidates.logprobs) for name, values in tables.items()]
+            step += last
+            scales += [self._scales(rows, scores, device) for scores in last]
+        bonus = bonus_of(step, scales, candidates.logprobs)
         drafts.pass_on_faults(rows)
         kl, log_z = divergence(candidates, bonus, tail_mean)
-        verdict = Verdict.of(logits, place, rows, candidates, bonus, kl)
+        verdict = Verdict.of(logits, rows, held, candidates, bonus, kl)
         traced = any(row.params.trace and not row.untraced for row in rows)
         outcome = Outcome(candidates, step, bonus, kl, log_z, verdict, traced=traced)
-        made = fuse_(logits, index, candidates, bonus, tail_mean, verdict)
+        made = fuse_(logits, index, held.place, candidates, bonus, tail_mean, verdict)
         done += [] if made is None else [made]
         paid = [0.0 if kept else cost for kept, cost in zip(keeps, cuts, strict=True)]
         self.pending.append(Pending(rows, groups, paid, outcome))
@@ -148,25 +156,33 @@ class Guide(RowScorers):
             self.records.add(row, len(prefix), step)
 
     def _score(
-        self, rows: Sequence[Row], groups: Sequence[Ids], candidates: Candidates
+        self, rows: Sequence[Row], groups: Sequence[Ids], candidates: Candidates, held: Held
     ) -> list[Scores]:
         """Scores of the scorers whose strength is fixed.
 
         A row with a single candidate needs no scores; rows with planned strengths follow in _plan.
         """
-        step, like = list[Scores](), candidates.logprobs
+        step, device = list[Scores](), candidates.tokens.device
+
+        def add(names: Sequence[str], flat: Tensor, members: Sequence[int]) -> None:
+            member = held.uses(names[0]) & (candidates.counts > 1)
+            if any(row.fault is not None for row in rows):  # it may be left out
+                member = torch.zeros(len(rows), dtype=torch.bool)
+                member[list(members)] = True
+                member = upload(member, device)
+            step.append(scored(names, flat, members, member, candidates))
+
         for names, members in self._together(rows, groups, candidates.whole):
             own, theirs = [rows[r] for r in members], [groups[r] for r in members]
-            stack = self._read_stack(names, own, theirs, like.device) if names[1:] else None
+            stack = self._read_stack(names, own, theirs, device) if names[1:] else None
             if stack is not None:
-                step.append(scored(names, stack, members, theirs, like))
+                add(names, stack, members)
                 continue
             for name in names:
                 left = [r for r in members if rows[r].fault is None]
                 if left:
                     own, theirs = [rows[r] for r in left], [groups[r] for r in left]
-                    flat = self._read(name, own, theirs, like.device)
-                    step.append(scored([name], flat[None], left, theirs, like))
+                    add([name], self._read(name, own, theirs, device)[None], left)
         return step
 
     def _together(
@@ -252,18 +268,35 @@ class Guide(RowScorers):
             else:
                 self.fail(row, next(iter(row.weights)), "gave a score too large to use")
 
-    def _bonus(self, rows: Sequence[Row], step: Sequence[Scores], candidates: Candidates) -> Tensor:
-        """β·Σ_i w_i·s_i, [rows, k] float32; 0 for rows that nothing scores."""
-        factors = []
-        for scores in step:
-            factors.append(np.zeros((2, len(scores.names), len(rows))))
-            c, mean = factors[-1]
-            for i, name in enumerate(scores.names):
-                for r in scores.members:
-                    c[i, r] = self._strength(rows[r], name)
-                    if rows[r].params.normalize:
-                        mean[i, r] = self.registry.scorer_of(rows[r], name).info.mean
-        return bonus_of(step, factors, candidates.logprobs)
+    def _fixed(self, row: Row) -> dict[str, tuple[float, float]]:
+        """Factors and means of a row's scorers whose strength is fixed, see Slots."""
+        return {
+            name: (row.params.beta * self._weight(row, name), self._mean(row, name))
+            for name in row.weights
+            if not row.params.sets(name)
+        }
+
+    def _scales(
+        self, rows: Sequence[Row], scores: Scores, device: torch.device
+    ) -> tuple[Tensor, Tensor]:
+        """Factors and means of a scorer whose strength is planned, [1, rows] each."""
+        [name] = scores.names
+        scales = torch.zeros(2, 1, len(rows))
+        for r in scores.members:
+            row = rows[r]
+            scales[:, 0, r] = torch.tensor([self._strength(row, name), self._mean(row, name)])
+        factor, mean = upload(scales, device)
+        return factor, mean
+
+    def _mean(self, row: Row, name: str) -> float:
+        """What is taken off a scorer's scores."""
+        return self.registry.scorer_of(row, name).info.mean if row.params.normalize else 0.0
+
+
+def _where_scored(scales: tuple[Tensor, Tensor], candidates: Candidates) -> tuple[Tensor, Tensor]:
+    """Factors and means, [names, rows] each, without rows of a single candidate."""
+    factor, mean = scales
+    return factor.where(candidates.counts > 1, 0.0), mean
 
 
 def _places(members: Sequence[int], groups: Sequence[Ids]) -> tuple[Ids, Ids]:

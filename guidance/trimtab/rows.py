@@ -69,6 +69,17 @@ class Step:
     kl_tail: float = 0.0  # nats of `kl` that cutting the tail costs, before any steering
 
 
+@dataclass(eq=False)
+class Slot:
+    """A place in the parameters on a device (slots.py), free again when no row has it any more."""
+
+    owner: object
+    index: int
+    params: GuidanceParams
+    stop: int
+    fixed: Mapping[str, tuple[float, float]]
+
+
 @dataclass
 class Row:
     """One guided sequence. The adapter owns it and updates `prefix` every step."""
@@ -90,6 +101,7 @@ class Row:
     state: RowState | None = None  # the base's states, if a scorer reads them
     plan: StepPlan | None = None  # of this step, with a kl_budget or floors
     untraced: bool = False  # its trace was dropped to save memory
+    slot: Slot | None = field(default=None, repr=False)  # since its first step
     earlier: "Row | None" = field(default=None, repr=False)
     """During a step, if this row's prefix ends with a draft token: the row without that token."""
     drafted: list["Row"] = field(default_factory=list, repr=False)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from trimtab.candidates import Candidates
 from trimtab.rows import ROUNDING, Row
+from trimtab.slots import Held
 from trimtab_models.transfers import upload
 
 
@@ -29,15 +30,15 @@ class Verdict:
     def of(
         cls,
         logits: Tensor,
-        place: Tensor,
         rows: Sequence[Row],
+        held: Held,
         candidates: Candidates,
         bonus: Tensor,
         kl: Tensor,
     ) -> "Verdict":
         """Of a step with a bonus, [rows, k], which costs `kl` nats, [rows].
 
-        logits: [batch, vocab]; place: [rows] int64, the rows in it.
+        logits: [batch, vocab]; held: the rows' places in it, and their parameters.
         With a kl_budget or floors, a row without any bonus keeps the base's logits, and so does one
         whose cost exceeds the maximum.
         """
@@ -57,9 +58,8 @@ class Verdict:
             planned = upload(torch.tensor([plan is not None for plan in plans]), device)
             idle = planned & (candidates.counts > 1) & ~bonus.any(-1)
             guided = sound & ~idle & (kl.double() <= most)
-        stop = upload(torch.tensor(stops(rows)), device)
-        last = stop.clamp(min=0)
-        ended = ~sound & (stop >= 0) & logits[place, last].isfinite()
+        last = held.stop.clamp(min=0)
+        ended = ~sound & (held.stop >= 0) & logits[held.place, last].isfinite()
         return cls(finite, guided, ended, last)
 
 
@@ -71,11 +71,3 @@ def _as_before(sound: Tensor, rows: Sequence[Row]) -> Tensor:
     start = upload(torch.tensor(first), sound.device)
     failed = (~sound).long().cumsum(0)  # up to each row
     return failed == (failed - (~sound).long())[start]
-
-
-def stops(rows: Sequence[Row]) -> list[int]:
-    """The token that ends each row if its scorer fails, −1 if it goes on."""
-    return [
-        row.stop_token if row.params.on_error == "fail" and row.stop_token is not None else -1
-        for row in rows
-    ]

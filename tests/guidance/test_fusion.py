@@ -20,7 +20,7 @@ def fuse(logits, candidates, bonus, tail_mean, decided=None):
     index = torch.randperm(len(batch))[: len(logits)]
     batch[index] = logits
     fused = batch.clone()
-    done = fuse_(fused, index.tolist(), candidates, bonus, tail_mean, decided)
+    done = fuse_(fused, index.tolist(), index, candidates, bonus, tail_mean, decided)
     if done is not None:  # it tells exactly what was done
         again = batch.clone()
         again[done.index] += done.shift[:, None]
@@ -41,6 +41,7 @@ def case(seed, scale=3.0):
         logits,
         torch.randint(1, 20, (rows,), generator=generator),
         torch.rand(rows, generator=generator).clamp(min=0.05),
+        19,
     )
     bonus = torch.randn(candidates.tokens.shape, generator=generator) * scale
     tail_mean = torch.rand(rows, generator=generator) < 0.5
@@ -117,7 +118,7 @@ def test_divergence_is_kl_over_the_whole_vocabulary(seed):
 def test_tails_by_hand():
     """Two candidates of probability 0.6 and 0.3, scores 1 and −1, β = 1."""
     logits = torch.tensor([[0.6, 0.3, 0.1]]).log()
-    candidates = select(logits, torch.tensor([2]), torch.tensor([1.0]))
+    candidates = select(logits, torch.tensor([2]), torch.tensor([1.0]), 2)
     bonus = torch.tensor([[1.0, -1.0]])
     cut = fuse(logits, candidates, bonus, torch.tensor([False]))
     assert cut[0, 2] == -torch.inf

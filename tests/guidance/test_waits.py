@@ -201,10 +201,10 @@ def test_a_wait_is_counted(wait, monkeypatch):
     """The control: one more wait in a step."""
     plain = guide_module.fuse_
 
-    def waits(logits, index, candidates, bonus, *rest):
+    def waits(logits, index, place, candidates, bonus, *rest):
         if isinstance(bonus, pretended.OnDevice):
             wait(bonus)
-        plain(logits, index, candidates, bonus, *rest)
+        plain(logits, index, place, candidates, bonus, *rest)
 
     monkeypatch.setattr(guide_module, "fuse_", waits)
     assert len(waits_of("probe", {}, monkeypatch)) == 2
