@@ -6,13 +6,11 @@ v_1, v_2, … are sorted by falling base probability. mass = 1 always gives k, a
 Tokens that a grammar or a ban has masked (−inf) are never candidates.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 
 import torch
 from torch import Tensor
-
-from trimtab_models.transfers import to_host
 
 BLOCK = 64
 """Tokens of a block, of which the largest logit is looked at first."""
@@ -47,10 +45,10 @@ class Candidates:
         """The mean of values over each row's candidates, [rows, k] → [rows]."""
         return torch.where(self.real, values, 0.0).sum(-1) / self.counts
 
-    def on_host(self) -> "Candidates":
-        """The same on the host, with one wait for the device."""
-        tokens, logprobs, counts = to_host((self.tokens, self.logprobs, self.counts))
-        return replace(self, tokens=tokens, logprobs=logprobs, counts=counts)
+    def rows(self, index: Tensor, width: int) -> "Candidates":
+        """The candidates of the rows in `index`, of which none has more than `width`."""
+        tokens, logprobs = self.tokens[index, :width], self.logprobs[index, :width]
+        return Candidates(tokens, logprobs, self.counts[index])
 
 
 def select(logits: Tensor, k: Tensor, mass: Tensor, width: int) -> Candidates:

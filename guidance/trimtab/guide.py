@@ -22,7 +22,7 @@ from torch import Tensor
 
 from trimtab import budget, control, drafts
 from trimtab.candidates import Candidates
-from trimtab.choice import Choice
+from trimtab.choice import Choice, Choices
 from trimtab.fusion import Fused, divergence, end_, fuse_
 from trimtab.outcome import Outcome, Pending, Seen
 from trimtab.outlook import Outlook
@@ -35,7 +35,7 @@ from trimtab.scoring.pool import Ids
 from trimtab.slots import Held, Slots, stop_of
 from trimtab.verdict import Verdict
 from trimtab_models.readout import soft_value
-from trimtab_models.transfers import upload
+from trimtab_models.transfers import to_host, upload
 
 
 class Guide(RowScorers):
@@ -61,6 +61,7 @@ class Guide(RowScorers):
         rows: Sequence[tuple[int, Row]],
         hidden: Tensor | None = None,
         done: list[Fused] | None = None,
+        choices: Choices | None = None,
     ) -> None:
         """Guide one decode step, in place.
 
@@ -68,6 +69,7 @@ class Guide(RowScorers):
         hidden: [batch, hidden], the base's states behind the logits, which probes read.
         A row may be followed by those after its draft tokens (drafts.py), in their order.
         done: gets what was done to the logits, but for rows with k = "all".
+        choices: what `choose` gave for these rows, if it was asked.
         """
         self.catch_up()
         done = [] if done is None else done
@@ -77,6 +79,7 @@ class Guide(RowScorers):
                 self.states.follow(level, hidden)
         for _, row in rows:
             self.records.keep(row)
+        choices = choices or self.choose(logits, rows)
         failed: list[tuple[int, Row]] = []
         for wave in drafts.waves(rows):
             self.catch_up()  # a wave continues the one before
@@ -84,7 +87,7 @@ class Guide(RowScorers):
             failed += [(i, row) for i, row in wave if row.fault is not None]
             active = [(i, row) for i, row in wave if row.params.steers and row.fault is None]
             for cohort in cohorts(active):
-                self._step(logits, cohort, done)
+                self._step(logits, cohort, choices, done)
         if failed:
             ended = end_(logits, [i for i, _ in failed], [stop_of(row) for _, row in failed])
             done += [] if ended is None else [ended]
@@ -96,19 +99,36 @@ class Guide(RowScorers):
         while self.pending:
             self._note(self.pending.popleft())
 
-    def _step(self, logits: Tensor, active: Sequence[tuple[int, Row]], done: list[Fused]) -> None:
-        """One step of a cohort, which waits for the device once: for the candidates."""
-        device = logits.device
-        rows, index = [row for _, row in active], [i for i, _ in active]
+    def choose(self, logits: Tensor, rows: Sequence[tuple[int, Row]]) -> Choices | None:
+        """Begin to choose the candidates of a step's rows; None if there is nothing to choose.
+
+        No prefix is read, so an engine may let them reach the host in one copy with its tokens.
+        """
+        some = [(i, row) for i, row in rows if row.params.steers and row.params.k != "all"]
+        return Choices(logits, some, self._held(logits.device, some)) if some else None
+
+    def _held(self, device: torch.device, rows: Sequence[tuple[int, Row]]) -> Held:
+        """The parameters of some rows on the device."""
         if self.slots is None or self.slots.device != device:
             self.slots = Slots(device)
-        held = self.slots.of(index, rows, self._fixed)
-        # Usually all rows are guided in order: then no [rows, vocab] tensor is copied.
-        whole = index == list(range(len(logits)))
-        base = logits if whole else logits[held.place]  # [rows, vocab]
+        return self.slots.of([i for i, _ in rows], [row for _, row in rows], self._fixed)
+
+    def _step(
+        self,
+        logits: Tensor,
+        active: Sequence[tuple[int, Row]],
+        choices: Choices | None,
+        done: list[Fused],
+    ) -> None:
+        """One step of a cohort; it waits for the device if the choices have not arrived."""
+        device, held = logits.device, self._held(logits.device, active)
+        rows, index = [row for _, row in active], [i for i, _ in active]
         for row in rows:
             row.plan = row.next_plan(budget.BAND)
-        choice = Choice.of(base, rows, held)
+        if rows[0].params.k == "all" or choices is None:
+            choice = Choice.whole(held.rows_of(logits))
+        else:
+            choice = choices.of(active)
         candidates, groups, cuts = choice.candidates, choice.groups, choice.cuts
         keeps = [not row.cuts(cost, budget.SHARE) for row, cost in zip(rows, cuts, strict=True)]
         tail_mean = held.tail_mean
@@ -117,7 +137,7 @@ class Guide(RowScorers):
         if any(row.plan is not None for row in rows):
             tail_mean = upload(torch.tensor(keeps), device)
             tables: dict[str, Tensor] = {}
-            self._plan(rows, groups, choice.host, torch.tensor(keeps), tables)
+            self._plan(rows, groups, choice.host, torch.tensor(keeps), tables, device)
             last = [planned(name, values, candidates.logprobs) for name, values in tables.items()]
             step += last
             scales += [self._scales(rows, scores, device) for scores in last]
@@ -208,18 +228,26 @@ class Guide(RowScorers):
         candidates: Candidates,
         tail_mean: Tensor,
         scores: dict[str, Tensor],
+        device: torch.device,
     ) -> None:
         """Set the strengths of rows with a kl_budget or floors, and add their scores.
 
-        candidates, tail_mean: on the host.
+        candidates, tail_mean: on the host. device: of the scorers; one copy takes what all of them
+        returned to the host.
         """
-        outlooks: dict[str, Outlook] = {}
+        readings: dict[str, tuple[list[int], Tensor]] = {}
         for name in dict.fromkeys(name for row in rows for name in row.weights):
             members = members_of(name, rows, groups, planned=True)
             if members:
-                outlooks[name] = self._outlook(name, rows, groups, members)
-        if not outlooks:
+                own, theirs = [rows[r] for r in members], [groups[r] for r in members]
+                readings[name] = members, self._returns(name, own, theirs, device)
+        if not readings:
             return
+        hosts = to_host([flat for _, flat in readings.values()])
+        outlooks = {
+            name: self._outlook(name, rows, groups, members, flat)
+            for (name, (members, _)), flat in zip(readings.items(), hosts, strict=True)
+        }
         exact = replace(candidates, logprobs=candidates.logprobs.double())
         control.follow(rows, outlooks, exact, tail_mean)
         for name, outlook in outlooks.items():
@@ -231,11 +259,13 @@ class Guide(RowScorers):
             c = torch.tensor([self._strength(rows[r], name) for r in outlook.row.tolist()])
             values[at] = soft_value(outlook.log_p, outlook.returns, c)
 
-    def _outlook(
-        self, name: str, rows: Sequence[Row], groups: Sequence[Ids], members: Sequence[int]
-    ) -> Outlook:
-        """A scorer's return distributions, or else its scores, for the candidates of some rows."""
-        scorer: Any = self.registry.scorer_of(rows[members[0]], name)
+    def _returns(
+        self, name: str, rows: Sequence[Row], groups: Sequence[Ids], device: torch.device
+    ) -> Tensor:
+        """A scorer's histograms, [Σ candidates, bins], or else its scores, [Σ candidates]."""
+        scorer: Any = self.registry.scorer_of(rows[0], name)
+        if not scorer.distributional:
+            return self._read(name, rows, groups, device)
 
         def read(some: Sequence[Row], candidates: Sequence[Ids]) -> Callable[[], Tensor]:
             keys, prefixes = [row.key for row in some], [row.prefix for row in some]
@@ -243,17 +273,31 @@ class Guide(RowScorers):
             states = self._states(scorer, some)
             return partial(scorer.histograms, keys, prefixes, candidates, prompts, **states)
 
+        return self._result(name, rows, groups, read, scorer.returns.shape, device)
+
+    def _outlook(
+        self,
+        name: str,
+        rows: Sequence[Row],
+        groups: Sequence[Ids],
+        members: Sequence[int],
+        flat: Tensor,
+    ) -> Outlook:
+        """What a scorer returned for the candidates of some rows, on the host.
+
+        Rows for which it is not finite get a fault.
+        """
+        scorer: Any = self.registry.scorer_of(rows[members[0]], name)
         selected, candidates = [rows[r] for r in members], [groups[r] for r in members]
         weight = torch.zeros(len(rows), dtype=torch.float64)
         for r in members:
             if rows[r].params.kl_budget is not None:
                 weight[r] = self._weight(rows[r], name)
         row, place = map(torch.from_numpy, _places(members, candidates))
+        flat = self._finite(name, selected, candidates, flat)
         if not scorer.distributional:
-            scores = self.score_rows(name, selected, candidates)
-            return Outlook.certain(scores, row, place, weight)
-        logits = self._call(name, selected, candidates, read, scorer.returns.shape)
-        log_p = logits.double().log_softmax(-1)
+            return Outlook.certain(flat, row, place, weight)
+        log_p = flat.double().log_softmax(-1)
         return Outlook(log_p, scorer.returns.double(), row, place, weight, scorer.foresees)
 
     def _note_faults(self, pending: Pending, seen: Seen) -> None:

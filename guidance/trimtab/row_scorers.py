@@ -70,17 +70,6 @@ class RowScorers:
         except ScorerFailed:
             return None
 
-    def _call(
-        self,
-        name: str,
-        rows: Sequence[Row],
-        groups: Sequence[Ids],
-        read: Callable[[Sequence[Row], Sequence[Ids]], Callable[[], Tensor]],
-        shape: Sequence[int],
-    ) -> Tensor:
-        """A scorer's finite result, [Σ candidates, *shape] on the host; failed rows get a fault."""
-        return self._finite(name, rows, groups, self._result(name, rows, groups, read, shape, HOST))
-
     def _result(
         self,
         name: str,
@@ -126,7 +115,7 @@ class RowScorers:
         if torch.isfinite(flat).all():
             return flat
         for row, result in zip(rows, flat.split([len(group) for group in groups]), strict=True):
-            if not torch.isfinite(result).all():
+            if row.fault is None and not torch.isfinite(result).all():
                 self._refuse(name, row, row.prefix)
         return flat.nan_to_num(0.0, 0.0, 0.0)
 

@@ -28,10 +28,16 @@ OWN = 3
 class Held:
     """The parameters of some rows of a batch, on the device."""
 
-    def __init__(self, place: Tensor, values: Tensor, columns: Mapping[str, int]) -> None:
-        """place: [rows] int64; values: [columns, rows]; columns: the first of each scorer."""
+    def __init__(
+        self, index: Sequence[int], place: Tensor, values: Tensor, columns: Mapping[str, int]
+    ) -> None:
+        """Of rows at `index` of a batch; place: the same on the device, [rows] int64.
+
+        values: [columns, rows]; columns: the first of each scorer.
+        """
         self.place = place
-        """The rows' places in the batch."""
+        # Usually all rows are guided in order: then no [rows, vocab] tensor is copied.
+        self._all = len(index) if list(index) == list(range(len(index))) else None
         self._values, self._columns = values, columns
         self._scales: dict[tuple[str, ...], tuple[Tensor, Tensor]] = {}
 
@@ -54,6 +60,10 @@ class Held:
     def stop(self) -> Tensor:
         """[rows] int64, the token that ends the row if its scorer fails, −1 if there is none."""
         return self._values[3].long()
+
+    def rows_of(self, logits: Tensor) -> Tensor:
+        """These rows of a batch, [batch, vocab] → [rows, vocab]; the batch itself if it is all."""
+        return logits if self._all == len(logits) else logits[self.place]
 
     def uses(self, name: str) -> Tensor:
         """Whether rows use a scorer at a fixed strength, [rows] bool."""
@@ -88,7 +98,7 @@ class Slots:
         places = [list(index), [row.slot.index for row in rows if row.slot is not None]]
         if self._last is None or self._last[0] != places:
             place, slot = upload(torch.tensor(places), self.device)
-            self._last = places, Held(place, self._table[:, slot], self._columns)
+            self._last = places, Held(index, place, self._table[:, slot], self._columns)
         return self._last[1]
 
     def _known(self, row: Row, fixed: Fixed) -> bool:
@@ -151,4 +161,4 @@ def reference(index: Sequence[int], rows: Sequence[Row], fixed: Fixed) -> Held:
     names = dict.fromkeys(name for row in rows for name in fixed(row))
     columns = {name: PLAIN + OWN * i for i, name in enumerate(names)}
     values = torch.tensor([values_of(row, fixed, columns) for row in rows])
-    return Held(torch.tensor(index), values.T, columns)
+    return Held(index, torch.tensor(index), values.T, columns)

@@ -27,6 +27,7 @@ from trimtab.scorers.probe import ProbeScorer
 from trimtab.scoring import attention, merging
 from trimtab.scoring.backbone import Backbone
 from trimtab.scoring.captured import FixedSteps
+from trimtab.slots import Slots
 from trimtab_models import probe
 from trimtab_models.checkpoint import ScorerInfo
 from trimtab_models.networks import scalar_head, vocabulary_head
@@ -120,7 +121,7 @@ def rows_of(names, fields):
 
 
 def steps(made, fields, device=None, late=True):
-    """The logits of some steps, their records, and the waits of the last step.
+    """The logits of some steps, their records, and the waits and uploads of the last step.
 
     One of the rows is not guided. The first steps read the prompts.
     """
@@ -134,29 +135,34 @@ def steps(made, fields, device=None, late=True):
         hidden = torch.randn(ROWS, HIDDEN, generator=generator)
         if device is not None:
             logits, hidden = pretended.there(logits), pretended.there(hidden)
-            device.waits.clear()
+            device.waits.clear(), device.uploads.clear()
         guide.step(logits, list(zip((0, 1, 3, 4), rows, strict=True)), hidden)
-        waits = [] if device is None else list(device.waits)
+        costs = ([], 0) if device is None else (list(device.waits), len(device.uploads))
         out.append(logits if device is None else logits.cpu())
         for r, row in enumerate(rows):
             row.prefix = np.append(row.prefix, 5 + r)
     guide.catch_up()
     assert [row.fault for row in rows] == [None] * len(rows)
     records = [[step.kl for step in row.steps.values()] for row in rows]
-    return torch.stack(out), torch.tensor(records), rows[0].steps[8].trace, waits
+    return torch.stack(out), torch.tensor(records), rows[0].steps[8].trace, costs
 
 
-def waits_of(family, fields, monkeypatch, late=True):
-    """The waits of a step, whose numbers equal a step's on the CPU."""
+def costs_of(family, fields, monkeypatch, late=True):
+    """The waits and uploads of a step, whose numbers equal a step's on the CPU."""
     with torch.inference_mode():
         expected, kl, trace, _ = steps(FAMILIES[family](False), fields)
         for module in (merging, attention):  # a kernel of CUDA's
             monkeypatch.setattr(module, "attend", merging.by_formula)
         with pretended.pretended(monkeypatch) as device:
-            actual, own_kl, own_trace, waits = steps(FAMILIES[family](True), fields, device, late)
+            actual, own_kl, own_trace, costs = steps(FAMILIES[family](True), fields, device, late)
     torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(own_kl, kl, rtol=1e-4, atol=1e-5)
     assert (own_trace and own_trace["candidates"]) == (trace and trace["candidates"])
+    return costs
+
+
+def waits_of(family, fields, monkeypatch, late=True):
+    waits, _ = costs_of(family, fields, monkeypatch, late)
     return waits
 
 
@@ -176,6 +182,33 @@ def test_a_budget_reads_each_histogram_once(family, monkeypatch):
     """Strengths are planned on the host."""
     fields = {"kl_budget": 0.05, "tail": "mean"}
     assert waits_of(family, fields, monkeypatch) == ["copy to the host"] * 2
+
+
+UPLOADS = {
+    "head": 1,  # tokens and slots of the prefix pool
+    "distribution": 2,  # these, and strengths with returns
+    "ahead": 3,
+    "vocabulary": 2,
+    "log_ratio": 4,  # each scorer's
+    "number": 1,  # candidates
+    "probe": 2,
+    "probes": 2,
+    "composite": 3,
+    "function": 1,  # scores
+}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_steady_step_uploads_only_what_scorers_read(family, monkeypatch):
+    """The parameters of its rows are on the device."""
+    assert costs_of(family, {}, monkeypatch)[1] == UPLOADS[family]
+
+
+def test_parameters_that_are_written_again_are_counted(monkeypatch):
+    """The control: the values of the rows' slots, the slots, and these with their places."""
+    monkeypatch.setattr(Slots, "_known", lambda *_: False)
+    # Once for all rows of the step, once for those that are guided together.
+    assert costs_of("head", {}, monkeypatch)[1] == UPLOADS["head"] + 2 * 3
 
 
 def test_an_engine_that_asks_for_faults_at_once_waits_for_them(monkeypatch):
