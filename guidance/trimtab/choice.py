@@ -47,7 +47,8 @@ class Choices:
 
     def arrive(self, parts: Sequence[Tensor]) -> None:
         """Take the parts, which have come to the host."""
-        self._host = Candidates(*parts)
+        tokens, logprobs, counts = parts
+        self._host = Candidates(tokens, logprobs, counts)
 
     def of(self, rows: Sequence[tuple[int, Row]]) -> Choice:
         """Of some of the rows; waits for the device if the parts have not arrived."""

@@ -10,35 +10,30 @@ the device while nobody waits (`late`).
 
 import math
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
-from functools import partial
+from collections.abc import Mapping, Sequence
 from typing import Any
 from weakref import WeakMethod
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from trimtab import budget, control, drafts
+from trimtab import budget, drafts
 from trimtab.candidates import Candidates
 from trimtab.choice import Choice, Choices
 from trimtab.fusion import Fused, divergence, end_, fuse_
 from trimtab.outcome import Outcome, Pending, Seen
-from trimtab.outlook import Outlook
+from trimtab.planned_scorers import PlannedScorers
 from trimtab.records import Records
-from trimtab.row_scorers import RowScorers
 from trimtab.rows import Row, Step, cohorts, members_of
 from trimtab.scorers.base import Scorer
-from trimtab.scores import Scores, StepScores, bonus_of, planned, scored
+from trimtab.scores import Scores, StepScores, bonus_of, scored
 from trimtab.scoring.pool import Ids
 from trimtab.slots import Held, Slots, stop_of
 from trimtab.verdict import Verdict
-from trimtab_models.readout import soft_value
-from trimtab_models.transfers import to_host, upload
+from trimtab_models.transfers import upload
 
 
-class Guide(RowScorers):
+class Guide(PlannedScorers):
     """Applies scorers to logits, step by step."""
 
     def __init__(self, scorers: Mapping[str, Scorer], timeout: float = math.inf) -> None:
@@ -136,11 +131,9 @@ class Guide(RowScorers):
         scales = [_where_scored(held.scales(scores.names), candidates) for scores in step]
         if any(row.plan is not None for row in rows):
             tail_mean = upload(torch.tensor(keeps), device)
-            tables: dict[str, Tensor] = {}
-            self._plan(rows, groups, choice.host, torch.tensor(keeps), tables, device)
-            last = [planned(name, values, candidates.logprobs) for name, values in tables.items()]
-            step += last
-            scales += [self._scales(rows, scores, device) for scores in last]
+            last = self._plan(rows, groups, choice.host, torch.tensor(keeps), candidates.logprobs)
+            step += [scores for scores, _ in last]
+            scales += [own for _, own in last]
         bonus = bonus_of(step, scales, candidates.logprobs)
         drafts.pass_on_faults(rows)
         kl, log_z = divergence(candidates, bonus, tail_mean)
@@ -221,85 +214,6 @@ class Guide(RowScorers):
                 stacks.setdefault(key, ([], members))[0].append(name)
         return list(stacks.values())
 
-    def _plan(
-        self,
-        rows: Sequence[Row],
-        groups: Sequence[Ids],
-        candidates: Candidates,
-        tail_mean: Tensor,
-        scores: dict[str, Tensor],
-        device: torch.device,
-    ) -> None:
-        """Set the strengths of rows with a kl_budget or floors, and add their scores.
-
-        candidates, tail_mean: on the host. device: of the scorers; one copy takes what all of them
-        returned to the host.
-        """
-        readings: dict[str, tuple[list[int], Tensor]] = {}
-        for name in dict.fromkeys(name for row in rows for name in row.weights):
-            members = members_of(name, rows, groups, planned=True)
-            if members:
-                own, theirs = [rows[r] for r in members], [groups[r] for r in members]
-                readings[name] = members, self._returns(name, own, theirs, device)
-        if not readings:
-            return
-        hosts = to_host([flat for _, flat in readings.values()])
-        outlooks = {
-            name: self._outlook(name, rows, groups, members, flat)
-            for (name, (members, _)), flat in zip(readings.items(), hosts, strict=True)
-        }
-        exact = replace(candidates, logprobs=candidates.logprobs.double())
-        control.follow(rows, outlooks, exact, tail_mean)
-        for name, outlook in outlooks.items():
-            at = outlook.row, outlook.place
-            values = scores.setdefault(name, _unscored(groups))
-            if not outlook.distributional:
-                values[at] = outlook.returns[:, 0].float()
-                continue
-            c = torch.tensor([self._strength(rows[r], name) for r in outlook.row.tolist()])
-            values[at] = soft_value(outlook.log_p, outlook.returns, c)
-
-    def _returns(
-        self, name: str, rows: Sequence[Row], groups: Sequence[Ids], device: torch.device
-    ) -> Tensor:
-        """A scorer's histograms, [Σ candidates, bins], or else its scores, [Σ candidates]."""
-        scorer: Any = self.registry.scorer_of(rows[0], name)
-        if not scorer.distributional:
-            return self._read(name, rows, groups, device)
-
-        def read(some: Sequence[Row], candidates: Sequence[Ids]) -> Callable[[], Tensor]:
-            keys, prefixes = [row.key for row in some], [row.prefix for row in some]
-            prompts = [row.prompt for row in some]
-            states = self._states(scorer, some)
-            return partial(scorer.histograms, keys, prefixes, candidates, prompts, **states)
-
-        return self._result(name, rows, groups, read, scorer.returns.shape, device)
-
-    def _outlook(
-        self,
-        name: str,
-        rows: Sequence[Row],
-        groups: Sequence[Ids],
-        members: Sequence[int],
-        flat: Tensor,
-    ) -> Outlook:
-        """What a scorer returned for the candidates of some rows, on the host.
-
-        Rows for which it is not finite get a fault.
-        """
-        scorer: Any = self.registry.scorer_of(rows[members[0]], name)
-        selected, candidates = [rows[r] for r in members], [groups[r] for r in members]
-        weight = torch.zeros(len(rows), dtype=torch.float64)
-        for r in members:
-            if rows[r].params.kl_budget is not None:
-                weight[r] = self._weight(rows[r], name)
-        row, place = map(torch.from_numpy, _places(members, candidates))
-        flat = self._finite(name, selected, candidates, flat)
-        if not scorer.distributional:
-            return Outlook.certain(flat, row, place, weight)
-        log_p = flat.double().log_softmax(-1)
-        return Outlook(log_p, scorer.returns.double(), row, place, weight, scorer.foresees)
-
     def _note_faults(self, pending: Pending, seen: Seen) -> None:
         """Give a fault to rows whose bonus was not finite."""
         for r, row in enumerate(pending.rows):
@@ -320,34 +234,8 @@ class Guide(RowScorers):
             if not row.params.sets(name)
         }
 
-    def _scales(
-        self, rows: Sequence[Row], scores: Scores, device: torch.device
-    ) -> tuple[Tensor, Tensor]:
-        """Factors and means of a scorer whose strength is planned, [1, rows] each."""
-        [name] = scores.names
-        scales = torch.zeros(2, 1, len(rows))
-        for r in scores.members:
-            row = rows[r]
-            scales[:, 0, r] = torch.tensor([self._strength(row, name), self._mean(row, name)])
-        factor, mean = upload(scales, device)
-        return factor, mean
-
-    def _mean(self, row: Row, name: str) -> float:
-        """What is taken off a scorer's scores."""
-        return self.registry.scorer_of(row, name).info.mean if row.params.normalize else 0.0
-
 
 def _where_scored(scales: tuple[Tensor, Tensor], candidates: Candidates) -> tuple[Tensor, Tensor]:
     """Factors and means, [names, rows] each, without rows of a single candidate."""
     factor, mean = scales
     return factor.where(candidates.counts > 1, 0.0), mean
-
-
-def _places(members: Sequence[int], groups: Sequence[Ids]) -> tuple[Ids, Ids]:
-    """Row, and index in the row, of each packed candidate, each [Σ candidates] int64."""
-    sizes = [len(group) for group in groups]
-    return np.repeat(members, sizes), np.concatenate([np.arange(size) for size in sizes])
-
-
-def _unscored(groups: Sequence[Ids]) -> Tensor:
-    return torch.full((len(groups), max(map(len, groups))), torch.nan)
