@@ -36,6 +36,11 @@ class Candidates:
         width = torch.arange(self.tokens.shape[1], device=self.tokens.device)
         return width < self.counts[:, None]
 
+    @cached_property
+    def several(self) -> Tensor:
+        """Whether rows have more than one candidate, [rows] bool."""
+        return self.counts > 1
+
     @property
     def mass(self) -> Tensor:
         """π0(C), [rows]. To cut all other tokens costs −log π0(C) nats, before any steering."""

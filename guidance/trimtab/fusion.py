@@ -48,19 +48,22 @@ def fuse_(
     guided, ended, stop = (part[:, None] for part in (verdict.guided, verdict.ended, verdict.stop))
     other = torch.where(ended, -torch.inf, 0.0)  # [rows, 1], for rows that are not guided
     if candidates.whole:
+        change = bonus if verdict.usual else torch.where(guided, bonus, other)
         last = logits[row, stop]
-        change = torch.where(guided, bonus, other)
         for part, rows in _runs(index):
             logits[part].add_(change[rows])
-        logits[row, stop] = torch.where(ended, last, logits[row, stop])
+        if not verdict.usual:
+            logits[row, stop] = torch.where(ended, last, logits[row, stop])
         return None
     real = candidates.real
     # Padding stands for the first candidate once more, so that shapes are fixed.
     token = torch.where(real, candidates.tokens, candidates.tokens[:, :1])
-    token = torch.where(ended, stop, token)
-    change = torch.where(guided, torch.where(real, bonus, bonus[:, :1]), 0.0)
+    change = torch.where(real, bonus, bonus[:, :1])
+    shift = _tail_bonus(candidates, bonus, tail_mean)[:, None]
+    if not verdict.usual:
+        token, change = torch.where(ended, stop, token), torch.where(guided, change, 0.0)
+        shift = torch.where(guided, shift, other)
     fused = logits[row, token] + change
-    shift = torch.where(guided, _tail_bonus(candidates, bonus, tail_mean)[:, None], other)
     for part, rows in _runs(index):
         logits[part].add_(shift[rows])
     logits[row, token] = fused

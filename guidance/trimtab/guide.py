@@ -128,7 +128,9 @@ class Guide(PlannedScorers):
         keeps = [not row.cuts(cost, budget.SHARE) for row, cost in zip(rows, cuts, strict=True)]
         tail_mean = held.tail_mean
         step = self._score(rows, groups, candidates, held)
-        scales = [_where_scored(held.scales(scores.names), candidates) for scores in step]
+        scales = [held.scales(scores.names) for scores in step]
+        if any(row.params.normalize for row in rows):  # what is not scored has no mean
+            scales = [(c, mean.where(candidates.several, 0.0)) for c, mean in scales]
         if any(row.plan is not None for row in rows):
             tail_mean = upload(torch.tensor(keeps), device)
             last = self._plan(rows, groups, choice.host, torch.tensor(keeps), candidates.logprobs)
@@ -178,7 +180,7 @@ class Guide(PlannedScorers):
         step, device = list[Scores](), candidates.tokens.device
 
         def add(names: Sequence[str], flat: Tensor, members: Sequence[int]) -> None:
-            member = held.uses(names[0]) & (candidates.counts > 1)
+            member = held.uses(names[0]) & candidates.several
             if any(row.fault is not None for row in rows):  # it may be left out
                 member = torch.zeros(len(rows), dtype=torch.bool)
                 member[list(members)] = True
@@ -233,9 +235,3 @@ class Guide(PlannedScorers):
             for name in row.weights
             if not row.params.sets(name)
         }
-
-
-def _where_scored(scales: tuple[Tensor, Tensor], candidates: Candidates) -> tuple[Tensor, Tensor]:
-    """Factors and means, [names, rows] each, without rows of a single candidate."""
-    factor, mean = scales
-    return factor.where(candidates.counts > 1, 0.0), mean

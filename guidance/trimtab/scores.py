@@ -60,10 +60,9 @@ def scored(
     rows, width = candidates.logprobs.shape
     if len(members) == rows and flat.shape[1] == rows * width:
         return Scores(names, members, flat.view(-1, rows, width))
-    counts = candidates.counts.where(member, 0)
-    place = torch.arange(width, device=flat.device) + (counts.cumsum(0) - counts)[:, None]
-    table = flat[:, place.clamp(max=flat.shape[1] - 1)]  # [names, rows, width]
-    return Scores(names, members, table.where(candidates.real & member[:, None], 0.0))
+    table = flat.new_zeros(len(flat), rows, width)
+    table.masked_scatter_(candidates.real & member[:, None], flat)  # in row order, as packed
+    return Scores(names, members, table)
 
 
 def planned(name: str, values: Tensor, like: Tensor) -> Scores:

@@ -39,6 +39,7 @@ class Held:
         # Usually all rows are guided in order: then no [rows, vocab] tensor is copied.
         self._all = len(index) if list(index) == list(range(len(index))) else None
         self._values, self._columns = values, columns
+        self._uses: dict[str, Tensor] = {}
         self._scales: dict[tuple[str, ...], tuple[Tensor, Tensor]] = {}
 
     @cached_property
@@ -58,8 +59,13 @@ class Held:
 
     @cached_property
     def stop(self) -> Tensor:
-        """[rows] int64, the token that ends the row if its scorer fails, −1 if there is none."""
-        return self._values[3].long()
+        """[rows] int64, the token that ends the row if its scorer fails, 0 if there is none."""
+        return self._values[3].long().clamp(min=0)
+
+    @cached_property
+    def ends(self) -> Tensor:
+        """Whether there is such a token, [rows] bool."""
+        return self._values[3] >= 0
 
     def rows_of(self, logits: Tensor) -> Tensor:
         """These rows of a batch, [batch, vocab] → [rows, vocab]; the batch itself if it is all."""
@@ -67,7 +73,9 @@ class Held:
 
     def uses(self, name: str) -> Tensor:
         """Whether rows use a scorer at a fixed strength, [rows] bool."""
-        return self._values[self._columns[name]] > 0
+        if name not in self._uses:
+            self._uses[name] = self._values[self._columns[name]] > 0
+        return self._uses[name]
 
     def scales(self, names: Sequence[str]) -> tuple[Tensor, Tensor]:
         """Factors of the scores and their means, [names, rows] float32; 0 for rows without them."""

@@ -25,6 +25,7 @@ class Verdict:
     guided: Tensor  # [rows] bool; the other rows keep the base's logits
     ended: Tensor  # [rows] bool; of these only the stop token is left
     stop: Tensor  # [rows] int64, the stop token, 0 where there is none
+    usual: bool = False  # whether the host knows that all rows are guided
 
     @classmethod
     def of(
@@ -56,11 +57,12 @@ class Verdict:
             room = [math.inf if p is None else p.most - p.spent + ROUNDING for p in plans]
             most = upload(torch.tensor(room, dtype=torch.float64), device)
             planned = upload(torch.tensor([plan is not None for plan in plans]), device)
-            idle = planned & (candidates.counts > 1) & ~bonus.any(-1)
+            idle = planned & candidates.several & ~bonus.any(-1)
             guided = sound & ~idle & (kl.double() <= most)
-        last = held.stop.clamp(min=0)
-        ended = ~sound & (held.stop >= 0) & logits[held.place, last].isfinite()
-        return cls(finite, guided, ended, last)
+        if device.type == "cpu" and bool(guided.all()):
+            return cls(finite, guided, torch.zeros_like(guided), held.stop, usual=True)
+        ended = ~sound & held.ends & (logits[held.place, held.stop] > -torch.inf)
+        return cls(finite, guided, ended, held.stop)
 
 
 def _as_before(sound: Tensor, rows: Sequence[Row]) -> Tensor:

@@ -48,7 +48,7 @@ def some_row(rng):
 
 def equal(held, expected):
     names = expected._columns
-    for part in ("place", "k", "mass", "tail_mean", "stop"):
+    for part in ("place", "k", "mass", "tail_mean", "stop", "ends"):
         assert torch.equal(getattr(held, part), getattr(expected, part)), part
     for name in names:
         assert torch.equal(held.uses(name), expected.uses(name))
