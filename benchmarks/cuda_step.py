@@ -138,11 +138,12 @@ def median(device: str, run: Callable[[], object], repeats: int = 10) -> float:
 def steps(batch: Batch) -> tuple[float, float]:
     """Median milliseconds of a step, and of the choice of its candidates alone."""
     times, chosen = [], []
-    k = torch.tensor([row.params.k for row in batch.rows])
-    mass = torch.ones(len(batch.rows))
+    ks = [int(row.params.k) for row in batch.rows]
+    k = torch.tensor(ks, device=batch.device)
+    mass = torch.ones(len(batch.rows), device=batch.device)
     for _ in range(WARM + STEPS):
         logits = batch.logits()
-        chosen.append(clock(batch.device, lambda logits=logits: select(logits, k, mass)))
+        chosen.append(clock(batch.device, lambda logits=logits: select(logits, k, mass, max(ks))))
         times.append(clock(batch.device, lambda logits=logits: batch.step(logits)))
         batch.advance(logits)
     return statistics.median(times[WARM:]), statistics.median(chosen[WARM:])

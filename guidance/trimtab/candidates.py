@@ -6,13 +6,11 @@ v_1, v_2, … are sorted by falling base probability. mass = 1 always gives k, a
 Tokens that a grammar or a ban has masked (−inf) are never candidates.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 
 import torch
 from torch import Tensor
-
-from trimtab_models.transfers import to_host, upload
 
 BLOCK = 64
 """Tokens of a block, of which the largest logit is looked at first."""
@@ -38,6 +36,11 @@ class Candidates:
         width = torch.arange(self.tokens.shape[1], device=self.tokens.device)
         return width < self.counts[:, None]
 
+    @cached_property
+    def several(self) -> Tensor:
+        """Whether rows have more than one candidate, [rows] bool."""
+        return self.counts > 1
+
     @property
     def mass(self) -> Tensor:
         """π0(C), [rows]. To cut all other tokens costs −log π0(C) nats, before any steering."""
@@ -47,29 +50,19 @@ class Candidates:
         """The mean of values over each row's candidates, [rows, k] → [rows]."""
         return torch.where(self.real, values, 0.0).sum(-1) / self.counts
 
-    def on_host(self) -> "Candidates":
-        """The same on the host, with one wait for the device."""
-        tokens, logprobs, counts = to_host((self.tokens, self.logprobs, self.counts))
-        return replace(self, tokens=tokens, logprobs=logprobs, counts=counts)
-
-    def rows(self, index: Tensor) -> "Candidates":
-        """The candidates of the rows in `index`."""
-        return replace(
-            self,
-            tokens=self.tokens[index],
-            logprobs=self.logprobs[index],
-            counts=self.counts[index],
-        )
+    def rows(self, index: Tensor, width: int) -> "Candidates":
+        """The candidates of the rows in `index`, of which none has more than `width`."""
+        tokens, logprobs = self.tokens[index, :width], self.logprobs[index, :width]
+        return Candidates(tokens, logprobs, self.counts[index])
 
 
-def select(logits: Tensor, k: Tensor, mass: Tensor) -> Candidates:
+def select(logits: Tensor, k: Tensor, mass: Tensor, width: int) -> Candidates:
     """Choose the candidates of each row.
 
     logits: [rows, vocab] float32, after grammar masks and bans. k: [rows] int64, mass: [rows], both
-    on the host.
+    on the same device. width: the largest k, which the host knows.
     """
-    width = min(int(k.max()), logits.shape[1])
-    k, mass = upload(k, logits.device), upload(mass, logits.device)
+    width = min(width, logits.shape[1])
     tokens = largest(logits, width)  # [rows, width], falling
     logprobs = log_softmax_at(logits, tokens)
     before = logprobs.exp().cumsum(-1).roll(1, -1)  # mass of the more likely tokens

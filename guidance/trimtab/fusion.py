@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from trimtab.candidates import Candidates
+from trimtab.verdict import Verdict
 from trimtab_models.transfers import upload
 
 
@@ -28,28 +29,61 @@ class Fused:
 
 
 def fuse_(
-    logits: Tensor, index: Sequence[int], candidates: Candidates, bonus: Tensor, tail_mean: Tensor
+    logits: Tensor,
+    index: Sequence[int],
+    place: Tensor,
+    candidates: Candidates,
+    bonus: Tensor,
+    tail_mean: Tensor,
+    verdict: Verdict,
 ) -> Fused | None:
     """Fuse some rows of a batch in place, with one pass over their vocabulary.
 
-    logits: [batch, vocab] float32. index: the rows in the batch, each at most once.
+    logits: [batch, vocab] float32. index: the rows in the batch, each at most once; place: the
+    same on the device, [rows] int64.
     bonus: [rows, k], read where candidates are real. tail_mean: [rows] bool; False cuts the tail.
     Returns what it did, None if every token is a candidate.
     """
+    row = place[:, None]
+    guided, ended, stop = (part[:, None] for part in (verdict.guided, verdict.ended, verdict.stop))
+    other = torch.where(ended, -torch.inf, 0.0)  # [rows, 1], for rows that are not guided
     if candidates.whole:
-        for place, rows in _runs(index):
-            logits[place].add_(bonus[rows])
+        change = bonus if verdict.usual else torch.where(guided, bonus, other)
+        last = logits[row, stop]
+        for part, rows in _runs(index):
+            logits[part].add_(change[rows])
+        if not verdict.usual:
+            logits[row, stop] = torch.where(ended, last, logits[row, stop])
         return None
     real = candidates.real
-    row = upload(torch.tensor(index), logits.device)[:, None]
     # Padding stands for the first candidate once more, so that shapes are fixed.
     token = torch.where(real, candidates.tokens, candidates.tokens[:, :1])
-    fused = logits[row, token] + torch.where(real, bonus, bonus[:, :1])
-    shift = _tail_bonus(candidates, bonus, tail_mean)
-    for place, rows in _runs(index):
-        logits[place].add_(shift[rows, None])
+    change = torch.where(real, bonus, bonus[:, :1])
+    shift = _tail_bonus(candidates, bonus, tail_mean)[:, None]
+    if not verdict.usual:
+        token, change = torch.where(ended, stop, token), torch.where(guided, change, 0.0)
+        shift = torch.where(guided, shift, other)
+    fused = logits[row, token] + change
+    for part, rows in _runs(index):
+        logits[part].add_(shift[rows])
     logits[row, token] = fused
-    return Fused(index, token, fused, shift)
+    return Fused(index, token, fused, shift[:, 0])
+
+
+def end_(logits: Tensor, index: Sequence[int], stop: Sequence[int]) -> Fused | None:
+    """Leave only the stop token of some rows, in place, if it is allowed: so they end now.
+
+    stop: a token of each row, −1 where there is none.
+    """
+    pairs = [(i, token) for i, token in zip(index, stop, strict=True) if token >= 0]
+    if not pairs:
+        return None
+    row, token = upload(torch.tensor(pairs), logits.device).T[..., None]  # [rows, 1] each
+    value = logits[row, token]
+    shift = torch.where(value.isfinite(), -torch.inf, 0.0)
+    logits[row[:, 0]] += shift
+    logits[row, token] = value
+    return Fused([i for i, _ in pairs], token, value, shift[:, 0])
 
 
 def _runs(index: Sequence[int]) -> list[tuple[slice, slice]]:

@@ -1,4 +1,4 @@
-"""What a step did to each row, on the host: read with one wait for the device."""
+"""What a step did to each row: one packed copy to the host, for which nobody waits."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -8,9 +8,11 @@ import torch
 from torch import Tensor
 
 from trimtab.candidates import Candidates
-from trimtab.fusion import divergence
+from trimtab.rows import Row
 from trimtab.scores import Scores
-from trimtab_models.transfers import to_host
+from trimtab.scoring.pool import Ids
+from trimtab.verdict import Verdict
+from trimtab_models.transfers import ToHost
 
 TRACED = 32
 """Most likely tokens of a step in a trace, if k is "all"."""
@@ -47,37 +49,61 @@ class Shown:
 
 
 @dataclass
-class Outcome:
-    """What a step did, by row."""
+class Seen:
+    """What a step did, by row, on the host."""
 
     kl: list[float]  # nats
     finite: list[bool]  # whether the bonus, and so every score, is finite
-    steers: Tensor  # [rows] bool, whether any candidate has a bonus
-    step: list[Scores]  # on the host; none if they are a vocabulary's on a device
+    guided: list[bool]
+    step: list[Scores]  # none if they are a vocabulary's on a device
     shown: Shown | None
 
-    @classmethod
-    def read(
-        cls,
+
+class Outcome:
+    """What a step did, on its way to the host; it is read when it is needed, or has arrived."""
+
+    def __init__(
+        self,
         candidates: Candidates,
         step: Sequence[Scores],
         bonus: Tensor,
-        tail_mean: Tensor,
+        kl: Tensor,
+        log_z: Tensor,
+        verdict: Verdict,
         *,
         traced: bool,
-    ) -> "Outcome":
+    ) -> None:
         """Of a step with a bonus, [rows, k]; traced: whether any row has a trace."""
-        kl, log_z = divergence(candidates, bonus, tail_mean)
         kept = [] if candidates.whole and kl.is_cuda else list(step)
-        first = [kl, bonus.isfinite().all(-1), bonus.any(-1), *(scores.table for scores in kept)]
-        kl, finite, steers, *rest = to_host(
-            [*first, *(_shown(candidates, step, bonus, log_z) if traced else ())]
-        )
+        tables = [scores.table for scores in kept]
+        shown = _shown(candidates, step, bonus, log_z) if traced else []
+        self._parts = ToHost([kl, verdict.finite, verdict.guided, *tables, *shown])
+        self._kept, self._step = _without(kept), _without(step)
+
+    def read(self) -> Seen:
+        """What the step did."""
+        kl, finite, guided, *rest = self._parts.read()
+        kept, rest = _with(self._kept, rest[: len(self._kept)]), rest[len(self._kept) :]
         shown = None
-        if traced:
-            tokens, logprobs, guided, *tables = rest[len(kept) :]
-            shown = Shown(tokens, logprobs, guided, _with(step, tables))
-        return cls(kl.tolist(), finite.tolist(), steers, _with(kept, rest[: len(kept)]), shown)
+        if rest:
+            tokens, logprobs, after, *tables = rest
+            shown = Shown(tokens, logprobs, after, _with(self._step, tables))
+        return Seen(kl.tolist(), finite.tolist(), guided.tolist(), kept, shown)
+
+
+@dataclass
+class Pending:
+    """A step that is not yet noted, with what its rows were: they change before it is."""
+
+    rows: Sequence[Row]
+    groups: Sequence[Ids]  # candidates of each row
+    cuts: Sequence[float]  # nats that cutting the tail has cost each row
+    outcome: Outcome
+
+    def __post_init__(self) -> None:
+        self.prefixes = [row.prefix for row in self.rows]
+        self.plans = [row.plan for row in self.rows]
+        self.earlier = [row.earlier for row in self.rows]
 
 
 def _shown(
@@ -95,3 +121,8 @@ def _shown(
 
 def _with(step: Sequence[Scores], tables: Sequence[Tensor]) -> list[Scores]:
     return [replace(scores, table=table) for scores, table in zip(step, tables, strict=True)]
+
+
+def _without(step: Sequence[Scores]) -> list[Scores]:
+    """Scores without their tables, which would keep the device's memory."""
+    return _with(step, [torch.empty(0)] * len(step))

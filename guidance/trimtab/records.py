@@ -39,10 +39,20 @@ def size(step: Step) -> int:
 class Records:
     """The rows of each request whose record will be fetched, by record key."""
 
-    def __init__(self, registry: Registry, score_rows: Callable[[], ScoreRows | None]) -> None:
-        """score_rows: a weak reference to Guide.score_rows, for the scores of whole sequences."""
+    def __init__(
+        self,
+        registry: Registry,
+        score_rows: Callable[[], ScoreRows | None],
+        catch_up: Callable[[], Callable[[], None] | None],
+    ) -> None:
+        """A guide's.
+
+        score_rows: a weak reference to Guide.score_rows, for the scores of whole sequences.
+        catch_up: one to Guide.catch_up, before a record is reported.
+        """
         self.registry = registry
         self.score_rows = score_rows
+        self.catch_up = catch_up
         self.rows: OrderedDict[str, list[Row]] = OrderedDict()
         self.bytes: dict[str, int] = {}
         self.total = 0
@@ -73,9 +83,9 @@ class Records:
         rows.append(row)
         self._count(key, STEP_BYTES + sum(map(size, row.steps.values())))
 
-    def add(self, row: Row, step: Step) -> None:
-        """Record a step at the row's current position."""
-        row.steps[len(row.prefix)] = step
+    def add(self, row: Row, position: int, step: Step) -> None:
+        """Record a step of a row."""
+        row.steps[position] = step
         key = row.record_key
         if key is not None and key in self.rows:
             self._count(key, size(step))
@@ -146,6 +156,9 @@ class Records:
         timed: whether to include the seconds of the calls into each scorer, `scorer_seconds`, which
             differ from run to run.
         """
+        catch_up = self.catch_up()
+        if catch_up is not None:
+            catch_up()
         rows = self.pop(record_key) if done else self.of(record_key)
         sequences = [np.array([*prompt, *output], dtype=np.int64) for output in outputs]
         matches = [_match(rows, sequence) for sequence in sequences]

@@ -3,6 +3,7 @@
 import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -96,17 +97,6 @@ class RowScorers:
         except ScorerFailed:
             return None
 
-    def _call(
-        self,
-        name: str,
-        rows: Sequence[Row],
-        groups: Sequence[Ids],
-        read: Callable[[Sequence[Row], Sequence[Ids]], Callable[[], Tensor]],
-        shape: Sequence[int],
-    ) -> Tensor:
-        """A scorer's finite result, [Σ candidates, *shape] on the host; failed rows get a fault."""
-        return self._finite(name, rows, groups, self._result(name, rows, groups, read, shape, HOST))
-
     def _result(
         self,
         name: str,
@@ -154,14 +144,14 @@ class RowScorers:
         if torch.isfinite(flat).all():
             return flat
         for row, result in zip(rows, flat.split([len(group) for group in groups]), strict=True):
-            if not torch.isfinite(result).all():
-                self._refuse(name, row)
+            if row.fault is None and not torch.isfinite(result).all():
+                self._refuse(name, row, row.prefix)
         return flat.nan_to_num(0.0, 0.0, 0.0)
 
-    def _refuse(self, name: str, row: Row) -> None:
-        """Give a fault to a row for which a scorer returned what is not finite."""
+    def _refuse(self, name: str, row: Row, prefix: Ids) -> None:
+        """Give a fault to a row for which a scorer returned what is not finite at a prefix."""
         reads = self.registry.scorer_of(row, name).reads_states
-        lost = reads and not self.states.of([row]).isfinite().all()
+        lost = reads and not self.states.of([replace(row, prefix=prefix)]).isfinite().all()
         reason = LOST if lost else "returned a score that is not finite"
         log.warning("scorer %s %s", name, reason)
         self.fail(row, name, reason)

@@ -6,8 +6,6 @@ from dataclasses import dataclass, field
 from itertools import count
 from typing import Any
 
-from torch import Tensor
-
 from trimtab.params import MAX_BETA, GuidanceParams
 from trimtab.scorers.base import Scorer
 from trimtab.scores import StepScores
@@ -53,10 +51,6 @@ class StepPlan:
     after: dict[int, float] = field(default_factory=dict)  # nats left after each candidate
     rest: float = 0.0  # nats left after any other token
 
-    def leaves_base(self, kl: float, single: bool, bonus: Tensor) -> bool:
-        """Whether the logits stay the base's: no bonus, or the step's KL exceeds the maximum."""
-        return not (single or bool(bonus.any())) or self.spent + kl > self.most + ROUNDING
-
     @property
     def fields(self) -> dict[str, Any]:
         """The strengths, as fields of a record; empty if there was one candidate."""
@@ -73,6 +67,17 @@ class Step:
     trace: dict[str, Any] | None = None
     plan: StepPlan | None = None
     kl_tail: float = 0.0  # nats of `kl` that cutting the tail costs, before any steering
+
+
+@dataclass(eq=False)
+class Slot:
+    """A place in the parameters on a device (slots.py), free again when no row has it any more."""
+
+    owner: object
+    index: int
+    params: GuidanceParams
+    stop: int
+    fixed: Mapping[str, tuple[float, float]]
 
 
 @dataclass
@@ -97,6 +102,7 @@ class Row:
     state: RowState | None = None  # the base's states, if a scorer reads them
     plan: StepPlan | None = None  # of this step, with a kl_budget or floors
     untraced: bool = False  # its trace was dropped to save memory
+    slot: Slot | None = field(default=None, repr=False)  # since its first step
     earlier: "Row | None" = field(default=None, repr=False)
     """During a step, if this row's prefix ends with a draft token: the row without that token."""
     drafted: list["Row"] = field(default_factory=list, repr=False)

@@ -4,10 +4,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from trimtab.candidates import Candidates
 from trimtab.scoring.pool import Ids
 from trimtab_models.transfers import upload
 
@@ -50,22 +50,19 @@ def scored(
     names: Sequence[str],
     flat: Tensor,
     members: Sequence[int],
-    groups: Sequence[Ids],
-    like: Tensor,
+    member: Tensor,
+    candidates: Candidates,
 ) -> Scores:
-    """Scores from packed ones, [names, Σ candidates].
+    """Scores from packed ones, [names, Σ candidates of some rows].
 
-    members: the row of each group of candidates. like: [rows, k], of all rows of the step.
+    members: these rows, in order; member: the same on the device, [rows] bool.
     """
-    rows, width = like.shape
+    rows, width = candidates.logprobs.shape
     if len(members) == rows and flat.shape[1] == rows * width:
         return Scores(names, members, flat.view(-1, rows, width))
-    places = np.concatenate(
-        [np.arange(len(group)) + r * width for r, group in zip(members, groups, strict=True)]
-    )
-    table = flat.new_zeros(len(flat), rows * width)
-    table.index_copy_(1, upload(torch.from_numpy(places), flat.device), flat)
-    return Scores(names, members, table.view(-1, rows, width))
+    table = flat.new_zeros(len(flat), rows, width)
+    table.masked_scatter_(candidates.real & member[:, None], flat)  # in row order, as packed
+    return Scores(names, members, table)
 
 
 def planned(name: str, values: Tensor, like: Tensor) -> Scores:
@@ -77,18 +74,15 @@ def planned(name: str, values: Tensor, like: Tensor) -> Scores:
 
 
 def bonus_of(
-    step: Sequence[Scores],
-    factors: Sequence[npt.NDArray[np.float64]],
-    like: Tensor,
+    step: Sequence[Scores], scales: Sequence[tuple[Tensor, Tensor]], like: Tensor
 ) -> Tensor:
     """Σ_i c_i·(s_i − mean_i), [rows, k] float32.
 
-    factors: c and mean of each of `step`, [2, names, rows] each; c is 0 for rows that a scorer does
-    not score. like: [rows, k], on the device.
+    scales: c and mean of each of `step`, [names, rows] each; both are 0 for rows that do not use a
+    scorer. like: [rows, k], on the device.
     """
     bonus = torch.zeros_like(like)
-    for scores, factor in zip(step, factors, strict=True):
-        c, mean = upload(torch.from_numpy(factor).float(), like.device)[..., None]
-        for part in c * (scores.table - mean):  # c and mean: [names, rows, 1]
+    for scores, (c, mean) in zip(step, scales, strict=True):
+        for part in c[..., None] * (scores.table - mean[..., None]):
             bonus += part
     return bonus

@@ -28,6 +28,7 @@ class States:
     def __init__(self) -> None:
         self.former = 1
         """Former states of a row that are known: of the last step, for what it reports late."""
+        self._index: tuple[list[int], Tensor] | None = None  # of the last step, and on the device
         self.live: WeakValueDictionary[int, Row] = WeakValueDictionary()
         self.ended: OrderedDict[tuple[int, bytes], RowState] = OrderedDict()  # oldest first
 
@@ -42,8 +43,11 @@ class States:
         new = [(i, row) for i, row in rows if _own(row, row.prefix) is None]
         if not new:
             return  # the same step again
-        index = upload(torch.tensor([i for i, _ in new]), hidden.device)
-        batch = self._added([row for _, row in new], hidden[index].float())
+        index = [i for i, _ in new]
+        known = self._index
+        if known is None or known[0] != index or known[1].device != hidden.device:
+            known = self._index = index, upload(torch.tensor(index), hidden.device)
+        batch = self._added([row for _, row in new], hidden[known[1]].float())
         for r, (_, row) in enumerate(new):
             row.state = RowState(batch, r, row.prefix, _start(row), row.state)
             row.state.cut(self.former)

@@ -21,7 +21,7 @@ def test_equals_the_definition(seed):
     k = torch.randint(1, 60, (rows,), generator=generator)
     mass = torch.rand(rows, generator=generator).clamp(min=0.01)
     mass[::3] = 1.0
-    candidates = select(logits, k, mass)
+    candidates = select(logits, k, mass, int(k.max()))
     assert ragged(candidates) == select_reference(logits, k, mass)
     expected = logits.log_softmax(-1).gather(1, candidates.tokens)
     torch.testing.assert_close(candidates.logprobs, expected)
@@ -35,14 +35,14 @@ def test_equals_the_definition(seed):
 def test_mass_one_is_always_k():
     logits = torch.zeros(1, 64)
     logits[0, 0] = 40.0  # its probability rounds to 1
-    assert select(logits, torch.tensor([5]), torch.tensor([1.0])).counts.tolist() == [5]
-    assert select(logits, torch.tensor([5]), torch.tensor([0.99])).counts.tolist() == [1]
+    assert select(logits, torch.tensor([5]), torch.tensor([1.0]), 5).counts.tolist() == [5]
+    assert select(logits, torch.tensor([5]), torch.tensor([0.99]), 5).counts.tolist() == [1]
 
 
 def test_masked_tokens_are_never_candidates():
     logits = torch.full((1, 8), -torch.inf)
     logits[0, 3] = 0.0
-    candidates = select(logits, torch.tensor([8]), torch.tensor([1.0]))
+    candidates = select(logits, torch.tensor([8]), torch.tensor([1.0]), 8)
     assert ragged(candidates) == [[3]]
 
 

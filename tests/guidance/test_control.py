@@ -244,7 +244,7 @@ def case(seed, rows=5, bins=7):
     generator = torch.Generator().manual_seed(seed)
     logits = 2 * torch.randn(rows, 20, generator=generator)
     k = torch.randint(2, 9, (rows,), generator=generator)
-    candidates = select(logits, k, torch.full((rows,), 0.9))
+    candidates = select(logits, k, torch.full((rows,), 0.9), int(k.max()))
     candidates.logprobs = candidates.logprobs.double()
     row, place = candidates.real.nonzero().T
     shape = (len(row), bins)

@@ -30,6 +30,8 @@ KINDS = (
     {"scorers": {"plain": 1.0}, "beta": 0.0},
     {"scorers": {"fails": 1.0}, "beta": 1.0, "on_error": "unguided"},
     {"scorers": {"fails": 1.0}, "beta": 1.0, "on_error": "fail"},
+    {"scorers": {"nan": 1.0, "plain": 1.0}, "beta": 1.0, "on_error": "unguided"},
+    {"scorers": {"nan": 1.0, "plain": 1.0}, "beta": 1.0, "on_error": "fail"},
 )
 
 
@@ -80,23 +82,37 @@ class OfStates(Scorer):
 
 
 def fails(ids):
-    """Fails for some texts, whichever they are."""
-    if sum(ids) % 97 == 0:
+    """Fails for some texts, whichever they are, and for all long ones.
+
+    So every answer has failed before its end: a step after the last token may fail as well.
+    """
+    if sum(ids) % 97 == 0 or len(ids) > 15:
         raise RuntimeError("secret")
     return float(np.sin(sum(ids)))
 
 
-def make():
+class Undefined(Scorer):
+    """Has no score of texts that are too long."""
+
+    def score(self, keys, prefixes, candidates, strengths, prompts=()):
+        rows = zip(prefixes, candidates, strict=True)
+        sums, lengths = torch.tensor([(sum(p) + v, len(p)) for p, g in rows for v in g]).T
+        return torch.where(lengths > 13, torch.nan, sums.cos())
+
+
+def make(late=False):
     """A guide of its own, with scorers that keep what they read."""
     net = HeadScorer(ScorerInfo(), build(configs()["llama"], pool_bytes=170 * 3 * 2 * 2 * 16 * 4))
     scorers = {
         "plain": FunctionScorer(lambda ids: float(np.sin(np.dot(ids, ids[::-1])))),
         "fails": FunctionScorer(fails),
+        "nan": Undefined(ScorerInfo()),
         "net": net,
         "returns": Returns(ScorerInfo()),
         "states": OfStates(ScorerInfo()),
     }
     guide = Guide(scorers)
+    guide.late = late
     guide.states.former = 1 + 2 * MOST
     return guide
 
@@ -117,6 +133,7 @@ def decode(guide, prompts, tokens, propose=lambda i, prefix: (), rng=None):
     answers, logits, accepted = {}, {}, 0
     while rows:
         batch, first = [], {}
+        guide.catch_up()
         for i, one in rows.items():
             guide.registry.forget(drafts.settle(one, guide.records))
             first[i] = len(batch)
@@ -185,12 +202,13 @@ def equal(a, b):
     return abs(a - b) < 1e-3 if isinstance(a, float) else a == b
 
 
-@pytest.mark.parametrize("busy", [False, True])
-def test_drafts_change_nothing(busy):
+@pytest.mark.parametrize(("busy", "late"), [(False, False), (True, False), (True, True)])
+def test_drafts_change_nothing(busy, late):
+    """Also where a step is noted only at the next one."""
     rng, prompts, longer, (answers, logits, records, _) = case(np.random.SeedSequence().entropy)
     for _ in range(3):
         propose = proposals(rng, prompts, longer)
-        result = decode(make(), prompts, 16, propose, rng if busy else None)
+        result = decode(make(late), prompts, 16, propose, rng if busy else None)
         assert result[0] == answers
         assert result[1].keys() == logits.keys()
         for at, guided in logits.items():

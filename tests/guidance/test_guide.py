@@ -188,6 +188,44 @@ def test_a_fault_stays_with_its_row(how, on_error):
     assert guide.registry.faults["bad"] == 1
 
 
+@pytest.mark.parametrize("how", ["raise", "nan", "huge"])
+@pytest.mark.parametrize("on_error", ["fail", "unguided"])
+def test_what_a_step_did_may_be_noted_late(how, on_error):
+    """At the next step, or when a record is fetched: the logits and the records stay the same."""
+    fields = {"scorers": {"bad": 1.0, "plain": 1.0}, "beta": 8.0, "on_error": on_error}
+    results = []
+    for late in (False, True):
+        guide = Guide({"plain": FunctionScorer(plain), "bad": Broken(how)})
+        guide.late = late
+        rows = [make(prefix, **fields) for prefix in ([1, 2], [13, 2], [3, 2], [5, 2])]
+        for r, row in enumerate(rows):
+            row.record_key = str(r)
+        first, again = logits(4), logits(4, seed=1)
+        guide.step(first, list(enumerate(rows[:3])))
+        assert [row.fault is not None for row in rows] == [
+            False,
+            how == "raise" or not late,  # what it raises is known at once
+            False,
+            False,
+        ]
+        assert late or rows[0].steps
+        for row in rows[:2]:  # the others have ended; their slots are not used again
+            row.prefix = np.append(row.prefix, 7)
+        guide.step(again, [(0, rows[0]), (1, rows[1]), (3, rows[3])])
+        ended = [[7, 7], [7, 7], [7], [7]]
+        reports = [
+            guide.records.report(str(r), prompt, [ended[r]], done=True)[0]
+            for r, prompt in enumerate([[1, 2], [13, 2], [3, 2], [5, 2]])
+        ]
+        assert [report["steps"] for report in reports] == [2, 0, 1, 1]
+        assert reports[1]["error"]["scorer"] == "bad"
+        results.append((first, again, reports, guide.registry.faults))
+    (first, again, *rest), (late_first, late_again, *late_rest) = results
+    assert torch.equal(first, late_first)
+    assert torch.equal(again, late_again)
+    assert rest == late_rest
+
+
 def test_a_grammar_that_forbids_the_stop_token_wins():
     guide, base = Guide({"bad": Broken("raise")}), logits(1)
     base[0, 0] = -torch.inf

@@ -30,7 +30,7 @@ def test_base_logits_are_a_distribution_in_which_only_the_revealed_are_candidate
     logits = spread(position, 4000, closed)
     if hidden / (4000 - len(p)) < p[-1] * 0.99:
         assert float(logits.logsumexp(-1)) == pytest.approx(0, abs=1e-3)
-        candidates = select(logits, torch.tensor([len(p)]), torch.tensor([1.0]))
+        candidates = select(logits, torch.tensor([len(p)]), torch.tensor([1.0]), len(p))
         assert set(candidates.tokens[0].tolist()) == set(position.logprobs)
         expected = torch.tensor([math.log(x) for x in p])
         assert torch.allclose(candidates.logprobs[0], expected, atol=2e-3)
@@ -43,7 +43,7 @@ def test_an_unknown_vocabulary_is_as_large_as_it_must_be():
     assert logits[0, 2:].max() < logits[0, 1]
     tiny = Position(0, {0: math.log(0.5), 1: -80.0})
     assert spread(tiny, 2, False).shape[1] == FILLERS + 2
-    candidates = select(spread(tiny, 2, False), torch.tensor([2]), torch.ones(1))
+    candidates = select(spread(tiny, 2, False), torch.tensor([2]), torch.ones(1), 2)
     assert candidates.tokens.tolist() == [[0, 1]]
 
 

@@ -5,10 +5,24 @@ import pytest
 import torch
 
 import pretended
-from trimtab.adapters.vllm.prefixes import extended, whole
+from trimtab.adapters.vllm import prefixes
+from trimtab.adapters.vllm.prefixes import Request, whole
 from trimtab.scoring.pool import NO_IDS
+from trimtab_models.transfers import to_host, upload
 
 SLOTS, LENGTH = 6, 64
+
+
+def extended(tokens, requests, most):
+    """The texts of requests (slot, length, known text), as the processor reads them."""
+    ends = torch.tensor([[slot, length] for slot, length, _ in requests])
+    slots, lengths = upload(ends, tokens.device).T
+    [recent] = to_host([prefixes.recent(tokens, slots, lengths, most)])
+    rows = zip(requests, recent.numpy().astype(np.int64), strict=True)
+    return [
+        prefixes.text(tokens, Request(0, slot, length, last), known)
+        for (slot, length, known), last in rows
+    ]
 
 
 @pytest.mark.parametrize("most", [1, 4])

@@ -34,7 +34,7 @@ def step(k=0):
 def grow(kept, one, tokens, k=0):
     kept.keep(one)
     for _ in range(tokens):
-        kept.add(one, step(k))
+        kept.add(one, len(one.prefix), step(k))
         one.prefix = np.append(one.prefix, 7)
 
 
@@ -49,7 +49,7 @@ def test_the_estimate_is_honest(k):
 
 def test_traces_go_first_and_the_oldest_of_them(monkeypatch):
     monkeypatch.setattr(records, "MAX_BYTES", 3 * 50 * size(step(32)))
-    kept, rows = Records(None, None), [row(str(i), trace=i != 1) for i in range(6)]
+    kept, rows = Records(None, None, None), [row(str(i), trace=i != 1) for i in range(6)]
     rows[1].fault = RowFault("a", "failed")
     for one in rows:
         grow(kept, one, 50, 32 if one.params.trace else 0)
@@ -66,7 +66,7 @@ def test_traces_go_first_and_the_oldest_of_them(monkeypatch):
 
 def test_a_resumed_row_knows_that_its_trace_went(monkeypatch):
     monkeypatch.setattr(records, "MAX_BYTES", 20 * size(step(32)))
-    kept, one = Records(None, None), row("a", trace=True)
+    kept, one = Records(None, None, None), row("a", trace=True)
     grow(kept, one, 30, 32)
     resumed = row("a", trace=True)
     resumed.prefix = one.prefix
@@ -77,7 +77,7 @@ def test_a_resumed_row_knows_that_its_trace_went(monkeypatch):
 
 def test_records_that_alone_are_too_many_are_forgotten(monkeypatch):
     monkeypatch.setattr(records, "MAX_BYTES", 100 * size(step()))
-    kept, rows = Records(None, None), [row(str(i)) for i in range(9)]
+    kept, rows = Records(None, None, None), [row(str(i)) for i in range(9)]
     for one in rows:
         grow(kept, one, 20)
     assert kept.total <= records.MAX_BYTES
@@ -89,7 +89,7 @@ def test_records_that_alone_are_too_many_are_forgotten(monkeypatch):
 
 def test_without_the_bound_they_grow():
     """The control."""
-    kept = Records(None, None)
+    kept = Records(None, None, None)
     for i in range(9):
         grow(kept, row(str(i), trace=True), 20, 32)
     assert kept.total > 9 * 20 * 32 * 4 * sys.getsizeof(1.0)

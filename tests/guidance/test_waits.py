@@ -1,7 +1,8 @@
-"""How often a step waits for the device: twice, whatever the rows and the scorers.
+"""How often a step waits for the device: once, whatever the rows and the scorers.
 
 The device is pretended (pretended.py): every wait is counted, and the numbers are compared with a
-step on the CPU.
+step on the CPU. What a step did is noted at the next one; until then an engine has waited for its
+tokens, so nobody waits for it.
 """
 
 import numpy as np
@@ -26,9 +27,11 @@ from trimtab.scorers.probe import ProbeScorer
 from trimtab.scoring import attention, merging
 from trimtab.scoring.backbone import Backbone
 from trimtab.scoring.captured import FixedSteps
+from trimtab.slots import Slots
 from trimtab_models import probe
 from trimtab_models.checkpoint import ScorerInfo
 from trimtab_models.networks import scalar_head, vocabulary_head
+from trimtab_models.transfers import ToHost
 
 HIDDEN, ROWS, STEPS = 12, 5, 2
 SUPPORT = {"support": (-1.0, 2.0)}
@@ -117,12 +120,13 @@ def rows_of(names, fields):
     ]
 
 
-def steps(made, fields, device=None):
-    """The logits of some steps, their records, and the waits of the last step.
+def steps(made, fields, device=None, late=True):
+    """The logits of some steps, their records, and the waits and uploads of the last step.
 
     One of the rows is not guided. The first steps read the prompts.
     """
     guide = Guide(made)
+    guide.late = late and device is not None
     rows = rows_of(made, fields)
     generator = torch.Generator().manual_seed(1)
     out = []
@@ -131,48 +135,84 @@ def steps(made, fields, device=None):
         hidden = torch.randn(ROWS, HIDDEN, generator=generator)
         if device is not None:
             logits, hidden = pretended.there(logits), pretended.there(hidden)
-            device.waits.clear()
+            device.waits.clear(), device.uploads.clear()
         guide.step(logits, list(zip((0, 1, 3, 4), rows, strict=True)), hidden)
-        waits = [] if device is None else list(device.waits)
-        assert [row.fault for row in rows] == [None] * len(rows)
+        costs = ([], 0) if device is None else (list(device.waits), len(device.uploads))
         out.append(logits if device is None else logits.cpu())
         for r, row in enumerate(rows):
             row.prefix = np.append(row.prefix, 5 + r)
+    guide.catch_up()
+    assert [row.fault for row in rows] == [None] * len(rows)
     records = [[step.kl for step in row.steps.values()] for row in rows]
-    return torch.stack(out), torch.tensor(records), rows[0].steps[8].trace, waits
+    return torch.stack(out), torch.tensor(records), rows[0].steps[8].trace, costs
 
 
-def waits_of(family, fields, monkeypatch):
-    """The waits of a step, whose numbers equal a step's on the CPU."""
+def costs_of(family, fields, monkeypatch, late=True):
+    """The waits and uploads of a step, whose numbers equal a step's on the CPU."""
     with torch.inference_mode():
         expected, kl, trace, _ = steps(FAMILIES[family](False), fields)
         for module in (merging, attention):  # a kernel of CUDA's
             monkeypatch.setattr(module, "attend", merging.by_formula)
         with pretended.pretended(monkeypatch) as device:
-            actual, own_kl, own_trace, waits = steps(FAMILIES[family](True), fields, device)
+            actual, own_kl, own_trace, costs = steps(FAMILIES[family](True), fields, device, late)
     torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(own_kl, kl, rtol=1e-4, atol=1e-5)
     assert (own_trace and own_trace["candidates"]) == (trace and trace["candidates"])
+    return costs
+
+
+def waits_of(family, fields, monkeypatch, late=True):
+    waits, _ = costs_of(family, fields, monkeypatch, late)
     return waits
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_step_waits_twice(family, monkeypatch):
-    """Once for the candidates, once for what the step did; both times in one packed copy."""
-    assert waits_of(family, {}, monkeypatch) == ["copy to the host"] * 2
+def test_a_step_waits_once(family, monkeypatch):
+    """For the candidates, in one packed copy."""
+    assert waits_of(family, {}, monkeypatch) == ["copy to the host"]
 
 
 @pytest.mark.parametrize("family", ["probe", "vocabulary", "ahead"])
-def test_a_step_over_whole_vocabularies_waits_once(family, monkeypatch):
-    waits = waits_of(family, {"k": "all", "mass": 1.0}, monkeypatch)
-    assert waits == ["copy to the host"]
+def test_a_step_over_whole_vocabularies_never_waits(family, monkeypatch):
+    assert waits_of(family, {"k": "all", "mass": 1.0}, monkeypatch) == []
 
 
 @pytest.mark.parametrize("family", ["probe", "distribution"])
 def test_a_budget_reads_each_histogram_once(family, monkeypatch):
     """Strengths are planned on the host."""
     fields = {"kl_budget": 0.05, "tail": "mean"}
-    assert waits_of(family, fields, monkeypatch) == ["copy to the host"] * 3
+    assert waits_of(family, fields, monkeypatch) == ["copy to the host"] * 2
+
+
+UPLOADS = {
+    "head": 1,  # tokens and slots of the prefix pool
+    "distribution": 2,  # these, and strengths with returns
+    "ahead": 3,
+    "vocabulary": 2,
+    "log_ratio": 4,  # each scorer's
+    "number": 1,  # candidates
+    "probe": 2,
+    "probes": 2,
+    "composite": 3,
+    "function": 1,  # scores
+}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_steady_step_uploads_only_what_scorers_read(family, monkeypatch):
+    """The parameters of its rows are on the device."""
+    assert costs_of(family, {}, monkeypatch)[1] == UPLOADS[family]
+
+
+def test_parameters_that_are_written_again_are_counted(monkeypatch):
+    """The control: the values of the rows' slots, the slots, and these with their places."""
+    monkeypatch.setattr(Slots, "_known", lambda *_: False)
+    # Once for all rows of the step, once for those that are guided together.
+    assert costs_of("head", {}, monkeypatch)[1] == UPLOADS["head"] + 2 * 3
+
+
+def test_an_engine_that_asks_for_faults_at_once_waits_for_them(monkeypatch):
+    assert waits_of("probe", {}, monkeypatch, late=False) == ["copy to the host", "event"]
 
 
 @pytest.mark.parametrize(
@@ -187,16 +227,29 @@ def test_a_budget_reads_each_histogram_once(family, monkeypatch):
         lambda bonus: torch.zeros(3).to(bonus.device),
         lambda bonus: torch.tensor([1.0], device=bonus.device),
         lambda bonus: bonus[torch.tensor([0])],
+        lambda bonus: ToHost([bonus]).read(),
     ],
 )
 def test_a_wait_is_counted(wait, monkeypatch):
     """The control: one more wait in a step."""
     plain = guide_module.fuse_
 
-    def waits(logits, index, candidates, bonus, tail_mean):
+    def waits(logits, index, place, candidates, bonus, *rest):
         if isinstance(bonus, pretended.OnDevice):
             wait(bonus)
-        plain(logits, index, candidates, bonus, tail_mean)
+        plain(logits, index, place, candidates, bonus, *rest)
 
     monkeypatch.setattr(guide_module, "fuse_", waits)
-    assert len(waits_of("probe", {}, monkeypatch)) == 3
+    assert len(waits_of("probe", {}, monkeypatch)) == 2
+
+
+def test_what_has_not_arrived_is_not_read(monkeypatch):
+    """The control of asynchronous copies: they are read after a wait."""
+    with pretended.pretended(monkeypatch) as device:
+        numbers = pretended.there(torch.arange(3))
+        copy = numbers.to("cpu", non_blocking=True)
+        with pytest.raises(RuntimeError, match="has not arrived"):
+            copy + 0
+        assert device.waits == []
+        numbers.sum().item()
+        assert (copy + 0).tolist() == [0, 1, 2]

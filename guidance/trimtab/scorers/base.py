@@ -263,7 +263,8 @@ def soft_values(
     """
     counts = torch.tensor([len(group) for group in candidates])
     c = torch.tensor(strengths, dtype=torch.float32).repeat_interleave(counts)
-    return soft_value(logits, upload(returns, logits.device), upload(c, logits.device))
+    sent = upload(torch.cat((returns, c)), logits.device)  # one copy
+    return soft_value(logits, *sent.split([len(returns), len(c)]))
 
 
 def gather_candidates(table: Tensor, candidates: Sequence[Ids]) -> Tensor:

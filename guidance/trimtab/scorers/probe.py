@@ -187,11 +187,12 @@ class ProbeScorer(Scorer):
         tokens = np.zeros(real.shape, dtype=np.int64)
         # Larger ids use the last entry, as in Backbone.
         tokens[real] = np.minimum(np.concatenate(candidates), len(self.vectors) - 1)
-        device = self.vectors.device
-        places = (
-            slice(None) if real.all() else upload(torch.from_numpy(np.flatnonzero(real)), device)
-        )
-        return upload(torch.from_numpy(tokens), device), places
+        places = np.flatnonzero(real)
+        if len(places) == tokens.size:
+            return upload(torch.from_numpy(tokens), self.vectors.device), slice(None)
+        both = np.concatenate((tokens.ravel(), places))  # one copy
+        sent = upload(torch.from_numpy(both), self.vectors.device)
+        return sent[: tokens.size].view(tokens.shape), sent[tokens.size :]
 
     @property
     def keeps_time(self) -> bool:

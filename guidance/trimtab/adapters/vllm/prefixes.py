@@ -1,41 +1,77 @@
 """The texts of Model Runner V2's requests, whose tokens lie on the device.
 
 A text is copied whole once, when its request is new. At each later step, one copy has the last
-tokens of all requests, and they extend the texts that are known.
+tokens of all requests (`recent`), and they extend the texts that are known (`text`).
 """
 
-from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from trimtab.scoring.pool import Ids
-from trimtab_models.transfers import upload
+from trimtab_models.transfers import to_host
 
 
-def extended(tokens: Tensor, requests: Sequence[tuple[int, int, Ids]], most: int) -> list[Ids]:
-    """The tokens of each request, int64.
+@dataclass
+class Request:
+    """A request in a step: it has one row of logits, and one more for each draft token."""
 
-    One wait for the device, and one for each request that is new, or whose known text is not the
-    start of its text.
+    index: int  # its first row of logits
+    slot: int
+    length: int  # its tokens in the slot; draft tokens are not among them
+    recent: Ids  # the last of them
+    drafted: list[int] = field(default_factory=list)
+
+
+def recent(tokens: Tensor, slots: Tensor, lengths: Tensor, most: int) -> Tensor:
+    """The last tokens of some texts, [texts, 1 + most], on the device; nothing waits for it.
+
+    Args:
+        tokens: [slots, length] of all requests.
+        slots, lengths: of each text, [texts] int64, on the device.
+        most: tokens that a step may add to a text, at least 1. One more, which is known, is
+            compared.
+    """
+    places = lengths[:, None] - 1 - most + torch.arange(1 + most, device=tokens.device)
+    return tokens[slots[:, None], places.clamp(0, tokens.shape[1] - 1)]
+
+
+def with_drafts(tokens: Tensor, ctx: Any, most: int) -> list[Request]:
+    """All requests of a step with draft tokens, whose rows the device alone knows.
+
+    One wait. Draft tokens below 0 are placeholders, which vLLM never accepts.
+    tokens, most: see `recent`. ctx: vLLM's LogitsContext.
+    """
+    slots, positions = ctx.expanded_idx_mapping.long(), ctx.pos.long()
+    layout = torch.stack((slots, ctx.expanded_local_pos, positions, ctx.input_ids), 1)
+    layout, last = to_host([layout, recent(tokens, slots, positions + 1, most)])
+    requests: list[Request] = []
+    rows = zip(layout.tolist(), last.numpy().astype(np.int64), strict=True)
+    for index, ((slot, offset, position, token), ids) in enumerate(rows):
+        if offset == 0:
+            requests.append(Request(index, slot, position + 1, ids))
+        elif token >= 0:
+            requests[-1].drafted.append(token)
+    return requests
+
+
+def text(tokens: Tensor, request: Request, known: Ids) -> Ids:
+    """The tokens of a request, int64.
+
+    Waits for the device if the request is new, or if its known text is not the start of its text.
 
     Args:
         tokens: [slots, length] of all requests, on the device.
-        requests: slot, number of tokens, and the text as of its last step, empty if it is new.
-        most: tokens that a step may add to a text, at least 1.
+        request: the request.
+        known: its text as of its last step, empty if it is new.
     """
-    width = most + 1  # with one token that is known, for comparison
-    ends = torch.tensor([[slot, length] for slot, length, _ in requests])
-    slots, lengths = upload(ends, tokens.device).unbind(1)
-    places = (lengths[:, None] - width + torch.arange(width, device=tokens.device)).clamp(min=0)
-    recent = tokens[slots[:, None], places].cpu().numpy().astype(np.int64)  # [requests, width]
-    return [
-        _extended(known, length, last)
-        if _continues(known, length, last)
-        else whole(tokens, slot, length)
-        for (slot, length, known), last in zip(requests, recent, strict=True)
-    ]
+    length, last = request.length, request.recent
+    if not _continues(known, length, last):
+        return whole(tokens, request.slot, length)
+    return np.concatenate((known, last[len(last) - (length - len(known)) :]))
 
 
 def whole(tokens: Tensor, slot: int, length: int) -> Ids:
@@ -51,7 +87,3 @@ def _continues(known: Ids, length: int, last: Ids) -> bool:
         and 0 < common <= min(len(last), len(known))
         and bool((known[-common:] == last[:common]).all())
     )
-
-
-def _extended(known: Ids, length: int, last: Ids) -> Ids:
-    return np.concatenate((known, last[len(last) - (length - len(known)) :]))

@@ -29,9 +29,9 @@ from vllm.v1.sample.logits_processor import MoveDirectionality
 from vllm.v1.worker.gpu.sample.logits_processor import LogitsProcessor as V2LogitsProcessor
 
 from trimtab import drafts, hot_loading, orphans, reasons
-from trimtab.adapters.vllm import pools, ranks, unsupported
-from trimtab.adapters.vllm.prefixes import extended
+from trimtab.adapters.vllm import pools, prefixes, ranks, unsupported
 from trimtab.adapters.vllm.search import read_context
+from trimtab.choice import Choices
 from trimtab.config import GuidanceConfig, ScorerSpec
 from trimtab.errors import InvalidGuidance, TrimtabError
 from trimtab.fusion import Fused
@@ -45,6 +45,7 @@ from trimtab.scoring.pool import Ids
 from trimtab.scoring.states import HiddenStates
 from trimtab.scoring.text import PromptContext
 from trimtab.xargs import CARRIED, RECORD_KEY, VERSIONS_KEY, from_xargs
+from trimtab_models.transfers import to_host, upload
 
 log = logging.getLogger(__name__)
 
@@ -106,6 +107,7 @@ class GuidanceProcessor(V1LogitsProcessor, V2LogitsProcessor):
             reasons.report(error)
             raise
         self.guide = Guide(scorers, config.scorer_timeout)
+        self.guide.late = True
         self.drafts: int = vllm_config.num_speculative_tokens  # of a request, in a step, at most
         self.guide.states.former = 1 + 2 * self.drafts  # as of this step, and of the last one
         self.share = pool_bytes(config) if self.leads else 0  # prefix cache of a new scorer
@@ -202,11 +204,15 @@ class GuidanceProcessor(V1LogitsProcessor, V2LogitsProcessor):
         Thread(target=work, name=f"load {version}", daemon=True).start()
 
     def _guide(self, logits: Tensor, ctx: Any, done: list[Fused] | None = None) -> None:
-        rows: list[tuple[int, Row]] = []
+        rows = list(self.rows.items())
         try:
-            rows = self._v1_rows(len(logits)) if ctx is None else self._v2_rows(ctx)
+            choices = None
+            if ctx is None:
+                rows = self._v1_rows(len(logits))
+            else:
+                rows, choices = self._v2_rows(logits, ctx)
             hidden = None if self.hidden is None else self.hidden.of(len(logits))
-            self.guide.step(logits, rows, hidden, done)
+            self.guide.step(logits, rows, hidden, done, choices)
         except Exception as error:
             # Last resort: no row of this step is guided any more.
             log.error("guidance failed: %s", type(error).__name__)
@@ -266,6 +272,7 @@ class GuidanceProcessor(V1LogitsProcessor, V2LogitsProcessor):
 
     def _v1_rows(self, batch: int) -> list[tuple[int, Row]]:
         """Rows whose prompt is loaded, with their current prefixes."""
+        self.guide.catch_up()
         loading = None if self.runner is None else self.runner.discard_request_mask.np
         rows = []
         for index, row in sorted(self.rows.items()):
@@ -276,47 +283,54 @@ class GuidanceProcessor(V1LogitsProcessor, V2LogitsProcessor):
             rows.append((index, row))
         return rows
 
-    def _v2_rows(self, ctx: Any) -> list[tuple[int, Row]]:
-        """The same for V2, from the device, and the rows after draft tokens."""
+    def _v2_rows(self, logits: Tensor, ctx: Any) -> tuple[list[tuple[int, Row]], Choices | None]:
+        """The same for V2, from the device, with the rows after draft tokens.
+
+        Without draft tokens, one copy has both the last tokens and the candidates of the rows.
+        """
         states, rows, settled = self.states, list[tuple[int, Row]](), list[int]()
-        requests = [
-            (b, slot, length, tokens)
-            for b, slot, length, tokens in self._requests(ctx)
-            if slot in self.rows and length >= states.prefill_len.np[slot]
-        ]
-        if not requests:
-            return rows
-        texts = [(slot, length, self.rows[slot].prefix) for _, slot, length, _ in requests]
-        prefixes = extended(states.all_token_ids.gpu, texts, 1 + self.drafts)
-        for (b, slot, _, tokens), prefix in zip(requests, prefixes, strict=True):
-            row = self.rows[slot]
-            row.prompt_length = int(states.prompt_len.np[slot])
-            self._set_prefix(row, prefix)
+        tokens, choices = states.all_token_ids.gpu, None
+        if self.drafts:
+            requests = prefixes.with_drafts(tokens, ctx, 1 + self.drafts)
+            requests = [one for one in requests if self._guides(one.slot, one.length)]
+        else:
+            requests, choices = self._v2_requests(logits, ctx)
+        texts = [prefixes.text(tokens, one, self.rows[one.slot].prefix) for one in requests]
+        self.guide.catch_up()  # now that all earlier work is done
+        for one, text in zip(requests, texts, strict=True):
+            row = self.rows[one.slot]
+            row.prompt_length = int(states.prompt_len.np[one.slot])
+            self._set_prefix(row, text)
             settled += drafts.settle(row, self.guide.records)
-            rows += enumerate((row, *drafts.ahead(row, tokens)), b)
+            rows += enumerate((row, *drafts.ahead(row, one.drafted)), one.index)
         if settled:
             self.guide.registry.forget(settled)
-        return rows
+        return rows, choices
 
-    def _requests(self, ctx: Any) -> list[tuple[int, int, int, list[int]]]:
-        """V2's requests: first row of logits, slot, number of tokens, and draft tokens of each.
+    def _v2_requests(
+        self, logits: Tensor, ctx: Any
+    ) -> tuple[list[prefixes.Request], Choices | None]:
+        """Requests that are guided, and their candidates; the host knows their lengths."""
+        tokens, lengths = self.states.all_token_ids.gpu, ctx.seq_lens_upper_bound_np.tolist()
+        guided = [
+            (index, slot, length)
+            for index, (slot, length) in enumerate(zip(self._slots(ctx), lengths, strict=True))
+            if self._guides(slot, length)
+        ]
+        if not guided:
+            return [], None
+        slots, ends = upload(torch.tensor(guided), tokens.device).T[1:]
+        parts = [prefixes.recent(tokens, slots, ends, 1)]
+        choices = self.guide.choose(logits, [(index, self.rows[slot]) for index, slot, _ in guided])
+        recent, *chosen = to_host(parts + ([] if choices is None else choices.parts))
+        if choices is not None:
+            choices.arrive(chosen)
+        last = recent.numpy().astype(np.int64)  # [requests, 2]
+        return [prefixes.Request(*one, ids) for one, ids in zip(guided, last, strict=True)], choices
 
-        A request has one row of logits, and one more for each draft token. Its other tokens are in
-        the slot. Draft tokens below 0 are placeholders, which vLLM never accepts.
-        """
-        if self.drafts == 0:  # then the host knows the lengths
-            lengths = ctx.seq_lens_upper_bound_np.tolist()
-            pairs = zip(self._slots(ctx), lengths, strict=True)
-            return [(b, slot, length, []) for b, (slot, length) in enumerate(pairs)]
-        columns = (ctx.expanded_idx_mapping, ctx.expanded_local_pos, ctx.pos, ctx.input_ids)
-        layout = torch.stack([column.long() for column in columns], 1).tolist()  # one copy
-        requests: list[tuple[int, int, int, list[int]]] = []
-        for b, (slot, offset, position, token) in enumerate(layout):
-            if offset == 0:
-                requests.append((b, slot, position + 1, []))
-            elif token >= 0:
-                requests[-1][-1].append(token)
-        return requests
+    def _guides(self, slot: int, length: int) -> bool:
+        """Whether a request of so many tokens is guided now: not while its prompt is loading."""
+        return slot in self.rows and length >= self.states.prefill_len.np[slot]
 
     def _slots(self, ctx: Any) -> list[int]:
         """V2's slot of each row of logits."""

@@ -26,7 +26,10 @@ class GuidanceWorker:
     def trimtab_scorers(self) -> list[dict[str, Any]] | None:
         """Status of the scorers."""
         processor = _leader(self.model_runner)
-        return None if processor is None else describe(processor.guide)
+        if processor is None:
+            return None
+        processor.guide.catch_up()
+        return describe(processor.guide)
 
     def trimtab_record(
         self,
