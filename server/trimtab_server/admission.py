@@ -11,7 +11,8 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from trimtab_server import metrics
 from trimtab_server.bodies import PARSED
-from trimtab_server.caps import NARROW, Caps, answers
+from trimtab_server.cap_settings import NARROW, Caps
+from trimtab_server.caps import answers
 from trimtab_server.errors import Busy, response
 
 TURNS = 2

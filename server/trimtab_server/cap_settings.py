@@ -1,9 +1,26 @@
 """Settings of the caps on what one request may ask for (caps.py)."""
 
+from dataclasses import dataclass
+
 from pydantic import Field
 from pydantic_settings import BaseSettings
 
-from trimtab_server.caps import NARROW, WIDE, Caps
+
+@dataclass(frozen=True)
+class Caps:
+    """The caps that a server sets; by default, those of a server with users' keys.
+
+    Without such keys, all users are one: they can be WIDE.
+    """
+
+    prompts: int = 16
+    """Prompts of a completion, or conversations of a batch."""
+    choices: int = 8
+    """Answers to each."""
+
+
+NARROW = Caps()
+WIDE = Caps(prompts=1024, choices=128)
 
 
 class CapSettings(BaseSettings):

@@ -5,11 +5,11 @@ refused, so that the caps see the numbers that vLLM sees.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from trimtab.errors import InvalidRequest
 from trimtab.search.params import MAX_SEQUENCES
+from trimtab_server.cap_settings import NARROW, Caps
 
 MAX_STOP = 4
 MAX_LOGPROBS = 20
@@ -17,21 +17,6 @@ MAX_STOP_IDS = 64
 MAX_BIASES = 300
 
 
-@dataclass(frozen=True)
-class Caps:
-    """The caps that a server sets; by default, those of a server with users' keys.
-
-    Without such keys, all users are one: they can be WIDE.
-    """
-
-    prompts: int = 16
-    """Prompts of a completion, or conversations of a batch."""
-    choices: int = 8
-    """Answers to each."""
-
-
-NARROW = Caps()
-WIDE = Caps(prompts=1024, choices=128)
 CHOICES = ("n", "best_of")
 COUNTS = {
     # vLLM's own limit is wider, for the candidates of a tree search; -1 means the whole vocabulary.

@@ -10,7 +10,8 @@ from trimtab.engine import Sampling
 from trimtab.errors import InvalidRequest
 from trimtab.params import FIELDS, GuidanceParams, Number
 from trimtab.search import SearchParams
-from trimtab_server.caps import MAX_LOGPROBS, MAX_STOP, MAX_STOP_IDS, NARROW, Caps, check_choices
+from trimtab_server.cap_settings import NARROW, Caps
+from trimtab_server.caps import MAX_LOGPROBS, MAX_STOP, MAX_STOP_IDS, check_choices
 from trimtab_server.errors import invalid
 
 MAX_TOKENS = 1_000_000

@@ -14,7 +14,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from trimtab.errors import InvalidRequest, TrimtabError
 from trimtab_server import bodies
-from trimtab_server.caps import NARROW, Caps
+from trimtab_server.cap_settings import NARROW, Caps
 from trimtab_server.errors import response
 from trimtab_server.limits import replay
 from trimtab_server.request_ids import check_ids

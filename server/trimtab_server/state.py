@@ -9,7 +9,7 @@ from typing import Any
 from trimtab.engine import Engine, GenerationRequest, Piece, ScorerStatus, Version
 from trimtab.streams import merged
 from trimtab_server import tracing
-from trimtab_server.caps import NARROW, Caps
+from trimtab_server.cap_settings import NARROW, Caps
 from trimtab_server.presets.store import Presets
 from trimtab_server.recheck import Seen, SharedCheck
 from trimtab_server.scorer_list import NOT_CHECKED

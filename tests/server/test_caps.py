@@ -7,18 +7,8 @@ from pydantic import ValidationError
 
 from trimtab.errors import InvalidRequest, TrimtabError
 from trimtab_server import openai_requests as requests
-from trimtab_server.caps import (
-    CHOICES,
-    COUNTS,
-    INTEGERS,
-    NARROW,
-    NUMBERS,
-    SWITCHES,
-    WIDE,
-    Caps,
-    answers,
-    check_caps,
-)
+from trimtab_server.cap_settings import NARROW, WIDE, Caps
+from trimtab_server.caps import CHOICES, COUNTS, INTEGERS, NUMBERS, SWITCHES, answers, check_caps
 from trimtab_server.protocol import GenerateRequest, parse
 from trimtab_server.settings import Settings
 
