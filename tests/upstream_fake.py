@@ -115,7 +115,8 @@ def forwarded(path, body):
     prompts = body.get("prompt")
     count = (len(prompts) if isinstance(prompts, list) else 1) * body.get("n", 1)
     choices = [{"index": i, "text": " it", "finish_reason": "stop"} for i in range(count)]
-    return httpx.Response(200, json={"kind": kind, "got": body, "choices": choices})
+    said = {"kind": kind, "got": body, "model": body["model"], "choices": choices}
+    return httpx.Response(200, json=said)
 
 
 ROLES = {"system", "user", "assistant", "tool"}

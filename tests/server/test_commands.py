@@ -130,6 +130,7 @@ def test_a_body_has_what_was_chosen_and_no_more():
         "k": "all",
         "search": "smc,particles=4",
         "stop": ["."],
+        "answer_token_ids": "4",
         "stop_token_ids": "3",
     }
     assert generate.body({**empty, **chosen}) == {
@@ -139,6 +140,7 @@ def test_a_body_has_what_was_chosen_and_no_more():
         "k": "all",
         "search": {"method": "smc", "particles": 4},
         "stop": ["."],
+        "answer_token_ids": [4],
         "stop_token_ids": [3],
     }
 

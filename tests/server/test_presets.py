@@ -44,8 +44,8 @@ def test_a_request_overrides_field_by_field():
         "k": 4,
     }
     assert combined(WARM, scorers=None, kl_budget=None) == warm  # null is not sent
-    assert combined(WARM, preset="vas")["k"] == 20
-    paper = {"guidance": {"preset": "pargs"}}
+    assert combined(WARM, paper="vas")["k"] == 20
+    paper = {"guidance": {"paper": "pargs"}}
     assert combined(paper, k=7).items() >= {"k": 7, "mass": 1.0, "tail": "truncate"}.items()
 
 
@@ -77,7 +77,7 @@ def test_a_contradiction_is_refused():
         ({"scorers": {"good": 1, "emoji": -3}}, "scorers", "scorers must be from -2 to 2"),
         ({"kl_budget": 1}, "kl_budget", "does not let a request set kl_budget"),
         ({"k": 4}, "k", "Fields that a request may set: beta, scorers, tail."),
-        ({"preset": "vas"}, "k", "does not let a request set k"),
+        ({"paper": "vas"}, "k", "does not let a request set k"),
         ({"on_error": "unguided"}, "on_error", "does not let"),
     ],
 )

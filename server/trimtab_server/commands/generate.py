@@ -13,7 +13,16 @@ from trimtab_server import settings
 
 URL = "http://127.0.0.1:8000"
 APART = (
-    *("prompt", "messages", "prompt_token_ids", "stop_token_ids", "scorer", "floor", "search"),
+    *(
+        "prompt",
+        "messages",
+        "prompt_token_ids",
+        "answer_token_ids",
+        "stop_token_ids",
+        "scorer",
+        "floor",
+        "search",
+    ),
     *("k", "stream", "raw", "json_", "url", "api_key"),
 )
 """Options that are no field of the same name and value."""
@@ -120,6 +129,9 @@ def generate(
     prompt_token_ids: Annotated[
         str | None, typer.Option(help="Token ids 1,2,3 instead of PROMPT.", metavar="IDS")
     ] = None,
+    answer_token_ids: Annotated[
+        str | None, typer.Option(help="Continue an answer of token ids 1,2,3.", metavar="IDS")
+    ] = None,
     url: Annotated[str, typer.Option(help="Address of the server.")] = URL,
     api_key: Annotated[
         str | None, typer.Option(help="API key.", metavar="KEY", envvar="TRIMTAB_API_KEY")
@@ -162,6 +174,7 @@ def body(options: dict[str, Any]) -> dict[str, Any]:
     _refuse(options)
     forms: dict[str, tuple[str, Callable[[Any], Any]]] = {
         "prompt_token_ids": ("prompt_token_ids", _ids),
+        "answer_token_ids": ("answer_token_ids", _ids),
         "stop_token_ids": ("stop_token_ids", _ids),
         "messages": ("messages", lambda path: json.loads(path.read_text(encoding="utf-8"))),
         "scorer": ("scorers", settings.weights),

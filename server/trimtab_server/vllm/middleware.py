@@ -22,7 +22,8 @@ from trimtab.errors import InvalidGuidance, TrimtabError
 from trimtab.params import GuidanceParams
 from trimtab.xargs import CARRIED, PREFIX, from_xargs, to_xargs
 from trimtab_server import bodies, summaries
-from trimtab_server.caps import NARROW, Caps, check_caps
+from trimtab_server.cap_settings import NARROW, Caps
+from trimtab_server.caps import check_caps
 from trimtab_server.errors import response
 from trimtab_server.limits import replay
 from trimtab_server.placement import flat, refuse_wrapped
