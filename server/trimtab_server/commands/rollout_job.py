@@ -108,11 +108,12 @@ def _sampler(
 ) -> Sampler:
     """An engine in this process, or in the actors of a Ray cluster."""
     # vLLM's import takes seconds, and reads what configure_logging() has set.
-    from trimtab.adapters.vllm import offline
+    from trimtab.adapters.vllm.offline import Sampler as LocalSampler
+    from trimtab.adapters.vllm.offline import engine_options
 
-    options = offline.engine_options(flags)
+    options = engine_options(flags)
     if ray is None:
-        return offline.Sampler(model, scorers, **options)
+        return LocalSampler(model, scorers, **options)
     return RemoteSampler(ray, model, scorers, options, count)
 
 
