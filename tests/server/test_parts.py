@@ -267,7 +267,8 @@ async def test_a_suspended_scorer_takes_the_server_out_of_service(monkeypatch):
 
     state = State(Listing(), {"slow": Version("slow", 1, "function")}, None)
     state.complaints["slow"], state.faults["slow"] = None, 0
-    request = SimpleNamespace(app=SimpleNamespace(state=SimpleNamespace(trimtab=state)))
+    app = SimpleNamespace(state=SimpleNamespace(trimtab=state))
+    request = SimpleNamespace(app=app, scope={})
 
     async def well(*_):
         return None
