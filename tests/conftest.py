@@ -76,7 +76,9 @@ def environment(**more: str) -> dict[str, str]:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what uses an engine, and run it first: short tests fill the workers' last minutes.
+    """Mark what uses an engine, and run it first, then what is slow.
+
+    So short tests fill the workers' last minutes.
 
     Mark what uses the real model, too.
     """
@@ -85,8 +87,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker("real")
         if ENGINES & set(getattr(item, "fixturenames", ())):
             item.add_marker("engine")
-    files = {item.path for item in items if item.get_closest_marker("engine")}
-    items.sort(key=lambda item: item.path not in files)
+    engine = {item.path for item in items if item.get_closest_marker("engine")}
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: (item.path not in engine, item.path not in slow))
 
 
 def pytest_collection_finish() -> None:

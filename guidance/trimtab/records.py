@@ -48,7 +48,7 @@ class Records:
         """A guide's.
 
         score_rows: a weak reference to Guide.score_rows, for the scores of whole sequences.
-        catch_up: one to Guide.catch_up, before a record is reported.
+        catch_up: one to Guide.catch_up, before anything is reported.
         """
         self.registry = registry
         self.score_rows = score_rows
@@ -156,9 +156,7 @@ class Records:
         timed: whether to include the seconds of the calls into each scorer, `scorer_seconds`, which
             differ from run to run.
         """
-        catch_up = self.catch_up()
-        if catch_up is not None:
-            catch_up()
+        self._note_last_step()
         rows = self.pop(record_key) if done else self.of(record_key)
         sequences = [np.array([*prompt, *output], dtype=np.int64) for output in outputs]
         matches = [_match(rows, sequence) for sequence in sequences]
@@ -182,6 +180,7 @@ class Records:
 
         None where there is none: no trace was requested, or it was dropped to save memory.
         """
+        self._note_last_step()
         rows = self.of(record_key)
         traces = []
         for output, start in zip(outputs, starts, strict=True):
@@ -191,6 +190,12 @@ class Records:
             at = len(prompt)
             traces.append(_trace(row, sequence, at, at + start) if row and wanted else None)
         return traces
+
+    def _note_last_step(self) -> None:
+        """Let the guide note what its last step did."""
+        catch_up = self.catch_up()
+        if catch_up is not None:
+            catch_up()
 
     def _report(self, row: Row, sequence: Ids, prompt_length: int, final: bool) -> dict[str, Any]:
         steps = {p: s for p, s in row.steps.items() if prompt_length <= p < len(sequence)}
