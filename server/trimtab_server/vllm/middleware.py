@@ -12,10 +12,10 @@ A request without guidance passes unchanged, to the base model. Routes that are 
 """
 
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from trimtab.engine import Version
 from trimtab.errors import InvalidGuidance, TrimtabError
@@ -27,6 +27,7 @@ from trimtab_server.caps import check_caps
 from trimtab_server.errors import response
 from trimtab_server.limits import replay
 from trimtab_server.placement import flat, refuse_wrapped
+from trimtab_server.rewriting import Rewritten, with_length
 from trimtab_server.vllm.guided_routes import (
     GUIDED,
     Route,
@@ -98,7 +99,7 @@ class GuidanceMiddleware:
             await converse(
                 state.trimtab.engine.client, exchange, conversations(route, fields, state)
             )
-        headers = _with_length(scope["headers"], len(body))
+        headers = with_length(scope["headers"], len(body))
         answer = _GuidedAnswer(send, exchange, sampling.get("n") or 1)
         return {**scope, "headers": headers}, body, answer.send
 
@@ -170,76 +171,33 @@ def _refuse_guidance(scope: Scope, body: bytes) -> None:
         )
 
 
-def _with_length(headers: Iterable[tuple[bytes, bytes]], size: int) -> list[tuple[bytes, bytes]]:
-    kept = [(name, value) for name, value in headers if name != b"content-length"]
-    return [*kept, (b"content-length", str(size).encode())]
-
-
-class _GuidedAnswer:
+class _GuidedAnswer(Rewritten):
     """Writes an Exchange into the answer of one request, while it is sent."""
 
     def __init__(self, send: Send, exchange: Exchange, choices: int) -> None:
-        self.forward = send
+        super().__init__(send)
         self.exchange = exchange
         self.choices = choices
-        self.start: Message = {}
-        self.buffer = bytearray()
-        self.write: Callable[[Message], Any] = self._json
 
-    async def send(self, message: Message) -> None:
-        if message["type"] != "http.response.start":
-            await self.write(message)
-            return
-        kind = dict(message["headers"]).get(b"content-type", b"")
-        if kind.startswith(b"text/event-stream"):
-            self.write = self._events
-            await self.forward(message)
-        else:
-            self.start = message
-
-    async def _json(self, message: Message) -> None:
-        self.buffer += message.get("body", b"")
-        if message.get("more_body", False):
-            return
+    def whole(self, body: bytes) -> bytes:
         if self.exchange.fault is not None:
             self.start["status"] = self.exchange.fault.status
-            self.buffer[:] = json.dumps(self.exchange.fault.body()).encode()
+            body = json.dumps(self.exchange.fault.body()).encode()
         elif self.start["status"] == 200:
-            answer = json.loads(self.buffer)
+            answer = json.loads(body)
             if isinstance(answer, dict):  # null if the client has disconnected
                 self._attach(answer, final=True)
-                self.buffer[:] = json.dumps(answer, ensure_ascii=False).encode()
-        self.start["headers"] = [
-            *_with_length(self.start["headers"], len(self.buffer)),
-            *self._header(),
-        ]
-        await self.forward(self.start)
-        await self.forward({"type": "http.response.body", "body": bytes(self.buffer)})
+                body = json.dumps(answer, ensure_ascii=False).encode()
+        self.start["headers"] = [*self.start["headers"], *self._header()]
+        return body
 
-    async def _events(self, message: Message) -> None:
-        scanned = max(len(self.buffer) - 1, 0)
-        self.buffer += message.get("body", b"")
-        end = self.buffer.rfind(b"\n\n", scanned) + 2
-        whole, self.buffer = (
-            (self.buffer[:end], self.buffer[end:]) if end > 1 else (b"", self.buffer)
-        )
-        events = bytes(whole).split(b"\n\n")[:-1]
-        body = b"".join(self._event(event) + b"\n\n" for event in events)
-        more = message.get("more_body", False)
-        if not more:
-            body += bytes(self.buffer)
-        await self.forward({"type": "http.response.body", "body": body, "more_body": more})
-
-    def _event(self, event: bytes) -> bytes:
-        head, separator, data = event.partition(b"data: ")  # the first: text may contain it too
-        if not separator or not data.startswith(b"{"):
-            return event
+    def event(self, data: bytes) -> bytes:
         chunk = json.loads(data)
         if self.exchange.fault is not None and "error" in chunk:
             chunk = self.exchange.fault.body()
         else:
             self._attach(chunk, final=chunk.get("type") in FINAL_EVENTS)
-        return head + separator + json.dumps(chunk, ensure_ascii=False).encode()
+        return json.dumps(chunk, ensure_ascii=False).encode()
 
     def _header(self) -> list[tuple[bytes, bytes]]:
         text = summaries.header(self.exchange.records) if self.start["status"] == 200 else None
