@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from trimtab_server.commands.options import ADDRESS, ApiKey, Url
 from trimtab_server.commands.resumable import resumable
 
 
@@ -13,10 +14,8 @@ def batch(
         Path, typer.Argument(help="JSON Lines in OpenAI's batch format: custom_id, url, body.")
     ],
     out: Annotated[Path, typer.Option(help="JSON Lines of answers; a started file is resumed.")],
-    url: Annotated[str, typer.Option(help="Address of the server.")] = "http://127.0.0.1:8000",
-    api_key: Annotated[
-        str | None, typer.Option(help="API key.", metavar="KEY", envvar="TRIMTAB_API_KEY")
-    ] = None,
+    url: Url = ADDRESS,
+    api_key: ApiKey = None,
     concurrency: Annotated[
         int, typer.Option(help="Requests in flight at once.", min=1, max=1024)
     ] = 16,

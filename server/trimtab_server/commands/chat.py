@@ -7,32 +7,30 @@ import typer
 
 from trimtab.errors import TrimtabError
 from trimtab_server import settings
-from trimtab_server.commands.generate import URL
+from trimtab_server.commands.options import (
+    ADDRESS,
+    ApiKey,
+    Beta,
+    Model,
+    Scorers,
+    Seed,
+    Temperature,
+    Url,
+)
 
 HINT = "Type a message, or /help for the commands."
 
 
 def chat(
-    scorer: Annotated[
-        list[str] | None,
-        typer.Option(help="NAME=WEIGHT; repeatable.", show_default="the server's"),
-    ] = None,
-    beta: Annotated[
-        float | None, typer.Option(help="Strength; 0 is the base model.", show_default="1.0")
-    ] = None,
+    scorer: Scorers = None,
+    beta: Beta = None,
     system: Annotated[str | None, typer.Option(help="System message.")] = None,
-    model: Annotated[str | None, typer.Option(help="Name of the model.")] = None,
+    model: Model = None,
     max_tokens: Annotated[int, typer.Option(help="Maximum tokens per answer.", min=1)] = 256,
-    temperature: Annotated[
-        float | None, typer.Option(help="0 is greedy.", show_default="1.0")
-    ] = None,
-    seed: Annotated[
-        int | None, typer.Option(help="Sampling seed.", show_default="a new one")
-    ] = None,
-    url: Annotated[str, typer.Option(help="Address of the server.")] = URL,
-    api_key: Annotated[
-        str | None, typer.Option(help="API key.", metavar="KEY", envvar="TRIMTAB_API_KEY")
-    ] = None,
+    temperature: Temperature = None,
+    seed: Seed = None,
+    url: Url = ADDRESS,
+    api_key: ApiKey = None,
 ) -> None:
     """Talk with a running server: steer with /scorer NAME=WEIGHT and /beta NUMBER.
 

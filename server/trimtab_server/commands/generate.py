@@ -10,20 +10,32 @@ import typer
 from trimtab.errors import TrimtabError
 from trimtab.params import MASS, K
 from trimtab_server import settings
+from trimtab_server.commands.options import (
+    ADDRESS,
+    ApiKey,
+    Beta,
+    Model,
+    Scorers,
+    Seed,
+    Temperature,
+    Url,
+)
 
-URL = "http://127.0.0.1:8000"
 APART = (
-    *(
-        "prompt",
-        "messages",
-        "prompt_token_ids",
-        "answer_token_ids",
-        "stop_token_ids",
-        "scorer",
-        "floor",
-        "search",
-    ),
-    *("k", "stream", "raw", "json_", "url", "api_key"),
+    "prompt",
+    "messages",
+    "prompt_token_ids",
+    "answer_token_ids",
+    "stop_token_ids",
+    "scorer",
+    "floor",
+    "search",
+    "k",
+    "stream",
+    "raw",
+    "json_",
+    "url",
+    "api_key",
 )
 """Options that are no field of the same name and value."""
 
@@ -31,13 +43,8 @@ APART = (
 def generate(
     context: typer.Context,
     prompt: Annotated[str | None, typer.Argument(help="Message to the model.")] = None,
-    scorer: Annotated[
-        list[str] | None,
-        typer.Option(help="NAME=WEIGHT; repeatable.", show_default="the server's"),
-    ] = None,
-    beta: Annotated[
-        float | None, typer.Option(help="Strength; 0 is the base model.", show_default="1.0")
-    ] = None,
+    scorer: Scorers = None,
+    beta: Beta = None,
     kl_budget: Annotated[
         float | None, typer.Option(help="KL budget in nats, instead of --beta.")
     ] = None,
@@ -77,9 +84,7 @@ def generate(
     min_tokens: Annotated[
         int | None, typer.Option(help="Minimum tokens to generate.", show_default="0")
     ] = None,
-    temperature: Annotated[
-        float | None, typer.Option(help="0 is greedy.", show_default="1.0")
-    ] = None,
+    temperature: Temperature = None,
     top_p: Annotated[
         float | None, typer.Option(help="Nucleus probability.", show_default="1.0")
     ] = None,
@@ -90,9 +95,7 @@ def generate(
         float | None,
         typer.Option(help="Least probability, relative to the largest.", show_default="0.0"),
     ] = None,
-    seed: Annotated[
-        int | None, typer.Option(help="Sampling seed.", show_default="a new one")
-    ] = None,
+    seed: Seed = None,
     n: Annotated[int | None, typer.Option(help="Number of answers.", show_default="1")] = None,
     stop: Annotated[
         list[str] | None, typer.Option(help="Text that ends an answer; repeatable.")
@@ -116,7 +119,7 @@ def generate(
         int | None,
         typer.Option(help="Log-probabilities of so many tokens per step; needs --json."),
     ] = None,
-    model: Annotated[str | None, typer.Option(help="Name of the model.")] = None,
+    model: Model = None,
     stream: Annotated[bool, typer.Option("--stream", help="Print tokens as they arrive.")] = False,
     json_: Annotated[bool, typer.Option("--json", help="Print the whole answer as JSON.")] = False,
     raw: Annotated[
@@ -132,10 +135,8 @@ def generate(
     answer_token_ids: Annotated[
         str | None, typer.Option(help="Continue an answer of token ids 1,2,3.", metavar="IDS")
     ] = None,
-    url: Annotated[str, typer.Option(help="Address of the server.")] = URL,
-    api_key: Annotated[
-        str | None, typer.Option(help="API key.", metavar="KEY", envvar="TRIMTAB_API_KEY")
-    ] = None,
+    url: Url = ADDRESS,
+    api_key: ApiKey = None,
 ) -> None:
     """Send PROMPT to a running server and print the guided answer.
 
