@@ -17,8 +17,6 @@ brackets its quartiles. Writes attention.{json,md}.
 
 import argparse
 import json
-import os
-import platform
 import time
 from collections.abc import Callable
 from contextlib import contextmanager
@@ -27,6 +25,7 @@ from unittest.mock import patch
 
 import numpy as np
 import torch
+from kept import machine
 from random_models import KV_HEADS, SCORER, VOCAB, scorer_network
 
 from trimtab.scoring import shared
@@ -134,9 +133,7 @@ def main() -> None:
     arguments.out.mkdir(parents=True, exist_ok=True)
     results: list[dict] = []
     record = {
-        "machine": f"{os.cpu_count()} cores, {platform.machine()}, no GPU",
-        "torch": torch.__version__,
-        "threads": torch.get_num_threads(),
+        **machine(),
         "results": results,
     }
     settings = [

@@ -1,11 +1,14 @@
 """Results that an interrupted benchmark need not measure again, and what to say of repeats."""
 
 import json
+import os
+import platform
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from scipy import stats
 
 
@@ -25,6 +28,15 @@ class Kept:
             part.write_text(json.dumps(self.known, indent=1) + "\n")
             part.replace(self.path)
         return self.known[label]
+
+
+def machine() -> dict[str, Any]:
+    """Where a CPU benchmark ran, for its record."""
+    return {
+        "machine": f"{os.cpu_count()} cores, {platform.machine()}, no GPU",
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+    }
 
 
 def interval(values: Sequence[float]) -> list[float]:

@@ -17,15 +17,14 @@ import argparse
 import gc
 import json
 import math
-import os
-import platform
 import time
 from pathlib import Path
 from unittest.mock import patch
 
 import numpy as np
 import torch
-from attention import KV_HEADS, LAYERS, VOCAB, network
+from kept import machine
+from random_models import KV_HEADS, SCORER, VOCAB, scorer_network
 from scipy import stats
 from transformers import MistralConfig
 
@@ -42,7 +41,7 @@ FORMS = {"dense": math.inf, "spans": attention.MANY}
 def sliding() -> torch.nn.Module:
     """The network of attention.py with layers that slide."""
     torch.manual_seed(0)
-    config = network().config.to_dict()
+    config = scorer_network().config.to_dict()
     names = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers")
     names += ("num_attention_heads", "num_key_value_heads", "max_position_embeddings")
     chosen = {name: config[name] for name in names}
@@ -60,9 +59,9 @@ def peak(reset: bool = False) -> int:
 def measure(kind: str, length: int, repeats: int) -> dict[str, object]:
     """CPU seconds and peak memory of each form, and the ratio of their times."""
     served = Backbone(
-        sliding() if kind == "sliding" else network(),
+        sliding() if kind == "sliding" else scorer_network(),
         max_length=length,
-        pool_bytes=(length + 512) * 2 * LAYERS * KV_HEADS * 64 * 4,
+        pool_bytes=(length + 512) * 2 * SCORER["num_hidden_layers"] * KV_HEADS * 64 * 4,
         max_candidates=64,
     )
     served.pool.k.zero_()  # the pool's own memory is not what is measured
@@ -128,9 +127,7 @@ def main() -> None:
     arguments.out.mkdir(parents=True, exist_ok=True)
     results: list[dict] = []
     record = {
-        "machine": f"{os.cpu_count()} cores, {platform.machine()}, no GPU",
-        "torch": torch.__version__,
-        "threads": torch.get_num_threads(),
+        **machine(),
         "seed": SEED,
         "results": results,
     }

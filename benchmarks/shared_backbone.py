@@ -14,14 +14,13 @@ thread. With one scorer both forms are the same code. Writes shared_backbone.{js
 
 import argparse
 import json
-import os
-import platform
 import time
 from pathlib import Path
 
 import numpy as np
 import torch
-from attention import VOCAB, network
+from kept import machine
+from random_models import VOCAB, scorer_network
 from scipy import stats
 
 from trimtab.guide import Guide
@@ -40,7 +39,7 @@ def scorers(count: int, *, shared: bool) -> dict[str, HeadScorer]:
     backbones = Backbones()
     made = {}
     for i in range(count):
-        model = network()
+        model = scorer_network()
         torch.manual_seed(i + 1)
         torch.nn.init.normal_(model.score.weight)
         own = backbones if shared else Backbones()
@@ -134,9 +133,7 @@ def main() -> None:
     arguments.out.mkdir(parents=True, exist_ok=True)
     results: list[dict] = []
     record = {
-        "machine": f"{os.cpu_count()} cores, {platform.machine()}, no GPU",
-        "torch": torch.__version__,
-        "threads": torch.get_num_threads(),
+        **machine(),
         "seed": SEED,
         "results": results,
     }
