@@ -4,6 +4,7 @@ What a page leaves to its reader stands in the working directory under the names
 and classifiers are directories with the demo's networks, `my.module:function` is a module.
 """
 
+import itertools
 import json
 import os
 import re
@@ -83,7 +84,7 @@ def foreign(tmp_path_factory):
 @pytest.fixture
 def folder(page, foreign, tmp_path):
     """A reader's working directory, without what the page itself makes."""
-    made = set(re.findall(r"out=(\S+)", " ".join(sum(blocks(page), []))))
+    made = set(re.findall(r"out=(\S+)", " ".join(itertools.chain(*blocks(page)))))
     for name in MODELS:
         shutil.copytree(demo.base(), tmp_path / name)
     for name in set(SCORERS) - made:
@@ -148,5 +149,5 @@ def serve(folder: Path, line: str) -> None:
 
 @pytest.mark.parametrize("page", PAGES)
 def test_the_commands_of_a_page_run(page, folder):
-    for line in sum(blocks(page), []):
+    for line in itertools.chain(*blocks(page)):
         (serve if " serve " in line else run)(folder, line)
