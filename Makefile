@@ -3,7 +3,7 @@ PYTHON ?= python3
 PORT ?= 8000
 MODEL ?= demo
 
-.PHONY: setup real serve test check scorecard clients browser format demo bench site clean
+.PHONY: setup real serve test check scorecard clients pages browser format demo bench site clean
 
 setup:
 	@$(PYTHON) scripts/setup_env.py
@@ -28,6 +28,9 @@ scorecard-%: setup  ## one letter of it: R soak, F faults, B bad inputs, S secur
 clients: setup  ## stock clients in environments of their own (4 GB), against the demo server
 	.venv/bin/python scripts/setup_clients.py
 	.venv/bin/python -m pytest -q -m clients tests/test_clients.py
+
+pages: setup  ## the long commands of the documents, word for word (half an hour)
+	PAGES=1 .venv/bin/python -m pytest -q tests/acceptance/test_page_runs.py
 
 browser: setup  ## the playground in a real Chromium, which your system must have
 	.venv/bin/python -m pip install -q -e ".[browser]"

@@ -43,6 +43,8 @@ def test_values_from_the_command_line_are_put_over_the_file(tmp_path: Path) -> N
         (["validation=1.5"], r"validation.*between 0 and 1, not 1\.5"),
         (["learning_rate=[]"], r"learning_rate: expected a positive number"),
         (["objective=dpo", "layers=2"], r"layers: dpo needs the whole initial network"),
+        (["completions=halves.jsonl"], r"completions: is read with `validation` only"),
+        (["eval_steps=5"], r"eval_steps: is read with `validation` only"),
         (["objective=td-lamda"], r"no objective 'td-lamda'; did you mean 'td-lambda'\?"),
         (["epochs"], r"--set expects key=value.*not 'epochs'"),
         (["options={"], r"--set options: not YAML"),
@@ -95,6 +97,8 @@ def test_training_the_language_model_itself_has_settings_of_its_own() -> None:
     loaded = config.load(None, sets, "grounded-mle")
     assert isinstance(loaded, GroundedConfig)
     assert (loaded.objective, loaded.steps) == ("grounded-mle", 20)
+    with pytest.raises(ValueError, match=r"alpha: is of grounded-reinforce"):
+        config.load(None, [*sets, "alpha=0.1"], "grounded-mle")
     with pytest.raises(ValueError, match=r"reward: is needed.*; epochs: no such setting"):
         config.load(None, [*NEEDED, "epochs=2"], "grounded-reinforce")
 

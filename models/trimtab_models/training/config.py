@@ -149,6 +149,14 @@ class TrainConfig(_Strict):
         return value
 
 
+    @field_validator("completions", "eval_steps")
+    @classmethod
+    def _read(cls, value: Any, info: ValidationInfo) -> Any:
+        if value is not None and info.data.get("validation", "invalid") is None:
+            raise ValueError("is read with `validation` only; set that too, or leave this out")
+        return value
+
+
 Config = TypeVar("Config", TrainConfig, GroundedConfig)
 
 

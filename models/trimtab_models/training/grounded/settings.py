@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
 Algorithm = Literal["grounded-reinforce", "grounded-mle"]
 NAMES: tuple[str, ...] = get_args(Algorithm)
@@ -34,6 +34,13 @@ class GroundedConfig(BaseModel):
     reward_learning_rate: float = Field(1e-4, gt=0)
     max_new_tokens: int = Field(128, gt=0)
     seed: int = 0
+
+    @field_validator("alpha")
+    @classmethod
+    def _read(cls, value: float, info: ValidationInfo) -> float:
+        if info.data.get("objective") == "grounded-mle":
+            raise ValueError("is of grounded-reinforce, whose loss has an entropy; leave it out")
+        return value
 
     def estimates(self, step: int) -> bool:
         """Whether the token rewards are estimated before this step: at the start of each period
