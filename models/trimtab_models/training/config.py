@@ -21,7 +21,7 @@ from pydantic import (
 from trimtab_models.data.sources import rows
 from trimtab_models.objectives import OBJECTIVES
 from trimtab_models.training.grounded.settings import NAMES as GROUNDED
-from trimtab_models.training.grounded.settings import GroundedConfig
+from trimtab_models.training.grounded.settings import GroundedConfig, Stopping
 from trimtab_models.training.probes import can_train
 
 log = logging.getLogger(__name__)
@@ -252,6 +252,7 @@ def _message(error: Mapping[str, Any], model: type[BaseModel]) -> str:
     key = ".".join(str(part) for part in error["loc"])
     if error["type"] == "extra_forbidden":
         parts: dict[Any, type[BaseModel]] = {"lora": Lora, "probe": ProbeSizes}
+        parts |= dict.fromkeys(("stopping", "reward_stopping"), Stopping)
         known = parts.get(error["loc"][0], model)
         return f"{key}: no such setting{nearest(str(error['loc'][-1]), known.model_fields)}"
     if error["type"] == "missing":
