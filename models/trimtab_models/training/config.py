@@ -69,13 +69,14 @@ class TrainConfig(_Strict):
         None, description="the same for validation, or the share of the prompts to hold out"
     )
     completions: str | None = Field(
-        None, description="half-completed answers with their returns, for the report"
+        None,
+        description="half-completed answers with their returns, for the report and learning_rate",
     )
     out: Path = Field(description="directory of the new checkpoint")
     epochs: float = Field(1, gt=0)
     batch_size: int = Field(32, gt=0, description="items in a step, on each device")
     learning_rate: float | list[float] = Field(
-        1e-4, description="from a list the rate with the lowest validation loss is chosen"
+        1e-4, description="from a list the best rate is chosen, by value MSE or validation loss"
     )
     seed: int = 0
     max_length: int | None = Field(
