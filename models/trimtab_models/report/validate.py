@@ -173,17 +173,15 @@ def half_completed(
 
 
 def value_mse(
-    model: Any,
-    info: ScorerInfo,
-    prefixes: Sequence[Rollout],
-    pad_id: int,
-    states: States | None = None,
+    model: Any, info: ScorerInfo, prefixes: Sequence[Rollout], pad_id: int, **options: Any
 ) -> float:
     """Mean (V − m)² of `half_completed` prefixes, m the mean return of each.
 
+    Arguments as for `prefix_scores`.
+
     Source: Han et al., "Value Augmented Sampling", appendix C.1.
     """
-    scores = prefix_scores(model, info, prefixes, pad_id, states=states)
+    scores = prefix_scores(model, info, prefixes, pad_id, **options)
     errors = [float(s[-1]) - prefix.label for s, prefix in zip(scores, prefixes, strict=True)]
     return sum(error**2 for error in errors) / len(errors)
 

@@ -143,14 +143,11 @@ def _best(
 
     if not isinstance(config.learning_rate, list):
         return trained(config.learning_rate, work), None
+    if not validation:
+        raise ValueError("learning_rate: a list needs `validation` to choose from it.")
     halves: list[Rollout] = []
     if config.completions and loss is not None and loss.info()["is_value"]:
         halves, _ = report.half_completed(data.read(config.completions), len(tokenizer))
-    if not validation and not halves:
-        raise ValueError(
-            "learning_rate: a list needs `validation` to choose from it, or `completions` if the "
-            "scores are values."
-        )
     by: Literal["value MSE", "validation loss"] = "value MSE" if halves else "validation loss"
     figures = {}
     for rate in config.learning_rate:
@@ -178,7 +175,7 @@ def _value_mse(
     model, figure = _whole(trainer, config, loss, states), [0.0]
     if trainer.is_world_process_zero():  # others may not have the whole network
         info = info_of(loss, base_name(config.base), states)
-        figure = [report.value_mse(model, info, halves, pad_id, states)]
+        figure = [report.value_mse(model, info, halves, pad_id, states=states)]
     return float(broadcast_object_list(figure)[0])
 
 

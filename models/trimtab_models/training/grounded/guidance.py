@@ -46,15 +46,15 @@ class TokenRewards:
 
         With `reward_stopping`, a share of the rankings is held out and evaluated after each epoch.
         """
-        held_out: Sequence[Ranked] = ()
-        if config.reward_stopping is not None:
-            share = config.reward_stopping.validation
-            ranked, held_out = split(list(ranked), share, config.seed)
         rng, size = random.Random(seed), config.reward_batch_size
         optimiser = torch.optim.AdamW(
             self.model.parameters(), config.reward_learning_rate, weight_decay=config.weight_decay
         )
-        stopper = config.reward_stopping and Stopper(config.reward_stopping, self.model, optimiser)
+        held_out, stopper = list[Ranked](), None
+        if config.reward_stopping is not None:
+            stopper = Stopper(config.reward_stopping, self.model, optimiser)
+            share = config.reward_stopping.validation
+            ranked, held_out = split(list(ranked), share, config.seed)
         steps = max(1, round(config.reward_epochs * len(ranked) / size))
         epoch = max(1, round(len(ranked) / size))
         losses: list[float] = []
