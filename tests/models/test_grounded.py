@@ -112,7 +112,7 @@ def test_rates_fall_on_a_plateau_as_torchs_do(seed: int) -> None:
     assert model.weight.item() == pytest.approx(min(figures))
 
 
-class _Told(TokenRewards):
+class _Scripted(TokenRewards):
     """Its losses of held-out rankings are a list's."""
 
     def _validation_loss(self, ranked: object, batch_size: int) -> float:
@@ -127,7 +127,7 @@ def test_an_estimation_ends_by_held_out_rankings() -> None:
         "grounded-mle", reward_stopping=stopping, reward_epochs=9, reward_batch_size=4
     )
     torch.manual_seed(0)
-    rewards = _Told(networks.build("scalar", config(vocab_size=16)), PlackettLuce(), EOS)
+    rewards = _Scripted(networks.build("scalar", config(vocab_size=16)), PlackettLuce(), EOS)
     rewards.losses, rewards.seen = [3.0, 2.0, 2.5, 2.1, 0.0], []
     rewards.learn(ranked, settings, "0")
     assert rewards.losses == [0.0], "it ended after two epochs of two steps without a lower loss"
