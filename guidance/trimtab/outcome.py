@@ -16,6 +16,8 @@ from trimtab_models.transfers import ToHost
 
 TRACED = 32
 """Most likely tokens of a step in a trace, if k is "all"."""
+LISTED = 256
+"""Most candidates of a step in a trace, the most likely ones, so that it does not grow with k."""
 TAIL = 8
 """Maximum tokens of the tail in a trace: the most likely ones that are no candidates."""
 
@@ -30,10 +32,14 @@ class Shown:
     step: list[Scores]  # with tables of [names, rows, shown]
 
     def trace(self, row: int, count: int, guided: bool) -> dict[str, Any]:
-        """Fields of a row's trace, which lists `count` tokens; guided: whether it was guided."""
+        """Fields of a row's trace, which lists `count` tokens; guided: whether it was guided.
+
+        Of more than `LISTED`, it lists as many.
+        """
         after = self.guided if guided else self.logprobs
         possible = (self.logprobs[row] > -torch.inf).sum()  # they fall; −inf is banned
         tail = slice(count, min(count + TAIL, int(possible)))
+        count = min(count, LISTED)
         return {
             "candidates": self.tokens[row, :count].tolist(),
             "logprobs": self.logprobs[row, :count].tolist(),

@@ -30,7 +30,8 @@ K, MASS = 16, 0.98
 MAX_BETA = 100.0
 MAX_BUDGET = 1000.0
 MAX_FLOOR = 1e6
-MAX_K = 256
+MAX_K = 2000
+"""The most candidates that VAS tried (appendix B.2)."""
 MAX_SCORERS = 8
 MAX_NAMED = 16
 """Maximum number of scorers that an error lists."""

@@ -23,6 +23,7 @@ from trimtab import reasons
 from trimtab.adapters.openai.config import UpstreamConfig
 from trimtab.config import SCORER_SECONDS, GuidanceConfig, ScorerSpec, parse_scorer
 from trimtab.errors import StartError
+from trimtab.params import MAX_K
 from trimtab_server.cap_settings import CapSettings
 from trimtab_server.operations import OperationSettings
 from trimtab_server.presets.settings import PresetSettings
@@ -189,7 +190,7 @@ class Settings(PresetSettings, CapSettings, OperationSettings):
     upstream_top: int = Field(
         UpstreamConfig.top,
         ge=2,
-        le=256,
+        le=MAX_K,
         description="number of most likely tokens to request from the upstream per step",
     )
     upstream_block: int = Field(

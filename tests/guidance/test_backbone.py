@@ -10,6 +10,7 @@ from trimtab.errors import ScorerLoadError
 from trimtab.scoring import waves
 from trimtab.scoring.attention import NAME
 from trimtab.scoring.backbone import Backbone
+from trimtab.scoring.captured import FixedSteps
 from trimtab_models.networks import scalar_head, vocabulary_head
 
 
@@ -149,6 +150,32 @@ def test_long_prompts_come_in_chunks(monkeypatch):
     prefixes, candidates = ragged(rng, 4)
     actual = backbone.hidden(range(4), prefixes, candidates)
     assert (actual - reference(backbone, prefixes, candidates)).abs().max() <= 1e-5
+
+
+@pytest.mark.parametrize("fixed", [False, True])
+def test_many_candidates_are_read_in_parts(fixed, monkeypatch):
+    backbone, rng = build(configs()["llama"], max_candidates=8), np.random.default_rng(8)
+    if fixed:
+        backbone.fixed = FixedSteps(backbone.network, backbone.pool, graphs=False)
+    widest, held = [], type(backbone)._hidden
+
+    def noting(self, keys, prefixes, candidates):
+        widest.append(max(map(len, candidates)))
+        return held(self, keys, prefixes, candidates)
+
+    monkeypatch.setattr(type(backbone), "_hidden", noting)
+    prefixes = [rng.integers(VOCAB, size=n) for n in (5, 20, 9)]
+    candidates = [rng.permutation(VOCAB)[:n] for n in (30, 3, 8)]
+    for _ in range(2):
+        actual = backbone.hidden(range(3), prefixes, candidates)
+        assert (actual - reference(backbone, prefixes, candidates)).abs().max() <= 1e-5
+        assert widest == [6, 8, 8, 8], "the first ones come last, so that their K/V are kept"
+        widest.clear()
+        before = backbone.tokens_forwarded
+        prefixes = [np.append(p, group[0]) for p, group in zip(prefixes, candidates, strict=True)]
+    backbone.hidden(range(3), prefixes, candidates)
+    if not fixed:  # every chosen candidate was kept
+        assert backbone.tokens_forwarded - before == 30 + 3 + 8
 
 
 def test_a_failed_forward_leaves_nothing_behind(monkeypatch):

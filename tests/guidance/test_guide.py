@@ -6,6 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from trimtab import outcome
 from trimtab.candidates import select_reference
 from trimtab.guide import Guide
 from trimtab.params import GuidanceParams
@@ -232,6 +233,22 @@ def test_a_grammar_that_forbids_the_stop_token_wins():
     fused = base.clone()
     guide.step(fused, [(0, make([13], scorers={"bad": 1.0}))])
     assert torch.equal(fused, base)
+
+
+def test_as_many_candidates_as_wanted_are_scored_but_a_trace_lists_the_first(monkeypatch):
+    monkeypatch.setattr(outcome, "LISTED", 5)
+    guide = Guide({"plain": FunctionScorer(plain)})
+    row, base = make([4, 5], k=2000, mass=1.0, trace=True), logits(1)
+    row.record_key = "r"
+    guided = base.clone()
+    guide.step(guided, [(0, row)])
+    expected = reference(base[0], row, guide.registry.scorers)
+    torch.testing.assert_close(guided[0], expected, atol=1e-4, rtol=1e-5)
+    step = row.steps[2].trace
+    assert step["candidates"] == base[0].argsort(descending=True)[:5].tolist()
+    assert {len(step[name]) for name in ("logprobs", "guided_logprobs")} == {5}
+    assert [len(step["scores"]["plain"]), step["tail"]] == [5, []]
+    assert row.steps[2].scored == VOCAB
 
 
 def test_single_candidates_need_no_scorer():

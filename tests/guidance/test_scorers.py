@@ -190,6 +190,17 @@ def test_some_tokens_are_scored_as_all_are(scorers):
     assert last == pytest.approx(float(every[0, -1]), abs=1e-5)
 
 
+@pytest.mark.parametrize("name", ["q", "alone", "pair", "q_returns"])
+def test_what_scores_the_whole_vocabulary_scores_all_tokens_as_some(scorers, name):
+    """The vocabulary in its order takes a faster path."""
+    scorer, order = scorers[name], np.random.default_rng(1).permutation(VOCAB)
+    assert scorer.whole
+    prefixes, every = [np.arange(3, 9), np.arange(20, 24)], np.arange(VOCAB)
+    fast = scorer.score([0, 1], prefixes, [every] * 2, [C] * 2).view(2, VOCAB)
+    slow = scorer.score([0, 1], prefixes, [order, order.copy()], [C] * 2).view(2, VOCAB)
+    torch.testing.assert_close(fast[:, order], slow)
+
+
 def head_outputs(path, prefix, candidates):
     """The network's output after each candidate, by transformers alone."""
     model = AutoModelForTokenClassification.from_pretrained(path)

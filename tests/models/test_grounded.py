@@ -1,23 +1,28 @@
 """Preference-grounded training: its losses by hand, what it gains exactly, and its files."""
 
+import copy
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch.optim.lr_scheduler import ReduceLROnPlateau
 from transformers import AutoModelForCausalLM, AutoModelForTokenClassification, LlamaForCausalLM
 
 from trimtab_lab.worlds.tiny import EOS, Tiny, config
 from trimtab_models import checkpoint, data, demo, networks
 from trimtab_models.generation import generate
 from trimtab_models.objectives.plackett_luce import PlackettLuce
-from trimtab_models.rows import Rollout, pad
+from trimtab_models.rows import Ranked, Rollout, pad
+from trimtab_models.training.config import load
 from trimtab_models.training.grounded import job
 from trimtab_models.training.grounded.guidance import TokenRewards, rank
 from trimtab_models.training.grounded.losses import reinforce, weighted_mle
-from trimtab_models.training.grounded.settings import NAMES, GroundedConfig
+from trimtab_models.training.grounded.settings import NAMES, GroundedConfig, Stopping
+from trimtab_models.training.grounded.stopping import Stopper
 from trimtab_models.training.grounded.turns import Turns
 from trimtab_models.training.saves import SaveFailed
 
@@ -72,10 +77,96 @@ def test_generations_are_drawn_from_the_model_after_prompts_of_any_length() -> N
     assert float((counts - world.probabilities).abs().sum()) / 4 < 0.1
 
 
-def test_the_reward_is_estimated_in_the_first_half_alone() -> None:
-    settings = _settings("grounded-mle", steps=100, period=20)
-    assert [step for step in range(100) if settings.estimates(step)] == [0, 20, 40]
+@pytest.mark.parametrize(
+    ("reestimate", "thousands"),
+    [(0.5, [0, 1, 2, 3, 4, 5, 6]), (1, range(12)), (0, [0]), (0.4, [0, 1, 2, 3, 4])],
+)
+def test_the_reward_is_estimated_when_the_paper_says(
+    reestimate: float, thousands: Sequence[int]
+) -> None:
+    """At the start and, of 12,000 steps, after every 1,000 up to the 6,000th; or throughout."""
+    paper = _settings("grounded-reinforce", steps=12000, period=1000, reestimate=reestimate)
+    assert [s for s in range(12000) if paper.estimates(s)] == [1000 * n for n in thousands]
+    assert _settings("grounded-mle").reestimate == 0.5
     assert _settings("grounded-mle", steps=5, period=20).estimates(0)
+    # 0.29 · 100 is just below 29.
+    assert _settings("grounded-mle", steps=100, period=29, reestimate=0.29).estimates(29)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_rates_fall_on_a_plateau_as_torchs_do(seed: int) -> None:
+    figures = torch.randn(30, generator=torch.Generator().manual_seed(seed)).cumsum(0).tolist()
+    theirs, ours = (torch.optim.SGD([torch.nn.Parameter(torch.ones(1))], 1.0) for _ in range(2))
+    schedule = ReduceLROnPlateau(theirs, factor=0.8, patience=2, threshold=0)
+    model = torch.nn.Linear(1, 1)
+    stopper = Stopper(Stopping(), model, ours)
+    for number, figure in enumerate(figures):
+        torch.nn.init.constant_(model.weight, figure)
+        schedule.step(figure)
+        stopper.see(figure)
+        assert ours.param_groups[0]["lr"] == theirs.param_groups[0]["lr"]
+        best = min(figures[: number + 1])
+        assert stopper.weights["weight"].item() == pytest.approx(best)
+        assert stopper.ended == (number - figures.index(best) >= 7)
+    stopper.keep_best()
+    assert model.weight.item() == pytest.approx(min(figures))
+
+
+class _Scripted(TokenRewards):
+    """Its losses of held-out rankings are a list's."""
+
+    def _validation_loss(self, ranked: object, batch_size: int) -> float:
+        self.seen.append([part.detach().clone() for part in self.model.parameters()])
+        return self.losses.pop(0)
+
+
+def test_an_estimation_ends_by_held_out_rankings() -> None:
+    ranked = [Ranked([n], [[1, 2], [3]]) for n in range(10)]
+    stopping = {"validation": 0.2, "count": 2}
+    settings = _settings(
+        "grounded-mle", reward_stopping=stopping, reward_epochs=9, reward_batch_size=4
+    )
+    torch.manual_seed(0)
+    rewards = _Scripted(networks.build("scalar", config(vocab_size=16)), PlackettLuce(), EOS)
+    rewards.losses, rewards.seen = [3.0, 2.0, 2.5, 2.1, 0.0], []
+    rewards.learn(ranked, settings, "0")
+    assert rewards.losses == [0.0], "it ended after two epochs of two steps without a lower loss"
+    best = zip(rewards.model.parameters(), rewards.seen[1], strict=True)
+    assert all(torch.equal(now, then) for now, then in best)
+    last = zip(rewards.model.parameters(), rewards.seen[-1], strict=True)
+    assert not all(torch.equal(now, then) for now, then in last), "the control"
+
+
+def test_a_gradient_is_clipped_and_weights_decay_as_set() -> None:
+    """One step from a large rate of decay: what is left of the weights tells the settings."""
+    ranked = [Ranked([1], [[1, 2], [3]])]
+    before = networks.build("scalar", config(vocab_size=16))
+    norms = []
+    clip = torch.nn.utils.clip_grad_norm_
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            torch.nn.utils, "clip_grad_norm_", lambda p, norm: norms.append(norm) or clip(p, norm)
+        )
+        for decay in (0.0, 0.5):
+            model = copy.deepcopy(before)
+            settings = _settings(
+                "grounded-mle", reward_epochs=1, reward_learning_rate=1e-3, weight_decay=decay
+            )
+            TokenRewards(model, PlackettLuce(), EOS).learn(ranked, settings, "0")
+            pairs = zip(model.parameters(), before.parameters(), strict=True)
+            moved = [(now - (1 - 1e-3 * decay) * then).abs().max() for now, then in pairs]
+            assert max(moved) < 1.001e-3, "Adam's first step is at most the rate"
+    assert norms == [5.0, 5.0]
+
+
+def test_settings_that_would_be_ignored_are_refused() -> None:
+    with pytest.raises(ValueError, match="interval of `stopping`"):
+        _settings("grounded-mle", eval_steps=10)
+    with pytest.raises(ValueError, match="must be a multiple"):
+        _settings("grounded-mle", eval_steps=30, stopping={})
+    assert _settings("grounded-mle", eval_steps=50, stopping={}).evaluates(150)
+    with pytest.raises(ValueError, match=r"stopping\.coun: no such setting; did you mean 'count'"):
+        load(None, ["stopping.coun=3"], "grounded-mle")
 
 
 def _settings(objective: str, **fields: object) -> GroundedConfig:
@@ -181,8 +272,11 @@ def _demo(records: Path, out: Path, **fields: object) -> GroundedConfig:
 def test_a_run_that_was_stopped_goes_on_to_the_same_bits(
     objective: str, records: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = job.run(_demo(records, tmp_path / "whole", objective=objective))
-    config = _demo(records, tmp_path / "stopped", objective=objective)
+    fields = {"objective": objective}
+    if objective == "grounded-reinforce":  # its rate falls, and its best weights are kept
+        fields["stopping"] = {"validation": 0.3, "patience": 0, "decay": 0.5}
+    whole = job.run(_demo(records, tmp_path / "whole", **fields))
+    config = _demo(records, tmp_path / "stopped", **fields)
     update, done = Turns._update, []
 
     def stop(turns: Turns) -> float:
@@ -203,6 +297,22 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_bits(
     logs = [(tmp_path / f"{name}.run" / "log.jsonl").read_text() for name in ("whole", "stopped")]
     assert logs[0] == logs[1]
     assert [json.loads(line)["step"] for line in logs[0].splitlines()] == [2, 4]
+
+
+def test_held_out_prompts_end_a_run_with_its_best_weights(
+    records: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first evaluation is the best, so two more end the run, with its weights."""
+    judged = iter(range(1000))
+    monkeypatch.setattr(Turns, "evaluate", lambda turns, stopper: stopper.see(next(judged)) or 0.5)
+    stops = {"stopping": {"validation": 0.3, "count": 2}, "eval_steps": 1, "steps": 20}
+    whole = job.run(_demo(records, tmp_path / "whole", **stops))
+    once = job.run(_demo(records, tmp_path / "once", steps=1, **{"stopping": stops["stopping"]}))
+    ours, theirs = (load_file(out / "model.safetensors") for out in (whole, once))
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    log = [json.loads(line) for line in (tmp_path / "whole.run" / "log.jsonl").open()]
+    assert [entry["step"] for entry in log] == [2, 3]
+    assert all(entry["held_out_reward"] == 0.5 for entry in log)
 
 
 def test_what_comes_out_loads_with_transformers_and_as_a_scorer(

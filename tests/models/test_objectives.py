@@ -82,10 +82,45 @@ def test_a_share_of_the_prefixes_always_holds_the_whole_pair() -> None:
     assert sum(draws) / 300 == pytest.approx(BradleyTerry().loss(values, rows).item(), rel=0.1)
 
 
-@pytest.mark.parametrize("ratio", [0, -0.1, 1.1])
-def test_a_ratio_outside_is_refused(ratio: float) -> None:
-    with pytest.raises(ValueError, match="ratio"):
-        BradleyTerry(ratio=ratio)
+def test_as_many_rows_of_a_pair_as_wanted() -> None:
+    """Two of a pair's lengths, or one or two with equal chances; each length equally often."""
+    torch.manual_seed(0)
+    longest = torch.tensor([3, 1, 5])
+    drawn = torch.stack([BradleyTerry(rows_per_pair=2).compared(longest) for _ in range(600)])
+    assert drawn.sum(2).unique(dim=0).tolist() == [[2, 1, 2]]
+    shares = torch.tensor([[2 / 3] * 3 + [0] * 2, [1] + [0] * 4, [2 / 5] * 5])
+    assert (drawn.float().mean(0) - shares).abs().max() < 0.08  # four standard errors
+    drawn = torch.stack([BradleyTerry(rows_per_pair=1.5).compared(longest) for _ in range(600)])
+    counts = drawn.sum(2)[:, [0, 2]]
+    assert counts.unique().tolist() == [1, 2]
+    assert (counts.float().mean(0) - 1.5).abs().max() < 0.08
+    torch.manual_seed(1)
+    first = BradleyTerry(rows_per_pair=1.5).compared(longest)
+    torch.manual_seed(1)
+    assert torch.equal(first, BradleyTerry(rows_per_pair=1.5).compared(longest))
+
+
+def test_rows_of_a_pair_by_hand() -> None:
+    objective = BradleyTerry(rows_per_pair=1)
+    rows = objective.collate([PAIR], 0)
+    torch.manual_seed(0)
+    losses = {round(objective.loss(_values(SCORES, 5), rows).item(), 5) for _ in range(60)}
+    assert losses == {round(_nats(margin), 5) for margin in (1 - 0.5, 2 - 1, 4 - 1)}
+    all_three = BradleyTerry(rows_per_pair=9).loss(_values(SCORES, 5), rows)
+    assert all_three.item() == BradleyTerry().loss(_values(SCORES, 5), rows).item()
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        *(({"ratio": ratio}, "ratio") for ratio in (0, -0.1, 1.1)),
+        *(({"rows_per_pair": rows}, "rows_per_pair") for rows in (0.9, -1, math.inf, math.nan)),
+        ({"ratio": 0.5, "rows_per_pair": 2}, "set one of the two"),
+    ],
+)
+def test_prefixes_that_cannot_be_chosen_are_refused(options: dict[str, float], says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        BradleyTerry(**options)
 
 
 def test_lambda_returns_by_hand() -> None:

@@ -15,8 +15,8 @@ REWARDS = [[0.5, 0.7], [0.9], [0.2, 0.3]]
 BY_HAND = {  # f of the three completions; C is their mean length, 5/3
     "sum": [1.2, 0.9, 0.5],
     "average": [5 / 3 * 0.6, 5 / 3 * 0.9, 5 / 3 * 0.25],
-    "soft-maximum": [2 * math.log(sum(math.exp(r / 2) for r in row)) for row in REWARDS],
-    "soft-minimum": [-2 * math.log(sum(math.exp(-r / 2) for r in row)) for row in REWARDS],
+    "soft-maximum": [5 / 3 * 2 * math.log(sum(math.exp(r / 2) for r in row)) for row in REWARDS],
+    "soft-minimum": [5 / 3 * -2 * math.log(sum(math.exp(-r / 2) for r in row)) for row in REWARDS],
 }
 
 
@@ -37,12 +37,32 @@ def test_by_hand(aggregation: str) -> None:
     assert loss.item() == pytest.approx(-math.log(first * second), rel=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("aggregation", "expected"),
+    [
+        ("sum", [5.0, 15.0]),
+        ("average", [10.0, 10.0]),
+        # C·b·log(T·e^(1/b)) = C·(b·log T + 1) at b = 2, and with −b: C·(1 − b·log T).
+        ("soft-maximum", [10 * (2 * math.log(5) + 1), 10 * (2 * math.log(15) + 1)]),
+        ("soft-minimum", [10 * (1 - 2 * math.log(5)), 10 * (1 - 2 * math.log(15))]),
+    ],
+)
+def test_the_papers_own_example(aggregation: str, expected: list[float]) -> None:
+    """Its appendix C: lengths 5 and 15, all rewards 1, so C = 10, whatever else is in the batch."""
+    objective = PlackettLuce(aggregation)
+    example, other = Ranked([7], [[1] * 5, [1] * 15]), Ranked([7], [[1] * 40, [1], [1]])
+    rows = objective.collate([other, example], 0)
+    assert objective.aggregate(torch.ones(5, 40), rows)[3:].tolist() == pytest.approx(expected)
+
+
 def test_the_average_takes_its_scale_and_ignores_length() -> None:
     objective = PlackettLuce(scale=10.0)
     rows = objective.collate([Ranked([7], [[1], [2, 3, 4]])], 0)
     same = torch.full((2, 3), 0.3)
     assert objective.aggregate(same, rows).tolist() == pytest.approx([3.0, 3.0])
     assert PlackettLuce("sum").aggregate(same, rows).tolist() == pytest.approx([0.3, 0.9])
+    soft = PlackettLuce("soft-minimum", scale=10.0, temperature=0.5).aggregate(same, rows)
+    assert soft.tolist() == pytest.approx([3.0, 3.0 - 5 * math.log(3)])
 
 
 def _random(seed: int) -> tuple[list[Ranked], Tensor]:
@@ -62,17 +82,17 @@ def _random(seed: int) -> tuple[list[Ranked], Tensor]:
 def test_against_loops(seed: int, aggregation: str) -> None:
     ranked, outputs = _random(seed)
     row, total = 0, 0.0
-    every = [len(y) for item in ranked for y in item.completions]
     for item in ranked:
         scores = []
+        c = sum(map(len, item.completions)) / len(item.completions)
         for completion in item.completions:
             start = len(item.prompt)
             r = [float(outputs[row, start + t].sigmoid()) for t in range(len(completion))]
             by_name = {
                 "sum": sum(r),
-                "average": sum(every) / len(every) * sum(r) / len(r),
-                "soft-maximum": 2 * math.log(sum(math.exp(x / 2) for x in r)),
-                "soft-minimum": -2 * math.log(sum(math.exp(-x / 2) for x in r)),
+                "average": c * sum(r) / len(r),
+                "soft-maximum": c * 2 * math.log(sum(math.exp(x / 2) for x in r)),
+                "soft-minimum": c * -2 * math.log(sum(math.exp(-x / 2) for x in r)),
             }
             scores.append(by_name[aggregation])
             row += 1
@@ -110,4 +130,9 @@ def test_what_it_refuses_and_what_it_says_of_itself() -> None:
         PlackettLuce(scale=0.0)
     with pytest.raises(ValueError, match="temperature"):
         PlackettLuce("soft-maximum", temperature=0.0)
+    with pytest.raises(ValueError, match="a sum has no scale"):
+        PlackettLuce("sum", scale=2.0)
+    for aggregation in ("sum", "average"):
+        with pytest.raises(ValueError, match=f"{aggregation} has no temperature"):
+            PlackettLuce(aggregation, temperature=2.0)
     assert PlackettLuce().info()["link"] == "sigmoid"

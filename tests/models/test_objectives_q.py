@@ -42,13 +42,41 @@ def test_cd_q_by_hand() -> None:
     assert _loss("cd-q", Q) == pytest.approx((((2 - 5.5) ** 2 + (8 - 5) ** 2) / 2 + 1.5**2 / 2) / 2)
 
 
+def test_q_by_lambda_returns_by_hand() -> None:
+    # λ = ½: G_1 = R = 5, and G_0 = ½·5.5 + ½·5 exactly, ½·8 + ½·5 sampled.
+    rest = (8 - 5) ** 2 + 1.5**2
+    exact, sampled = (2 - 5.25) ** 2 + rest, (2 - 6.5) ** 2 + rest
+    assert _loss("q-exact", Q, decay=0.5) == pytest.approx(exact / 3)
+    assert _loss("q-sampled", Q, decay=0.5) == pytest.approx(sampled / 3)
+    # λ = 1: the rewards alone, whatever the backup.
+    expected = pytest.approx(((2 - 5) ** 2 + rest) / 3)
+    assert _loss("q-exact", Q, decay=1.0) == _loss("q-sampled", Q, decay=1.0) == expected
+
+
 def test_dueling_q_by_hand() -> None:
+    # V + A: (8, 9, 10), (13, 15, 17), (2.5, …).
+    outputs = torch.cat([Q, V[..., None]], -1)
+    worth = 13 / 2 + 15 / 4 + 17 / 4
+    rest = (17 - 5) ** 2 + (2.5 + 1) ** 2
+    assert _loss("dueling-q", outputs) == pytest.approx(((9 - worth) ** 2 + rest) / 3)
+    expected = (9 - (0.5 * worth + 0.5 * 5)) ** 2 + rest
+    assert _loss("dueling-q", outputs, decay=0.5) == pytest.approx(expected / 3)
+
+
+def test_a_centred_dueling_q_by_hand() -> None:
     # A less its mean: (−1, 0, 1) and (−2, 0, 2); so Q = (6, 7, 8), (7, 9, 11), (2 + ⅓, …).
     outputs = torch.cat([Q, V[..., None]], -1)
     worth = 7 / 2 + 9 / 4 + 11 / 4
     first = 2 + 0.5 - 0.5 / 3
     expected = ((7 - worth) ** 2 + (11 - 5) ** 2 + (first + 1) ** 2) / 3
-    assert _loss("dueling-q", outputs) == pytest.approx(expected)
+    assert _loss("dueling-q", outputs, centred=True) == pytest.approx(expected)
+
+
+def test_a_token_that_the_data_never_shows_keeps_its_states_value() -> None:
+    """As a sum; centred, it moves with the advantages of the others."""
+    moved = torch.tensor([0.0, 0.0, 6.0, 2.0])  # A of three tokens and V
+    assert DuelingQ().combine(moved).tolist() == [2, 2, 8]
+    assert DuelingQ(centred=True).combine(moved).tolist() == [0, 0, 6]
 
 
 def test_value_advantage_by_hand() -> None:
@@ -74,30 +102,39 @@ def _folded(objective: Objective, outputs: list[float]) -> list[float]:
     """Q of one state, by the formula of each head."""
     if isinstance(objective, DuelingQ):
         *parts, value = outputs
-        return [value + part - sum(parts) / len(parts) for part in parts]
+        mean = sum(parts) / len(parts) if objective.centred else 0.0
+        return [value + part - mean for part in parts]
     return outputs
 
 
 @pytest.mark.parametrize("seed", range(3))
-@pytest.mark.parametrize("name", ["q-exact", "q-sampled", "cd-q", "dueling-q"])
-def test_q_against_loops(name: str, seed: int) -> None:
-    rollouts, objective = random_rollouts(seed), OBJECTIVES[name]()
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        *((name, {}) for name in ("q-exact", "q-sampled", "cd-q", "dueling-q")),
+        *((name, {"decay": 0.7}) for name in ("q-exact", "q-sampled", "dueling-q")),
+        ("dueling-q", {"centred": True}),
+    ],
+)
+def test_q_against_loops(name: str, options: dict[str, float], seed: int) -> None:
+    rollouts, objective = random_rollouts(seed), OBJECTIVES[name](**options)
+    decay = options.get("decay", 0.0)
     rows = objective.collate(rollouts, 0)
     outputs = random_outputs(rows, VOCAB + (name == "dueling-q"), seed)
     log_pi0 = random_outputs(rows, VOCAB, seed + 100).log_softmax(-1)
     per_row = []
     for i, (prompt, completion, reward, *_) in enumerate(rollouts):
-        errors = []
-        for t, token in enumerate(completion):
+        errors, target = [], reward
+        for t, token in reversed([*enumerate(completion)]):
             at = len(prompt) + t - 1
-            target = reward
             if t + 1 < len(completion):
                 after = _folded(objective, outputs[i, at + 1].tolist())
                 if name == "q-sampled":
-                    target = after[completion[t + 1]]
+                    value = after[completion[t + 1]]
                 else:
                     chances = log_pi0[i, at + 1].exp().tolist()
-                    target = sum(p * q for p, q in zip(chances, after, strict=True))
+                    value = sum(p * q for p, q in zip(chances, after, strict=True))
+                target = (1 - decay) * value + decay * target
             errors.append((_folded(objective, outputs[i, at].tolist())[token] - target) ** 2)
         per_row.append(errors)
     if name == "cd-q":
@@ -166,11 +203,12 @@ def test_ilql_and_value_advantage_stop_their_gradients() -> None:
 
 def test_combinations_are_linear_and_say_what_is_served() -> None:
     one = torch.tensor([1.0, 2.0, 6.0, 10.0])
-    assert DuelingQ().combine(one).tolist() == [8, 9, 13]
+    assert DuelingQ().combine(one).tolist() == [11, 12, 16]
+    assert DuelingQ(centred=True).combine(one).tolist() == [8, 9, 13]
     assert ValueAdvantage().combine(one).tolist() == [11, 12, 16]
     assert Ilql().combine(one).tolist() == [-9, -8, -4]
     other = torch.tensor([3.0, -1.0, 0.5, 2.0])
-    for objective in (DuelingQ(), ValueAdvantage(), Ilql()):
+    for objective in (DuelingQ(), DuelingQ(centred=True), ValueAdvantage(), Ilql()):
         sum_first = objective.combine(2 * one - other)
         assert torch.allclose(
             sum_first, 2 * objective.combine(one) - objective.combine(other), atol=1e-5
@@ -191,6 +229,7 @@ def test_the_exact_backup_asks_for_the_base() -> None:
         ("ilql", {"expectile": 0.0}, "expectile"),
         ("ilql", {"conservative": -0.1}, "conservative"),
         ("value-advantage", {"decay": 1.5}, "λ"),
+        ("q-exact", {"decay": -0.5}, "λ"),
     ],
 )
 def test_options_outside_are_refused(name: str, options: dict[str, float], said: str) -> None:

@@ -97,9 +97,18 @@ def test_fudge_finds_the_probability_of_the_attribute(world: Tiny) -> None:
     assert distance(world, 0.5 + 0 * exact, exact, _prefixes(world)) > NOTHING
 
 
-@pytest.mark.parametrize("name", ["q-exact", "q-sampled", "cd-q", "dueling-q", "value-advantage"])
-def test_q_heads_find_the_mean_reward_after_every_token(world: Tiny, name: str) -> None:
-    objective, exact = OBJECTIVES[name](), _q(world)
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        *((name, {}) for name in ("q-exact", "q-sampled", "cd-q", "dueling-q", "value-advantage")),
+        ("q-sampled", {"decay": 0.95}),
+        ("dueling-q", {"decay": 0.95, "centred": True}),
+    ],
+)
+def test_q_heads_find_the_mean_reward_after_every_token(
+    world: Tiny, name: str, options: dict[str, Any]
+) -> None:
+    objective, exact = OBJECTIVES[name](**options), _q(world)
     learnt = objective.combine(fit(world, objective, steps=300))
     assert _q_distance(world, learnt, exact) < TOLERANCE
     assert _q_distance(world, 0 * exact, exact) > NOTHING

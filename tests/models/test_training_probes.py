@@ -179,12 +179,15 @@ def test_outputs_are_where_objectives_read_them() -> None:
     torch.testing.assert_close(rows.before(both)[..., -1][mask], level[mask])
 
 
-@pytest.mark.parametrize("name", ["dueling-q", "value-advantage", "ilql"])
-def test_folded_parts_score_as_the_parts(name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [("dueling-q", {}), ("dueling-q", {"centred": True}), ("value-advantage", {}), ("ilql", {})],
+)
+def test_folded_parts_score_as_the_parts(name: str, options: dict[str, bool]) -> None:
     answers = _answers(seed=5)
     states = States(demo.base())
     states.add(answers)
-    model, objective = _random_probe(2, seed=6), OBJECTIVES[name]()
+    model, objective = _random_probe(2, seed=6), OBJECTIVES[name](**options)
     rows, read = pad(answers, 0), states.batch(answers)
     parts = probes.reader("vocabulary+value", states)(model, rows, read)
     expected = rows.chosen(objective.combine(parts))

@@ -25,6 +25,7 @@ from transformers import (
 
 from trimtab_models import checkpoint, data, demo, manifest, report
 from trimtab_models.objectives import OBJECTIVES
+from trimtab_models.report import Report
 from trimtab_models.rows import Rollout, pad
 from trimtab_models.scoring import prefix_scores
 from trimtab_models.training.__main__ import main
@@ -289,6 +290,38 @@ def test_the_learning_rate_of_least_validation_loss_is_kept(
     manifest.verify(chosen)
     rates = {path.name for path in (tmp_path / "out.run").iterdir()}
     assert rates == {"rate-1e-06", "rate-0.01"}
+
+
+def test_values_choose_their_learning_rate_on_half_completed_answers(
+    place: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """By the mean squared error, which is checked by hand; what is no value, by its loss."""
+    tokenizer = AutoTokenizer.from_pretrained(place / "llama")
+    ids = {
+        name: tokenizer(text).input_ids for name, text in (("prompt", "How"), ("prefix", "good"))
+    }
+    figures = {"fraction": 0.5, "reward": 9.0, "returns": [9.0], "mean": 9.0, "standard_error": 0.0}
+    halves = [{f"{name}_token_ids": part for name, part in ids.items()} | figures]
+    data.write(tmp_path / "halves.jsonl", halves)
+    sets = ("epochs=2", "validation=0.25", f"completions={tmp_path / 'halves.jsonl'}")
+    rates = "learning_rate=[1e-6, 1e-2]"
+    with caplog.at_level(logging.WARNING, "trimtab_models"):
+        out = _train(place, tmp_path / "out", "td-lambda", *sets, rates)
+    result = Report.model_validate_json((out / "report.json").read_text())
+    assert result.rates is not None
+    assert result.rates.by == "value MSE"
+    model = AutoModelForTokenClassification.from_pretrained(out)
+    value = _outputs(model, torch.tensor([ids["prompt"] + ids["prefix"]]))[0, -1, 0].item()
+    errors = result.rates.figures
+    assert errors[result.rates.chosen] == pytest.approx((value - 9) ** 2, rel=1e-4)
+    assert errors[result.rates.chosen] == min(errors.values()) < max(errors.values())
+    for text in (out / "report.md", out / "README.md"):
+        assert f"{result.rates.chosen:g}, by the value MSE of half-completed" in text.read_text()
+    assert "learning rate 1e-06: value MSE" in caplog.text
+    out = _train(place, tmp_path / "fudge", "fudge", "options.threshold=0", *sets, rates)
+    result = Report.model_validate_json((out / "report.json").read_text())
+    assert result.rates is not None
+    assert result.rates.by == "validation loss"
 
 
 def test_early_stopping_keeps_the_best(place: Path, tmp_path: Path) -> None:

@@ -33,7 +33,7 @@ FIELDS = {
     "k 1.5": {"k": 1.5},
     "k quoted": {"k": "5"},
     "k huge": {"k": 2**63},
-    "k above the cap": {"k": 257},
+    "k above the cap": {"k": 2001},
     "mass 0": {"mass": 0},
     "mass above 1": {"mass": 1.01},
     "tail unknown": {"tail": MARK},

@@ -10,7 +10,7 @@ import torch
 
 from trimtab.config import ScorerSpec
 from trimtab.errors import ScorerLoadError
-from trimtab.params import MAX_K
+from trimtab.scoring import waves
 from trimtab.scoring.attention import NAME as PREFIX_ATTENTION
 from trimtab.scoring.backbone import Backbone
 from trimtab.scoring.backbones import Backbones
@@ -143,7 +143,7 @@ class Loader:
         return {
             "max_length": max_length,
             "pool_bytes": self.pool_bytes,
-            "max_candidates": MAX_K,
+            "max_candidates": waves.MAX_CANDIDATES,
             "device": self.device,
         }
 

@@ -25,6 +25,7 @@ class LogRatioScorer(Scorer):
     family = "log_ratio"
     checkpointed = True
     hot = True
+    whole = True
 
     def __init__(self, tuned: VocabularyScorer, reference: VocabularyScorer | None = None) -> None:
         super().__init__(tuned.info)

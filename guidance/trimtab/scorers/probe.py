@@ -15,7 +15,7 @@ from torch import Tensor
 
 from trimtab.config import ScorerSpec
 from trimtab.errors import ScorerLoadError
-from trimtab.scorers.base import Scorer, soft_values
+from trimtab.scorers.base import Scorer, are_whole, soft_values
 from trimtab.scorers.loader import Loader
 from trimtab.scoring.pool import Ids
 from trimtab.scoring.text import Prompt
@@ -90,7 +90,7 @@ class ProbeScorer(Scorer):
         states: Tensor | None = None,
     ) -> Tensor:
         """See Scorer.score; states: h and m of each row, [rows, 2, hidden]."""
-        if self.distributional and self._every(candidates):
+        if self.distributional and are_whole(candidates, len(self.vectors)):
             states = self._checked(states, len(candidates) * len(self.vectors))
             # Row by row: the outputs of one row stay in a CPU's cache.
             rows = zip(*self.network.parts(states), strengths, strict=True)
@@ -120,7 +120,7 @@ class ProbeScorer(Scorer):
         Raises:
             ValueError: there are no states.
         """
-        if self._every(candidates):
+        if are_whole(candidates, len(self.vectors)):
             states = self._checked(states, len(candidates) * len(self.vectors))
             return self.network.every(states, self.vectors).flatten(0, 1)
         tokens, real = self._padded(candidates)
@@ -173,12 +173,6 @@ class ProbeScorer(Scorer):
         self._states += len(states)
         self._products += places * self.network.config.outputs
         return states.to(self.vectors.device)
-
-    def _every(self, candidates: Sequence[Ids]) -> bool:
-        """Whether every row has the whole vocabulary as candidates, in order."""
-        return all(group is candidates[0] for group in candidates) and np.array_equal(
-            candidates[0], np.arange(len(self.vectors))
-        )
 
     def _padded(self, candidates: Sequence[Ids]) -> tuple[Tensor, Tensor | slice]:
         """Candidates of each row, 0 after the last, [rows, width]; and where they are, flat."""

@@ -47,6 +47,8 @@ class Backbone:
     ) -> None:
         """Prepare `model` for prefixes of up to `max_length` tokens.
 
+        max_candidates: of a row in one forward; more are forwarded in parts.
+
         Raises:
             ScorerLoadError: the network cannot be served exactly, or the pool is too small.
         """
@@ -73,6 +75,7 @@ class Backbone:
         """Replaces larger ids: padding of the base's vocabulary beyond the network's, which no
         text contains."""
         self.tokens_forwarded = 0
+        self.max_candidates = max_candidates
         self.common = CommonForward()
         self.fixed = captured.on_cuda(self.network, self.pool)
         try:
@@ -124,6 +127,8 @@ class Backbone:
             prefixes = [np.minimum(prefix, self.last) for prefix in prefixes]
             if candidates is not None:
                 candidates = [np.minimum(group, self.last) for group in candidates]
+                if max(map(len, candidates)) > self.max_candidates:
+                    return self._in_parts(keys, prefixes, candidates)
             return self._hidden(keys, prefixes, candidates)
         except BaseException:
             # Planned tokens may not have been computed: none of them may be reused.
@@ -206,6 +211,23 @@ class Backbone:
             wave.want(len(own) if candidates is not None else 1)
         outputs.append(self._run(wave))
         return torch.cat(outputs) if len(outputs) > 1 else outputs[0]
+
+    def _in_parts(
+        self, keys: Sequence[int], prefixes: Sequence[Ids], candidates: Sequence[Ids]
+    ) -> Tensor:
+        """As `_hidden`, in several forwards, so that none has too many candidates of a row.
+
+        The last forward has each row's first candidates, the most likely ones: the pool keeps the
+        K/V of these, in case that one of them is chosen.
+        """
+        size, parts = self.max_candidates, dict[tuple[int, int], Tensor]()
+        for start in reversed(range(0, max(map(len, candidates)), size)):
+            rows = [i for i, group in enumerate(candidates) if len(group) > start]
+            part = [candidates[i][start : start + size] for i in rows]
+            hidden = self._hidden([keys[i] for i in rows], [prefixes[i] for i in rows], part)
+            for i, own in zip(rows, hidden.split(list(map(len, part))), strict=True):
+                parts[i, start] = own
+        return torch.cat([parts[place] for place in sorted(parts)])
 
     def _fixed(
         self,

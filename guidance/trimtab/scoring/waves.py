@@ -6,6 +6,9 @@ from trimtab.scoring.shared import Block
 
 MAX_TOKENS = 2048
 """Maximum packed tokens of one forward, to bound its memory; longer prompts are chunked."""
+MAX_CANDIDATES = 256
+"""Maximum candidates of a row in one forward, to bound the memory that each pool reserves for them;
+more are forwarded in parts."""
 
 
 class FixedWave:

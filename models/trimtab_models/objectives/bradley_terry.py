@@ -8,6 +8,7 @@ Generation" (PARGS), eq. 4. The full-sequence form compares only i = max(|y_w|, 
 ordinary reward model, which ARGS uses, and its scores of prefixes are arbitrary (their Theorem 1).
 """
 
+import math
 from typing import ClassVar
 
 import torch
@@ -30,32 +31,53 @@ class FullBradleyTerry(Objective):
 
 
 class BradleyTerry(Objective):
-    """The objective over pairs, at prefixes of every length.
+    """The objective over pairs, at prefixes of every length, or of some.
+
+    Lengths are drawn with torch's generator each time a pair is seen.
 
     Args:
-        ratio: share of the prefix lengths compared each time a pair is seen, sampled with torch's
-            generator; the whole pair is always compared. In the paper 1.5 to 2 comparisons for each
-            pair are enough: a ratio of about 1 / (mean length).
+        ratio: share of the prefix lengths compared; the whole pair is always compared.
+        rows_per_pair: instead of a share, the mean number of lengths compared, drawn without
+            replacement from 1 .. max(|y_w|, |y_l|), all alike: at 2 two of each pair, at 1.5 one or
+            two with equal chances. The paper (appendix I) trains on 1.5 or 2 times as many partial
+            pairs as there are pairs.
     """
 
     name = "partial Bradley-Terry"
     data: ClassVar[DataKind] = "pairs"
 
-    def __init__(self, ratio: float = 1.0) -> None:
-        if not 0 < ratio <= 1:
+    def __init__(self, ratio: float | None = None, rows_per_pair: float | None = None) -> None:
+        if ratio is not None and rows_per_pair is not None:
+            raise ValueError("ratio and rows_per_pair both choose the prefixes; set one of the two")
+        if ratio is not None and not 0 < ratio <= 1:
             raise ValueError(f"ratio is a share of prefixes; expected (0, 1], not {ratio}")
-        self.ratio = ratio
+        if rows_per_pair is not None and not 1 <= rows_per_pair < math.inf:
+            raise ValueError(
+                f"rows_per_pair is a number of prefixes and must be at least 1, not {rows_per_pair}"
+            )
+        self.ratio, self.rows_per_pair = ratio, rows_per_pair
 
     def loss(self, outputs: Tensor, rows: Rows, log_pi0: Tensor | None = None) -> Tensor:
         """Mean −log σ(r_w − r_l) over the compared prefixes, in nats; see Objective.loss."""
         ahead = margins(outputs, rows)  # [pairs, steps]
         longest = torch.maximum(rows.completions[0::2], rows.completions[1::2])  # [pairs]
-        used = torch.arange(ahead.shape[1], device=ahead.device)[None] < longest[:, None]
-        if self.ratio < 1:
+        return -logsigmoid(ahead)[self.compared(longest)].mean()
+
+    def compared(self, longest: Tensor) -> Tensor:
+        """Which prefix lengths are compared: [pairs] maximum lengths → [pairs, steps] bool."""
+        steps = torch.arange(int(longest.max()), device=longest.device)
+        used = steps[None] < longest[:, None]
+        if self.rows_per_pair is not None:
+            whole, rest = divmod(self.rows_per_pair, 1.0)
+            wanted = whole + (torch.rand(longest.shape, device=longest.device) < rest).float()
+            # The ranks of random numbers are a random order of the lengths.
+            order = torch.rand(used.shape, device=used.device).masked_fill(~used, 2.0)
+            return used & (order.argsort(1).argsort(1) < wanted[:, None])
+        if self.ratio is not None and self.ratio < 1:
             sampled = torch.rand(used.shape, device=used.device) < self.ratio
             sampled[torch.arange(len(longest)), longest - 1] = True  # always the whole pair
             used = used & sampled
-        return -logsigmoid(ahead)[used].mean()
+        return used
 
 
 def margins(outputs: Tensor, rows: Rows) -> Tensor:

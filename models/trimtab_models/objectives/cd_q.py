@@ -21,7 +21,11 @@ from trimtab_models.rows import Rows
 class CdQ(QExact):
     """The objective over rollouts."""
 
-    name = "CD-Q"
+    title = "CD-Q"
+
+    def __init__(self) -> None:
+        """Its targets are of one step, as in the paper."""
+        super().__init__()
 
     def loss(self, outputs: Tensor, rows: Rows, log_pi0: Tensor | None = None) -> Tensor:
         """Mean over rows of half the summed squared errors; see Objective.loss."""

@@ -3,16 +3,16 @@
     r_t = σ(output after y^{1:t}) ∈ (0, 1),   f = f({r_t}) for each completion,
     L = Σ_{k=1}^{K} ( log Σ_{j≥k} exp f_j − f_k ),   completions best first; a mean over rankings
 
-where f is one of (T tokens, temperature b)
+where f is one of (T tokens; C: the mean length of the K completions of the ranking; temperature b)
 
     sum            Σ_t r_t
     average        C/T · Σ_t r_t
-    soft-maximum   b · log Σ_t exp(r_t / b)
-    soft-minimum   −b · log Σ_t exp(−r_t / b)
+    soft-maximum   C · b · log Σ_t exp(r_t / b)
+    soft-minimum   −C · b · log Σ_t exp(−r_t / b)
 
-A sum grows with length, so a longer completion can win by its length alone; an average does not.
-Source: Yang et al., "Preference-grounded Token-level Guidance for Language Model Fine-tuning",
-section 2.1.
+A sum grows with length, so a longer completion can win by its length alone; an average does not. C
+brings every f to the scale of a sum. Source: Yang et al., "Preference-grounded Token-level Guidance
+for Language Model Fine-tuning", section 2.1, eq. 2 to 4.
 """
 
 from typing import Any, ClassVar, Literal
@@ -25,6 +25,7 @@ from trimtab_models.rows import Rows
 
 Aggregation = Literal["sum", "average", "soft-maximum", "soft-minimum"]
 AGGREGATIONS = ("sum", "average", "soft-maximum", "soft-minimum")
+TEMPERATURE = 2.0
 
 
 class PlackettLuce(Objective):
@@ -32,8 +33,9 @@ class PlackettLuce(Objective):
 
     Args:
         aggregation: f, as above.
-        scale: C of the average; by default the mean length of the batch's completions.
-        temperature: b of the soft maximum and minimum; the paper uses 2.
+        scale: C, the same for all rankings; by default that of each ranking, as in the paper. A sum
+            has none.
+        temperature: b of the soft maximum and minimum, by default 2, as in the paper.
     """
 
     data: ClassVar[DataKind] = "ranked"
@@ -43,15 +45,20 @@ class PlackettLuce(Objective):
         aggregation: Aggregation = "average",
         *,
         scale: float | None = None,
-        temperature: float = 2.0,
+        temperature: float | None = None,
     ) -> None:
         if aggregation not in AGGREGATIONS:
             raise ValueError(f"aggregation is one of {', '.join(AGGREGATIONS)}, not {aggregation}")
         if scale is not None and not scale > 0:
-            raise ValueError(f"scale (C of the average) must be above 0, not {scale}")
-        if not temperature > 0:
+            raise ValueError(f"scale (C) must be above 0, not {scale}")
+        if scale is not None and aggregation == "sum":
+            raise ValueError("a sum has no scale (C); leave scale out")
+        if temperature is not None and not temperature > 0:
             raise ValueError(f"temperature must be above 0, not {temperature}")
-        self.aggregation, self.scale, self.temperature = aggregation, scale, temperature
+        if temperature is not None and not aggregation.startswith("soft"):
+            raise ValueError(f"{aggregation} has no temperature; leave temperature out")
+        self.aggregation, self.scale = aggregation, scale
+        self.temperature = TEMPERATURE if temperature is None else temperature
         self.name = f"Plackett-Luce, {aggregation}"
 
     def loss(self, outputs: Tensor, rows: Rows, log_pi0: Tensor | None = None) -> Tensor:
@@ -61,16 +68,23 @@ class PlackettLuce(Objective):
 
     def aggregate(self, rewards: Tensor, rows: Rows) -> Tensor:
         """f of each completion's token rewards: [rows, steps] → [rows]."""
-        mask, lengths = rows.mask(), rows.completions
-        if self.aggregation in ("sum", "average"):
-            total = rewards.masked_fill(~mask, 0.0).sum(1)
-            if self.aggregation == "sum":
-                return total
-            scale = lengths.float().mean() if self.scale is None else self.scale
-            return scale * total / lengths
-        sign = 1.0 if self.aggregation == "soft-maximum" else -1.0
-        powers = (sign * rewards / self.temperature).masked_fill(~mask, -torch.inf)
-        return sign * self.temperature * powers.logsumexp(1)
+        mask = rows.mask()
+        if self.aggregation == "sum":
+            return rewards.masked_fill(~mask, 0.0).sum(1)
+        scale = self.scales(rows)
+        if self.aggregation == "average":
+            return scale * rewards.masked_fill(~mask, 0.0).sum(1) / rows.completions
+        b = self.temperature if self.aggregation == "soft-maximum" else -self.temperature
+        return scale * b * (rewards / b).masked_fill(~mask, -torch.inf).logsumexp(1)
+
+    def scales(self, rows: Rows) -> Tensor:
+        """C of each completion's ranking, [rows] float32."""
+        lengths = rows.completions.float()
+        if self.scale is not None:
+            return torch.full_like(lengths, self.scale)
+        _, ranking, counts = rows.groups.unique_consecutive(return_inverse=True, return_counts=True)
+        sums = lengths.new_zeros(len(counts)).index_add_(0, ranking, lengths)
+        return (sums / counts)[ranking]
 
     def info(self) -> dict[str, Any]:
         """The score is σ of the head's output."""

@@ -1,17 +1,26 @@
 """Q heads: the value of every next token from one forward over the prefix.
 
-    L = E_t ( Q(s_{t−1}, y_t) − v(s_t) )²,   s_t = (x, y^{1:t}),   t = 1 .. T
+    L = E_t ( Q(s_{t−1}, y_t) − G_{t−1} )²,   s_t = (x, y^{1:t}),   t = 1 .. T
 
-where the backup v(s_t), without gradient, is the reward R for the ended answer s_T, and before it
+with the λ-return G of `returns.py`, without gradient, of the values v of the states: the reward R
+for the ended answer s_T, and before it
 
-    exact     Σ_v π0(v | s_t) · Q(s_t, v)
-    sampled   Q(s_t, y_{t+1})
+    exact     v(s_t) = Σ_v π0(v | s_t) · Q(s_t, v)
+    sampled   v(s_t) = Q(s_t, y_{t+1})
 
-The exact backup has less noise but needs the base's probabilities; both have the fixed point
-Q^π0(s, v) = V^π0(s + v). The dueling head splits Q(s, v) = V(s) + A(s, v) − mean_v A(s, ·) and is
-trained with the exact backup. Sources: Sutton and Barto, "Reinforcement Learning", 2nd edition,
-eq. 6.9 (expected Sarsa) and 6.7 (Sarsa); Wang et al., "Dueling Network Architectures for Deep
-Reinforcement Learning" (ICML 2016), eq. 9.
+λ = 0 is the one-step target v(s_t). The exact backup has less noise but needs the base's
+probabilities; for every λ both have the fixed point Q^π0(s, v) = V^π0(s + v). The dueling head
+splits Q and is trained with the exact backup:
+
+    sum       Q(s, v) = V(s) + A(s, v)
+    centred   Q(s, v) = V(s) + A(s, v) − mean_v A(s, ·)
+
+As a sum, a token that the data never shows keeps A = 0, its start, and so the value of its state;
+centred, its Q moves with the other tokens' A. Sources: Han et al., "Value Augmented Sampling for
+Language Model Alignment and Personalization", appendix B.2 (TD(λ) targets, both backups, the sum);
+Sutton and Barto, "Reinforcement Learning", 2nd edition, eq. 6.9 (expected Sarsa) and 6.7 (Sarsa);
+Wang et al., "Dueling Network Architectures for Deep Reinforcement Learning" (ICML 2016), eq. 9
+(centred).
 """
 
 from typing import ClassVar
@@ -20,27 +29,35 @@ from torch import Tensor
 
 from trimtab_models.networks import Head
 from trimtab_models.objectives.base import Objective
-from trimtab_models.objectives.returns import lambda_returns
+from trimtab_models.objectives.returns import check_decay, lambda_returns
 from trimtab_models.rows import Rows
 
 
 class QExact(Objective):
-    """The objective over rollouts, with the exact backup."""
+    """The objective over rollouts, with the exact backup.
 
-    name = "Q, exact backup"
+    Args:
+        decay: λ, in [0, 1]; the VAS paper uses 0.95.
+    """
+
+    title: ClassVar[str] = "Q, exact backup"
     head: ClassVar[Head] = "vocabulary"
     is_value: ClassVar[bool] = True
     reads_base: ClassVar[bool] = True
+
+    def __init__(self, decay: float = 0.0) -> None:
+        self.decay = check_decay(decay)
+        self.name = self.title + (f", λ={decay:g}" if decay else "")
 
     def loss(self, outputs: Tensor, rows: Rows, log_pi0: Tensor | None = None) -> Tensor:
         """Mean squared error over all tokens; see Objective.loss."""
         return self.errors(outputs, rows, log_pi0)[rows.mask()].mean()
 
     def errors(self, outputs: Tensor, rows: Rows, log_pi0: Tensor | None) -> Tensor:
-        """(Q(s_{t−1}, y_t) − v(s_t))² of every token, [rows, steps]; not masked yet."""
+        """(Q(s_{t−1}, y_t) − G_{t−1})² of every token, [rows, steps]; not masked yet."""
         q = self.combine(outputs)  # [rows, length, vocab]
         states = self.state_values(q.detach(), rows, log_pi0)  # [rows, steps]
-        targets = lambda_returns(states, rows.labels, rows.completions + 1, 0.0)
+        targets = lambda_returns(states, rows.labels, rows.completions + 1, self.decay)
         return (rows.chosen(q) - targets).square()
 
     def state_values(self, q: Tensor, rows: Rows, log_pi0: Tensor | None) -> Tensor:
@@ -53,7 +70,7 @@ class QExact(Objective):
 class QSampled(QExact):
     """The objective over rollouts, with the sampled backup."""
 
-    name = "Q, sampled backup"
+    title: ClassVar[str] = "Q, sampled backup"
     reads_base: ClassVar[bool] = False
 
     def state_values(self, q: Tensor, rows: Rows, log_pi0: Tensor | None) -> Tensor:
@@ -62,12 +79,22 @@ class QSampled(QExact):
 
 
 class DuelingQ(QExact):
-    """The objective over rollouts for a head with A and V, with the exact backup."""
+    """The objective over rollouts for a head with A and V, with the exact backup.
 
-    name = "dueling Q"
+    Args:
+        decay: as for QExact.
+        centred: whether the mean of A is subtracted.
+    """
+
+    title: ClassVar[str] = "dueling Q"
     head: ClassVar[Head] = "vocabulary+value"
 
+    def __init__(self, decay: float = 0.0, *, centred: bool = False) -> None:
+        super().__init__(decay)
+        self.centred = centred
+        self.name += ", centred" if centred else ""
+
     def combine(self, outputs: Tensor) -> Tensor:
-        """V + A − mean A; see Objective.combine."""
-        advantages = outputs[..., :-1]
-        return outputs[..., -1:] + advantages - advantages.mean(-1, keepdim=True)
+        """V + A, or V + A − mean A; see Objective.combine."""
+        q = outputs[..., -1:] + outputs[..., :-1]
+        return q - outputs[..., :-1].mean(-1, keepdim=True) if self.centred else q

@@ -5,6 +5,17 @@ python -m trimtab_models.report CHECKPOINT --rollouts FILE [--completions FILE]
 
 from trimtab_models.report.files import mark, update, write
 from trimtab_models.report.text import summary, warning
-from trimtab_models.report.validate import Report, validate
+from trimtab_models.report.validate import Rates, Report, half_completed, validate, value_mse
 
-__all__ = ["Report", "mark", "summary", "update", "validate", "warning", "write"]
+__all__ = [
+    "Rates",
+    "Report",
+    "half_completed",
+    "mark",
+    "summary",
+    "update",
+    "validate",
+    "value_mse",
+    "warning",
+    "write",
+]

@@ -89,12 +89,13 @@ def markdown(report: Report) -> str:
             "## Not measured\n\nValue error, calibration and inheritance need half-completed "
             "answers, each continued several times by the base; pass them with `--completions`."
         )
+    chosen = f"Learning rate: {report.rates}.\n\n" if report.rates else ""
     warned = f"**{sentence}**\n\n" if (sentence := warning(report)) else ""
     head = (
         f"# Will this scorer steer?\n\nObjective: {report.objective}; family `{report.family}`. "
         f"Validated on {report.completions} completions of {report.prompts} prompts. Errors are "
         "standard errors by the bootstrap over prompts; n is the number of items in a mean.\n\n"
-        f"**Prefix-AUC {report.prefix_auc.mean}, {_verdict(report)}.**\n\n{warned}"
+        f"**Prefix-AUC {report.prefix_auc.mean}, {_verdict(report)}.**\n\n{warned}{chosen}"
         f"{summary(report)}"
     )
     return "\n\n".join([head, *parts]) + "\n"

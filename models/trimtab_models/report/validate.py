@@ -2,7 +2,7 @@
 
 import random
 from collections.abc import Hashable, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal, Self
 
 from trimtab_models.data.encoding import stored_ids
 from trimtab_models.data.faults import Fault
@@ -40,10 +40,31 @@ class Point(Figures):
     reward: float
 
 
+class Rates(Figures):
+    """How one of several learning rates was chosen: by the lowest figure."""
+
+    by: Literal["validation loss", "value MSE"]
+    figures: dict[float, float]  # of each rate
+    chosen: float
+
+    @classmethod
+    def lowest(
+        cls, by: Literal["validation loss", "value MSE"], figures: dict[float, float]
+    ) -> Self:
+        """The choice by these figures."""
+        return cls(by=by, figures=figures, chosen=min(figures, key=figures.__getitem__))
+
+    def __str__(self) -> str:
+        tried = ", ".join(f"{rate:g}: {figure:.4f}" for rate, figure in self.figures.items())
+        where = " of half-completed answers" if self.by == "value MSE" else ""
+        return f"{self.chosen:g}, by the {self.by}{where} ({tried})"
+
+
 class Report(Figures):
     """The numbers of a validation; see the classes of validation/ for each.
 
     is_value: whether the scores are mean returns.
+    rates: None unless the training chose between learning rates.
     values: None without half-completed answers. inheritance: empty without them.
     points: a random sample of up to `POINTS` completions, for the plot.
     """
@@ -60,6 +81,7 @@ class Report(Figures):
     values: ValueAgreement | None
     inheritance: list[Inheritance]
     points: list[Point]
+    rates: Rates | None = None
 
 
 def validate(
@@ -122,10 +144,7 @@ def validate(
     if not completions:
         return report
     vocabulary = states.vocabulary if states else model.get_input_embeddings().num_embeddings
-    prefixes, continued = zip(
-        *(_half_completed(record, n, vocabulary) for n, record in enumerate(completions, 1)),
-        strict=True,
-    )
+    prefixes, continued = half_completed(completions, vocabulary)
     ends = [float(s[-1]) for s in prefix_scores(model, info, prefixes, pad_id, **options)]
     return report.model_copy(
         update={
@@ -139,6 +158,32 @@ def validate(
             "inheritance": inheritance(continued, groups, labels, seed=seed),
         }
     )
+
+
+def half_completed(
+    completions: Sequence[Mapping[str, Any]], vocabulary: int
+) -> tuple[list[Rollout], list[Continued]]:
+    """Half-completed answers as prefixes, labelled with their mean return; see `validate`.
+
+    Raises:
+        ValueError: a record lacks a field, or holds what cannot be read.
+    """
+    parts = [_half_completed(record, n, vocabulary) for n, record in enumerate(completions, 1)]
+    return [prefix for prefix, _ in parts], [continued for _, continued in parts]
+
+
+def value_mse(
+    model: Any, info: ScorerInfo, prefixes: Sequence[Rollout], pad_id: int, **options: Any
+) -> float:
+    """Mean (V − m)² of `half_completed` prefixes, m the mean return of each.
+
+    Arguments as for `prefix_scores`.
+
+    Source: Han et al., "Value Augmented Sampling", appendix C.1.
+    """
+    scores = prefix_scores(model, info, prefixes, pad_id, **options)
+    errors = [float(s[-1]) - prefix.label for s, prefix in zip(scores, prefixes, strict=True)]
+    return sum(error**2 for error in errors) / len(errors)
 
 
 def _flat(items: Sequence[Rollout | Pair | Ranked]) -> tuple[list[Rollout], list[Hashable]]:

@@ -21,7 +21,7 @@ from pydantic import (
 from trimtab_models.data.sources import rows
 from trimtab_models.objectives import OBJECTIVES
 from trimtab_models.training.grounded.settings import NAMES as GROUNDED
-from trimtab_models.training.grounded.settings import GroundedConfig
+from trimtab_models.training.grounded.settings import GroundedConfig, Stopping
 from trimtab_models.training.probes import can_train
 
 log = logging.getLogger(__name__)
@@ -69,13 +69,14 @@ class TrainConfig(_Strict):
         None, description="the same for validation, or the share of the prompts to hold out"
     )
     completions: str | None = Field(
-        None, description="half-completed answers with their returns, for the report"
+        None,
+        description="half-completed answers with their returns, for the report and learning_rate",
     )
     out: Path = Field(description="directory of the new checkpoint")
     epochs: float = Field(1, gt=0)
     batch_size: int = Field(32, gt=0, description="items in a step, on each device")
     learning_rate: float | list[float] = Field(
-        1e-4, description="from a list the rate with the lowest validation loss is chosen"
+        1e-4, description="from a list the best rate is chosen, by value MSE or validation loss"
     )
     seed: int = 0
     max_length: int | None = Field(
@@ -260,6 +261,7 @@ def _message(error: Mapping[str, Any], model: type[BaseModel]) -> str:
     key = ".".join(str(part) for part in error["loc"])
     if error["type"] == "extra_forbidden":
         parts: dict[Any, type[BaseModel]] = {"lora": Lora, "probe": ProbeSizes}
+        parts |= dict.fromkeys(("stopping", "reward_stopping"), Stopping)
         known = parts.get(error["loc"][0], model)
         return f"{key}: no such setting{nearest(str(error['loc'][-1]), known.model_fields)}"
     if error["type"] == "missing":

@@ -4,9 +4,10 @@ import dataclasses
 import logging
 from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
+from accelerate.utils import broadcast_object_list
 from transformers import TrainingArguments, set_seed
 
 from trimtab_models import checkpoint, data, networks, outputs, pretrained, report
@@ -15,11 +16,12 @@ from trimtab_models.checkpoint import ScorerInfo
 from trimtab_models.features import States
 from trimtab_models.objectives import Objective
 from trimtab_models.objectives.base import completions
+from trimtab_models.report import Rates
 from trimtab_models.rows import Rollout
 from trimtab_models.training import initial, output_checks, probes
 from trimtab_models.training.config import DPO, TrainConfig, nearest
 from trimtab_models.training.saves import SafeTrainer, clear, digest, run_directory, saving
-from trimtab_models.training.trainer import describe, deviations, train
+from trimtab_models.training.trainer import describe, deviations, info_of, train
 
 log = logging.getLogger(__name__)
 
@@ -74,7 +76,7 @@ def run(config: TrainConfig) -> Path:
         config = initial.with_support(config, [*items, *validation])
         loss = initial.objective(config)
     states = _states(config, [*items, *validation])
-    trainer = _best(config, loss, tokenizer, items, validation, states)
+    trainer, rates = _best(config, loss, tokenizer, items, validation, states)
     model = _whole(trainer, config, loss, states)
     if trainer.is_world_process_zero():
         seen = [side for item in validation or items for side in completions(item)]
@@ -82,6 +84,7 @@ def run(config: TrainConfig) -> Path:
         result = None
         if validation:
             result = _report(config, model, info, validation, _pad(tokenizer), states)
+            result = result and result.model_copy(update={"rates": rates})
 
         def extras(work: Path) -> None:
             outputs.mark(work, made_by)
@@ -94,7 +97,7 @@ def run(config: TrainConfig) -> Path:
                 tokenizer,
                 report.mark(info, result) if result else info,
                 config.out,
-                text=_card(config, items, validation),
+                text=_card(config, items, validation, rates),
                 extras=extras,
             )
         clear(run_directory(config.out))
@@ -134,26 +137,52 @@ def _best(
     items: Sequence[Any],
     validation: Sequence[Any],
     states: States | None,
-) -> SafeTrainer:
-    """Train; with several learning rates, the trainer with the lowest validation loss."""
+) -> tuple[SafeTrainer, Rates | None]:
+    """Train; with several learning rates, the trainer of the best one, and how it was chosen.
+
+    Values are compared on half-completed answers, if there are any; else by the validation loss.
+    """
     work = run_directory(config.out)
 
     def trained(rate: float, work: Path) -> SafeTrainer:
         return _train(config, loss, tokenizer, items, validation, states, rate, work)
 
     if not isinstance(config.learning_rate, list):
-        return trained(config.learning_rate, work)
+        return trained(config.learning_rate, work), None
     if not validation:
         raise ValueError("learning_rate: a list needs `validation` to choose from it.")
-    losses = {}
+    halves: list[Rollout] = []
+    if config.completions and loss is not None and loss.info()["is_value"]:
+        halves, _ = report.half_completed(data.read(config.completions), len(tokenizer))
+    by: Literal["value MSE", "validation loss"] = "value MSE" if halves else "validation loss"
+    figures = {}
     for rate in config.learning_rate:
         trainer = trained(rate, work / f"rate-{rate:g}")
         set_seed(config.seed)
-        losses[rate] = trainer.evaluate()["eval_loss"]
-        log.warning("learning rate %g: validation loss %.4f", rate, losses[rate])
-    rate = min(losses, key=losses.__getitem__)
+        if loss is not None and halves:
+            figures[rate] = _value_mse(trainer, config, loss, halves, _pad(tokenizer), states)
+        else:
+            figures[rate] = trainer.evaluate()["eval_loss"]
+        log.warning("learning rate %g: %s %.4f", rate, by, figures[rate])
+    rates = Rates.lowest(by, figures)
     # A finished run does not train again: it loads its result.
-    return trained(rate, work / f"rate-{rate:g}")
+    return trained(rates.chosen, work / f"rate-{rates.chosen:g}"), rates
+
+
+def _value_mse(
+    trainer: SafeTrainer,
+    config: TrainConfig,
+    loss: Objective,
+    halves: Sequence[Rollout],
+    pad_id: int,
+    states: States | None,
+) -> float:
+    """The value MSE of a trained network; the trainer's own is made ready to be written."""
+    model, figure = _whole(trainer, config, loss, states), [0.0]
+    if trainer.is_world_process_zero():  # others may not have the whole network
+        info = info_of(loss, base_name(config.base), states)
+        figure = [report.value_mse(model, info, halves, pad_id, states=states)]
+    return float(broadcast_object_list(figure)[0])
 
 
 def _train(
@@ -298,7 +327,9 @@ def _report(
         return None
 
 
-def _card(config: TrainConfig, items: Sequence[Any], validation: Sequence[Any]) -> str:
+def _card(
+    config: TrainConfig, items: Sequence[Any], validation: Sequence[Any], rates: Rates | None
+) -> str:
     # Cards are published: they contain the name of a local file, not its path.
     source = Path(config.data).name if Path(config.data).exists() else config.data
     rows = {
@@ -306,7 +337,7 @@ def _card(config: TrainConfig, items: Sequence[Any], validation: Sequence[Any]) 
         "options": config.options or "the defaults",
         "data": f"{source}, {len(items)} items, and {len(validation)} for validation",
         "epochs, batch, learning rate": f"{config.epochs:g}, {config.batch_size}, "
-        f"{config.learning_rate}",
+        f"{rates or config.learning_rate}",
         **({"probe": config.probe.model_dump()} if config.probe else {}),
         "LoRA": config.lora.model_dump() if config.lora else "no",
         "seed": config.seed,

@@ -277,7 +277,13 @@ def describe(
 
     states: of the base, if the scorer is a probe.
     """
-    info = ScorerInfo(
+    info = info_of(objective, base_model, states)
+    return deviations(info, model, rollouts, pad_id, states=states)
+
+
+def info_of(objective: Objective, base_model: str, states: States | None = None) -> ScorerInfo:
+    """As `describe`, without the statistics."""
+    return ScorerInfo(
         **{
             "family": "probe" if states else HEAD_FAMILIES[objective.head],
             "objective": objective.name,
@@ -285,7 +291,6 @@ def describe(
             **objective.info(),
         }
     )
-    return deviations(info, model, rollouts, pad_id, states=states)
 
 
 def deviations(

@@ -8,11 +8,13 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from trimtab_models.data.derive import split
 from trimtab_models.generation import generate
 from trimtab_models.rows import Rollout, Rows, pad
 from trimtab_models.training.grounded.guidance import Judge, TokenRewards, rank
 from trimtab_models.training.grounded.losses import reinforce, weighted_mle
 from trimtab_models.training.grounded.settings import GroundedConfig
+from trimtab_models.training.grounded.stopping import Stopper
 
 StateDict = dict[str, Any]
 
@@ -43,7 +45,16 @@ class Turns:
         self.config, self.model, self.token_rewards = config, model, token_rewards
         self.examples, self.judge = examples, judge
         self.eos, self.pad_id = eos, pad_id
-        self.optimiser = torch.optim.AdamW(model.parameters(), config.learning_rate)
+        self.optimiser = torch.optim.AdamW(
+            model.parameters(), config.learning_rate, weight_decay=config.weight_decay
+        )
+        self.held_out: Sequence[Rollout] = ()
+        self.stopper: Stopper | None = None
+        if config.stopping is not None:
+            self.examples, self.held_out = split(
+                list(examples), config.stopping.validation, config.seed
+            )
+            self.stopper = Stopper(config.stopping, model, self.optimiser)
         self.step = 0
         self.log: list[dict[str, float]] = []
 
@@ -52,7 +63,7 @@ class Turns:
         config = self.config
         bar = tqdm(total=config.steps, initial=self.step, desc=config.objective, unit="step")
         with bar:
-            while self.step < config.steps:
+            while self.step < config.steps and not self.ended:
                 entry: dict[str, float] = {}
                 if config.estimates(self.step):
                     entry = self.estimate()
@@ -61,11 +72,30 @@ class Turns:
                     losses.append(self._update())
                     self.step += 1
                     bar.update()
+                    if self.stopper and config.evaluates(self.step):
+                        entry["held_out_reward"] = self.evaluate(self.stopper)
+                        if self.ended:
+                            break
                 entry |= {"step": self.step, "loss": sum(losses) / len(losses)}
                 bar.set_postfix({key: f"{value:.3f}" for key, value in entry.items()})
                 self.log.append(entry)
                 save(self)
+        if self.stopper:
+            self.stopper.keep_best()
         self.model.eval()
+
+    @property
+    def ended(self) -> bool:
+        """Whether held-out prompts have ended the training before its last step."""
+        return self.stopper is not None and self.stopper.ended
+
+    def evaluate(self, stopper: Stopper) -> float:
+        """The mean reward of one generation for each held-out prompt."""
+        torch.manual_seed(self.config.seed)  # the same draws at every evaluation
+        values = self.judge(self._generate(self.held_out))
+        mean = sum(values) / len(values)
+        stopper.see(-mean)
+        return mean
 
     def estimate(self) -> dict[str, float]:
         """Train the token rewards on rankings of new generations of the language model."""
@@ -77,13 +107,7 @@ class Turns:
             one._replace(label=value) for one, value in zip(generations, values, strict=True)
         ]
         seed = f"{config.seed} {self.step}"
-        loss = self.token_rewards.learn(
-            rank(labelled, config.k, seed),
-            epochs=config.reward_epochs,
-            batch_size=config.reward_batch_size,
-            learning_rate=config.reward_learning_rate,
-            seed=seed,
-        )
+        loss = self.token_rewards.learn(rank(labelled, config.k, seed), config, seed)
         return {"reward": sum(values) / len(values), "ranking_loss": loss}
 
     def _sample(self, what: str, n: int) -> list[Rollout]:
@@ -114,7 +138,7 @@ class Turns:
         logits = self.model(input_ids=rows.input_ids, attention_mask=rows.attention_mask).logits
         loss = self._loss(logits, rows, self.token_rewards(rows))
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.max_grad_norm)
         self.optimiser.step()
         self.optimiser.zero_grad()
         return loss.item()
@@ -132,6 +156,7 @@ class Turns:
             "model": self.model.state_dict(),
             "token rewards": self.token_rewards.model.state_dict(),
             "optimiser": self.optimiser.state_dict(),
+            "stopper": self.stopper.state() if self.stopper else None,
         }
 
     def restore(self, state: StateDict) -> None:
@@ -140,3 +165,5 @@ class Turns:
         self.model.load_state_dict(state["model"])
         self.token_rewards.model.load_state_dict(state["token rewards"])
         self.optimiser.load_state_dict(state["optimiser"])
+        if self.stopper:
+            self.stopper.restore(state["stopper"])
