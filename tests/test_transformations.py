@@ -446,7 +446,8 @@ def _measured_pair(folder: Path, before: Fields) -> Fields:
         odds.measure(ENGINE, cuts, RolloutSampling(n=2), reward, journal)
     made = json.loads((folder / "out.jsonl").read_text())
     assert made.pop("rejected_token_ids") == [5, 6]
-    for name in ("rejected", "score_chosen", "score_rejected", "odds", "measured"):
+    ours = ("score_chosen", "score_rejected", "odds", "measured", "generated_tokens")
+    for name in ("rejected", *ours):
         made.pop(name)
     said = {f"completion{end}": made.pop(f"chosen{end}") for end in ENDS}
     return {**made, **said, "judged": judged[0]}

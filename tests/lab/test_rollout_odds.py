@@ -65,6 +65,7 @@ def test_pairs_of_rollouts_at_drawn_numbers_of_tokens(
         longest = max(map(len, ids))
         assert record["score_chosen"] > record["score_rejected"]
         assert record["score_chosen"] == len(record["chosen"].split())
+        assert record["generated_tokens"] >= SAMPLING.n
         *points, whole = record["odds"]
         assert whole == [len(ids[0]), len(ids[1]), 1.0]
         assert len(points) == len(record["measured"]) == min(3, longest - 1)

@@ -9,7 +9,7 @@ P(G_chosen > G_rejected) + ½·P(equal). A side that has ended keeps its end and
 import logging
 import math
 import random
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -154,6 +154,7 @@ def measure(
     A record has the pair, its rewards as "score_chosen" and "score_rejected", and "odds":
     [tokens of chosen, tokens of rejected, P], the last of the whole answers. "measured" has for
     each other point its share of the answer, the returns of both sides and the counted games.
+    "generated_tokens" are those of all completions.
 
     Raises:
         as `roll_out`.
@@ -180,6 +181,7 @@ def measure(
         for i, pair in enumerate(pairs)
     }
     returns: dict[int, dict[int, list[float]]] = defaultdict(dict)
+    tokens: Counter[int] = Counter()
 
     def finish(batch: CompletedGroups) -> list[Record]:
         numbers = [group.index // TWO // most for group, _ in batch]
@@ -191,12 +193,16 @@ def measure(
         labels = iter(rewards.label(reward, answers))
         for i, (group, completions) in zip(numbers, batch, strict=True):
             returns[i][group.index % (TWO * most)] = [next(labels) for _ in completions]
+            tokens[i] += sum(len(one.token_ids) for one in completions)
         done = [i for i in dict.fromkeys(numbers) if len(returns[i]) == missing[i]]
         if not done:
             return []
         ends = rewards.label(reward, [one for i in done for one in _whole(sampler, pairs[i])])
         return [
-            _measured(sampler, i, pairs[i], returns.pop(i), ends[TWO * n : TWO * n + TWO])
+            {
+                **_measured(sampler, i, pairs[i], returns.pop(i), ends[TWO * n : TWO * n + TWO]),
+                "generated_tokens": tokens[i],
+            }
             for n, i in enumerate(done)
         ]
 

@@ -16,7 +16,7 @@ SIDES = (
         for name in ("chosen", "rejected", "completions")
         for suffix in ("", "_token_ids")
     ),
-    *("score_chosen", "score_rejected", "odds", "measured"),
+    *("score_chosen", "score_rejected", "odds", "measured", "generated_tokens"),
 )
 """Answer fields of a preference or a ranking."""
 ANSWER = (
