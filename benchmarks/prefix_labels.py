@@ -286,8 +286,8 @@ def table(all_results: dict[str, dict[str, Any]], seeds: Sequence[int], seconds:
         "`python benchmarks/prefix_labels.py`: Bradley-Terry on prefixes (PARGS), with labels that "
         f"prefixes inherit and with measured odds. {PROMPTS} test prompts, one answer each, at "
         f"{KL:g} nat, interpolated in √KL; mean over seeds {', '.join(map(str, seeds))} (of "
-        "answers, training and steering) ± s.e. over prompts of their means over seeds. k 32, mass 0.99, "
-        f"tail mean. Measured pairs have {LENGTHS} drawn lengths, {TIMES} completions a side. "
+        "answers, training and steering) ± s.e. over prompts of their means over seeds. k 32, mass "
+        f"0.99, tail mean. Measured pairs have {LENGTHS} drawn lengths, {TIMES} completions a side. "
         f"Seconds of one core: {', '.join(f'{w} {s:.0f}' for w, s in seconds.items())}.",
         "",
         "| world | labels | generated tokens | pairs | reward at 1 nat | each seed | "
@@ -326,8 +326,8 @@ def table(all_results: dict[str, dict[str, Any]], seeds: Sequence[int], seconds:
     lines += ["", *tests, "", "## Does a prefix inherit its answer's label?", ""]
     lines += [
         "The winner's prefix wins, by the part of the longer answer that is kept; the pairs of all "
-        "seeds. 95 % intervals by the bootstrap over prompts. *Ahead*: the share of points that are "
-        "measured above a half, with Wilson's interval; points at a half count half.",
+        "seeds. 95 % intervals by the bootstrap over prompts. *Ahead*: the share of points that "
+        "are measured above a half, with Wilson's interval; points at a half count half.",
         "",
         "![how often it wins, and where credit sits](prefix_labels_wins.png)",
         "",
@@ -344,8 +344,8 @@ def table(all_results: dict[str, dict[str, Any]], seeds: Sequence[int], seconds:
     lines += ["", "## Where credit sits", ""]
     lines += [
         f"Every token of a few pairs measured, {DENSE} completions each, and the scorers on the "
-        "same answers (mean over seeds ± s.e.). *Top tenth*: share of the absolute change of the value "
-        "in the tenth of the tokens that move it most; *replicated*: named by half of the "
+        "same answers (mean over seeds ± s.e.). *Top tenth*: share of the absolute change of the "
+        "value in the tenth of the tokens that move it most; *replicated*: named by half of the "
         "completions, measured by the other half.",
         "",
         "| world | of | top tenth | replicated | if even | Gini | answers | tokens |",

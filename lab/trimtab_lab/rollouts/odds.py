@@ -23,7 +23,7 @@ from trimtab_lab.rollouts.run import CompletedGroups, PromptGroup, Sampler, answ
 from trimtab_models import data, rewards
 from trimtab_models.data import sources
 from trimtab_models.data.encoding import Encoder
-from trimtab_models.data.faults import Fault, Record, convert, noting
+from trimtab_models.data.faults import DataRow, Fault, Record, convert, noting
 from trimtab_models.data.fields import SIDES, of_prompt
 from trimtab_models.validation import play
 
@@ -80,7 +80,7 @@ def cut_pairs(
     if rows and not rows[0].fault and "completion" in rows[0].record:
         made = [_of_ranking(one) for one in data.rankings(data.read(path), TWO, seed)]
         places = [f"pair {i} of {path}" for i in range(len(made))]
-        rows = [data.faults.DataRow(*both) for both in zip(places, made, strict=True)]
+        rows = [DataRow(*both) for both in zip(places, made, strict=True)]
     encoder = Encoder(tokenizer)
     pairs = convert(rows, lambda record: _encoded(record, encoder), "tokenising")
     known = [(*pair, place) for pair, place in zip(pairs, places, strict=True)]

@@ -91,7 +91,8 @@ def report(records: Sequence[Mapping[str, Any]], tokenizer: Any = None) -> OddsR
     moved = None
     if sides and np.mean([len(side.moves) for side in sides]) >= ENOUGH:
         halves = [side.halves for side in sides if side.halves is not None]
-        both = tuple(zip(*halves, strict=True)) if len(halves) == len(sides) else None
+        all_halved = len(halves) == len(sides)
+        both = ([a for a, _ in halves], [b for _, b in halves]) if all_halved else None
         moved = credit([side.moves for side in sides], groups, both)
     steps = [step for side in sides for step in np.diff(side.lengths)]
     return OddsReport(
