@@ -45,19 +45,19 @@ from trimtab_models.validation import credit
 
 RESULTS = Path(__file__).parent / "results"
 WORK = Path(__file__).parents[1] / ".work" / "prefix-labels"
-SIZES = {"reviews": (100, 8), "digest": (150, 24), "sums": (80, 6)}
+SIZES = {"reviews": (200, 8), "digest": (400, 60), "sums": (320, 6)}
 """World → prompts of the measured arm, with four answers each; pairs measured at every token."""
 ANSWERS, LENGTHS, TIMES, DENSE = 4, 2, 4, 8
 MOST = 2400
 """Prompts to draw answers to, at most."""
-PROMPTS, KL = 200, 1.0
+PROMPTS, KL = 160, 1.0
 ARMS = {
     "measured": "measured odds",
     "inherited": "inherited labels, as many tokens",
     "few": "inherited labels, the same pairs",
 }
 STEPS, BATCH, EVERY = 240, 16, 20
-SCALED_BETAS = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0)
+SCALED_BETAS = (1.0, 2.0, 4.0, 8.0, 16.0)
 CANDIDATES: dict[str, Any] = {"k": 32, "mass": 0.99, "tail": "mean"}
 ENGINE = {"dtype": "float32", "enforce_eager": True, "max_num_seqs": 128, "use_tqdm_on_load": False}
 
@@ -287,8 +287,8 @@ def table(all_results: dict[str, dict[str, Any]], seeds: Sequence[int], seconds:
         f"prefixes inherit and with measured odds. {PROMPTS} test prompts, one answer each, at "
         f"{KL:g} nat, interpolated in √KL; mean over seeds {', '.join(map(str, seeds))} (of "
         "answers, training and steering) ± s.e. over prompts of their means over seeds. k 32, mass "
-        f"0.99, tail mean. Measured pairs have {LENGTHS} drawn lengths, {TIMES} completions a side. "
-        f"Seconds of one core: {', '.join(f'{w} {s:.0f}' for w, s in seconds.items())}.",
+        f"0.99, tail mean. Measured pairs have {LENGTHS} drawn lengths, {TIMES} completions a "
+        f"side. Seconds of one core: {', '.join(f'{w} {s:.0f}' for w, s in seconds.items())}.",
         "",
         "| world | labels | generated tokens | pairs | reward at 1 nat | each seed | "
         "rank correlation with measured odds of other pairs |",
