@@ -48,7 +48,7 @@ WORK = Path(__file__).parents[1] / ".work" / "prefix-labels"
 SIZES = {"reviews": (200, 8), "digest": (400, 60), "sums": (320, 6)}
 """World → prompts of the measured arm, with four answers each; pairs measured at every token."""
 ANSWERS, LENGTHS, TIMES, DENSE = 4, 2, 4, 8
-MOST = 2400
+MOST = 4000
 """Prompts to draw answers to, at most."""
 PROMPTS, KL = 160, 1.0
 ARMS = {
@@ -114,7 +114,7 @@ def sample(world: str, seeds: Sequence[int]) -> None:
             odds(here / "dense.jsonl", source, DENSE, seed + 50, **dense_cuts)
         budget = tokens_of(first) + completed(here / f"odds-{seed}.jsonl")
         count = prompts
-        while tokens_of(more := answers(seed, count)) < budget:
+        while tokens_of(more := answers(seed, count)) < budget and count < MOST:
             count = min(MOST, math.ceil(1.02 * budget / tokens_of(more) * count))
         data.write(here / f"more-{seed}.jsonl", within(more, budget))
 
