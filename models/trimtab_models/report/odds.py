@@ -23,8 +23,8 @@ from trimtab_models.validation.estimates import Figures, Floats
 
 WIDTH, HEIGHT = 6.4, 3.4
 BLUE, ORANGE, *_ = SHADES
-ENOUGH = 10.0
-"""Mean steps of an answer from which a tenth of them says something."""
+ENOUGH = 5.0
+"""Mean steps of an answer from which the one that moves most says something."""
 LISTED, SEEN = 10, 5
 """Tokens in the table, and how often each must have been seen."""
 
@@ -192,7 +192,7 @@ def _credit(one: OddsReport) -> str:
         )
     known = one.credit
     rows = [
-        f"| the tenth of the steps that move most has, of the change | {known.top} |",
+        f"| the tenth of the steps that move most (at least one) has, of the change | {known.top} |",
         f"| the same, if all steps moved alike | {known.even:.3f} |",
         f"| Gini's coefficient | {known.gini} |",
     ]
