@@ -28,6 +28,7 @@ from trimtab.params import GuidanceParams
 from trimtab.sampling import Completion, RolloutSampling
 from trimtab_lab import demo_scorers
 from trimtab_lab.arena import refine, task
+from trimtab_lab.rollouts import odds
 from trimtab_lab.rollouts.journal import Journal
 from trimtab_lab.rollouts.prefixes import _labelled, complete, cut_answers
 from trimtab_lab.rollouts.prompts import read
@@ -73,7 +74,16 @@ def _rollout(draw: Any) -> Fields:
     }
 
 
-_pair = st.fixed_dictionaries({"prompt": _ids, "chosen": _ids, "rejected": _ids})
+@st.composite
+def _pair(draw: Any) -> Fields:
+    sides = draw(_ids), draw(_ids)
+    return {
+        **{"prompt": draw(_ids), "chosen": sides[0], "rejected": sides[1]},
+        "rewards": (draw(_positive), draw(_positive)),
+        "odds": ((1, 2, 0.25), (len(sides[0]), len(sides[1]), 0.75)),
+    }
+
+
 _ranked = st.fixed_dictionaries(
     {"prompt": _ids, "completions": st.lists(_ids, min_size=2, max_size=3, unique_by=tuple)}
 )
@@ -111,7 +121,7 @@ OWN = (*PROMPT, *LINE)
 SAID = dict.fromkeys(ANSWER, DROPPED)
 THINGS: dict[type, st.SearchStrategy[Fields]] = {
     Rollout: _rollout(),
-    Pair: _pair.filter(lambda pair: pair["chosen"] != pair["rejected"]),
+    Pair: _pair().filter(lambda pair: pair["chosen"] != pair["rejected"]),
     Ranked: _ranked,
 }
 
@@ -192,7 +202,9 @@ FIT = ("reward_epochs", "reward_batch_size", "reward_learning_rate")
 
 def _sides(kind: type) -> Callable[[Fields], Fields]:
     def call(before: Fields) -> Fields:
-        return _gathered(kind, completions(kind(**before)))
+        rows = completions(kind(**before))
+        rewards = {"rewards": tuple(row.label for row in rows)} if kind is Pair else {}
+        return {**_gathered(kind, rows), **rewards}
 
     return call
 
@@ -228,6 +240,7 @@ def _for_dpo(before: Fields) -> Fields:
 ALL = dict.fromkeys(Rollout._fields, KEPT)
 NO_GUIDANCE = dict.fromkeys(("label", "strength", "log_ratios", "rest", "prefix_rewards"), DROPPED)
 PAIR = dict.fromkeys(Pair._fields, KEPT)
+ORDER = {**PAIR, "rewards": DROPPED, "odds": DROPPED}
 RANKED = dict.fromkeys(Ranked._fields, KEPT)
 SHORT = {"prompt": CUT, "completion": CUT, "label": KEPT}
 ITEMS: dict[str, tuple[type, Case]] = {
@@ -246,7 +259,10 @@ ITEMS: dict[str, tuple[type, Case]] = {
     ),
     "data.lengths:_with, pairs": (
         Pair,
-        Case(_shorten(Pair), {"prompt": CUT, "chosen": CUT, "rejected": CUT}),
+        Case(
+            _shorten(Pair),
+            {"prompt": CUT, "chosen": CUT, "rejected": CUT, "rewards": KEPT, "odds": MADE},
+        ),
     ),
     "rows:pad": (Rollout, Case(_padded, ALL)),
     "objectives.fudge:Fudge.collate": (
@@ -256,9 +272,9 @@ ITEMS: dict[str, tuple[type, Case]] = {
             {**ALL, "label": MADE},
         ),
     ),
-    "objectives.base:completions": (Pair, Case(_sides(Pair), PAIR)),
+    "objectives.base:completions": (Pair, Case(_sides(Pair), {**PAIR, "odds": DROPPED})),
     "objectives.base:completions, rankings": (Ranked, Case(_sides(Ranked), RANKED)),
-    "report.validate:_flat": (Pair, Case(_reported(Pair), PAIR)),
+    "report.validate:_flat": (Pair, Case(_reported(Pair), ORDER)),
     "report.validate:_flat, rankings": (Ranked, Case(_reported(Ranked), RANKED)),
     "report.validate:_flat, rollouts": (Rollout, Case(_reported(Rollout), ALL)),
     "training.grounded.turns:Turns._generate": (
@@ -274,7 +290,7 @@ ITEMS: dict[str, tuple[type, Case]] = {
         Case(_ranked_by_label, {"prompt": KEPT, "completion": KEPT, **NO_GUIDANCE}),
     ),
     "data.derive:split": (Rollout, Case(_split, ALL)),
-    "training.dpo:_dataset": (Pair, Case(_for_dpo, PAIR)),
+    "training.dpo:_dataset": (Pair, Case(_for_dpo, ORDER)),
 }
 
 
@@ -406,6 +422,45 @@ def _completed(folder: Path, before: Fields) -> Fields:
     return made | {"judged": judged[0]}
 
 
+def _encoded_pair(before: Fields) -> Fields:
+    """The fields of a pair's prompt, from a record that also has those of an answer."""
+    ids = {"chosen_token_ids": before["completion_token_ids"], "rejected_token_ids": [5]}
+    record = {**before, "chosen": "a", "rejected": "b", **ids, "odds": [[1, 1, 0.5]]}
+    source, prompt, answers = odds._encoded(record, data.encoding.Encoder(TOKENIZER))
+    assert prompt == before["prompt_token_ids"]
+    return {**source, "completion_token_ids": answers[0]}
+
+
+def _measured_pair(folder: Path, before: Fields) -> Fields:
+    """The better side of a measured pair of rollouts, and what the reward reads of its prefix."""
+    worse = {**before, "reward": -1.0, "completion": "worse", "completion_token_ids": [5, 6]}
+    data.write(folder / "rollouts.jsonl", [before, worse])
+    judged: list[Any] = []
+
+    def reward(records: Any) -> list[float]:
+        judged.extend(records)
+        return [float(i) for i in range(len(records))]
+
+    cuts = odds.cut_pairs(folder / "rollouts.jsonl", TOKENIZER, shares=[0.5])
+    with Journal(folder / "out.jsonl", {}) as journal:
+        odds.measure(ENGINE, cuts, RolloutSampling(n=2), reward, journal)
+    made = json.loads((folder / "out.jsonl").read_text())
+    assert made.pop("rejected_token_ids") == [5, 6]
+    ours = ("score_chosen", "score_rejected", "odds", "measured", "generated_tokens")
+    for name in ("rejected", *ours):
+        made.pop(name)
+    said = {f"completion{end}": made.pop(f"chosen{end}") for end in ENDS}
+    return {**made, **said, "judged": judged[0]}
+
+
+def _odds_row(folder: Path, before: Fields) -> Fields:
+    return {name: v for name, v in _measured_pair(folder, before).items() if name != "judged"}
+
+
+def _odds_judged(folder: Path, before: Fields) -> Fields:
+    return _measured_pair(folder, before)["judged"]
+
+
 def _unfinished(before: Fields) -> Fields:
     """The record of an answer's beginning that a reward reads."""
     judged: list[Any] = []
@@ -531,6 +586,17 @@ RECORDS: dict[str, Case] = {
     "rollouts.prefixes:complete.answer": Case(
         _in_files(_judged),
         {**PROMPTS_KEPT, **SAID, "completion": MADE, "completion_token_ids": MADE},
+    ),
+    "rollouts.odds:_encoded": Case(
+        _encoded_pair, {**PROMPTS_KEPT, **SAID, "completion_token_ids": KEPT}
+    ),
+    "rollouts.odds:_record": Case(
+        _in_files(_odds_judged),
+        {**PROMPTS_KEPT, **SAID, "completion": MADE, "completion_token_ids": MADE},
+    ),
+    "rollouts.odds:_measured": Case(
+        _in_files(_odds_row),
+        {**PROMPTS_KEPT, **SAID, "completion": MADE, "completion_token_ids": KEPT},
     ),
     "report.validate:_half_completed": Case(_reported_half, {**READ, "reward": KEPT}),
     "rollouts.run:roll_out.record": Case(

@@ -31,11 +31,18 @@ class Rollout(NamedTuple):
 
 
 class Pair(NamedTuple):
-    """A prompt and two completions of it, the first preferred."""
+    """A prompt and two completions of it, the first preferred.
+
+    `rewards` are those of the two whole completions, if known. `odds` are measured: (i, j, P),
+    where P is the probability that the first i tokens of `chosen`, continued by the base, get a
+    higher reward than the first j tokens of `rejected`; a tie counts half.
+    """
 
     prompt: list[int]
     chosen: list[int]
     rejected: list[int]
+    rewards: tuple[float, ...] = ()
+    odds: tuple[tuple[int, int, float], ...] = ()
 
 
 class Ranked(NamedTuple):
@@ -57,6 +64,8 @@ class Rows(NamedTuple):
     rests: [rows] float32, the sum of log π/π0 over the tokens cut off each completion.
     prefix_rewards: [rows, steps] float32, the reward of the first t tokens; NaN in rows where they
     are unknown, 0 after a completion's end.
+    odds: [rows, points, 2] float32, for each measured point of a pair (tokens of this side,
+    probability that this side wins); NaN where a row has fewer points. See `Pair`.
     groups: [rows] int64, the batch item that a row belongs to; rows of one item are adjacent, the
     best first (both sides of a pair, the K completions of a ranking).
     """
@@ -70,6 +79,7 @@ class Rows(NamedTuple):
     log_ratios: Tensor
     rests: Tensor
     prefix_rewards: Tensor
+    odds: Tensor
     groups: Tensor
 
     def gather(self, values: Tensor) -> Tensor:
@@ -115,13 +125,19 @@ def _take(values: Tensor, at: Tensor) -> Tensor:
     return values[rows, at]
 
 
-def pad(rollouts: Sequence[Rollout], pad_id: int, groups: Sequence[int] | None = None) -> Rows:
+def pad(
+    rollouts: Sequence[Rollout],
+    pad_id: int,
+    groups: Sequence[int] | None = None,
+    odds: Sequence[Sequence[tuple[int, float]]] = (),
+) -> Rows:
     """Rows of prompt + completion, padded on the right.
 
     Args:
         rollouts: one for each row.
         pad_id: any token; it is masked.
         groups: the item that each row belongs to; by default each row is its own item.
+        odds: (tokens, P) of the measured points of each row; by default there are none.
 
     Raises:
         ValueError: a prompt or a completion is empty.
@@ -146,8 +162,17 @@ def pad(rollouts: Sequence[Rollout], pad_id: int, groups: Sequence[int] | None =
             [_filled(rollout.prefix_rewards or [math.nan] * steps, steps) for rollout in rollouts],
             dtype=torch.float32,
         ),
+        _points(odds or [()] * len(rollouts)),
         torch.tensor(range(len(rollouts)) if groups is None else groups),
     )
+
+
+def _points(odds: Sequence[Sequence[tuple[int, float]]]) -> Tensor:
+    filled = torch.full((len(odds), max(map(len, odds)), 2), math.nan)
+    for row, points in zip(filled, odds, strict=True):
+        if points:
+            row[: len(points)] = torch.tensor(points)
+    return filled
 
 
 def _ratios(rollout: Rollout, steps: int) -> list[float]:

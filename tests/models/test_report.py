@@ -105,6 +105,9 @@ def test_it_says_how_much_is_known_beyond_the_prompt(report: Report) -> None:
     assert warning(report) is None
     said = markdown(report)
     assert "will not steer" not in said
+    assert report.credit is not None
+    assert report.credit.even < report.credit.top.value < 1
+    assert f"| Gini's coefficient | {report.credit.gini} |" in said
     for part in report.known:
         assert f"| {part.percent} % | {part.reward} | {part.beyond_prompt} |" in said
     assert f"| correlation with the reward at 50 %, beyond the prompt | {beyond[2]} |" in summary(

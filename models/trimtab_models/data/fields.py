@@ -10,10 +10,13 @@ from trimtab_models.data.faults import Record
 
 PROMPT = ("prompt", "prompt_token_ids", "tools", "chat_template_kwargs")
 """Fields that a prompt is rendered from: records share a prompt if all of these are equal."""
-SIDES = tuple(
-    f"{name}{suffix}"
-    for name in ("chosen", "rejected", "completions")
-    for suffix in ("", "_token_ids")
+SIDES = (
+    *(
+        f"{name}{suffix}"
+        for name in ("chosen", "rejected", "completions")
+        for suffix in ("", "_token_ids")
+    ),
+    *("score_chosen", "score_rejected", "odds", "measured", "generated_tokens"),
 )
 """Answer fields of a preference or a ranking."""
 ANSWER = (

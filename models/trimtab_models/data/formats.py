@@ -113,10 +113,59 @@ def _in_order(*scores: Any) -> None:
         raise Left("two of their completions have the same score (a tie)")
 
 
+def _rewards(record: Record) -> tuple[float, ...]:
+    """The rewards of the two sides, from the first of `SCORES`; empty without them.
+
+    Raises:
+        as `_in_order`, if the record has no measured odds, which say themselves who wins.
+    """
+    known = [tuple(record[n] for n in names) for names in SCORES if all(n in record for n in names)]
+    for scores in known:
+        if record.get("odds") and all(map(finite, scores)):
+            continue
+        _in_order(*scores)
+    return tuple(map(float, known[0])) if known else ()
+
+
+def _odds(record: Record, pair: Pair) -> tuple[tuple[int, int, float], ...]:
+    """The measured odds of a preference, see `Pair`; empty without them.
+
+    Points after a side's EOS count as that side's end, as its tokens after it are cut.
+
+    Raises:
+        Fault: the record lacks the sampled ids of a side, or a point is not of such numbers.
+    """
+    points = record.get("odds") or []
+    if not points:
+        return ()
+    sides = [record.get(f"{side}_token_ids") for side in ("chosen", "rejected")]
+    if not all(sides) or not ("prompt" in record or "prompt_token_ids" in record):
+        raise Fault(
+            "'odds' count tokens, so they need a 'prompt', 'chosen_token_ids' and "
+            "'rejected_token_ids'"
+        )
+    most = [len(side or ()) for side in sides]
+
+    def valid(point: Any) -> bool:
+        return (
+            isinstance(point, list)
+            and len(point) == 3
+            and all(type(n) is int and 0 < n <= end for n, end in zip(point, most, strict=False))
+            and finite(point[2])
+            and 0 <= point[2] <= 1
+        )
+
+    if not (isinstance(points, list) and all(map(valid, points))):
+        raise Fault(
+            "'odds' is not a list of [tokens of 'chosen', tokens of 'rejected', probability that "
+            f"'chosen' wins], with at most {most[0]} and {most[1]} tokens"
+        )
+    ends = len(pair.chosen), len(pair.rejected)
+    return tuple((min(i, ends[0]), min(j, ends[1]), float(p)) for i, j, p in points)
+
+
 def _pair(record: Record, encoder: Encoder) -> Pair:
-    for names in SCORES:
-        if all(name in record for name in names):
-            _in_order(*(record[name] for name in names))
+    rewards = _rewards(record)
     sides = ("chosen", "rejected")
     chats = all(isinstance(record.get(side), list) for side in sides)
     prompted = any(name in record for name in ("prompt", "prompt_token_ids"))
@@ -138,7 +187,7 @@ def _pair(record: Record, encoder: Encoder) -> Pair:
         pair = _implicit(record, encoder)
     if pair.chosen == pair.rejected:
         raise Fault("'chosen' and 'rejected' are the same")
-    return pair
+    return pair._replace(rewards=rewards, odds=_odds(record, pair))
 
 
 def _explicit(record: Record, encoder: Encoder) -> Pair:

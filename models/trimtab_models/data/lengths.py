@@ -3,7 +3,8 @@
 The completion is scored, so the prompt is cut first: on the left, where its oldest tokens are, but
 to no less than half of max_length. Then the completion is cut on the right, with its EOS. It keeps
 its label, the return of the whole completion, its guidance strength, and the rewards of the
-remaining prefixes; the log-ratios of the cut tokens become one sum.
+remaining prefixes; the log-ratios of the cut tokens become one sum. Measured odds of a longer
+prefix of a pair become those of what remains: over answers of the base, their mean is the same.
 """
 
 import logging
@@ -79,4 +80,8 @@ def _with(item: Item, prompt: list[int], sides: list[list[int]]) -> Item:
             rest=item.rest + sum(removed),
             prefix_rewards=item.prefix_rewards[: len(sides[0])],
         )
-    return Pair(prompt, *sides) if isinstance(item, Pair) else Ranked(prompt, sides)
+    if isinstance(item, Ranked):
+        return Ranked(prompt, sides)
+    a, b = map(len, sides)
+    odds = tuple((min(i, a), min(j, b), p) for i, j, p in item.odds)
+    return item._replace(prompt=prompt, chosen=sides[0], rejected=sides[1], odds=odds)

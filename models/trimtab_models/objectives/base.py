@@ -50,17 +50,18 @@ class Objective(ABC):
         Raises:
             ValueError: this objective cannot use an item.
         """
-        flat, groups = [], []
+        flat, groups, odds = [], [], []
         for group, item in enumerate(items):
             sides = completions(item)
             flat += sides
             groups += [group] * len(sides)
+            odds += _odds(item) if isinstance(item, Pair) else [()] * len(sides)
         if not self.reads_strength and any(side.strength for side in flat):
             raise ValueError(
                 f"{self.name} learns from the base's answers, but some were sampled with guidance "
                 "(their 'strength' is not 0); leave them out, or train a distribution."
             )
-        return pad(flat, pad_id, groups)
+        return pad(flat, pad_id, groups, odds)
 
     def info(self) -> dict[str, Any]:
         """Further fields of the checkpoint's `ScorerInfo`."""
@@ -79,5 +80,13 @@ def completions(item: Rollout | Pair | Ranked) -> list[Rollout]:
     """An item's completions, the best first; labels are 0 where only an order is known."""
     if isinstance(item, Rollout):
         return [item]
-    sides = [item.chosen, item.rejected] if isinstance(item, Pair) else item.completions
-    return [Rollout(item.prompt, side, 0.0) for side in sides]
+    if isinstance(item, Pair):
+        rewards = item.rewards or (0.0, 0.0)
+        sides = zip((item.chosen, item.rejected), rewards, strict=True)
+        return [Rollout(item.prompt, side, reward) for side, reward in sides]
+    return [Rollout(item.prompt, side, 0.0) for side in item.completions]
+
+
+def _odds(pair: Pair) -> list[list[tuple[int, float]]]:
+    """For each side, its tokens at each measured point, and the probability that it wins."""
+    return [[(i, p) for i, _, p in pair.odds], [(j, 1 - p) for _, j, p in pair.odds]]

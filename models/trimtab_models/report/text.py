@@ -2,7 +2,7 @@
 
 from trimtab_models.info import STEERS
 from trimtab_models.report.validate import Report
-from trimtab_models.validation import Correlation, Estimate, Known, ValueAgreement
+from trimtab_models.validation import Correlation, Credit, Estimate, Known, ValueAgreement
 from trimtab_models.validation.known import HALF
 
 
@@ -80,6 +80,8 @@ def summary(report: Report) -> str:
 def markdown(report: Report) -> str:
     """The whole of report.md."""
     parts = [_order(report), _known(report), _ranks(report), _length(report)]
+    if report.credit is not None:
+        parts.append(_credit(report.credit))
     if report.values is not None:
         parts.append(_values(report.values, report.is_value))
     if report.inheritance:
@@ -172,6 +174,20 @@ def _length(report: Report) -> str:
         f"| | ρ |\n|---|---|\n| score, length | {_number(length.score)} |\n"
         f"| reward, length | {_number(length.reward)} |\n"
         f"| score, reward | {_number(length.score_and_reward)} |\n\nn = {length.n} completions."
+    )
+
+
+def _credit(credit: Credit) -> str:
+    return (
+        "## Where credit sits\n\n"
+        "How much each token changes the score, from the second token on. Rewards of real tasks "
+        "often turn on a few tokens; a scorer that spreads its score evenly does not know them. "
+        "Compare with the measured credit of the base's answers (`trimtab rollout --odds`).\n\n"
+        "| | |\n|---|---|\n"
+        f"| the tenth of the tokens that move it most (at least one) has, of the change | {credit.top} |\n"
+        f"| the same, if all moved it alike | {credit.even:.3f} |\n"
+        f"| Gini's coefficient | {credit.gini} |\n\n"
+        f"n = {credit.answers} answers, {credit.steps} tokens."
     )
 
 

@@ -4,6 +4,8 @@ import random
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any, Literal, Self
 
+import numpy as np
+
 from trimtab_models.data.encoding import stored_ids
 from trimtab_models.data.faults import Fault
 from trimtab_models.data.formats import finite
@@ -14,12 +16,14 @@ from trimtab_models.rows import Pair, Ranked, Rollout
 from trimtab_models.scoring import prefix_scores
 from trimtab_models.validation import (
     Continued,
+    Credit,
     Inheritance,
     Known,
     LengthCorrelation,
     PrefixAuc,
     ReciprocalRank,
     ValueAgreement,
+    credit,
     inheritance,
     known,
     length_correlation,
@@ -65,6 +69,7 @@ class Report(Figures):
 
     is_value: whether the scores are mean returns.
     rates: None unless the training chose between learning rates.
+    credit: how unequally tokens move the score; None if none does.
     values: None without half-completed answers. inheritance: empty without them.
     points: a random sample of up to `POINTS` completions, for the plot.
     """
@@ -78,6 +83,7 @@ class Report(Figures):
     known: list[Known]
     reciprocal_rank: ReciprocalRank
     length: LengthCorrelation
+    credit: Credit | None
     values: ValueAgreement | None
     inheritance: list[Inheritance]
     points: list[Point]
@@ -130,6 +136,7 @@ def validate(
         known=known(scores, labels, groups, seed=seed),
         reciprocal_rank=token_mean_reciprocal_rank(scores, labels, groups, seed=seed),
         length=length_correlation(scores, labels, groups),
+        credit=credit([np.diff(row) for row in scores], groups, seed=seed),
         values=None,
         inheritance=[],
         points=[

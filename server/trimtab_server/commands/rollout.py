@@ -26,7 +26,23 @@ def rollout(
     at: Annotated[str, typer.Option(help="--complete: fractions at which to cut.")] = "0.5",
     limit: Annotated[
         int | None,
-        typer.Option(help="--complete: number of rollouts, sampled with the seed.", min=1),
+        typer.Option(help="--complete: number of rollouts or pairs, sampled with the seed.", min=1),
+    ] = None,
+    odds: Annotated[
+        bool,
+        typer.Option(
+            "--odds",
+            help="--complete: a file of pairs, or of rollouts that are paired; complete both sides "
+            "and measure how often the chosen one's prefix wins. bradley-terry trains on it.",
+        ),
+    ] = False,
+    lengths: Annotated[
+        int | None,
+        typer.Option(
+            help="--odds: cut each pair at so many drawn numbers of tokens, the same for both "
+            "sides, instead of --at.",
+            min=1,
+        ),
     ] = None,
     reward: Annotated[
         str | None,
@@ -79,8 +95,9 @@ def rollout(
 
     A record has the prompt and the completion in TRL's field names, their token ids, the base's
     log-probability of each token (temperature 1) and the reward. With --complete, a record is a
-    half-completed answer with the returns of its n completions, to validate values. After an
-    interruption, run the same command again to resume.
+    half-completed answer with the returns of its n completions, to validate values; with --odds
+    it is a pair with the odds of its prefixes. After an interruption, run the same command again
+    to resume.
     """
     # Imported here because torch and transformers take seconds.
     from trimtab_server.commands import rollout_job

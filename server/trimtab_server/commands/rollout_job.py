@@ -12,6 +12,7 @@ from trimtab.logs import configure_logging
 from trimtab.params import GuidanceParams
 from trimtab.sampling import RolloutSampling
 from trimtab_lab.rollouts.journal import Journal
+from trimtab_lab.rollouts.odds import CutPair, cut_pairs, measure
 from trimtab_lab.rollouts.prefixes import CutAnswer, complete, cut_answers
 from trimtab_lab.rollouts.prompts import RolloutPrompt, read
 from trimtab_lab.rollouts.remote import RemoteSampler
@@ -47,6 +48,10 @@ def run(options: Mapping[str, Any], flags: Sequence[str]) -> None:
         raise StartError("--ray-actors needs --ray ADDRESS.")
     if options["prefix_rewards"] and (cutting or options["reward"] is None):
         raise StartError("--prefix-rewards needs a --reward and --prompts.")
+    if options["odds"] and not cutting:
+        raise StartError("--odds needs --complete FILE, with pairs or rollouts.")
+    if options["lengths"] is not None and not options["odds"]:
+        raise StartError("--lengths needs --odds.")
     model, flags = bases.locate(options["model"], flags)
     source = Path(options["complete"] or options["prompts"])
     recorded = ("model", "at", "limit", "reward", "raw")
@@ -59,6 +64,7 @@ def run(options: Mapping[str, Any], flags: Sequence[str]) -> None:
         "scorers": scorers,
         "flags": list(flags),
         **({"prefix_rewards": True} if options["prefix_rewards"] else {}),
+        **({"odds": True, "lengths": options["lengths"]} if options["odds"] else {}),
     }
     keys = ("index",) if cutting else ("index", "sample")
     with Journal(options["out"], settings, keys) as file:
@@ -75,28 +81,52 @@ def _fill(
 ) -> None:
     """Sample the records that the file lacks."""
     cuts: list[CutAnswer] = []
+    pairs: list[CutPair] = []
     texts: list[RolloutPrompt] = []
-    if options["complete"] is not None:
+    if options["odds"]:
+        pairs = _pairs(model, options, sampling.seed)
+        _check_kept(max(max(kept) for pair in pairs for _, kept in pair.points), sampling)
+    elif options["complete"] is not None:
         fractions = _fractions(options["at"])
         known = vocabulary(_tokenizer(model))
         cuts = cut_answers(options["complete"], fractions, options["limit"], sampling.seed, known)
-        if (longest := max(cut.kept for cut in cuts)) >= sampling.max_tokens:
-            raise StartError(
-                f"a cut answer has {longest} tokens; --max-tokens counts whole "
-                "answers and must be larger."
-            )
+        _check_kept(max(cut.kept for cut in cuts), sampling)
     configure_logging()
     if options["prompts"] is not None:
         texts = read(options["prompts"], _tokenizer(model), raw=options["raw"])
     reward = rewards.load(options["reward"]) if options["reward"] else None
-    if len(file.records) == (len(cuts) or len(texts) * sampling.n):
+    if len(file.records) == (len(cuts) or len(pairs) or len(texts) * sampling.n):
         return
     sampler = _sampler(model, scorers, flags, options["ray"], options["ray_actors"])
-    if cuts:
+    if pairs:
+        assert reward is not None
+        measure(sampler, pairs, sampling, reward, file)
+    elif cuts:
         assert reward is not None
         complete(sampler, cuts, sampling, reward, file)
     else:
         roll_out(sampler, texts, sampling, reward, file, prefixes=options["prefix_rewards"])
+
+
+def _pairs(model: str, options: Mapping[str, Any], seed: int) -> list[CutPair]:
+    lengths = options["lengths"]
+    return cut_pairs(
+        options["complete"],
+        _tokenizer(model),
+        shares=() if lengths else _fractions(options["at"]),
+        lengths=lengths,
+        limit=options["limit"],
+        seed=seed,
+    )
+
+
+def _check_kept(longest: int, sampling: RolloutSampling) -> None:
+    """Refuse cut answers that leave no token to sample."""
+    if longest >= sampling.max_tokens:
+        raise StartError(
+            f"a cut answer has {longest} tokens; --max-tokens counts whole answers and must be "
+            "larger."
+        )
 
 
 def _sampler(
