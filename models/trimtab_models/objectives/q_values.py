@@ -8,10 +8,11 @@ where the backup v(s_t), without gradient, is the reward R for the ended answer 
     sampled   Q(s_t, y_{t+1})
 
 The exact backup has less noise but needs the base's probabilities; both have the fixed point
-Q^π0(s, v) = V^π0(s + v). The dueling head splits Q(s, v) = V(s) + A(s, v) − mean_v A(s, ·) and is
-trained with the exact backup. Sources: Sutton and Barto, "Reinforcement Learning", 2nd edition,
-eq. 6.9 (expected Sarsa) and 6.7 (Sarsa); Wang et al., "Dueling Network Architectures for Deep
-Reinforcement Learning" (ICML 2016), eq. 9.
+Q^π0(s, v) = V^π0(s + v). Where rewards arrive before the end, Q is the return from the token on,
+with the reward that it brings: the target is r_t + v(s_t). The dueling head splits
+Q(s, v) = V(s) + A(s, v) − mean_v A(s, ·) and is trained with the exact backup. Sources: Sutton and
+Barto, "Reinforcement Learning", 2nd edition, eq. 6.9 (expected Sarsa) and 6.7 (Sarsa); Wang et al.,
+"Dueling Network Architectures for Deep Reinforcement Learning" (ICML 2016), eq. 9.
 """
 
 from typing import ClassVar
@@ -20,7 +21,7 @@ from torch import Tensor
 
 from trimtab_models.networks import Head
 from trimtab_models.objectives.base import Objective
-from trimtab_models.objectives.returns import lambda_returns
+from trimtab_models.objectives.returns import returns_to_go
 from trimtab_models.rows import Rows
 
 
@@ -30,6 +31,7 @@ class QExact(Objective):
     name = "Q, exact backup"
     head: ClassVar[Head] = "vocabulary"
     is_value: ClassVar[bool] = True
+    to_go: ClassVar[bool] = True
     reads_base: ClassVar[bool] = True
 
     def loss(self, outputs: Tensor, rows: Rows, log_pi0: Tensor | None = None) -> Tensor:
@@ -40,7 +42,7 @@ class QExact(Objective):
         """(Q(s_{t−1}, y_t) − v(s_t))² of every token, [rows, steps]; not masked yet."""
         q = self.combine(outputs)  # [rows, length, vocab]
         states = self.state_values(q.detach(), rows, log_pi0)  # [rows, steps]
-        targets = lambda_returns(states, rows.labels, rows.completions + 1, 0.0)
+        targets = returns_to_go(states, rows, 0.0, before=True)
         return (rows.chosen(q) - targets).square()
 
     def state_values(self, q: Tensor, rows: Rows, log_pi0: Tensor | None) -> Tensor:
