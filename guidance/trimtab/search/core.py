@@ -24,7 +24,7 @@ TokenIds = tuple[int, ...]
 
 @dataclass(frozen=True)
 class Draw:
-    """Continue a sequence with the base. Draws of one round agree in all but prefix, length, seed."""
+    """Continue a sequence with the base. Draws of a round differ in prefix, length and seed."""
 
     prefix: TokenIds  # prompt included
     max_tokens: int
@@ -93,7 +93,7 @@ class Problem:
         return (sample_seed(self.seed, self.index, i) for i in count())
 
     def draw(self, path: "Path", block: int | TextBlock, seed: int, *, guided: bool) -> Draw:
-        """Request the next block of a path, in tokens or up to a text, or what it may still have."""
+        """Request the next block of a path, or as many tokens as it may still have."""
         tokens, until = (block, "") if isinstance(block, int) else (block.tokens, block.until)
         left = min(tokens, self.max_tokens - len(path.token_ids))
         prefix = self.prompt + path.token_ids

@@ -119,7 +119,7 @@ class SearchParams(BaseModel):
             )
 
     def check_scorers(self, guidance: GuidanceParams, to_go: Collection[str]) -> None:
-        """Refuse scorers whose scores lack the reward so far: a search compares whole answers.
+        """Refuse scorers whose scores lack the reward so far: a search compares answers.
 
         guidance: with scorers resolved. to_go: the scorers of which ScorerInfo.to_go is set.
 
@@ -129,9 +129,9 @@ class SearchParams(BaseModel):
         for name, weight in (guidance.scorers or {}).items():
             if weight != 0 and name in to_go:
                 raise InvalidGuidance(
-                    f"scorer '{name}' knows the return to go, not what an answer has gained before, "
-                    "so it compares the next tokens of one answer but not the answers of a search. "
-                    "Leave search out, or train gains with discount 1 on the same data.",
+                    f"scorer '{name}' knows the return to go, not what an answer has gained, "
+                    "so it compares the next tokens of one answer, but not answers of a search. "
+                    "Leave search out, or train gains with discount 1 on the data.",
                     param="scorers",
                 )
 
