@@ -5,11 +5,11 @@ import math
 import numpy as np
 import pytest
 import torch
-from kinds_made import bert, llama, made
 from tokenizers.processors import TemplateProcessing
 from transformers import AutoModelForTokenClassification, AutoTokenizer
 
 import tokenizers_made
+from kinds_made import bert, llama, made
 from trimtab.config import GuidanceConfig, parse_scorer
 from trimtab.errors import ScorerLoadError
 from trimtab.loading import load_scorers
