@@ -71,6 +71,7 @@ def _rollout(draw: Any) -> Fields:
         "log_ratios": tuple(draw(ratios)),
         "rest": draw(_positive),
         "prefix_rewards": tuple(draw(ratios)),
+        "step_rewards": tuple(draw(ratios)),
     }
 
 
@@ -111,6 +112,7 @@ def _record(draw: Any) -> Fields:
         "reward": one["label"],
         "rewards": {"taste": draw(st.integers(100, 200))},
         "prefix_rewards": list(one["prefix_rewards"]),
+        "spans": [{"start": 0, "end": 1, "value": draw(_positive)}],
         "label": 77.0,
     }
 
@@ -165,6 +167,7 @@ def _row(rows: Any) -> Fields:
         "log_ratios": tuple(rows.log_ratios[0, :tokens].tolist()),
         "rest": float(rows.rests[0]),
         "prefix_rewards": tuple(rows.prefix_rewards[0, :tokens].tolist()),
+        "step_rewards": tuple(rows.step_rewards[0, :tokens].tolist()),
     }
 
 
@@ -238,7 +241,9 @@ def _for_dpo(before: Fields) -> Fields:
 
 
 ALL = dict.fromkeys(Rollout._fields, KEPT)
-NO_GUIDANCE = dict.fromkeys(("label", "strength", "log_ratios", "rest", "prefix_rewards"), DROPPED)
+NO_GUIDANCE = dict.fromkeys(
+    ("label", "strength", "log_ratios", "rest", "prefix_rewards", "step_rewards"), DROPPED
+)
 PAIR = dict.fromkeys(Pair._fields, KEPT)
 ORDER = {**PAIR, "rewards": DROPPED, "odds": DROPPED}
 RANKED = dict.fromkeys(Ranked._fields, KEPT)
@@ -254,6 +259,7 @@ ITEMS: dict[str, tuple[type, Case]] = {
                 "log_ratios": CUT,
                 "rest": MADE,
                 "prefix_rewards": CUT,
+                "step_rewards": CUT,
             },
         ),
     ),
@@ -298,7 +304,9 @@ ITEMS: dict[str, tuple[type, Case]] = {
 
 
 def _encoded(before: Fields) -> Fields:
+    text = TOKENIZER.decode(before["completion_token_ids"], skip_special_tokens=True)
     record = {**before, "completion_token_ids": [*before["completion_token_ids"], EOS, 5, EOS]}
+    record["completion"] = text  # the tokens that are there, for the spans
     for name in ("log_ratios", "prefix_rewards"):
         record[name] = [*before[name], 0.5, 0.5, 0.5]
     (item,) = data.rollouts([record], TOKENIZER)
@@ -306,7 +314,8 @@ def _encoded(before: Fields) -> Fields:
     return {
         "prompt_token_ids": item.prompt,
         "completion_token_ids": item.completion[:-1],
-        "reward": item.label,
+        "reward": item.label - sum(item.step_rewards),
+        "spans": [{"start": 0, "end": 1, "value": sum(item.step_rewards)}],
         "strength": item.strength,
         "log_ratios": list(item.log_ratios[:-1]),
         "prefix_rewards": list(item.prefix_rewards[:-1]),
@@ -559,11 +568,14 @@ DRAWN = ("index", "sample", "completion", "completion_token_ids", "logprobs")
 READ = {**IDS_ONLY, "completion_token_ids": KEPT}
 ONE_SIDE = {**PROMPTS_KEPT, **SAID, "completion": KEPT, "completion_token_ids": KEPT}
 EVERY = {**PROMPTS_KEPT, **dict.fromkeys(ANSWER, KEPT)}
-ANOTHER_REWARD = {**EVERY, "reward": MADE, "prefix_rewards": DROPPED}
+ANOTHER_REWARD = {**EVERY, "reward": MADE, "prefix_rewards": DROPPED, "spans": DROPPED}
 RECORDS: dict[str, Case] = {
     "data.formats:_rollout": Case(
         _encoded,
-        {**READ, **dict.fromkeys(("reward", "strength", "log_ratios", "prefix_rewards"), KEPT)},
+        {
+            **READ,
+            **dict.fromkeys(("reward", "strength", "log_ratios", "prefix_rewards", "spans"), KEPT),
+        },
     ),
     "data.formats:_explicit": Case(_sides_read("pairs"), READ),
     "data.formats:_ranking": Case(_sides_read("ranked"), READ),
@@ -576,12 +588,16 @@ RECORDS: dict[str, Case] = {
     "worlds.build:_training_data": Case(_in_files(_trained_on), ANOTHER_REWARD),
     "rivals.train:_pairs": Case(_in_files(_of_rival), ANOTHER_REWARD),
     "demo_scorers:labelled": Case(
-        _in_files(_labelled_prefixes), {**EVERY, "reward": MADE, "prefix_rewards": MADE}
+        _in_files(_labelled_prefixes),
+        {**EVERY, "reward": MADE, "prefix_rewards": MADE, "spans": DROPPED},
     ),
     "arena.refine:guided": Case(_in_files(_refined), EVERY),
-    "rollouts.prefixes:_labelled": Case(lambda before: _labelled(before, 1024), EVERY),
+    # The reward becomes the return of the answer, with the rewards of its spans.
+    "rollouts.prefixes:_labelled": Case(
+        lambda before: _labelled(before, 1024), {**EVERY, "reward": MADE}
+    ),
     "rollouts.prefixes:_measured": Case(
-        _in_files(_measured), {**PROMPTS_KEPT, **SAID, "reward": KEPT}
+        _in_files(_measured), {**PROMPTS_KEPT, **SAID, "reward": MADE}
     ),
     "rollouts.prefixes:complete.answer": Case(
         _in_files(_judged),
@@ -636,6 +652,7 @@ MAKERS = {
     "arena.values:_answers": "fresh answers of the base",
     "arena.refine:_record": "fresh guided answers; `test_arena_refine` reads them",
     "worlds.tiny:Tiny.__init__": "every answer there is, with its reward",
+    "worlds.tiny:Tiny.stepwise": "the same, with a reward for every token",
     "worlds.tiny:Tiny.sample": "of those; the base says them all",
     "training.grounded.guidance:TokenRewards.learn": "moves a batch to a device",
     "training.grounded.turns:Turns._update": "moves a batch to a device",
@@ -697,6 +714,7 @@ def test_every_transformation_is_here() -> None:
 GUIDED = {
     **{"prompt": [*range(10, 18)], "completion": [*range(20, 28)], "label": 1.0},
     **{"strength": 2.0, "log_ratios": (0.5,) * 8, "rest": 1.0, "prefix_rewards": (0.25,) * 8},
+    "step_rewards": (0.125,) * 8,
 }
 
 

@@ -51,6 +51,22 @@ class ScorerSpec(BaseModel):
     label: str | None = Field(
         None, description="text: the label, of several, whose log-probability is the score"
     )
+    delimiter: str | None = Field(
+        None,
+        min_length=1,
+        max_length=100,
+        description="text: the text that ends a step, for process reward models; the answer is "
+        "scored at the end of each step. On the command line, \\n is a line's end",
+    )
+    aggregate: Literal["last", "min", "product"] | None = Field(
+        None, description="text with a delimiter: how the scores of steps become one; default: last"
+    )
+    step_token: str | None = Field(
+        None,
+        min_length=1,
+        max_length=100,
+        description="text with a delimiter: what the classifier reads in its place",
+    )
     alpha: float | None = Field(None, description="log_ratio: factor α; default: as stored")
 
     @field_validator("family")
@@ -61,6 +77,14 @@ class ScorerSpec(BaseModel):
                 "family", "it must be the name of a family, or package.module:Class for your own"
             )
         return family
+
+    @model_validator(mode="after")
+    def _check_steps(self) -> "ScorerSpec":
+        if self.delimiter is None and (self.aggregate or self.step_token):
+            raise ValueError("aggregate and step_token need a delimiter, which ends the steps")
+        if self.delimiter is not None and self.family != "text":
+            raise ValueError("a delimiter needs family=text, a classifier of texts")
+        return self
 
 
 class GuidanceConfig(BaseModel):
@@ -129,6 +153,8 @@ def parse_scorer(text: str) -> tuple[str, dict[str, Any]]:
             "a-z, 0-9, '_' and '-'; for example --scorer kindness=./checkpoints/kindness."
         )
     fields: dict[str, Any] = {"path": path, **{key: value for key, _, value in pairs}}
+    for key in fields.keys() & {"delimiter", "step_token"}:
+        fields[key] = fields[key].replace("\\n", "\n")
     try:
         return name, ScorerSpec.model_validate(fields).model_dump(exclude_none=True)
     except ValidationError as error:

@@ -6,7 +6,7 @@ from trimtab.guide import Guide
 from trimtab.scorers.base import Scorer
 from trimtab.scoring import meters
 
-INFO_FIELDS = {"objective", "mean", "deviation", "base_model", "prefix_auc"}
+INFO_FIELDS = {"objective", "mean", "deviation", "base_model", "prefix_auc", "to_go"}
 COUNTS = ("parameters", "tokens_forwarded", "flops")
 
 

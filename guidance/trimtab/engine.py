@@ -52,6 +52,7 @@ class Version:
     parts: frozenset[str] = frozenset()  # scorers that a composite is made of
     distributional: bool = False  # whether it has histograms of returns
     whole: bool = False  # whether it scores the whole vocabulary at once
+    to_go: bool = False  # whether its scores lack the reward so far, which a search needs
     users: int = 0  # HTTP requests that began with it and have not ended
 
     @property

@@ -28,6 +28,7 @@ from trimtab_lab.rollouts.prompts import RolloutPrompt
 from trimtab_lab.rollouts.run import roll_out
 from trimtab_models import checkpoint, data, outputs, pretrained, smollm2
 from trimtab_models.data import Record
+from trimtab_models.data.fields import rejudged
 from trimtab_models.training.config import TrainConfig
 from trimtab_models.training.run import run
 from trimtab_models.validation import Estimate
@@ -174,7 +175,7 @@ def labelled(task: Task, plan: Plan, shelf: Path) -> Iterator[Record]:
         ids = record["completion_token_ids"]
         parts = (tokenizer.decode(ids[: t + 1], skip_special_tokens=True) for t in range(len(ids)))
         rewards = [reward(record["prompt"], part) for part in parts]
-        yield {**record, "reward": rewards[-1], "prefix_rewards": rewards}
+        yield {**rejudged(record), "reward": rewards[-1], "prefix_rewards": rewards}
 
 
 def settings(plan: Plan, base: str, path: Path, out: Path) -> TrainConfig:

@@ -1,9 +1,12 @@
-"""Sequence classifiers of transformers: one score for each text, independent of its batch.
+"""Classifiers of transformers: one score for each text, independent of its batch.
 
     s(text) = logit                             one output
             = log softmax(logits)[label]        several outputs, exactly one is true
             = log sigmoid(logits)[label]        problem_type = multi_label_classification
             = logits[label]                     problem_type = regression
+
+A token classifier, as process reward models are, is read at the text's last token, before those
+that its tokenizer adds at the end.
 
 A text gets the same score in a batch as alone. Texts of a batch are padded on the right; decoders,
 which look for the last token that is not padding, get a padding token that no text contains. One
@@ -12,14 +15,19 @@ last position, ConvBERT convolves over padding); then a batch holds texts of one
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoModelForSequenceClassification, PreTrainedModel
+from transformers import (
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+    PreTrainedModel,
+)
 
-from trimtab_models import peft, pretrained
+from trimtab_models import kinds, peft, pretrained
 from trimtab_models.checkpoint import checked_info, verify
 from trimtab_models.files import Unusable
 from trimtab_models.networks import attention_of_any_shape
@@ -37,7 +45,7 @@ TOLERANCE = 1e-3
 
 
 class Classifier:
-    """A *ForSequenceClassification and its tokenizer.
+    """A *ForSequenceClassification, or a *ForTokenClassification, and its tokenizer.
 
     Args:
         model: the network, on its device.
@@ -55,6 +63,9 @@ class Classifier:
         self.window = window(model, tokenizer)
         """The maximum tokens that it reads."""
         self._read = _reader(model.config, label)
+        special, after = set(tokenizer.all_special_ids), tokenizer("a")["input_ids"][::-1]
+        self._after = list(takewhile(special.__contains__, after))[::-1]
+        """The tokens that its tokenizer adds after a text."""
         # Encoder-decoders need the same number of end tokens in every text of a batch.
         self._one_by_one = bool(model.config.is_encoder_decoder)
         self._padding_is_safe = self._test_padding()
@@ -116,7 +127,17 @@ class Classifier:
         finally:
             for config, before in zip(configs, own, strict=True):
                 config.pad_token_id = before
+        if logits.dim() == 3:  # of every token
+            ends = torch.tensor([self._last(row["input_ids"]) for row in rows])
+            logits = logits[torch.arange(len(rows)), ends]
         return logits.float().cpu()
+
+    def _last(self, ids: Sequence[int]) -> int:
+        """The place of a text's own last token."""
+        added = len(self._after)
+        if added and added < len(ids) and list(ids[-added:]) == self._after:
+            return len(ids) - added - 1
+        return len(ids) - 1
 
     def _pad(self, rows: Sequence[Inputs]) -> int | None:
         """The padding token. Decoders use it to find a row's end: without their own, they get a
@@ -155,34 +176,49 @@ class Classifier:
         return torch.allclose(alone, together, rtol=TOLERANCE, atol=TOLERANCE)
 
 
-def load(path: str | Path, label: str | None = None, **options: Any) -> Classifier:
+def load(
+    path: str | Path, label: str | None = None, *, steps: bool = False, **options: Any
+) -> Classifier:
     """A classifier from a directory or hub name; `options` (dtype, ...) go to transformers.
+
+    steps: whether the texts end at steps, so that it may also be a token classifier.
 
     Raises:
         OSError: there is no such checkpoint, or it lacks a tokenizer or safetensors.
         Unusable, BrokenCheckpoint: it is damaged, or not a classifier of texts; see Classifier.
     """
     verify(path)
-    checked_info(path, "text")
+    checked_info(path, _family(steps))
     tokenizer = pretrained.tokenizer(path, truncation_side="left")
     if peft.is_adapter(path):
         return Classifier(peft.load(path, **options), tokenizer, label)
-    model = pretrained.network(AutoModelForSequenceClassification, path, **options)
+    model = pretrained.network(_auto(path), path, **options)
     return Classifier(model, tokenizer, label)
 
 
-def precheck(path: str | Path, label: str | None = None) -> None:
+def _family(steps: bool) -> str:
+    return "text with a delimiter" if steps else "text"
+
+
+def _auto(path: str | Path) -> Any:
+    """The class that loads a checkpoint."""
+    if kinds.kind(path, pretrained.configuration(path)) == "token":
+        return AutoModelForTokenClassification
+    return AutoModelForSequenceClassification
+
+
+def precheck(path: str | Path, label: str | None = None, *, steps: bool = False) -> None:
     """Check a classifier as `load` does, without its manifest; the weights stay on disk.
 
     Raises:
         as `load`.
     """
-    checked_info(path, "text")
+    checked_info(path, _family(steps))
     pretrained.tokenizer(path)
     if peft.is_adapter(path):
         _reader(peft.adapted(path, dtype="auto").config, label)
     else:
-        network = pretrained.network(AutoModelForSequenceClassification, path, dtype="auto")
+        network = pretrained.network(_auto(path), path, dtype="auto")
         _reader(network.config, label)
 
 

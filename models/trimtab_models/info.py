@@ -31,6 +31,11 @@ class ScorerInfo(BaseModel):
     mean: float = 0.0
     deviation: float = Field(1.0, gt=0)
     is_value: bool = Field(False, description="its scores are mean rewards, in the reward's unit")
+    to_go: bool = Field(
+        False,
+        description="scores are of the return from the last token on, with the reward that it "
+        "brings, and without those before: they compare the next tokens of one prefix alone",
+    )
     adds_up: bool = Field(
         False, description="scores belong to single tokens; a text's score is their sum"
     )

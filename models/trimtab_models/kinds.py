@@ -34,6 +34,7 @@ _SERVES: dict[str, tuple[tuple[Kind, ...], str]] = {
     "vocabulary": (("language",), "lacks an output over the vocabulary (*ForCausalLM)"),
     "log_ratio": (("language",), "lacks an output over the vocabulary (*ForCausalLM)"),
     "text": (("sequence",), "has no classifier of texts (*ForSequenceClassification)"),
+    "text with a delimiter": (("token", "sequence"), f"lacks {_HEADS}"),
     "probe": (("probe",), "is no probe, which `trimtab train --set probe.rank=16` makes"),
 }
 """For each family: the kinds that can serve it, and what the others lack."""

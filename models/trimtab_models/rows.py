@@ -6,6 +6,7 @@ prompts + t − 1 of its row, the state before the t-th token one position earli
 
 import math
 from collections.abc import Sequence
+from itertools import accumulate
 from typing import NamedTuple
 
 import torch
@@ -14,6 +15,10 @@ from torch import Tensor
 
 class Rollout(NamedTuple):
     """A prompt, a completion (with its EOS, if it ended with one), and its reward or label.
+
+    `label` is the return of the whole answer. `step_rewards` are the rewards that arrive with each
+    of its tokens, if any do before the end. They are a part of the label; the rest of it arrives
+    with the last token.
 
     `strength` is c if the completion was sampled from π0·exp(c·R)/Z, guided by soft values; 0 means
     the base. `log_ratios` are log π/π0 of its tokens under that guidance, if known, and `rest` is
@@ -28,6 +33,7 @@ class Rollout(NamedTuple):
     log_ratios: Sequence[float] = ()
     rest: float = 0.0
     prefix_rewards: Sequence[float] = ()
+    step_rewards: Sequence[float] = ()
 
 
 class Pair(NamedTuple):
@@ -63,7 +69,9 @@ class Rows(NamedTuple):
     where they are unknown, 0 in rows from the base and after a completion's end.
     rests: [rows] float32, the sum of log π/π0 over the tokens cut off each completion.
     prefix_rewards: [rows, steps] float32, the reward of the first t tokens; NaN in rows where they
-    are unknown, 0 after a completion's end.
+    are unknown, 0 after a completion's end. Where rewards of steps are known, their sum so far.
+    step_rewards: [rows, steps] float32, the rewards that arrive with each token and are not the
+    rest that comes at the end; 0 in rows without any.
     odds: [rows, points, 2] float32, for each measured point of a pair (tokens of this side,
     probability that this side wins); NaN where a row has fewer points. See `Pair`.
     groups: [rows] int64, the batch item that a row belongs to; rows of one item are adjacent, the
@@ -79,6 +87,7 @@ class Rows(NamedTuple):
     log_ratios: Tensor
     rests: Tensor
     prefix_rewards: Tensor
+    step_rewards: Tensor
     odds: Tensor
     groups: Tensor
 
@@ -109,6 +118,17 @@ class Rows(NamedTuple):
         """
         rows = torch.arange(len(self.prompts), device=values.device)[:, None]
         return values[rows, self.prompts[:, None] + self._steps() - 1, self.tokens()]
+
+    def so_far(self) -> Tensor:
+        """The rewards that have arrived before each token: [rows, steps]."""
+        return self.step_rewards.cumsum(-1) - self.step_rewards
+
+    def to_go(self) -> Tensor:
+        """The return from each token on, with the reward that it brings itself: [rows, steps].
+
+        Without rewards of steps this is the label everywhere.
+        """
+        return self.labels[:, None] - self.so_far()
 
     def mask(self) -> Tensor:
         """True where a column is a token of the completion: [rows, steps] bool."""
@@ -159,8 +179,11 @@ def pad(
         torch.tensor([_ratios(rollout, steps) for rollout in rollouts], dtype=torch.float32),
         torch.tensor([rollout.rest for rollout in rollouts], dtype=torch.float32),
         torch.tensor(
-            [_filled(rollout.prefix_rewards or [math.nan] * steps, steps) for rollout in rollouts],
+            [_filled(_known(rollout) or [math.nan] * steps, steps) for rollout in rollouts],
             dtype=torch.float32,
+        ),
+        torch.tensor(
+            [_filled(rollout.step_rewards, steps) for rollout in rollouts], dtype=torch.float32
         ),
         _points(odds or [()] * len(rollouts)),
         torch.tensor(range(len(rollouts)) if groups is None else groups),
@@ -179,6 +202,19 @@ def _ratios(rollout: Rollout, steps: int) -> list[float]:
     if rollout.strength and not rollout.log_ratios:
         return [math.nan] * steps
     return _filled(rollout.log_ratios, steps)
+
+
+def _known(rollout: Rollout) -> Sequence[float]:
+    """The reward of each beginning; with rewards of steps their sum, and at the end the label."""
+    if rollout.prefix_rewards or not rollout.step_rewards:
+        return rollout.prefix_rewards
+    return [*accumulate(rollout.step_rewards[:-1]), rollout.label]
+
+
+def remaining(rollout: Rollout) -> list[float]:
+    """The return from each token on, with the reward that it brings itself; see `Rows.to_go`."""
+    steps = rollout.step_rewards or [0.0] * len(rollout.completion)
+    return [rollout.label - so_far for so_far in accumulate([0.0, *steps[:-1]])]
 
 
 def _filled(values: Sequence[float], steps: int) -> list[float]:

@@ -97,7 +97,7 @@ class Settings(PresetSettings, CapSettings, OperationSettings):
     scorer: Annotated[dict[str, ScorerSpec], NoDecode, BeforeValidator(_scorers)] = Field(
         default_factory=dict,
         description="scorers to serve, each `NAME=PATH[,key=value...]`; keys: `family`, "
-        "`reference`, `alpha`, `reads`, `label`",
+        "`reference`, `alpha`, `reads`, `label`, `delimiter`, `aggregate`, `step_token`",
     )
     default_scorer: Annotated[dict[str, float], NoDecode, BeforeValidator(weights)] = Field(
         default_factory=dict,

@@ -22,6 +22,7 @@ from trimtab.search import (
     Mcts,
     Score,
     Smc,
+    TextBlock,
     drive,
     start,
 )
@@ -36,6 +37,7 @@ ALL = [
     Blockwise(n=4, block=2),
     Beam(width=2, expand=3, block=1),
     Smc(particles=6, block=1, threshold=0.9),
+    Smc(particles=6, block=TextBlock(until="1", tokens=2)),
     Mcts(simulations=5),
 ]
 
@@ -78,6 +80,8 @@ def test_best_of_n_is_the_best_of_n_draws(engine, guidance):
 
 def beam_reference(engine, width, expand, block, seed):
     """The definition, one draw at a time."""
+    until = "" if isinstance(block, int) else block.until
+    block = block if isinstance(block, int) else block.tokens
     seeds = (sample_seed(seed, 0, i) for i in range(10_000))
     beams = [()]
     while not all(map(ended, beams)):
@@ -85,9 +89,8 @@ def beam_reference(engine, width, expand, block, seed):
         for y in beams:
             if not ended(y):
                 for _ in range(expand if y else width * expand):
-                    pool.append(
-                        y + engine.continuation(y, min(block, LENGTH - len(y)), next(seeds))
-                    )
+                    tokens = min(block, LENGTH - len(y))
+                    pool.append(y + engine.continuation(y, tokens, next(seeds), until=until))
         pool = sorted(dict.fromkeys(pool), key=engine.value, reverse=True)
         beams = pool[:width]
     return beams
@@ -100,6 +103,8 @@ def beam_reference(engine, width, expand, block, seed):
         (Beam(width=2, expand=4, block=3), 2, 4),
         (Blockwise(n=4, block=1), 1, 4),
         (Blockwise(n=3, block=2), 1, 3),
+        (Beam(width=2, expand=3, block=TextBlock(until="2", tokens=3)), 2, 3),
+        (Blockwise(n=3, block=TextBlock(until="3")), 1, 3),
     ],
     ids=str,
 )
@@ -112,6 +117,28 @@ def test_beams_are_the_definition(engine, params, width, expand):
         assert result.facts["values"] == [engine.value(y) for y in beams]
         answers.add(beams[0])
     assert len(answers) > 1
+
+
+def test_a_block_ends_with_the_token_that_completes_the_text(engine):
+    """Each block that is kept has the text at its end only, or the most tokens, or ends."""
+    block, blocks = TextBlock(until="2", tokens=3), []
+    for seed in range(10):
+        search = start(Blockwise(n=2, block=block), engine.problem(BASE, seed=seed))
+        before, answers = 0, None
+        while True:
+            try:
+                yielded = search.send(answers)
+            except StopIteration:
+                break
+            if isinstance(yielded, Commit):
+                blocks.append(yielded.token_ids[before:])
+                before, answers = len(yielded.token_ids), None
+            elif isinstance(yielded[0], Draw):
+                answers = engine.draw(yielded)
+            else:
+                answers = engine.score([(0, request) for request in yielded])
+    assert all(2 not in kept[:-1] for kept in blocks)
+    assert sum(kept[-1] == 2 for kept in blocks) > 3
 
 
 def test_one_block_of_everything_is_best_of_n(engine):

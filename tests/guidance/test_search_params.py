@@ -12,7 +12,7 @@ from trimtab.guide import Guide
 from trimtab.params import GuidanceParams
 from trimtab.scorers import CompositeScorer, FunctionScorer
 from trimtab.scorers.base import Scorer
-from trimtab.search import Beam, BestOfN, Blockwise, Mcts, SearchParams, Smc
+from trimtab.search import Beam, BestOfN, Blockwise, Mcts, SearchParams, Smc, TextBlock
 from trimtab.search.scoring import score_sequences
 from trimtab_models.checkpoint import ScorerInfo
 
@@ -27,6 +27,11 @@ GOOD = [
     ({"method": "beam", "width": 8, "expand": 8}, Beam(width=8, expand=8, block=8)),
     ({"method": "smc", "particles": 32, "threshold": 1}, Smc(particles=32, threshold=1.0)),
     ({"method": "mcts", "simulations": 0}, Mcts(simulations=0)),
+    (
+        {"method": "blockwise", "block": {"until": "\n\n", "tokens": 32}},
+        Blockwise(block=TextBlock(until="\n\n", tokens=32)),
+    ),
+    ({"method": "smc", "block": {"until": "."}}, Smc(block=TextBlock(until=".", tokens=64))),
 ]
 SECRET = "hunter2"
 BAD = [
@@ -40,6 +45,15 @@ BAD = [
     ({"method": "best_of_n", "n": SECRET}, "n: "),
     ({"method": "best_of_n", "particles": 4}, "fields are method, n"),
     ({"method": "blockwise", "block": 0}, "block: "),
+    ({"method": "blockwise", "block": SECRET}, "block: "),
+    ({"method": "beam", "block": True}, "block: "),
+    ({"method": "beam", "block": {}}, "block: "),
+    ({"method": "beam", "block": {"until": ""}}, "block: "),
+    ({"method": "beam", "block": {"until": ["\n"]}}, "block: "),
+    ({"method": "beam", "block": {"until": "x" * 101}}, "block: "),
+    ({"method": "smc", "block": {"until": "\n", "tokens": 257}}, "block: "),
+    ({"method": "smc", "block": {"until": "\n", SECRET: 3}}, "the fields until and tokens"),
+    ({"method": "best_of_n", "block": {"until": "\n"}}, "unknown field"),
     ({"method": "beam", "width": 9, "expand": 8}, "width times expand"),
     ({"method": "smc", "threshold": 1.5}, "threshold: "),
     ({"method": "smc", "threshold": float("nan")}, "threshold: "),
@@ -78,6 +92,15 @@ def test_what_does_not_go_together(search, guidance, temperature, param):
         search.check(GuidanceParams(**guidance), temperature)
     assert error.value.param == param
     search.check(GuidanceParams(), 1.0)
+
+
+def test_a_return_to_go_does_not_compare_answers():
+    params = GuidanceParams(scorers={"whole": 1.0, "rest": 0.5})
+    with pytest.raises(InvalidGuidance, match="'rest' knows the return to go") as error:
+        Beam().check_scorers(params, {"rest"})
+    assert error.value.param == "scorers"
+    Beam().check_scorers(params, {"other"})
+    Beam().check_scorers(GuidanceParams(scorers={"whole": 1.0, "rest": 0.0}), {"rest"})
 
 
 def test_mcts_needs_no_temperature():

@@ -31,13 +31,17 @@ class TinyEngine:
         ]
         return [w / sum(weights) for w in weights]
 
-    def continuation(self, prefix, tokens, seed, beta=0.0):
+    def continuation(self, prefix, tokens, seed, beta=0.0, until=""):
+        """`until`: a text, where a token's text is its number."""
         rng = random.Random(seed)
         out = ()
-        while len(out) < tokens and not ended(prefix + out):
+        while len(out) < tokens and not ended(prefix + out) and not self.has(out, until):
             policy = self.guided(prefix + out, beta) if beta else self.next(prefix + out)
             out += (rng.choices(range(VOCABULARY), policy)[0],)
         return out
+
+    def has(self, out, until):
+        return bool(until) and until in "".join(map(str, out))
 
     def draw(self, requests, beta=0.0):
         self.batches += 1
@@ -45,8 +49,9 @@ class TinyEngine:
         for request in requests:
             prefix = self.completion(request.prefix)
             assert not ended(prefix), "what has ended is not extended"
+            strength = beta if request.guided else 0.0
             out = self.continuation(
-                prefix, request.max_tokens, request.seed, beta if request.guided else 0.0
+                prefix, request.max_tokens, request.seed, strength, request.until
             )
             top = sorted(enumerate(self.next(prefix)), key=lambda pair: -pair[1])[: request.top]
             spent = 7 * len(out) if request.guided else 0  # whatever: it must be counted

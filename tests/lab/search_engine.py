@@ -4,13 +4,13 @@ import json
 
 from trimtab.errors import TrimtabError
 from trimtab.params import GuidanceParams
-from trimtab.search import Beam, BestOfN, Blockwise, Mcts, SearchParams, Smc
+from trimtab.search import Beam, BestOfN, Blockwise, Mcts, SearchParams, Smc, TextBlock
 from trimtab_models import demo
 
 METHODS = [
     BestOfN(n=6),
     Blockwise(n=4, block=6),
-    Beam(width=2, expand=3, block=6),
+    Beam(width=2, expand=3, block=TextBlock(until=".", tokens=12)),
     Smc(particles=6, block=6),
     Mcts(simulations=4),
 ]

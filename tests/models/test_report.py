@@ -1,5 +1,6 @@
 """Reports: a real scorer and a random one, the files, and the command line."""
 
+import importlib
 import json
 import shutil
 from pathlib import Path
@@ -19,7 +20,7 @@ from trimtab_models.objectives import OBJECTIVES
 from trimtab_models.report import Report, plots, summary, update, validate, warning, write
 from trimtab_models.report.__main__ import main
 from trimtab_models.report.text import markdown
-from trimtab_models.rows import Pair, Ranked, Rollout
+from trimtab_models.rows import Pair, Ranked, Rollout, remaining
 
 PROMPTS, COMPLETIONS = 12, 8
 
@@ -74,6 +75,24 @@ def report(items: list[Rollout], half_completed: list[Record]) -> Report:
     """That of the demo's sentiment scorer."""
     model, info = checkpoint.load(demo.scorers()["sentiment"])
     return validate(model, info, items, half_completed, 0)
+
+
+def test_a_return_to_go_is_reported_with_the_rewards_so_far(
+    items: list[Rollout], half_completed: list[Record], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Scores that know what is still to come know, with what came before, the whole return."""
+    draw = np.random.default_rng(0)
+    steps = [one._replace(step_rewards=draw.normal(size=len(one.completion))) for one in items]
+    steps = [one._replace(label=float(sum(one.step_rewards))) for one in steps]
+    steps = [one._replace(step_rewards=tuple(one.step_rewards)) for one in steps]
+    exact = [torch.tensor(remaining(one)) for one in steps]
+    module = importlib.import_module("trimtab_models.report.validate")
+    monkeypatch.setattr(module, "prefix_scores", lambda *_, **__: exact)
+    for to_go in (True, False):
+        info = ScorerInfo(to_go=to_go)
+        report = validate(None, info, steps, half_completed if to_go else None, 0)
+        assert (report.prefix_auc.mean.mean == pytest.approx(1.0)) == to_go
+        assert report.values is None
 
 
 @pytest.mark.slow

@@ -352,6 +352,27 @@ def test_half_precision_gradient_checkpoints_and_tensorboard(place: Path, tmp_pa
     assert checkpoint.load(half)[0].dtype == torch.float32
 
 
+def test_a_checkpoint_says_whether_it_scores_the_return_to_go(place: Path, tmp_path: Path) -> None:
+    rows = data.read(place / "rollouts.jsonl")
+    for n, row in enumerate(rows):
+        end = len(row["completion"])
+        first = {"start": 0, "end": 2, "value": n % 3, "aspect": "begin"}
+        row["spans"] = [first, {"start": 0, "end": end, "value": 1, "aspect": "end"}]
+    data.write(tmp_path / "steps.jsonl", rows)
+    sets = [f"data={tmp_path / 'steps.jsonl'}", "trainer.max_steps=2", "validation=0.25"]
+    marks = {}
+    for objective, more in (
+        ("td-lambda", []),
+        ("td-lambda", ["aspect=begin"]),
+        ("gains", ["options.discount=1"]),
+    ):
+        out = _train(place, tmp_path / f"out-{len(marks)}", objective, *sets, *more)
+        marks[out.name] = checkpoint.read_info(out).to_go
+    assert list(marks.values()) == [True, True, False]
+    plain = _train(place, tmp_path / "plain", "td-lambda", "trainer.max_steps=2")
+    assert not checkpoint.read_info(plain).to_go
+
+
 def test_fewer_layers(place: Path, tmp_path: Path) -> None:
     out = _train(place, tmp_path / "out", "td-lambda", "layers=1")
     model, _ = checkpoint.load(out)

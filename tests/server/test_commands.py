@@ -143,6 +143,17 @@ def test_a_body_has_what_was_chosen_and_no_more():
         "answer_token_ids": [4],
         "stop_token_ids": [3],
     }
+    block = '{"until":"a,\\n","tokens":9}'
+    search = f"beam,width=2,block={block},expand=3"
+    assert generate.body({**empty, "prompt": "x", "raw": True, "search": search}) == {
+        "prompt": "x",
+        "search": {
+            "method": "beam",
+            "width": 2,
+            "block": {"until": "a,\n", "tokens": 9},
+            "expand": 3,
+        },
+    }
 
 
 @pytest.mark.parametrize(

@@ -116,7 +116,27 @@ def test_stream_is_the_answer_in_pieces(server, search):
         assert len(choices) > 4
 
 
+def test_blocks_may_end_at_a_text(server):
+    """A stream's pieces are the blocks that were kept."""
+    search = {"method": "blockwise", "n": 3, "block": {"until": ".", "tokens": 16}}
+    body = {**ASKED, "search": search, "stream": True, "max_tokens": 60}
+    with connect_sse(server.http, "POST", "/generate", json=body) as source:
+        events = [event.data for event in source.iter_sse()]
+    pieces = [c for event in events[:-1] for c in json.loads(event)["choices"]]
+    texts = [piece["text"].rstrip() for piece in pieces]
+    assert all("." not in text[:-1] for text in texts)
+    assert sum(text.endswith(".") for text in texts) >= 2
+    assert all(len(piece["token_ids"]) <= 16 for piece in pieces)
+    assert all(
+        text.endswith(".") or len(piece["token_ids"]) == 16 or piece["finish_reason"]
+        for text, piece in zip(texts, pieces, strict=True)
+    )
+
+
 BAD = {
+    "block until nothing": {"search": {"method": "beam", "block": {"until": ""}}},
+    "block until a number": {"search": {"method": "smc", "block": {"until": 3}}},
+    "block of two kinds": {"search": {"method": "smc", "block": {"until": "a", "zebra": 3}}},
     "search null": {"search": None},
     "search text": {"search": "smc"},
     "no method": {"search": {"n": 4}},

@@ -32,6 +32,7 @@ class CompositeScorer(Scorer):
             ScorerInfo(
                 objective=" + ".join(f"{w:g}·{name}" for name, (_, w) in parts.items()),
                 mean=sum(w * scorer.info.mean for scorer, w in parts.values()),
+                to_go=any(scorer.info.to_go for scorer, _ in parts.values()),
             )
         )
         self.parts = dict(parts)

@@ -5,11 +5,15 @@
 Any `*ForSequenceClassification` of transformers, encoder or decoder: reward models, formality
 rankers. Every candidate's whole text goes through the network, without a prefix cache: this is the
 slow family. Scores of recent texts are cached.
+
+With a delimiter, the classifier scores the answer up to the end of each of its steps, as process
+reward models do; also a `*ForTokenClassification`, at its last token. See `steps`.
 """
 
 from collections import OrderedDict
 from collections.abc import Sequence
 from hashlib import blake2b
+from itertools import islice
 from typing import Any, Literal, Self, get_args
 
 import torch
@@ -18,6 +22,7 @@ from torch import Tensor
 from trimtab.config import ScorerSpec
 from trimtab.scorers.base import Scorer
 from trimtab.scorers.loader import Loader
+from trimtab.scorers.steps import Steps
 from trimtab.scoring import deadline
 from trimtab.scoring.pool import Ids, keep
 from trimtab.scoring.text import Prompt, Reader, Texts, Turns
@@ -43,12 +48,18 @@ class TextScorer(Scorer):
         classifier: scores the texts.
         reader: decodes the base's tokens.
         reads: the form of text that the classifier was trained on.
+        steps: where it scores an answer; by default at its end.
     """
 
     family = "text"
 
     def __init__(
-        self, info: ScorerInfo, classifier: Classifier, reader: Reader, reads: Reads = "text"
+        self,
+        info: ScorerInfo,
+        classifier: Classifier,
+        reader: Reader,
+        reads: Reads = "text",
+        steps: Steps | None = None,
     ) -> None:
         super().__init__(info)
         self.classifier = classifier
@@ -56,6 +67,9 @@ class TextScorer(Scorer):
         self.reader = reader
         self.reads = reads
         self.window = classifier.window
+        self.steps = steps
+        special = set(getattr(reader.decoder, "all_special_ids", ()))
+        self._ends = special - {getattr(reader.decoder, "unk_token_id", None)}
         self._scores: OrderedDict[bytes, tuple[float, int]] = OrderedDict()
         self._shortened: OrderedDict[int, int] = OrderedDict()
         self._forwarded = 0
@@ -63,17 +77,22 @@ class TextScorer(Scorer):
     @classmethod
     def precheck(cls, spec: ScorerSpec) -> None:
         """See Scorer.precheck."""
-        classify.precheck(spec.path, spec.label)
+        classify.precheck(spec.path, spec.label, steps=spec.delimiter is not None)
 
     @classmethod
     def load(cls, spec: ScorerSpec, loader: Loader) -> Self:
         """See Scorer.load."""
-        classifier = classify.load(spec.path, spec.label, dtype=torch.float32)
+        steps = None
+        if spec.delimiter is not None:
+            steps = Steps(spec.delimiter, spec.aggregate or "last", spec.step_token)
+        classifier = classify.load(
+            spec.path, spec.label, steps=steps is not None, dtype=torch.float32
+        )
         render = loader.render(spec, classifier.tokenizer, get_args(Reads))
         loader.cast(classifier.model).to(loader.device)
         reads: Any = spec.reads or ("chat" if render is not None else "text")
         info = ScorerInfo(objective="text classifier")
-        return cls(info, classifier, Reader(loader.decoder(), render), reads)
+        return cls(info, classifier, Reader(loader.decoder(), render), reads, steps)
 
     def score(
         self,
@@ -85,15 +104,35 @@ class TextScorer(Scorer):
     ) -> Tensor:
         """See Scorer.score."""
         texts = self.reader.read(keys, prefixes, candidates, prompts)
-        pairs = [(row.prompt, answer) for row in texts for answer in row.answers]
+        read = [
+            (row.prompt, self._parts(answer, token))
+            for row, group in zip(texts, candidates, strict=True)
+            for answer, token in zip(row.answers, group.tolist(), strict=True)
+        ]
+        pairs = [(prompt, part) for prompt, parts in read for part in parts]
         digests = [_digest(*pair) for pair in pairs]
         missing = {d: p for d, p in zip(digests, pairs, strict=True) if d not in self._scores}
         fresh = dict(zip(missing, self._forward(list(missing.values())), strict=True))
         results = [fresh.get(digest) or self._scores[digest] for digest in digests]
         for digest, result in zip(digests, results, strict=True):
             keep(self._scores, digest, result, CACHED_TEXTS)
-        self._note_shortened(keys, texts, results)
-        return torch.tensor([score for score, _ in results])
+        ahead = iter(results)
+        whole = [self._whole(list(islice(ahead, len(parts)))) for _, parts in read]
+        self._note_shortened(keys, texts, whole)
+        return torch.tensor([score for score, _ in whole])
+
+    def _parts(self, answer: str, token: int) -> list[str]:
+        """The texts of a candidate that are scored: the answer, or up to each of its steps."""
+        if self.steps is None:
+            return [answer]
+        return self.steps.texts(answer, ended=token in self._ends)
+
+    def _whole(self, parts: Sequence[tuple[float, int]]) -> tuple[float, int]:
+        """A candidate's score, and how many tokens did not fit, from those of its texts."""
+        if self.steps is None:
+            return parts[0]
+        lost = max((lost for _, lost in parts), default=0)
+        return self.steps.value([score for score, _ in parts]), lost
 
     def refusal(self, turns: Turns) -> str | None:
         """See Scorer.refusal."""

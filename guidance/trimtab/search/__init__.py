@@ -19,7 +19,7 @@ from trimtab.search.core import (
     counted,
 )
 from trimtab.search.mcts import mcts
-from trimtab.search.params import Beam, BestOfN, Blockwise, Mcts, SearchParams, Smc
+from trimtab.search.params import Beam, BestOfN, Blockwise, Mcts, SearchParams, Smc, TextBlock
 from trimtab.search.smc import smc
 from trimtab.search.sync import drive
 
@@ -38,6 +38,7 @@ __all__ = [
     "Search",
     "SearchParams",
     "Smc",
+    "TextBlock",
     "Usage",
     "drive",
     "start",

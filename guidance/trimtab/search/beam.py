@@ -9,7 +9,7 @@ sampled blocks are those of weak-to-strong search (Zhou et al., arXiv 2405.19262
 from itertools import takewhile
 
 from trimtab.search.core import Commit, Path, Problem, Rounds, scored
-from trimtab.search.params import Beam
+from trimtab.search.params import Beam, TextBlock
 
 
 def beam(params: Beam, problem: Problem) -> Rounds:
@@ -17,7 +17,7 @@ def beam(params: Beam, problem: Problem) -> Rounds:
     return grow(params.width, params.expand, params.block, problem)
 
 
-def grow(width: int, expand: int, block: int, problem: Problem) -> Rounds:
+def grow(width: int, expand: int, block: int | TextBlock, problem: Problem) -> Rounds:
     """The rounds of `beam`; the first block is drawn width·expand times, from the one beam."""
     seeds = problem.seeds()
     beams, blocks, times = [Path()], 0, width * expand

@@ -17,13 +17,14 @@ from typing import Any, Literal
 from trimtab.params import GuidanceParams
 from trimtab.sampling import sample_seed
 from trimtab.scoring.text import PromptContext, Turns
+from trimtab.search.params import TextBlock
 
 TokenIds = tuple[int, ...]
 
 
 @dataclass(frozen=True)
 class Draw:
-    """Continue a sequence with the base. Draws of one round agree in `top` and `guided`."""
+    """Continue a sequence with the base. Draws of a round differ in prefix, length and seed."""
 
     prefix: TokenIds  # prompt included
     max_tokens: int
@@ -31,6 +32,7 @@ class Draw:
     top: int = 0  # how many of the first step's most likely tokens to return
     guided: bool = False  # by the request's scorers, token by token
     context: PromptContext = field(default_factory=PromptContext)  # of the prompt
+    until: str = ""  # a text that ends the draw; the token that completes it is the last
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,7 @@ class Drawn:
     """The result of a Draw."""
 
     token_ids: Sequence[int]  # with the stop token, if sampled
-    ended: bool  # by a stop token, not by max_tokens
+    ended: bool  # by a stop token, not by max_tokens or `until`
     top: Sequence[tuple[int, float]] = ()  # (token, log π0 at temperature 1), most likely first
     kl: float = 0.0  # nats of guidance
     read_tokens: int = 0  # prefix tokens without cached K/V in the engine
@@ -90,11 +92,12 @@ class Problem:
         """A seed for every draw, the same as those of `Sampler.sample`."""
         return (sample_seed(self.seed, self.index, i) for i in count())
 
-    def draw(self, path: "Path", tokens: int, seed: int, *, guided: bool) -> Draw:
-        """Request the next `tokens` of a path, or as many as it may still have."""
+    def draw(self, path: "Path", block: int | TextBlock, seed: int, *, guided: bool) -> Draw:
+        """Request the next block of a path, or as many tokens as it may still have."""
+        tokens, until = (block, "") if isinstance(block, int) else (block.tokens, block.until)
         left = min(tokens, self.max_tokens - len(path.token_ids))
         prefix = self.prompt + path.token_ids
-        return Draw(prefix, left, seed, guided=guided, context=self.context)
+        return Draw(prefix, left, seed, guided=guided, context=self.context, until=until)
 
     @property
     def context(self) -> PromptContext:

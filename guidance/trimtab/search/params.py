@@ -5,10 +5,19 @@
 Errors name the invalid fields, never their values.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    TypeAdapter,
+    ValidationError,
+    model_validator,
+)
 
 from trimtab import reasons
 from trimtab.errors import InvalidGuidance
@@ -17,7 +26,38 @@ from trimtab.params import GuidanceParams, Number
 MAX_SEQUENCES = 256
 MAX_BEAMS = 64
 MAX_BLOCK = 256
-Block = Annotated[int, Field(ge=1, le=MAX_BLOCK, description="tokens per block")]
+MAX_UNTIL = 100
+
+
+class TextBlock(BaseModel):
+    """A block that ends at a text, such as a line's end: a step of an answer."""
+
+    model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
+
+    until: str = Field(
+        min_length=1,
+        max_length=MAX_UNTIL,
+        description="the text that ends a block; the token that completes it is the block's last",
+    )
+    tokens: int = Field(64, ge=1, le=MAX_BLOCK, description="maximum tokens of a block")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _check_names(cls, fields: Any) -> Any:
+        if isinstance(fields, Mapping) and not set(fields) <= set(cls.model_fields):
+            raise ValueError("a block that ends at a text has the fields until and tokens")
+        return fields
+
+
+def _form(block: Any) -> str:
+    return "text" if isinstance(block, Mapping | TextBlock) else "tokens"
+
+
+Block = Annotated[
+    Annotated[int, Field(ge=1, le=MAX_BLOCK), Tag("tokens")] | Annotated[TextBlock, Tag("text")],
+    Discriminator(_form),
+    Field(description="tokens per block, or the text that ends one"),
+]
 
 
 class SearchParams(BaseModel):
@@ -77,6 +117,23 @@ class SearchParams(BaseModel):
                 "and trace out.",
                 param="on_error" if guidance.on_error != "fail" else "trace",
             )
+
+    def check_scorers(self, guidance: GuidanceParams, to_go: Collection[str]) -> None:
+        """Refuse scorers whose scores lack the reward so far: a search compares answers.
+
+        guidance: with scorers resolved. to_go: the scorers of which ScorerInfo.to_go is set.
+
+        Raises:
+            InvalidGuidance: names a scorer, and says what to train.
+        """
+        for name, weight in (guidance.scorers or {}).items():
+            if weight != 0 and name in to_go:
+                raise InvalidGuidance(
+                    f"scorer '{name}' knows the return to go, not what an answer has gained, "
+                    "so it compares the next tokens of one answer, but not answers of a search. "
+                    "Leave search out, or train gains with discount 1 on the data.",
+                    param="scorers",
+                )
 
 
 class BestOfN(SearchParams):

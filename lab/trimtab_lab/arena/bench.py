@@ -293,5 +293,8 @@ def _bound(method: Method, tokens: int) -> float:
     n = search.get("n")
     if n is None:
         return float("nan")
-    choices = math.ceil(tokens / search["block"]) if "block" in search else 1
+    block = search.get("block", tokens)
+    if not isinstance(block, int):
+        return float("nan")  # blocks that end at a text are of any number
+    choices = math.ceil(tokens / block) if "block" in search else 1
     return choices * (math.log(n) - (n - 1) / n)

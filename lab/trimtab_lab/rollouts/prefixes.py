@@ -78,11 +78,11 @@ def cut_answers(
 
 
 def _labelled(record: Record, vocabulary: int) -> Record:
-    """A rollout with token ids; its reward is stored as "reward"."""
+    """A rollout with token ids; its return is stored as "reward"."""
     for name in ("prompt", "completion"):
         if not encoding.stored_ids(record, name, vocabulary):
             raise Fault(f"not a sampled rollout: '{name}_token_ids' is missing")
-    return {**record, "reward": formats.reward(record)}
+    return {**record, "reward": formats.total(record)}
 
 
 def complete(

@@ -9,6 +9,7 @@ over completions; nothing is estimated.
     world.probabilities @ world.rewards  # the base's reward, summed over both prompts
 """
 
+import copy
 import math
 from collections.abc import Callable
 from functools import cached_property
@@ -64,6 +65,12 @@ def reward(prompt: Prefix, completion: Prefix) -> float:
     return math.tanh(0.6 * sign * steps + (0.5 if EOS in completion else -0.2))
 
 
+def step_reward(prompt: Prefix, prefix: Prefix) -> float:
+    """The reward of the last token of a prefix in `Tiny.stepwise`: by the two tokens at its end."""
+    before, last = (*prompt, *prefix)[-2:]
+    return 0.35 * ((last + before) % 3 - 1) + 0.1 * (len(prefix) - 2)
+
+
 class Tiny:
     """The tiny world; `seed` chooses the base."""
 
@@ -89,6 +96,16 @@ class Tiny:
         self.probabilities = (self.rows.chosen(self.log_pi0) * self.rows.mask()).sum(1).exp()
         known = {(x, y[:t]) for x, y in self.finals for t in range(len(y) + 1)}
         self.states: list[TinyState] = sorted(known)
+
+    def stepwise(self) -> "Tiny":
+        """The same world with a further reward for every token; rewards are then whole returns."""
+        world = copy.copy(self)
+        steps = [[step_reward(x, y[: t + 1]) for t in range(len(y))] for x, y in self.finals]
+        pairs = zip(self.rollouts, steps, strict=True)
+        world.rollouts = [a._replace(label=a.label + sum(r), step_rewards=r) for a, r in pairs]
+        world.rows = pad(world.rollouts, EOS)
+        world.rewards = self.rewards + torch.tensor([sum(r) for r in steps], dtype=torch.float64)
+        return world
 
     # Exact quantities of one prefix.
 

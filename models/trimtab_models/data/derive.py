@@ -11,7 +11,7 @@ from typing import Any
 
 from trimtab_models.data.faults import Item, Record, convert, field, numbered
 from trimtab_models.data.fields import PROMPT, SIDES, of_prompt
-from trimtab_models.data.formats import reward
+from trimtab_models.data.formats import total
 
 log = logging.getLogger(__name__)
 
@@ -144,7 +144,7 @@ def _by_prompt(records: Iterable[Record]) -> list[list[tuple[float, Record]]]:
     def keyed(record: Record) -> tuple[Hashable, float, Record]:
         field(record, "prompt")
         key = json.dumps([record.get(name) for name in PROMPT], sort_keys=True)
-        return key, reward(record), record
+        return key, total(record), record
 
     groups: dict[Hashable, list[tuple[float, Record]]] = defaultdict(list)
     for key, value, record in convert(numbered(records), keyed, "grouping by prompt"):

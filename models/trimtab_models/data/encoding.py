@@ -42,16 +42,20 @@ def stored_ids(record: Record, name: str, vocabulary: int) -> list[int] | None:
 class Encoder:
     """Encodes the fields of records with a tokenizer.
 
+    aspect: of spans of rollouts, those of this aspect alone are read; see `steps`.
+
     Raises:
         ValueError: the tokenizer has no EOS.
     """
 
-    def __init__(self, tokenizer: Any) -> None:
+    def __init__(self, tokenizer: Any, aspect: str | None = None) -> None:
         if tokenizer.eos_token_id is None:
             raise ValueError("the tokenizer has no EOS token, so no completion can end; set one.")
         self.tokenizer = tokenizer
         self.eos: int = tokenizer.eos_token_id
         self.vocabulary = vocabulary(tokenizer)
+        self.aspect = aspect
+        self.aspects: set[str] = set()  # that the rollouts so far have
 
     def prompt(self, record: Record) -> list[int]:
         """A record's prompt; a chat includes the opening of the answer."""

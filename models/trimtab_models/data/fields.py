@@ -31,6 +31,7 @@ ANSWER = (
     "reward",
     "rewards",
     "prefix_rewards",
+    "spans",
     "label",
 )
 """Answer fields of a rollout; all others belong to the prompt or its line."""
@@ -42,8 +43,14 @@ def of_prompt(*records: Record) -> Record:
 
 
 def rejudged(record: Record) -> Record:
-    """The record without the rewards of its answer's beginnings, which another reward gave."""
-    return {name: value for name, value in record.items() if name != "prefix_rewards"}
+    """The record without the rewards of its answer's beginnings and steps, which another gave.
+
+    An object of "rewards" by their names is not of steps, and stays.
+    """
+    former = {"prefix_rewards", "spans"}
+    if isinstance(record.get("rewards"), list):
+        former.add("rewards")
+    return {name: value for name, value in record.items() if name not in former}
 
 
 def shared(records: Sequence[Record]) -> Record:

@@ -5,12 +5,12 @@ common tokens, with each side tokenised as a whole; of chats, the first common m
 a text prompt beside two chats is ignored and the prompt is implicit.
 """
 
+import math
 from collections.abc import Callable, Iterable
 from itertools import pairwise, takewhile
 from typing import Any
 
-import torch
-
+from trimtab_models.data import steps
 from trimtab_models.data.chats import messages
 from trimtab_models.data.encoding import Encoder, cut
 from trimtab_models.data.faults import (
@@ -26,13 +26,13 @@ from trimtab_models.data.faults import (
     word,
 )
 from trimtab_models.data.lengths import length
+from trimtab_models.data.numbers import FLOAT32, finite
 from trimtab_models.rows import Pair, Ranked, Rollout
 
 SCORES = (("score_chosen", "score_rejected"), ("chosen_score", "rejected_score"))
 """Optional scores of the two sides of a preference."""
 QUESTIONS = ("instruction", "input", "question", "query", "context", "problem", "system")
 """Columns of the prompt in data of other formats."""
-FLOAT32 = torch.finfo(torch.float32).max
 
 
 def reward(record: Record) -> float:
@@ -81,20 +81,35 @@ def per_token(record: Record, name: str, completion: list[int]) -> tuple[float, 
     return tuple(map(float, value[: len(completion)]))
 
 
-def finite(value: object) -> bool:
-    """Whether a value is a number that is finite in float32."""
-    return isinstance(value, int | float) and type(value) is not bool and abs(value) <= FLOAT32
+def total(record: Record, aspect: str | None = None) -> float:
+    """A rollout's return: its reward, and those of its steps. A row with steps may have no other.
+
+    aspect: the return of the spans of this aspect alone.
+
+    Raises:
+        Fault: a reward is missing, not a number, or they are not finite together.
+    """
+    arriving = steps.values(record, aspect)
+    if arriving is None:
+        return reward(record)
+    final = aspect is None and (record.get("reward"), record.get("label")) != (None, None)
+    value = math.fsum([*arriving, reward(record) if final else 0.0])
+    if not finite(value):
+        raise Fault("the rewards of its steps are too large together")
+    return value
 
 
 def _rollout(record: Record, encoder: Encoder) -> Rollout:
     completion = encoder.completion(record, "completion")
+    encoder.aspects.update(steps.aspects(record))
     return Rollout(
         encoder.prompt(record),
         completion,
-        reward(record),
+        total(record, encoder.aspect),
         strength(record),
         per_token(record, "log_ratios", completion),
         prefix_rewards=per_token(record, "prefix_rewards", completion),
+        step_rewards=steps.per_token(record, completion, encoder.tokenizer, encoder.aspect),
     )
 
 

@@ -3,8 +3,9 @@
 The completion is scored, so the prompt is cut first: on the left, where its oldest tokens are, but
 to no less than half of max_length. Then the completion is cut on the right, with its EOS. It keeps
 its label, the return of the whole completion, its guidance strength, and the rewards of the
-remaining prefixes; the log-ratios of the cut tokens become one sum. Measured odds of a longer
-prefix of a pair become those of what remains: over answers of the base, their mean is the same.
+remaining prefixes and steps; the log-ratios of the cut tokens become one sum. Rewards of cut steps
+so arrive at the cut. Measured odds of a longer prefix of a pair become those of what remains: over
+answers of the base, their mean is the same.
 """
 
 import logging
@@ -79,6 +80,7 @@ def _with(item: Item, prompt: list[int], sides: list[list[int]]) -> Item:
             log_ratios=kept,
             rest=item.rest + sum(removed),
             prefix_rewards=item.prefix_rewards[: len(sides[0])],
+            step_rewards=item.step_rewards[: len(sides[0])],
         )
     if isinstance(item, Ranked):
         return Ranked(prompt, sides)

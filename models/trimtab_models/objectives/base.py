@@ -29,6 +29,9 @@ class Objective(ABC):
     """Whether `loss` needs log π0 of every next token."""
     reads_strength: ClassVar[bool] = False
     """Whether it can learn from answers that were sampled with guidance."""
+    to_go: ClassVar[bool] = False
+    """Whether it learns the return to go where rewards arrive before the end; see `returns.py`. The
+    others learn of the whole return."""
     is_value: ClassVar[bool] = False
     """Whether scores are mean rewards, in the reward's unit, rather than only an order."""
 

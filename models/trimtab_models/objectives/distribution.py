@@ -8,7 +8,9 @@ mixture with the network's own histograms of the later prefixes, without gradien
 
     h_t = (1 − λ) · p(x, y^{1:t+1}) + λ · h_{t+1},   h_T = two-hot(R)
 
-No projection is needed, because there is no reward before the end.
+Where rewards arrive before the end, R is the return to go: from y_t on, with y_t's own reward. For
+λ = 1 that is only another target. For λ < 1 a shift of histograms between bins would be needed,
+which widens them, so it is refused.
 
 An answer sampled with soft-value guidance of strength c is treated as a sample of π0·exp(c·R)/Z,
 whose returns are the base's, tilted: for such a row p(b)·exp(c·R_b), normalised, replaces p. So
@@ -56,7 +58,7 @@ def importance(log_p: Tensor, tilt: Tensor, rows: Rows) -> Tensor:
     log_p: [rows, steps, bins] of the base's returns. tilt: [rows, 1, bins] c·R_b.
     """
     rest = rows.log_ratios.sum(1, keepdim=True) - rows.log_ratios.cumsum(1) + rows.rests[:, None]
-    log_u = (rows.strengths * rows.labels)[:, None] - rest - (log_p + tilt).logsumexp(-1)
+    log_u = rows.strengths[:, None] * rows.to_go() - rest - (log_p + tilt).logsumexp(-1)
     return log_u.nan_to_num(nan=0.0).exp().clamp(max=HEAVIEST)
 
 
@@ -72,6 +74,7 @@ class Distribution(Objective):
     title: ClassVar[str] = "return distribution"
     head: ClassVar[Head] = "distribution"
     is_value: ClassVar[bool] = True
+    to_go: ClassVar[bool] = True
     reads_strength: ClassVar[bool] = True
 
     def __init__(
@@ -88,11 +91,19 @@ class Distribution(Objective):
         """Padded rows.
 
         Raises:
-            ValueError: a reward is outside the support.
+            ValueError: a return is outside the support, or rewards of steps meet λ < 1.
         """
         rows = super().collate(items, pad_id)
+        if self.decay < 1 and rows.step_rewards.any():
+            raise ValueError(
+                "rewards of steps need the whole return of each answer: train a distribution with "
+                "decay 1 (objective distribution), or td-lambda, which mixes later values in."
+            )
         low, high = self.support
-        outside = rows.labels[~((rows.labels >= low) & (rows.labels <= high))]
+        returns = rows.to_go()[rows.mask()]
+        # Sums in float32 may leave a support that was taken from the data by their last digits.
+        slack = 1e-5 * (high - low) if rows.step_rewards.any() else 0.0
+        outside = returns[~((returns >= low - slack) & (returns <= high + slack))]
         if len(outside):
             raise ValueError(
                 f"the reward {outside[0]:g} is outside the support of the return distribution, "
@@ -106,8 +117,11 @@ class Distribution(Objective):
         tilt = rows.strengths[:, None, None] * returns  # [rows, 1, bins]
         untilted = self.histograms(outputs, rows).float().log_softmax(-1)  # [rows, steps, bins]
         log_p = (untilted + tilt).log_softmax(-1)
-        ends = two_hot(rows.labels, self.support, self.bins)  # [rows, bins]
-        targets = lambda_returns(log_p.detach().exp(), ends, rows.completions, self.decay)
+        if self.decay == 1:
+            targets = two_hot(rows.to_go(), self.support, self.bins)  # [rows, steps, bins]
+        else:
+            ends = two_hot(rows.labels, self.support, self.bins)  # [rows, bins]
+            targets = lambda_returns(log_p.detach().exp(), ends, rows.completions, self.decay)
         losses = -(targets * log_p).sum(-1)
         if self.decay == 1:
             losses = losses * importance(untilted.detach(), tilt, rows)

@@ -15,6 +15,9 @@ are most of the noise. The candidates of a step have r_{t−1} in common, so it 
 it apart takes its variance out of the targets of q, and keeps q from rating tokens by the answers
 in which they occur.
 
+Where rewards of steps are known, r_t is their sum so far. With γ = 1 this is then td-lambda of the
+return to go, and its score, unlike that of td-lambda, the mean of the whole return.
+
 Rewards of prefixes as rewards of steps: Ng et al., "Policy Invariance Under Reward Transformations"
 (ICML 1999), with r_t as the potential. A discount against variance: Schulman et al., "High-
 Dimensional Continuous Control Using Generalized Advantage Estimation" (arXiv 1506.02438).
@@ -34,7 +37,7 @@ from trimtab_models.rows import Rows
 
 
 class Gains(Objective):
-    """The objective over rollouts with `prefix_rewards`.
+    """The objective over rollouts with `prefix_rewards` or rewards of steps.
 
     Args:
         discount: γ, in [0, 1]; 0 counts the gain of the token alone.
@@ -55,10 +58,15 @@ class Gains(Objective):
         Raises:
             ValueError: the rewards of an answer's prefixes are not known.
         """
-        if any(not side.prefix_rewards for item in items for side in completions(item)):
+        if any(
+            not (side.prefix_rewards or side.step_rewards)
+            for item in items
+            for side in completions(item)
+        ):
             raise ValueError(
-                "gains needs the rewards of unfinished answers ('prefix_rewards'); sample with "
-                "`trimtab rollout --prefix-rewards`, or train td-lambda, which needs none."
+                "gains needs the rewards of unfinished answers ('prefix_rewards') or of steps "
+                "('rewards', 'spans'); sample with `trimtab rollout --prefix-rewards`, or train "
+                "td-lambda, which needs none."
             )
         return super().collate(items, pad_id)
 

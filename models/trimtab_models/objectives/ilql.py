@@ -7,9 +7,11 @@
 
 V is the τ-expectile of Q over the tokens in the data: for τ = ½ their mean, so that Q and V are
 those of π0; for τ → 1 their maximum, so that Q and V are those of the best policy in the data. The
-conservative term lowers Q of tokens that are not in the data. Here γ = 1, and a stopped gradient
-(sg) replaces the paper's slowly moving copy of Q. Source: Snell et al., "Offline RL for Natural
-Language Generation with Implicit Language Q Learning" (arXiv 2206.11871), section 4.
+conservative term lowers Q of tokens that are not in the data. Where rewards arrive before the end,
+the target of Q is r_t + V(s_t), and Q − V still adds up to the gain of the whole return. Here γ is
+1, and a stopped gradient (sg) replaces the paper's slowly moving copy of Q. Source: Snell et al.,
+"Offline RL for Natural Language Generation with Implicit Language Q Learning" (arXiv 2206.11871),
+section 4.
 """
 
 from typing import Any, ClassVar
@@ -19,7 +21,7 @@ from torch import Tensor
 
 from trimtab_models.networks import Head
 from trimtab_models.objectives.base import Objective
-from trimtab_models.objectives.returns import lambda_returns
+from trimtab_models.objectives.returns import returns_to_go
 from trimtab_models.rows import Rows
 
 
@@ -46,7 +48,7 @@ class Ilql(Objective):
         q = outputs[..., :-1]
         values = rows.before(outputs[..., -1])  # [rows, steps]
         chosen = rows.chosen(q)  # [rows, steps]
-        targets = lambda_returns(values.detach(), rows.labels, rows.completions + 1, 0.0)
+        targets = returns_to_go(values.detach(), rows, 0.0, before=True)
         gap = chosen.detach() - values
         weight = torch.where(gap < 0, 1 - self.expectile, self.expectile)
         terms = (chosen - targets).square() + weight * gap.square()

@@ -16,7 +16,8 @@ splits Q and is trained with the exact backup:
     centred   Q(s, v) = V(s) + A(s, v) − mean_v A(s, ·)
 
 As a sum, a token that the data never shows keeps A = 0, its start, and so the value of its state;
-centred, its Q moves with the other tokens' A. Sources: Han et al., "Value Augmented Sampling for
+centred, its Q moves with the other tokens' A. Where rewards arrive before the end, Q is the return
+from the token on, with the reward that it brings. Sources: Han et al., "Value Augmented Sampling for
 Language Model Alignment and Personalization", appendix B.2 (TD(λ) targets, both backups, the sum);
 Sutton and Barto, "Reinforcement Learning", 2nd edition, eq. 6.9 (expected Sarsa) and 6.7 (Sarsa);
 Wang et al., "Dueling Network Architectures for Deep Reinforcement Learning" (ICML 2016), eq. 9
@@ -29,7 +30,7 @@ from torch import Tensor
 
 from trimtab_models.networks import Head
 from trimtab_models.objectives.base import Objective
-from trimtab_models.objectives.returns import check_decay, lambda_returns
+from trimtab_models.objectives.returns import check_decay, returns_to_go
 from trimtab_models.rows import Rows
 
 
@@ -43,6 +44,7 @@ class QExact(Objective):
     title: ClassVar[str] = "Q, exact backup"
     head: ClassVar[Head] = "vocabulary"
     is_value: ClassVar[bool] = True
+    to_go: ClassVar[bool] = True
     reads_base: ClassVar[bool] = True
 
     def __init__(self, decay: float = 0.0) -> None:
@@ -57,7 +59,7 @@ class QExact(Objective):
         """(Q(s_{t−1}, y_t) − G_{t−1})² of every token, [rows, steps]; not masked yet."""
         q = self.combine(outputs)  # [rows, length, vocab]
         states = self.state_values(q.detach(), rows, log_pi0)  # [rows, steps]
-        targets = lambda_returns(states, rows.labels, rows.completions + 1, self.decay)
+        targets = returns_to_go(states, rows, self.decay, before=True)
         return (rows.chosen(q) - targets).square()
 
     def state_values(self, q: Tensor, rows: Rows, log_pi0: Tensor | None) -> Tensor:

@@ -8,6 +8,9 @@ reward (soft value), the next prefix's own V without gradient (soft TD), or a mi
 
     exp(G_t/η) = (1 − λ) · exp(V(x, y^{1:t+1})/η) + λ · exp(G_{t+1}/η),   G_T = R
 
+Where rewards arrive before the end, G_t is the return from y_t on, y_t's own reward included; a
+factor of the reward so far is common to all candidates of a step, so β = 1/η stays optimal.
+
 It is exact for every λ, because the loss also takes a mean of exp(G_t/η). Served at β = 1/η,
 π0 · exp(V/η) maximises the reward under a KL penalty of weight η. η < 0 is the soft minimum, for a
 negative β.
@@ -18,6 +21,8 @@ hence z ≤ −log p of that return. Sources: Garg et al., "Extreme Q-Learning: 
 Entropy" (arXiv 2301.02328), the Gumbel regression; Zhou et al., "Q♯: Provably Optimal
 Distributional RL for LLM Post-Training" (arXiv 2502.20548), for its use in decoding.
 """
+
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -35,6 +40,8 @@ class SoftValue(Objective):
         decay: λ; 1 is the regression onto rewards, 0 is soft TD.
         clip: largest z of the exponential, above 0; the tangent follows.
     """
+
+    to_go: ClassVar[bool] = True
 
     def __init__(self, eta: float = 1.0, decay: float = 1.0, clip: float = 7.0) -> None:
         if not eta:
@@ -55,11 +62,13 @@ class SoftValue(Objective):
     def returns(self, values: Tensor, rows: Rows) -> Tensor:
         """G of every prefix, mixed as exponentials: [rows, steps]."""
         if self.decay == 1:
-            return rows.labels[:, None].expand_as(values)
-        logs, last = values / self.eta, rows.labels / self.eta
+            return rows.to_go()
+        so_far = rows.so_far()  # with it, values are of whole returns, as in `returns_to_go`
+        logs, last = (values + so_far) / self.eta, rows.labels / self.eta
         # Exponentials of the difference to a row's maximum, as in a log-sum-exp.
         top = torch.maximum(logs.amax(1), last)
         mixed = lambda_returns(
             (logs - top[:, None]).exp(), (last - top).exp(), rows.completions, self.decay
         )
-        return self.eta * (mixed.clamp(min=torch.finfo(mixed.dtype).tiny).log() + top[:, None])
+        logs = mixed.clamp(min=torch.finfo(mixed.dtype).tiny).log() + top[:, None]
+        return self.eta * logs - so_far

@@ -3,7 +3,8 @@
     L = E_t ( V(x, y^{1:t}) − G_t )²,   t = 1 .. T
 
 with the λ-return G_t of `returns.py`, without gradient. For every λ its minimiser is V^π0, the mean
-reward of the answers that continue a prefix. λ = 0 is TD(0). λ = 1 is the squared error of every
+reward of the answers that continue a prefix; where rewards arrive before the end, the mean return
+from y_t on, y_t's own reward included. λ = 0 is TD(0). λ = 1 is the squared error of every
 prefix to the final reward: CD-FUDGE, except for the factor ½ and a mean instead of a sum over
 tokens, which do not change the minimiser. Sources: Han et al., "Value Augmented Sampling for
 Language Model Alignment and Personalization"; Mudgal et al., "Controlled Decoding from Language
@@ -15,7 +16,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from trimtab_models.objectives.base import Objective
-from trimtab_models.objectives.returns import check_decay, lambda_returns
+from trimtab_models.objectives.returns import check_decay, returns_to_go
 from trimtab_models.rows import Rows
 
 
@@ -27,6 +28,7 @@ class TdLambda(Objective):
     """
 
     is_value: ClassVar[bool] = True
+    to_go: ClassVar[bool] = True
 
     def __init__(self, decay: float = 0.95) -> None:
         self.decay = check_decay(decay)
@@ -36,5 +38,5 @@ class TdLambda(Objective):
     def loss(self, outputs: Tensor, rows: Rows, log_pi0: Tensor | None = None) -> Tensor:
         """Mean squared error of every prefix's value to its λ-return; see Objective.loss."""
         values = rows.gather(outputs[..., 0])  # [rows, steps]
-        targets = lambda_returns(values.detach(), rows.labels, rows.completions, self.decay)
+        targets = returns_to_go(values.detach(), rows, self.decay)
         return (values - targets)[rows.mask()].square().mean()

@@ -2,11 +2,11 @@
 
     L = E_t [ ( V(s_{t−1}) − G_{t−1} )² + ( sg V(s_{t−1}) + A(s_{t−1}, y_t) − G_{t−1} )² ]
 
-for t = 1 .. T and s_t = (x, y^{1:t}), with the λ-return G of the states' V (`returns.py`). As there
-is no reward before the end, G_{t−1} is a return both of the state s_{t−1} and of the token y_t in
-it: V learns its mean over tokens, V^π0, and A the difference of a token, so that V + A = Q^π0.
-Unlike in a dueling head, A's error never changes V (sg: no gradient). Source: Tang et al.,
-"VA-learning as a more efficient alternative to Q-learning" (arXiv 2305.18161).
+for t = 1 .. T and s_t = (x, y^{1:t}), with the λ-return G of the states' V (`returns.py`). G_{t−1}
+has the reward that y_t brings and none before it, so it is a return both of the state s_{t−1} and
+of the token y_t in it: V learns its mean over tokens, V^π0, and A the difference of a token, so
+that V + A = Q^π0. Unlike in a dueling head, A's error never changes V (sg: no gradient). Source:
+Tang et al., "VA-learning as a more efficient alternative to Q-learning" (arXiv 2305.18161).
 """
 
 from typing import ClassVar
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from trimtab_models.networks import Head
 from trimtab_models.objectives.base import Objective
-from trimtab_models.objectives.returns import check_decay, lambda_returns
+from trimtab_models.objectives.returns import check_decay, returns_to_go
 from trimtab_models.rows import Rows
 
 
@@ -28,6 +28,7 @@ class ValueAdvantage(Objective):
 
     head: ClassVar[Head] = "vocabulary+value"
     is_value: ClassVar[bool] = True
+    to_go: ClassVar[bool] = True
 
     def __init__(self, decay: float = 0.95) -> None:
         self.decay = check_decay(decay)
@@ -37,7 +38,7 @@ class ValueAdvantage(Objective):
         """Mean of both squared errors over all tokens; see Objective.loss."""
         values = rows.before(outputs[..., -1])  # [rows, steps]
         frozen = values.detach()
-        targets = lambda_returns(frozen, rows.labels, rows.completions + 1, self.decay)
+        targets = returns_to_go(frozen, rows, self.decay, before=True)
         q = frozen + rows.chosen(outputs[..., :-1])  # [rows, steps]
         errors = (values - targets).square() + (q - targets).square()
         return errors[rows.mask()].mean()

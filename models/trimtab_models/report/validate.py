@@ -1,18 +1,21 @@
 """The numbers of a report, computed from a scorer network and held-out completions."""
 
+import logging
 import random
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any, Literal, Self
 
 import numpy as np
 
+import numpy as np
+
 from trimtab_models.data.encoding import stored_ids
 from trimtab_models.data.faults import Fault
-from trimtab_models.data.formats import finite
+from trimtab_models.data.numbers import finite
 from trimtab_models.features import States
 from trimtab_models.info import ScorerInfo
 from trimtab_models.objectives.base import completions as sides_of
-from trimtab_models.rows import Pair, Ranked, Rollout
+from trimtab_models.rows import Pair, Ranked, Rollout, remaining
 from trimtab_models.scoring import prefix_scores
 from trimtab_models.validation import (
     Continued,
@@ -33,6 +36,7 @@ from trimtab_models.validation import (
 )
 from trimtab_models.validation.estimates import Figures
 
+log = logging.getLogger(__name__)
 POINTS = 400  # maximum, in the plot of score against length
 
 
@@ -125,6 +129,11 @@ def validate(
     }
     rollouts, groups = _flat(items)
     scores = [s.numpy() for s in prefix_scores(model, info, rollouts, pad_id, **options)]
+    if info.to_go:  # with the rewards so far, which the data has, they are of whole returns
+        scores = [
+            score + (rollout.label - np.array(remaining(rollout)))
+            for score, rollout in zip(scores, rollouts, strict=True)
+        ]
     labels = [rollout.label for rollout in rollouts]
     report = Report(
         objective=info.objective,
@@ -148,7 +157,9 @@ def validate(
             for i in random.Random(seed).sample(range(len(scores)), min(POINTS, len(scores)))
         ],
     )
-    if not completions:
+    if completions and info.to_go:
+        log.warning("completed prefixes have whole returns; they are left out of the report.")
+    if not completions or info.to_go:
         return report
     vocabulary = states.vocabulary if states else model.get_input_embeddings().num_embeddings
     prefixes, continued = half_completed(completions, vocabulary)

@@ -14,7 +14,7 @@ from numbers import Real
 from typing import Any
 
 from trimtab_models.data.faults import json_type, word
-from trimtab_models.data.formats import FLOAT32
+from trimtab_models.data.numbers import FLOAT32
 from trimtab_models.rewards.base import Record, RewardError
 from trimtab_models.rewards.classifier import ClassifierReward
 from trimtab_models.rewards.function import FunctionReward

@@ -68,6 +68,9 @@ class TrainConfig(_Strict):
     validation: float | str | None = Field(
         None, description="the same for validation, or the share of the prompts to hold out"
     )
+    aspect: str | None = Field(
+        None, description="of rewards of spans, those of this aspect alone are the return"
+    )
     completions: str | None = Field(
         None,
         description="half-completed answers with their returns, for the report and learning_rate",

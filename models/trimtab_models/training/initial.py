@@ -10,7 +10,7 @@ from trimtab_models import bases, networks, pretrained, probe
 from trimtab_models.checkpoint import ScorerInfo, read_info
 from trimtab_models.features import States
 from trimtab_models.objectives import OBJECTIVES, Objective
-from trimtab_models.rows import Rollout
+from trimtab_models.rows import Rollout, remaining
 from trimtab_models.training import probes
 from trimtab_models.training.config import Lora, ProbeSizes, TrainConfig, checked
 from trimtab_models.training.grounded.settings import GroundedConfig
@@ -110,7 +110,7 @@ def with_support(config: TrainConfig, items: Sequence[Any]) -> TrainConfig:
         bins = _bins(network, info)
         defaults = {"support": list(info.support), "bins": bins}
     else:
-        rewards = {item.label for item in items if isinstance(item, Rollout)}
+        rewards = {r for item in items if isinstance(item, Rollout) for r in remaining(item)}
         if len(rewards) < 2:
             raise ValueError("the data: all rewards are equal, so there is nothing to learn.")
         defaults = {"support": [min(rewards), max(rewards)]}

@@ -54,7 +54,8 @@ def run(config: TrainConfig) -> Path:
     """
     config = initial.with_probe(config)
     config = config.model_copy(update={"out": outputs.place(config.out)})
-    made_by = config.model_dump(mode="json", exclude={"out", "data", "validation", "tensorboard"})
+    apart = {"out", "data", "validation", "aspect", "tensorboard"}  # data: by its digest below
+    made_by = config.model_dump(mode="json", exclude=apart)
     validation_path = config.validation if isinstance(config.validation, str) else None
     output_checks.check(
         config.out,
@@ -81,6 +82,8 @@ def run(config: TrainConfig) -> Path:
     if trainer.is_world_process_zero():
         seen = [side for item in validation or items for side in completions(item)]
         info = _info(config, loss, model, seen[:INFO_COMPLETIONS], _pad(tokenizer), states)
+        if loss is not None and loss.to_go and _stepwise(items):
+            info = info.model_copy(update={"to_go": True})
         result = None
         if validation:
             result = _report(config, model, info, validation, _pad(tokenizer), states)
@@ -109,12 +112,17 @@ def run(config: TrainConfig) -> Path:
 
 def _items(config: TrainConfig, kind: str, tokenizer: Any) -> tuple[list[Any], list[Any]]:
     limits = config.max_length, initial.reads(config)
-    items = data.load(config.data, kind, tokenizer, *limits)
+    items = data.load(config.data, kind, tokenizer, *limits, config.aspect)
     if isinstance(config.validation, str):
-        return items, data.load(config.validation, kind, tokenizer, *limits)
+        return items, data.load(config.validation, kind, tokenizer, *limits, config.aspect)
     if config.validation is not None:
         return data.split(items, config.validation, config.seed)
     return items, []
+
+
+def _stepwise(items: Sequence[Any]) -> bool:
+    """Whether a reward arrives before the end of an answer."""
+    return any(any(side.step_rewards) for item in items for side in completions(item))
 
 
 def _states(config: TrainConfig, items: Sequence[Any]) -> States | None:

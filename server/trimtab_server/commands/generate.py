@@ -1,6 +1,7 @@
 """`trimtab generate`: one request to a running server."""
 
 import json
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -224,7 +225,7 @@ def parse_search(text: str) -> dict[str, Any]:
     Raises:
         ValueError: the text has another form.
     """
-    method, *pairs = text.split(",")
+    method, *pairs = re.split(r",(?![^{]*})", text)  # a value may be an object
     if not all("=" in pair for pair in pairs):
         raise ValueError("--search must have the form METHOD[,key=value...], as best_of_n,n=16.")
     return {"method": method, **{name: value(text) for name, _, text in _split(pairs)}}

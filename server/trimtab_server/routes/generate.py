@@ -22,6 +22,9 @@ async def generate(
     state: State = request.app.state.trimtab
     body, guidance, search = parse(fields, state.caps)
     guidance = guidance.resolve(state.scorers, state.default)
+    if search is not None:
+        to_go = {name for name, version in state.scorers.items() if version.to_go}
+        search.check_scorers(guidance, to_go)
     renderer = GenerateRenderer(state.model, ())
     renderer.requests = [
         GenerationRequest(

@@ -20,6 +20,7 @@ from vllm.sampling_params import RequestOutputKind, SamplingParams
 from trimtab.adapters.vllm.ranks import first_answer
 from trimtab.adapters.vllm.search import (
     drawn,
+    ending,
     row_key,
     score_arguments,
     scored,
@@ -132,7 +133,6 @@ class Driver:
             "top_k": sampling.top_k,
             "min_p": sampling.min_p,
             "stop_token_ids": sampling.stop_token_ids,
-            "detokenize": False,
             "flat_logprobs": True,
             "output_kind": RequestOutputKind.FINAL_ONLY,
         }
@@ -203,6 +203,7 @@ class Driver:
             seed=item.seed,
             logprobs=top or None,
             extra_args=None if guidance is None else to_xargs(guidance),
+            **ending(item.until),
         )
         name = f"search-{self.number}-{next(self.draws)}"
         prompt = {"prompt_token_ids": list(item.prefix)}

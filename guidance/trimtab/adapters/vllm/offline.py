@@ -27,6 +27,7 @@ from trimtab.adapters.vllm.search import (
     FIRST_ROW,
     carried,
     drawn,
+    ending,
     row_key,
     score_arguments,
     scored,
@@ -113,11 +114,13 @@ class Sampler:
         self.max_length: int = self.llm.model_config.max_model_len
         self.distributional: dict[str, bool] = {}
         self.probes: set[str] = set()
+        self.to_go: set[str] = set()
         if self.scorers:
             # This also sets the processor's runner.
             statuses = first_answer(self.engine.collective_rpc("trimtab_scorers"))
             self.distributional = {one["name"]: one["distributional"] for one in statuses}
             self.probes = {one["name"] for one in statuses if one["reads"] == "states"}
+            self.to_go = {one["name"] for one in statuses if one["to_go"]}
         self._runs = 0
         # Loaded objects stay: exclude them from garbage collection.
         gc.freeze()
@@ -204,6 +207,7 @@ class Sampler:
         """
         guidance = self._resolve(params)
         search.check(guidance, temperature)
+        search.check_scorers(guidance, self.to_go)
         stops = stop_tokens(self.engine)
         for prompt in prompts:
             self._check_length(prompt, max_tokens)
@@ -217,7 +221,8 @@ class Sampler:
             guided = guidance if batch[0].guided else None
             top = min(batch[0].top, self.llm.model_config.get_vocab_size())
             results: dict[int, Drawn] = {}
-            for i, output in self._run(requests, temperature, top_p, guided, top):
+            until = batch[0].until
+            for i, output in self._run(requests, temperature, top_p, guided, top, until):
                 record = self._record(output) if guided else None
                 reading = set(guidance.scorers or ()) - self.probes
                 results[i] = drawn(output, top, record, len(reading))
@@ -283,6 +288,7 @@ class Sampler:
         top_p: float,
         params: GuidanceParams | None,
         top: int = 0,
+        until: str = "",
     ) -> Iterator[tuple[Any, Any]]:
         """(key, vLLM's output) of each request as it ends."""
         if params is not None and not self.scorers:
@@ -295,7 +301,7 @@ class Sampler:
                 for request in islice(left, WAITING - len(running)):
                     name = f"{self._runs}-{count}"
                     count += 1
-                    self._add(name, request, temperature, top_p, params, top)
+                    self._add(name, request, temperature, top_p, params, top, until)
                     running[name] = request
                 if not running:
                     return
@@ -314,6 +320,7 @@ class Sampler:
         top_p: float,
         params: GuidanceParams | None,
         top: int,
+        until: str,
     ) -> None:
         self._check_length(request.prompt_token_ids, request.max_tokens)
         guided: dict[str, Any] = {}
@@ -329,9 +336,9 @@ class Sampler:
             seed=request.seed,
             logprobs=top,  # and the sampled token's own, all from the base's unchanged logits
             flat_logprobs=True,
-            detokenize=False,
             extra_args=guided or None,
             output_kind=RequestOutputKind.FINAL_ONLY,
+            **ending(until),
         )
         self.engine.add_request(
             name, {"prompt_token_ids": list(request.prompt_token_ids)}, sampling

@@ -85,6 +85,16 @@ def unguided(probes: Collection[str]) -> GuidanceParams:
     return GuidanceParams(scorers={min(probes): 1.0}, beta=0.0)
 
 
+def ending(until: str) -> dict[str, Any]:
+    """Fields of SamplingParams that end a draw at a text, if there is one.
+
+    A step's mark may be a special token, so they are a part of the text.
+    """
+    if not until:
+        return {"detokenize": False}
+    return {"stop": [until], "include_stop_str_in_output": True, "skip_special_tokens": False}
+
+
 def stop_tokens(engine: EngineClient | LLMEngine) -> frozenset[int]:
     """The tokens that end an answer on this engine, for every request."""
     more = engine.input_processor.generation_config_fields.get("eos_token_id") or ()
@@ -108,7 +118,7 @@ def drawn(output: Any, top: int, record: Any, scorers: int) -> Drawn:
         spent = scorers * (read + record["scored_tokens"] + single)
     return Drawn(
         tuple(choice.token_ids),
-        choice.finish_reason == "stop",
+        choice.finish_reason == "stop" and not isinstance(choice.stop_reason, str),
         list(zip(logprobs.token_ids[ranked], logprobs.logprobs[ranked], strict=True))
         if top
         else (),
