@@ -5,6 +5,7 @@ from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 from trimtab_models.data.encoding import stored_ids
+from trimtab_models.data.encoding import vocabulary as base_vocabulary
 from trimtab_models.data.faults import Fault
 from trimtab_models.data.formats import finite
 from trimtab_models.features import States
@@ -12,6 +13,7 @@ from trimtab_models.info import ScorerInfo
 from trimtab_models.objectives.base import completions as sides_of
 from trimtab_models.rows import Pair, Ranked, Rollout
 from trimtab_models.scoring import prefix_scores
+from trimtab_models.texts import Texts
 from trimtab_models.validation import (
     Continued,
     Inheritance,
@@ -71,6 +73,7 @@ def validate(
     *,
     reference: Any = None,
     states: States | None = None,
+    texts: Texts | None = None,
     batch_size: int = 64,
     progress: bool = False,
     seed: int = 0,
@@ -78,7 +81,8 @@ def validate(
     """Validate a scorer on completions that it was not trained on.
 
     Args:
-        model, info, pad_id, reference, states, batch_size, progress: as for `prefix_scores`.
+        model, info, pad_id, reference, states, texts, batch_size, progress: as for
+            `prefix_scores`.
         items: rollouts, preferably several of each prompt; or pairs or rankings, whose completions
             are compared within each item, with their rank from the worst up as the reward.
         completions: records of half-completed answers ("prompt_token_ids", "prefix_token_ids",
@@ -92,6 +96,7 @@ def validate(
     options: dict[str, Any] = {
         "reference": reference,
         "states": states,
+        "texts": texts,
         "batch_size": batch_size,
         "progress": progress,
     }
@@ -122,6 +127,8 @@ def validate(
     if not completions:
         return report
     vocabulary = states.vocabulary if states else model.get_input_embeddings().num_embeddings
+    if texts is not None:
+        vocabulary = base_vocabulary(texts.decoder)
     prefixes, continued = zip(
         *(_half_completed(record, n, vocabulary) for n, record in enumerate(completions, 1)),
         strict=True,

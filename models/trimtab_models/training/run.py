@@ -16,8 +16,9 @@ from trimtab_models.features import States
 from trimtab_models.objectives import Objective
 from trimtab_models.objectives.base import completions
 from trimtab_models.rows import Rollout
-from trimtab_models.training import initial, output_checks, probes
-from trimtab_models.training.config import DPO, TrainConfig, nearest
+from trimtab_models.texts import Texts
+from trimtab_models.training import initial, output_checks, probes, texts
+from trimtab_models.training.config import DPO, TextRows, TrainConfig, nearest
 from trimtab_models.training.saves import SafeTrainer, clear, digest, run_directory, saving
 from trimtab_models.training.trainer import describe, deviations, train
 
@@ -31,6 +32,7 @@ OWN = {
     "report_to": "tensorboard",
 }
 """Fields of TrainingArguments that have another name in a configuration."""
+REPORTED = 20_000  # prefixes of the report of a scorer of texts, which forwards each of them
 INFO_COMPLETIONS = 1000  # completions whose prefixes give a scorer's mean and deviation
 
 
@@ -59,8 +61,10 @@ def run(config: TrainConfig) -> Path:
     )
     loss = None if config.objective == DPO else initial.objective(config)
     tokenizer = pretrained.tokenizer(initial.base_path(config))
-    initial.refuse_small(config, tokenizer)
-    items, validation = _items(config, loss.data if loss else "pairs", tokenizer)
+    read = texts.reading(config, loss, tokenizer)
+    if read is None:
+        initial.refuse_small(config, tokenizer)
+    items, validation = _items(config, loss.data if loss else "pairs", tokenizer, read)
     made_by |= {"data": digest(items), "validation data": digest(validation)}
     if output_checks.finished(config.out, made_by):
         return config.out
@@ -68,14 +72,19 @@ def run(config: TrainConfig) -> Path:
         config = initial.with_support(config, [*items, *validation])
         loss = initial.objective(config)
     states = _states(config, [*items, *validation])
-    trainer = _best(config, loss, tokenizer, items, validation, states)
+    drawn = _drawn(config, loss, items, read), _drawn(config, loss, validation, read)
+    trainer = _best(config, loss, tokenizer, *drawn, states, read)
     model = _whole(trainer, config, loss, states)
     if trainer.is_world_process_zero():
         seen = [side for item in validation or items for side in completions(item)]
-        info = _info(config, loss, model, seen[:INFO_COMPLETIONS], _pad(tokenizer), states)
+        if read is not None and loss is not None:
+            some = drawn[1] or drawn[0]
+            info = texts.describe(loss, model, read, some, base_name(config.base))
+        else:
+            info = _info(config, loss, model, seen[:INFO_COMPLETIONS], _pad(tokenizer), states)
         result = None
         if validation:
-            result = _report(config, model, info, validation, _pad(tokenizer), states)
+            result = _report(config, model, info, validation, _pad(tokenizer), states, read)
 
         def extras(work: Path) -> None:
             outputs.mark(work, made_by)
@@ -85,10 +94,10 @@ def run(config: TrainConfig) -> Path:
         with saving(str(config.out)):
             checkpoint.save(
                 model,
-                tokenizer,
+                _own_tokenizer(config) if read else tokenizer,
                 report.mark(info, result) if result else info,
                 config.out,
-                text=_card(config, items, validation),
+                text=_card(config, items, validation, read),
                 extras=extras,
             )
         clear(run_directory(config.out))
@@ -98,14 +107,34 @@ def run(config: TrainConfig) -> Path:
     return config.out
 
 
-def _items(config: TrainConfig, kind: str, tokenizer: Any) -> tuple[list[Any], list[Any]]:
-    limits = config.max_length, initial.reads(config)
+def _items(
+    config: TrainConfig, kind: str, tokenizer: Any, read: Texts | None
+) -> tuple[list[Any], list[Any]]:
+    limits = config.max_length, initial.reads(config, texts=read is not None)
     items = data.load(config.data, kind, tokenizer, *limits)
     if isinstance(config.validation, str):
         return items, data.load(config.validation, kind, tokenizer, *limits)
     if config.validation is not None:
         return data.split(items, config.validation, config.seed)
     return items, []
+
+
+def _drawn(
+    config: TrainConfig, loss: Objective | None, items: Sequence[Any], read: Texts | None
+) -> Sequence[Any]:
+    """The rows of a scorer that reads texts; for others, the items themselves."""
+    if read is None or loss is None:
+        return items
+    rows = (config.texts or TextRows()).rows
+    return texts.draw(loss, items, rows, config.seed)
+
+
+def _own_tokenizer(config: TrainConfig) -> Any:
+    """The tokenizer of a scorer that reads texts, as it was before it cut any."""
+    try:
+        return pretrained.tokenizer(config.scorer or config.base)
+    except FileNotFoundError:
+        return pretrained.tokenizer(initial.base_path(config))
 
 
 def _states(config: TrainConfig, items: Sequence[Any]) -> States | None:
@@ -128,12 +157,13 @@ def _best(
     items: Sequence[Any],
     validation: Sequence[Any],
     states: States | None,
+    read: Texts | None,
 ) -> SafeTrainer:
     """Train; with several learning rates, the trainer with the lowest validation loss."""
     work = run_directory(config.out)
 
     def trained(rate: float, work: Path) -> SafeTrainer:
-        return _train(config, loss, tokenizer, items, validation, states, rate, work)
+        return _train(config, loss, tokenizer, items, validation, states, read, rate, work)
 
     if not isinstance(config.learning_rate, list):
         return trained(config.learning_rate, work)
@@ -157,6 +187,7 @@ def _train(
     items: Sequence[Any],
     validation: Sequence[Any],
     states: States | None,
+    read: Texts | None,
     rate: float,
     work: Path,
 ) -> SafeTrainer:
@@ -197,6 +228,18 @@ def _train(
             per_device_eval_batch_size=config.batch_size,
             **shared,
             **config.options,
+        )
+    if read is not None:
+        shared["fingerprint"]["reads"] = read.reads
+        return texts.train(
+            loss,
+            initial.network(config, loss),
+            items,
+            work,
+            texts=read,
+            epochs=config.epochs,
+            batch_size=config.batch_size,
+            **shared,
         )
     return train(
         loss,
@@ -277,20 +320,32 @@ def _report(
     validation: Sequence[Any],
     pad_id: int,
     states: States | None,
+    read: Texts | None,
 ) -> report.Report | None:
     """The validation report; None if validation fails, which must not lose the checkpoint."""
     half_completed = data.read(config.completions) if config.completions else None
     reference = networks.vocabulary_head(info.reference) if info.reference else None
+    if read is not None:
+        validation = texts.some(validation, REPORTED)
     try:
         return report.validate(
-            model, info, validation, half_completed, pad_id, reference=reference, states=states
+            model,
+            info,
+            validation,
+            half_completed,
+            pad_id,
+            reference=reference,
+            states=states,
+            texts=read,
         )
     except ValueError as error:
         log.warning("no validation report: %s", error)
         return None
 
 
-def _card(config: TrainConfig, items: Sequence[Any], validation: Sequence[Any]) -> str:
+def _card(
+    config: TrainConfig, items: Sequence[Any], validation: Sequence[Any], read: Texts | None
+) -> str:
     # Cards are published: they contain the name of a local file, not its path.
     source = Path(config.data).name if Path(config.data).exists() else config.data
     rows = {
@@ -300,6 +355,7 @@ def _card(config: TrainConfig, items: Sequence[Any], validation: Sequence[Any]) 
         "epochs, batch, learning rate": f"{config.epochs:g}, {config.batch_size}, "
         f"{config.learning_rate}",
         **({"probe": config.probe.model_dump()} if config.probe else {}),
+        **({"texts": read.reads} if read else {}),
         "LoRA": config.lora.model_dump() if config.lora else "no",
         "seed": config.seed,
     }
