@@ -55,7 +55,7 @@ class ProbeSizes(_Strict):
 class TextRows(_Strict):
     """How a scorer with its own tokenizer, or an encoder, is trained; see training/texts."""
 
-    rows: float = Field(2, gt=0, description="drawn prefixes of each answer or pair, on average")
+    rows: float = Field(2, ge=1, description="drawn prefixes of each answer or pair, on average")
     reads: Literal["text", "answer", "pair"] | None = Field(
         None, description="the form of its text; text, or that of an earlier scorer"
     )

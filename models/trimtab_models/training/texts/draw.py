@@ -65,6 +65,8 @@ def draw(
         rows: m, the mean number of rows of an item.
         seed: of the draws.
     """
+    if not items:
+        return []
     rng = np.random.default_rng(seed)
     lengths = np.array([max(len(side.completion) for side in completions(one)) for one in items])
     if isinstance(objective, FullBradleyTerry):
@@ -79,7 +81,7 @@ def draw(
         ]
     decay = objective.decay if isinstance(objective, TdLambda) else 1.0
     total = int(lengths.sum())
-    number = max(1, min(total, round(rows * len(items))))
+    number = min(total, round(rows * len(items)))
     chosen = np.sort(rng.choice(total, size=number, replace=False))
     ends = lengths.cumsum()
     at = np.searchsorted(ends, chosen, side="right")  # the item of each

@@ -5,6 +5,7 @@ from typing import Any
 from trimtab_models import networks, pretrained, texts
 from trimtab_models.checkpoint import read_info
 from trimtab_models.objectives import OBJECTIVES, Objective
+from trimtab_models.objectives.bradley_terry import FullBradleyTerry
 from trimtab_models.texts import Texts
 from trimtab_models.training.config import TrainConfig
 from trimtab_models.training.texts.draw import can_draw
@@ -45,6 +46,11 @@ def reading(config: TrainConfig, objective: Objective | None, decoder: Any) -> T
         raise ValueError(
             f"options.ratio is for one pass over the base's tokens, and {config.scorer} {why}; set "
             "texts.rows instead."
+        )
+    whole = isinstance(objective, FullBradleyTerry)
+    if whole and config.texts is not None and "rows" in config.texts.model_fields_set:
+        raise ValueError(
+            f"texts.rows: {config.objective} reads each pair once, whole; leave it out."
         )
     if own is None:
         own = decoder
