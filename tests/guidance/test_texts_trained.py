@@ -16,7 +16,7 @@ from transformers import (
     AutoModelForTokenClassification,
     AutoTokenizer,
     BertConfig,
-    BertForMaskedLM,
+    BertModel,
     DebertaV2Config,
     DebertaV2ForMaskedLM,
     GPTNeoXConfig,
@@ -218,13 +218,13 @@ def test_the_future_leaves_the_score_alone(kind: str, place: Path, base: Any) ->
     one, other = prefix_scores(
         model, info, [Rollout(prompt, s, 0.0) for s in sides], 0, texts=texts
     )
-    assert torch.equal(one[:shared], other[:shared])
-    assert not torch.allclose(one[-1], other[-1])
+    torch.testing.assert_close(one[:shared], other[:shared], atol=1e-6, rtol=1e-6)
+    assert (one[-1] - other[-1]).abs() > 1e-4
     if kind != "neox":  # the control: a whole answer in one forward tells a token what follows
         backbone = networks.split(model)[0]
-        ids = [torch.tensor([next(iter(texts.inputs(prompt, [s])))["input_ids"]]) for s in sides]
+        ids = [torch.tensor([texts.inputs(prompt, [s])[0]["input_ids"]]) for s in sides]
         states = [backbone(input_ids=row).last_hidden_state[0, 1] for row in ids]
-        assert not torch.allclose(*states, atol=1e-6)
+        assert not torch.allclose(*states, atol=1e-4)
 
 
 @pytest.mark.slow
@@ -305,7 +305,7 @@ def test_a_reward_model_keeps_its_head_and_others_get_one(place: Path, tmp_path:
     assert all(torch.equal(kept[name], weight) for name, weight in stored.items())
     deberta = networks.classifier(place / "deberta")
     assert deberta.classifier.weight.shape == (1, 16)
-    bert = BertForMaskedLM(BertConfig(vocab_size=40, **SIZES))
+    bert = BertModel(BertConfig(vocab_size=40, **SIZES), add_pooling_layer=False)
     bert.save_pretrained(tmp_path / "bert")
     assert networks.classifier(tmp_path / "bert").bert.pooler is not None
     with pytest.raises(ValueError, match="lacks the weights"):

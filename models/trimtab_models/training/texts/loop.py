@@ -105,8 +105,9 @@ def collate(
     ends = mask.sum(-1) - 1  # [texts]
     rows = rows._replace(input_ids=ids, attention_mask=mask, prompts=ends[:own])
     batch = {**rows._asdict(), "ends": ends}
-    if "token_type_ids" in inputs[0]:
-        batch["token_type_ids"] = padded([one["token_type_ids"] for one in inputs], 0)[0]
+    if any("token_type_ids" in one for one in inputs):
+        kinds = [one.get("token_type_ids", [0]) for one in inputs]  # an empty text has none
+        batch["token_type_ids"] = padded(kinds, 0)[0]
     if any(n >= 0 for n in later):
         batch["later"] = torch.tensor(later)
     return batch
