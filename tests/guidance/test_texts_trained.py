@@ -43,7 +43,8 @@ from trimtab_models.training import initial
 from trimtab_models.training.__main__ import main
 from trimtab_models.training.config import load
 from trimtab_models.training.saves import SafeTrainer
-from trimtab_models.training.texts import Row, loop, reading
+from trimtab_models.training.texts import loop, reading
+from trimtab_models.training.texts.draw import Row
 
 SIZES: dict[str, Any] = {
     "hidden_size": 16,

@@ -18,7 +18,7 @@ from trimtab_models.objectives.base import completions
 from trimtab_models.rows import Rollout
 from trimtab_models.texts import Texts
 from trimtab_models.training import initial, output_checks, probes, texts
-from trimtab_models.training.config import DPO, TextRows, TrainConfig, nearest
+from trimtab_models.training.config import DPO, TrainConfig, nearest
 from trimtab_models.training.saves import SafeTrainer, clear, digest, run_directory, saving
 from trimtab_models.training.trainer import describe, deviations, train
 
@@ -125,8 +125,7 @@ def _drawn(
     """The rows of a scorer that reads texts; for others, the items themselves."""
     if read is None or loss is None:
         return items
-    rows = (config.texts or TextRows()).rows
-    return texts.draw(loss, items, rows, config.seed)
+    return texts.draw(loss, items, texts.rows_of(config, loss), config.seed)
 
 
 def _own_tokenizer(config: TrainConfig) -> Any:

@@ -11,7 +11,7 @@ loop.py      batches of texts, the loss, and the description of the trained scor
 """
 
 from trimtab_models.training.texts.draw import draw, some
-from trimtab_models.training.texts.loop import describe, train
-from trimtab_models.training.texts.reading import reading
+from trimtab_models.training.texts.loop import describe, info_of, train
+from trimtab_models.training.texts.reading import reading, rows_of
 
-__all__ = ["describe", "draw", "reading", "some", "train"]
+__all__ = ["describe", "draw", "info_of", "reading", "rows_of", "some", "train"]

@@ -49,6 +49,11 @@ class Row(NamedTuple):
     later: int | None = None
 
 
+def reads_whole(objective: Objective) -> bool:
+    """Whether an objective compares whole answers alone, so that nothing is drawn."""
+    return isinstance(objective, FullBradleyTerry) and not isinstance(objective, BradleyTerry)
+
+
 def can_draw(objective: Objective) -> bool:
     """Whether an objective can be trained on drawn prefixes."""
     return isinstance(objective, BradleyTerry | FullBradleyTerry | Fudge | Rad | TdLambda)
@@ -64,12 +69,21 @@ def draw(
         items: its data.
         rows: m, the mean number of rows of an item.
         seed: of the draws.
+
+    Raises:
+        ValueError: the data has labels of its own for some prefixes.
     """
     if not items:
         return []
+    for name in ("odds", "step_rewards"):
+        if any(getattr(item, name, ()) for item in items):
+            raise ValueError(
+                f"the data has {name.replace('_', ' ')}, which a scorer of texts cannot learn; "
+                "leave them out, or train a causal network with the base's tokenizer."
+            )
     rng = np.random.default_rng(seed)
     lengths = np.array([max(len(side.completion) for side in completions(one)) for one in items])
-    if isinstance(objective, FullBradleyTerry):
+    if reads_whole(objective):
         return [Row(item, int(n)) for item, n in zip(items, lengths, strict=True)]
     if isinstance(objective, BradleyTerry | Rad):
         counts = np.floor(rows + rng.random(len(items))).astype(int)  # of mean `rows`

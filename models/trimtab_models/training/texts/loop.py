@@ -164,15 +164,7 @@ def describe(
     objective: Objective, model: Any, texts: Texts, rows: Sequence[Row], base_model: str
 ) -> ScorerInfo:
     """The ScorerInfo of a trained scorer, with the statistics of its scores of drawn prefixes."""
-    info = ScorerInfo(
-        **{
-            "family": "head" if texts.causal else "text",
-            "objective": objective.name,
-            "base_model": base_model,
-            "reads": texts.reads,
-            **objective.info(),
-        }
-    )
+    info = info_of(objective, texts, base_model)
     inputs = [
         one
         for row in rows[:DESCRIBED]
@@ -182,3 +174,16 @@ def describe(
     values = text_scores(model, info, texts, inputs)
     deviation = max(float(values.std()), 1e-6)
     return info.model_copy(update={"mean": float(values.mean()), "deviation": deviation})
+
+
+def info_of(objective: Objective, texts: Texts, base_model: str) -> ScorerInfo:
+    """As `describe`, without the statistics."""
+    return ScorerInfo(
+        **{
+            "family": "head" if texts.causal else "text",
+            "objective": objective.name,
+            "base_model": base_model,
+            "reads": texts.reads,
+            **objective.info(),
+        }
+    )

@@ -5,10 +5,9 @@ from typing import Any
 from trimtab_models import networks, pretrained, texts
 from trimtab_models.checkpoint import read_info
 from trimtab_models.objectives import OBJECTIVES, Objective
-from trimtab_models.objectives.bradley_terry import FullBradleyTerry
 from trimtab_models.texts import Texts
-from trimtab_models.training.config import TrainConfig
-from trimtab_models.training.texts.draw import can_draw
+from trimtab_models.training.config import TextRows, TrainConfig
+from trimtab_models.training.texts.draw import can_draw, reads_whole
 
 
 def reading(config: TrainConfig, objective: Objective | None, decoder: Any) -> Texts | None:
@@ -42,16 +41,13 @@ def reading(config: TrainConfig, objective: Objective | None, decoder: Any) -> T
             f"tokens, and {config.scorer} {why}; choose {', '.join(_trainable())}, or a causal "
             "network with the base's tokenizer."
         )
-    if getattr(objective, "ratio", 1) != 1:
+    if getattr(objective, "ratio", None) not in (None, 1):
         raise ValueError(
             f"options.ratio is for one pass over the base's tokens, and {config.scorer} {why}; set "
             "texts.rows instead."
         )
-    whole = isinstance(objective, FullBradleyTerry)
-    if whole and config.texts is not None and "rows" in config.texts.model_fields_set:
-        raise ValueError(
-            f"texts.rows: {config.objective} reads each pair once, whole; leave it out."
-        )
+    if config.texts is not None and "rows" in config.texts.model_fields_set:
+        _check_rows(config.objective, objective)
     if own is None:
         own = decoder
     reads = (config.texts and config.texts.reads) or read_info(config.scorer).reads or "text"
@@ -61,6 +57,20 @@ def reading(config: TrainConfig, objective: Objective | None, decoder: Any) -> T
             "it to text."
         )
     return texts.of(network, own, decoder, reads)
+
+
+def _check_rows(name: str, objective: Objective) -> None:
+    """Refuse `texts.rows` where it would be ignored."""
+    if reads_whole(objective):
+        raise ValueError(f"texts.rows: {name} reads each pair once, whole; leave it out.")
+    if getattr(objective, "rows_per_pair", None) is not None:
+        raise ValueError("texts.rows: options.rows_per_pair says the same; leave one of them out.")
+
+
+def rows_of(config: TrainConfig, objective: Objective) -> float:
+    """The mean number of drawn prefixes of an item."""
+    own: float | None = getattr(objective, "rows_per_pair", None)
+    return own or (config.texts or TextRows()).rows
 
 
 def _trainable() -> list[str]:
