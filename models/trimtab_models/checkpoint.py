@@ -18,7 +18,7 @@ from trimtab_models import kinds, manifest, outputs, peft, pretrained, probe
 from trimtab_models.card import card
 from trimtab_models.files import Unusable, check_files
 from trimtab_models.info import Family, Link, ScorerInfo, parse
-from trimtab_models.networks import scalar_head, vocabulary_head
+from trimtab_models.networks import classifier, scalar_head, vocabulary_head
 
 __all__ = ["Family", "Link", "ScorerInfo", "load", "read_info", "save"]
 
@@ -122,6 +122,8 @@ def _whole(source: str | Path, family: Family, **options: Any) -> PreTrainedMode
         model = scalar_head(source, bins=bins, fresh=False, **options)
     elif family == "probe":
         model = probe.load(source, **options)
+    elif family == "text":
+        model = classifier(source, fresh=False, **options)
     else:
         model = vocabulary_head(source, **options)
     return model

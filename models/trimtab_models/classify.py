@@ -68,7 +68,7 @@ class Classifier:
         """The tokens that its tokenizer adds after a text."""
         # Encoder-decoders need the same number of end tokens in every text of a batch.
         self._one_by_one = bool(model.config.is_encoder_decoder)
-        self._padding_is_safe = self._test_padding()
+        self.padding_is_safe = self._test_padding()
 
     def score(
         self,
@@ -81,7 +81,7 @@ class Classifier:
         batch_size: texts in a forward; by default as many as BATCH_TOKENS allows.
         between: called before each forward.
         """
-        rows = [one if one["input_ids"] else self._empty_text() for one in inputs]
+        rows = [one if one["input_ids"] else empty_text(self.tokenizer) for one in inputs]
         scores = torch.empty(len(rows))
         for batch in self._batches([len(row["input_ids"]) for row in rows], batch_size):
             between()
@@ -95,7 +95,7 @@ class Classifier:
             longest = lengths[order[0]]
             size = batch_size or max(1, BATCH_TOKENS // longest)
             batch = order[:size]
-            if not self._padding_is_safe:
+            if not self.padding_is_safe:
                 batch = [i for i in batch if lengths[i] == longest]
             if self._one_by_one:
                 batch = batch[:1]
@@ -151,12 +151,6 @@ class Classifier:
         used = {token for row in rows for token in row["input_ids"]}
         return next((token for token in range(tokens) if token not in used), None)
 
-    def _empty_text(self) -> Inputs:
-        """A text without tokens, replaced by one special token."""
-        own = self.tokenizer
-        ids = (own.bos_token_id, own.cls_token_id, own.eos_token_id, own.pad_token_id, 0)
-        return {"input_ids": [next(token for token in ids if token is not None)]}
-
     def _test_padding(self) -> bool:
         """Whether a text gets the same score beside a longer one as alone.
 
@@ -174,6 +168,13 @@ class Classifier:
                 f"output ({type(error).__name__})."
             ) from error
         return torch.allclose(alone, together, rtol=TOLERANCE, atol=TOLERANCE)
+
+
+def empty_text(tokenizer: Any) -> Inputs:
+    """A text without tokens, replaced by one special token of the tokenizer."""
+    own = tokenizer
+    ids = (own.bos_token_id, own.cls_token_id, own.eos_token_id, own.pad_token_id, 0)
+    return {"input_ids": [next(token for token in ids if token is not None)]}
 
 
 def load(

@@ -6,8 +6,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from trimtab_models.files import Unusable, listed
 
-Family = Literal["head", "distribution", "vocabulary", "log_ratio", "probe"]
+Family = Literal["head", "distribution", "vocabulary", "log_ratio", "probe", "text"]
 Link = Literal["identity", "sigmoid", "log_sigmoid"]
+Reads = Literal["text", "answer", "pair", "chat"]
+"""What a scorer of texts was trained on: prompt and answer as one text, the answer alone, a pair of
+the two, or a conversation in its own chat template."""
 
 STEERS = 0.6
 """A scorer with a lower prefix-AUC should not guide; 0.5 is chance."""
@@ -52,6 +55,9 @@ class ScorerInfo(BaseModel):
         None,
         description="reference model of a log-ratio scorer: a hub name or a directory, which may "
         "be relative to the checkpoint's",
+    )
+    reads: Reads | None = Field(
+        None, description="the form of text that it was trained on, of a scorer of texts"
     )
     prefix_auc: float | None = Field(
         None, description="share of pairs whose order on prefixes is the final one; see validation/"

@@ -22,7 +22,11 @@ from transformers import (
     PretrainedConfig,
     PreTrainedModel,
 )
-from transformers.models.auto.modeling_auto import MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_MASKED_LM_MAPPING,
+    MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING,
+)
 
 from trimtab_models import kinds, pretrained
 from trimtab_models.files import Unusable
@@ -231,6 +235,56 @@ def scalar_head(source: Source, *, bins: int = 1, fresh: bool = True, **options:
     has_head = kinds.kind(source, config) in ("sequence", "token")
     new = HEADS if fresh and not has_head else ()
     return pretrained.network(auto, source, config=config, new=new, **options)
+
+
+def is_encoder(config: PretrainedConfig) -> bool:
+    """Whether transformers has networks of this kind that read a text in both directions.
+
+    Among them are encoder-decoders: what they read of a text is its whole.
+    """
+    masked = type(config) in MODEL_FOR_MASKED_LM_MAPPING and not getattr(
+        config, "is_decoder", False
+    )
+    return masked or type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING
+
+
+def classifier(source: str | Path, *, fresh: bool = True, **options: Any) -> Any:
+    """A network that reads a whole text, with a head to one number: s(x) = head(pool(x)).
+
+    A reward model (*ForSequenceClassification of one label) keeps its head. Any other network gets
+    a new head and pooler; without `fresh` that is an error.
+
+    Raises:
+        as pretrained.network; also Unusable: it has a head of several labels.
+    """
+    config = pretrained.configuration(source)
+    kept = kinds.kind(source, config) == "sequence"
+    if kept and config.num_labels != 1:
+        raise Unusable(
+            f"{source} has {config.num_labels} labels, and a scorer has one; expected a reward "
+            "model of one label, or a network without a head."
+        )
+    config.num_labels = 1
+    new = () if kept or not fresh else outer_weights(skeleton(config))
+    auto = AutoModelForSequenceClassification
+    return pretrained.network(auto, source, config=config, new=new, **options)
+
+
+def skeleton(config: PretrainedConfig) -> Any:
+    """A sequence classifier without weights, for what its modules tell.
+
+    Raises:
+        ValueError: transformers has no classifier of this kind.
+    """
+    with torch.device("meta"):
+        return AutoModelForSequenceClassification.from_config(config, trust_remote_code=False)
+
+
+def outer_weights(model: PreTrainedModel) -> list[str]:
+    """Names of the weights of a classifier's head and pooler, which language models lack."""
+    backbone = f"{model.base_model_prefix}."
+    names = [name for name, _ in model.named_parameters()]
+    return [name for name in names if not name.startswith(backbone) or ".pooler." in name]
 
 
 def vocabulary_head(source: Source, **options: Any) -> Any:

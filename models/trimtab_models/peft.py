@@ -121,7 +121,7 @@ def adapted(source: str | Path, **options: Any) -> Any:
     config = pretrained.configuration(base_name)
     if task(source) == "CAUSAL_LM":
         kinds.check(base_name, "vocabulary", kinds.kind(base_name, config), kinds.named(config))
-    for head in ("score.weight", "classifier.weight"):
+    for head in ("score.weight", "classifier.weight", "classifier.out_proj.weight"):
         if head in own:
             config.num_labels = shapes[PREFIX + head][0]
     if own & {"lm_head.weight", "embed_out.weight"}:

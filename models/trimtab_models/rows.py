@@ -166,12 +166,9 @@ def pad(
         raise ValueError(
             "every prompt and every completion needs at least one token; drop the empty ones first."
         )
-    texts = [rollout.prompt + rollout.completion for rollout in rollouts]
-    width = max(map(len, texts))
     steps = max(len(rollout.completion) for rollout in rollouts)
     return Rows(
-        torch.tensor([text + [pad_id] * (width - len(text)) for text in texts]),
-        torch.tensor([[1] * len(text) + [0] * (width - len(text)) for text in texts]),
+        *padded([rollout.prompt + rollout.completion for rollout in rollouts], pad_id),
         torch.tensor([len(rollout.prompt) for rollout in rollouts]),
         torch.tensor([len(rollout.completion) for rollout in rollouts]),
         torch.tensor([rollout.label for rollout in rollouts], dtype=torch.float32),
@@ -187,6 +184,15 @@ def pad(
         ),
         _points(odds or [()] * len(rollouts)),
         torch.tensor(range(len(rollouts)) if groups is None else groups),
+    )
+
+
+def padded(rows: Sequence[Sequence[int]], fill: int) -> tuple[Tensor, Tensor]:
+    """Rows of numbers filled on the right, and the mask of what was there: [rows, width] int64."""
+    width = max(map(len, rows))
+    return (
+        torch.tensor([[*row, *[fill] * (width - len(row))] for row in rows]),
+        torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows]),
     )
 
 

@@ -8,6 +8,8 @@ vocabulary    Q(x, y^{1:t−1})[y_t]; their sum up to t if info.adds_up, as for 
 log_ratio     α·Σ_{i≤t} (log π_r(y_i | x, y^{1:i−1}) − log π_ref(y_i | x, y^{1:i−1})), the implicit
               reward of a language model; without a reference model the second term is absent
 probe         as head or distribution (with a support), from the base's states before y_t
+text          link(classifier(text of x and y^{1:t})): one forward of a text for every t; so is head
+              with its own tokenizer, w·h + b at the last token of that text (texts.py)
 """
 
 from collections.abc import Iterator, Sequence
@@ -20,10 +22,12 @@ from tqdm import tqdm
 
 from trimtab_models import probe
 from trimtab_models.checkpoint import ScorerInfo
+from trimtab_models.classify import Classifier, Inputs
 from trimtab_models.features import States
 from trimtab_models.networks import next_histograms, split
 from trimtab_models.readout import LINKS, soft_value
-from trimtab_models.rows import Rollout, Rows, pad
+from trimtab_models.rows import Rollout, Rows, pad, padded
+from trimtab_models.texts import Texts
 
 
 def prefix_scores(
@@ -34,6 +38,7 @@ def prefix_scores(
     *,
     reference: Any = None,
     states: States | None = None,
+    texts: Texts | None = None,
     strength: float = 0.0,
     batch_size: int = 64,
     progress: bool = False,
@@ -47,8 +52,9 @@ def prefix_scores(
         pad_id: any token; it is masked.
         reference: the reference model of a log-ratio scorer.
         states: of the probe's base; states that it lacks are computed.
+        texts: how a scorer with its own tokenizer reads prefixes.
         strength: c of a distribution scorer; 0 is the mean.
-        batch_size: completions in a forward. A vocabulary head outputs
+        batch_size: completions in a forward, or texts. A vocabulary head outputs
             batch_size · length · vocabulary numbers each time.
         progress: show a progress bar.
 
@@ -56,9 +62,16 @@ def prefix_scores(
         One float32 tensor [T] on the host for each rollout, in their order.
 
     Raises:
-        ValueError: an empty prompt or completion, a distribution scorer without a support, or a
-            probe without states, or with those of another base.
+        ValueError: an empty prompt or completion, a distribution scorer without a support, a probe
+            without states, or with those of another base, or a scorer of texts without `texts`.
     """
+    if texts is not None:
+        parts = [[one.completion[: t + 1] for t in range(len(one.completion))] for one in rollouts]
+        inputs = [texts.inputs(one.prompt, some) for one, some in zip(rollouts, parts, strict=True)]
+        flat = text_scores(model, info, texts, [one for some in inputs for one in some], batch_size)
+        return list(flat.split([len(some) for some in inputs]))
+    if info.reads is not None:
+        raise ValueError("this scorer reads texts with its own tokenizer; pass `texts`.")
     if info.family == "probe":
         states = _of_base(model, states)
         states.add(rollouts)
@@ -84,9 +97,35 @@ def prefix_scores(
     return scores
 
 
+def text_scores(
+    model: Any, info: ScorerInfo, texts: Texts, inputs: Sequence[Inputs], batch_size: int = 64
+) -> Tensor:
+    """The score of each text, [texts] float32 on the host.
+
+    Args:
+        model, info: the scorer; its weights lose their gradients.
+        texts: how it reads.
+        inputs: from `texts.inputs`.
+        batch_size: texts in a forward of a causal network; a classifier sets its own.
+    """
+    if not texts.causal:
+        outputs = Classifier(model, texts.tokenizer).score(inputs)
+        return LINKS[info.link](outputs)
+    order = sorted(range(len(inputs)), key=lambda i: -len(inputs[i]["input_ids"]))
+    scores = torch.empty(len(inputs))
+    with torch.inference_mode(), _evaluating(model):
+        for start in range(0, len(order), batch_size):
+            batch = order[start : start + batch_size]
+            ids, mask = padded([inputs[i]["input_ids"] for i in batch], 0)
+            outputs = _outputs(model, ids.to(model.device), mask.to(model.device))  # [texts, …, 1]
+            last = outputs[torch.arange(len(batch)), mask.sum(-1) - 1, 0]
+            scores[batch] = LINKS[info.link](last.float()).cpu()
+    return scores
+
+
 def _read(model: Any, info: ScorerInfo, rows: Rows, strength: float) -> Tensor:
     """Scores [rows, steps] of the families with values."""
-    outputs = _outputs(model, rows)  # [rows, length, width]
+    outputs = _outputs(model, rows.input_ids, rows.attention_mask)  # [rows, length, width]
     if info.family == "vocabulary":
         chosen = rows.chosen(outputs).float()
         return chosen.cumsum(-1) if info.adds_up else chosen
@@ -142,14 +181,14 @@ def expected(logits: Tensor, support: tuple[float, float] | None, strength: floa
 
 def _log_likelihood(model: Any, rows: Rows) -> Tensor:
     """log π(y^{1:t} | x) for every t: [rows, steps] float32."""
-    logits = _outputs(model, rows)
+    logits = _outputs(model, rows.input_ids, rows.attention_mask)
     normalizer = rows.before(logits.float().logsumexp(-1))
     return (rows.chosen(logits).float() - normalizer).cumsum(-1)
 
 
-def _outputs(model: Any, rows: Rows) -> Tensor:
+def _outputs(model: Any, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
     """The network's output at every position, [rows, length, width]."""
-    inputs = {"input_ids": rows.input_ids, "attention_mask": rows.attention_mask}
+    inputs = {"input_ids": input_ids, "attention_mask": attention_mask}
     bare = model.get_base_model() if hasattr(model, "get_base_model") else model
     if not type(bare).__name__.endswith("ForSequenceClassification"):
         return model(**inputs).logits

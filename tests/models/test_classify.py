@@ -160,9 +160,9 @@ def test_the_batch_does_not_matter(kind, tmp_path):
     torch.testing.assert_close(classifier.score(rows), expected, atol=1e-5, rtol=1e-5)
     back = classifier.score(rows[::-1], 2).flip(0)
     torch.testing.assert_close(back, expected, atol=1e-5, rtol=1e-5)
-    assert classifier._padding_is_safe == (kind not in ("convbert", "xlnet"))
+    assert classifier.padding_is_safe == (kind not in ("convbert", "xlnet"))
     if kind == "xlnet":  # the control: in mixed company it is another number
-        classifier._padding_is_safe = True
+        classifier.padding_is_safe = True
         assert not torch.allclose(classifier.score(rows), expected, atol=1e-3)
 
 

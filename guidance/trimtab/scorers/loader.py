@@ -17,7 +17,7 @@ from trimtab.scoring.backbones import Backbones
 from trimtab.scoring.cross import CrossBackbone
 from trimtab.scoring.retokenise import Retokeniser
 from trimtab.scoring.text import Detokenizer, Reader, template
-from trimtab_models import checkpoint, classify, peft, pretrained
+from trimtab_models import checkpoint, classify, peft, pretrained, texts
 from trimtab_models.checkpoint import Family, ScorerInfo
 
 if TYPE_CHECKING:
@@ -65,9 +65,9 @@ class Loader:
             raise ScorerLoadError(
                 "it has a histogram for each token of its vocabulary, which is not the base's"
             )
-        positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
         # A token of the base is rarely more than four of its own.
-        window = min(positions or classify.UNBOUNDED, 4 * self.max_length)
+        window = min(texts.positions(model.config) or classify.UNBOUNDED, 4 * self.max_length)
+        spec = spec.model_copy(update={"reads": spec.reads or info.reads})
         render = self.render(spec, own, CAUSAL_READS)
         return info, CrossBackbone(
             Backbone(model, **self._options(window)),

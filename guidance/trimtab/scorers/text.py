@@ -3,8 +3,9 @@
     s(prefix + v) = trimtab_models.classify of text(prefix + v): a logit, or log p(label)
 
 Any `*ForSequenceClassification` of transformers, encoder or decoder: reward models, formality
-rankers. Every candidate's whole text goes through the network, without a prefix cache: this is the
-slow family. Scores of recent texts are cached.
+rankers, and encoders of `trimtab train`, whose checkpoints say how they read a text. Every
+candidate's whole text goes through the network, without a prefix cache: this is the slow family.
+Scores of recent texts are cached.
 
 With a delimiter, the classifier scores the answer up to the end of each of its steps, as process
 reward models do; also a `*ForTokenClassification`, at its last token. See `steps`.
@@ -27,12 +28,11 @@ from trimtab.scoring import deadline
 from trimtab.scoring.pool import Ids, keep
 from trimtab.scoring.text import Prompt, Reader, Texts, Turns
 from trimtab_models import classify
-from trimtab_models.checkpoint import ScorerInfo
+from trimtab_models import texts as forms
+from trimtab_models.checkpoint import ScorerInfo, read_info
 from trimtab_models.classify import Classifier
-
-Reads = Literal["text", "answer", "pair", "chat"]
-"""What the classifier was trained on: prompt and answer as one text, the answer alone, a pair of
-the two, or a conversation in its own chat template."""
+from trimtab_models.info import Reads
+from trimtab_models.readout import LINKS
 
 CACHED_TEXTS = 1 << 16
 """Maximum number of texts whose scores are cached; the least recently used are dropped."""
@@ -88,10 +88,13 @@ class TextScorer(Scorer):
         classifier = classify.load(
             spec.path, spec.label, steps=steps is not None, dtype=torch.float32
         )
+        info = read_info(spec.path)
+        if info.family != "text":
+            info = ScorerInfo(objective="text classifier")
+        spec = spec.model_copy(update={"reads": spec.reads or info.reads})
         render = loader.render(spec, classifier.tokenizer, get_args(Reads))
         loader.cast(classifier.model).to(loader.device)
         reads: Any = spec.reads or ("chat" if render is not None else "text")
-        info = ScorerInfo(objective="text classifier")
         return cls(info, classifier, Reader(loader.decoder(), render), reads, steps)
 
     def score(
@@ -168,34 +171,14 @@ class TextScorer(Scorer):
 
     def _forward(self, texts: Sequence[tuple[str, str]]) -> list[tuple[float, int]]:
         """(score, tokens that did not fit) of each prompt and answer."""
-        inputs = [self._tokens(prompt, answer) for prompt, answer in texts]
+        inputs = [
+            forms.inputs(self.tokenizer, self.window, self.reads, prompt, answer)
+            for prompt, answer in texts
+        ]
         self._forwarded += sum(len(one["input_ids"]) for one, _ in inputs)
-        scores = self.classifier.score([one for one, _ in inputs], between=deadline.check)
+        outputs = self.classifier.score([one for one, _ in inputs], between=deadline.check)
+        scores = LINKS[self.info.link](outputs)
         return [(float(score), lost) for score, (_, lost) in zip(scores, inputs, strict=True)]
-
-    def _tokens(self, prompt: str, answer: str) -> tuple[dict[str, list[int]], int]:
-        """The classifier's input for one text, and how many tokens did not fit."""
-        # A rendered conversation already contains its special tokens.
-        options: dict[str, Any] = {"add_special_tokens": self.reads != "chat"}
-        match self.reads:
-            case "pair":
-                parts = [prompt, answer]
-            case "answer":
-                parts = [answer]
-            case _:
-                parts = [prompt + answer]
-        whole = self.tokenizer(*parts, **options)
-        lost = len(whole["input_ids"]) - self.window
-        if lost <= 0:
-            return dict(whole), 0
-        self.tokenizer.truncation_side = "left"
-        room = self.window - self.tokenizer.num_special_tokens_to_add(pair=len(parts) == 2)
-        answers = len(self.tokenizer(answer, add_special_tokens=False)["input_ids"])
-        if self.reads == "pair" and answers >= room:
-            parts, options["truncation"] = ["", answer], "only_second"
-        else:
-            options["truncation"] = "only_first"
-        return dict(self.tokenizer(*parts, **options, max_length=self.window)), lost
 
 
 def _digest(prompt: str, answer: str) -> bytes:

@@ -22,6 +22,7 @@ from trimtab.scoring.backbone import Backbone
 from trimtab.scoring.pool import Ids, common_prefix, keep
 from trimtab.scoring.retokenise import KEPT, Retokeniser
 from trimtab.scoring.text import Prompt, Reader
+from trimtab_models.texts import kept_from
 
 
 class CrossBackbone:
@@ -104,9 +105,5 @@ class CrossBackbone:
         return self._shortened.get(key, 0)
 
     def _fitting(self, ids: Ids) -> Ids:
-        start, over = len(self.tokens.start), len(ids) - self.window
-        if over <= 0:
-            return ids
-        stride = max(self.window // 4, 1)
-        cut = start + -(-over // stride) * stride
-        return np.concatenate((ids[:start], ids[min(cut, len(ids) - 1) :]))
+        start = len(self.tokens.start)
+        return np.concatenate((ids[:start], ids[kept_from(len(ids), start, self.window) :]))

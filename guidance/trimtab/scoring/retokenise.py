@@ -27,6 +27,7 @@ from typing import Any
 import numpy as np
 
 from trimtab.scoring.pool import NO_IDS, Ids, keep
+from trimtab_models import texts
 
 SEAM = re.compile(r"(?<=\S) (?=[A-Za-z0-9])")
 KEPT = 1024
@@ -77,7 +78,7 @@ class Retokeniser:
 
     def __init__(self, tokenizer: Any, *, rendered: bool = False) -> None:
         self.tokenizer = tokenizer
-        start = [] if rendered else _start(tokenizer)
+        start = [] if rendered else texts.start(tokenizer)
         self.start: Ids = np.array(start, dtype=np.int64)
         """Token ids that the tokenizer puts before a text."""
         self.windowed = _is_local(tokenizer) and _passes_probe(tokenizer)
@@ -130,13 +131,6 @@ def _last_seam(text: str, start: int) -> int:
         if SEAM.match(text, at):
             return at
     return start
-
-
-def _start(tokenizer: Any) -> list[int]:
-    """The special tokens before a text; those after it belong to whole texts, not to prefixes."""
-    bare = tokenizer("a", add_special_tokens=False)["input_ids"]
-    whole: list[int] = tokenizer("a")["input_ids"]
-    return next((whole[:i] for i in range(len(whole)) if whole[i : i + len(bare)] == bare), [])
 
 
 def _is_local(tokenizer: Any) -> bool:

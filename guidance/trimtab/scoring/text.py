@@ -15,17 +15,14 @@ from typing import Any, Protocol, TypeAlias
 import numpy as np
 
 from trimtab.scoring.pool import NO_IDS, Ids, keep
+from trimtab_models import texts as decoding
 
 KEPT = 1024
 """Maximum number of rendered prompts in the cache; the least recently used are dropped."""
 
-UNFINISHED = "\ufffd"
 _WORD = re.compile(r"\w+")
 REASON = 200
 """Maximum characters of a template's reason."""
-LEAD = 4
-"""Prompt tokens that are decoded in front of an answer: some tokenizers drop the leading space of a
-text, and a character that starts in the prompt may have four bytes."""
 
 Turns: TypeAlias = Sequence[Mapping[str, Any]]
 """A conversation: each turn has a `role` and a `content`, both text; an assistant's may have
@@ -130,11 +127,9 @@ class Reader:
         for i, (key, prefix, group) in enumerate(zip(keys, prefixes, candidates, strict=True)):
             prompt = prompts[i] if prompts else Prompt(0)
             before, answer = prefix[: prompt.length], prefix[prompt.length :]
-            lead = before[-LEAD:]
-            skipped = len(self._decode(lead))
-            answers = [
-                self._decode(np.concatenate((lead, answer, [token])))[skipped:] for token in group
-            ]
+            so_far = answer.tolist()
+            ends = ([*so_far, token] for token in group.tolist())
+            answers = decoding.answers(self.decoder, before.tolist(), ends)
             texts.append(Texts(self._prompt(key, before, prompt.turns), answers))
         return texts
 
@@ -151,14 +146,10 @@ class Reader:
         """Drop a row's rendered prompt."""
         self._prompts.pop(key, None)
 
-    def _decode(self, ids: Ids) -> str:
-        text = str(self.decoder.decode(ids.tolist(), skip_special_tokens=True))
-        return text.rstrip(UNFINISHED)
-
     def _prompt(self, key: int, ids: Ids, turns: Turns | None) -> str:
         known = self._prompts.get(key, (NO_IDS, None, ""))
         if len(ids) == 0 or not np.array_equal(known[0], ids) or known[1] != turns:
-            text = self._decode(ids)
+            text = decoding.decoded(self.decoder, ids.tolist())
             if self.render is not None:
                 text = self.render(turns or [{"role": "user", "content": text}])
             known = (ids, turns, text)

@@ -20,7 +20,7 @@ from trimtab_lab.arena.board import Board
 from trimtab_lab.arena.methods import METHODS
 from trimtab_lab.arena.stats import at_kl
 from trimtab_lab.worlds import World
-from trimtab_models import checkpoint, networks, outputs, pretrained
+from trimtab_models import checkpoint, networks, outputs, pretrained, texts
 from trimtab_models.demo import rollouts
 from trimtab_models.features import States
 from trimtab_models.rows import Rollout
@@ -61,7 +61,11 @@ def errors(
         for name, spec in missing.items():
             model, info = checkpoint.load(spec)
             states = States(base) if info.family == "probe" else None
-            scores = prefix_scores(model, info, answers, tokenizer.pad_token_id or 0, states=states)
+            read = None
+            if info.reads is not None:
+                read = texts.of(model.config, pretrained.tokenizer(spec), tokenizer, info.reads)
+            pad = tokenizer.pad_token_id or 0
+            scores = prefix_scores(model, info, answers, pad, states=states, texts=read)
             gaps = [((v - a.label) ** 2).mean() for v, a in zip(scores, answers, strict=True)]
             measured[name] = float(torch.stack(gaps).mean())
         outputs.put(path, json.dumps(measured) + "\n")

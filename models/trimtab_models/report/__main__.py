@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-from trimtab_models import checkpoint, data, demo, networks, pretrained
+from trimtab_models import checkpoint, data, demo, networks, pretrained, texts
 from trimtab_models.features import States
 from trimtab_models.files import beside
 from trimtab_models.report import summary, update, validate, warning
@@ -22,7 +22,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("checkpoint", help="directory of the scorer")
     parser.add_argument("--rollouts", required=True, help="completions with their rewards")
     parser.add_argument("--completions", help="half-completed answers with their returns")
-    parser.add_argument("--base", help="the base of a probe, if the checkpoint does not name it")
+    parser.add_argument(
+        "--base",
+        help="the base, if the checkpoint does not name it: of a probe or a scorer of texts",
+    )
     parser.add_argument("--batch-size", type=int, default=64)
     options = parser.parse_args(arguments)
     try:
@@ -33,10 +36,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if info.reference is not None:
             where = beside(options.checkpoint, info.reference)
             reference, _ = checkpoint.load(where, family="log_ratio")
-        states, reads = None, model.config
+        states, read, reads = None, None, model.config
         if info.family == "probe":
             states = States(options.base or _base(info.base_model), progress=True)
             reads = pretrained.configuration(states.base)
+        if info.reads is not None:
+            base = options.base or _base(info.base_model)
+            own, tokenizer = tokenizer, pretrained.tokenizer(base)
+            read = texts.of(model.config, own, tokenizer, info.reads)
+            reads = pretrained.configuration(base)
         device = "cuda" if torch.cuda.is_available() else "cpu"
         report = validate(
             model.to(device),
@@ -46,6 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             tokenizer.pad_token_id or 0,
             reference=None if reference is None else reference.to(device),
             states=states,
+            texts=read,
             batch_size=options.batch_size,
             progress=True,
         )

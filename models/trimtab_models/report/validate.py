@@ -7,9 +7,8 @@ from typing import Any, Literal, Self
 
 import numpy as np
 
-import numpy as np
-
 from trimtab_models.data.encoding import stored_ids
+from trimtab_models.data.encoding import vocabulary as base_vocabulary
 from trimtab_models.data.faults import Fault
 from trimtab_models.data.numbers import finite
 from trimtab_models.features import States
@@ -17,6 +16,7 @@ from trimtab_models.info import ScorerInfo
 from trimtab_models.objectives.base import completions as sides_of
 from trimtab_models.rows import Pair, Ranked, Rollout, remaining
 from trimtab_models.scoring import prefix_scores
+from trimtab_models.texts import Texts
 from trimtab_models.validation import (
     Continued,
     Credit,
@@ -103,6 +103,7 @@ def validate(
     *,
     reference: Any = None,
     states: States | None = None,
+    texts: Texts | None = None,
     batch_size: int = 64,
     progress: bool = False,
     seed: int = 0,
@@ -110,7 +111,8 @@ def validate(
     """Validate a scorer on completions that it was not trained on.
 
     Args:
-        model, info, pad_id, reference, states, batch_size, progress: as for `prefix_scores`.
+        model, info, pad_id, reference, states, texts, batch_size, progress: as for
+            `prefix_scores`.
         items: rollouts, preferably several of each prompt; or pairs or rankings, whose completions
             are compared within each item, with their rank from the worst up as the reward.
         completions: records of half-completed answers ("prompt_token_ids", "prefix_token_ids",
@@ -124,6 +126,7 @@ def validate(
     options: dict[str, Any] = {
         "reference": reference,
         "states": states,
+        "texts": texts,
         "batch_size": batch_size,
         "progress": progress,
     }
@@ -162,6 +165,8 @@ def validate(
     if not completions or info.to_go:
         return report
     vocabulary = states.vocabulary if states else model.get_input_embeddings().num_embeddings
+    if texts is not None:
+        vocabulary = base_vocabulary(texts.decoder)
     prefixes, continued = half_completed(completions, vocabulary)
     ends = [float(s[-1]) for s in prefix_scores(model, info, prefixes, pad_id, **options)]
     return report.model_copy(

@@ -6,7 +6,7 @@ config.py    settings of a run            trainer.py         the loop and its lo
 initial.py   the initial network          saves.py           checkpoints that survive a kill
 run.py       from data to a checkpoint    output_checks.py   checks of the output directory
 dpo.py       TRL's, for log-ratio scorers schedule.py        warm-up, and intervals that fit a run
-probes.py    where objectives read probes
+probes.py    where objectives read probes texts/            scorers that read text
 """
 
 from trimtab_models.training.saves import clear

@@ -5,7 +5,7 @@ import logging
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import yaml
 from pydantic import (
@@ -52,6 +52,15 @@ class ProbeSizes(_Strict):
     dropout: float = Field(0.3, ge=0, lt=1)
 
 
+class TextRows(_Strict):
+    """How a scorer with its own tokenizer, or an encoder, is trained; see training/texts."""
+
+    rows: float = Field(2, ge=1, description="drawn prefixes of each answer or pair, on average")
+    reads: Literal["text", "answer", "pair"] | None = Field(
+        None, description="the form of its text; text, or that of an earlier scorer"
+    )
+
+
 PROBE = {"epochs": 8, "learning_rate": 2e-3}
 """Defaults of a TrainConfig with a probe, where they differ; see docs/training.md."""
 
@@ -89,6 +98,7 @@ class TrainConfig(_Strict):
     bf16: bool = False
     gradient_checkpointing: bool = False
     probe: ProbeSizes | None = None
+    texts: TextRows | None = None
     early_stopping: int | None = Field(
         None, gt=0, description="evaluations without a lower loss before a stop; keeps the best"
     )
@@ -136,6 +146,15 @@ class TrainConfig(_Strict):
         for other in ("layers", "lora", "gradient_checkpointing"):
             if info.data.get(other):
                 raise ValueError(f"a probe has no network of its own; leave out {other}")
+        return value
+
+    @field_validator("texts")
+    @classmethod
+    def _with_scorer(cls, value: TextRows | None, info: ValidationInfo) -> TextRows | None:
+        if value is not None and info.data.get("scorer") is None:
+            raise ValueError(
+                "it is for scorers that do not read the base's tokens; set `scorer` to one"
+            )
         return value
 
     @field_validator("validation")
@@ -251,7 +270,7 @@ def _by_data(fields: dict[str, Any]) -> dict[str, Any]:
         return fields  # it is refused where it is read, after the place of the result
     if first is None or not first.record.get("prefix_rewards"):
         return fields
-    network = fields.keys() & {"scorer", "layers", "lora", "gradient_checkpointing"}
+    network = fields.keys() & {"scorer", "layers", "lora", "gradient_checkpointing", "texts"}
     chosen = {"objective": "gains"} if network else {"objective": "gains", "probe": {}}
     log.warning(
         "the data has rewards of unfinished answers: training gains%s.",
@@ -263,7 +282,7 @@ def _by_data(fields: dict[str, Any]) -> dict[str, Any]:
 def _message(error: Mapping[str, Any], model: type[BaseModel]) -> str:
     key = ".".join(str(part) for part in error["loc"])
     if error["type"] == "extra_forbidden":
-        parts: dict[Any, type[BaseModel]] = {"lora": Lora, "probe": ProbeSizes}
+        parts: dict[Any, type[BaseModel]] = {"lora": Lora, "probe": ProbeSizes, "texts": TextRows}
         parts |= dict.fromkeys(("stopping", "reward_stopping"), Stopping)
         known = parts.get(error["loc"][0], model)
         return f"{key}: no such setting{nearest(str(error['loc'][-1]), known.model_fields)}"

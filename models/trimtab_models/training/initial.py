@@ -69,10 +69,13 @@ def refuse_small(config: TrainConfig, tokenizer: Any) -> None:
         )
 
 
-def reads(config: TrainConfig | GroundedConfig) -> int | None:
-    """The maximum tokens that both the base and the initial network read; None if unknown."""
+def reads(config: TrainConfig | GroundedConfig, *, texts: bool = False) -> int | None:
+    """The maximum tokens that both the base and the initial network read; None if unknown.
+
+    texts: whether the initial network reads texts, which it cuts itself.
+    """
     paths = {base_path(config)}
-    if config.scorer and not (isinstance(config, TrainConfig) and config.probe):
+    if config.scorer and not texts and not (isinstance(config, TrainConfig) and config.probe):
         paths.add(config.scorer)  # a probe reads what the base reads
     lengths = [networks.longest(pretrained.configuration(path)) for path in paths]
     return min((n for n in lengths if n is not None), default=None)
@@ -141,12 +144,11 @@ def network(config: TrainConfig, loss: Objective) -> Any:
                 config.scorer, base_path(config), outputs=outputs, dropout=dropout
             )
         return probe.new(base_path(config), outputs=outputs, **sizes)
-    model = networks.build(
-        loss.head,
-        config.scorer or base_path(config),
-        bins=getattr(loss, "bins", 1),
-        dtype=torch.float32,
-    )
+    source, options = config.scorer or base_path(config), {"dtype": torch.float32}
+    if config.scorer and networks.is_encoder(pretrained.configuration(source)):
+        model = networks.classifier(source, **options)
+    else:
+        model = networks.build(loss.head, source, bins=getattr(loss, "bins", 1), **options)
     model = keep_layers(model, config.layers)
     if config.lora is None:
         return model
@@ -200,7 +202,7 @@ def lora_config(model: Any, config: TrainConfig) -> Any:
         lora_alpha=lora.alpha,
         lora_dropout=lora.dropout,
         target_modules=lora.targets,
-        exclude_modules=head,
+        exclude_modules=_inner(model, head),
         modules_to_save=head,
     )
 
@@ -213,11 +215,30 @@ def _task(model: Any) -> str:
 
 
 def _new_head(model: Any) -> list[str] | None:
-    """The name of a new head, which is trained in full; None for a language model's own head."""
+    """Names of a head, which is trained in full; None for a language model's own head.
+
+    Of an encoder, the pooler is a part of the head.
+    """
+    if _task(model) == "SEQ_CLS" and networks.is_encoder(model.config):
+        pooler = f"{model.base_model_prefix}.pooler"
+        names = networks.outer_weights(model)
+        tops = (pooler if n.startswith(pooler) else n.partition(".")[0] for n in names)
+        return list(dict.fromkeys(tops))
     head: Any = networks.split(model)[1]
     if _task(model) == "CAUSAL_LM" and head.weight.any():
         return None
     return [name for name, module in model.named_modules() if module is head]
+
+
+def _inner(model: Any, names: list[str] | None) -> list[str] | None:
+    """Names of the layers of some modules, which adapters must leave alone."""
+    if names is None:
+        return None
+    return [
+        f"{name}.{inner}".rstrip(".")
+        for name in names
+        for inner, _ in model.get_submodule(name).named_modules()
+    ]
 
 
 def finish(

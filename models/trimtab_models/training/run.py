@@ -1,6 +1,5 @@
 """From data to a checkpoint: the steps of one `trimtab train`, in order."""
 
-import dataclasses
 import logging
 from collections.abc import Collection, Sequence
 from pathlib import Path
@@ -8,7 +7,7 @@ from typing import Any, Literal
 
 import torch
 from accelerate.utils import broadcast_object_list
-from transformers import TrainingArguments, set_seed
+from transformers import set_seed
 
 from trimtab_models import checkpoint, data, networks, outputs, pretrained, report
 from trimtab_models.bases import base_name
@@ -18,27 +17,16 @@ from trimtab_models.objectives import Objective
 from trimtab_models.objectives.base import completions
 from trimtab_models.report import Rates
 from trimtab_models.rows import Rollout
-from trimtab_models.training import initial, output_checks, probes
-from trimtab_models.training.config import DPO, TrainConfig, nearest
+from trimtab_models.texts import Texts
+from trimtab_models.training import initial, output_checks, probes, texts
+from trimtab_models.training.config import DPO, TrainConfig
+from trimtab_models.training.passed import passed
 from trimtab_models.training.saves import SafeTrainer, clear, digest, run_directory, saving
 from trimtab_models.training.trainer import describe, deviations, info_of, train
 
 log = logging.getLogger(__name__)
 
-OWN = {
-    "output_dir": "out",
-    "num_train_epochs": "epochs",
-    "per_device_train_batch_size": "batch_size",
-    "per_device_eval_batch_size": "batch_size",
-    "report_to": "tensorboard",
-    "eval_strategy": "validation",
-    "load_best_model_at_end": "early_stopping",
-    "metric_for_best_model": "early_stopping",
-    "greater_is_better": "early_stopping",
-}
-"""Fields of TrainingArguments that have another name in a configuration."""
-UNREAD = {"do_train", "do_eval", "do_predict", "resume_from_checkpoint", "label_smoothing_factor"}
-"""Those that nothing here reads: scripts and losses of transformers do."""
+REPORTED = 20_000  # prefixes of the report of a scorer of texts, which forwards each of them
 INFO_COMPLETIONS = 1000  # completions whose prefixes give a scorer's mean and deviation
 
 
@@ -68,8 +56,10 @@ def run(config: TrainConfig) -> Path:
     )
     loss = None if config.objective == DPO else initial.objective(config)
     tokenizer = pretrained.tokenizer(initial.base_path(config))
-    initial.refuse_small(config, tokenizer)
-    items, validation = _items(config, loss.data if loss else "pairs", tokenizer)
+    read = texts.reading(config, loss, tokenizer)
+    if read is None:
+        initial.refuse_small(config, tokenizer)
+    items, validation = _items(config, loss.data if loss else "pairs", tokenizer, read)
     made_by |= {"data": digest(items), "validation data": digest(validation)}
     if output_checks.finished(config.out, made_by):
         return config.out
@@ -77,16 +67,21 @@ def run(config: TrainConfig) -> Path:
         config = initial.with_support(config, [*items, *validation])
         loss = initial.objective(config)
     states = _states(config, [*items, *validation])
-    trainer, rates = _best(config, loss, tokenizer, items, validation, states)
+    drawn = _drawn(config, loss, items, read), _drawn(config, loss, validation, read)
+    trainer, rates = _best(config, loss, tokenizer, *drawn, states, read)
     model = _whole(trainer, config, loss, states)
     if trainer.is_world_process_zero():
         seen = [side for item in validation or items for side in completions(item)]
-        info = _info(config, loss, model, seen[:INFO_COMPLETIONS], _pad(tokenizer), states)
+        if read is not None and loss is not None:
+            some = drawn[1] or drawn[0]
+            info = texts.describe(loss, model, read, some, base_name(config.base))
+        else:
+            info = _info(config, loss, model, seen[:INFO_COMPLETIONS], _pad(tokenizer), states)
         if loss is not None and loss.to_go and _stepwise(items):
             info = info.model_copy(update={"to_go": True})
         result = None
         if validation:
-            result = _report(config, model, info, validation, _pad(tokenizer), states)
+            result = _report(config, model, info, validation, _pad(tokenizer), states, read)
             result = result and result.model_copy(update={"rates": rates})
 
         def extras(work: Path) -> None:
@@ -97,10 +92,10 @@ def run(config: TrainConfig) -> Path:
         with saving(str(config.out)):
             checkpoint.save(
                 model,
-                tokenizer,
+                _own_tokenizer(config) if read else tokenizer,
                 report.mark(info, result) if result else info,
                 config.out,
-                text=_card(config, items, validation, rates),
+                text=_card(config, items, validation, rates, read),
                 extras=extras,
             )
         clear(run_directory(config.out))
@@ -110,8 +105,10 @@ def run(config: TrainConfig) -> Path:
     return config.out
 
 
-def _items(config: TrainConfig, kind: str, tokenizer: Any) -> tuple[list[Any], list[Any]]:
-    limits = config.max_length, initial.reads(config)
+def _items(
+    config: TrainConfig, kind: str, tokenizer: Any, read: Texts | None
+) -> tuple[list[Any], list[Any]]:
+    limits = config.max_length, initial.reads(config, texts=read is not None)
     items = data.load(config.data, kind, tokenizer, *limits, config.aspect)
     if isinstance(config.validation, str):
         return items, data.load(config.validation, kind, tokenizer, *limits, config.aspect)
@@ -123,6 +120,23 @@ def _items(config: TrainConfig, kind: str, tokenizer: Any) -> tuple[list[Any], l
 def _stepwise(items: Sequence[Any]) -> bool:
     """Whether a reward arrives before the end of an answer."""
     return any(any(side.step_rewards) for item in items for side in completions(item))
+
+
+def _drawn(
+    config: TrainConfig, loss: Objective | None, items: Sequence[Any], read: Texts | None
+) -> Sequence[Any]:
+    """The rows of a scorer that reads texts; for others, the items themselves."""
+    if read is None or loss is None:
+        return items
+    return texts.draw(loss, items, texts.rows_of(config, loss), config.seed)
+
+
+def _own_tokenizer(config: TrainConfig) -> Any:
+    """The tokenizer of a scorer that reads texts, as it was before it cut any."""
+    try:
+        return pretrained.tokenizer(config.scorer or config.base)
+    except FileNotFoundError:
+        return pretrained.tokenizer(initial.base_path(config))
 
 
 def _states(config: TrainConfig, items: Sequence[Any]) -> States | None:
@@ -145,6 +159,7 @@ def _best(
     items: Sequence[Any],
     validation: Sequence[Any],
     states: States | None,
+    read: Texts | None,
 ) -> tuple[SafeTrainer, Rates | None]:
     """Train; with several learning rates, the trainer of the best one, and how it was chosen.
 
@@ -153,7 +168,7 @@ def _best(
     work = run_directory(config.out)
 
     def trained(rate: float, work: Path) -> SafeTrainer:
-        return _train(config, loss, tokenizer, items, validation, states, rate, work)
+        return _train(config, loss, tokenizer, items, validation, states, read, rate, work)
 
     if not isinstance(config.learning_rate, list):
         return trained(config.learning_rate, work), None
@@ -168,7 +183,7 @@ def _best(
         trainer = trained(rate, work / f"rate-{rate:g}")
         set_seed(config.seed)
         if loss is not None and halves:
-            figures[rate] = _value_mse(trainer, config, loss, halves, _pad(tokenizer), states)
+            figures[rate] = _value_mse(trainer, config, loss, halves, _pad(tokenizer), states, read)
         else:
             figures[rate] = trainer.evaluate()["eval_loss"]
         log.warning("learning rate %g: %s %.4f", rate, by, figures[rate])
@@ -184,12 +199,14 @@ def _value_mse(
     halves: Sequence[Rollout],
     pad_id: int,
     states: States | None,
+    read: Texts | None,
 ) -> float:
     """The value MSE of a trained network; the trainer's own is made ready to be written."""
     model, figure = _whole(trainer, config, loss, states), [0.0]
     if trainer.is_world_process_zero():  # others may not have the whole network
-        info = info_of(loss, base_name(config.base), states)
-        figure = [report.value_mse(model, info, halves, pad_id, states=states)]
+        base = base_name(config.base)
+        info = texts.info_of(loss, read, base) if read else info_of(loss, base, states)
+        figure = [report.value_mse(model, info, halves, pad_id, states=states, texts=read)]
     return float(broadcast_object_list(figure)[0])
 
 
@@ -200,6 +217,7 @@ def _train(
     items: Sequence[Any],
     validation: Sequence[Any],
     states: States | None,
+    read: Texts | None,
     rate: float,
     work: Path,
 ) -> SafeTrainer:
@@ -221,7 +239,7 @@ def _train(
         shared |= probes.DEFAULTS
         shared["fingerprint"]["weights of the base"] = states.fingerprint
         shared["fingerprint"]["projection of tokens"] = "whitened"
-    shared |= _passed_through(config.trainer, shared.keys() - probes.DEFAULTS.keys())
+    shared |= passed(config.trainer, shared.keys() - probes.DEFAULTS.keys())
     shared["fingerprint"]["options"] = config.options
     if loss is None:
         from trimtab_models.training import dpo
@@ -241,6 +259,18 @@ def _train(
             **shared,
             **config.options,
         )
+    if read is not None:
+        shared["fingerprint"]["reads"] = read.reads
+        return texts.train(
+            loss,
+            initial.network(config, loss),
+            items,
+            work,
+            texts=read,
+            epochs=config.epochs,
+            batch_size=config.batch_size,
+            **shared,
+        )
     return train(
         loss,
         initial.network(config, loss),
@@ -253,21 +283,6 @@ def _train(
         batch_size=config.batch_size,
         **shared,
     )
-
-
-def _passed_through(fields: dict[str, Any], ours: Collection[str]) -> dict[str, Any]:
-    """Fields passed through to transformers, checked."""
-    known = {field.name for field in dataclasses.fields(TrainingArguments)}
-    for name in fields:
-        if name in OWN or name in ours:
-            raise ValueError(f"trainer.{name}: set `{OWN.get(name, name)}` instead.")
-        if name in UNREAD:
-            raise ValueError(f"trainer.{name}: nothing reads it here; leave it out.")
-        if name not in known:
-            raise ValueError(
-                f"trainer.{name}: TrainingArguments has no such field{nearest(name, known)}"
-            )
-    return fields
 
 
 def _frozen(config: TrainConfig) -> Any:
@@ -322,13 +337,23 @@ def _report(
     validation: Sequence[Any],
     pad_id: int,
     states: States | None,
+    read: Texts | None,
 ) -> report.Report | None:
     """The validation report; None if validation fails, which must not lose the checkpoint."""
     half_completed = data.read(config.completions) if config.completions else None
     reference = networks.vocabulary_head(info.reference) if info.reference else None
+    if read is not None:
+        validation = texts.some(validation, REPORTED)
     try:
         return report.validate(
-            model, info, validation, half_completed, pad_id, reference=reference, states=states
+            model,
+            info,
+            validation,
+            half_completed,
+            pad_id,
+            reference=reference,
+            states=states,
+            texts=read,
         )
     except ValueError as error:
         log.warning("no validation report: %s", error)
@@ -336,7 +361,11 @@ def _report(
 
 
 def _card(
-    config: TrainConfig, items: Sequence[Any], validation: Sequence[Any], rates: Rates | None
+    config: TrainConfig,
+    items: Sequence[Any],
+    validation: Sequence[Any],
+    rates: Rates | None,
+    read: Texts | None,
 ) -> str:
     # Cards are published: they contain the name of a local file, not its path.
     source = Path(config.data).name if Path(config.data).exists() else config.data
@@ -347,6 +376,7 @@ def _card(
         "epochs, batch, learning rate": f"{config.epochs:g}, {config.batch_size}, "
         f"{rates or config.learning_rate}",
         **({"probe": config.probe.model_dump()} if config.probe else {}),
+        **({"texts": read.reads} if read else {}),
         "LoRA": config.lora.model_dump() if config.lora else "no",
         "seed": config.seed,
     }
