@@ -272,9 +272,9 @@ class GuidanceParams(BaseModel):
             chosen = dict(default) if default else dict.fromkeys(names, 1.0)
         chosen = {**dict.fromkeys(self.ceilings or {}, 0.0), **(chosen or {})}
         chosen |= dict.fromkeys(self.floors or {}, 1.0)
-        named = {"floors": self.floors, "ceilings": self.ceilings, "utility": self.utility}
-        for field, of in {**named, "scorers": chosen}.items():
-            if not set(of or {}) <= set(names):
+        for field in (*READS_RETURNS, "scorers"):
+            of = chosen if field == "scorers" else getattr(self, field) or {}
+            if not set(of) <= set(names):
                 known = ", ".join(sorted(names)[:MAX_NAMED]) or "none"
                 raise UnknownScorer(
                     f"no scorer of that name is served here; this server has: {known}. "
@@ -291,13 +291,13 @@ class GuidanceParams(BaseModel):
         if isinstance(available, Mapping):
             for name, weight in chosen.items():
                 scorer = available[name]
-                field = next((f for f in named if self._reads_returns(f, name)), None)
-                if field is not None and not scorer.distributional:
+                reading = [field for field in READS_RETURNS if self._reads_returns(field, name)]
+                if reading and not scorer.distributional:
                     raise InvalidGuidance(
-                        f"{READS_RETURNS[field]} need scorers with return distributions, of family "
-                        f"'distribution'; scorer '{name}' is of family '{scorer.family}'. Name "
+                        f"{READS_RETURNS[reading[0]]} need scorers with return distributions, of "
+                        f"family 'distribution'; scorer '{name}' is of family '{scorer.family}'. Name "
                         "others, or send beta instead. GET /v1/scorers lists families.",
-                        param=field,
+                        param=reading[0],
                     )
                 if weight != 0 and self.k == "all" and not scorer.whole:
                     raise InvalidGuidance(

@@ -137,7 +137,7 @@ CASES = {
 @pytest.mark.parametrize("beta", [1.0, 3.0])
 @pytest.mark.parametrize("name", CASES)
 def test_bounds_hold_beside_other_scorers_at_nearly_the_lowest_price(tiny, name, beta):
-    """Scorers depend on each other, which the guide does not know; so the price is a little more."""
+    """Scorers depend on each other, which the guide does not know: so a little is lost."""
     fields = CASES[name]
     result = run(tiny, beta=beta, **fields)
     values = {"r": tiny.rewards, "twos": twos(tiny), "length": lengths(tiny)}
