@@ -295,8 +295,8 @@ class GuidanceParams(BaseModel):
                 if reading and not scorer.distributional:
                     raise InvalidGuidance(
                         f"{READS_RETURNS[reading[0]]} need scorers with return distributions, of "
-                        f"family 'distribution'; scorer '{name}' is of family '{scorer.family}'. Name "
-                        "others, or send beta instead. GET /v1/scorers lists families.",
+                        f"family 'distribution'; scorer '{name}' is of family '{scorer.family}'. "
+                        "Name others, or send beta instead. GET /v1/scorers lists families.",
                         param=reading[0],
                     )
                 if weight != 0 and self.k == "all" and not scorer.whole:
