@@ -30,6 +30,11 @@ answer misses its budget by what is left when it ends. The sum is kept within `B
 answer spends more than (1 + BAND)·B. If the highest possible cost is less than what is left, β
 moves towards MAX_BETA.
 
+With floors or ceilings, each β has the strengths that keep them at this β (trimtab.duals), and its
+cost is that of both. It rises with β from the cost of the bounds alone. If that is already more
+than what is left, β is 0 and the bounds' strengths are scaled down until they cost what is left:
+the budget is the harder limit.
+
 Where the tail is cut, the cut's −log π0(candidates) is part of a step's KL, so it is paid first,
 and β has the rest. A cut that costs more than `SHARE` of what is left is not made: at that step the
 tail gets the mean.
@@ -44,9 +49,10 @@ import torch
 from torch import Tensor
 
 from trimtab.candidates import Candidates
-from trimtab.fusion import divergence, tilted
+from trimtab.duals import Bounds, solve
 from trimtab.outlook import Outlook, root
 from trimtab.params import MAX_BETA
+from trimtab.prospect import prospect
 from trimtab.rows import StepPlan
 
 BAND = 3.0
@@ -78,11 +84,12 @@ class Purse:
     cut: Tensor  # nats that earlier cuts of the tail cost
     behind: Tensor  # tokens of the answer so far
     ahead: Tensor  # tokens that may follow, at least 1; inf if unknown
+    flat: Tensor | float = 0.0  # nats of the earlier steps with β = 0, for bounds alone
 
     @classmethod
     def of(cls, plans: Sequence[StepPlan]) -> "Purse":
         """The purses of a step's plans."""
-        names = ("left", "before", "unit", "cut", "behind", "ahead")
+        names = ("left", "before", "unit", "cut", "behind", "ahead", "flat")
         columns = [[float(getattr(plan, name)) for plan in plans] for name in names]
         return cls(*torch.tensor(columns, dtype=torch.float64))
 
@@ -101,45 +108,65 @@ def forecast(
     outlooks: Sequence[Outlook],
     candidates: Candidates,
     tail_mean: Tensor,
+    duals: Tensor | None = None,
 ) -> Forecast:
-    """What β costs, beta: [rows] ≥ 0.
+    """What β costs, beta: [rows] ≥ 0; duals: beside it, [rows, scorers], none by default.
 
     With a tail that is not cut, the KL after its tokens is taken to be the mean of the candidates',
     as their score is.
     """
-    bonus = torch.zeros_like(candidates.logprobs)
-    rest = torch.zeros_like(candidates.logprobs)
+    if duals is None:
+        duals = beta.new_zeros(len(beta), len(outlooks))
     blind = torch.zeros(len(beta), dtype=torch.bool)
     for outlook in outlooks:
-        at = outlook.row, outlook.place
-        moment, kl = outlook.tilt((beta * outlook.weight)[outlook.row])
-        bonus.index_put_(at, moment, accumulate=True)
-        rest.index_put_(at, kl, accumulate=True)
         blind[outlook.row] |= not outlook.foresees
-    step, _ = divergence(candidates, bonus, tail_mean)
-    rest = torch.cat((rest, candidates.mean(rest)[:, None]), 1)
-    foreseen = (tilted(candidates, bonus, tail_mean) * rest).sum(-1)
+    made = prospect(beta, duals, outlooks, candidates, tail_mean)
+    foreseen = (made.policy * made.rest).sum(-1)
     cuts = torch.where(tail_mean, 0.0, purse.cut)  # too dear now, they are so from here on
-    rate = (beta.square() * purse.unit + cuts + step) / (purse.behind + 1)
+    past = beta.square() * purse.unit + cuts + purse.flat
+    rate = (past + made.step) / (purse.behind + 1)
     paced = torch.where(rate > 0, (purse.ahead - 1) * rate, 0.0)  # [rows], never 0·inf
-    cost = step + torch.where(blind, paced, foreseen)
-    after = torch.where(blind, purse.left - step, purse.left - cost)[:, None]
-    return Forecast(cost, after + rest.masked_fill(blind[:, None], 0.0))
+    cost = made.step + torch.where(blind, paced, foreseen)
+    after = torch.where(blind, purse.left - made.step, purse.left - cost)[:, None]
+    return Forecast(cost, after + made.rest.masked_fill(blind[:, None], 0.0))
 
 
 def spend(
-    purse: Purse, outlooks: Sequence[Outlook], candidates: Candidates, tail_mean: Tensor
-) -> tuple[Tensor, Tensor]:
-    """β of each row, [rows], and the nats left after each token, [rows, k + 1], as in Forecast.
+    purse: Purse,
+    outlooks: Sequence[Outlook],
+    candidates: Candidates,
+    tail_mean: Tensor,
+    bounds: Bounds | None = None,
+    start: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """β of each row, [rows]; the strengths of its bounds, [rows, scorers]; and the nats left after
+    each token, [rows, k + 1], as in Forecast.
 
-    β is 0 where cutting the tail alone costs more than what is left.
+    β is 0 where cutting the tail alone costs more than what is left. start: a first guess of the
+    strengths.
     """
+    duals = purse.left.new_zeros(len(purse.left), len(outlooks))
+    bounded = torch.zeros(len(duals), dtype=torch.bool)
+    if bounds is not None:
+        bounded = (bounds.most > bounds.least).any(-1)
+        duals = duals if start is None else start
 
-    def cost(beta: Tensor) -> Tensor:
-        return forecast(beta, purse, outlooks, candidates, tail_mean).cost
+    def strengths(x: Tensor) -> tuple[Tensor, Tensor]:
+        """β = x with the strengths for it; below 0, those for β = 0 times 1 + x."""
+        nonlocal duals
+        beta = x.clamp(min=0)
+        if bounds is None or not bounded.any():
+            return beta, duals
+        duals = solve(beta, bounds, duals, outlooks, candidates, tail_mean)
+        return beta, duals * (1 + x.clamp(max=0))[:, None]
+
+    def cost(x: Tensor) -> Tensor:
+        beta, own = strengths(x)
+        return forecast(beta, purse, outlooks, candidates, tail_mean, own).cost
 
     first = purse.before == 0
-    low = torch.where(first, 0.0, purse.before / PACE)
+    low = torch.where(first, torch.where(bounded, -1.0, 0.0), purse.before / PACE)
     high = torch.where(first, MAX_BETA, purse.before * PACE).clamp(max=MAX_BETA)
-    beta = root(cost, purse.left, low, high)
-    return beta, forecast(beta, purse, outlooks, candidates, tail_mean).after
+    beta, own = strengths(root(cost, purse.left, low, high))
+    after = forecast(beta, purse, outlooks, candidates, tail_mean, own).after
+    return beta, own, after

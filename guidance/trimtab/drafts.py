@@ -64,11 +64,9 @@ def levels(rows: Sequence[tuple[int, Row]]) -> list[list[tuple[int, Row]]]:
 def waves(rows: Sequence[tuple[int, Row]]) -> list[list[tuple[int, Row]]]:
     """Rows that are guided together, in order: usually all at once.
 
-    With a kl_budget, what a position may spend follows from the position before it.
+    With a kl_budget or bounds, the plan of a position follows from the position before it.
     """
-    return _in_order(
-        [(depth(row) if row.params.kl_budget is not None else 0, (i, row)) for i, row in rows]
-    )
+    return _in_order([(depth(row) if row.params.continues else 0, (i, row)) for i, row in rows])
 
 
 def positions(rows: Iterable[Row]) -> int:

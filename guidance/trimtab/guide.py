@@ -2,7 +2,8 @@
 
     candidates of each row → scores of each scorer → bonus → fused logits, KL, records
 
-With a kl_budget or floors, the strengths are computed first, from the scorers' returns.
+With a kl_budget, floors, ceilings or a utility, the strengths are computed first, from the scorers'
+returns.
 
 A scorer that fails removes its own rows from guidance; the step continues. What a step did leaves
 the device while nobody waits (`late`).
@@ -41,7 +42,10 @@ class Guide(PlannedScorers):
         super().__init__(scorers, timeout)
         # Weak, so that a guide, and its scorers' thread, end with its last reference.
         self.records = Records(
-            self.registry, WeakMethod(self.score_rows), WeakMethod(self.catch_up)
+            self.registry,
+            WeakMethod(self.score_rows),
+            WeakMethod(self.catch_up),
+            WeakMethod(self.read_utility),
         )
         self.late = False
         """Whether what a step did is noted only when it is asked for, or at the next step.
@@ -163,8 +167,7 @@ class Guide(PlannedScorers):
             row.scored = StepScores(len(prefix), group, r, seen.step)
             n, trace = len(group), None
             if plan is not None and (n == 1 or not seen.guided[r]):
-                plan.rest = plan.left - kl
-                plan.after = {}
+                plan.unsteered(kl, planned=seen.kl[r] == 0)
             if seen.shown is not None and row.params.trace and not row.untraced:
                 trace = seen.shown.trace(r, n, seen.guided[r])
                 trace |= plan.fields if plan is not None else {}
@@ -234,5 +237,5 @@ class Guide(PlannedScorers):
         return {
             name: (row.params.beta * self._weight(row, name), self._mean(row, name))
             for name in row.weights
-            if not row.params.sets(name)
+            if not row.params.planned
         }

@@ -1,12 +1,12 @@
 """What a scorer expects after each candidate of a step, and what each strength makes of it.
 
-A return distribution p(R | prefix + v), tilted by a strength c:
+A return distribution p(R | prefix + v), tilted by a strength c on a utility u(R) and d on R itself:
 
-    p_c ∝ p·exp(c·R),   Λ(c) = log E_p exp(c·R),   K(c) = KL(p_c ‖ p) = c·E_{p_c}[R] − Λ(c)
+    p_cd ∝ p·exp(c·u(R) + d·R),   Λ = log E_p exp(c·u(R) + d·R),   K = KL(p_cd ‖ p)
 
-Guidance at strength c after some prefix turns p into p_c and costs K(c) nats for the rest of the
+Guidance at these strengths after some prefix turns p into p_cd and costs K nats for the rest of the
 answer: by the chain rule, K at the prefix is this step's KL plus the mean of K after it. A plain
-score s is a return that is certain: Λ(c) = c·s, and K = 0 says nothing about the rest.
+score s is a return that is certain: Λ = c·s, and K = 0 says nothing about the rest.
 """
 
 from collections.abc import Callable
@@ -24,6 +24,16 @@ MOST = 64
 
 
 @dataclass(frozen=True)
+class Tilted:
+    """What strengths make of each candidate's returns; each [n]."""
+
+    moment: Tensor  # Λ
+    kl: Tensor  # K, nats
+    mean: Tensor  # E R under p_cd, which is ∂Λ/∂d
+    variance: Tensor  # of R under p_cd, which is ∂²Λ/∂d²
+
+
+@dataclass(frozen=True)
 class Outlook:
     """One scorer's returns for a step's candidates, packed; float64, on the host."""
 
@@ -33,6 +43,7 @@ class Outlook:
     place: Tensor  # [n] int64, index of the candidate in its row
     weight: Tensor  # [rows], w_i, the factor of β
     foresees: bool = True  # whether K tells what the rest of the answer costs
+    utility: Tensor | None = None  # [rows, bins], u(R); None if it is R in all rows
 
     @classmethod
     def certain(cls, scores: Tensor, row: Tensor, place: Tensor, weight: Tensor) -> "Outlook":
@@ -45,12 +56,30 @@ class Outlook:
         """Whether it has distributions, not plain scores."""
         return self.returns.ndim == 1
 
-    def tilt(self, c: Tensor) -> tuple[Tensor, Tensor]:
-        """Λ(c) and K(c) of every candidate, each [n]; c: [n]."""
-        exponents = self.log_p + c[:, None] * self.returns
-        moment = exponents.logsumexp(-1)
-        p = (exponents - moment[:, None]).exp()
-        return moment, (c * (p * self.returns).sum(-1) - moment).clamp(min=0)
+    @property
+    def members(self) -> list[int]:
+        """The rows that it knows."""
+        return self.row.unique().tolist()
+
+    def tilt(self, c: Tensor, d: Tensor) -> Tilted:
+        """Of every candidate; c and d: [n]."""
+        if self.utility is None:
+            exponents = (c + d)[:, None] * self.returns
+        else:
+            exponents = c[:, None] * self.utility[self.row] + d[:, None] * self.returns
+        weights = self.log_p + exponents
+        moment = weights.logsumexp(-1)
+        p = (weights - moment[:, None]).exp()
+        mean = (p * self.returns).sum(-1)
+        gain = (c + d) * mean if self.utility is None else (p * exponents).sum(-1)
+        variance = (p * (self.returns - mean[:, None]).square()).sum(-1)
+        return Tilted(moment, (gain - moment).clamp(min=0), mean, variance)
+
+    @property
+    def utility_mean(self) -> Tensor:
+        """E u(R) of every candidate, [n]."""
+        u = self.returns if self.utility is None else self.utility[self.row]
+        return (self.log_p.exp() * u).sum(-1)
 
 
 def root(

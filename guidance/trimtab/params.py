@@ -10,6 +10,7 @@ One strict class parses all three, so a value has the same meaning in each.
 import math
 import re
 from collections.abc import Iterable, Mapping
+from functools import cached_property
 from typing import Annotated, Any, Literal, Protocol, Self
 
 from pydantic import (
@@ -24,6 +25,7 @@ from pydantic import (
 
 from trimtab import reasons
 from trimtab.errors import InvalidGuidance, UnknownScorer
+from trimtab.utility import Utility, checked, kind_of
 
 K, MASS = 16, 0.98
 """Default candidates, as measured in docs/guidance.md."""
@@ -42,6 +44,12 @@ PAPERS: dict[str, dict[str, Any]] = {
     "vas": {"k": 20, "mass": 1.0, "tail": "mean"},
 }
 """The candidates and the tail of papers: ARGS (arXiv 2402.01694), PARGS (2406.07780), VAS."""
+READS_RETURNS = {
+    "floors": "floors",
+    "ceilings": "ceilings",
+    "utility": 'utilities other than "mean"',
+}
+"""Fields that need return distributions, and how an error calls them."""
 NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}", re.ASCII)
 """Pattern of a scorer's name (full match)."""
 
@@ -94,6 +102,17 @@ class GuidanceParams(BaseModel):
         description="scorer name → minimum mean reward; the smallest strength that reaches it "
         "replaces β·w_i",
     )
+    ceilings: dict[str, Number] | None = Field(
+        None,
+        description="scorer name → maximum mean reward; a negative strength that keeps it is added "
+        "to β·w_i",
+    )
+    utility: dict[str, Utility] | None = Field(
+        None,
+        description='scorer name → what to make of its reward R: "mean", the default; '
+        '{"target": x}, close to x; {"at_least": x} or {"at_most": x}, the probability of it; '
+        '{"cvar": a}, the mean of the worst share a',
+    )
     paper: Literal["args", "pargs", "vas"] | None = Field(
         None, description="k, mass and tail of a paper; fields that are sent override it"
     )
@@ -128,9 +147,16 @@ class GuidanceParams(BaseModel):
         paper = fields.get("paper") if isinstance(fields, Mapping) else None
         return {**PAPERS.get(paper, {}), **fields} if isinstance(paper, str) else fields
 
-    @field_validator("scorers", "floors")
+    @field_validator("utility", mode="before")
     @classmethod
-    def _check_names(cls, named: dict[str, float] | None) -> dict[str, float] | None:
+    def _check_utility(cls, named: Any) -> Any:
+        if isinstance(named, Mapping):
+            return {name: checked(one) for name, one in named.items()}
+        return named
+
+    @field_validator("scorers", "floors", "ceilings", "utility")
+    @classmethod
+    def _check_names(cls, named: dict[str, Any] | None) -> dict[str, Any] | None:
         if named is None:
             return None
         if not 1 <= len(named) <= MAX_SCORERS:
@@ -149,31 +175,60 @@ class GuidanceParams(BaseModel):
             raise ValueError(f"a weight must be at most {MAX_WEIGHT:g} in size")
         return scorers
 
-    @field_validator("floors")
+    @field_validator("floors", "ceilings")
     @classmethod
-    def _check_floors(cls, floors: dict[str, float] | None) -> dict[str, float] | None:
-        if any(abs(floor) > MAX_FLOOR for floor in (floors or {}).values()):
-            raise ValueError(f"a floor must be at most {MAX_FLOOR:g} in size")
-        return floors
+    def _check_bounds(cls, bounds: dict[str, float] | None) -> dict[str, float] | None:
+        if any(abs(bound) > MAX_FLOOR for bound in (bounds or {}).values()):
+            raise ValueError(f"a floor or ceiling must be at most {MAX_FLOOR:g} in size")
+        return bounds
 
     @model_validator(mode="after")
     def _one_strength(self) -> Self:
         if self.kl_budget is not None and "beta" in self.model_fields_set:
             raise ValueError("kl_budget sets beta at every step; send one of the two")
-        if self.k == "all" and (self.kl_budget is not None or self.floors is not None):
-            raise ValueError("kl_budget and floors need candidates; send a number as k")
-        if self.kl_budget is not None and self.floors is not None:
-            raise ValueError("kl_budget and floors cannot be met together; send one of the two")
+        if self.k == "all" and self.planned:
+            raise ValueError(
+                "kl_budget, floors, ceilings and utility need candidates; send a number as k"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _bounds_agree(self) -> Self:
+        for name, floor in (self.floors or {}).items():
+            if floor > (self.ceilings or {}).get(name, math.inf):
+                raise ValueError("a scorer's floor must be at most its ceiling")
+            if self.utility_of(name) != "mean":
+                raise ValueError(
+                    "a scorer with a floor has no weight, so its utility would not be used; send "
+                    "one of the two"
+                )
         return self
 
     @property
     def steers(self) -> bool:
         """Whether the request differs from the base model."""
-        return self.beta != 0 or self.kl_budget is not None or self.floors is not None
+        return self.beta != 0 or self.kl_budget is not None or bool(self.bounded)
 
-    def sets(self, name: str) -> bool:
-        """Whether a scorer's strength is set at every step."""
-        return self.kl_budget is not None or name in (self.floors or {})
+    @cached_property
+    def bounded(self) -> set[str]:
+        """The scorers with a floor or a ceiling."""
+        return {*(self.floors or {}), *(self.ceilings or {})}
+
+    def utility_of(self, name: str) -> Utility:
+        """A scorer's utility."""
+        return (self.utility or {}).get(name, "mean")
+
+    @cached_property
+    def planned(self) -> bool:
+        """Whether the host sets strengths or utilities at every step, from what scorers return."""
+        other = any(one != "mean" for one in (self.utility or {}).values())
+        return self.kl_budget is not None or bool(self.bounded) or other
+
+    @property
+    def continues(self) -> bool:
+        """Whether a step's plan needs the plan of the step before it."""
+        kinds = {kind_of(one)[0] for one in (self.utility or {}).values()}
+        return self.kl_budget is not None or bool(self.bounded) or "cvar" in kinds
 
     @classmethod
     def parse(cls, fields: Any) -> "GuidanceParams":
@@ -202,37 +257,48 @@ class GuidanceParams(BaseModel):
     ) -> "GuidanceParams":
         """A copy with scorers filled in: as requested, else `default`, else all with weight 1.
 
-        Scorers with a floor are always included; if only floors are set, no others are.
+        Scorers with a floor or a ceiling are always included, with a ceiling alone at weight 0; if
+        `scorers` is not sent, no others are.
         available: names, or scorers by name, whose families are then checked too.
 
         Raises:
             UnknownScorer: a name is not available.
-            InvalidGuidance: a floor needs the return distribution of a scorer that has none, or k
-                is "all" and a scorer does not score all tokens at once.
+            InvalidGuidance: a floor, a ceiling or a utility needs the return distribution of a
+                scorer that has none; a utility's scorer has no weight; or k is "all" and a scorer
+                does not score all tokens at once.
         """
         names = list(available)
-        floors = dict.fromkeys(self.floors or {}, 1.0)
         chosen = self.scorers
-        if chosen is None:
-            chosen = {} if floors else dict(default) if default else dict.fromkeys(names, 1.0)
-        chosen = {**chosen, **floors}
-        if not set(chosen) <= set(names):
-            known = ", ".join(sorted(names)[:MAX_NAMED]) or "none"
-            raise UnknownScorer(
-                f"no scorer of that name is served here; this server has: {known}. "
-                "GET /v1/scorers lists them.",
-                param="scorers" if set(floors) <= set(names) else "floors",
-                code="scorer_not_found",
+        if chosen is None and not self.bounded:
+            chosen = dict(default) if default else dict.fromkeys(names, 1.0)
+        chosen = {**dict.fromkeys(self.ceilings or {}, 0.0), **(chosen or {})}
+        chosen |= dict.fromkeys(self.floors or {}, 1.0)
+        for field in (*READS_RETURNS, "scorers"):
+            of = chosen if field == "scorers" else getattr(self, field) or {}
+            if not set(of) <= set(names):
+                known = ", ".join(sorted(names)[:MAX_NAMED]) or "none"
+                raise UnknownScorer(
+                    f"no scorer of that name is served here; this server has: {known}. "
+                    "GET /v1/scorers lists them.",
+                    param=field,
+                    code="scorer_not_found",
+                )
+        if not set(self.utility or {}) <= set(chosen):
+            raise InvalidGuidance(
+                "utility names a scorer that does not steer; name it in scorers too, with a "
+                "weight.",
+                param="utility",
             )
         if isinstance(available, Mapping):
             for name, weight in chosen.items():
                 scorer = available[name]
-                if weight != 0 and name in floors and not scorer.distributional:
+                reading = [field for field in READS_RETURNS if self._reads_returns(field, name)]
+                if reading and not scorer.distributional:
                     raise InvalidGuidance(
-                        "floors need scorers with return distributions, of family "
-                        f"'distribution'; scorer '{name}' is of family '{scorer.family}'. Name "
-                        "others, or send beta instead. GET /v1/scorers lists families.",
-                        param="floors",
+                        f"{READS_RETURNS[reading[0]]} need scorers with return distributions, of "
+                        f"family 'distribution'; scorer '{name}' is of family '{scorer.family}'. "
+                        "Name others, or send beta instead. GET /v1/scorers lists families.",
+                        param=reading[0],
                     )
                 if weight != 0 and self.k == "all" and not scorer.whole:
                     raise InvalidGuidance(
@@ -242,6 +308,12 @@ class GuidanceParams(BaseModel):
                         param="k",
                     )
         return self.model_copy(update={"scorers": chosen})
+
+    def _reads_returns(self, field: str, name: str) -> bool:
+        """Whether a field needs the return distribution of a scorer."""
+        if field == "utility":
+            return self.utility_of(name) != "mean"
+        return name in (getattr(self, field) or {})
 
 
 FIELDS: tuple[str, ...] = tuple(GuidanceParams.model_fields)

@@ -1,4 +1,5 @@
-"""Scorers whose strengths are set at every step, from what they return: kl_budget and floors."""
+"""Scorers of rows whose strengths or utilities are set at every step, from what they return:
+with a kl_budget, floors, ceilings or a utility."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -12,8 +13,8 @@ from torch import Tensor
 from trimtab import control
 from trimtab.candidates import Candidates
 from trimtab.outlook import Outlook
-from trimtab.row_scorers import RowScorers
-from trimtab.rows import Row, members_of
+from trimtab.row_scorers import HOST, RowScorers
+from trimtab.rows import Row, StepPlan, members_of
 from trimtab.scores import Scores, planned
 from trimtab.scoring.pool import Ids
 from trimtab_models.readout import soft_value
@@ -21,7 +22,7 @@ from trimtab_models.transfers import to_host, upload
 
 
 class PlannedScorers(RowScorers):
-    """Calls scorers for rows with a kl_budget or floors."""
+    """Calls scorers for rows that are planned."""
 
     def _plan(
         self,
@@ -31,7 +32,7 @@ class PlannedScorers(RowScorers):
         tail_mean: Tensor,
         like: Tensor,
     ) -> list[tuple[Scores, tuple[Tensor, Tensor]]]:
-        """Set the strengths of rows with a kl_budget or floors.
+        """Set the strengths of rows that are planned.
 
         One copy takes what all their scorers return to the host.
 
@@ -54,19 +55,46 @@ class PlannedScorers(RowScorers):
             for (name, (members, _)), flat in zip(readings.items(), hosts, strict=True)
         }
         exact = replace(candidates, logprobs=candidates.logprobs.double())
-        control.follow(rows, outlooks, exact, tail_mean)
+        outlooks = control.follow(rows, outlooks, exact, tail_mean)
         step = []
         for name, outlook in outlooks.items():
             values = torch.full((len(groups), max(map(len, groups))), torch.nan)
-            c = torch.tensor([self._strength(rows[r], name) for r in outlook.row.tolist()])
-            values[outlook.row, outlook.place] = (
-                soft_value(outlook.log_p, outlook.returns, c)
-                if outlook.distributional
-                else outlook.returns[:, 0].float()
-            )
+            values[outlook.row, outlook.place] = self._planned_scores(name, rows, outlook)
             scores = planned(name, values, like)
             step.append((scores, self._scales(rows, scores, like.device)))
         return step
+
+    def _planned_scores(self, name: str, rows: Sequence[Row], outlook: Outlook) -> Tensor:
+        """The scores of a planned scorer, [n] float32: its bonus divided by its factor."""
+        if not outlook.distributional:
+            return outlook.returns[:, 0].float()
+        members = [rows[r] for r in outlook.row.tolist()]
+        factors = torch.tensor([self._factor(row, name) for row in members])
+        scores = soft_value(outlook.log_p, outlook.returns, factors)
+        if outlook.utility is None:
+            return scores
+        c = torch.tensor([self._on_utility(row, name) for row in members], dtype=torch.float64)
+        duals = [row.plan.duals.get(name, 0.0) if row.plan else 0.0 for row in members]
+        moment = outlook.tilt(c, torch.tensor(duals, dtype=torch.float64)).moment
+        return torch.where(c != 0, (moment / c).float(), scores)
+
+    def read_utility(
+        self, name: str, rows: Sequence[Row], groups: Sequence[Ids]
+    ) -> tuple[Tensor, Tensor]:
+        """Mean return, and value of the utility at its strength, of each candidate, [Σ candidates].
+
+        The value is (1/c)·log E exp(c·u(R)), and E u(R) for c = 0. Both on the host, float64; rows
+        for which the scorer fails get a fault.
+        """
+        [flat] = to_host([self._returns(name, rows, groups, HOST)])
+        outlook = self._outlook(name, rows, groups, range(len(rows)), flat)
+        plans = [row.plan or StepPlan() for row in rows]
+        outlook = control.with_utility(name, rows, plans, outlook)
+        none = torch.zeros(len(outlook.row), dtype=torch.float64)
+        strengths = [self._on_utility(rows[r], name) for r in outlook.row.tolist()]
+        c = torch.tensor(strengths, dtype=torch.float64)
+        mean, moment = outlook.tilt(none, none).mean, outlook.tilt(c, none).moment
+        return mean, torch.where(c != 0, moment / c, outlook.utility_mean)
 
     def _returns(
         self, name: str, rows: Sequence[Row], groups: Sequence[Ids], device: torch.device
@@ -100,8 +128,7 @@ class PlannedScorers(RowScorers):
         selected, candidates = [rows[r] for r in members], [groups[r] for r in members]
         weight = torch.zeros(len(rows), dtype=torch.float64)
         for r in members:
-            if rows[r].params.kl_budget is not None:
-                weight[r] = self._weight(rows[r], name)
+            weight[r] = self._weight(rows[r], name)
         row, place = map(torch.from_numpy, _places(members, candidates))
         flat = self._finite(name, selected, candidates, flat)
         if not scorer.distributional:
@@ -117,9 +144,19 @@ class PlannedScorers(RowScorers):
         scales = torch.zeros(2, 1, len(rows))
         for r in scores.members:
             row = rows[r]
-            scales[:, 0, r] = torch.tensor([self._strength(row, name), self._mean(row, name)])
+            scales[:, 0, r] = torch.tensor([self._factor(row, name), self._mean(row, name)])
         factor, mean = upload(scales, device)
         return factor, mean
+
+    def _on_utility(self, row: Row, name: str) -> float:
+        """The strength on a scorer's utility; 0 if this is the mean."""
+        if row.params.utility_of(name) == "mean":
+            return 0.0
+        return self._beta(row) * self._weight(row, name)
+
+    def _factor(self, row: Row, name: str) -> float:
+        """The factor of a planned scorer's scores: the strength on its utility, or on its mean."""
+        return self._on_utility(row, name) or self._strength(row, name)
 
     def _mean(self, row: Row, name: str) -> float:
         """What is taken off a scorer's scores."""

@@ -17,6 +17,7 @@ from trimtab.rows import Row, Step, StepPlan
 from trimtab.scoring.pool import Ids
 
 ScoreRows: TypeAlias = Callable[[str, Sequence[Row], Sequence[Ids]], Tensor]
+ReadUtility: TypeAlias = Callable[[str, Sequence[Row], Sequence[Ids]], tuple[Tensor, Tensor]]
 
 MAX_RECORDS = 4096
 MAX_BYTES = 512 * 2**20
@@ -44,14 +45,17 @@ class Records:
         registry: Registry,
         score_rows: Callable[[], ScoreRows | None],
         catch_up: Callable[[], Callable[[], None] | None],
+        read_utility: Callable[[], ReadUtility | None] = lambda: None,
     ) -> None:
         """A guide's.
 
         score_rows: a weak reference to Guide.score_rows, for the scores of whole sequences.
         catch_up: one to Guide.catch_up, before anything is reported.
+        read_utility: one to Guide.read_utility, for those with a utility.
         """
         self.registry = registry
         self.score_rows = score_rows
+        self.read_utility = read_utility
         self.catch_up = catch_up
         self.rows: OrderedDict[str, list[Row]] = OrderedDict()
         self.bytes: dict[str, int] = {}
@@ -202,7 +206,7 @@ class Records:
         plans = [s.plan for _, s in sorted(steps.items()) if s.plan is not None and s.plan.fields]
         last = replace(row, plan=plans[-1] if plans else None)
         scored = final and len(sequence) > prompt_length
-        scores = self._final_scores(last, sequence) if scored else {}
+        scores, utilities = self._final_scores(last, sequence) if scored else ({}, {})
         report: dict[str, Any] = {
             "kl": sum(step.kl for step in steps.values()),
             "kl_tail": sum(step.kl_tail for step in steps.values()),
@@ -214,7 +218,9 @@ class Records:
         }
         if last.fault is not None:
             report["error"] = last.fault.fields
-        report |= _strengths(plans)
+        if utilities:
+            report["utilities"] = utilities
+        report |= _strengths(plans) | _parts(steps.values())
         lost = {name: self._shortened(row, name) for name in row.weights}
         if any(lost.values()):
             report["shortened"] = {name: tokens for name, tokens in lost.items() if tokens}
@@ -226,25 +232,38 @@ class Records:
         scorer = self.registry.scorer_of(row, name)
         return self.registry.calls.run(name, scorer, partial(scorer.shortened, row.key), 0)
 
-    def _final_scores(self, row: Row, sequence: Ids) -> dict[str, float]:
-        """Each scorer's score of the whole sequence."""
-        scores = {}
+    def _final_scores(self, row: Row, sequence: Ids) -> tuple[dict[str, float], dict[str, float]]:
+        """Each scorer's score of the whole sequence; and the values of utilities.
+
+        Where there is a utility, the score is the mean return, which the utility is one of.
+        """
+        scores: dict[str, float] = {}
+        utilities: dict[str, float] = {}
         for name in row.params.scorers or {}:
-            known = row.scored.of(name, sequence) if row.scored else None
+            on_utility = row.uses(name) and row.params.utility_of(name) != "mean"
+            known = row.scored.of(name, sequence) if row.scored and not on_utility else None
             if known is not None:
                 scores[name] = known
                 continue
             if row.fault is not None and row.fault.scorer == name:
                 continue  # it would fail again
             last = replace(row, prefix=sequence[:-1], fault=None)
-            score_rows = self.score_rows()
-            assert score_rows is not None, "the guide reads its own records"
-            score = float(score_rows(name, [last], [sequence[-1:]])[0])
+            value = 0.0
+            if on_utility:
+                read_utility = self.read_utility()
+                assert read_utility is not None, "the guide reads its own records"
+                mean, of_utility = read_utility(name, [last], [sequence[-1:]])
+                score, value = float(mean[0]), float(of_utility[0])
+            else:
+                score_rows = self.score_rows()
+                assert score_rows is not None, "the guide reads its own records"
+                score = float(score_rows(name, [last], [sequence[-1:]])[0])
             if last.fault is None:
                 scores[name] = score
+                utilities |= {name: value} if on_utility else {}
             elif row.fault is None:
                 row.fault = last.fault
-        return scores
+        return scores, utilities
 
 
 def _match(rows: Sequence[Row], sequence: Ids) -> Row | None:
@@ -287,3 +306,12 @@ def _strengths(plans: Sequence[StepPlan]) -> dict[str, Any]:
             for name in duals[-1]
         }
     return strengths
+
+
+def _parts(steps: Iterable[Step]) -> dict[str, Any]:
+    """What each planned scorer spent, in nats: together the KL without the cuts of the tail."""
+    parts: dict[str, float] = {}
+    for step in steps:
+        for name, share in (step.plan.shares if step.plan is not None else {}).items():
+            parts[name] = parts.get(name, 0.0) + share * (step.kl - step.kl_tail)
+    return {"kl_parts": parts} if parts else {}

@@ -17,6 +17,7 @@ from trimtab.scoring.calls import ScorerFailed, checked
 from trimtab.scoring.common import CommonForward
 from trimtab.scoring.pool import Ids
 from trimtab.states import States
+from trimtab.utility import kind_of
 
 log = logging.getLogger("trimtab.guide")  # whoever reads the log need not know this module
 
@@ -161,22 +162,28 @@ class RowScorers:
         return {"states": self.states.of(rows)} if scorer.reads_states else {}
 
     def _weight(self, row: Row, name: str) -> float:
-        """The factor of β: w, divided by the scorer's deviation if its scores are normalised."""
+        """The factor of β: w, or 0 beside a floor.
+
+        It is divided by the scorer's deviation if its scores are normalised, but for utilities
+        that are probabilities.
+        """
+        if name in (row.params.floors or {}):
+            return 0.0
         weight = (row.params.scorers or {})[name]
-        return (
-            weight / self.registry.scorer_of(row, name).info.deviation
-            if row.params.normalize
-            else weight
-        )
+        probability = kind_of(row.params.utility_of(name))[0] in ("at_least", "at_most")
+        if row.params.normalize and not probability:
+            return weight / self.registry.scorer_of(row, name).info.deviation
+        return weight
+
+    def _beta(self, row: Row) -> float:
+        """β of this step."""
+        plan = row.plan
+        return row.params.beta if plan is None or plan.beta is None else plan.beta
 
     def _strength(self, row: Row, name: str) -> float:
-        """The factor of a scorer's scores: β times its weight, or the dual weight of its floor."""
-        plan, beta = row.plan, row.params.beta
-        if plan is not None and name in plan.duals:
-            return plan.duals[name]
-        if plan is not None and plan.beta is not None:
-            beta = plan.beta
-        return beta * self._weight(row, name)
+        """The factor of a scorer's scores: β times its weight, plus the dual of its bounds."""
+        dual = 0.0 if row.plan is None else row.plan.duals.get(name, 0.0)
+        return self._beta(row) * self._weight(row, name) + dual
 
     def fail(self, row: Row, scorer: str, message: str, *, overrun: bool = False) -> None:
         """Remove a row from guidance permanently."""

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import count
 from typing import Any
 
@@ -36,7 +36,8 @@ class RowFault:
 
 @dataclass
 class StepPlan:
-    """Strengths of one step and their cost, where a kl_budget or floors set them at every step."""
+    """Strengths of one step and their cost, where they are set at every step: with a kl_budget,
+    floors, ceilings or a utility."""
 
     spent: float = 0.0  # nats, before this step
     left: float = math.inf  # nats, expected cost allowed for this step and all later ones
@@ -46,10 +47,30 @@ class StepPlan:
     cut: float = 0.0  # nats that the earlier cuts cost
     behind: int = 0  # tokens of the answer before this step
     ahead: float = math.inf  # tokens that may follow, this one included; inf if unknown
+    flat: float = 0.0  # nats of the earlier steps with β = 0, for bounds alone
+    luck: dict[str, float] = field(default_factory=dict)  # what moved the bounds, see duals.py
+    held: dict[str, float] = field(default_factory=dict)  # duals of the last step that had them
+    eta: dict[str, float] = field(default_factory=dict)  # η of cvar, once known
     beta: float | None = None  # with a kl_budget; None if there was one candidate
-    duals: dict[str, float] = field(default_factory=dict)  # strengths of scorers with a floor
+    duals: dict[str, float] = field(default_factory=dict)  # of scorers with a floor or ceiling
+    shares: dict[str, float] = field(default_factory=dict)  # of the step's KL, by scorer
     after: dict[int, float] = field(default_factory=dict)  # nats left after each candidate
     rest: float = 0.0  # nats left after any other token
+    gains: dict[str, dict[int, float]] = field(default_factory=dict)  # luck after each candidate
+    gain: dict[str, float] = field(default_factory=dict)  # luck after any other token
+
+    def after_token(self, token: int) -> "StepPlan":
+        """What the next plan takes over of bounds and utilities, if this token is drawn."""
+        luck = dict(self.luck)
+        for name, gains in self.gains.items():
+            luck[name] = luck.get(name, 0.0) + gains.get(token, self.gain[name])
+        return StepPlan(luck=luck, held=self.duals or self.held, eta=self.eta)
+
+    def unsteered(self, spent: float, *, planned: bool) -> None:
+        """Note that the step was the base's, and cost `spent` nats; planned: as all strengths 0."""
+        self.after, self.rest = {}, self.left - spent
+        if not planned:
+            self.gains, self.gain = {}, {}
 
     @property
     def fields(self) -> dict[str, Any]:
@@ -100,7 +121,7 @@ class Row:
     seconds: dict[str, float] = field(default_factory=dict)  # of the calls into each scorer
     scored: StepScores | None = None
     state: RowState | None = None  # the base's states, if a scorer reads them
-    plan: StepPlan | None = None  # of this step, with a kl_budget or floors
+    plan: StepPlan | None = None  # of this step, if its strengths are planned
     untraced: bool = False  # its trace was dropped to save memory
     slot: Slot | None = field(default=None, repr=False)  # since its first step
     earlier: "Row | None" = field(default=None, repr=False)
@@ -116,37 +137,50 @@ class Row:
 
     @property
     def weights(self) -> dict[str, float]:
-        """Scorers of the row with a non-zero weight."""
-        return {name: w for name, w in (self.params.scorers or {}).items() if w != 0}
+        """Scorers of the row that steer: with a non-zero weight, or a floor or ceiling."""
+        return {name: w for name, w in (self.params.scorers or {}).items() if self.uses(name)}
 
     def uses(self, name: str) -> bool:
-        """Whether a scorer of this name has a non-zero weight."""
-        return (self.params.scorers or {}).get(name, 0) != 0
+        """Whether a scorer of this name steers."""
+        return (self.params.scorers or {}).get(name, 0) != 0 or name in self.params.bounded
 
     def next_plan(self, band: float) -> StepPlan | None:
-        """A plan for this step, without strengths; None if the request fixes β.
+        """A plan for this step, without strengths; None if the request fixes them.
 
         `left` is what the last step's plan left, clamped so that spent + left stays within
         band·budget of the budget. A row without records of its earlier steps has nothing left.
         """
+        if not self.params.planned:
+            return None
+        at = len(self.prefix)
+        behind = max(at - self.prompt_length, 0)
+        last = self.steps.get(at - 1) if behind else None
+        past = last.plan if last is not None else None
+        plan = StepPlan() if past is None else past.after_token(int(self.prefix[-1]))
         if self.params.kl_budget is None:
-            return StepPlan() if self.params.floors else None
-        budget, at = self.params.kl_budget, len(self.prefix)
-        behind, most = max(at - self.prompt_length, 0), (1 + band) * budget
+            return plan
+        budget, most = self.params.kl_budget, (1 + band) * self.params.kl_budget
         ahead = math.inf if self.max_tokens is None else max(self.max_tokens - behind, 1)
         if behind == 0:
             return StepPlan(0.0, budget, most, ahead=ahead)
-        last = self.steps.get(at - 1)
-        if last is None or last.plan is None:
+        if last is None or past is None:
             return StepPlan(most, 0.0, most)
-        plan, beta = last.plan, last.plan.beta or 0.0
-        spent = plan.spent + last.kl
-        left = plan.after.get(int(self.prefix[-1]), plan.rest)
-        left = min(max(left, (1 - band) * budget - spent), most - spent)
-        before = beta if 0 < beta < MAX_BETA else plan.before
-        unit = plan.unit + (last.kl - last.kl_tail) / beta**2 if beta else plan.unit
-        cut = plan.cut + last.kl_tail
-        return StepPlan(spent, left, most, before, unit, cut, behind, ahead)
+        beta = past.beta or 0.0
+        spent = past.spent + last.kl
+        left = past.after.get(int(self.prefix[-1]), past.rest)
+        steered = last.kl - last.kl_tail
+        return replace(
+            plan,
+            spent=spent,
+            left=min(max(left, (1 - band) * budget - spent), most - spent),
+            most=most,
+            before=beta if 0 < beta < MAX_BETA else past.before,
+            unit=past.unit + steered / beta**2 if beta else past.unit,
+            cut=past.cut + last.kl_tail,
+            behind=behind,
+            ahead=ahead,
+            flat=past.flat + (steered if past.beta == 0 and self.params.bounded else 0.0),
+        )
 
     def cuts(self, cost: float, share: float) -> bool:
         """Whether this step cuts the tail, which costs `cost` nats.
@@ -197,7 +231,7 @@ def members_of(
         r
         for r, row in enumerate(rows)
         if row.uses(name)
-        and row.params.sets(name) == planned
+        and row.params.planned == planned
         and len(groups[r]) > 1
         and row.fault is None
     ]

@@ -40,8 +40,8 @@ class Verdict:
         """Of a step with a bonus, [rows, k], which costs `kl` nats, [rows].
 
         logits: [batch, vocab]; held: the rows' places in it, and their parameters.
-        With a kl_budget or floors, a row without any bonus keeps the base's logits, and so does one
-        whose cost exceeds the maximum.
+        Where strengths are planned, a row without any bonus keeps the base's logits, and so does
+        one whose cost exceeds the maximum.
         """
         device = bonus.device
         finite = bonus.isfinite().all(-1)

@@ -8,6 +8,7 @@ from typing import Any
 
 from trimtab.errors import InvalidGuidance
 from trimtab.params import MAX_SCORERS, GuidanceParams
+from trimtab.utility import EXPECTED, Utility, read, spell
 
 PREFIX = "trimtab_"
 RECORD_KEY = "trimtab_record"
@@ -27,6 +28,8 @@ def to_xargs(params: GuidanceParams) -> dict[str, str | int | float]:
     unset = {"beta"} if params.kl_budget is not None else set()
     for name, value in params.model_dump(exclude_none=True, exclude=unset).items():
         match value:
+            case dict() if name == "utility":
+                flat[PREFIX + name] = ",".join(f"{n}={spell(x)}" for n, x in value.items())
             case dict():
                 flat[PREFIX + name] = ",".join(f"{n}={x!r}" for n, x in value.items())
             case bool():
@@ -53,23 +56,40 @@ def from_xargs(extra_args: Mapping[str, Any] | None) -> GuidanceParams | None:
         # vLLM's xargs have no booleans: its parser turns true into 1.
         if flat.get(name) in (0, 1):
             flat[name] = bool(flat[name])
-    for name in ("scorers", "floors"):
+    for name in ("scorers", "floors", "ceilings"):
         if isinstance(flat.get(name), str):
             flat[name] = _parse_numbers(name, flat[name])
+    if isinstance(flat.get("utility"), str):
+        flat["utility"] = _parse_utility(flat["utility"])
     return GuidanceParams.parse(flat)
 
 
 def _parse_numbers(field: str, text: str) -> dict[str, float]:
-    """`"a=1,b=-0.5"` → {"a": 1.0, "b": -0.5}; a bare name has weight 1, but no floor."""
+    """`"a=1,b=-0.5"` → {"a": 1.0, "b": -0.5}; a bare name has weight 1, but no floor or ceiling."""
     numbers: dict[str, float] = {}
-    for part in text.split(",")[: MAX_SCORERS + 1]:
-        name, equals, number = part.strip().partition("=")
-        if name in numbers:
-            raise InvalidGuidance("a scorer is named twice; name each once.", param=field)
+    for name, equals, number in _split(field, text):
         try:
-            numbers[name] = float(number) if equals or field == "floors" else 1.0
+            numbers[name] = float(number) if equals or field != "scorers" else 1.0
         except ValueError:
             raise InvalidGuidance(
                 f"{field} must have the form NAME=NUMBER,NAME=NUMBER.", param=field
             ) from None
     return numbers
+
+
+def _parse_utility(text: str) -> dict[str, Utility]:
+    """`"a=target:40,b=mean"` → {"a": {"target": 40.0}, "b": "mean"}."""
+    try:
+        return {name: read(utility) for name, _, utility in _split("utility", text)}
+    except ValueError:
+        raise InvalidGuidance(
+            f"utility must have the form NAME=target:40,NAME=mean; {EXPECTED}.", param="utility"
+        ) from None
+
+
+def _split(field: str, text: str) -> list[tuple[str, str, str]]:
+    """The parts of a flat field, each (name, "=", value)."""
+    parts = [part.strip().partition("=") for part in text.split(",")[: MAX_SCORERS + 1]]
+    if len({name for name, _, _ in parts}) < len(parts):
+        raise InvalidGuidance("a scorer is named twice; name each once.", param=field)
+    return parts

@@ -27,6 +27,11 @@ KINDS = (
     {"scorers": {"states": 1.0, "net": 1.0}, "beta": -1.0, "k": 4, "mass": 1.0},
     {"scorers": {"returns": 1.0}, "kl_budget": 2.0, "trace": True},
     {"scorers": {"returns": 1.0}, "floors": {"returns": 0.5}},
+    {
+        "scorers": {"returns": 1.0},
+        "utility": {"returns": {"cvar": 0.3}},
+        "ceilings": {"returns": 0},
+    },
     {"scorers": {"plain": 1.0}, "beta": 0.0},
     {"scorers": {"fails": 1.0}, "beta": 1.0, "on_error": "unguided"},
     {"scorers": {"fails": 1.0}, "beta": 1.0, "on_error": "fail"},

@@ -11,11 +11,15 @@ from trimtab.xargs import from_xargs, to_xargs
 
 names = st.from_regex(r"[a-z0-9][a-z0-9_-]{0,63}", fullmatch=True)
 weights = st.floats(-1000, 1000)
+utilities = st.just("mean") | st.dictionaries(
+    st.sampled_from(["target", "at_least", "at_most"]), weights, min_size=1, max_size=1
+)
 guidance = st.fixed_dictionaries(
     {},
     optional={
         "scorers": st.dictionaries(names, weights, min_size=1, max_size=8),
         "floors": st.dictionaries(names, weights, min_size=1, max_size=8),
+        "utility": st.dictionaries(names, utilities, min_size=1, max_size=8),
         "beta": st.floats(-100, 100) | st.integers(-100, 100),
         "paper": st.sampled_from(list(PAPERS)),
         "k": st.integers(1, MAX_K),
@@ -28,8 +32,13 @@ guidance = st.fixed_dictionaries(
 )
 
 
-@given(guidance)
-def test_all_three_carriers_say_the_same(fields):
+@given(guidance, st.dictionaries(names, weights, min_size=1, max_size=8))
+def test_all_three_carriers_say_the_same(fields, ceilings):
+    if "floors" in fields:
+        fields.pop("utility", None)
+        fields["ceilings"] = {name: floor + 1 for name, floor in fields["floors"].items()}
+    else:
+        fields["ceilings"] = ceilings
     nested = GuidanceParams.parse(fields)
     assert GuidanceParams.parse(json.loads(json.dumps(fields))) == nested
     flat = to_xargs(nested)
@@ -44,6 +53,8 @@ def test_defaults_are_the_design():
         "beta": 1.0,
         "kl_budget": None,
         "floors": None,
+        "ceilings": None,
+        "utility": None,
         "paper": None,
         "k": 16,
         "mass": 0.98,

@@ -85,6 +85,9 @@ def test_refuses(fields, message):
         (Mcts(), {"paper": "vas"}, 1.0, "tail"),
         (Beam(), {"on_error": "unguided"}, 1.0, "on_error"),
         (Beam(), {"trace": True}, 1.0, "trace"),
+        (Beam(), {"kl_budget": 1.0}, 1.0, "kl_budget"),
+        (Beam(), {"utility": {"a": {"cvar": 0.1}}}, 1.0, "utility"),
+        (Smc(), {"floors": {"a": 1.0}, "beta": 0.0}, 1.0, "beta"),
     ],
 )
 def test_what_does_not_go_together(search, guidance, temperature, param):

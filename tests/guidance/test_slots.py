@@ -21,7 +21,7 @@ def fixed(row):
     return {
         name: (row.params.beta * weight, mean)
         for name, weight in row.weights.items()
-        if not row.params.sets(name)
+        if not row.params.planned
     }
 
 
@@ -35,13 +35,15 @@ def some_row(rng):
         "normalize": bool(rng.random() < 0.3),
         "on_error": str(rng.choice(["fail", "unguided"])),
     }
-    kind = rng.integers(4)
+    kind = rng.integers(5)
     if kind == 0:
         fields["kl_budget"] = 2.0
     elif kind == 1:
         fields["floors"] = {str(names[0]): 0.5}
     elif kind == 2:
         fields |= {"k": "all", "beta": 3.0}
+    elif kind == 3:
+        fields["utility"] = {str(names[0]): {"target": 1.0}}
     stop = None if rng.random() < 0.3 else int(rng.integers(2**24))
     return Row(GuidanceParams.parse(fields), 1, stop, max_tokens=int(rng.integers(9)))
 

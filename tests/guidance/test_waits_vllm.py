@@ -173,6 +173,7 @@ def test_one_more_wait_is_counted(monkeypatch):
         ({"k": "all"}, 0, 1),
         ({"kl_budget": 0.05}, 0, 2),
         ({"floors": {"probe1": 0.1, "probe2": 0.2}}, 0, 2),
+        ({"ceilings": {"probe1": 0.1}, "utility": {"probe2": {"cvar": 0.2}}}, 0, 2),
         ({}, 2, 2),
     ],
 )

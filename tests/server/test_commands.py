@@ -107,7 +107,7 @@ def test_ctrl_c_ends_with_130(run, monkeypatch):
 
 def test_generate_has_every_field_of_the_api_with_its_default():
     options = signatures.signature(generate.generate).parameters
-    names = {"scorer": "scorers", "floor": "floors"}
+    names = {"scorer": "scorers", "floor": "floors", "ceiling": "ceilings"}
     fields = {names.get(name, name): option for name, option in options.items()}
     known = {*GenerateRequest.model_fields, *FIELDS, "search"}
     assert set(fields) - known == {"context", "json_", "raw", "url", "api_key"}
@@ -127,6 +127,8 @@ def test_a_body_has_what_was_chosen_and_no_more():
         "prompt_token_ids": "1,2",
         "scorer": ["a=1", "b=-0.5"],
         "floor": ["c=0.5"],
+        "ceiling": ["a=0.9"],
+        "utility": ["a=target:40", "b=mean"],
         "k": "all",
         "search": "smc,particles=4",
         "stop": ["."],
@@ -137,6 +139,8 @@ def test_a_body_has_what_was_chosen_and_no_more():
         "prompt_token_ids": [1, 2],
         "scorers": {"a": 1.0, "b": -0.5},
         "floors": {"c": 0.5},
+        "ceilings": {"a": 0.9},
+        "utility": {"a": {"target": 40.0}, "b": "mean"},
         "k": "all",
         "search": {"method": "smc", "particles": 4},
         "stop": ["."],
@@ -165,6 +169,8 @@ def test_a_body_has_what_was_chosen_and_no_more():
         (["--prompt-token-ids", "1,b"], "whole numbers"),
         (["x", "--scorer", "a=b"], "float"),
         (["x", "--floor", "a"], "NAME=REWARD"),
+        (["x", "--ceiling", "a"], "NAME=REWARD"),
+        (["x", "--utility", "a=median:1"], "NAME=KIND:NUMBER"),
         (["x", "--search", "best_of_n,16"], "METHOD[,key=value"),
         (["x", "--stream", "--json"], "leave --stream out"),
         (["x", "--trace"], "add --json"),

@@ -53,15 +53,23 @@ def test_a_request_overrides_field_by_field():
     ("preset", "requested", "gone"),
     [
         ({"beta": 4}, {"kl_budget": 1}, "beta"),
-        ({"floors": {"good": 0.5}, "beta": 2}, {"kl_budget": 1}, "floors"),
+        ({"floors": {"good": 0.5}, "beta": 2}, {"kl_budget": 1}, "beta"),
         ({"kl_budget": 2}, {"beta": 1}, "kl_budget"),
-        ({"kl_budget": 2}, {"floors": {"good": 1}}, "kl_budget"),
     ],
 )
 def test_a_strength_of_the_request_replaces_one_that_it_excludes(preset, requested, gone):
     answer = combined({"guidance": preset}, **requested)
     assert gone not in answer
     assert answer.items() >= requested.items()
+
+
+def test_bounds_go_with_a_budget():
+    assert combined({"guidance": {"kl_budget": 2}}, ceilings={"good": 1})["kl_budget"] == 2
+    own = {"guidance": {"utility": {"good": "mean"}}, "bounds": {"ceilings": [0, 1]}}
+    assert combined(own, ceilings={"good": 1})["utility"] == {"good": "mean"}
+    for fields in ({"ceilings": {"good": 2}}, {"utility": {"good": "mean"}}):
+        with pytest.raises(InvalidGuidance, match="preset"):
+            combined(own, **fields)
 
 
 def test_a_contradiction_is_refused():
@@ -381,6 +389,8 @@ async def test_the_routes_refuse(file):
         (400, "PUT", "cold", {"guidance": {"beta": 1000}}),
         (400, "PUT", "cold", {"guidance": {"scorers": {"nobody": 1}}}),
         (400, "PUT", "cold", {"guidance": {"floors": {"good": 1}}}),
+        (400, "PUT", "cold", {"guidance": {"ceilings": {"good": 1}}}),
+        (400, "PUT", "cold", {"guidance": {"utility": {"good": {"target": 1}}}}),
         (400, "PUT", "cold", {**WARM, "key": "nobodys-key"}),
         (400, "PUT", "cold", {**WARM, "key": ADMIN}),
         (415, "PUT", "cold", {}),

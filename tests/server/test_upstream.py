@@ -463,6 +463,8 @@ async def test_a_scorer_that_fails_ends_its_request(here):
         {"prompt": None, "prompt_token_ids": [1]},
         {"prompt": None, "messages": CHAT},
         {"floors": {"good": 0.5}},
+        {"ceilings": {"good": 0.5}},
+        {"utility": {"good": {"target": 0.5}}},
         {"surprise": 1},
     ],
 )

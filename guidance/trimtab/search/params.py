@@ -22,6 +22,7 @@ from pydantic import (
 from trimtab import reasons
 from trimtab.errors import InvalidGuidance
 from trimtab.params import GuidanceParams, Number
+from trimtab.utility import kind_of
 
 MAX_SEQUENCES = 256
 MAX_BEAMS = 64
@@ -106,10 +107,21 @@ class SearchParams(BaseModel):
             )
         if self.method == "mcts" and guidance.k == "all":
             raise InvalidGuidance("mcts reads candidates only; send a number as k.", param="k")
-        if guidance.kl_budget is not None or guidance.floors is not None:
+        if guidance.kl_budget is not None:
             raise InvalidGuidance(
-                "a search has one strength; send beta instead of kl_budget and floors.",
-                param="floors" if guidance.kl_budget is None else "kl_budget",
+                "a search has one strength; send beta instead of kl_budget.", param="kl_budget"
+            )
+        if any(kind_of(one)[0] == "cvar" for one in (guidance.utility or {}).values()):
+            raise InvalidGuidance(
+                "a search chooses among single answers, which have no worst share; send another "
+                "utility than cvar.",
+                param="utility",
+            )
+        if self.method == "smc" and guidance.bounded and guidance.beta <= 0:
+            raise InvalidGuidance(
+                "smc weighs answers by beta times their value; with floors or ceilings, send a "
+                "beta above 0.",
+                param="beta",
             )
         if guidance.on_error != "fail" or guidance.trace:
             raise InvalidGuidance(

@@ -1,4 +1,8 @@
-"""Score whole sequences with the worker's scorers, candidates of one prefix together."""
+"""Score whole sequences with the worker's scorers, candidates of one prefix together.
+
+A search returns one answer, so its floors and ceilings hold for the answer itself: what misses them
+is taken off its value.
+"""
 
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -6,12 +10,17 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from trimtab.guide import Guide
-from trimtab.params import GuidanceParams
+from trimtab.params import MAX_BETA, GuidanceParams
 from trimtab.rows import Row
 from trimtab.scorers import CompositeScorer, Scorer
 from trimtab.scoring.text import PromptContext
+from trimtab.utility import kind_of
+
+MISS = MAX_BETA
+"""What an answer loses for each unit by which it misses a floor or a ceiling."""
 
 
 def score_sequences(
@@ -23,6 +32,10 @@ def score_sequences(
     scorers: Mapping[str, Scorer] | None = None,
 ) -> dict[str, Any]:
     """Σ_i w_i·s_i of each sequence, and each s_i; (s_i − mean)/deviation if `normalize`.
+
+    A scorer with a utility has the value of this utility as s_i. A scorer with a floor or a ceiling
+    takes MISS off for each unit by which its mean return misses it, and has this mean as s_i;
+    beside a floor, its weight is not used.
 
     Scorers that depend on strength use β·w_i. Sequences have at least two tokens. keys: row keys of
     the scorers' caches, one per sequence; sequences that differ only in their last token are
@@ -55,16 +68,37 @@ def score_sequences(
     values = torch.zeros(len(sequences), dtype=torch.float64)
     scores: dict[str, list[float]] = {}
     for name, weight in (params.scorers or {}).items():
-        raw = torch.empty(len(sequences), dtype=torch.float64)
-        raw[order] = guide.score_rows(name, rows, candidates).double()
+        reads = name in params.bounded or params.utility_of(name) != "mean"
+        raw, mean = torch.empty(2, len(sequences), dtype=torch.float64)
+        if reads:
+            mean[order], raw[order] = guide.read_utility(name, rows, candidates)
+        else:
+            raw[order] = guide.score_rows(name, rows, candidates).double()
         fault = next((row.fault for row in rows if row.fault is not None), None)
         if fault is not None:
             return {"values": [], "scores": {}, "tokens": 0, "error": fault.fields}
-        info = scorers[name].info
-        scores[name] = raw.tolist()
-        values += weight * ((raw - info.mean) / info.deviation if params.normalize else raw)
+        scores[name] = (mean if name in params.bounded else raw).tolist()
+        values -= MISS * _missed(params, name, mean) if name in params.bounded else 0.0
+        if name not in (params.floors or {}):
+            values += weight * _scaled(params, name, raw, scorers[name])
     spent = max(_tokens_forwarded(guide, scorers) - before, 0)
     return {"values": values.tolist(), "scores": scores, "tokens": spent, "error": None}
+
+
+def _scaled(params: GuidanceParams, name: str, raw: Tensor, scorer: Scorer) -> Tensor:
+    """Scores as the weights multiply them."""
+    kind, _ = kind_of(params.utility_of(name))
+    if not params.normalize or kind in ("at_least", "at_most"):
+        return raw
+    mean = scorer.info.mean if kind == "mean" else 0.0
+    return (raw - mean) / scorer.info.deviation
+
+
+def _missed(params: GuidanceParams, name: str, mean: Tensor) -> Tensor:
+    """By how much mean returns miss the floor and the ceiling of a scorer."""
+    floor = (params.floors or {}).get(name, -torch.inf)
+    ceiling = (params.ceilings or {}).get(name, torch.inf)
+    return (floor - mean).clamp(min=0) + (mean - ceiling).clamp(min=0)
 
 
 def _tokens_forwarded(guide: Guide, scorers: Mapping[str, Scorer]) -> int:

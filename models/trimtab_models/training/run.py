@@ -1,7 +1,7 @@
 """From data to a checkpoint: the steps of one `trimtab train`, in order."""
 
 import logging
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 

@@ -3,13 +3,16 @@
 import json
 import re
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from trimtab import utility as utilities
 from trimtab.errors import TrimtabError
 from trimtab.params import MASS, K
+from trimtab.utility import KINDS, Utility
 from trimtab_server import settings
 from trimtab_server.commands.options import (
     ADDRESS,
@@ -30,6 +33,8 @@ APART = (
     "stop_token_ids",
     "scorer",
     "floor",
+    "ceiling",
+    "utility",
     "search",
     "k",
     "stream",
@@ -52,6 +57,17 @@ def generate(
     floor: Annotated[
         list[str] | None,
         typer.Option(help="NAME=REWARD, a mean reward to reach; repeatable.", metavar="FLOOR"),
+    ] = None,
+    ceiling: Annotated[
+        list[str] | None,
+        typer.Option(help="NAME=REWARD, a mean reward to keep; repeatable.", metavar="CEILING"),
+    ] = None,
+    utility: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="NAME=mean, NAME=target:40, NAME=at_least:0.5, at_most or cvar; repeatable.",
+            metavar="UTILITY",
+        ),
     ] = None,
     paper: Annotated[
         str | None, typer.Option(help="k, mass and tail of a paper: args, pargs or vas.")
@@ -180,7 +196,9 @@ def body(options: dict[str, Any]) -> dict[str, Any]:
         "stop_token_ids": ("stop_token_ids", _ids),
         "messages": ("messages", lambda path: json.loads(path.read_text(encoding="utf-8"))),
         "scorer": ("scorers", settings.weights),
-        "floor": ("floors", _floors),
+        "floor": ("floors", partial(_bounds, "floor")),
+        "ceiling": ("ceilings", partial(_bounds, "ceiling")),
+        "utility": ("utility", _utility),
         "search": ("search", parse_search),
         "k": ("k", lambda text: int(text) if text.isascii() and text.isdigit() else text),
     }
@@ -212,11 +230,21 @@ def _ids(text: str) -> list[int]:
         raise ValueError("token ids must be whole numbers with commas, such as 1,2,3.") from None
 
 
-def _floors(pairs: Sequence[str]) -> dict[str, float]:
+def _bounds(option: str, pairs: Sequence[str]) -> dict[str, float]:
     if not all("=" in pair for pair in pairs):
-        raise ValueError("--floor must have the form NAME=REWARD, such as kindness=0.5.")
-    floors: dict[str, float] = settings.weights(pairs)
-    return floors
+        raise ValueError(f"--{option} must have the form NAME=REWARD, such as kindness=0.5.")
+    bounds: dict[str, float] = settings.weights(pairs)
+    return bounds
+
+
+def _utility(pairs: Sequence[str]) -> dict[str, Utility]:
+    try:
+        return {name: utilities.read(text) for name, _, text in _split(pairs)}
+    except ValueError:
+        raise ValueError(
+            "--utility must have the form NAME=mean or NAME=KIND:NUMBER, such as length=target:40; "
+            f"the kinds are {', '.join(KINDS)}."
+        ) from None
 
 
 def parse_search(text: str) -> dict[str, Any]:

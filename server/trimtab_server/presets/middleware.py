@@ -115,7 +115,7 @@ class PresetModels:
         """
         own = GuidanceParams.parse(requested)
         guidance = sent(preset.combine(name, own))
-        for field in {"scorers", "floors"} - sent(own).keys():
+        for field in {"scorers", "floors", "ceilings", "utility"} - sent(own).keys():
             for scorer in guidance.get(field, ()):
                 if scorer not in self.state.scorers:
                     raise InvalidGuidance(

@@ -223,7 +223,8 @@ def _open_to(preset: Preset, key: bytes | None) -> bool:
 
 
 def _scorers(preset: Preset) -> set[str]:
-    return {*(preset.guidance.scorers or ()), *(preset.guidance.floors or ())}
+    guidance = preset.guidance
+    return {*(guidance.scorers or ()), *guidance.bounded, *(guidance.utility or ())}
 
 
 def shown(presets: Presets, name: str, model: str) -> dict[str, Any]:

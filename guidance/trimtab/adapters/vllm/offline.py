@@ -130,7 +130,7 @@ class Sampler:
 
         There is one if the only scorer used has return distributions: its strength β·w.
         """
-        if params is None or params.kl_budget is not None or params.floors is not None:
+        if params is None or params.planned:
             return None
         resolved = params.resolve(list(self.distributional))
         used = {name: w for name, w in (resolved.scorers or {}).items() if w != 0}
