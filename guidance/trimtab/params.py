@@ -10,6 +10,7 @@ One strict class parses all three, so a value has the same meaning in each.
 import math
 import re
 from collections.abc import Iterable, Mapping
+from functools import cached_property
 from typing import Annotated, Any, Literal, Protocol, Self
 
 from pydantic import (
@@ -22,8 +23,9 @@ from pydantic import (
     model_validator,
 )
 
-from trimtab import reasons
+from trimtab import principles, reasons
 from trimtab.errors import InvalidGuidance, UnknownScorer
+from trimtab.principles import MAX_PRINCIPLES, Principle, Text
 
 K, MASS = 16, 0.98
 """Default candidates, as measured in docs/guidance.md."""
@@ -93,6 +95,14 @@ class GuidanceParams(BaseModel):
         description="scorer name → minimum mean reward; the smallest strength that reaches it "
         "replaces β·w_i",
     )
+    principles: Annotated[list[Principle], Field(max_length=MAX_PRINCIPLES)] | None = Field(
+        None,
+        description="texts put before the prompt, with signed weights: each steers by what it "
+        "changes in the base's own probabilities",
+    )
+    negative_prompt: Text | None = Field(
+        None, description="a principle of weight -1: classifier-free guidance with γ = 1 + β"
+    )
     paper: Literal["args", "pargs", "vas"] | None = Field(
         None, description="k, mass and tail of a paper; fields that are sent override it"
     )
@@ -156,6 +166,14 @@ class GuidanceParams(BaseModel):
         return floors
 
     @model_validator(mode="after")
+    def _few_principles(self) -> Self:
+        if len(self.principles or ()) + (self.negative_prompt is not None) > MAX_PRINCIPLES:
+            raise ValueError(
+                f"expected at most {MAX_PRINCIPLES} principles, the negative_prompt included"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _one_strength(self) -> Self:
         if self.kl_budget is not None and "beta" in self.model_fields_set:
             raise ValueError("kl_budget sets beta at every step; send one of the two")
@@ -169,6 +187,14 @@ class GuidanceParams(BaseModel):
     def steers(self) -> bool:
         """Whether the request differs from the base model."""
         return self.beta != 0 or self.kl_budget is not None or self.floors is not None
+
+    @cached_property
+    def said(self) -> dict[str, Principle]:
+        """The principles with a weight, by name; the negative prompt is the last."""
+        negative = [] if self.negative_prompt is None else [self.negative_prompt]
+        return principles.named(
+            [*(self.principles or ()), *(Principle(text=t, weight=-1.0) for t in negative)]
+        )
 
     def sets(self, name: str) -> bool:
         """Whether a scorer's strength is set at every step."""
@@ -201,7 +227,8 @@ class GuidanceParams(BaseModel):
     ) -> "GuidanceParams":
         """A copy with scorers filled in: as requested, else `default`, else all with weight 1.
 
-        Scorers with a floor are always included; if only floors are set, no others are.
+        Scorers with a floor are always included; if only floors or principles are set, no others
+        are.
         available: names, or scorers by name, whose families are then checked too.
 
         Raises:
@@ -213,7 +240,8 @@ class GuidanceParams(BaseModel):
         floors = dict.fromkeys(self.floors or {}, 1.0)
         chosen = self.scorers
         if chosen is None:
-            chosen = {} if floors else dict(default) if default else dict.fromkeys(names, 1.0)
+            alone = bool(floors or self.said)
+            chosen = {} if alone else dict(default) if default else dict.fromkeys(names, 1.0)
         chosen = {**chosen, **floors}
         if not set(chosen) <= set(names):
             known = ", ".join(sorted(names)[:MAX_NAMED]) or "none"

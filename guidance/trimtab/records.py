@@ -12,6 +12,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from torch import Tensor
 
+from trimtab import parts
 from trimtab.registry import Registry
 from trimtab.rows import Row, Step, StepPlan
 from trimtab.scoring.pool import Ids
@@ -29,11 +30,12 @@ NUMBER_BYTES = 32
 
 def size(step: Step) -> int:
     """Estimated bytes of a step."""
+    own = NUMBER_BYTES * len(step.parts)
     if step.trace is None:
-        return STEP_BYTES
+        return STEP_BYTES + own
     lists = 3 + len(step.trace["scores"])  # tokens, two log-probabilities, scores of each scorer
     numbers = lists * len(step.trace["candidates"]) + 2 * len(step.trace["tail"])
-    return STEP_BYTES + 100 * (lists + 2) + NUMBER_BYTES * numbers
+    return STEP_BYTES + own + 100 * (lists + 2) + NUMBER_BYTES * numbers
 
 
 class Records:
@@ -215,6 +217,8 @@ class Records:
         if last.fault is not None:
             report["error"] = last.fault.fields
         report |= _strengths(plans)
+        if row.params.said:
+            report["kl_parts"] = parts.added([step.parts for step in steps.values()])
         lost = {name: self._shortened(row, name) for name in row.weights}
         if any(lost.values()):
             report["shortened"] = {name: tokens for name, tokens in lost.items() if tokens}

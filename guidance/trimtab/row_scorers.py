@@ -162,7 +162,7 @@ class RowScorers:
 
     def _weight(self, row: Row, name: str) -> float:
         """The factor of β: w, divided by the scorer's deviation if its scores are normalised."""
-        weight = (row.params.scorers or {})[name]
+        weight = row.weights[name]
         return (
             weight / self.registry.scorer_of(row, name).info.deviation
             if row.params.normalize

@@ -67,6 +67,8 @@ class Step:
     trace: dict[str, Any] | None = None
     plan: StepPlan | None = None
     kl_tail: float = 0.0  # nats of `kl` that cutting the tail costs, before any steering
+    parts: dict[str, float] = field(default_factory=dict)
+    """With principles: the other nats, divided among scorers and principles; see parts.py."""
 
 
 @dataclass(eq=False)
@@ -101,6 +103,7 @@ class Row:
     scored: StepScores | None = None
     state: RowState | None = None  # the base's states, if a scorer reads them
     plan: StepPlan | None = None  # of this step, with a kl_budget or floors
+    beside: Sequence[int] = ()  # rows of this step's logits after each of its principles
     untraced: bool = False  # its trace was dropped to save memory
     slot: Slot | None = field(default=None, repr=False)  # since its first step
     earlier: "Row | None" = field(default=None, repr=False)
@@ -116,12 +119,13 @@ class Row:
 
     @property
     def weights(self) -> dict[str, float]:
-        """Scorers of the row with a non-zero weight."""
-        return {name: w for name, w in (self.params.scorers or {}).items() if w != 0}
+        """Scorers and principles of the row with a non-zero weight."""
+        scorers = {name: w for name, w in (self.params.scorers or {}).items() if w != 0}
+        return scorers | {name: one.weight for name, one in self.params.said.items()}
 
     def uses(self, name: str) -> bool:
-        """Whether a scorer of this name has a non-zero weight."""
-        return (self.params.scorers or {}).get(name, 0) != 0
+        """Whether a scorer or principle of this name has a non-zero weight."""
+        return (self.params.scorers or {}).get(name, 0) != 0 or name in self.params.said
 
     def next_plan(self, band: float) -> StepPlan | None:
         """A plan for this step, without strengths; None if the request fixes β.
