@@ -1,8 +1,8 @@
 """How the KL of a step divides among the scorers and principles that caused it.
 
-With bonus a = Σ_i a_i and J_i = E_π[a_i] − E_π0[a_i], the sum of all J_i is KL(π ‖ π0) + KL(π0 ‖ π).
-So each part gets the share J_i / Σ_j J_j of the step's nats. A part is negative if it pulls against
-the others. Where the tail is cut, π0 is the base on the candidates: what the cut costs is no part.
+With bonus a = Σ_i a_i and J_i = E_π[a_i] − E_π0[a_i], all J_i sum up to KL(π ‖ π0) + KL(π0 ‖ π). So
+each part gets the share J_i / Σ_j J_j of the step's nats. A part is negative if it pulls against the
+others. Where the tail is cut, π0 is the base on the candidates: what the cut costs is no part.
 """
 
 from collections.abc import Mapping, Sequence
@@ -50,13 +50,16 @@ def shares(
     for scores, (c, mean) in zip(step, scales, strict=True):
         parts = c[..., None] * (scores.table - mean[..., None])  # [names, rows, k]
         for name, part in zip(scores.names, parts, strict=True):
-            if not candidates.whole:
-                part = torch.cat(
-                    (part.where(candidates.real, 0.0), candidates.mean(part)[:, None]), 1
-                )
-            sums[name] = sums.get(name, 0) + (moved * part).sum(-1)
+            sums[name] = sums.get(name, 0) + (moved * _with_tail(part, candidates)).sum(-1)
     table = torch.stack(list(sums.values()))
     return Shares(list(sums), (table / table.sum(0)).nan_to_num(0.0, 0.0, 0.0))
+
+
+def _with_tail(part: Tensor, candidates: Candidates) -> Tensor:
+    """A part of the bonus, [rows, k], and its mean for the tail: [rows, k + 1]."""
+    if candidates.whole:
+        return part
+    return torch.cat((part.where(candidates.real, 0.0), candidates.mean(part)[:, None]), 1)
 
 
 def added(steps: Sequence[Mapping[str, float]]) -> dict[str, float]:

@@ -29,6 +29,7 @@ APART = (
     "stop_token_ids",
     "scorer",
     "floor",
+    "principle",
     "search",
     "k",
     "stream",
@@ -51,6 +52,17 @@ def generate(
     floor: Annotated[
         list[str] | None,
         typer.Option(help="NAME=REWARD, a mean reward to reach; repeatable.", metavar="FLOOR"),
+    ] = None,
+    principle: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="TEXT or TEXT=WEIGHT, put before the prompt to steer by what it changes; "
+            "repeatable.",
+            metavar="PRINCIPLE",
+        ),
+    ] = None,
+    negative_prompt: Annotated[
+        str | None, typer.Option(help="A principle of weight -1.", metavar="TEXT")
     ] = None,
     paper: Annotated[
         str | None, typer.Option(help="k, mass and tail of a paper: args, pargs or vas.")
@@ -180,6 +192,7 @@ def body(options: dict[str, Any]) -> dict[str, Any]:
         "messages": ("messages", lambda path: json.loads(path.read_text(encoding="utf-8"))),
         "scorer": ("scorers", settings.weights),
         "floor": ("floors", _floors),
+        "principle": ("principles", lambda texts: [_principle(text) for text in texts]),
         "search": ("search", parse_search),
         "k": ("k", lambda text: int(text) if text.isascii() and text.isdigit() else text),
     }
@@ -216,6 +229,19 @@ def _floors(pairs: Sequence[str]) -> dict[str, float]:
         raise ValueError("--floor must have the form NAME=REWARD, such as kindness=0.5.")
     floors: dict[str, float] = settings.weights(pairs)
     return floors
+
+
+def _principle(text: str) -> dict[str, Any]:
+    """`TEXT=WEIGHT`, or a text alone, whose weight is 1."""
+    before, equals, weight = text.rpartition("=")
+    try:
+        return {"text": before, "weight": float(weight)} if equals else _alone(text)
+    except ValueError:
+        return _alone(text)
+
+
+def _alone(text: str) -> dict[str, Any]:
+    return {"text": text, "weight": 1.0}
 
 
 def parse_search(text: str) -> dict[str, Any]:

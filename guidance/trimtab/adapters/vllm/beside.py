@@ -35,8 +35,8 @@ def problem(config: Any) -> str | None:
         "moves its K/V between engines": config.kv_transfer_config is not None,
         "runs one request at a time": config.scheduler_config.max_num_seqs < MIN_PROMPT,
     }
-    found = next((reason for reason, holds in reasons.items() if holds), None)
-    return None if found is None else f"this engine cannot run principles: it {found}"
+    why = next((reason for reason, holds in reasons.items() if holds), None)
+    return None if why is None else f"this engine cannot run principles: it {why}"
 
 
 def check(sampling: Any) -> None:

@@ -1,7 +1,7 @@
 """The worker's side of principles: which row of a step is beside which, and what it samples.
 
-The scheduler (scheduler.py) runs a request and the shadows of its principles in the same steps. Here
-each request finds the rows of its shadows, and after sampling each shadow gets its request's token.
+The scheduler (scheduler.py) runs a request and the shadows of its principles in the same steps.
+Here each request learns the rows of its shadows, and after sampling each shadow gets its token.
 """
 
 from collections.abc import Mapping, Sequence
@@ -137,4 +137,3 @@ class Seeds:
         for index in [index for index in batch.generators if loading[index]]:
             del batch.generators[index]
             self.taken.append(batch.req_ids[index])
-
