@@ -1,8 +1,8 @@
 """How the KL of a step divides among the scorers and principles that caused it.
 
 With bonus a = Σ_i a_i and J_i = E_π[a_i] − E_π0[a_i], all J_i sum up to KL(π ‖ π0) + KL(π0 ‖ π). So
-each part gets the share J_i / Σ_j J_j of the step's nats. A part is negative if it pulls against the
-others. Where the tail is cut, π0 is the base on the candidates: what the cut costs is no part.
+each part gets the share J_i / Σ_j J_j of the step's nats. A part is negative if it pulls against
+the others. Where the tail is cut, π0 is the base on the candidates: what the cut costs is no part.
 """
 
 from collections.abc import Mapping, Sequence

@@ -161,7 +161,7 @@ class Suite:
         brief, kind = ({"text": text, "weight": 1 - i * 1.5} for i, text in enumerate(WORDS))
         settings = [
             GuidanceParams(scorers={"red": 1.0}, beta=3.0),
-            GuidanceParams(scorers={}, principles=[brief], beta=2.0),
+            GuidanceParams(principles=[brief], beta=2.0).resolve([]),
             GuidanceParams(scorers={"green": 1.0}, beta=4.0, mass=1.0, k=10, tail="mean"),
             GuidanceParams(scorers={"grey": 1.0}, beta=4.0),
             GuidanceParams(scorers={"red": 1.0, "blue": 0.5}, beta=3.0, tail="mean"),
@@ -172,7 +172,7 @@ class Suite:
             GuidanceParams(scorers={"grey": -1.0, "red": 0.5}, beta=3.0, normalize=True),
             GuidanceParams(scorers={"red": -2.0, "blue": 1.0}, beta=1.0, mass=0.9, normalize=True),
             GuidanceParams(scorers={"red": 1.0}, principles=[brief, kind], beta=2.0, mass=1.0),
-            GuidanceParams(scorers={}, negative_prompt="be kind", beta=1.0, tail="truncate"),
+            GuidanceParams(negative_prompt="be kind", beta=1.0, tail="truncate").resolve([]),
             GuidanceParams(scorers={"green": 1.0}, principles=[brief], beta=0.0),
         ]
         if DRAFTS:  # principles are not served with draft tokens

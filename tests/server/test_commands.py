@@ -107,7 +107,7 @@ def test_ctrl_c_ends_with_130(run, monkeypatch):
 
 def test_generate_has_every_field_of_the_api_with_its_default():
     options = signatures.signature(generate.generate).parameters
-    names = {"scorer": "scorers", "floor": "floors"}
+    names = {"scorer": "scorers", "floor": "floors", "principle": "principles"}
     fields = {names.get(name, name): option for name, option in options.items()}
     known = {*GenerateRequest.model_fields, *FIELDS, "search"}
     assert set(fields) - known == {"context", "json_", "raw", "url", "api_key"}
@@ -127,6 +127,7 @@ def test_a_body_has_what_was_chosen_and_no_more():
         "prompt_token_ids": "1,2",
         "scorer": ["a=1", "b=-0.5"],
         "floor": ["c=0.5"],
+        "principle": ["Be kind.", "No e=mc2.", "Be brief.=-1.5"],
         "k": "all",
         "search": "smc,particles=4",
         "stop": ["."],
@@ -137,6 +138,11 @@ def test_a_body_has_what_was_chosen_and_no_more():
         "prompt_token_ids": [1, 2],
         "scorers": {"a": 1.0, "b": -0.5},
         "floors": {"c": 0.5},
+        "principles": [
+            {"text": "Be kind.", "weight": 1.0},
+            {"text": "No e=mc2.", "weight": 1.0},
+            {"text": "Be brief.", "weight": -1.5},
+        ],
         "k": "all",
         "search": {"method": "smc", "particles": 4},
         "stop": ["."],
