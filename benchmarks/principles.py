@@ -4,9 +4,9 @@
 
 SmolLM2-135M-Instruct answers 48 everyday prompts twice at temperature 1, steered by a principle
 that asks for warmth, by one that asks for a short answer, or by a negative prompt, at several β.
-Each is compared with the unguided base, and with the same text as an ordinary system message, prompt
-by prompt. Rewards are VADER's compound sentiment and brevity, both from −1 to 1. The price is the
-time of the same greedy tokens with no, one and two principles, in turns. Writes
+Each is compared with the unguided base, and with the same text as an ordinary system message,
+prompt by prompt. Rewards are VADER's compound sentiment and brevity, both from −1 to 1. The price
+is the time of the same greedy tokens with no, one and two principles, in turns. Writes
 benchmarks/results/principles.{json,md}; a later run reuses the results in it. Takes about ten
 minutes on one core.
 """
@@ -98,7 +98,7 @@ def run(sampler: Sampler, label: str, beta: float | None) -> dict[str, Any]:
 
 
 def price(sampler: Sampler) -> dict[str, list[list[float]]]:
-    """Seconds of TOKENS greedy tokens for some rows: "rows" → [repeats][no, one, two principles]."""
+    """Seconds of a greedy token, by rows: [repeats][no, one, two principles]."""
     none = GuidanceParams.parse({"negative_prompt": WARM, "beta": 0})
     one, pair = guidance("warm", 1.0), [{"text": t, "weight": 1} for t in (WARM, SHORT)]
     two = GuidanceParams.parse({"principles": pair})
@@ -127,16 +127,16 @@ def mean_se(values: Any) -> str:
 def report(kept: dict[str, Any]) -> str:
     runs = kept["runs"]
     lines = [
-        f"SmolLM2-135M-Instruct in bfloat16, {PROMPTS} test prompts of *everyday* at temperature 1,"
-        f" {ANSWERS} answers to each of at most {WORLDS['everyday'].max_tokens} tokens, seed {SEED},"
-        " default k and mass, the same random numbers in all rows. Means ± standard errors over "
-        "prompts; *p* of the paired difference from the base, both sides. *System* is the text as "
-        "an ordinary system message, without guidance.",
+        f"SmolLM2-135M-Instruct in bfloat16, {PROMPTS} test prompts of *everyday* at temperature "
+        f"1, {ANSWERS} answers to each of at most {WORLDS['everyday'].max_tokens} tokens, seed "
+        f"{SEED}, default k and mass, the same random numbers in all rows. Means ± standard errors "
+        "over prompts; *p* of the paired difference from the base, both sides. *System* is the text "
+        "as an ordinary system message, without guidance.",
         "",
         *(f'- *{label}*: "{text}"' for label, text in TEXTS.items()),
         "",
-        "*Warm* and *short* are principles of weight 1; *not rude* is a negative prompt. *Warm* and "
-        "*not rude* are judged by VADER's compound sentiment, *short* by brevity.",
+        "*Warm* and *short* are principles of weight 1; *not rude* is a negative prompt. *Warm* "
+        "and *not rude* are judged by VADER's compound sentiment, *short* by brevity.",
         "",
         "| text | β | KL, nats | reward | over the base | p | the base's |",
         "|---" * 7 + "|",
