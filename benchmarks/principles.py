@@ -130,8 +130,8 @@ def report(kept: dict[str, Any]) -> str:
         f"SmolLM2-135M-Instruct in bfloat16, {PROMPTS} test prompts of *everyday* at temperature "
         f"1, {ANSWERS} answers to each of at most {WORLDS['everyday'].max_tokens} tokens, seed "
         f"{SEED}, default k and mass, the same random numbers in all rows. Means ± standard errors "
-        "over prompts; *p* of the paired difference from the base, both sides. *System* is the text "
-        "as an ordinary system message, without guidance.",
+        "over prompts; *p* of the paired difference from the base, both sides. *System* is the "
+        "text as an ordinary system message, without guidance.",
         "",
         *(f'- *{label}*: "{text}"' for label, text in TEXTS.items()),
         "",

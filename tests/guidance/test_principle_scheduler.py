@@ -4,14 +4,19 @@ Random requests, with and without principles, arrive and are aborted in an engin
 with little memory: vLLM's own scheduler, and random tokens.
 """
 
+import hashlib
 import json
+import pickle
 import random
+import types
 import warnings
 
 import pytest
 import torch
 
-from trimtab.xargs import BESIDE_KEY, GROUP_KEY, SHADOW_KEY
+from trimtab.errors import InvalidGuidance
+from trimtab.params import GuidanceParams
+from trimtab.xargs import BESIDE_KEY, GROUP_KEY, SHADOW_KEY, to_xargs
 from trimtab_models import demo
 
 with warnings.catch_warnings():
@@ -26,7 +31,9 @@ with warnings.catch_warnings():
     from vllm.v1.request import Request, RequestStatus
     from vllm.v1.structured_output import StructuredOutputManager
 
+    from trimtab.adapters.vllm import GuidanceProcessor, beside
     from trimtab.adapters.vllm.scheduler import AsyncPrincipleScheduler, PrincipleScheduler
+    from trimtab.adapters.vllm.shadows import Seeds, Shadows
 
 BLOCK, BLOCKS, SEQUENCES, BATCHED, LENGTH = 8, 40, 6, 48, 96
 STOP = 3
@@ -120,9 +127,6 @@ class World:
 
 
 def hash_of(value):
-    import hashlib
-    import pickle
-
     return hashlib.sha256(pickle.dumps(value)).digest()
 
 
@@ -190,3 +194,134 @@ def test_a_shadow_is_no_copy_of_what_is_the_requests_alone():
     assert own.logit_bias == params.logit_bias
     assert (own.min_tokens, own.frequency_penalty) == (2, 0.5)
     assert shadow.cache_salt == "s"
+
+
+# --- the worker's side, and the front end's ------------------------------------------------------
+
+
+def entered(places):
+    shadows = Shadows()
+    for place, (group, number) in places.items():
+        extra = {GROUP_KEY: group} | ({} if number is None else {SHADOW_KEY: number})
+        assert shadows.enter(place, extra) == (number is not None)
+    return shadows
+
+
+def test_rows_meet_and_share_their_tokens():
+    shadows = entered({0: ("a", 1), 1: ("a", None), 2: ("b", 0), 3: ("a", 0), 4: ("b", None)})
+    lengths = {0: (0, 5), 1: (1, 5), 2: (2, 9), 3: (3, 5), 4: (4, 9)}
+    assert shadows.meet(lengths) == {1: (3, 0), 4: (2,)}
+    sampled = torch.tensor([[10], [11], [12], [13], [14]])
+    shadows.copy(sampled)
+    assert sampled[:, 0].tolist() == [11, 11, 14, 11, 14]
+    shadows.copy(sampled.add_(1))
+    assert sampled[:, 0].tolist() == [12, 12, 15, 12, 15], "copies belong to one step"
+    assert shadows.meet({**lengths, 0: (0, 4)}) == {4: (2,)}, "of another token of the answer"
+    del lengths[3]
+    assert shadows.meet(lengths) == {1: (0,), 4: (2,)}  # one of two: the guide refuses the row
+
+
+def test_places_move_and_are_reused():
+    shadows = entered({0: ("a", None), 1: ("a", 0), 2: ("b", None)})
+    shadows.move(2, 1, swap=True)
+    assert shadows.meet({0: (0, 1), 1: (1, 1), 2: (2, 1)}) == {0: (2,), 1: ()}
+    shadows.move(2, 0, swap=False)
+    assert shadows.meet({0: (0, 1), 1: (1, 1)}) == {1: ()}
+    shadows.enter(1, {})
+    assert (shadows.of.keys(), shadows.mains) == ({0}, {})
+
+
+class Sampler(torch.nn.Module):
+    def forward(self, out):
+        return out
+
+
+def test_a_samplers_tokens_are_copied():
+    shadows = entered({0: ("a", None), 1: ("a", 0)})
+
+    class V2:
+        def sample(self, sampled):
+            return sampled, None
+
+    for sampler in (Sampler(), V2()):
+        shadows.watch(sampler)
+        shadows.meet({0: (0, 1), 1: (1, 1)})
+        if isinstance(sampler, V2):
+            assert sampler.sample(torch.tensor([8, 9]))[0].tolist() == [8, 8]
+        else:
+            out = types.SimpleNamespace(sampled_token_ids=torch.tensor([[8], [9]]))
+            assert sampler(out).sampled_token_ids.tolist() == [[8], [8]]
+
+
+def test_generators_of_rows_that_load_are_taken_and_given_back():
+    generators = {0: "g0", 1: "g1"}
+    batch = types.SimpleNamespace(
+        generators=generators, req_ids=["a", "b"], req_id_to_index={"a": 0, "b": 1}
+    )
+    requests = {name: types.SimpleNamespace(generator=g) for name, g in (("a", "g0"), ("b", "g1"))}
+    runner, seeds = types.SimpleNamespace(input_batch=batch, requests=requests), Seeds()
+    seeds.take(runner, [False, True])
+    assert generators == {0: "g0"}
+    batch.req_ids, batch.req_id_to_index = ["b"], {"b": 0}  # a has ended, b has moved
+    generators.clear()
+    seeds.take(runner, [False])
+    assert generators == {0: "g1"}
+
+
+def test_a_stock_front_end_refuses_principles(monkeypatch):
+    params = SamplingParams(extra_args=to_xargs(GuidanceParams(negative_prompt="x")))
+    monkeypatch.setattr(beside, "served", [beside.STOCK])
+    with pytest.raises(InvalidGuidance, match="only trimtab serve"):
+        GuidanceProcessor.validate_params(params)
+    monkeypatch.setattr(beside, "served", [None])
+    GuidanceProcessor.validate_params(params)
+    params.repetition_penalty = 1.2
+    with pytest.raises(InvalidGuidance, match="repetition_penalty"):
+        GuidanceProcessor.validate_params(params)
+
+
+def engine(**fields):
+    config = types.SimpleNamespace(
+        num_speculative_tokens=0,
+        kv_transfer_config=None,
+        scheduler_config=types.SimpleNamespace(
+            scheduler_cls=beside.SCHEDULER, policy="fcfs", max_num_seqs=4
+        ),
+        parallel_config=types.SimpleNamespace(pipeline_parallel_size=1),
+        model_config=types.SimpleNamespace(max_model_len=20),
+    )
+    for name, value in fields.items():
+        owner, _, field = name.rpartition("__")
+        setattr(getattr(config, owner) if owner else config, field, value)
+    return config
+
+
+def test_engines_without_principles():
+    assert beside.problem(engine()) is None
+    for fields in (
+        {"num_speculative_tokens": 2},
+        {"kv_transfer_config": object()},
+        {"scheduler_config__scheduler_cls": None},
+        {"scheduler_config__policy": "priority"},
+        {"scheduler_config__max_num_seqs": 1},
+        {"parallel_config__pipeline_parallel_size": 2},
+    ):
+        assert "cannot run principles" in beside.problem(engine(**fields)), fields
+
+
+class Words:
+    def encode(self, text, add_special_tokens=True):
+        return [1] * len(text.split())
+
+
+def test_what_a_request_carries():
+    def carried(prompt, number=1, **fields):
+        principles = [{"text": "a b c", "weight": 1}] * number
+        params = GuidanceParams.parse({"principles": principles, **fields})
+        return beside.carried(params, prompt, Words(), engine())
+
+    assert carried([5, 6]) == {BESIDE_KEY: "[[0, [1, 1, 1]]]"}
+    assert carried([5, 6], beta=0) == carried([5, 6], number=0) == {}
+    for prompt, number in (([5], 1), (None, 1), ([5] * 17, 1), ([5, 6], 4)):
+        with pytest.raises(InvalidGuidance):
+            carried(prompt, number)
