@@ -7,7 +7,7 @@ that asks for warmth, by one that asks for a short answer, or by a negative prom
 Each is compared with the unguided base, and with the same text as an ordinary system message,
 prompt by prompt. Rewards are VADER's compound sentiment and brevity, both from −1 to 1. The price
 is the time of the same greedy tokens with no, one and two principles, in turns. Writes
-benchmarks/results/principles.{json,md}; a later run reuses the results in it. Takes about ten
+benchmarks/results/principles.{json,md,svg}; a later run reuses the results in it. Takes about ten
 minutes on one core.
 """
 
@@ -32,6 +32,7 @@ from trimtab.sampling import Completion
 from trimtab_lab.arena.task import REAL_ENGINE
 from trimtab_lab.worlds import WORLDS
 from trimtab_models.bases import base_path
+from trimtab_models.drawing import SHADES, Chart
 from trimtab_models.smollm2 import rewards
 
 RESULTS = Path(__file__).parent / "results"
@@ -124,6 +125,24 @@ def mean_se(values: Any) -> str:
     return f"{by_prompt.mean():.2f} ± {stats.sem(by_prompt):.2f}"
 
 
+def draw(runs: dict[str, Any], path: Path) -> None:
+    """Reward over KL, from the base to the largest β."""
+    chart = Chart(2, height=3.4)
+    for panel, reward in zip(chart.panels, ("kindness", "brevity"), strict=True):
+        for shade, label in zip(SHADES, TEXTS, strict=False):
+            if REWARD[label] != reward:
+                continue
+            some = [runs["base"], *(runs[f"{label} {beta:g}"] for beta in BETAS)]
+            points = [(np.mean(one["kl"]), np.mean(one[reward], 1)) for one in some]
+            kl, rewarded = zip(*points, strict=True)
+            means, errors = [one.mean() for one in rewarded], [stats.sem(one) for one in rewarded]
+            panel.line(label, kl, means, errors, shade=shade)
+            if f"{label} system" in runs:
+                panel.level(f"{label}, as system", np.mean(runs[f"{label} system"][reward]))
+        panel.axes.set(xlabel="KL to the base, nats", ylabel=f"{reward} ± s.e.")
+    chart.save(path)
+
+
 def report(kept: dict[str, Any]) -> str:
     runs = kept["runs"]
     lines = [
@@ -132,6 +151,8 @@ def report(kept: dict[str, Any]) -> str:
         f"{SEED}, default k and mass, the same random numbers in all rows. Means ± standard errors "
         "over prompts; *p* of the paired difference from the base, both sides. *System* is the "
         "text as an ordinary system message, without guidance.",
+        "",
+        "![Reward over KL](principles.svg)",
         "",
         *(f'- *{label}*: "{text}"' for label, text in TEXTS.items()),
         "",
@@ -191,6 +212,7 @@ def main() -> None:
         kept["price"] = price(sampler)
         file.write_text(json.dumps(kept) + "\n")
     (arguments.out / "principles.md").write_text(report(kept))
+    draw(kept["runs"], arguments.out / "principles.svg")
     print(report(kept))
 
 

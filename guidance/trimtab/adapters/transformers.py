@@ -47,6 +47,7 @@ class TransformersGuidance(LogitsProcessor):
         self.max_tokens = max_new_tokens
         used = [name for name, w in (self.params.scorers or {}).items() if w != 0]
         foreseen = all(guide.registry.scorers[name].foresees for name in used)
+        foreseen = foreseen and not self.params.said
         if self.params.kl_budget is not None and max_new_tokens is None and not foreseen:
             raise InvalidGuidance(
                 "a kl_budget is spread over the tokens of the answer, and their maximum is not "
