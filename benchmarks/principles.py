@@ -7,7 +7,7 @@ that asks for warmth, by one that asks for a short answer, or by a negative prom
 Each is compared with the unguided base, and with the same text as an ordinary system message,
 prompt by prompt. Rewards are VADER's compound sentiment and brevity, both from −1 to 1. The price
 is the time of the same greedy tokens with no, one and two principles, in turns. Writes
-benchmarks/results/principles.{json,md,svg}; a later run reuses the results in it. Takes about ten
+benchmarks/results/principles.{json,md,png}; a later run reuses the results in it. Takes about ten
 minutes on one core.
 """
 
@@ -152,7 +152,7 @@ def report(kept: dict[str, Any]) -> str:
         "over prompts; *p* of the paired difference from the base, both sides. *System* is the "
         "text as an ordinary system message, without guidance.",
         "",
-        "![Reward over KL](principles.svg)",
+        "![Reward over KL](principles.png)",
         "",
         *(f'- *{label}*: "{text}"' for label, text in TEXTS.items()),
         "",
@@ -212,7 +212,7 @@ def main() -> None:
         kept["price"] = price(sampler)
         file.write_text(json.dumps(kept) + "\n")
     (arguments.out / "principles.md").write_text(report(kept))
-    draw(kept["runs"], arguments.out / "principles.svg")
+    draw(kept["runs"], arguments.out / "principles.png")
     print(report(kept))
 
 
