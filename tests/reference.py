@@ -27,9 +27,12 @@ def normalised(state):
 
 
 class Reference:
-    def __init__(self, base, scorers):
-        """base: a causal LM. scorers: name → checkpoint of a head, distribution or probe."""
-        self.base = base.eval()
+    def __init__(self, base, scorers, words=None):
+        """base: a causal LM. scorers: name → checkpoint of a head, distribution or probe.
+
+        words: a principle's text → its tokens before the prompt.
+        """
+        self.base, self.words = base.eval(), words or {}
         self.scorers = {name: load(path) for name, path in scorers.items()}
         # Settings that are compared on the same prompts begin with the same prefixes.
         self.logits = functools.lru_cache(maxsize=4096)(self._logits)
@@ -99,6 +102,10 @@ class Reference:
             for i, score in enumerate(self.scores(name, prefix, candidates, params, start)):
                 scaled = (score - info.mean) / info.deviation if params.normalize else score
                 bonus[i] += params.beta * weight * scaled
+        for principle in params.said.values():
+            after = self.logits((*self.words[principle.text], *prefix))[0].log_softmax(-1)
+            for i, change in enumerate((after - logits[0].log_softmax(-1))[candidates].tolist()):
+                bonus[i] += params.beta * principle.weight * change
         fused = fuse_reference(logits, [candidates], [bonus], [params.tail])[0]
         log_p, log_q = fused.double().log_softmax(-1), logits[0].double().log_softmax(-1)
         terms = torch.where(log_p > -1e30, log_p.exp() * (log_p - log_q), 0.0)

@@ -85,7 +85,6 @@ def _note(
     after: Tensor | None,
 ) -> None:
     """Write what was found into the plans."""
-    shares = _shares(made, candidates, tail_mean)
     moves = made.means - made.mean.T[..., None]  # [scorers, rows, k + 1]
     for r in sorted({r for outlook in outlooks.values() for r in outlook.members}):
         plan, params, n = plans[r], rows[r].params, int(candidates.counts[r])
@@ -95,8 +94,6 @@ def _note(
             nats = after[r].tolist()
             plan.after, plan.rest = dict(zip(tokens, nats[:n], strict=True)), nats[-1]
         for i, name in enumerate(outlooks):
-            if rows[r].uses(name):
-                plan.shares[name] = float(shares[i, r])
             if name in params.bounded:
                 plan.duals[name] = float(duals[r, i])
                 gains = moves[i, r].tolist()
@@ -130,21 +127,3 @@ def _bounds(
             high[r, i] = (params.ceilings or {}).get(name, math.inf) + luck
             start[r, i] = plans[r].held.get(name, 0.0)
     return Bounds(low, high), start
-
-
-def _shares(made: Prospect, candidates: Candidates, tail_mean: Tensor) -> Tensor:
-    """Each scorer's share of the KL that steering costs, [scorers, rows]; they add up to 1.
-
-    With a_i the bonus of scorer i, Σ_i (E_π[a_i] − E_π0[a_i]) = KL(π ‖ π0) + KL(π0 ‖ π), so the
-    share of i is its term. It is negative for a scorer that the others overrule.
-    """
-    base = torch.cat(
-        (candidates.logprobs.exp().where(candidates.real, 0.0), (1 - candidates.mass)[:, None]), 1
-    )
-    base = torch.where(
-        tail_mean[:, None] | (torch.arange(base.shape[1]) < base.shape[1] - 1), base, 0.0
-    )
-    base = base / base.sum(-1, keepdim=True)
-    terms = ((made.policy - base) * with_tail(candidates, made.parts)).sum(-1)
-    total = terms.sum(0)
-    return torch.where(total > 0, terms / total, 0.0)

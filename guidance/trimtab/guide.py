@@ -18,7 +18,7 @@ from weakref import WeakMethod
 import torch
 from torch import Tensor
 
-from trimtab import budget, drafts
+from trimtab import budget, contrast, drafts, parts
 from trimtab.candidates import Candidates
 from trimtab.choice import Choice, Choices
 from trimtab.fusion import Fused, divergence, end_, fuse_
@@ -78,6 +78,7 @@ class Guide(PlannedScorers):
                 self.states.follow(level, hidden)
         for _, row in rows:
             self.records.keep(row)
+        contrast.show(self.registry.principles, logits, rows)
         choices = choices or self.choose(logits, rows)
         failed: list[tuple[int, Row]] = []
         for wave in drafts.waves(rows):
@@ -87,6 +88,7 @@ class Guide(PlannedScorers):
             active = [(i, row) for i, row in wave if row.params.steers and row.fault is None]
             for cohort in cohorts(active):
                 self._step(logits, cohort, choices, done)
+        contrast.show(self.registry.principles, None)
         if failed:
             ended = end_(logits, [i for i, _ in failed], [stop_of(row) for _, row in failed])
             done += [] if ended is None else [ended]
@@ -146,7 +148,8 @@ class Guide(PlannedScorers):
         kl, log_z = divergence(candidates, bonus, tail_mean)
         verdict = Verdict.of(logits, rows, held, candidates, bonus, kl)
         traced = any(row.params.trace and not row.untraced for row in rows)
-        outcome = Outcome(candidates, step, bonus, kl, log_z, verdict, traced=traced)
+        divided = parts.shares(rows, step, scales, candidates, bonus, tail_mean)
+        outcome = Outcome(candidates, step, bonus, kl, log_z, verdict, divided, traced=traced)
         made = fuse_(logits, index, held.place, candidates, bonus, tail_mean, verdict)
         done += [] if made is None else [made]
         paid = [0.0 if kept else cost for kept, cost in zip(keeps, cuts, strict=True)]
@@ -171,7 +174,10 @@ class Guide(PlannedScorers):
             if seen.shown is not None and row.params.trace and not row.untraced:
                 trace = seen.shown.trace(r, n, seen.guided[r])
                 trace |= plan.fields if plan is not None else {}
-            step = Step(kl, n if n > 1 else 0, trace, plan, min(pending.cuts[r], kl))
+            cut = min(pending.cuts[r], kl)
+            step = Step(kl, n if n > 1 else 0, trace, plan, cut)
+            if seen.shares is not None and (row.params.said or row.params.planned):
+                step.parts = seen.shares.of(r, kl - cut)
             self.records.add(row, len(prefix), step)
 
     def _score(

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from transformers import LogitsProcessorList
 
+from trimtab.adapters.other_rows import OtherRows
 from trimtab.adapters.transformers import TransformersGuidance
 from trimtab.config import CACHE_BYTES, GuidanceConfig
 from trimtab.errors import InvalidGuidance, ScorerFault
@@ -33,7 +34,8 @@ class Guidance:
     Args:
         scorers: name → a checkpoint's directory or hub name, or the fields of a ScorerSpec.
         tokenizer: of the base model.
-        model: the base itself, whose states probes read; other scorers do not need it.
+        model: the base itself, whose states probes read, and which principles run once more for
+            each of their rows; other scorers do not need it.
         max_length: longest prefix, in tokens.
         cache_bytes: memory for the prefix caches of all scorers.
         device: of the scorers; preferably the base's device.
@@ -81,6 +83,7 @@ class Guidance:
         self.model = model if reading else None
         outputs = None if self.model is None else self.model.get_output_embeddings()
         self.hidden = None if outputs is None else HiddenStates(outputs)
+        self.others = None if model is None else OtherRows(model, tokenizer)
         if weights is not None:
             fields["scorers"] = dict(weights)
         self.params = GuidanceParams.parse(fields).resolve(self.guide.registry.scorers)
@@ -98,7 +101,7 @@ class Guidance:
         is spread over `max_new_tokens`.
         """
         guidance = TransformersGuidance(
-            self.guide, self.params, attention_mask, self.hidden, max_new_tokens
+            self.guide, self.params, attention_mask, self.hidden, max_new_tokens, self.others
         )
         return LogitsProcessorList([guidance])
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from trimtab.candidates import Candidates
+from trimtab.parts import Shares
 from trimtab.rows import Row
 from trimtab.scores import Scores
 from trimtab.scoring.pool import Ids
@@ -63,6 +64,7 @@ class Seen:
     guided: list[bool]
     step: list[Scores]  # none if they are a vocabulary's on a device
     shown: Shown | None
+    shares: Shares | None = None  # of the KL, with principles
 
 
 class Outcome:
@@ -76,6 +78,7 @@ class Outcome:
         kl: Tensor,
         log_z: Tensor,
         verdict: Verdict,
+        divided: Shares | None = None,
         *,
         traced: bool,
     ) -> None:
@@ -83,18 +86,23 @@ class Outcome:
         kept = [] if candidates.whole and kl.is_cuda else list(step)
         tables = [scores.table for scores in kept]
         shown = _shown(candidates, step, bonus, log_z) if traced else []
-        self._parts = ToHost([kl, verdict.finite, verdict.guided, *tables, *shown])
+        self._shares = None if divided is None else replace(divided, table=torch.empty(0))
+        of = [] if divided is None else [divided.table]
+        self._parts = ToHost([kl, verdict.finite, verdict.guided, *of, *tables, *shown])
         self._kept, self._step = _without(kept), _without(step)
 
     def read(self) -> Seen:
         """What the step did."""
         kl, finite, guided, *rest = self._parts.read()
+        shares = self._shares
+        if shares is not None:
+            shares, rest = replace(shares, table=rest[0]), rest[1:]
         kept, rest = _with(self._kept, rest[: len(self._kept)]), rest[len(self._kept) :]
         shown = None
         if rest:
             tokens, logprobs, after, *tables = rest
             shown = Shown(tokens, logprobs, after, _with(self._step, tables))
-        return Seen(kl.tolist(), finite.tolist(), guided.tolist(), kept, shown)
+        return Seen(kl.tolist(), finite.tolist(), guided.tolist(), kept, shown, shares)
 
 
 @dataclass

@@ -23,8 +23,9 @@ from pydantic import (
     model_validator,
 )
 
-from trimtab import reasons
+from trimtab import principles, reasons
 from trimtab.errors import InvalidGuidance, UnknownScorer
+from trimtab.principles import MAX_PRINCIPLES, Principle, Text
 from trimtab.utility import Utility, checked, kind_of
 
 K, MASS = 16, 0.98
@@ -113,6 +114,14 @@ class GuidanceParams(BaseModel):
         '{"target": x}, close to x; {"at_least": x} or {"at_most": x}, the probability of it; '
         '{"cvar": a}, the mean of the worst share a',
     )
+    principles: Annotated[list[Principle], Field(max_length=MAX_PRINCIPLES)] | None = Field(
+        None,
+        description="texts put before the prompt, with signed weights: each steers by what it "
+        "changes in the base's own probabilities",
+    )
+    negative_prompt: Text | None = Field(
+        None, description="a principle of weight -1: classifier-free guidance with γ = 1 + β"
+    )
     paper: Literal["args", "pargs", "vas"] | None = Field(
         None, description="k, mass and tail of a paper; fields that are sent override it"
     )
@@ -183,6 +192,14 @@ class GuidanceParams(BaseModel):
         return bounds
 
     @model_validator(mode="after")
+    def _few_principles(self) -> Self:
+        if len(self.principles or ()) + (self.negative_prompt is not None) > MAX_PRINCIPLES:
+            raise ValueError(
+                f"expected at most {MAX_PRINCIPLES} principles, the negative_prompt included"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _one_strength(self) -> Self:
         if self.kl_budget is not None and "beta" in self.model_fields_set:
             raise ValueError("kl_budget sets beta at every step; send one of the two")
@@ -230,6 +247,14 @@ class GuidanceParams(BaseModel):
         kinds = {kind_of(one)[0] for one in (self.utility or {}).values()}
         return self.kl_budget is not None or bool(self.bounded) or "cvar" in kinds
 
+    @cached_property
+    def said(self) -> dict[str, Principle]:
+        """The principles with a weight, by name; the negative prompt is the last."""
+        negative = [] if self.negative_prompt is None else [self.negative_prompt]
+        return principles.named(
+            [*(self.principles or ()), *(Principle(text=t, weight=-1.0) for t in negative)]
+        )
+
     @classmethod
     def parse(cls, fields: Any) -> "GuidanceParams":
         """Parse the nested or plain form.
@@ -258,7 +283,7 @@ class GuidanceParams(BaseModel):
         """A copy with scorers filled in: as requested, else `default`, else all with weight 1.
 
         Scorers with a floor or a ceiling are always included, with a ceiling alone at weight 0; if
-        `scorers` is not sent, no others are.
+        `scorers` is not sent, beside bounds or principles, no others are.
         available: names, or scorers by name, whose families are then checked too.
 
         Raises:
@@ -269,7 +294,7 @@ class GuidanceParams(BaseModel):
         """
         names = list(available)
         chosen = self.scorers
-        if chosen is None and not self.bounded:
+        if chosen is None and not (self.bounded or self.said):
             chosen = dict(default) if default else dict.fromkeys(names, 1.0)
         chosen = {**dict.fromkeys(self.ceilings or {}, 0.0), **(chosen or {})}
         chosen |= dict.fromkeys(self.floors or {}, 1.0)

@@ -12,6 +12,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from torch import Tensor
 
+from trimtab import parts
 from trimtab.registry import Registry
 from trimtab.rows import Row, Step, StepPlan
 from trimtab.scoring.pool import Ids
@@ -30,11 +31,12 @@ NUMBER_BYTES = 32
 
 def size(step: Step) -> int:
     """Estimated bytes of a step."""
+    own = NUMBER_BYTES * len(step.parts)
     if step.trace is None:
-        return STEP_BYTES
+        return STEP_BYTES + own
     lists = 3 + len(step.trace["scores"])  # tokens, two log-probabilities, scores of each scorer
     numbers = lists * len(step.trace["candidates"]) + 2 * len(step.trace["tail"])
-    return STEP_BYTES + 100 * (lists + 2) + NUMBER_BYTES * numbers
+    return STEP_BYTES + own + 100 * (lists + 2) + NUMBER_BYTES * numbers
 
 
 class Records:
@@ -220,7 +222,9 @@ class Records:
             report["error"] = last.fault.fields
         if utilities:
             report["utilities"] = utilities
-        report |= _strengths(plans) | _parts(steps.values())
+        report |= _strengths(plans)
+        if row.params.said or row.params.planned:
+            report["kl_parts"] = parts.added([step.parts for step in steps.values()])
         lost = {name: self._shortened(row, name) for name in row.weights}
         if any(lost.values()):
             report["shortened"] = {name: tokens for name, tokens in lost.items() if tokens}
@@ -306,12 +310,3 @@ def _strengths(plans: Sequence[StepPlan]) -> dict[str, Any]:
             for name in duals[-1]
         }
     return strengths
-
-
-def _parts(steps: Iterable[Step]) -> dict[str, Any]:
-    """What each planned scorer spent, in nats: together the KL without the cuts of the tail."""
-    parts: dict[str, float] = {}
-    for step in steps:
-        for name, share in (step.plan.shares if step.plan is not None else {}).items():
-            parts[name] = parts.get(name, 0.0) + share * (step.kl - step.kl_tail)
-    return {"kl_parts": parts} if parts else {}

@@ -4,6 +4,7 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
+from trimtab.contrast import contrasts
 from trimtab.engine import GenerationRequest
 from trimtab.rows import Row
 from trimtab.scorers.base import Scorer
@@ -22,6 +23,8 @@ class Registry:
         """timeout: maximum seconds of a scorer per step, see ScorerCalls."""
         self.scorers = dict(scorers)
         """The current scorer of each name."""
+        self.principles = contrasts()
+        """The scorers of principles, by their places in a request."""
         self.versions = {f"{name}@1": scorer for name, scorer in scorers.items()}
         self.calls = ScorerCalls(timeout)
         self.timings = Timings()
@@ -41,7 +44,7 @@ class Registry:
 
     def scorer_of(self, row: Row, name: str) -> Scorer:
         """The version of a scorer that a row started with."""
-        return row.scorers.get(name) or self.scorers[name]
+        return row.scorers.get(name) or self.principles.get(name) or self.scorers[name]
 
     def reads_states(self, row: Row) -> bool:
         """Whether one of a row's scorers reads the base's states."""
@@ -62,7 +65,7 @@ class Registry:
         """Count a fault of a scorer, and drop what it keeps for the row."""
         self.faults[name] += 1
         self.last_error[name] = message
-        if name in row.scorers or name in self.scorers:
+        if name in row.scorers or name in self.scorers:  # a principle keeps nothing
             self._forget(name, self.scorer_of(row, name), [row.key])
 
     def forget(self, keys: Sequence[int]) -> None:

@@ -169,7 +169,7 @@ class RowScorers:
         """
         if name in (row.params.floors or {}):
             return 0.0
-        weight = (row.params.scorers or {})[name]
+        weight = row.weights[name]
         probability = kind_of(row.params.utility_of(name))[0] in ("at_least", "at_most")
         if row.params.normalize and not probability:
             return weight / self.registry.scorer_of(row, name).info.deviation

@@ -53,7 +53,6 @@ class StepPlan:
     eta: dict[str, float] = field(default_factory=dict)  # η of cvar, once known
     beta: float | None = None  # with a kl_budget; None if there was one candidate
     duals: dict[str, float] = field(default_factory=dict)  # of scorers with a floor or ceiling
-    shares: dict[str, float] = field(default_factory=dict)  # of the step's KL, by scorer
     after: dict[int, float] = field(default_factory=dict)  # nats left after each candidate
     rest: float = 0.0  # nats left after any other token
     gains: dict[str, dict[int, float]] = field(default_factory=dict)  # luck after each candidate
@@ -88,6 +87,8 @@ class Step:
     trace: dict[str, Any] | None = None
     plan: StepPlan | None = None
     kl_tail: float = 0.0  # nats of `kl` that cutting the tail costs, before any steering
+    parts: dict[str, float] = field(default_factory=dict)
+    """With principles: the other nats, divided among scorers and principles; see parts.py."""
 
 
 @dataclass(eq=False)
@@ -122,6 +123,7 @@ class Row:
     scored: StepScores | None = None
     state: RowState | None = None  # the base's states, if a scorer reads them
     plan: StepPlan | None = None  # of this step, if its strengths are planned
+    beside: Sequence[int] = ()  # rows of this step's logits after each of its principles
     untraced: bool = False  # its trace was dropped to save memory
     slot: Slot | None = field(default=None, repr=False)  # since its first step
     earlier: "Row | None" = field(default=None, repr=False)
@@ -137,12 +139,15 @@ class Row:
 
     @property
     def weights(self) -> dict[str, float]:
-        """Scorers of the row that steer: with a non-zero weight, or a floor or ceiling."""
-        return {name: w for name, w in (self.params.scorers or {}).items() if self.uses(name)}
+        """Scorers and principles that steer: with a non-zero weight, or a floor or ceiling."""
+        scorers = {name: w for name, w in (self.params.scorers or {}).items() if self.uses(name)}
+        return scorers | {name: one.weight for name, one in self.params.said.items()}
 
     def uses(self, name: str) -> bool:
-        """Whether a scorer of this name steers."""
-        return (self.params.scorers or {}).get(name, 0) != 0 or name in self.params.bounded
+        """Whether a scorer or principle of this name steers."""
+        params = self.params
+        steers = (params.scorers or {}).get(name, 0) != 0 or name in params.bounded
+        return steers or name in params.said
 
     def next_plan(self, band: float) -> StepPlan | None:
         """A plan for this step, without strengths; None if the request fixes them.

@@ -3,11 +3,13 @@
 Its values are strings and numbers only, like those of `vllm_xargs`, vLLM's own field over HTTP.
 """
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
 from trimtab.errors import InvalidGuidance
 from trimtab.params import MAX_SCORERS, GuidanceParams
+from trimtab.principles import from_flat
 from trimtab.utility import EXPECTED, Utility, read, spell
 
 PREFIX = "trimtab_"
@@ -19,7 +21,14 @@ PROMPT_KEY = "trimtab_prompt"
 """Key of the prompt's trimtab.scoring.text.PromptContext in JSON, for scorers that read text: its
 length, if the engine continues a longer prefix, and the conversation that it was made from; set
 only by the front end."""
-CARRIED = (RECORD_KEY, VERSIONS_KEY, PROMPT_KEY)
+BESIDE_KEY = "trimtab_beside"
+"""Key of what goes into the prompts of a request's principles, [[place, tokens], …] in JSON; set
+only by the front end, see trimtab.principles.insertion."""
+GROUP_KEY = "trimtab_group"
+"""Key of the request whose principles have rows beside it; set only by the scheduler."""
+SHADOW_KEY = "trimtab_shadow"
+"""Key of such a row: the place of its principle, from 0; set only by the scheduler."""
+CARRIED = (RECORD_KEY, VERSIONS_KEY, PROMPT_KEY, BESIDE_KEY, GROUP_KEY, SHADOW_KEY)
 
 
 def to_xargs(params: GuidanceParams) -> dict[str, str | int | float]:
@@ -30,6 +39,10 @@ def to_xargs(params: GuidanceParams) -> dict[str, str | int | float]:
         match value:
             case dict() if name == "utility":
                 flat[PREFIX + name] = ",".join(f"{n}={spell(x)}" for n, x in value.items())
+            case {} if not value:  # principles alone: no scorer
+                continue
+            case list():
+                flat[PREFIX + name] = json.dumps(value)
             case dict():
                 flat[PREFIX + name] = ",".join(f"{n}={x!r}" for n, x in value.items())
             case bool():
@@ -61,6 +74,8 @@ def from_xargs(extra_args: Mapping[str, Any] | None) -> GuidanceParams | None:
             flat[name] = _parse_numbers(name, flat[name])
     if isinstance(flat.get("utility"), str):
         flat["utility"] = _parse_utility(flat["utility"])
+    if isinstance(flat.get("principles"), str):
+        flat["principles"] = from_flat(flat["principles"])
     return GuidanceParams.parse(flat)
 
 

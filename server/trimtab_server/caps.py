@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from trimtab.errors import InvalidRequest
+from trimtab.principles import MAX_PRINCIPLES
 from trimtab.search.params import MAX_SEQUENCES
 from trimtab_server.cap_settings import NARROW, Caps
 
@@ -153,7 +154,10 @@ def _conversations(messages: Any) -> int:
 
 
 def answers(fields: Mapping[str, Any], caps: Caps = NARROW) -> int:
-    """The number of answers that a request needs; at least one, even if its fields are invalid."""
+    """The number of answers that a request needs; at least one, even if its fields are invalid.
+
+    An answer with principles counts once more for each of them.
+    """
     prompt, search = fields.get("prompt"), fields.get("search")
     prompts = 1
     if isinstance(prompt, list) and not all(map(_integer, prompt)):
@@ -165,4 +169,13 @@ def answers(fields: Mapping[str, Any], caps: Caps = NARROW) -> int:
         counts = [search.get(name) for name in ("n", "width", "particles")]
     highest = max(MAX_SEQUENCES, caps.choices)
     most: int = max([1, *(c for c in counts if _integer(c) and c <= highest)])
-    return prompts * most
+    return prompts * most * (1 + _principles(fields))
+
+
+def _principles(fields: Mapping[str, Any]) -> int:
+    """The principles of a request, each of which takes a row of the batch beside each answer."""
+    guidance = fields.get("guidance")
+    places = [fields, guidance] if isinstance(guidance, dict) else [fields]
+    lists = [place["principles"] for place in places if isinstance(place.get("principles"), list)]
+    count = sum(map(len, lists)) + sum("negative_prompt" in place for place in places)
+    return min(count, MAX_PRINCIPLES)

@@ -30,8 +30,9 @@ from reference import Reference  # noqa: E402
 from sampled import Places, remember_drafts  # noqa: E402
 from transformers import LlamaConfig, LlamaForCausalLM  # noqa: E402
 
+from trimtab.adapters.vllm import beside  # noqa: E402
 from trimtab.params import GuidanceParams  # noqa: E402
-from trimtab.xargs import RECORD_KEY, to_xargs  # noqa: E402
+from trimtab.xargs import BESIDE_KEY, RECORD_KEY, to_xargs  # noqa: E402
 from trimtab_models.checkpoint import ScorerInfo, save  # noqa: E402
 from trimtab_models.networks import scalar_head  # noqa: E402
 
@@ -39,6 +40,8 @@ VOCAB, LENGTH = 96, 256
 SCORERS = ("red", "blue", "green")
 PROBE = "grey"
 SLOW = RUNNER.startswith("v2")  # Triton's interpreter
+WORDS = {"be brief": [7, 3, 11], "be kind": [50, 2, 2, 31, 8, 64, 9]}
+"""Principles, and their tokens: there is no tokenizer."""
 ABORTED = [(1, 2), (4, 3), (7, 4)]
 
 
@@ -83,7 +86,7 @@ def build():
         make = functools.partial(scalar_head, bins=bins)
         save(network(make, seed, 32), None, info, ROOT / name)
     made(ROOT / PROBE, ROOT / "base", support=(-2.0, 3.0), mean=0.4, deviation=1.5)
-    return Reference(base, {name: ROOT / name for name in (*SCORERS, PROBE)})
+    return Reference(base, {name: ROOT / name for name in (*SCORERS, PROBE)}, WORDS)
 
 
 def engine():
@@ -106,6 +109,7 @@ def engine():
         enable_prefix_caching=True,
         logits_processors=["trimtab.adapters.vllm:GuidanceProcessor"],
         worker_extension_cls="trimtab.adapters.worker.GuidanceWorker",
+        scheduler_cls=beside.SCHEDULER,
         additional_config={
             "trimtab": {
                 "scorers": {name: {"path": str(ROOT / name)} for name in (*SCORERS, PROBE)},
@@ -120,6 +124,9 @@ def params(guidance, max_tokens, key, n=1, seed=None):
     from vllm.sampling_params import RequestOutputKind
 
     extra = {} if guidance is None else {**to_xargs(guidance), RECORD_KEY: key}
+    if guidance is not None and guidance.said and guidance.steers:
+        tokens = [[0, WORDS[one.text]] for one in guidance.said.values()]
+        extra[BESIDE_KEY] = json.dumps(tokens)
     # No seed on V1: on the CPU, vLLM 0.32 dies of a seeded request whose prompt comes in chunks.
     sampled = {"temperature": 1.0 if n > 1 or seed is not None else 0.0, "seed": seed}
     return SamplingParams(
@@ -136,6 +143,7 @@ class Suite:
     def __init__(self):
         self.reference, self.engine = build(), engine()
         self.engine.collective_rpc("trimtab_scorers")
+        beside.serve(self.engine.vllm_config)
         config = self.engine.vllm_config
         facts = {
             "v2": config.use_v2_model_runner,
@@ -150,8 +158,10 @@ class Suite:
 
     def guidance(self, i):
         """Settings that differ in every way."""
-        return [
+        brief, kind = ({"text": text, "weight": 1 - i * 1.5} for i, text in enumerate(WORDS))
+        settings = [
             GuidanceParams(scorers={"red": 1.0}, beta=3.0),
+            GuidanceParams(principles=[brief], beta=2.0).resolve([]),
             GuidanceParams(scorers={"green": 1.0}, beta=4.0, mass=1.0, k=10, tail="mean"),
             GuidanceParams(scorers={"grey": 1.0}, beta=4.0),
             GuidanceParams(scorers={"red": 1.0, "blue": 0.5}, beta=3.0, tail="mean"),
@@ -161,7 +171,13 @@ class Suite:
             GuidanceParams(scorers={"blue": -1.0}, beta=2.0, mass=1.0, k=10),
             GuidanceParams(scorers={"grey": -1.0, "red": 0.5}, beta=3.0, normalize=True),
             GuidanceParams(scorers={"red": -2.0, "blue": 1.0}, beta=1.0, mass=0.9, normalize=True),
-        ][i % 10]
+            GuidanceParams(scorers={"red": 1.0}, principles=[brief, kind], beta=2.0, mass=1.0),
+            GuidanceParams(negative_prompt="be kind", beta=1.0, tail="truncate").resolve([]),
+            GuidanceParams(scorers={"green": 1.0}, principles=[brief], beta=0.0),
+        ]
+        if DRAFTS:  # principles are not served with draft tokens
+            settings = [one for one in settings if one is None or not one.said]
+        return settings[i % len(settings)]
 
     def run(self, requests, abort=(), seed=None):
         """Requests (prompt, guidance, max_tokens, n) at once; finished outputs by request id.

@@ -21,6 +21,7 @@ with warnings.catch_warnings():
     from vllm.v1.worker.gpu.sample.logits_processor import LogitsContext
 
     from trimtab.adapters.vllm import GuidanceProcessor
+    from trimtab.adapters.vllm.shadows import Seeds, Shadows
 
 VOCAB, DRAFTS, SLOTS, LENGTH = 16, 3, 5, 12
 PREFILL = {4: 3, 1: 2, 2: 6}
@@ -52,6 +53,7 @@ def processor():
     made.states, made.drafts, made.leads = states, DRAFTS, True
     made.guide = Guide({"sine": FunctionScorer(sine)})
     made.rows, made.prompts, made.outputs = {}, {}, {}
+    made.shadows, made.seeds, made.answers = Shadows(), Seeds(), {}
     made.default_scorers, made.hidden, made.runner = {}, None, None
     for slot, beta in GUIDED.items():
         guidance = GuidanceParams(scorers={"sine": 1.0}, beta=beta)

@@ -26,6 +26,7 @@ with warnings.catch_warnings():
     from vllm.v1.worker.gpu.sample.logits_processor import LogitsContext
 
     from trimtab.adapters.vllm import GuidanceProcessor, prefixes
+    from trimtab.adapters.vllm.shadows import Seeds, Shadows
 
 SLOTS, LENGTH, STEPS = 7, 40, 4
 PROMPTS = {4: 9, 1: 8, 6: 10, 2: 12, 0: 8}
@@ -56,6 +57,7 @@ def processor(scorers, fields, drafts, there):
     made.guide.late = True
     made.guide.states.former = 1 + 2 * drafts
     made.rows, made.prompts, made.outputs = {}, {}, {}
+    made.shadows, made.seeds, made.answers = Shadows(), Seeds(), {}
     made.default_scorers, made.hidden, made.runner = {}, None, None
     same = fields.keys() & {"k", "kl_budget"}
     for slot, own in OWN.items():

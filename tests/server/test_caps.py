@@ -78,6 +78,14 @@ def test_the_caps_of_prompts_and_choices_are_settings(caps):
         parse({"prompt": "x", "n": caps.choices + 1}, caps)
 
 
+def test_principles_count_as_answers():
+    one = {"text": "x", "weight": 1}
+    assert answers({"n": 2, "principles": [one, one]}) == 6
+    assert answers({"n": 2, "guidance": {"principles": [one], "negative_prompt": "x"}}) == 6
+    assert answers({"principles": [one] * 1000}) == 9
+    assert answers({"principles": "x", "guidance": [one]}) == 1
+
+
 def test_without_users_keys_the_caps_are_wide():
     """lm-eval sends 32 prompts in one request, TRL 32 with 16 answers to each."""
     assert Settings(model="m").caps() == WIDE

@@ -107,7 +107,12 @@ def test_ctrl_c_ends_with_130(run, monkeypatch):
 
 def test_generate_has_every_field_of_the_api_with_its_default():
     options = signatures.signature(generate.generate).parameters
-    names = {"scorer": "scorers", "floor": "floors", "ceiling": "ceilings"}
+    names = {
+        "scorer": "scorers",
+        "floor": "floors",
+        "ceiling": "ceilings",
+        "principle": "principles",
+    }
     fields = {names.get(name, name): option for name, option in options.items()}
     known = {*GenerateRequest.model_fields, *FIELDS, "search"}
     assert set(fields) - known == {"context", "json_", "raw", "url", "api_key"}
@@ -129,6 +134,7 @@ def test_a_body_has_what_was_chosen_and_no_more():
         "floor": ["c=0.5"],
         "ceiling": ["a=0.9"],
         "utility": ["a=target:40", "b=mean"],
+        "principle": ["Be kind.", "No e=mc2.", "Be brief.=-1.5"],
         "k": "all",
         "search": "smc,particles=4",
         "stop": ["."],
@@ -141,6 +147,11 @@ def test_a_body_has_what_was_chosen_and_no_more():
         "floors": {"c": 0.5},
         "ceilings": {"a": 0.9},
         "utility": {"a": {"target": 40.0}, "b": "mean"},
+        "principles": [
+            {"text": "Be kind.", "weight": 1.0},
+            {"text": "No e=mc2.", "weight": 1.0},
+            {"text": "Be brief.", "weight": -1.5},
+        ],
         "k": "all",
         "search": {"method": "smc", "particles": 4},
         "stop": ["."],

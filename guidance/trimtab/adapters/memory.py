@@ -92,6 +92,11 @@ class MemoryEngine:
                     rows[index].prefix = np.array([*prompt, *answers[index]], dtype=np.int64)
                 last = [int(rows[index].prefix[-1]) for index in left]
                 logits = self.table[torch.tensor(last)].clone()  # [rows, vocab]
+                if params is not None and params.said:
+                    # The table reads the last token alone, which a principle does not change.
+                    for i, index in enumerate(left):
+                        rows[index].beside = [len(left) + i] * len(params.said)
+                    logits = logits.repeat(2, 1)  # their own, and those beside them
                 self.guide.step(logits, [(i, rows[index]) for i, index in enumerate(left)])
                 for i, index in enumerate(list(left)):
                     token = _draw(logits[i], sampling.temperature, generators[index])

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from transformers import LogitsProcessor
 
+from trimtab.adapters.other_rows import OtherRows
 from trimtab.errors import InvalidGuidance, ScorerFault
 from trimtab.guide import Guide
 from trimtab.params import GuidanceParams
@@ -30,11 +31,15 @@ class TransformersGuidance(LogitsProcessor):
         attention_mask: Tensor | None = None,
         hidden: HiddenStates | None = None,
         max_new_tokens: int | None = None,
+        others: OtherRows | None = None,
     ) -> None:
         """hidden: of the model's output embedding, for probes. max_new_tokens: of `generate`.
 
+        others: the model itself, for principles.
+
         Raises:
-            InvalidGuidance: a kl_budget is to be spread over an unknown number of tokens.
+            InvalidGuidance: a kl_budget is to be spread over an unknown number of tokens, or there
+                are principles but no model.
         """
         self.guide = guide
         self.hidden = hidden
@@ -42,11 +47,18 @@ class TransformersGuidance(LogitsProcessor):
         self.max_tokens = max_new_tokens
         used = [name for name, w in (self.params.scorers or {}).items() if w != 0]
         foreseen = all(guide.registry.scorers[name].foresees for name in used)
+        foreseen = foreseen and not self.params.said
         if self.params.kl_budget is not None and max_new_tokens is None and not foreseen:
             raise InvalidGuidance(
                 "a kl_budget is spread over the tokens of the answer, and their maximum is not "
                 "known; pass max_new_tokens to `processors` as well as to `generate`.",
                 param="kl_budget",
+            )
+        self.others = others
+        if self.params.said and others is None:
+            raise InvalidGuidance(
+                "principles need the base itself, for a further row; pass model=… to Guidance.",
+                param="principles",
             )
         self.padding = None if attention_mask is None else (attention_mask == 0).sum(-1).tolist()
         self.rows: list[Row] = []
@@ -69,11 +81,13 @@ class TransformersGuidance(LogitsProcessor):
             row.prefix = ids[r, self._padding(r, len(ids)) :]
         logits = scores.to(torch.float32, copy=True)
         hidden = None if self.hidden is None else self.hidden.of(len(self.rows))
+        if self.others is not None and self.params.said and self.params.steers:
+            logits = torch.cat((logits, self.others.logits(self.rows, len(logits)).to(logits)))
         self.guide.step(logits, list(enumerate(self.rows)), hidden)
         failed = next((row.fault for row in self.rows if row.fault is not None), None)
         if failed is not None and self.params.on_error == "fail":
             raise ScorerFault(f"scorer '{failed.scorer}' {failed.message}.")
-        return logits
+        return logits[: len(self.rows)]
 
     def _padding(self, r: int, count: int) -> int:
         """Padding tokens of a row; generate() repeats each prompt, in order."""

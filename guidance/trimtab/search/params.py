@@ -100,6 +100,12 @@ class SearchParams(BaseModel):
                 "send a temperature above 0.",
                 param="temperature",
             )
+        if guidance.said:
+            raise InvalidGuidance(
+                "a search compares texts by scorers, and principles score single tokens only; "
+                "leave principles and negative_prompt out.",
+                param="principles" if guidance.principles else "negative_prompt",
+            )
         sent = guidance.model_fields_set
         if self.method == "mcts" and "tail" in sent and guidance.tail == "mean":
             raise InvalidGuidance(

@@ -171,7 +171,6 @@ class TrainConfig(_Strict):
             raise ValueError("expected a positive number, or a list of them")
         return value
 
-
     @field_validator("completions", "eval_steps")
     @classmethod
     def _read(cls, value: Any, info: ValidationInfo) -> Any:

@@ -35,6 +35,7 @@ APART = (
     "floor",
     "ceiling",
     "utility",
+    "principle",
     "search",
     "k",
     "stream",
@@ -68,6 +69,17 @@ def generate(
             help="NAME=mean, NAME=target:40, NAME=at_least:0.5, at_most or cvar; repeatable.",
             metavar="UTILITY",
         ),
+    ] = None,
+    principle: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="TEXT or TEXT=WEIGHT, put before the prompt to steer by what it changes; "
+            "repeatable.",
+            metavar="PRINCIPLE",
+        ),
+    ] = None,
+    negative_prompt: Annotated[
+        str | None, typer.Option(help="A principle of weight -1.", metavar="TEXT")
     ] = None,
     paper: Annotated[
         str | None, typer.Option(help="k, mass and tail of a paper: args, pargs or vas.")
@@ -199,6 +211,7 @@ def body(options: dict[str, Any]) -> dict[str, Any]:
         "floor": ("floors", partial(_bounds, "floor")),
         "ceiling": ("ceilings", partial(_bounds, "ceiling")),
         "utility": ("utility", _utility),
+        "principle": ("principles", lambda texts: [_principle(text) for text in texts]),
         "search": ("search", parse_search),
         "k": ("k", lambda text: int(text) if text.isascii() and text.isdigit() else text),
     }
@@ -245,6 +258,19 @@ def _utility(pairs: Sequence[str]) -> dict[str, Utility]:
             "--utility must have the form NAME=mean or NAME=KIND:NUMBER, such as length=target:40; "
             f"the kinds are {', '.join(KINDS)}."
         ) from None
+
+
+def _principle(text: str) -> dict[str, Any]:
+    """`TEXT=WEIGHT`, or a text alone, whose weight is 1."""
+    before, equals, weight = text.rpartition("=")
+    try:
+        return {"text": before, "weight": float(weight)} if equals else _alone(text)
+    except ValueError:
+        return _alone(text)
+
+
+def _alone(text: str) -> dict[str, Any]:
+    return {"text": text, "weight": 1.0}
 
 
 def parse_search(text: str) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from vllm.utils.argparse_utils import FlexibleArgumentParser
 from vllm.v1.engine.async_llm import AsyncLLM
 
 from trimtab import memory, orphans
-from trimtab.adapters.vllm import kv_cache, pools, unsupported
+from trimtab.adapters.vllm import beside, kv_cache, pools, unsupported
 from trimtab.adapters.vllm.options import PROCESSOR, WORKER, chunked_prefill, logprobs_limit
 from trimtab.errors import StartError
 from trimtab.reasons import brief, collect_reason
@@ -65,6 +65,7 @@ def parse(
     args.additional_config = {**_mapping(args.additional_config), "trimtab": settings.guidance()}
     if settings.otlp_traces_endpoint is not None:
         args.otlp_traces_endpoint = settings.otlp_traces_endpoint
+    args.scheduler_cls = args.scheduler_cls or beside.SCHEDULER
     args.max_logprobs = logprobs_limit(args.max_logprobs)
     args.enable_request_id_headers = True
     validate_parsed_serve_args(args)
@@ -99,6 +100,7 @@ def start(args: argparse.Namespace) -> Any:
     except (OSError, ValueError) as error:
         raise StartError(f"vLLM refuses to begin: {brief(error)}") from None
     unsupported.check_config(config)
+    beside.serve(config)
     if (chosen := kv_cache.fit(config)) is not None:
         typer.echo(f"trimtab: {chosen}", err=True)
     config.additional_config["trimtab"]["cache_bytes"], short = pools.choose(config)

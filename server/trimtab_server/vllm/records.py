@@ -23,6 +23,7 @@ from vllm.engine.protocol import EngineClient
 from vllm.exceptions import GenerationError
 from vllm.sampling_params import RequestOutputKind
 
+from trimtab.adapters.vllm import beside
 from trimtab.adapters.vllm.ranks import first_answer
 from trimtab.adapters.vllm.search import carried
 from trimtab.engine import Record, Version
@@ -139,7 +140,8 @@ class Recording:
         """vLLM's generate; also stores the request's records.
 
         Raises:
-            InvalidGuidance: the request is guided, and no route has opened an Exchange for it.
+            InvalidGuidance: the request is guided, and no route has opened an Exchange for it; or
+            its principles have no room.
         """
         generate: Any = super().generate  # type: ignore[misc]
         if tracing.on():
@@ -154,7 +156,12 @@ class Recording:
             )
             return outputs
         arguments = exchange.carried  # before _Call adds itself to the exchange
-        call = _Call(self, exchange, guidance)
+        engine: Any = self
+        if guidance.said:
+            ids = prompt.get("prompt_token_ids") if isinstance(prompt, Mapping) else None
+            tokenizer, config = engine.get_tokenizer(), engine.vllm_config
+            arguments |= beside.carried(guidance, ids, tokenizer, config)
+        call = _Call(engine, exchange, guidance)
         params = copy.copy(sampling_params)
         params.extra_args = {**extra, RECORD_KEY: call.key, **arguments}
         outputs = generate(prompt, params, request_id, **options)

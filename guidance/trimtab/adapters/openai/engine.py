@@ -18,7 +18,14 @@ from trimtab.adapters.openai.naming import Naming, UpstreamPrompt
 from trimtab.config import ScorerSpec
 from trimtab.description import describe
 from trimtab.engine import GenerationRequest, Piece, Record, Sampling, ScorerStatus
-from trimtab.errors import InvalidRequest, NotReady, ScorerRefused, UpstreamTimeout, unreadable
+from trimtab.errors import (
+    InvalidGuidance,
+    InvalidRequest,
+    NotReady,
+    ScorerRefused,
+    UpstreamTimeout,
+    unreadable,
+)
 from trimtab.guide import Guide
 from trimtab.scorers.base import Scorer
 from trimtab.scoring.turns import turns
@@ -118,6 +125,13 @@ class UpstreamEngine:
         if request.search is not None:
             raise InvalidRequest(
                 "an upstream cannot be searched; leave search out.", param="search"
+            )
+        if request.guidance is not None and request.guidance.said:
+            raise InvalidGuidance(
+                "principles do not go with an upstream: after a principle its most likely tokens "
+                "are others, and of the rest it reveals nothing. Leave principles and "
+                "negative_prompt out.",
+                param="principles",
             )
         neutral = Sampling()
         for name in NEEDS_LOGITS:

@@ -20,7 +20,7 @@ from vllm.sampling_params import RequestOutputKind
 from vllm.utils.argparse_utils import FlexibleArgumentParser
 
 from trimtab import orphans
-from trimtab.adapters.vllm import pools, unsupported
+from trimtab.adapters.vllm import beside, pools, unsupported
 from trimtab.adapters.vllm.options import PROCESSOR, WORKER, chunked_prefill, logprobs_limit
 from trimtab.adapters.vllm.ranks import first_answer
 from trimtab.adapters.vllm.search import (
@@ -101,6 +101,7 @@ class Sampler:
             precheck(config)
             options["logits_processors"] = [PROCESSOR]
             options["worker_extension_cls"] = WORKER
+            options["scheduler_cls"] = options.get("scheduler_cls") or beside.SCHEDULER
             options["additional_config"] = {"trimtab": config.model_dump(exclude_none=True)}
         with orphans.owned(), collect_reason() as reason:
             try:
@@ -110,6 +111,7 @@ class Sampler:
                 other = f"the engine cannot start with {model}: {brief(error)}"
                 raise TrimtabError(reason() or other) from error
         self.engine = self.llm.llm_engine
+        beside.serve(self.engine.vllm_config)
         self.tokenizer: Any = self.llm.get_tokenizer()
         self.max_length: int = self.llm.model_config.max_model_len
         self.distributional: dict[str, bool] = {}
@@ -131,6 +133,8 @@ class Sampler:
         There is one if the only scorer used has return distributions: its strength β·w.
         """
         if params is None or params.planned:
+            return None
+        if params.said:
             return None
         resolved = params.resolve(list(self.distributional))
         used = {name: w for name, w in (resolved.scorers or {}).items() if w != 0}
@@ -325,7 +329,9 @@ class Sampler:
         self._check_length(request.prompt_token_ids, request.max_tokens)
         guided: dict[str, Any] = {}
         if params is not None:
+            ids, config = request.prompt_token_ids, self.engine.vllm_config
             guided = {**to_xargs(params), RECORD_KEY: name, **carried(request.context)}
+            guided |= beside.carried(params, ids, self.tokenizer, config)
         elif self.probes:
             # Unguided, but the base's states are kept: probes may score what was sampled.
             guided = {**to_xargs(unguided(self.probes)), **carried(request.context)}

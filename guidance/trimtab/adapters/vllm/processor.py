@@ -29,8 +29,9 @@ from vllm.v1.sample.logits_processor import MoveDirectionality
 from vllm.v1.worker.gpu.sample.logits_processor import LogitsProcessor as V2LogitsProcessor
 
 from trimtab import drafts, hot_loading, orphans, reasons
-from trimtab.adapters.vllm import pools, prefixes, ranks, unsupported
+from trimtab.adapters.vllm import beside, pools, prefixes, ranks, unsupported
 from trimtab.adapters.vllm.search import read_context
+from trimtab.adapters.vllm.shadows import Seeds, Shadows, move
 from trimtab.choice import Choices
 from trimtab.config import GuidanceConfig, ScorerSpec
 from trimtab.errors import InvalidGuidance, TrimtabError
@@ -62,7 +63,9 @@ class GuidanceProcessor(V1LogitsProcessor, V2LogitsProcessor):
     def validate_params(cls, sampling_params: SamplingParams) -> None:
         """Refuse malformed guidance in the front end, with status 400."""
         extra = sampling_params.extra_args or {}
-        from_xargs(extra)
+        guidance = from_xargs(extra)
+        if guidance is not None and guidance.said:
+            beside.check(sampling_params)
         for key in CARRIED:
             if not isinstance(extra.get(key, ""), str):
                 raise InvalidGuidance(f"{key} is set by the server; leave it out.")
@@ -116,6 +119,9 @@ class GuidanceProcessor(V1LogitsProcessor, V2LogitsProcessor):
         self.rows: dict[int, Row] = {}  # V1: by batch index; V2: by request slot
         self.prompts: dict[int, Ids] = {}  # V1: by row key
         self.outputs: dict[int, list[int]] = {}  # V1: by row key; vLLM's own live lists
+        self.answers: dict[int, list[int]] = {}  # V1: the same of shadows, by batch index
+        self.shadows = Shadows()
+        self.seeds = Seeds()
         self.runner: Any = None  # set by the worker extension
         self.hidden: HiddenStates | None = None
 
@@ -131,6 +137,9 @@ class GuidanceProcessor(V1LogitsProcessor, V2LogitsProcessor):
             self._remove(index)
         for index, params, prompt, output in batch_update.added:
             self._remove(index)
+            if self.shadows.enter(index, params.extra_args or {}):
+                self.answers[index] = output
+                continue
             row = self._row(params, len(prompt or ()))
             if row is not None:
                 if prompt is None:
@@ -139,26 +148,31 @@ class GuidanceProcessor(V1LogitsProcessor, V2LogitsProcessor):
                 self.prompts[row.key] = np.array(prompt or (), dtype=np.int64)
                 self.outputs[row.key] = output
         for source, target, direction in batch_update.moved:
-            moving, other = self.rows.pop(source, None), self.rows.pop(target, None)
-            if moving is not None:
-                self.rows[target] = moving
-            if other is not None and direction == MoveDirectionality.SWAP:
-                self.rows[source] = other
-            elif other is not None:
+            swap = direction == MoveDirectionality.SWAP
+            self.shadows.move(source, target, swap=swap)
+            move(self.answers, source, target, swap=swap)
+            other = move(self.rows, source, target, swap=swap)
+            if other is not None:
                 self._forget(other)
 
     def add_request(self, req_idx: int, sampling_params: SamplingParams) -> bool:
         """V2: a request enters slot `req_idx`, whose earlier request has ended."""
         self._remove(req_idx)
-        row = self._row(sampling_params, 0)
+        shadow = self.shadows.enter(req_idx, sampling_params.extra_args or {})
+        row = None if shadow else self._row(sampling_params, 0)
         if row is not None:
             self.rows[req_idx] = row
-        return row is not None
+        return shadow or row is not None
 
     def apply(self, logits: Tensor, ctx: Any = None) -> Tensor:
         """Guide this step's rows, in place."""
+        if ctx is None and self.runner is not None and self.device.type == "cpu":
+            self.seeds.take(self.runner, self.runner.discard_request_mask.np)
         if not self.rows:
             return logits
+        met = self.shadows.meet(self._sampling(len(logits), ctx)) if self.shadows.mains else {}
+        for place, row in self.rows.items():
+            row.beside = met.get(place, ())
         if not ranks.several():
             self._guide(logits, ctx)
             return logits
@@ -174,6 +188,7 @@ class GuidanceProcessor(V1LogitsProcessor, V2LogitsProcessor):
     def attach(self, runner: Any) -> None:
         """Use a runner: for V1 its mask of rows that still load, and the base's states."""
         self.runner = runner
+        self.shadows.watch(runner.sampler)
         modules = runner.model.modules()
         logits = next((m for m in modules if isinstance(m, LogitsModule)), None)
         if logits is not None:
@@ -260,6 +275,8 @@ class GuidanceProcessor(V1LogitsProcessor, V2LogitsProcessor):
         )
 
     def _remove(self, index: int) -> None:
+        self.shadows.leave(index)
+        self.answers.pop(index, None)
         row = self.rows.pop(index, None)
         if row is not None:
             self._forget(row)
@@ -269,6 +286,25 @@ class GuidanceProcessor(V1LogitsProcessor, V2LogitsProcessor):
         # The scorers' pools keep the prefix, for other rows to share, until it is evicted.
         self.prompts.pop(row.key, None)
         self.outputs.pop(row.key, None)
+
+    def _sampling(self, batch: int, ctx: Any) -> dict[int, tuple[int, int]]:
+        """The row of logits and the answer's length of each request that samples, by its place."""
+        if ctx is not None:
+            states = self.states
+            pairs = zip(self._slots(ctx), ctx.seq_lens_upper_bound_np.tolist(), strict=True)
+            return {
+                slot: (b, length - int(states.prompt_len.np[slot]))
+                for b, (slot, length) in enumerate(pairs)
+                if length >= states.prefill_len.np[slot]
+            }
+        loading = None if self.runner is None else self.runner.discard_request_mask.np
+        lengths = {place: len(answer) for place, answer in self.answers.items()}
+        lengths |= {place: len(self.outputs[row.key]) for place, row in self.rows.items()}
+        return {
+            place: (place, length)
+            for place, length in lengths.items()
+            if place < batch and not (loading is not None and loading[place])
+        }
 
     def _v1_rows(self, batch: int) -> list[tuple[int, Row]]:
         """Rows whose prompt is loaded, with their current prefixes."""
