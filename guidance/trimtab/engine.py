@@ -119,6 +119,19 @@ class Engine(Protocol):
             TrimtabError: the engine failed.
         """
 
+    async def score(
+        self, request: GenerationRequest, answers: Sequence[str]
+    ) -> list[dict[str, float]]:
+        """The score of each whole answer to the request's prompt, by scorer of its guidance.
+
+        An answer ends with the token that ends the engine's own answers, if it has one.
+
+        Raises:
+            InvalidRequest: the prompt or an answer is too long, or a scorer cannot read them.
+            ScorerFault: a scorer failed.
+            TrimtabError: the engine failed.
+        """
+
     async def scorers(self, seconds: float) -> list[ScorerStatus]:
         """The status of every scorer that is served.
 
