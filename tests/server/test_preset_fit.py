@@ -8,8 +8,8 @@ from typer.testing import CliRunner
 from upstream_fake import Fake
 
 from live import made as over_memory
-from test_presets import ADMIN, OTHER, USER, Admin, bearer, here
-from test_upstream import SCORERS, Here
+from test_presets import OTHER, USER, Admin, bearer, here
+from test_upstream import Here
 from trimtab.engine import GenerationRequest
 from trimtab.errors import InvalidRequest
 from trimtab.params import GuidanceParams
@@ -23,7 +23,7 @@ ROWS = [
     {"prompt": "And?", "answers": ["Fine 🙂 🙂.", "Fine, good."], "choice": 1},
     {"prompt": "And?", "answers": ["Fine.", "So so."], "choice": "tie"},
 ]
-FIT = {"comparisons": ROWS, "beta": 1}
+FIT = {"comparisons": ROWS, "scorers": ["good", "emoji"], "beta": 1}
 
 
 @pytest.fixture
@@ -137,11 +137,10 @@ async def test_names_and_keys(file):
 
 
 async def test_a_scorer_that_fails_makes_no_preset(file):
-    failing = [*SCORERS, "broken=upstream_fake:fails_late,family=function,reads=text"]
-    admin = Admin(here(presets=file, scorer=failing))
-    broken = [{"prompt": "x", "chosen": "a long good answer of many words", "rejected": "no"}]
-    answer = await admin("POST", "mine/fit", comparisons=broken, beta=1, scorers=["broken"])
-    assert answer.status_code in (400, 500)
+    answer = await Admin(here(presets=file))("POST", "mine/fit", **{**FIT, "scorers": ["late"]})
+    assert answer.status_code == 500
+    assert answer.json()["error"]["code"] == "scorer_failed"
+    assert "secret" not in answer.text
     assert not file.exists()
 
 
@@ -152,7 +151,8 @@ async def test_engines_score_what_the_scorers_see():
     request = GenerationRequest(text="Say", guidance=params)
     scores = await engine.score(request, [" good good 🙂", " bad"])
     assert scores == [{"good": 2.0, "emoji": 1.0}, {"good": 0.0, "emoji": 0.0}]
-    assert engine.naming.pieces.prompts == {} or len(engine.naming.pieces.prompts) == 3
+    await engine.thread.run(int)  # what was to be done before is done
+    assert engine.naming.pieces.prompts == {}
     memory = over_memory().state.trimtab.engine
     params = GuidanceParams(scorers={"sentiment": 1.0}, beta=0.0)
     scored = await memory.score(GenerationRequest(text="the", guidance=params), ["abc", "e"])

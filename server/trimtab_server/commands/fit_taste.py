@@ -43,9 +43,7 @@ def fit_taste(
     ] = None,
     level: Annotated[
         float | None,
-        typer.Option(
-            help="Probability of each interval.", min=0.5, max=0.99, show_default="0.9"
-        ),
+        typer.Option(help="Probability of each interval.", min=0.5, max=0.99, show_default="0.9"),
     ] = None,
     preset: Annotated[str, typer.Option(help="Name of the preset.")] = "taste",
     presets: Annotated[

@@ -47,7 +47,8 @@ def run(options: Mapping[str, Any]) -> dict[str, Any]:
     guidance = _guidance(options["base"], options["scorer"] or ())
     deviations = {n: one.info.deviation for n, one in guidance.guide.registry.scorers.items()}
     scores = _scores(guidance, pairs_of(comparisons, candidates))
-    fitted = learn(comparisons, candidates, scores, deviations, strength, level=options["level"] or LEVEL)
+    level = options["level"] or LEVEL
+    fitted = learn(comparisons, candidates, scores, deviations, strength, level=level)
     _save(options, fitted.guidance)
     return fitted.fields
 
