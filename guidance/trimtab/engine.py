@@ -52,6 +52,7 @@ class Version:
     parts: frozenset[str] = frozenset()  # scorers that a composite is made of
     distributional: bool = False  # whether it has histograms of returns
     whole: bool = False  # whether it scores the whole vocabulary at once
+    ensemble: bool = False  # whether it has several heads, whose spread caution takes off
     users: int = 0  # HTTP requests that began with it and have not ended
 
     @property
@@ -146,7 +147,7 @@ class Engine(Protocol):
         """Load a scorer as a version ("name@2") that no request knows yet.
 
         Returns:
-            {"family", "reads", "distributional", "whole"}
+            {"family", "reads", "distributional", "whole", "ensemble"}
 
         Raises:
             ScorerRefused, NoRoom: it cannot be loaded.

@@ -29,6 +29,7 @@ K, MASS = 16, 0.98
 """Default candidates, as measured in docs/guidance.md."""
 MAX_BETA = 100.0
 MAX_BUDGET = 1000.0
+MAX_CAUTION = 100.0
 MAX_FLOOR = 1e6
 MAX_K = 256
 MAX_SCORERS = 8
@@ -70,6 +71,10 @@ class Served(Protocol):
     def whole(self) -> bool:
         """Whether it scores the whole vocabulary at once."""
 
+    @property
+    def ensemble(self) -> bool:
+        """Whether it has several heads, whose spread `caution` takes off."""
+
 
 class GuidanceParams(BaseModel):
     """How one request is steered: π(v) ∝ π0(v)·exp(β·Σ_i w_i·s_i(prefix + v)) on the candidates."""
@@ -92,6 +97,11 @@ class GuidanceParams(BaseModel):
         None,
         description="scorer name → minimum mean reward; the smallest strength that reaches it "
         "replaces β·w_i",
+    )
+    caution: dict[str, Number] | None = Field(
+        None,
+        description="scorer → λ ≥ 0 of an ensemble, whose score is the mean of its heads less λ "
+        "times their spread; default 0",
     )
     paper: Literal["args", "pargs", "vas"] | None = Field(
         None, description="k, mass and tail of a paper; fields that are sent override it"
@@ -127,7 +137,7 @@ class GuidanceParams(BaseModel):
         paper = fields.get("paper") if isinstance(fields, Mapping) else None
         return {**PAPERS.get(paper, {}), **fields} if isinstance(paper, str) else fields
 
-    @field_validator("scorers", "floors")
+    @field_validator("scorers", "floors", "caution")
     @classmethod
     def _check_names(cls, named: dict[str, float] | None) -> dict[str, float] | None:
         if named is None:
@@ -154,6 +164,13 @@ class GuidanceParams(BaseModel):
         if any(abs(floor) > MAX_FLOOR for floor in (floors or {}).values()):
             raise ValueError(f"a floor must be at most {MAX_FLOOR:g} in size")
         return floors
+
+    @field_validator("caution")
+    @classmethod
+    def _check_caution(cls, caution: dict[str, float] | None) -> dict[str, float] | None:
+        if any(not 0 <= size <= MAX_CAUTION for size in (caution or {}).values()):
+            raise ValueError(f"a caution must be from 0 to {MAX_CAUTION:g}")
+        return caution
 
     @model_validator(mode="after")
     def _one_strength(self) -> Self:
@@ -206,8 +223,9 @@ class GuidanceParams(BaseModel):
 
         Raises:
             UnknownScorer: a name is not available.
-            InvalidGuidance: a floor needs the return distribution of a scorer that has none, or k
-                is "all" and a scorer does not score all tokens at once.
+            InvalidGuidance: a floor needs the return distribution of a scorer that has none, k is
+                "all" and a scorer does not score all tokens at once, or `caution` names a scorer
+                that is not used, or is no ensemble.
         """
         names = list(available)
         floors = dict.fromkeys(self.floors or {}, 1.0)
@@ -223,6 +241,20 @@ class GuidanceParams(BaseModel):
                 param="scorers" if set(floors) <= set(names) else "floors",
                 code="scorer_not_found",
             )
+        for name in self.caution or {}:
+            if name not in chosen:
+                raise InvalidGuidance(
+                    "caution names a scorer that this request does not use; name it in scorers "
+                    "too, or leave it out.",
+                    param="caution",
+                )
+            if isinstance(available, Mapping) and not available[name].ensemble:
+                raise InvalidGuidance(
+                    "caution needs an ensemble, whose heads have a spread; scorer "
+                    f"'{name}' has one head. Leave it out, or train the scorer with `ensemble`. "
+                    "GET /v1/scorers lists ensembles.",
+                    param="caution",
+                )
         if isinstance(available, Mapping):
             for name, weight in chosen.items():
                 scorer = available[name]

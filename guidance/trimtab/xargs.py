@@ -53,21 +53,21 @@ def from_xargs(extra_args: Mapping[str, Any] | None) -> GuidanceParams | None:
         # vLLM's xargs have no booleans: its parser turns true into 1.
         if flat.get(name) in (0, 1):
             flat[name] = bool(flat[name])
-    for name in ("scorers", "floors"):
+    for name in ("scorers", "floors", "caution"):
         if isinstance(flat.get(name), str):
             flat[name] = _parse_numbers(name, flat[name])
     return GuidanceParams.parse(flat)
 
 
 def _parse_numbers(field: str, text: str) -> dict[str, float]:
-    """`"a=1,b=-0.5"` → {"a": 1.0, "b": -0.5}; a bare name has weight 1, but no floor."""
+    """`"a=1,b=-0.5"` → {"a": 1.0, "b": -0.5}; a bare name has weight 1, of `scorers`."""
     numbers: dict[str, float] = {}
     for part in text.split(",")[: MAX_SCORERS + 1]:
         name, equals, number = part.strip().partition("=")
         if name in numbers:
             raise InvalidGuidance("a scorer is named twice; name each once.", param=field)
         try:
-            numbers[name] = float(number) if equals or field == "floors" else 1.0
+            numbers[name] = float(number) if equals or field != "scorers" else 1.0
         except ValueError:
             raise InvalidGuidance(
                 f"{field} must have the form NAME=NUMBER,NAME=NUMBER.", param=field

@@ -106,6 +106,7 @@ def versions(statuses: list[ScorerStatus], settings: Settings) -> dict[str, Vers
             _parts(settings, one["name"]),
             one["distributional"],
             one["whole"],
+            one["ensemble"],
         )
         for one in statuses
     }

@@ -117,6 +117,7 @@ class Loading:
                 version.family, version.reads = description["family"], description["reads"]
                 version.distributional = description["distributional"]
                 version.whole = description["whole"]
+                version.ensemble = description["ensemble"]
                 problem = await readiness.complaint(
                     self.state, request.name, version, CHECK_SECONDS
                 )

@@ -56,6 +56,7 @@ def test_a_request_overrides_field_by_field():
         ({"floors": {"good": 0.5}, "beta": 2}, {"kl_budget": 1}, "floors"),
         ({"kl_budget": 2}, {"beta": 1}, "kl_budget"),
         ({"kl_budget": 2}, {"floors": {"good": 1}}, "kl_budget"),
+        ({"scorers": {"a": 1}, "caution": {"a": 1}}, {"scorers": {"b": 1}}, "caution"),
     ],
 )
 def test_a_strength_of_the_request_replaces_one_that_it_excludes(preset, requested, gone):

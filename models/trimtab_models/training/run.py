@@ -208,6 +208,7 @@ def _train(
         states=states,
         epochs=config.epochs,
         batch_size=config.batch_size,
+        ensemble=config.ensemble,
         **shared,
     )
 
@@ -256,7 +257,7 @@ def _info(
 ) -> ScorerInfo:
     base = base_name(config.base)
     if loss is not None:
-        return describe(loss, model, seen, pad_id, base, states)
+        return describe(loss, model, seen, pad_id, base, states, config.ensemble or 1)
     reference = config.scorer or initial.base_path(config)
     if Path(reference).is_dir():  # absolute, for a server in any working directory
         reference = str(Path(reference).resolve())
@@ -300,6 +301,7 @@ def _card(config: TrainConfig, items: Sequence[Any], validation: Sequence[Any]) 
         "epochs, batch, learning rate": f"{config.epochs:g}, {config.batch_size}, "
         f"{config.learning_rate}",
         **({"probe": config.probe.model_dump()} if config.probe else {}),
+        **({"ensemble": f"{config.ensemble} heads"} if config.ensemble else {}),
         "LoRA": config.lora.model_dump() if config.lora else "no",
         "seed": config.seed,
     }

@@ -29,6 +29,7 @@ APART = (
     "stop_token_ids",
     "scorer",
     "floor",
+    "caution",
     "search",
     "k",
     "stream",
@@ -51,6 +52,12 @@ def generate(
     floor: Annotated[
         list[str] | None,
         typer.Option(help="NAME=REWARD, a mean reward to reach; repeatable.", metavar="FLOOR"),
+    ] = None,
+    caution: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="NAME=LAMBDA, what an ensemble's spread costs; repeatable.", metavar="CAUTION"
+        ),
     ] = None,
     paper: Annotated[
         str | None, typer.Option(help="k, mass and tail of a paper: args, pargs or vas.")
@@ -179,7 +186,8 @@ def body(options: dict[str, Any]) -> dict[str, Any]:
         "stop_token_ids": ("stop_token_ids", _ids),
         "messages": ("messages", lambda path: json.loads(path.read_text(encoding="utf-8"))),
         "scorer": ("scorers", settings.weights),
-        "floor": ("floors", _floors),
+        "floor": ("floors", lambda pairs: _numbers("--floor", "kindness=0.5", pairs)),
+        "caution": ("caution", lambda pairs: _numbers("--caution", "kindness=1", pairs)),
         "search": ("search", parse_search),
         "k": ("k", lambda text: int(text) if text.isascii() and text.isdigit() else text),
     }
@@ -211,11 +219,11 @@ def _ids(text: str) -> list[int]:
         raise ValueError("token ids must be whole numbers with commas, such as 1,2,3.") from None
 
 
-def _floors(pairs: Sequence[str]) -> dict[str, float]:
+def _numbers(option: str, example: str, pairs: Sequence[str]) -> dict[str, float]:
     if not all("=" in pair for pair in pairs):
-        raise ValueError("--floor must have the form NAME=REWARD, such as kindness=0.5.")
-    floors: dict[str, float] = settings.weights(pairs)
-    return floors
+        raise ValueError(f"{option} must have the form NAME=NUMBER, such as {example}.")
+    numbers: dict[str, float] = settings.weights(pairs)
+    return numbers
 
 
 def parse_search(text: str) -> dict[str, Any]:

@@ -127,6 +127,7 @@ class GuidanceWorker:
                 "family": scorer.family,
                 "distributional": scorer.distributional,
                 "whole": scorer.whole,
+                "ensemble": scorer.ensemble,
                 "reads": scorer.reads,
             }
             return {"ready": True, "error": None, **kind}
