@@ -1,4 +1,4 @@
-"""Ensembles in training: resamples by prompt, the loss of each head, spread where data is scarce."""
+"""Ensembles in training: resamples by prompt, each head's loss, spread where data is scarce."""
 
 import json
 
