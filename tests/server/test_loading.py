@@ -369,9 +369,8 @@ def test_a_dead_engine_ends_the_server(server):
     assert not alive
 
 
-@pytest.mark.engine
 def test_comparisons_are_fitted_by_the_scores_of_the_engine(admin):
-    """As in this process, by text and by conversation, and with more answers than one call takes."""
+    """As in this process, by text and by conversation; more answers than one call takes."""
     turns = [{"role": "user", "content": "How was the hotel?"}]
     answers = [f"The {part} was {word}." for part in ("bed", "room") for word in WORDS]
     comparisons = [
