@@ -6,8 +6,8 @@ The base is the demo's, the reward is sentiment, which is known exactly. Values 
 only 48 answers of the base (24 prompts, two each): once with one head, once with eight heads on one
 network, each on its own resample of the prompts. Both steer 200 test prompts, one answer each, from
 β = 0 to 64, the ensemble with λ = 0, 1 and 2. A seed is that of the answers learned from, of the
-trainings and of the steered answers. All 16 most likely tokens are candidates, so that a value can
-be wrong about some. Writes benchmarks/results/caution.{json,md,png}; an interrupted run resumes
+trainings and of the steered answers. Almost all that the base may say is a candidate, so that a
+value can be wrong about some. Writes benchmarks/results/caution.{json,md,png}; an interrupted run resumes
 from .work/caution.
 """
 
@@ -32,10 +32,10 @@ RESULTS = Path(__file__).parent / "results"
 WORK = ROOT / ".work" / "caution"
 REWARD = "sentiment"
 TRAIN_PROMPTS, COMPLETIONS, HEADS = 24, 2, 8
-TRAINING = {"epochs": 30, "batch_size": 16, "learning_rate": 3e-4}
-PROMPTS, MAX_TOKENS = 200, 64
-CANDIDATES = {"k": 16, "mass": 1.0, "tail": "mean"}
-BETAS = (2.0, 4.0, 8.0, 16.0, 32.0, 64.0)
+TRAINING = {"layers": 2, "epochs": 30, "batch_size": 16, "learning_rate": 3e-4}
+PROMPTS, MAX_TOKENS = 200, 48
+CANDIDATES = {"k": 16, "mass": 0.999, "tail": "mean"}
+BETAS = (2.0, 4.0, 8.0, 16.0, 64.0)
 ARMS: dict[str, tuple[str, float]] = {
     "one head": ("one", 0.0),
     "ensemble, λ = 0": ("many", 0.0),
