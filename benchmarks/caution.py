@@ -7,8 +7,8 @@ only 48 answers of the base (24 prompts, two each): once with one head, once wit
 network, each on its own resample of the prompts. Both steer 200 test prompts, one answer each, from
 β = 0 to 64, the ensemble with λ = 0, 1 and 2. A seed is that of the answers learned from, of the
 trainings and of the steered answers. Almost all that the base may say is a candidate, so that a
-value can be wrong about some. Writes benchmarks/results/caution.{json,md,png}; an interrupted run resumes
-from .work/caution.
+value can be wrong about some. Writes benchmarks/results/caution.{json,md,png}; an interrupted run
+resumes from .work/caution.
 """
 
 import argparse
