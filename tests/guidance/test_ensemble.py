@@ -53,7 +53,7 @@ def by_hand(folder, path, text, size):
 
 
 def test_heads_are_independent(folder):
-    weight = networks.split(networks.scalar_head(folder / "many", bins=HEADS))[1].weight
+    weight = networks.split(networks.scalar_head(folder / "many", bins=HEADS))[1].weight.detach()
     angles = torch.nn.functional.normalize(weight, dim=1) @ weight.T
     assert weight.shape == (HEADS, 64)
     assert weight.norm(dim=1).mean() == pytest.approx(1, abs=0.3)

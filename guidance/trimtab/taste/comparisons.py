@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from itertools import combinations
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 MAX_COMPARISONS = 500
 MAX_CANDIDATES = 100
@@ -17,6 +17,13 @@ FIRST, SECOND, TIE = 0, 1, 2
 TIED = "tie"
 
 Text = Annotated[str, Field(min_length=1)]
+
+
+def _no_switch(value: Any) -> Any:
+    """Python accepts true as 1; here it would hide a mistake."""
+    if isinstance(value, bool):
+        raise ValueError('expected 0, 1 or "tie"')
+    return value
 
 
 class Turn(BaseModel):
@@ -71,7 +78,7 @@ class Comparison(_Row):
     answers: Annotated[list[Text], Field(min_length=2, max_length=2)] | None = Field(
         None, description="two answers, instead of chosen and rejected"
     )
-    choice: Literal[0, 1, "tie"] | None = Field(
+    choice: Annotated[Literal[0, 1, "tie"] | None, BeforeValidator(_no_switch)] = Field(
         None, description='which of answers is better: 0, 1 or "tie"'
     )
 

@@ -144,7 +144,7 @@ def network(config: TrainConfig, loss: Objective) -> Any:
     model = networks.build(
         loss.head,
         config.scorer or base_path(config),
-        bins=config.ensemble or getattr(loss, "bins", 1),
+        bins=int(config.ensemble or getattr(loss, "bins", 1)),
         dtype=torch.float32,
     )
     model = keep_layers(model, config.layers)

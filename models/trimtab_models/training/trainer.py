@@ -243,11 +243,12 @@ def train(
         counts = fields.pop("counts", None)
         rows = Rows(**fields)
         log_pi0 = _log_pi0(base, rows) if objective.reads_base else None
-        if counts is not None:
-            if not network.training:  # in validation each head sees everything
-                counts = torch.ones_like(counts)
-            return ensembles.loss(objective, outputs(network, rows), rows, counts, log_pi0)
-        return objective.loss(outputs(network, rows, *read), rows, log_pi0)
+        values = outputs(network, rows, *read)
+        if counts is None:
+            return objective.loss(values, rows, log_pi0)
+        if not network.training:  # in validation each head sees everything
+            counts = torch.ones_like(counts)
+        return ensembles.loss(objective, values, rows, counts, log_pi0)
 
     if states is not None:
         whiten(model.tokens, states.embedding())
