@@ -16,7 +16,7 @@ from trimtab.candidates import Candidates
 from trimtab.cvar import eta
 from trimtab.duals import Bounds, solve
 from trimtab.outlook import Outlook
-from trimtab.prospect import Prospect, prospect, with_tail
+from trimtab.prospect import Prospect, prospect
 from trimtab.rows import Row, StepPlan
 from trimtab.utility import kind_of, levels
 

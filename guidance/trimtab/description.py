@@ -22,6 +22,7 @@ def describe(guide: Guide) -> list[dict[str, Any]]:
             "family": scorer.family,
             "distributional": scorer.distributional,
             "whole": scorer.whole,
+            "ensemble": scorer.ensemble,
             "reads": scorer.reads,
             **scorer.info.model_dump(include=INFO_FIELDS),
             **_counts(guide, name, scorer),

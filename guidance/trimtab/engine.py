@@ -53,6 +53,7 @@ class Version:
     distributional: bool = False  # whether it has histograms of returns
     whole: bool = False  # whether it scores the whole vocabulary at once
     to_go: bool = False  # whether its scores lack the reward so far, which a search needs
+    ensemble: bool = False  # whether it has several heads, whose spread caution takes off
     users: int = 0  # HTTP requests that began with it and have not ended
 
     @property
@@ -120,6 +121,19 @@ class Engine(Protocol):
             TrimtabError: the engine failed.
         """
 
+    async def score(
+        self, request: GenerationRequest, answers: Sequence[str]
+    ) -> list[dict[str, float]]:
+        """The score of each whole answer to the request's prompt, by scorer of its guidance.
+
+        An answer ends with the token that ends the engine's own answers, if it has one.
+
+        Raises:
+            InvalidRequest: the prompt or an answer is too long, or a scorer cannot read them.
+            ScorerFault: a scorer failed.
+            TrimtabError: the engine failed.
+        """
+
     async def scorers(self, seconds: float) -> list[ScorerStatus]:
         """The status of every scorer that is served.
 
@@ -134,7 +148,7 @@ class Engine(Protocol):
         """Load a scorer as a version ("name@2") that no request knows yet.
 
         Returns:
-            {"family", "reads", "distributional", "whole"}
+            {"family", "reads", "distributional", "whole", "ensemble"}
 
         Raises:
             ScorerRefused, NoRoom: it cannot be loaded.

@@ -136,6 +136,14 @@ def scorer_failed(scorer: str, message: str) -> ScorerFault:
     )
 
 
+def unscored(scorer: str, message: str) -> ScorerFault:
+    """The error for answers that a scorer failed to score."""
+    return ScorerFault(
+        f"scorer '{scorer}' failed while it scored whole answers ({message}). Leave it out.",
+        code="scorer_failed",
+    )
+
+
 def unreadable(scorer: str, reason: str) -> InvalidRequest:
     """The error for a conversation that a scorer cannot read, or its chat template refuses."""
     return InvalidRequest(

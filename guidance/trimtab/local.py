@@ -16,13 +16,15 @@ from transformers import LogitsProcessorList
 from trimtab.adapters.other_rows import OtherRows
 from trimtab.adapters.transformers import TransformersGuidance
 from trimtab.config import CACHE_BYTES, GuidanceConfig
-from trimtab.errors import InvalidGuidance, ScorerFault
+from trimtab.errors import InvalidGuidance, InvalidRequest, ScorerFault, unreadable
 from trimtab.guide import Guide
 from trimtab.loading import load_scorers
 from trimtab.params import GuidanceParams
 from trimtab.rows import next_key
 from trimtab.scoring.states import HiddenStates
-from trimtab.search.scoring import score_sequences
+from trimtab.scoring.text import Turns
+from trimtab.scoring.turns import turns
+from trimtab.search.scoring import score_answers, score_sequences
 
 SCORED_AT_ONCE = 256
 """Maximum number of texts scored in one batch."""
@@ -68,6 +70,7 @@ class Guidance:
         section = {"scorers": specs, "cache_bytes": cache_bytes}
         config = GuidanceConfig.parse({"trimtab": section})
         self.tokenizer = tokenizer
+        self.max_length = max_length
         self.guide = Guide(
             load_scorers(
                 config,
@@ -128,12 +131,66 @@ class Guidance:
                 scores[name] += values
         return scores
 
+    def score_answers(self, prompt: str | Turns, answers: Sequence[str]) -> list[dict[str, float]]:
+        """s_i of whole answers to one prompt, each with the end token, by scorer.
+
+        prompt: a text, or a conversation for the tokenizer's chat template.
+
+        Raises:
+            InvalidRequest: the prompt is empty, or too long with an answer, or a chat template
+                refuses it.
+            ScorerFault: a scorer failed.
+        """
+        conversation = None if isinstance(prompt, str) else turns(list(prompt))
+        ids = self._prompt(prompt)
+        end = [] if self.tokenizer.eos_token_id is None else [self.tokenizer.eos_token_id]
+        tokens = [
+            [*self.tokenizer(answer, add_special_tokens=False)["input_ids"], *end]
+            for answer in answers
+        ]
+        if len(ids) + max(map(len, tokens), default=0) > self.max_length:
+            raise InvalidRequest(
+                f"a prompt and its answer have more than {self.max_length} tokens; shorten them."
+            )
+        for name, scorer in self.guide.registry.scorers.items():
+            reason = scorer.refusal(conversation) if conversation else None
+            if reason is not None:
+                raise unreadable(name, reason)
+        scores: list[dict[str, float]] = []
+        for first in range(0, len(tokens), SCORED_AT_ONCE):
+            batch = tokens[first : first + SCORED_AT_ONCE]
+            self._know([[*ids, *answer] for answer in batch], len(ids))
+            scores += score_answers(self.guide, self.params, ids, batch, conversation)
+        return scores
+
+    def _prompt(self, prompt: str | Turns) -> list[int]:
+        try:
+            text = prompt if isinstance(prompt, str) else self._templated(prompt)
+        except Exception as error:  # of the template, which is code of the tokenizer
+            raise InvalidRequest(
+                f"the base's chat template refuses a conversation ({type(error).__name__})."
+            ) from None
+        ids = list(self.tokenizer(text, add_special_tokens=isinstance(prompt, str))["input_ids"])
+        if not ids:
+            raise InvalidRequest("a prompt has no token; expected at least one.")
+        return ids
+
+    def _templated(self, prompt: Turns) -> str:
+        return str(
+            self.tokenizer.apply_chat_template(
+                list(prompt), tokenize=False, add_generation_prompt=True
+            )
+        )
+
     @torch.inference_mode()
-    def _know(self, sequences: Sequence[Sequence[int]]) -> None:
-        """Compute the states before the last token of each sequence, if a scorer reads them."""
+    def _know(self, sequences: Sequence[Sequence[int]], start: int = 1) -> None:
+        """Compute the states before the last token of each sequence, if a scorer reads them.
+
+        start: tokens of their prompt.
+        """
         if self.model is None:
             return
         for sequence in sequences:
             ids = torch.tensor([sequence[:-1]], device=self.model.device)
             states = self.model.base_model(input_ids=ids, use_cache=False).last_hidden_state[0]
-            self.guide.states.know(np.array(sequence[:-1], dtype=np.int64), states)
+            self.guide.states.know(np.array(sequence[:-1], dtype=np.int64), states, start)

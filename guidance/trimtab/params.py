@@ -32,6 +32,7 @@ K, MASS = 16, 0.98
 """Default candidates, as measured in docs/guidance.md."""
 MAX_BETA = 100.0
 MAX_BUDGET = 1000.0
+MAX_CAUTION = 100.0
 MAX_FLOOR = 1e6
 MAX_K = 2000
 """The most candidates that VAS tried (appendix B.2)."""
@@ -80,6 +81,10 @@ class Served(Protocol):
     def whole(self) -> bool:
         """Whether it scores the whole vocabulary at once."""
 
+    @property
+    def ensemble(self) -> bool:
+        """Whether it has several heads, whose spread `caution` takes off."""
+
 
 class GuidanceParams(BaseModel):
     """How one request is steered: π(v) ∝ π0(v)·exp(β·Σ_i w_i·s_i(prefix + v)) on the candidates."""
@@ -122,6 +127,11 @@ class GuidanceParams(BaseModel):
     negative_prompt: Text | None = Field(
         None, description="a principle of weight -1: classifier-free guidance with γ = 1 + β"
     )
+    caution: dict[str, Number] | None = Field(
+        None,
+        description="scorer → λ ≥ 0 of an ensemble, whose score is the mean of its heads less λ "
+        "times their spread; default 0",
+    )
     paper: Literal["args", "pargs", "vas"] | None = Field(
         None, description="k, mass and tail of a paper; fields that are sent override it"
     )
@@ -163,7 +173,7 @@ class GuidanceParams(BaseModel):
             return {name: checked(one) for name, one in named.items()}
         return named
 
-    @field_validator("scorers", "floors", "ceilings", "utility")
+    @field_validator("scorers", "floors", "ceilings", "utility", "caution")
     @classmethod
     def _check_names(cls, named: dict[str, Any] | None) -> dict[str, Any] | None:
         if named is None:
@@ -198,6 +208,13 @@ class GuidanceParams(BaseModel):
                 f"expected at most {MAX_PRINCIPLES} principles, the negative_prompt included"
             )
         return self
+
+    @field_validator("caution")
+    @classmethod
+    def _check_caution(cls, caution: dict[str, float] | None) -> dict[str, float] | None:
+        if any(not 0 <= size <= MAX_CAUTION for size in (caution or {}).values()):
+            raise ValueError(f"a caution must be from 0 to {MAX_CAUTION:g}")
+        return caution
 
     @model_validator(mode="after")
     def _one_strength(self) -> Self:
@@ -289,8 +306,9 @@ class GuidanceParams(BaseModel):
         Raises:
             UnknownScorer: a name is not available.
             InvalidGuidance: a floor, a ceiling or a utility needs the return distribution of a
-                scorer that has none; a utility's scorer has no weight; or k is "all" and a scorer
-                does not score all tokens at once.
+                scorer that has none; a utility's scorer has no weight; k is "all" and a scorer does
+                not score all tokens at once; or `caution` names a scorer that is not used, or is no
+                ensemble.
         """
         names = list(available)
         chosen = self.scorers
@@ -314,6 +332,20 @@ class GuidanceParams(BaseModel):
                 "weight.",
                 param="utility",
             )
+        for name in self.caution or {}:
+            if name not in chosen:
+                raise InvalidGuidance(
+                    "caution names a scorer that this request does not use; name it in scorers "
+                    "too, or leave it out.",
+                    param="caution",
+                )
+            if isinstance(available, Mapping) and not available[name].ensemble:
+                raise InvalidGuidance(
+                    "caution needs an ensemble, whose heads have a spread; scorer "
+                    f"'{name}' has one head. Leave it out, or train the scorer with `ensemble`. "
+                    "GET /v1/scorers lists ensembles.",
+                    param="caution",
+                )
         if isinstance(available, Mapping):
             for name, weight in chosen.items():
                 scorer = available[name]

@@ -4,7 +4,7 @@ Above the bound, the oldest are dropped: first traces, which are large, then who
 """
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any, TypeAlias
@@ -225,6 +225,8 @@ class Records:
         report |= _strengths(plans)
         if row.params.said or row.params.planned:
             report["kl_parts"] = parts.added([step.parts for step in steps.values()])
+        if spread := self._spread(last, sequence, scores):
+            report["spread"] = spread
         lost = {name: self._shortened(row, name) for name in row.weights}
         if any(lost.values()):
             report["shortened"] = {name: tokens for name, tokens in lost.items() if tokens}
@@ -268,6 +270,24 @@ class Records:
             elif row.fault is None:
                 row.fault = last.fault
         return scores, utilities
+
+    def _spread(self, row: Row, sequence: Ids, scores: Mapping[str, float]) -> dict[str, float]:
+        """The spread of the heads at the whole sequence, of each ensemble with a caution.
+
+        (mean − score) / λ, as the score of such a request is mean − λ·spread.
+        """
+        spread = {}
+        plain = row.params.model_copy(update={"caution": None})
+        for name, size in (row.params.caution or {}).items():
+            if size == 0 or name not in scores:
+                continue
+            last = replace(row, params=plain, prefix=sequence[:-1], fault=None)
+            score_rows = self.score_rows()
+            assert score_rows is not None, "the guide reads its own records"
+            mean = float(score_rows(name, [last], [sequence[-1:]])[0])
+            if last.fault is None:
+                spread[name] = max(mean - scores[name], 0.0) / size
+        return spread
 
 
 def _match(rows: Sequence[Row], sequence: Ids) -> Row | None:

@@ -5,6 +5,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -71,8 +72,10 @@ class RowScorers:
             keys, prefixes = [row.key for row in some], [row.prefix for row in some]
             prompts = [row.prompt for row in some]
             scorer = self.registry.scorer_of(some[0], name)
-            states = self._states(scorer, some)
-            return partial(scorer.score, keys, prefixes, candidates, strengths, prompts, **states)
+            more: dict[str, Any] = dict(self._states(scorer, some))
+            if scorer.ensemble:
+                more["cautions"] = [(row.params.caution or {}).get(name, 0.0) for row in some]
+            return partial(scorer.score, keys, prefixes, candidates, strengths, prompts, **more)
 
         return self._result(name, rows, groups, read, (), device)
 

@@ -78,12 +78,15 @@ class States:
             self._keep(RowState(state.batch.one(state.index), 0, state.prefix, state.start))
             state = state.former
 
-    def know(self, text: Ids, states: Tensor) -> None:
-        """Keep the states of a text without a prompt; states: [length of the text, hidden]."""
-        states = states.float()
-        counts = torch.full((1, 1), float(len(states)), device=states.device)
-        batch = StateBatch(states[-1:], states.sum(0, keepdim=True), counts)
-        self._keep(RowState(batch, 0, text, 1))
+    def know(self, text: Ids, states: Tensor, start: int = 1) -> None:
+        """Keep the states of a text; states: [length of the text, hidden].
+
+        start: tokens of its prompt; by default it has none.
+        """
+        own = states[start - 1 :].float()  # from the state before the answer's first token on
+        counts = torch.full((1, 1), float(len(own)), device=own.device)
+        batch = StateBatch(own[-1:], own.sum(0, keepdim=True), counts)
+        self._keep(RowState(batch, 0, text, start))
 
     def _keep(self, state: RowState) -> None:
         key = state.start, state.prefix.tobytes()

@@ -69,7 +69,7 @@ def from_xargs(extra_args: Mapping[str, Any] | None) -> GuidanceParams | None:
         # vLLM's xargs have no booleans: its parser turns true into 1.
         if flat.get(name) in (0, 1):
             flat[name] = bool(flat[name])
-    for name in ("scorers", "floors", "ceilings"):
+    for name in ("scorers", "floors", "ceilings", "caution"):
         if isinstance(flat.get(name), str):
             flat[name] = _parse_numbers(name, flat[name])
     if isinstance(flat.get("utility"), str):
@@ -80,7 +80,7 @@ def from_xargs(extra_args: Mapping[str, Any] | None) -> GuidanceParams | None:
 
 
 def _parse_numbers(field: str, text: str) -> dict[str, float]:
-    """`"a=1,b=-0.5"` → {"a": 1.0, "b": -0.5}; a bare name has weight 1, but no floor or ceiling."""
+    """`"a=1,b=-0.5"` → {"a": 1.0, "b": -0.5}; a bare name has weight 1, of `scorers`."""
     numbers: dict[str, float] = {}
     for name, equals, number in _split(field, text):
         try:

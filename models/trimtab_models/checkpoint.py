@@ -98,7 +98,7 @@ def load(
         info = info.model_copy(update={"family": family})
     if peft.is_adapter(source):
         return peft.load(source, dtype=dtype, **options), info
-    return _whole(source, info.family, dtype=dtype, **options), info
+    return _whole(source, info.family, info.heads, dtype=dtype, **options), info
 
 
 def precheck(source: str | Path, family: Family) -> None:
@@ -107,18 +107,19 @@ def precheck(source: str | Path, family: Family) -> None:
     Raises:
         as `load`.
     """
-    checked_info(source, family)
+    info = checked_info(source, family)
     if peft.is_adapter(source):
         peft.adapted(source, dtype="auto")
     else:
-        _whole(source, family, dtype="auto")  # the file's own dtype, so weights are only mapped
+        # In the file's own dtype, so that weights are only mapped.
+        _whole(source, family, info.heads, dtype="auto")
 
 
-def _whole(source: str | Path, family: Family, **options: Any) -> PreTrainedModel:
+def _whole(source: str | Path, family: Family, heads: int, **options: Any) -> PreTrainedModel:
     model: PreTrainedModel
     if family in ("head", "distribution"):
         labels = pretrained.configuration(source).num_labels
-        bins = labels if family == "distribution" else 1
+        bins = labels if family == "distribution" else heads
         model = scalar_head(source, bins=bins, fresh=False, **options)
     elif family == "probe":
         model = probe.load(source, **options)

@@ -50,6 +50,9 @@ class ScorerInfo(BaseModel):
         False,
         description="a distribution head with a histogram for each next token, read before it",
     )
+    heads: int = Field(
+        1, ge=1, description="outputs of a scalar head, an ensemble; its score is their mean"
+    )
     alpha: float = Field(1.0, description="factor of a log-ratio scorer, α·log π_r(v | prefix)")
     reference: str | None = Field(
         None,

@@ -85,7 +85,8 @@ def kv_shape(config: PretrainedConfig) -> tuple[int, int, int]:
 def build(head: Head, source: Source, *, bins: int = 1, **options: Any) -> Any:
     """A new scorer network on a backbone, ready for training.
 
-    scalar             one number for every prefix, [..., 1]
+    scalar             one number for every prefix, [..., 1]; or `bins` of them, the independent
+                       heads of an ensemble
     scalars            two, whose sum is the score, [..., 2]; see `add_up`
     distribution       logits of a histogram over returns, [..., bins]
     distributions      the same after each next token, see `next_histograms`
@@ -111,10 +112,29 @@ def build(head: Head, source: Source, *, bins: int = 1, **options: Any) -> Any:
 def _initial(head: Head, source: Source, bins: int, **options: Any) -> Any:
     if head == "distributions":
         return _next_token_head(source, bins, **options)
-    widths = {"scalar": 1, "scalars": 2, "distribution": bins}
+    widths = {"scalar": bins, "scalars": 2, "distribution": bins}
     if head in widths:
-        return scalar_head(source, bins=widths[head], **options)
+        model = scalar_head(source, bins=widths[head], **options)
+        if head == "scalar" and bins > 1 and not _has_head(source):
+            _spread(split(model)[1])
+        return model
     return vocabulary_head(source, **options)
+
+
+def _has_head(source: Source) -> bool:
+    """Whether a checkpoint brings a head for numbers along."""
+    if isinstance(source, PretrainedConfig):
+        return False
+    return kinds.kind(source, pretrained.configuration(source)) in ("sequence", "token")
+
+
+def _spread(head: Any) -> None:
+    """Independent heads: their outputs for a normalised state differ by about one at first.
+
+    What the data does not determine stays so, and shows as their spread.
+    """
+    if head.weight.numel():  # DeepSpeed keeps the weights elsewhere
+        nn.init.normal_(head.weight, std=head.in_features**-0.5)
 
 
 def _check_causal(source: Source, model: Any) -> None:
@@ -232,8 +252,7 @@ def scalar_head(source: Source, *, bins: int = 1, fresh: bool = True, **options:
     auto = _scalar_class(config)
     if isinstance(source, PretrainedConfig):
         return _built(auto, config, **options)
-    has_head = kinds.kind(source, config) in ("sequence", "token")
-    new = HEADS if fresh and not has_head else ()
+    new = HEADS if fresh and not _has_head(source) else ()
     return pretrained.network(auto, source, config=config, new=new, **options)
 
 

@@ -24,6 +24,22 @@ FAR = 40.0
 """Above this, the probabilities that exp(c·R) makes count may be too small for float32."""
 
 
+def cautious(values: Tensor, cautions: Tensor) -> Tensor:
+    """mean_i V_i − λ·spread of an ensemble's values, in float32.
+
+    The spread is their standard deviation, with n − 1 in the denominator.
+
+    Args:
+        values: [..., heads], at least two heads.
+        cautions: λ, of shape [...] or [].
+
+    Returns:
+        [...]
+    """
+    values = values.float()
+    return values.mean(-1) - cautions * values.std(-1)
+
+
 def soft_value(logits: Tensor, returns: Tensor, strengths: Tensor) -> Tensor:
     """s_c = (1/c)·log Σ_b p_b·exp(c·R_b) of each histogram, and s_0 = Σ_b p_b·R_b, in float32.
 

@@ -1,6 +1,6 @@
 """The score of every prefix of a completion, for every family of scorers.
 
-head          s(x, y^{1:t}) = link(w·h_t + b)
+head          s(x, y^{1:t}) = link(w·h_t + b), or the mean over the heads of an ensemble
 distribution  Σ_b p_b·R_b, or at a strength c the soft value (1/c)·log Σ_b p_b·exp(c·R_b),
               where p is the softmax of the head's output after y_t, or of y_t's own rows in the
               output before y_t (info.ahead), and R is spaced evenly over the support
@@ -136,7 +136,7 @@ def _read(model: Any, info: ScorerInfo, rows: Rows, strength: float) -> Tensor:
         states = rows.gather(outputs).float()  # [rows, steps, width]
     if info.family == "distribution":
         return expected(states, info.support, strength)
-    return LINKS[info.link](states[..., 0])
+    return LINKS[info.link](states[..., : info.heads]).mean(-1)  # of an ensemble's heads
 
 
 def _of_base(model: Any, states: States | None) -> States:

@@ -107,6 +107,7 @@ def versions(statuses: list[ScorerStatus], settings: Settings) -> dict[str, Vers
             one["distributional"],
             one["whole"],
             one.get("to_go", False),
+            one["ensemble"],
         )
         for one in statuses
     }

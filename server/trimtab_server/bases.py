@@ -52,7 +52,7 @@ def fill(settings: Settings) -> tuple[Settings, list[str]]:
     if name not in ENGINE:
         return settings, []
     path, flags = locate(name, ())
-    update = {"model": path, "scorer": {**_scorers(name), **settings.scorer}}
+    update = {"model": path, "scorer": {**scorers_of(name), **settings.scorer}}
     if name == smollm2.NAME and not settings.default_scorer:
         trained = smollm2.probes()
         if not trained:
@@ -64,7 +64,10 @@ def fill(settings: Settings) -> tuple[Settings, list[str]]:
     return filled, [*flags, "--served-model-name", name, *TOOLS.get(name, ())]
 
 
-def _scorers(name: str) -> dict[str, ScorerSpec]:
+def scorers_of(name: str) -> dict[str, ScorerSpec]:
+    """The scorers that a base with a name is served with; none for another base."""
+    if name not in ENGINE:
+        return {}
     if name == "demo":
         return {name: ScorerSpec(path=str(path)) for name, path in demo.scorers().items()}
     specs = smollm2.functions() | smollm2.probes()

@@ -12,6 +12,7 @@ from trimtab_server.commands.batch import batch
 from trimtab_server.commands.chat import chat
 from trimtab_server.commands.demo import demo
 from trimtab_server.commands.doctor import doctor
+from trimtab_server.commands.fit_taste import fit_taste
 from trimtab_server.commands.fleet import fleet
 from trimtab_server.commands.generate import generate
 from trimtab_server.commands.inspect import inspect
@@ -67,6 +68,7 @@ app.command()(inspect)
 app.command(context_settings=PASS_ON)(rollout)
 app.command()(train)
 app.command()(publish)
+app.command("fit-taste")(fit_taste)
 app.command()(batch)
 app.command()(arena)
 app.command(context_settings=PASS_ON)(sweep)

@@ -118,6 +118,7 @@ class Loading:
                 version.distributional = description["distributional"]
                 version.whole = description["whole"]
                 version.to_go = description.get("to_go", False)
+                version.ensemble = description["ensemble"]
                 problem = await readiness.complaint(
                     self.state, request.name, version, CHECK_SECONDS
                 )

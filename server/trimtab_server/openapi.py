@@ -9,6 +9,7 @@ from pydantic import BaseModel
 
 from trimtab.params import GuidanceParams
 from trimtab.search.params import ANY
+from trimtab_server.presets.fit import FitRequest
 from trimtab_server.protocol import GenerateRequest
 
 PROMPT = {"messages": [{"role": "user", "content": "Write a review of the cafe."}]}
@@ -57,6 +58,19 @@ GUIDANCE_EXAMPLES = [
     {"scorers": {"sentiment": 1.0}, "kl_budget": 2.0},
     {**STEERED, "paper": "vas"},
 ]
+FIT_EXAMPLES: Mapping[str, Mapping[str, Any]] = {
+    "comparisons": {
+        "summary": "Weights from comparisons of answers",
+        "value": {
+            "comparisons": [
+                {**PROMPT, "chosen": "A good cafe.", "rejected": "I did not like the cafe."},
+                {**PROMPT, "answers": ["It is fine.", "Good."], "choice": "tie"},
+            ],
+            "scorers": ["sentiment", "brevity"],
+            "kl_budget": 2.0,
+        },
+    },
+}
 ANSWER: Mapping[str, Any] = {
     "type": "object",
     "description": "With stream, each event has the newest part of the choices in this shape.",
@@ -149,6 +163,8 @@ def _completed(description: dict[str, Any]) -> dict[str, Any]:
     schemas["GuidedAnswer"] = ANSWER
     answers = {"application/json": {"schema": {"$ref": f"{SCHEMAS}GuidedAnswer"}}}
     generate["responses"]["200"]["content"] = answers
+    schemas["FitRequest"] = _schema(FitRequest, schemas)
+    _set_body(paths["/v1/presets/{name}/fit"]["post"], "FitRequest", examples=FIT_EXAMPLES)
     for path in GUIDED:
         if path in paths:
             _guide(paths[path]["post"], schemas)

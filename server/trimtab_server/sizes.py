@@ -33,6 +33,7 @@ PATH = 1000
 
 PROMPTS = {"prompt", "prompt_token_ids", "messages", "input", "system", "instructions", "suffix"}
 PROMPTS |= {"documents", "tokens", "token_ids", "answer_token_ids"}
+PROMPTS |= {"comparisons", "candidates"}
 SCHEMAS = {"tools", "functions", "response_format", "structured_outputs", "text", "chat_template"}
 SCHEMAS |= {"chat_template_kwargs", "output_config"}
 SCHEMA = 2**16

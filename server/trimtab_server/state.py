@@ -86,6 +86,18 @@ class State:
             for version in used:
                 version.users -= 1
 
+    async def score(
+        self, request: GenerationRequest, answers: Sequence[str]
+    ) -> list[dict[str, float]]:
+        """Each scorer's score of each whole answer, see Engine.score; its versions stay in use."""
+        for version in request.versions:
+            version.users += 1
+        try:
+            return await self.engine.score(request, answers)
+        finally:
+            for version in request.versions:
+                version.users -= 1
+
     def _pieces(self, requests: Sequence[GenerationRequest]) -> AsyncGenerator[Piece, None]:
         streams = [self._numbered(number, request) for number, request in enumerate(requests)]
         return merged(streams) if len(streams) > 1 else streams[0]

@@ -75,7 +75,13 @@ class Story:
                 await asyncio.sleep(0.05 if "slowly" in prompt else 0)
 
     async def scorers(self, seconds):
-        kind = {"distributional": False, "whole": False, "reads": "tokens", "suspended": False}
+        kind = {
+            "distributional": False,
+            "whole": False,
+            "ensemble": False,
+            "reads": "tokens",
+            "suspended": False,
+        }
         return [
             {"name": name, "family": family, "deviation": 1.0, **kind}
             for name, family in zip(NAMES, ("head", "<b>bold</b>", "function"), strict=True)

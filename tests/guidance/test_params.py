@@ -20,6 +20,7 @@ guidance = st.fixed_dictionaries(
         "scorers": st.dictionaries(names, weights, min_size=1, max_size=8),
         "floors": st.dictionaries(names, weights, min_size=1, max_size=8),
         "utility": st.dictionaries(names, utilities, min_size=1, max_size=8),
+        "caution": st.dictionaries(names, st.floats(0, 100), min_size=1, max_size=8),
         "beta": st.floats(-100, 100) | st.integers(-100, 100),
         "paper": st.sampled_from(list(PAPERS)),
         "k": st.integers(1, MAX_K),
@@ -55,6 +56,7 @@ def test_defaults_are_the_design():
         "floors": None,
         "ceilings": None,
         "utility": None,
+        "caution": None,
         "paper": None,
         "k": 16,
         "mass": 0.98,
@@ -123,6 +125,10 @@ BAD = [
             {str(i): 1 for i in range(100_000)},
         ]
     ),
+    *(
+        {"caution": c}
+        for c in ({}, [], 1, "a", {"a": -0.1}, {"a": 101}, {"a": None}, {"a": True}, {SECRET: 1})
+    ),
     {"unknown": 1},
     {SECRET: 1},
     {"beta": SECRET},
@@ -157,6 +163,9 @@ def test_bad_fields_are_refused_and_never_echoed(fields):
         {"trimtab_scorers": ["a"]},
         {"trimtab_trace": 2},
         {"trimtab_nonsense": 1},
+        {"trimtab_caution": "a"},
+        {"trimtab_caution": "a=-1"},
+        {"trimtab_caution": 1},
     ],
     ids=str,
 )

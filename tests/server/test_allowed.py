@@ -35,6 +35,7 @@ OPEN = {f"{method} {path}" for path in pages.PATHS for method in ("GET", "HEAD")
 OPERATORS = """
     DELETE /adapters/x  DELETE /v1/scorers/x  DELETE /v1/scorers/x/versions/x
     DELETE /v1/presets/x  GET /v1/presets  GET /v1/presets/x  PUT /v1/presets/x
+    POST /v1/presets/x/fit
     GET /fault_tolerance/status  GET /get_world_size  GET /is_paused  GET /is_sleeping
     GET /kv_event_sources  GET /server_info  GET /weight_info
     POST /abort_requests  POST /adapters  POST /collective_rpc  POST /fault_tolerance/apply

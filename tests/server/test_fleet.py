@@ -30,7 +30,13 @@ class Engine:
         if self.refuses:
             raise NoRoom("there is no room for it.")
         self.has.add(version)
-        return {"family": "head", "reads": "tokens", "distributional": False, "whole": False}
+        return {
+            "family": "head",
+            "reads": "tokens",
+            "distributional": False,
+            "whole": False,
+            "ensemble": False,
+        }
 
     async def serve(self, name, version):
         self.serves[name] = version

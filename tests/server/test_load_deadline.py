@@ -22,7 +22,13 @@ class Worker:
         self.calls["load"] += 1
         if spec.path.endswith("stuck"):
             await asyncio.sleep(300)
-        return {"family": "head", "reads": "tokens", "distributional": False, "whole": False}
+        return {
+            "family": "head",
+            "reads": "tokens",
+            "distributional": False,
+            "whole": False,
+            "ensemble": False,
+        }
 
     async def serve(self, name, version):
         self.calls["serve"] += 1

@@ -12,8 +12,13 @@ import psutil
 import pytest
 from conftest import KEY, start
 from httpx_sse import connect_sse
+from transformers import AutoTokenizer
 
 import shelves
+from trimtab import Guidance
+from trimtab.taste import Comparison, learn, pairs_of
+from trimtab.taste.comparisons import to_score
+from trimtab_models import demo
 
 pytestmark = pytest.mark.scorecard(letter="F")
 
@@ -22,6 +27,7 @@ GREEDY = {"temperature": 0, "max_tokens": 48, "ignore_eos": True, "beta": 4}
 LONG = {**GREEDY, "max_tokens": 100}
 REQUESTS, EVERY = 200, 20
 PROMPTS = ["The room was", "I bought a kettle and", "This cable", "We stayed", "The staff"]
+WORDS = ("lovely", "clean", "fine", "plain", "dirty", "awful")
 CHECKPOINTS = ["sentiment", "negated", "brevity", "formality"]
 
 
@@ -361,3 +367,35 @@ def test_a_dead_engine_ends_the_server(server):
     assert "engine died" in server.log.read_text()
     _, alive = psutil.wait_procs(children, timeout=10)
     assert not alive
+
+
+def test_comparisons_are_fitted_by_the_scores_of_the_engine(admin):
+    """As in this process, by text and by conversation; more answers than one call takes."""
+    turns = [{"role": "user", "content": "How was the hotel?"}]
+    answers = [f"The {part} was {word}." for part in ("bed", "room") for word in WORDS]
+    comparisons = [
+        {"messages": turns, "chosen": answers[i], "rejected": answers[-1 - i]} for i in range(6)
+    ] + [{"prompt": "The room was", "answers": [" lovely.", " dirty."], "choice": "tie"}]
+    names = ["sentiment", "brevity"]
+    body = {"comparisons": comparisons, "scorers": names, "beta": 1, "save": False}
+    answer = admin.post("/v1/presets/mine/fit", json=body)
+    assert answer.status_code == 200, answer.text
+    known = {name: demo.scorers()[name] for name in names}
+    guidance = Guidance(known, AutoTokenizer.from_pretrained(demo.base()))
+    rows = [Comparison(**one) for one in comparisons]
+    scores = {}
+    for question, texts in to_score(pairs_of(rows, [])).items():
+        of = guidance.score_answers(question.messages() or question.prompt, texts)
+        scores |= {(question, text): one for text, one in zip(texts, of, strict=True)}
+    deviations = {n: s.info.deviation for n, s in guidance.guide.registry.scorers.items()}
+    local = learn(rows, [], scores, deviations, {"beta": 1.0}).fields
+    for name in names:
+        one, other = answer.json()["weights"][name], local["weights"][name]
+        assert one["mean"] == pytest.approx(other["mean"], abs=1e-2)
+        assert one["interval"] == pytest.approx(other["interval"], abs=1e-2)
+    assert [one["answers"] for one in answer.json()["ask"]] == [
+        one["answers"] for one in local["ask"]
+    ]
+    long = [{"prompt": "x", "chosen": "long " * 600, "rejected": "y"}]
+    refused = admin.post("/v1/presets/mine/fit", json={**body, "comparisons": long})
+    assert refused.status_code == 400, refused.text

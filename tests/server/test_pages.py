@@ -144,12 +144,15 @@ async def test_the_description_has_our_bodies(anyone):
 
 def test_examples_are_valid():
     from trimtab.params import GuidanceParams
+    from trimtab_server.presets.fit import FitRequest
     from trimtab_server.protocol import parse
 
     for example in openapi.EXAMPLES.values():
         parse(example["value"])
     for example in openapi.GUIDANCE_EXAMPLES:
         GuidanceParams.parse(example)
+    for example in openapi.FIT_EXAMPLES.values():
+        FitRequest.parse(example["value"])
 
 
 def test_vendored_files_have_their_licence():

@@ -119,7 +119,7 @@ def test_the_blocks_run(url):
             answer, end = json.JSONDecoder().raw_decode(text)
             answers.append(answer)
             text = text[end:].lstrip()
-    models, one, steered, weaker, put, presets, shown, deleted = answers
+    models, one, steered, weaker, put, presets, shown, deleted, fitted = answers
     assert {"demo", "demo@warm"} <= {model["id"] for model in models["data"]}
     assert one["id"] == steered["model"] == weaker["model"] == "demo@warm"
     assert steered["choices"][0]["guidance"]["scores"].keys() == {"sentiment"}
@@ -127,6 +127,9 @@ def test_the_blocks_run(url):
     assert put == shown
     assert put in presets["data"]
     assert deleted["deleted"]
+    assert fitted["preset"]["guidance"] == fitted["guidance"]
+    assert fitted["weights"].keys() == {"sentiment", "brevity"}
+    assert fitted["ties"] == 1
     [code] = blocks("python")
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed):

@@ -55,6 +55,7 @@ def test_a_request_overrides_field_by_field():
         ({"beta": 4}, {"kl_budget": 1}, "beta"),
         ({"floors": {"good": 0.5}, "beta": 2}, {"kl_budget": 1}, "beta"),
         ({"kl_budget": 2}, {"beta": 1}, "kl_budget"),
+        ({"scorers": {"a": 1}, "caution": {"a": 1}}, {"scorers": {"b": 1}}, "caution"),
     ],
 )
 def test_a_strength_of_the_request_replaces_one_that_it_excludes(preset, requested, gone):

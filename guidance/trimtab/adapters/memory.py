@@ -4,7 +4,7 @@ For tests of whatever is written for engines, and to show what an engine must do
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from trimtab.params import GuidanceParams
 from trimtab.records import spell
 from trimtab.rows import Row
 from trimtab.scoring.text import PromptContext
+from trimtab.search.scoring import score_answers
 
 LETTERS = "\n abcdefghijklmnopqrstuvwxyz.,!?:'0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 STOP = 0
@@ -175,6 +176,20 @@ class MemoryEngine:
         [record] = report(str(row.record_key), prompt, [answer], True, timed=request.timed)
         spell((record or {}).get("trace"), LETTERS.__getitem__)
         return record
+
+    async def score(
+        self, request: GenerationRequest, answers: Sequence[str]
+    ) -> list[dict[str, float]]:
+        """See Engine.score."""
+        prompt, turns = self._prompt(request), request.turns
+        tokens = [[*self.tokenizer.encode(answer), STOP] for answer in answers]
+        if len(prompt) + max(map(len, tokens), default=0) > CONTEXT:
+            raise InvalidRequest(
+                f"a prompt and its answer have more than {CONTEXT} tokens; shorten them."
+            )
+        params = request.guidance or GuidanceParams(beta=0.0)
+        scorers = self.guide.registry.pinned(request)
+        return score_answers(self.guide, params, prompt, tokens, turns, scorers)
 
     async def scorers(self, seconds: float) -> list[ScorerStatus]:
         """See Engine.scorers."""

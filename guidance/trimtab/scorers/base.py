@@ -51,6 +51,9 @@ class Scorer(ABC):
     """Whether `score` and `histograms` get the base's states as a keyword, `states`: h and m of
     each row (see scoring/states.py), [rows, 2, hidden] float32, NaN in a row whose states are lost.
     """
+    ensemble: bool = False
+    """Whether it is the mean of several heads, so that `score` gets λ of each row as a keyword,
+    `cautions`, and takes λ times their spread off."""
     reads: str = "tokens"
     """Its input: the base's tokens, or text and in which form; see ScorerSpec.reads."""
 

@@ -2,11 +2,19 @@
 
 Partial-sequence rewards (PARGS), values (VAS), prefix classifiers (FUDGE): all give one number per
 prefix, and differ only in their training objective and their link.
+
+An ensemble has several heads on one backbone, trained on resamples of the data. Its score is
+
+    s(prefix + v) = mean_i s_i(prefix + v) − λ·spread_i s_i(prefix + v)
+
+with the standard deviation as the spread, and λ ≥ 0 of the request (`caution`): where the heads do
+not know a candidate, they differ, and a cautious request is not led there.
 """
 
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from trimtab.errors import ScorerLoadError
@@ -16,7 +24,8 @@ from trimtab.scoring.cross import CrossBackbone
 from trimtab.scoring.pool import Ids
 from trimtab.scoring.text import Prompt
 from trimtab_models.checkpoint import ScorerInfo
-from trimtab_models.readout import LINKS
+from trimtab_models.readout import LINKS, cautious
+from trimtab_models.transfers import upload
 
 
 class HeadScorer(NetworkScorer):
@@ -28,15 +37,17 @@ class HeadScorer(NetworkScorer):
         """As every network scorer.
 
         Raises:
-            ScorerLoadError: its head has more than one output.
+            ScorerLoadError: its head has another number of outputs than it says.
         """
         weight: Any = backbone.head.weight  # [outputs, hidden]
-        if len(weight) != 1:
+        if len(weight) != info.heads:
+            fits = "one" if info.heads == 1 else f"{info.heads} heads"
             raise ScorerLoadError(
-                f"its head has {len(weight)} outputs, which do not fit a head scorer's one; a "
+                f"its head has {len(weight)} outputs, which do not fit a head scorer's {fits}; a "
                 "classifier with several labels is served as family=text,label=NAME"
             )
         super().__init__(info, backbone)
+        self.ensemble = info.heads > 1
 
     def score(
         self,
@@ -45,7 +56,16 @@ class HeadScorer(NetworkScorer):
         candidates: Sequence[Ids],
         strengths: Sequence[float],
         prompts: Sequence[Prompt] = (),
+        *,
+        cautions: Sequence[float] = (),
     ) -> Tensor:
-        """See Scorer.score."""
+        """See Scorer.score; cautions: λ of each row, 0 if absent."""
         hidden = self.backbone.hidden(keys, prefixes, candidates, prompts)  # [Σ candidates, hidden]
-        return LINKS[self.info.link](self.backbone.head(hidden)[:, 0].float())
+        values = LINKS[self.info.link](self.backbone.head(hidden).float())  # [Σ candidates, heads]
+        if not self.ensemble:
+            return values[:, 0]
+        if not any(cautions):
+            return values.mean(-1)
+        counts = torch.tensor([len(group) for group in candidates])
+        each = torch.tensor(cautions, dtype=torch.float32).repeat_interleave(counts)
+        return cautious(values, upload(each, values.device))

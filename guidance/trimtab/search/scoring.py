@@ -12,11 +12,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from trimtab.errors import unscored
 from trimtab.guide import Guide
 from trimtab.params import MAX_BETA, GuidanceParams
-from trimtab.rows import Row
+from trimtab.rows import Row, next_key
 from trimtab.scorers import CompositeScorer, Scorer
-from trimtab.scoring.text import PromptContext
+from trimtab.scoring.text import PromptContext, Turns
 from trimtab.utility import kind_of
 
 MISS = MAX_BETA
@@ -83,6 +84,38 @@ def score_sequences(
             values += weight * _scaled(params, name, raw, scorers[name])
     spent = max(_tokens_forwarded(guide, scorers) - before, 0)
     return {"values": values.tolist(), "scores": scores, "tokens": spent, "error": None}
+
+
+def score_answers(
+    guide: Guide,
+    params: GuidanceParams,
+    prompt: Sequence[int],
+    answers: Sequence[Sequence[int]],
+    turns: Turns | None = None,
+    scorers: Mapping[str, Scorer] | None = None,
+) -> list[dict[str, float]]:
+    """Each scorer's score of each whole answer to one prompt of token ids; nothing is kept.
+
+    turns: the conversation that the prompt was made from, if any. scorers: see `score_sequences`.
+
+    Raises:
+        ScorerFault: a scorer failed.
+    """
+    keys = [next_key() for _ in answers]
+    contexts = [PromptContext(len(prompt), turns)] * len(answers)
+    sequences = [[*prompt, *answer] for answer in answers]
+    try:
+        result = score_sequences(guide, params, sequences, keys, contexts, scorers)
+    finally:
+        guide.registry.forget(keys)
+    if (error := result["error"]) is not None:
+        raise unscored(error["scorer"], error["message"])
+    return by_answer(result["scores"], len(answers))
+
+
+def by_answer(scores: Mapping[str, Sequence[float]], count: int) -> list[dict[str, float]]:
+    """Scores by scorer → the scores of each of `count` answers."""
+    return [{name: values[i] for name, values in scores.items()} for i in range(count)]
 
 
 def _scaled(params: GuidanceParams, name: str, raw: Tensor, scorer: Scorer) -> Tensor:

@@ -18,10 +18,10 @@ splits Q and is trained with the exact backup:
 As a sum, a token that the data never shows keeps A = 0, its start, and so the value of its state;
 centred, its Q moves with the other tokens' A. Where rewards arrive before the end, Q is the return
 from the token on, with the reward that it brings. Sources: Han et al., "Value Augmented Sampling
-for Language Model Alignment and Personalization", appendix B.2 (TD(λ) targets, both backups, the sum);
-Sutton and Barto, "Reinforcement Learning", 2nd edition, eq. 6.9 (expected Sarsa) and 6.7 (Sarsa);
-Wang et al., "Dueling Network Architectures for Deep Reinforcement Learning" (ICML 2016), eq. 9
-(centred).
+for Language Model Alignment and Personalization", appendix B.2 (TD(λ) targets, both backups, the
+sum); Sutton and Barto, "Reinforcement Learning", 2nd edition, eq. 6.9 (expected Sarsa) and 6.7
+(Sarsa); Wang et al., "Dueling Network Architectures for Deep Reinforcement Learning" (ICML 2016),
+eq. 9 (centred).
 """
 
 from typing import ClassVar

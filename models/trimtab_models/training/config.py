@@ -99,6 +99,9 @@ class TrainConfig(_Strict):
     gradient_checkpointing: bool = False
     probe: ProbeSizes | None = None
     texts: TextRows | None = None
+    ensemble: int | None = Field(
+        None, ge=2, le=64, description="heads on the network; each learns a resample of the prompts"
+    )
     early_stopping: int | None = Field(
         None, gt=0, description="evaluations without a lower loss before a stop; keeps the best"
     )
@@ -155,6 +158,22 @@ class TrainConfig(_Strict):
             raise ValueError(
                 "it is for scorers that do not read the base's tokens; set `scorer` to one"
             )
+        return value
+
+    @field_validator("ensemble")
+    @classmethod
+    def _of_values(cls, value: int | None, info: ValidationInfo) -> int | None:
+        if value is None:
+            return None
+        name, lora = info.data.get("objective"), info.data.get("lora")
+        if name not in OBJECTIVES or OBJECTIVES[name]().head != "scalar":
+            raise ValueError(
+                f"{name} has no head of one value; choose another objective, such as td-lambda"
+            )
+        if info.data.get("probe"):
+            raise ValueError("a probe has one head; leave out probe")
+        if lora is not None and not lora.merge:
+            raise ValueError("an adapter stores one head; set lora.merge to true")
         return value
 
     @field_validator("validation")
@@ -269,7 +288,8 @@ def _by_data(fields: dict[str, Any]) -> dict[str, Any]:
         return fields  # it is refused where it is read, after the place of the result
     if first is None or not first.record.get("prefix_rewards"):
         return fields
-    network = fields.keys() & {"scorer", "layers", "lora", "gradient_checkpointing", "texts"}
+    network = fields.keys() & {"scorer", "layers", "lora", "gradient_checkpointing"}
+    network |= fields.keys() & {"texts", "ensemble"}
     chosen = {"objective": "gains"} if network else {"objective": "gains", "probe": {}}
     log.warning(
         "the data has rewards of unfinished answers: training gains%s.",

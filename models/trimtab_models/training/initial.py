@@ -145,10 +145,11 @@ def network(config: TrainConfig, loss: Objective) -> Any:
             )
         return probe.new(base_path(config), outputs=outputs, **sizes)
     source, options = config.scorer or base_path(config), {"dtype": torch.float32}
+    bins = int(config.ensemble or getattr(loss, "bins", 1))
     if config.scorer and networks.is_encoder(pretrained.configuration(source)):
         model = networks.classifier(source, **options)
     else:
-        model = networks.build(loss.head, source, bins=getattr(loss, "bins", 1), **options)
+        model = networks.build(loss.head, source, bins=bins, **options)
     model = keep_layers(model, config.layers)
     if config.lora is None:
         return model

@@ -11,7 +11,7 @@ from trimtab_models.training import saves
 
 log = logging.getLogger(__name__)
 
-PLAIN = ("objective", "base", "scorer", "layers", "lora", "probe", "seed")
+PLAIN = ("objective", "base", "scorer", "layers", "lora", "probe", "ensemble", "seed")
 """Settings that a checkpoint's fingerprint contains unchanged."""
 
 

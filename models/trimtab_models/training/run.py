@@ -281,6 +281,7 @@ def _train(
         states=states,
         epochs=config.epochs,
         batch_size=config.batch_size,
+        ensemble=config.ensemble,
         **shared,
     )
 
@@ -316,7 +317,7 @@ def _info(
 ) -> ScorerInfo:
     base = base_name(config.base)
     if loss is not None:
-        return describe(loss, model, seen, pad_id, base, states)
+        return describe(loss, model, seen, pad_id, base, states, config.ensemble or 1)
     reference = config.scorer or initial.base_path(config)
     if Path(reference).is_dir():  # absolute, for a server in any working directory
         reference = str(Path(reference).resolve())
@@ -377,6 +378,7 @@ def _card(
         f"{rates or config.learning_rate}",
         **({"probe": config.probe.model_dump()} if config.probe else {}),
         **({"texts": read.reads} if read else {}),
+        **({"ensemble": f"{config.ensemble} heads"} if config.ensemble else {}),
         "LoRA": config.lora.model_dump() if config.lora else "no",
         "seed": config.seed,
     }

@@ -15,7 +15,7 @@ from trimtab_models.objectives import Objective
 from trimtab_models.objectives.base import completions
 from trimtab_models.rows import Rollout, Rows
 from trimtab_models.scoring import prefix_scores
-from trimtab_models.training import probes
+from trimtab_models.training import ensembles, probes
 from trimtab_models.training.saves import SafeTrainer, digest
 from trimtab_models.whitening import restore, whiten
 
@@ -207,6 +207,7 @@ def train(
     pad_id: int,
     base: Any = None,
     states: States | None = None,
+    ensemble: int | None = None,
     epochs: float = 2,
     batch_size: int = 32,
     learning_rate: float = 1e-3,
@@ -221,6 +222,7 @@ def train(
         pad_id: any token; it is masked.
         base: the frozen language model, for an objective with `reads_base`.
         states: the states of the items' answers, for a probe, which is trained whitened.
+        ensemble: number of the network's scalar heads, each trained on its own resample.
     """
     if objective.reads_base and base is None:
         raise ValueError(f"{objective.name} needs the base model's log-probabilities; pass `base`.")
@@ -230,14 +232,23 @@ def train(
         batch = objective.collate(chosen, pad_id)._asdict()
         if states is not None:
             batch["states"] = states.batch([side for item in chosen for side in completions(item)])
+        if ensemble is not None:
+            prompts = [completions(item)[0].prompt for item in chosen]
+            batch["counts"] = ensembles.counts(prompts, ensemble, seed)
         return batch
 
     def loss(network: Any, batch: Batch) -> Tensor:
         fields = dict(batch)
         read = [fields.pop("states")] if states is not None else []
+        counts = fields.pop("counts", None)
         rows = Rows(**fields)
         log_pi0 = _log_pi0(base, rows) if objective.reads_base else None
-        return objective.loss(outputs(network, rows, *read), rows, log_pi0)
+        values = outputs(network, rows, *read)
+        if counts is None:
+            return objective.loss(values, rows, log_pi0)
+        if not network.training:  # in validation each head sees everything
+            counts = torch.ones_like(counts)
+        return ensembles.loss(objective, values, rows, counts, log_pi0)
 
     if states is not None:
         whiten(model.tokens, states.embedding())
@@ -272,22 +283,26 @@ def describe(
     pad_id: int,
     base_model: str,
     states: States | None = None,
+    heads: int = 1,
 ) -> ScorerInfo:
     """The ScorerInfo of a trained scorer, with the statistics of its scores over the rollouts.
 
-    states: of the base, if the scorer is a probe.
+    states: of the base, if the scorer is a probe. heads: of an ensemble.
     """
-    info = info_of(objective, base_model, states)
+    info = info_of(objective, base_model, states, heads)
     return deviations(info, model, rollouts, pad_id, states=states)
 
 
-def info_of(objective: Objective, base_model: str, states: States | None = None) -> ScorerInfo:
+def info_of(
+    objective: Objective, base_model: str, states: States | None = None, heads: int = 1
+) -> ScorerInfo:
     """As `describe`, without the statistics."""
     return ScorerInfo(
         **{
             "family": "probe" if states else HEAD_FAMILIES[objective.head],
             "objective": objective.name,
             "base_model": base_model,
+            "heads": heads,
             **objective.info(),
         }
     )

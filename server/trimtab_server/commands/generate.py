@@ -36,6 +36,7 @@ APART = (
     "ceiling",
     "utility",
     "principle",
+    "caution",
     "search",
     "k",
     "stream",
@@ -80,6 +81,12 @@ def generate(
     ] = None,
     negative_prompt: Annotated[
         str | None, typer.Option(help="A principle of weight -1.", metavar="TEXT")
+    ] = None,
+    caution: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="NAME=LAMBDA, what an ensemble's spread costs; repeatable.", metavar="CAUTION"
+        ),
     ] = None,
     paper: Annotated[
         str | None, typer.Option(help="k, mass and tail of a paper: args, pargs or vas.")
@@ -208,10 +215,11 @@ def body(options: dict[str, Any]) -> dict[str, Any]:
         "stop_token_ids": ("stop_token_ids", _ids),
         "messages": ("messages", lambda path: json.loads(path.read_text(encoding="utf-8"))),
         "scorer": ("scorers", settings.weights),
-        "floor": ("floors", partial(_bounds, "floor")),
-        "ceiling": ("ceilings", partial(_bounds, "ceiling")),
+        "floor": ("floors", partial(_numbers, "--floor", "kindness=0.5")),
+        "ceiling": ("ceilings", partial(_numbers, "--ceiling", "brevity=0.8")),
         "utility": ("utility", _utility),
         "principle": ("principles", lambda texts: [_principle(text) for text in texts]),
+        "caution": ("caution", partial(_numbers, "--caution", "kindness=1")),
         "search": ("search", parse_search),
         "k": ("k", lambda text: int(text) if text.isascii() and text.isdigit() else text),
     }
@@ -243,11 +251,11 @@ def _ids(text: str) -> list[int]:
         raise ValueError("token ids must be whole numbers with commas, such as 1,2,3.") from None
 
 
-def _bounds(option: str, pairs: Sequence[str]) -> dict[str, float]:
+def _numbers(option: str, example: str, pairs: Sequence[str]) -> dict[str, float]:
     if not all("=" in pair for pair in pairs):
-        raise ValueError(f"--{option} must have the form NAME=REWARD, such as kindness=0.5.")
-    bounds: dict[str, float] = settings.weights(pairs)
-    return bounds
+        raise ValueError(f"{option} must have the form NAME=NUMBER, such as {example}.")
+    numbers: dict[str, float] = settings.weights(pairs)
+    return numbers
 
 
 def _utility(pairs: Sequence[str]) -> dict[str, Utility]:

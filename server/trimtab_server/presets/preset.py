@@ -12,11 +12,15 @@ from trimtab.params import FIELDS, NAME, GuidanceParams, Number
 
 BASE = "base"
 """The reserved name: MODEL@base is the model without a preset."""
-RANGED = ("beta", "kl_budget", "scorers", "floors", "ceilings", "k", "mass")
-"""Fields whose bound may be a range; in an object, such as `scorers`, it holds for each number."""
+RANGED = ("beta", "kl_budget", "scorers", "floors", "ceilings", "caution", "k", "mass")
+"""Fields whose bound may be a range; of several numbers by scorer, it holds for each."""
 FREE = ("trace", "paper")
 """Fields without a bound: `trace` steers nothing, `paper` only stands for k, mass and tail."""
-EXCLUDES = {"kl_budget": ("beta",), "beta": ("kl_budget",)}
+EXCLUDES = {
+    "kl_budget": ("beta",),
+    "beta": ("kl_budget",),
+    "scorers": ("caution",),  # it may name those that are replaced
+}
 """Field of a request → fields of the preset that cannot be combined with it, and are dropped."""
 
 Bound = Annotated[list[Number], Field(min_length=2, max_length=2)] | Literal["any"]

@@ -125,27 +125,41 @@ class Presets:
         preset: Preset,
         scorers: Mapping[str, Served],
         default: Mapping[str, float] | None,
+        *,
+        new: bool = False,
     ) -> None:
-        """Make or replace a preset, and save it.
+        """Make or replace a preset, and save it; `new`: only make it.
 
         Raises:
             Forbidden: the server has no file of presets.
             InvalidRequest, InvalidGuidance: the name is invalid, or the preset cannot steer.
-            PresetInUse: it is fixed, or its binding contradicts another preset's.
+            PresetInUse: it is fixed, or its binding contradicts another preset's, or it exists
+                though it must be new.
             TrimtabError: it cannot be saved; nothing has changed.
         """
-        try:
-            check_name(name)
-        except ValueError as error:
-            raise InvalidRequest(f"{error}.", param="name") from None
         async with self.lock:
-            self._check_changeable(name)
+            self.check_place(name, new=new)
             self._check_binding(name, preset)
             try:
                 preset.guidance.resolve(scorers, default)
             except UnknownScorer as error:  # a 404 would mean the preset
                 raise InvalidGuidance(error.message, param=error.param, code=error.code) from None
             await self._change(lambda saved: {**saved, name: preset})
+
+    def check_place(self, name: str, *, new: bool) -> None:
+        """Check that a preset of this name may be made, or replaced unless it must be new.
+
+        Raises: as `put`.
+        """
+        try:
+            check_name(name)
+        except ValueError as error:
+            raise InvalidRequest(f"{error}.", param="name") from None
+        self._check_changeable(name)
+        if new and name in self.saved:
+            raise PresetInUse(
+                f"there is a preset '{name}' already; choose another name, or send replace true."
+            )
 
     async def delete(self, name: str) -> None:
         """Delete a preset, and save that.

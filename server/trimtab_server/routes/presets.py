@@ -8,6 +8,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, Request
 
 from trimtab_server import bodies
+from trimtab_server.presets.fit import FitRequest, fit_preset
 from trimtab_server.presets.preset import Preset
 from trimtab_server.presets.store import shown
 from trimtab_server.state import State
@@ -40,6 +41,21 @@ async def put(
     presets = state.presets
     await presets.put(name, Preset.parse(fields), state.scorers, state.default)
     return shown(presets, name, state.model)
+
+
+@router.post("/v1/presets/{name}/fit")
+async def fit(
+    name: str, fields: Annotated[dict[str, Any], Depends(bodies.fields)], request: Request
+) -> dict[str, Any]:
+    """Make a preset from comparisons of answers: their user's weights of the scorers."""
+    state: State = request.app.state.trimtab
+    fitted, saved = await fit_preset(state, name, FitRequest.parse(fields))
+    return {
+        "id": name,
+        "object": "taste",
+        **fitted.fields,
+        "preset": shown(state.presets, name, state.model) if saved else None,
+    }
 
 
 @router.delete("/v1/presets/{name}")

@@ -20,6 +20,7 @@ from trimtab.scoring.turns import turns
 from trimtab.xargs import to_xargs
 from trimtab_server.vllm import prompts, rpc
 from trimtab_server.vllm.records import EXCHANGE, Exchange, converse
+from trimtab_server.vllm.scoring import score_answers
 from trimtab_server.vllm.search import search_pieces
 from trimtab_server.wording import plain
 
@@ -108,6 +109,21 @@ class VllmEngine:
                         len(output.prompt_token_ids or ()),
                         trace=exchange.traces.pop(choice.index, None),
                     )
+
+    async def score(
+        self, request: GenerationRequest, answers: Sequence[str]
+    ) -> list[dict[str, float]]:
+        """See Engine.score; a few answers in each call, between two steps of the engine."""
+        exchange = Exchange(versions=request.versions)
+        try:
+            prompt = await self._prompt(request)
+            conversation = None if request.turns is None else turns(list(request.turns))
+            await converse(self.client, exchange, [conversation])
+            return await score_answers(
+                self.client, self.renderer, exchange, request, prompt, answers
+            )
+        except (ValueError, VLLMError) as error:
+            raise _translated(error, exchange, begun=False) from None
 
     async def scorers(self, seconds: float) -> list[ScorerStatus]:
         """See Engine.scorers; counts are summed over the engines."""

@@ -7,6 +7,7 @@ import asyncio
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +28,10 @@ from trimtab.errors import (
     unreadable,
 )
 from trimtab.guide import Guide
+from trimtab.params import GuidanceParams
 from trimtab.scorers.base import Scorer
 from trimtab.scoring.turns import turns
+from trimtab.search.scoring import score_answers
 from trimtab.streams import merged
 
 GREETING = "Hello"
@@ -148,6 +151,32 @@ class UpstreamEngine:
                     "it out, or start the server with --tokenizer.",
                     param=name,
                 )
+
+    async def score(
+        self, request: GenerationRequest, answers: Sequence[str]
+    ) -> list[dict[str, float]]:
+        """See Engine.score."""
+        prompt = await asyncio.to_thread(
+            self.naming.prompt, request.text, request.token_ids, request.turns
+        )
+        used = prompt
+        try:
+            scorers = self.guide.registry.pinned(request)
+            await self.thread.run(_check_conversation, prompt, scorers)
+            tokens = [await asyncio.to_thread(self.naming.answer, answer) for answer in answers]
+            used = replace(prompt, ids=[*prompt.ids, *chain.from_iterable(tokens)])
+            if len(prompt.ids) + max(map(len, tokens), default=0) > self.naming.length:
+                raise InvalidRequest(
+                    f"a prompt and its answer have more than {self.naming.length} tokens; "
+                    "shorten them."
+                )
+            params = request.guidance or GuidanceParams(beta=0.0)
+            conversation = turns(prompt.turns)
+            return await self.thread.run(
+                score_answers, self.guide, params, prompt.ids, tokens, conversation, scorers
+            )
+        finally:
+            self.thread.later(self.naming.release, used)
 
     async def scorers(self, seconds: float) -> list[ScorerStatus]:
         """See Engine.scorers."""

@@ -70,6 +70,9 @@ class Naming(Protocol):
             InvalidRequest: the upstream does not accept this form.
         """
 
+    def answer(self, text: str) -> list[int]:
+        """The ids of a whole answer; release them as those of a prompt."""
+
     def release(self, prompt: UpstreamPrompt) -> None:
         """Forget a prompt whose answers have ended."""
 

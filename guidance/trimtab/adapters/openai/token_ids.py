@@ -62,6 +62,12 @@ class ById:
             )
         return UpstreamPrompt(list(ids), turns=turns)
 
+    def answer(self, text: str) -> list[int]:
+        """See Naming.answer."""
+        ids = list(self.tokenizer(text, add_special_tokens=False).input_ids)
+        end = self.tokenizer.eos_token_id
+        return ids if end is None else [*ids, end]
+
     def _templated(self, turns: Turns) -> str:
         if self.tokenizer.chat_template is None:
             raise InvalidRequest("the tokenizer has no chat template; send a prompt instead.")

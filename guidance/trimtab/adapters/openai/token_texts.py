@@ -104,6 +104,10 @@ class ByText:
         read = "\n".join(turn["content"] for turn in turns) + "\n" if turns else text or ""
         return UpstreamPrompt([self.pieces.add_prompt(read)], read, turns)
 
+    def answer(self, text: str) -> list[int]:
+        """See Naming.answer: one number for all of it, as for a prompt."""
+        return [self.pieces.add_prompt(text)]
+
     def release(self, prompt: UpstreamPrompt) -> None:
         """See Naming.release."""
         for number in prompt.ids:

@@ -128,6 +128,7 @@ class GuidanceWorker:
                 "distributional": scorer.distributional,
                 "whole": scorer.whole,
                 "to_go": scorer.info.to_go,
+                "ensemble": scorer.ensemble,
                 "reads": scorer.reads,
             }
             return {"ready": True, "error": None, **kind}

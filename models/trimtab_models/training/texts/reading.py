@@ -41,6 +41,8 @@ def reading(config: TrainConfig, objective: Objective | None, decoder: Any) -> T
             f"tokens, and {config.scorer} {why}; choose {', '.join(_trainable())}, or a causal "
             "network with the base's tokenizer."
         )
+    if config.ensemble is not None:
+        raise ValueError(f"ensemble: {config.scorer} {why} and has one head; leave this out.")
     if getattr(objective, "ratio", None) not in (None, 1):
         raise ValueError(
             f"options.ratio is for one pass over the base's tokens, and {config.scorer} {why}; set "
