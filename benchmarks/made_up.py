@@ -21,7 +21,8 @@ from trimtab_lab.arena import report, values
 from trimtab_lab.arena.arena import base_samples, climb
 from trimtab_lab.arena.bench import Bench
 from trimtab_lab.arena.board import Board
-from trimtab_lab.arena.methods import METHODS, Method
+from trimtab_lab.arena.method import Method
+from trimtab_lab.arena.methods import METHODS
 from trimtab_lab.arena.prepare import prepare
 from trimtab_lab.arena.runs import read
 from trimtab_lab.arena.scale import Scale

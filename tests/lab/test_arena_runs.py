@@ -9,6 +9,7 @@ import pytest
 from arena_fakes import PROMPTS, SHARES, TASK, FakeBench, methods
 from trimtab.errors import TrimtabError
 from trimtab_lab.arena import arena, claims, report, values
+from trimtab_lab.arena.after import After
 from trimtab_lab.arena.board import EXACT_BEST_OF, ORACLE, Board
 from trimtab_lab.arena.methods import (
     METHODS,
@@ -158,7 +159,7 @@ def test_a_method_of_one_setting_is_met_at_its_own_kl():
     samples = bench.base_samples()
 
     def differences(*runs):
-        result = claims.test([Board("gold", samples, [base, *runs], 2.0)], "made-up")
+        result = claims.test([Board("gold", samples, [base, *runs], 2.0)], "made-up", After())
         return [claim["difference"] for claim in result if claim["compared"] == "equal KL"]
 
     once = replace(first, method="top-k 10", scaled_beta=0.0)
@@ -185,7 +186,7 @@ def test_the_leaderboard_and_the_plots_are_there(finished):
     rows = tables[: tables.index(next(line for line in tables if "claim" in line))]
     assert len({line.count("|") for line in rows}) == 1, "a table's rows are of one width"
     names = {path.name for path in out.glob("*.png")}
-    assert names == {"frontier.png", "strengths.png", "cost.png", "heat-map.png"}
+    assert names == {"frontier.png", "strengths.png", "cost.png", "wins.png", "heat-map.png"}
 
 
 def test_equal_kl_is_no_more_than_the_frontier_can_tell():
@@ -233,7 +234,13 @@ def test_better_values_foretell_better_answers_if_they_do():
 
 def test_methods_agree_with_what_trains_and_decodes():
     for method in METHODS.values():
-        known = {**TRAININGS, **trainings("reviews"), "composed": None, REWARD: None}
+        known = {
+            **TRAININGS,
+            **trainings("reviews"),
+            **trainings("digest"),
+            "composed": None,
+            REWARD: None,
+        }
         assert method.scorer is None or method.scorer in known
         assert method.search is None or method.group == "search"
     references = {ORACLE.format(n) for n in EXACT_BEST_OF}
