@@ -99,7 +99,7 @@ class Bench:
         weight = max(1.0, abs(whole) / MAX_BETA)
         return GuidanceParams(
             scorers={method.scorer or NOTHING: weight},
-            beta=whole / weight,
+            beta=math.copysign(min(abs(whole), MAX_BETA), whole),
             k=method.k,
             mass=method.mass,
             tail=method.tail,
