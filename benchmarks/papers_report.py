@@ -61,7 +61,7 @@ def write(
 def _sizes(
     board: Board, mse: Mapping[str, float], sizes: Mapping[str, float], whole: float | None
 ) -> list[dict[str, Any]]:
-    """Each size of a value: its squared error, its reward at equal KL, and that minus the whole's."""
+    """Each size of a value: squared error, and reward at equal KL, alone and minus the whole's."""
     rows = []
     best = at_kl(board.points("vas"), board.kl) if "vas" in board.methods else None
     for name, size in (*((f"vas-{name}", size) for name, size in sizes.items()), ("vas", whole)):
