@@ -5,7 +5,7 @@
 All models start from the demo's base and train for the same number of steps on the same reviews.
 One setting differs between an arm and the reference of its algorithm: the aggregation and its
 temperature β (Tables 6 and 10), the number K of ranked sequences (Tables 8 and 9), the weight α of
-the entropy (Figure 6), the re-estimation of rewards (Table 7, footnote 2), and a reward of the whole
+the entropy (Figure 6), the re-estimation of rewards (Table 7, footnote 2), or a reward of the whole
 sequence in place of token rewards (Table 6). Each model answers the same 200 test prompts once, and
 is compared with its reference by paired Wilcoxon tests. One training of each arm: its own noise is
 not measured. Writes benchmarks/results/grounded_arms.{json,md}; an arm takes about half a minute on
@@ -15,8 +15,9 @@ one core, and is kept in .work/grounded-arms.
 import argparse
 import json
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -188,10 +189,8 @@ def main() -> None:
         for arm in arms:
             label = f"{algorithm}: {arm}"
             if not arguments.only or arm in (REFERENCE, *arguments.only):
-                measure: Callable[[], Any] = lambda a=algorithm, b=arm: train(
-                    a, b, reward, steps, seed
-                )
-                runs[label] = kept(label, measure)
+                measured = partial(train, algorithm, arm, reward, steps, seed)
+                runs[label] = kept(label, measured)
                 print(label, round(float(np.mean(runs[label]["rewards"])), 3), flush=True)
     results = {
         "command": f"python benchmarks/grounded_arms.py --reward {reward} --steps {steps}",
