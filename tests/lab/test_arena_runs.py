@@ -8,7 +8,7 @@ import pytest
 
 from arena_fakes import PROMPTS, SHARES, TASK, FakeBench, methods
 from trimtab.errors import TrimtabError
-from trimtab_lab.arena import arena, claims, report, values
+from trimtab_lab.arena import after_report, arena, claims, prepare, report, values
 from trimtab_lab.arena.after import After
 from trimtab_lab.arena.board import EXACT_BEST_OF, ORACLE, Board
 from trimtab_lab.arena.methods import (
@@ -22,6 +22,7 @@ from trimtab_lab.arena.methods import (
 )
 from trimtab_lab.arena.runs import fingerprint, read, save
 from trimtab_lab.arena.task import load
+from trimtab_models import data
 
 NAMES = ("base", "pargs", "args", "vas")
 
@@ -148,6 +149,45 @@ def test_claims_are_tested_on_all_prompts(finished):
     # Reward still rises at the largest β of these made-up methods: the paper's fall is not there.
     assert result["pargs", "pargs", "best and last setting"]["verdict"] == "not significant"
     assert not any("fudge" in pair for pair in result), "what was not run is not claimed"
+
+
+def test_claims_about_tokens_and_ten_answers_read_what_was_measured_after():
+    bench = FakeBench()
+    runs = [bench.run(METHODS["base"], 0.0)]
+    runs += [bench.run(METHODS[name], 2.0) for name in ("pargs", "args", "top-k 10")]
+    board, draw = Board("gold", bench.base_samples(), runs, 2.0), np.random.default_rng(3)
+    values = {name: draw.normal(i, 0.3, PROMPTS) for i, name in enumerate(("args", "pargs"))}
+    after = After({"top-k 10": values["args"], "pargs": values["pargs"]}, values)
+    measured = [
+        (c["better"], c["worse"], c["compared"], c["verdict"])
+        for c in claims.test([board], "made-up", after)
+        if c["compared"] in ("diversity of ten answers", "ranks of a good answer")
+    ]
+    assert measured == [
+        ("pargs", "top-k 10", "diversity of ten answers", "reproduced"),
+        ("pargs", "args", "ranks of a good answer", "reproduced"),
+    ]
+    text = "\n".join(after_report.tables(board, after))
+    assert text.index("| pargs |") < text.index("| args |"), "the best first"
+    assert "− base" in text
+
+
+def test_wins_count_ties_half():
+    bench = FakeBench()
+    base, run = bench.run(METHODS["base"], 0.0), bench.run(METHODS["vas"], 1.0)
+    gold = np.zeros(np.shape(run.kl))
+    gold[:, 1:] = 1.0
+    base = replace(base, rewards={"gold": np.zeros(np.shape(base.kl))})
+    board = Board("gold", bench.base_samples(), [base, replace(run, rewards={"gold": gold})], 2.0)
+    np.testing.assert_allclose(board.win_rate(board.methods["vas"][0]), 0.75 + 0.25 / 2)
+    np.testing.assert_allclose(board.win_rate(base), 0.5)
+
+
+def test_a_share_of_the_answers_is_the_first_of_them(tmp_path):
+    path = tmp_path / "data" / "gold-rollouts.jsonl"
+    data.write(path, [{"prompt": "p", "completion": str(i), "reward": i} for i in range(8)])
+    share = prepare._share(TASK.world, tmp_path, "td-lambda", "gold", 1 / 4)
+    assert [record["reward"] for record in data.read(share)] == [0, 1]
 
 
 def test_a_method_of_one_setting_is_met_at_its_own_kl():
