@@ -1,4 +1,4 @@
-"""Ranks of reference tokens against a search over all tokens; sampling's own cuts; half a training."""
+"""Ranks of tokens against a search over all tokens; sampling's own cuts; half of a training."""
 
 import numpy as np
 import pytest
