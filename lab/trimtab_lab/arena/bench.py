@@ -56,6 +56,7 @@ class Bench:
     ) -> None:
         self.task, self.base, self.scorers, self.scale = task, base, dict(scorers), scale
         self.out = out
+        self._policies: dict[tuple[str, float], Path] = {}
         self.deviations = {name: self._deviation(spec) for name, spec in scorers.items()}
         prints = {name: fingerprint(_path(spec)) for name, spec in scorers.items()}
         self.prints = {"base": fingerprint(base), **prints}
@@ -215,7 +216,11 @@ class Bench:
 
     def policy(self, method: Method, scaled_beta: float) -> Path:
         """The directory of a rival's policy, trained if it is absent."""
-        return rivals.policy(self.task, self.out, method.name, scaled_beta, self.scale.rival_steps)
+        key = method.name, scaled_beta
+        if key not in self._policies:
+            steps = self.scale.rival_steps
+            self._policies[key] = rivals.policy(self.task, self.out, *key, steps)
+        return self._policies[key]
 
     def texts_of(self, method: Method, scaled_beta: float, n: int) -> list[list[str]]:
         """n answers of a setting to each prompt, as texts: [prompts][n]."""

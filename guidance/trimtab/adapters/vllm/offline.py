@@ -189,6 +189,8 @@ class Sampler:
     ) -> list[Mapping[str, Any]]:
         """The guided distribution after each prefix of token ids, as a step of a trace.
 
+        A step is empty where guidance had nothing to choose.
+
         Raises:
             as `stream`.
         """
@@ -196,7 +198,7 @@ class Sampler:
         requests = [SamplingRequest(i, ids, 0, 1) for i, ids in enumerate(prefixes)]
         steps: dict[int, Mapping[str, Any]] = {}
         for i, output in self._run(requests, 1.0, 1.0, traced):
-            [steps[i]] = self._record(output)["trace"]
+            steps[i] = next(iter(self._record(output)["trace"]), {})
         return [steps[i] for i in range(len(prefixes))]
 
     def search(
