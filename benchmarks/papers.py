@@ -47,6 +47,8 @@ SUMMED = ("composition", "summed-rl-middle", "summed-rl", "rewarded-soup")
 KS = (2, 5, 10, 50, 100, 200, 500, 1000, 2000)
 """Up to the largest of VAS; k = 20 is `vas` itself."""
 K_SCALED_BETAS = (2.0, 4.0, 8.0)
+SIZES_OF = ("prompts", "answers", "rollouts", "epochs", "steps")
+"""Options that the report's command names."""
 GRADED = ("base", "pargs", "vas", "dpo", "rl")
 """Methods with grades of two turns, on the world whose base knows two turns."""
 TWO_TURNS = "tools"
@@ -65,7 +67,7 @@ def scale(arguments: argparse.Namespace) -> Scale:
         references=16,
         diverse=10,
         rival_steps=arguments.steps,
-        epochs=(1, 0.25),
+        epochs=(arguments.epochs, arguments.epochs / 4),
     )
 
 
@@ -99,7 +101,9 @@ def run(world: str, arguments: argparse.Namespace) -> Path:
     samples = base_samples(bench, out / "base-samples.npz")
     if not arguments.report:
         climb(bench, chosen, out / "runs")
+    sizes = {name: getattr(arguments, name) for name in SIZES_OF}
     command = f"python benchmarks/papers.py {world}"
+    command += "".join(f" --{name} {value:g}" for name, value in sizes.items())
     mse = values.errors(task.world, base, scorers, bench.texts, out / "values.json")
     boards, _ = report.boards_of(task, samples, out)
     after = After() if arguments.report else measure(bench, boards[0], out)
@@ -132,6 +136,7 @@ def main() -> None:
     parser.add_argument("--prompts", type=int, default=48, help="test prompts")
     parser.add_argument("--answers", type=int, default=4, help="answers to each, in each setting")
     parser.add_argument("--rollouts", type=int, default=384, help="training prompts")
+    parser.add_argument("--epochs", type=float, default=2, help="over answers; pairs: a quarter")
     parser.add_argument("--steps", type=int, default=60, help="of the training of a tuned policy")
     parser.add_argument("--judge", default=grades.EXACT, help="of two turns: exact, or a judge")
     parser.add_argument("--report", action="store_true", help="report what has run so far")
