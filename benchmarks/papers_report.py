@@ -53,9 +53,10 @@ def write(
         "on_top": _on_top(board),
         "two_turns": _graded(graded, judge),
     }
-    put(out / "studies.json", json.dumps(plain(studies)) + "\n")
+    stored = plain(studies)
+    put(out / "studies.json", json.dumps(stored) + "\n")
     put(out / "studies.md", markdown(studies))
-    draw(studies, out / "studies.png")
+    draw(stored, out / "studies.png")
 
 
 def _sizes(
@@ -232,7 +233,7 @@ def _gap(gap: Any) -> str:
 
 
 def draw(studies: Mapping[str, Any], path: Path) -> None:
-    """Reward over answers, and over candidates at each strength."""
+    """Reward over answers, and over candidates at each strength; from a studies.json."""
     chart = Chart(2)
     data, more = chart.panels
     if rows := studies["data"]:
@@ -250,4 +251,4 @@ def draw(studies: Mapping[str, Any], path: Path) -> None:
 
 
 def _point(row: Mapping[str, Any]) -> tuple[float, float]:
-    return row["reward"].mean, row["reward"].standard_error or 0.0
+    return row["reward"]["mean"], row["reward"]["standard_error"] or 0.0
