@@ -29,7 +29,11 @@ def after_rows(board: Board, values: Mapping[str, Floats]) -> list[dict[str, Any
     rows = []
     for name, own in values.items():
         run = board.nearest(board.methods[name])
-        row = {"method": name, "strength": run.scaled_beta, "kl": float(run.spent.mean())}
+        row: dict[str, Any] = {
+            "method": name,
+            "strength": run.scaled_beta,
+            "kl": float(run.spent.mean()),
+        }
         row |= {"reward": estimate(run.reward(board.gold)), "value": estimate(own), "prompts": own}
         if name != "base" and "base" in values:
             row["minus_base"] = paired(own, values["base"])

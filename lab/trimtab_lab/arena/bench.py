@@ -203,16 +203,16 @@ class Bench:
 
         n: answers per prompt; default: those of the scale.
         """
-        n = n or self.answers(method)
+        answers = n or self.answers(method)
         if method.rival:
             path = self.policy(method, scaled_beta)
-            return lambda: self._tuned(path, n)
+            return lambda: self._tuned(path, answers)
         if method.search:
             return lambda: self._search(method, scaled_beta)
         if method.over:
             path = self.policy(METHODS[method.over], TUNED[0])
-            return lambda: stacked.sample(self, path, method, scaled_beta, n)
-        return lambda: self._sample(method, scaled_beta, n)
+            return lambda: stacked.sample(self, path, method, scaled_beta, answers)
+        return lambda: self._sample(method, scaled_beta, answers)
 
     def policy(self, method: Method, scaled_beta: float) -> Path:
         """The directory of a rival's policy, trained if it is absent."""

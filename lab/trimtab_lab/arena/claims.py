@@ -178,10 +178,11 @@ def test(boards: Sequence[Board], world: str, after: After) -> list[dict[str, An
         after: what was measured of the methods of the first board after all settings.
     """
     rows = []
+    measured: dict[str, Mapping[str, Floats]]
     measured = {_VARIED: after.diversity, _RANKED: after.ranks}
     for board in boards:
         for claim in CLAIMS:
-            sides = None
+            sides: tuple[Floats, Floats] | None = None
             if claim.compared in (_VARIED, _RANKED):
                 known = measured.get(claim.compared, {}) if board is boards[0] else {}
                 if {claim.better, claim.worse} <= set(known):

@@ -60,7 +60,7 @@ def plain(
     rows = _log_probabilities(references, model)
     if temperature > 0:
         rows = [warp(row, temperature, top_p) for row in rows]
-    values = []
+    values: list[float] = []
     for row, answer in zip(rows, references.answers, strict=True):
         own = row.gather(-1, torch.tensor(answer)[:, None])  # [steps, 1]
         ranks = 1 + (row > own).sum(-1)
