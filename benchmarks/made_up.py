@@ -16,12 +16,11 @@ from pathlib import Path
 
 import numpy as np
 
-from trimtab.params import MAX_BETA, GuidanceParams
 from trimtab_lab.arena import report, values
 from trimtab_lab.arena.arena import base_samples, climb
 from trimtab_lab.arena.bench import Bench
 from trimtab_lab.arena.board import Board
-from trimtab_lab.arena.methods import METHODS, Method
+from trimtab_lab.arena.methods import METHODS
 from trimtab_lab.arena.prepare import prepare
 from trimtab_lab.arena.runs import read
 from trimtab_lab.arena.scale import Scale
@@ -55,19 +54,6 @@ NETWORKS = {
 NATS = (1.0, 1.5)
 
 
-class Strong(Bench):
-    """A bench for scorers whose scores differ little: what β may not be is in their weight."""
-
-    def beta(self, method: Method, scaled_beta: float) -> float:
-        return min(super().beta(method, scaled_beta), MAX_BETA)
-
-    def guidance(self, method: Method, scaled_beta: float) -> GuidanceParams | None:
-        params, whole = super().guidance(method, scaled_beta), super().beta(method, scaled_beta)
-        if params is None or whole <= MAX_BETA:
-            return params
-        return params.model_copy(update={"scorers": {method.scorer: whole / MAX_BETA}})
-
-
 def run(world: str) -> Path:
     """The arena of a world; returns its directory."""
     names = ("base", *PROBES, *NETWORKS[world])
@@ -80,7 +66,7 @@ def run(world: str) -> Path:
     out = outputs.claim(WORK / world, {"world": world})
     scorers = prepare(task, out, SCALE, {m.scorer: None for m in methods if m.scorer})
     base = build.build_base(task.world, out)
-    bench = Strong(task, str(base), scorers, SCALE, out)
+    bench = Bench(task, str(base), scorers, SCALE, out)
     samples = base_samples(bench, out / "base-samples.npz")
     climb(bench, methods, out / "runs")
     mse = values.errors(task.world, base, scorers, bench.texts, out / "values.json")

@@ -13,6 +13,7 @@ import cuda_engine
 import kl_budget
 import learning_curve_plot
 import objectives
+import papers_report
 import steering
 
 from trimtab_lab.arena import picture, plots, tiny
@@ -31,6 +32,8 @@ def draw(name: str) -> None:
     if name.startswith("arena/"):
         folder = RESULTS / name
         draw_arena(json.loads((folder / "results.json").read_text()), folder)
+        if (studies := folder / "studies.json").exists():
+            papers_report.draw(json.loads(studies.read_text()), folder / "studies.png")
         return
     data, path = json.loads((RESULTS / f"{name}.json").read_text()), RESULTS / f"{name}.png"
     match name:

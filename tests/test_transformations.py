@@ -375,7 +375,7 @@ WORLD: Any = SimpleNamespace(
 
 
 def _trained_on(folder: Path, before: Fields) -> Fields:
-    path = build._training_data(WORLD, folder, "td-lambda", "taste")
+    path = build.training_data(WORLD, folder, "td-lambda", "taste")
     return data.read(path)[0]
 
 
@@ -585,7 +585,7 @@ RECORDS: dict[str, Case] = {
         lambda before: demo_rollouts.label([before], lambda *_: 5000.0)[0],
         ANOTHER_REWARD,
     ),
-    "worlds.build:_training_data": Case(_in_files(_trained_on), ANOTHER_REWARD),
+    "worlds.build:training_data": Case(_in_files(_trained_on), ANOTHER_REWARD),
     "rivals.train:_pairs": Case(_in_files(_of_rival), ANOTHER_REWARD),
     "demo_scorers:labelled": Case(
         _in_files(_labelled_prefixes),

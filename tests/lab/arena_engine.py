@@ -12,8 +12,10 @@ from trimtab.logs import configure_logging
 
 configure_logging()
 
+from trimtab.params import GuidanceParams  # noqa: E402
+from trimtab_lab.arena import ranks  # noqa: E402
 from trimtab_lab.arena.bench import Bench  # noqa: E402
-from trimtab_lab.arena.methods import METHODS  # noqa: E402
+from trimtab_lab.arena.methods import METHODS, NOTHING  # noqa: E402
 from trimtab_lab.arena.runs import find, save  # noqa: E402
 from trimtab_lab.arena.scale import Scale  # noqa: E402
 from trimtab_lab.arena.task import ENGINE, Task  # noqa: E402
@@ -27,6 +29,9 @@ SETTINGS = (
     ("pargs", 2.0),
     ("pargs-greedy", 2.0),
     ("best-of-4", 0.0),
+    ("greedy", 0.0),
+    ("temperature", 2.0),
+    ("top-p", 0.2),
 )
 
 
@@ -45,6 +50,12 @@ def main():
     shapes = {name: values.shape for name, values in samples.items()}
     means = {name: values.mean() for name, values in samples.items()}
     print(json.dumps({"method": "samples", "shapes": shapes, "means": means}), flush=True)
+    answers = bench.sampler.sample(bench.prompts[:2], 1, seed=0, temperature=1.0, max_tokens=6)
+    references = ranks.References(bench.prompts[:2], [one.token_ids for [one] in answers])
+    unmoved = GuidanceParams(scorers={NOTHING: 1.0}, beta=1.0, k=4, mass=1.0, tail="mean")
+    guided = ranks.guided(references, bench.base, bench.sampler, unmoved)
+    plain = ranks.plain(references, bench.base)
+    print(json.dumps({"method": "ranks", "guided": guided, "plain": plain}), flush=True)
 
 
 if __name__ == "__main__":

@@ -30,7 +30,7 @@ def bench(tmp_path, monkeypatch):
     def ask(method):
         return [[dict(status), composite]]
 
-    def tune(task, out, method, scaled_beta):
+    def tune(task, out, method, scaled_beta, steps):
         time.sleep(SECONDS)
         return tmp_path
 

@@ -68,6 +68,25 @@ def test_a_greedy_answer_costs_its_log_probability(runs):
     assert math.isnan(run["diversity"])
 
 
+def test_the_base_sampled_more_sharply_has_a_known_kl(runs):
+    for name in ("temperature", "top-p"):
+        kl = np.array(runs[name]["kl"])
+        assert kl.shape == (12, 2)
+        assert kl.min() > 0
+    assert runs["temperature"]["settings"]["temperature"] == 0.5
+    assert runs["top-p"]["settings"]["top_p"] == 0.8
+    # The nucleus has lost at most 1 − p of the mass: KL ≤ −log p a token.
+    assert np.all(np.array(runs["top-p"]["kl"]) <= -math.log(0.8) * 97)
+    assert np.shape(runs["greedy"]["kl"]) == (12, 1)
+    assert runs["greedy"]["scorer_tokens"] == 0
+
+
+def test_ranks_under_guidance_that_moves_nothing_are_the_bases(runs):
+    ranks = runs["ranks"]
+    assert ranks["guided"] == pytest.approx(ranks["plain"])
+    assert min(ranks["plain"]) < 1 / 4, "some tokens are in the tail of the four candidates"
+
+
 def test_best_of_n_pays_for_all_it_drew(runs):
     run = runs["best-of-4"]
     np.testing.assert_allclose(run["kl"], math.log(4) - 3 / 4, rtol=1e-4)

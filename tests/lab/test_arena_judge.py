@@ -4,12 +4,16 @@ import json
 import threading
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from types import SimpleNamespace
 
 import pytest
 
 from arena_fakes import PROMPTS, TASK, FakeBench, methods
 from trimtab_lab.arena import arena, report
+from trimtab_lab.arena.grades import EXACT, Turn, converse, grades
 from trimtab_lab.arena.judge import compare
+from trimtab_lab.arena.methods import METHODS
+from trimtab_lab.worlds import WORLDS
 from trimtab_models.rewards import RewardError
 
 
@@ -19,10 +23,16 @@ class Stub(BaseHTTPRequestHandler):
     def do_POST(self):
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         question = body["messages"][0]["content"]
+        if "Conversation:" in question:  # grades: the better, the longer
+            self.server.firsts.append(question)
+            self.reply(self.server.always or str(len(question.split("Answer:\n")[1].split()[0])))
+            return
         first, second = question.split("First answer:\n")[1].split("\n\nSecond answer:\n")
         first, second = len(first), len(second.split("\n\nWhich")[0])
         self.server.firsts.append(first)
-        reply = self.server.always or str(0 if first == second else 1 if first > second else 2)
+        self.reply(self.server.always or str(0 if first == second else 1 if first > second else 2))
+
+    def reply(self, reply):
         answer = json.dumps({"choices": [{"message": {"content": reply}}]}).encode()
         self.send_response(200)
         self.send_header("Content-Length", str(len(answer)))
@@ -83,3 +93,32 @@ def test_a_report_asks_once(stub, tmp_path):
     judged = json.loads((tmp_path / "results.json").read_text())["judged"]
     assert judged["vas"] == {"win": 0, "tie": 1, "lose": 0, "p": 1, "n": PROMPTS}
     assert "## The judge" in (tmp_path / "leaderboard.md").read_text()
+
+
+def test_each_answer_of_two_turns_has_a_grade(stub):
+    """The second prompt holds the first answer, and the next request."""
+    bench = SimpleNamespace(
+        texts=["one?", "two?"],
+        prompts=[[1], [2]],
+        tokenizer=lambda texts, **_: SimpleNamespace(input_ids=len(texts)),
+    )
+    bench.tokenizer.eos_token = "|"
+    bench.texts_of = lambda method, scaled_beta, n: [["abc"], ["abcdefg"]]
+    turns = converse(bench, METHODS["vas"], 2.0)
+    assert turns[1].prompts == ["one?abc|two?", "two?abcdefg|one?"]
+    assert bench.texts == ["one?", "two?"], "the bench itself is not changed"
+    for turn in turns:
+        assert grades(spec(stub), turn, TASK.world).tolist() == [3, 7]
+    assert any("one?abc|two?" in question for question in stub.firsts)
+    stub.always = "0"
+    with pytest.raises(RewardError, match="replied 0; expected a grade from 1 to 10"):
+        grades(spec(stub), turns[0], TASK.world)
+    with pytest.raises(RewardError, match="exact, or judge:http"):
+        grades("operator:add", turns[0], TASK.world)
+
+
+def test_the_exact_reward_is_a_grader_on_the_same_scale():
+    world = WORLDS["sums"]
+    steps = "2 + 1 + 0 = 0 3 . 0 3"
+    turn = Turn(["<|user|>2 + 1<|end|><|assistant|>"] * 2, [steps, steps + " 3"])
+    assert grades(EXACT, turn, world).tolist() == [10, 1]

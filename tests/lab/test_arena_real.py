@@ -110,7 +110,7 @@ def test_a_scorer_of_a_real_world_is_a_probe_by_default(name, tmp_path, monkeypa
     made, configs = task.load(name), {}
     monkeypatch.setattr(prepare, "load", lambda spec: made)
     monkeypatch.setattr(build, "build_base", lambda world, folder: tmp_path)
-    monkeypatch.setattr(build, "_training_data", lambda *arguments: tmp_path)
+    monkeypatch.setattr(build, "training_data", lambda *arguments: tmp_path)
     monkeypatch.setattr(build, "run", lambda config: configs.update({config.out.name: config}))
     names = dict.fromkeys(METHODS[one].scorer for one in (*REAL_FULL, "value-mean"))
     trained = [one for one in names if one not in (None, REWARD)]

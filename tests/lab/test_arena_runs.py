@@ -8,7 +8,8 @@ import pytest
 
 from arena_fakes import PROMPTS, SHARES, TASK, FakeBench, methods
 from trimtab.errors import TrimtabError
-from trimtab_lab.arena import arena, claims, report, values
+from trimtab_lab.arena import after_report, arena, claims, prepare, report, values
+from trimtab_lab.arena.after import After
 from trimtab_lab.arena.board import EXACT_BEST_OF, ORACLE, Board
 from trimtab_lab.arena.methods import (
     METHODS,
@@ -21,6 +22,7 @@ from trimtab_lab.arena.methods import (
 )
 from trimtab_lab.arena.runs import fingerprint, read, save
 from trimtab_lab.arena.task import load
+from trimtab_models import data
 
 NAMES = ("base", "pargs", "args", "vas")
 
@@ -149,6 +151,45 @@ def test_claims_are_tested_on_all_prompts(finished):
     assert not any("fudge" in pair for pair in result), "what was not run is not claimed"
 
 
+def test_claims_about_tokens_and_ten_answers_read_what_was_measured_after():
+    bench = FakeBench()
+    runs = [bench.run(METHODS["base"], 0.0)]
+    runs += [bench.run(METHODS[name], 2.0) for name in ("pargs", "args", "top-k 10")]
+    board, draw = Board("gold", bench.base_samples(), runs, 2.0), np.random.default_rng(3)
+    values = {name: draw.normal(i, 0.3, PROMPTS) for i, name in enumerate(("args", "pargs"))}
+    after = After({"top-k 10": values["args"], "pargs": values["pargs"]}, values)
+    measured = [
+        (c["better"], c["worse"], c["compared"], c["verdict"])
+        for c in claims.test([board], "made-up", after)
+        if c["compared"] in ("diversity of ten answers", "ranks of a good answer")
+    ]
+    assert measured == [
+        ("pargs", "top-k 10", "diversity of ten answers", "reproduced"),
+        ("pargs", "args", "ranks of a good answer", "reproduced"),
+    ]
+    text = "\n".join(after_report.tables(board, after))
+    assert text.index("| pargs |") < text.index("| args |"), "the best first"
+    assert "− base" in text
+
+
+def test_wins_count_ties_half():
+    bench = FakeBench()
+    base, run = bench.run(METHODS["base"], 0.0), bench.run(METHODS["vas"], 1.0)
+    gold = np.zeros(np.shape(run.kl))
+    gold[:, 1:] = 1.0
+    base = replace(base, rewards={"gold": np.zeros(np.shape(base.kl))})
+    board = Board("gold", bench.base_samples(), [base, replace(run, rewards={"gold": gold})], 2.0)
+    np.testing.assert_allclose(board.win_rate(board.methods["vas"][0]), 0.75 + 0.25 / 2)
+    np.testing.assert_allclose(board.win_rate(base), 0.5)
+
+
+def test_a_share_of_the_answers_is_the_first_of_them(tmp_path):
+    path = tmp_path / "data" / "gold-rollouts.jsonl"
+    data.write(path, [{"prompt": "p", "completion": str(i), "reward": i} for i in range(8)])
+    share = prepare._share(TASK.world, tmp_path, "td-lambda", "gold", 1 / 4)
+    assert [record["reward"] for record in data.read(share)] == [0, 1]
+
+
 def test_a_method_of_one_setting_is_met_at_its_own_kl():
     bench = FakeBench()
     base, first, second = [
@@ -158,7 +199,7 @@ def test_a_method_of_one_setting_is_met_at_its_own_kl():
     samples = bench.base_samples()
 
     def differences(*runs):
-        result = claims.test([Board("gold", samples, [base, *runs], 2.0)], "made-up")
+        result = claims.test([Board("gold", samples, [base, *runs], 2.0)], "made-up", After())
         return [claim["difference"] for claim in result if claim["compared"] == "equal KL"]
 
     once = replace(first, method="top-k 10", scaled_beta=0.0)
@@ -185,7 +226,7 @@ def test_the_leaderboard_and_the_plots_are_there(finished):
     rows = tables[: tables.index(next(line for line in tables if "claim" in line))]
     assert len({line.count("|") for line in rows}) == 1, "a table's rows are of one width"
     names = {path.name for path in out.glob("*.png")}
-    assert names == {"frontier.png", "strengths.png", "cost.png", "heat-map.png"}
+    assert names == {"frontier.png", "strengths.png", "cost.png", "wins.png", "heat-map.png"}
 
 
 def test_equal_kl_is_no_more_than_the_frontier_can_tell():
@@ -233,7 +274,13 @@ def test_better_values_foretell_better_answers_if_they_do():
 
 def test_methods_agree_with_what_trains_and_decodes():
     for method in METHODS.values():
-        known = {**TRAININGS, **trainings("reviews"), "composed": None, REWARD: None}
+        known = {
+            **TRAININGS,
+            **trainings("reviews"),
+            **trainings("digest"),
+            "composed": None,
+            REWARD: None,
+        }
         assert method.scorer is None or method.scorer in known
         assert method.search is None or method.group == "search"
     references = {ORACLE.format(n) for n in EXACT_BEST_OF}

@@ -5,7 +5,7 @@ import pytest
 
 from arena_fakes import FakeBench
 from trimtab.errors import TrimtabError
-from trimtab_lab.arena.methods import Method
+from trimtab_lab.arena.method import Method
 from trimtab_lab.arena.runs import Run
 from trimtab_lab.arena.sweep import markdown, recommend
 

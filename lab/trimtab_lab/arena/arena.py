@@ -16,10 +16,12 @@ import numpy as np
 
 from trimtab.errors import TrimtabError
 from trimtab_lab.arena import report, values
+from trimtab_lab.arena.after import After, measure
 from trimtab_lab.arena.bench import Bench
 from trimtab_lab.arena.climb import Actors, Here, Runner, climb
 from trimtab_lab.arena.frontier import Floats
-from trimtab_lab.arena.methods import DIALS, METHODS, SUMS, Method, heat_map
+from trimtab_lab.arena.method import Method
+from trimtab_lab.arena.methods import DIALS, METHODS, SUMS, heat_map
 from trimtab_lab.arena.prepare import prepare
 from trimtab_lab.arena.scale import Scale
 from trimtab_lab.arena.task import Task
@@ -61,10 +63,11 @@ def compare(
     runner: Runner = Actors(cluster[0], new_bench, cluster[1]) if cluster else Here(bench)
     samples = base_samples(bench, out / "base-samples.npz", runner)
     climb(bench, methods, out / "runs", runner)
-    mse = {}
+    mse, after = {}, After()
     if not task.world.real:  # there, plain transformers would sample for an hour
         mse = values.errors(task.world, base, scorers, bench.texts, out / "values.json")
-    report.write(task, bench.texts, samples, out, command, mse)
+        after = measure(bench, report.boards_of(task, samples, out)[0][0], out)
+    report.write(task, bench.texts, samples, out, command, mse, after)
 
 
 def chosen(task: Task, scale: Scale, only: Sequence[str]) -> list[Method]:
@@ -88,7 +91,7 @@ def _worlds(task: Task, method: Method) -> Iterable[str] | None:
     Training limits do not apply if the task supplies the scorer.
     """
     trained = None if method.scorer in task.scorers else method.worlds
-    return {"gold": trained, "composed": SUMS, "dial": DIALS}[method.target]
+    return {"gold": trained, "composed": method.worlds or SUMS, "dial": DIALS}[method.target]
 
 
 def _possible(task: Task, method: Method) -> bool:
@@ -99,7 +102,7 @@ def _possible(task: Task, method: Method) -> bool:
 def _suits(task: Task, method: Method) -> bool:
     """Whether a method runs by default; rivals, which tune the model, only on made-up worlds."""
     made_up = task.spec in WORLDS and not task.world.real
-    return _possible(task, method) and (made_up or not method.rival)
+    return _possible(task, method) and (made_up or not (method.rival or method.over))
 
 
 def base_samples(bench: Bench, path: Path, runner: Runner | None = None) -> dict[str, Floats]:

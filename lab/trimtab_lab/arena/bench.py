@@ -4,7 +4,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -15,13 +15,14 @@ from tqdm import tqdm
 from transformers import AutoModelForCausalLM
 from transformers.utils.logging import disable_progress_bar
 
-from trimtab.params import GuidanceParams
+from trimtab.params import MAX_BETA, GuidanceParams
 from trimtab.sampling import Completion
 from trimtab.search import SearchParams
-from trimtab_lab.arena import rivals
+from trimtab_lab.arena import rivals, stacked
 from trimtab_lab.arena.frontier import Floats
 from trimtab_lab.arena.measures import diversity, flops, words
-from trimtab_lab.arena.methods import NOTHING, Method
+from trimtab_lab.arena.method import Method
+from trimtab_lab.arena.methods import METHODS, NOTHING, TUNED
 from trimtab_lab.arena.runs import Run, fingerprint
 from trimtab_lab.arena.scale import Scale
 from trimtab_lab.arena.task import Task
@@ -55,6 +56,7 @@ class Bench:
     ) -> None:
         self.task, self.base, self.scorers, self.scale = task, base, dict(scorers), scale
         self.out = out
+        self._policies: dict[tuple[str, float], Path] = {}
         self.deviations = {name: self._deviation(spec) for name, spec in scorers.items()}
         prints = {name: fingerprint(_path(spec)) for name, spec in scorers.items()}
         self.prints = {"base": fingerprint(base), **prints}
@@ -84,16 +86,21 @@ class Bench:
             )
 
     def beta(self, method: Method, scaled_beta: float) -> float:
-        """β of a method: scaled β divided by the deviation of its scorer's scores."""
+        """β of a method: scaled β divided by the deviation of its scorer's scores.
+
+        What is above the maximum β of a request is in the scorer's weight.
+        """
         return scaled_beta / self.deviations[method.scorer] if method.scorer else 1.0
 
     def guidance(self, method: Method, scaled_beta: float) -> GuidanceParams | None:
         """The guidance of a request at a scaled β; None for the base model and rivals."""
-        if method.group == "base" or method.rival:
+        if method.group in ("base", "warp") or method.rival:
             return None
+        whole = self.beta(method, scaled_beta)
+        weight = max(1.0, abs(whole) / MAX_BETA)
         return GuidanceParams(
-            scorers={method.scorer or NOTHING: 1.0},
-            beta=self.beta(method, scaled_beta),
+            scorers={method.scorer or NOTHING: weight},
+            beta=math.copysign(min(abs(whole), MAX_BETA), whole),
             k=method.k,
             mass=method.mass,
             tail=method.tail,
@@ -108,14 +115,19 @@ class Bench:
             "answers": self.answers(method),
             "seed": self.scale.seed,
             "max_tokens": self.task.world.max_tokens,
-            "temperature": method.temperature,
-            **({"top_p": method.top_p} if method.top_p < 1 else {}),
+            "temperature": method.heat(scaled_beta),
+            **({"top_p": top_p} if (top_p := method.nucleus(scaled_beta)) < 1 else {}),
             "guidance": guidance and guidance.model_dump(exclude_none=True),
             "search": dict(method.search) if method.search else None,
             "rival": method.rival,
+            **({"over": method.over} if method.over else {}),
+            **({"rival_steps": steps} if (steps := self._steps(method)) else {}),
             "base": self.prints["base"],
             "scorer": self.prints[method.scorer] if method.scorer else None,
         }
+
+    def _steps(self, method: Method) -> int | None:
+        return self.scale.rival_steps if method.rival or method.over else None
 
     def answers(self, method: Method) -> int:
         """Answers per prompt: one if decoding is deterministic or searches."""
@@ -130,12 +142,12 @@ class Bench:
         groups, facts = sample()
         seconds = time.monotonic() - start
         count = sum(map(len, groups))
-        spent = (self._forwarded() - before) / count
+        spent = (self._forwarded() - before + facts.pop("forwarded", 0.0)) / count
         sampled_tokens = facts.pop("drawn_tokens", None) or np.mean(
             [len(one.token_ids) for group in groups for one in group]
         )
         prompt_tokens = sum(map(len, self.prompts)) / count  # a prompt counts once for its answers
-        texts = [[self._text(one.token_ids) for one in group] for group in groups]
+        texts = [[self.text(one.token_ids) for one in group] for group in groups]
         if self.task.world.real:
             facts["learned"] = self._learned(method, groups)
         return Run(
@@ -167,7 +179,7 @@ class Bench:
                 temperature=1.0,
                 max_tokens=self.task.world.max_tokens,
             )
-            texts = [[self._text(one.token_ids) for one in group] for group in groups]
+            texts = [[self.text(one.token_ids) for one in group] for group in groups]
             labelled = self.label(texts, start)
             labelled["tokens"] = [[len(one.token_ids) for one in group] for group in groups]
             for name, rows in labelled.items():
@@ -184,25 +196,62 @@ class Bench:
             for name, reward in self.task.world.rewards.items()
         }
 
-    def _prepared(self, method: Method, scaled_beta: float) -> Callable[[], Answers]:
-        """A function that samples a setting's answers; a rival's policy is trained before."""
-        if method.rival:
-            path = rivals.policy(self.task, self.out, method.name, scaled_beta)
-            return lambda: self._tuned(method, path)
-        sample = self._search if method.search else self._sample
-        return lambda: sample(method, scaled_beta)
+    def _prepared(
+        self, method: Method, scaled_beta: float, n: int | None = None
+    ) -> Callable[[], Answers]:
+        """A function that samples a setting's answers; a rival's policy is trained before.
 
-    def _sample(self, method: Method, scaled_beta: float) -> Answers:
-        groups = self.sampler.sample(
-            self.prompts,
-            self.answers(method),
-            seed=self.scale.seed,
-            temperature=method.temperature,
-            top_p=method.top_p,
-            max_tokens=self.task.world.max_tokens,
-            params=self.guidance(method, scaled_beta),
-        )
-        return groups, {}
+        n: answers per prompt; default: those of the scale.
+        """
+        answers = n or self.answers(method)
+        if method.rival:
+            path = self.policy(method, scaled_beta)
+            return lambda: self._tuned(path, answers)
+        if method.search:
+            return lambda: self._search(method, scaled_beta)
+        if method.over:
+            path = self.policy(METHODS[method.over], TUNED[0])
+            return lambda: stacked.sample(self, path, method, scaled_beta, answers)
+        return lambda: self._sample(method, scaled_beta, answers)
+
+    def policy(self, method: Method, scaled_beta: float) -> Path:
+        """The directory of a rival's policy, trained if it is absent."""
+        key = method.name, scaled_beta
+        if key not in self._policies:
+            steps = self.scale.rival_steps
+            self._policies[key] = rivals.policy(self.task, self.out, *key, steps)
+        return self._policies[key]
+
+    def texts_of(self, method: Method, scaled_beta: float, n: int) -> list[list[str]]:
+        """n answers of a setting to each prompt, as texts: [prompts][n]."""
+        groups, _ = self._prepared(method, scaled_beta, n)()
+        return [[self.text(one.token_ids) for one in group] for group in groups]
+
+    def request(self, method: Method, scaled_beta: float) -> dict[str, Any]:
+        """What a sampler is told of a setting, besides prompts and the number of answers."""
+        return {
+            "seed": self.scale.seed,
+            "temperature": method.heat(scaled_beta),
+            "top_p": method.nucleus(scaled_beta),
+            "max_tokens": self.task.world.max_tokens,
+            "params": self.guidance(method, scaled_beta),
+        }
+
+    def _sample(self, method: Method, scaled_beta: float, n: int) -> Answers:
+        request = self.request(method, scaled_beta)
+        groups = self.sampler.sample(self.prompts, n, **request)
+        if method.warps is None:
+            return groups, {}
+        if self.task.world.real:  # its vocabulary is too large to pass again with transformers
+            nats = [[math.nan] * len(group) for group in groups]
+        else:
+            warp = request["temperature"], request["top_p"]
+            nats = rivals.warped(self.base, self.prompts, groups, *warp)
+        pairs = zip(groups, nats, strict=True)
+        return [
+            [replace(one, kl=kl) for one, kl in zip(group, row, strict=True)]
+            for group, row in pairs
+        ], {}
 
     def _search(self, method: Method, scaled_beta: float) -> Answers:
         results = self.sampler.search(
@@ -223,8 +272,7 @@ class Bench:
         mean = {key: float(np.mean([one[key] for one in usage])) for key in usage[0]}
         return groups, {"drawn_tokens": sampled_tokens, "usage": mean}
 
-    def _tuned(self, method: Method, path: Path) -> Answers:
-        n = self.answers(method)
+    def _tuned(self, path: Path, n: int) -> Answers:
         answers = rivals.sample(self.task, path, self.base, self.texts * n, self.scale.seed)
         groups = [answers[i :: len(self.texts)] for i in range(len(self.texts))]
         return groups, {"policy": fingerprint(path)}
@@ -255,11 +303,12 @@ class Bench:
 
     def _kl(self, answer: Completion, method: Method) -> float:
         """Nats; at temperature 0 there is one answer, so KL = −log π0(answer). NaN: unknown."""
-        if method.top_p < 1:
-            return float("nan")
+        if method.top_p < 1 or method.temperature not in (0.0, 1.0):
+            return math.nan
         return -sum(answer.logprobs) if method.temperature == 0 else answer.kl
 
-    def _text(self, ids: Sequence[int]) -> str:
+    def text(self, ids: Sequence[int]) -> str:
+        """An answer's text."""
         return str(self.tokenizer.decode(ids, skip_special_tokens=True))
 
     def _deviation(self, spec: Spec) -> float:
@@ -276,11 +325,15 @@ class Bench:
         return read_info(fields["path"]).deviation
 
     def _forwarded(self) -> Floats:
-        """Tokens and operations of all scorers so far, [2]; a sum counts through its parts."""
-        [statuses, *_] = self.sampler.engine.collective_rpc("trimtab_scorers")
-        parts = [one for one in statuses if one["family"] != "composite"]
-        counts = [[one["tokens_forwarded"], one["flops"]] for one in parts]
-        return np.array(counts, dtype=float).reshape(-1, 2).sum(0)
+        return forwarded(self.sampler)
+
+
+def forwarded(sampler: Any) -> Floats:
+    """Tokens and operations of all scorers so far, [2]; a sum counts through its parts."""
+    [statuses, *_] = sampler.engine.collective_rpc("trimtab_scorers")
+    parts = [one for one in statuses if one["family"] != "composite"]
+    counts = [[one["tokens_forwarded"], one["flops"]] for one in parts]
+    return np.array(counts, dtype=float).reshape(-1, 2).sum(0)
 
 
 def _path(spec: Spec) -> str:

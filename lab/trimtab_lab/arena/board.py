@@ -130,6 +130,13 @@ class Board:
         begins = [] if self.real and cuts else [(self.base_reward, np.zeros_like(self.base_reward))]
         return begins + [(run.reward(self.gold), run.spent) for run in runs]
 
+    def win_rate(self, run: Run) -> Floats:
+        """Share of answers with a higher gold reward than the base's, ties half: [prompts]."""
+        ours, theirs = (np.asarray(one.rewards[self.gold], dtype=float) for one in (run, self.base))
+        higher = ours[:, :, None] > theirs[:, None]  # [prompts, answers, answers of the base]
+        equal = ours[:, :, None] == theirs[:, None]
+        return np.asarray((higher + 0.5 * equal).mean((1, 2)))
+
     def efficiency(self, run: Run) -> Efficiency | None:
         """A run's share of the optimum's gain at its KL."""
         return self.frontier.efficiency(run.reward(self.gold), run.spent)

@@ -6,8 +6,10 @@ from typing import Any, Literal
 
 import numpy as np
 
+from trimtab_lab.arena.after import After
 from trimtab_lab.arena.board import EXACT_BEST_OF, ORACLE, Board
 from trimtab_lab.arena.frontier import Floats, best_of
+from trimtab_lab.arena.methods import SUMS
 from trimtab_lab.arena.runs import Run
 from trimtab_lab.arena.stats import at_kl, holm, paired
 
@@ -23,9 +25,14 @@ class Claim:
     better: str
     worse: str
     source: str
-    compared: Literal["equal KL", "best settings", "best up to 3 nats", "best and last setting"] = (
-        "equal KL"
-    )
+    compared: Literal[
+        "equal KL",
+        "best settings",
+        "best up to 3 nats",
+        "best and last setting",
+        "diversity of ten answers",
+        "ranks of a good answer",
+    ] = "equal KL"
     relation: Literal[">", "≈"] = ">"
     factor: float = 1.0
     """The better one is at least `factor` times the other."""
@@ -34,26 +41,80 @@ class Claim:
 
 
 _TABLE_1 = "PARGS, Table 1"
+_FIGURE_7 = "VAS, Figure 7"
+_VARIED: Literal["diversity of ten answers"] = "diversity of ten answers"
+_RANKED: Literal["ranks of a good answer"] = "ranks of a good answer"
 _WITH_EXAMPLE = "tools-with-example"
 CLAIMS = (
     *(
-        Claim("pargs", worse, _TABLE_1, compared)
+        Claim("pargs", worse, source, compared)
         for compared in ("best settings", "equal KL")
-        for worse in ("args", "cd-fudge", "rad", "top-k 10")
+        for worse, source in (
+            *((worse, _TABLE_1) for worse in ("args", "cd-fudge", "top-k 10")),
+            ("rad", "PARGS, rebuttal to its reviews"),
+        )
     ),
     Claim("pargs", "pargs", "PARGS, Table 13: falls again at large β", "best and last setting"),
     Claim("pargs", "rl", _TABLE_1, "best settings", "≈"),
     Claim("pargs", "dpo", _TABLE_1, "best settings"),
-    Claim("vas", "vas-cut", "VAS, ablation of the tail"),
-    Claim("vas", "vas-td0", "VAS, ablation of λ"),
-    Claim("vas", "args", "VAS, Table 1"),
-    Claim("vas", "fudge", "VAS, Table 1"),
+    *(Claim("pargs", worse, "PARGS, Table 5", _VARIED) for worse in ("top-k 10", "dpo")),
     *(
-        Claim(better, "base", "VAS, tool use", "best settings", factor=1.6, world="tools")
+        Claim(better, "base", "ours: a review of PARGS asks for ranks", _RANKED)
+        for better in ("pargs", "args", "cd-fudge", "rad", "vas", "cd-q", "rl", "dpo")
+    ),
+    *(
+        Claim("pargs", worse, "ours: a review of PARGS asks for ranks", _RANKED)
+        for worse in ("args", "cd-fudge", "rad", "dpo")
+    ),
+    *(
+        Claim(better, worse, "ours: beside a sharper base", "best settings")
+        for better in ("pargs", "vas")
+        for worse in ("greedy", "temperature", "top-p")
+    ),
+    *(
+        Claim(better, worse, "ours: VAS on top of others", "best settings")
+        for better, worse in (
+            ("vas-greedy", "greedy"),
+            ("vas at 0.7", "temperature"),
+            ("vas at top-p 0.9", "top-p"),
+            ("vas on rl", "rl"),
+            ("vas on dpo", "dpo"),
+        )
+    ),
+    Claim("vas", "vas-cut", "VAS, Figure 10: the tail"),
+    Claim("vas", "vas-td0", "VAS, Figure 10: λ"),
+    Claim("vas", "args", "ours: VAS has no comparison with ARGS"),
+    Claim("vas", "fudge", "VAS, Table 3"),
+    Claim("vas", "base", "VAS, Table 3: SFT", "best settings"),
+    Claim("vas", "rl", "VAS, Table 3: PPO"),
+    Claim("vas", "dpo", "VAS, Figure 3"),
+    *(
+        Claim(better, worse, "VAS, Table 4: more data")
+        for better, worse in (
+            ("vas", "vas-half"),
+            ("vas-half", "vas-quarter"),
+            ("vas-quarter", "vas-eighth"),
+        )
+    ),
+    *(
+        Claim(better, worse, "VAS, Figure 11: larger scorers")
+        for better, worse in (("vas", "vas-two-layers"), ("vas-two-layers", "vas-one-layer"))
+    ),
+    Claim("vas-one-layer", "base", "VAS, Figure 11: small scorers still help", "best settings"),
+    *(
+        Claim(
+            better, "base", "VAS, section 3.4: tool use", "best settings", factor=1.6, world="tools"
+        )
         for better in ("vas", "distribution", "q-distribution")
     ),
     *(
-        Claim(better, "base", "VAS: adds to an example", "best settings", world=_WITH_EXAMPLE)
+        Claim(
+            better,
+            "base",
+            "VAS, section 3.4: adds to an example",
+            "best settings",
+            world=_WITH_EXAMPLE,
+        )
         for better in ("vas", "distribution", "q-distribution")
     ),
     *(
@@ -71,12 +132,22 @@ CLAIMS = (
         )
     ),
     Claim("reward-default at 0.7", "base at 0.7", "ours: as people sample", "best settings"),
-    Claim("distribution-small", "base", "VAS: small scorers still help", "best settings"),
-    Claim("vas", "best-of-128", "VAS, Table 2", "best settings", "≈"),
+    Claim(
+        "distribution-small", "base", "VAS, Figure 11: small scorers still help", "best settings"
+    ),
+    Claim("vas", "best-of-128", "VAS, Table 3", "best settings", "≈"),
     Claim("cd-fudge", "cd-q", "Controlled Decoding, Fig. 2"),
     Claim("blockwise", "cd-fudge", "Controlled Decoding, Fig. 2", "best settings"),
-    Claim("composition", "rewarded-soup", "VAS, composition"),
-    Claim("composition", "summed-rl", "VAS, composition"),
+    *(
+        Claim("composition", worse, _FIGURE_7)
+        for worse in ("rewarded-soup", "summed-rl", "summed-rl-middle")
+    ),
+    Claim("summed-rl-middle", "summed-rl", _FIGURE_7 + ": its collapse", "best settings"),
+    *(
+        Claim("composition", f"vas-{reward}", "ours: all values against one", world=world)
+        for world, rewards in SUMS.items()
+        for reward in rewards
+    ),
     Claim("value-mass", "vas-cut", "ours: mass against k"),
     Claim("distribution", "vas", "ours"),
     Claim("distribution-base", "value-mass", "ours: distribution against mean"),
@@ -98,17 +169,26 @@ CLAIMS = (
 )
 
 
-def test(boards: Sequence[Board], world: str) -> list[dict[str, Any]]:
+def test(boards: Sequence[Board], world: str, after: After) -> list[dict[str, Any]]:
     """Test every claim whose methods were run: the paired difference, and Holm's p over all claims.
 
     Args:
         boards: of each target; both methods of a claim are on one of them.
         world: name of the world.
+        after: what was measured of the methods of the first board after all settings.
     """
     rows = []
+    measured: dict[str, Mapping[str, Floats]]
+    measured = {_VARIED: after.diversity, _RANKED: after.ranks}
     for board in boards:
         for claim in CLAIMS:
-            sides = _sides(board, claim) if claim.world in (None, world) else None
+            sides: tuple[Floats, Floats] | None = None
+            if claim.compared in (_VARIED, _RANKED):
+                known = measured.get(claim.compared, {}) if board is boards[0] else {}
+                if {claim.better, claim.worse} <= set(known):
+                    sides = known[claim.better], known[claim.worse]
+            elif claim.world in (None, world):
+                sides = _sides(board, claim)
             if sides is not None:
                 better, worse = sides
                 rows.append({**asdict(claim), **paired(better, claim.factor * worse).as_dict()})

@@ -6,11 +6,11 @@ from typing import Any, Protocol, TypeAlias
 
 from tqdm import tqdm
 
-from trimtab.params import MAX_BETA
+from trimtab.params import MAX_BETA, MAX_WEIGHT
 from trimtab_lab import actors
 from trimtab_lab.arena.bench import Bench
 from trimtab_lab.arena.frontier import Floats
-from trimtab_lab.arena.methods import Method
+from trimtab_lab.arena.method import Method
 from trimtab_lab.arena.runs import Run, find, save
 
 Ladder: TypeAlias = Generator[float, Run, None]
@@ -124,7 +124,7 @@ def _ladder(
     """The scaled β of a method that have no file yet; each is sent its run, which is saved."""
     ladder = _scaled_betas(bench, method)
     for done, scaled_beta in enumerate(ladder):
-        if abs(bench.beta(method, scaled_beta)) > MAX_BETA:
+        if abs(bench.beta(method, scaled_beta)) > MAX_BETA * MAX_WEIGHT:
             tick(1)
             continue
         run = find(folder, method.name, scaled_beta, bench.settings(method, scaled_beta))

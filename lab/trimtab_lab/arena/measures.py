@@ -11,9 +11,9 @@ COMPARED = 4  # answers per prompt that `diversity` compares with each other
 _ROUGE = RougeScorer(["rougeL"])
 
 
-def diversity(texts: Sequence[str]) -> float:
+def diversity(texts: Sequence[str], compared: int = COMPARED) -> float:
     """1 − mean ROUGE-L F1 over the pairs of a prompt's first answers; 0 if all are equal."""
-    pairs = combinations(texts[:COMPARED], 2)
+    pairs = combinations(texts[:compared], 2)
     similarities = [_ROUGE.score(a, b)["rougeL"].fmeasure for a, b in pairs]
     return 1 - float(np.mean(similarities)) if similarities else float("nan")
 

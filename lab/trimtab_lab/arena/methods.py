@@ -7,63 +7,21 @@ until its mean KL exceeds `STOP`.
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from dataclasses import replace
+from typing import Any
 
 from trimtab.params import GuidanceParams
+from trimtab_lab.arena.baselines import BASELINES, STUDIES
+from trimtab_lab.arena.method import STOP, Method, Training
 
 LADDER = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0)
 QUICK_LADDER = (0.5, 1.0, 2.0, 4.0, 8.0)
-STOP = 5.0  # nats per answer
 NOTHING = "nothing"
 """A scorer of zeros, for methods that only choose candidates."""
 REWARD = "reward"
 """The world's own reward as a function scorer, where the world is real (see task.py)."""
 REAL = ("everyday", "instructions")
 """The worlds whose base is a real language model."""
-
-
-@dataclass(frozen=True)
-class Method:
-    """A decoding method and its scorer."""
-
-    name: str
-    source: str
-    scorer: str | None = None
-    """Name of its scorer and of the training in `TRAININGS`."""
-    k: int | Literal["all"] = 10
-    mass: float = 1.0
-    tail: Literal["truncate", "mean"] = "truncate"
-    temperature: float = 1.0
-    top_p: float = 1.0
-    """Below 1, or at a temperature between, the KL is unknown: it is to another base."""
-    scaled_betas: tuple[float, ...] | None = None
-    """None: the ladder of the scale."""
-    stop: float = STOP
-    times: int = 1
-    """Factor on the number of answers, where efficiency is claimed to a few hundredths."""
-    search: Mapping[str, Any] | None = None
-    """Fields of trimtab.search.SearchParams, if it searches."""
-    rival: Literal["rl", "dpo", "soup"] | None = None
-    """How the base itself is tuned, see rivals.py."""
-    target: Literal["gold", "composed", "dial"] = "gold"
-    """What it optimises: the world's gold reward, a sum of rewards, or the length of answers."""
-    group: Literal["base", "token", "search", "rival", "grid"] = "token"
-    worlds: tuple[str, ...] | None = None
-    """The worlds it supports; None: all."""
-
-
-@dataclass(frozen=True)
-class Training:
-    """The training of a scorer from a world's rollouts."""
-
-    objective: str
-    settings: Mapping[str, Any] = field(default_factory=dict)
-    pairs: bool = False
-    reward: str | None = None
-    """None: the world's gold reward."""
-    refines: str | None = None
-    """The training that this one continues, on answers that its scorer guided: see refine.py."""
 
 
 # A row of a vocabulary head is updated only when its token occurs, which needs a smaller step.
@@ -100,6 +58,7 @@ TRAININGS = {
     "ilql": Training("ilql", {**_VOCABULARY, "options": _ILQL}),
     "farma": Training("farma", {**_VOCABULARY, "options": {"weight": 0.1}}, pairs=True),
     "genarm": Training("genarm", {"learning_rate": 5e-4, "options": {"beta": 0.3}}, pairs=True),
+    **STUDIES,
 }
 """One epoch over the rollouts or pairs, unless the settings change `trimtab_lab.worlds.build`.
 With `World.training`, which a real world has, only `options` of these settings hold, except where
@@ -343,6 +302,16 @@ _LISTED = (
         times=4,
     ),
     Method(
+        "summed-rl-middle",
+        "the same after half of its training, Mo-PPO (middle)",
+        scaled_betas=TUNED_ONCE,
+        rival="rl",
+        middle=True,
+        target="composed",
+        group="rival",
+        times=4,
+    ),
+    Method(
         "rewarded-soup",
         "Ramé et al. 2023 (Rewarded Soups)",
         scaled_betas=TUNED_ONCE,
@@ -351,6 +320,20 @@ _LISTED = (
         group="rival",
         times=4,
     ),
+    *(
+        Method(
+            f"vas-{reward}",
+            f"{_VAS}, {reward} alone",
+            part(reward),
+            32,
+            0.99,
+            target="composed",
+            worlds=(world,),
+        )
+        for world, rewards in SUMS.items()
+        for reward in rewards
+    ),
+    *BASELINES,
     *_PROBES,
     *_REFINED_PROBES,
     *_REAL,

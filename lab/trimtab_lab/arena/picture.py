@@ -25,6 +25,10 @@ class Setting:
     """Nats per answer; not finite where it is unknown."""
     flops: float
     """Per answer."""
+    win: float = math.nan
+    """Share of answers that beat the base's by gold, ties half; NaN where it was not kept."""
+    win_error: float = math.nan
+    """Its standard error, over prompts."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +58,7 @@ class Picture:
             for name, settings in self.methods.items()
             if name in METHODS
             and METHODS[name].temperature > 0
-            and METHODS[name].group in ("token", "rival")
+            and METHODS[name].group in ("warp", "token", "rival")
             and np.isfinite([one.kl for one in settings]).all()
         ]
 
@@ -82,7 +86,14 @@ def of(board: Board) -> Picture:
     """What the plots of a board show."""
     methods = {
         name: [
-            _setting(run.scaled_beta, run.reward(board.gold), run.spent, run.flops) for run in runs
+            _setting(
+                run.scaled_beta,
+                run.reward(board.gold),
+                run.spent,
+                run.flops,
+                board.win_rate(run),
+            )
+            for run in runs
         ]
         for name, runs in board.methods.items()
     }
@@ -100,17 +111,28 @@ def read(results: Mapping[str, Any]) -> list[Picture]:
             if target == (COMPOSED if number else "gold") or run["method"] == "base":
                 kl = np.array(run["kl"], dtype=float)
                 reward = np.array(run["rewards"][board["gold"]], dtype=float)
-                setting = _setting(run["strength"], reward, kl, run["flops"])
+                wins = np.array(run.get("wins", [math.nan]), dtype=float)
+                if number:  # kept of the first board alone
+                    wins = np.array([math.nan])
+                setting = _setting(run["strength"], reward, kl, run["flops"], wins)
                 methods.setdefault(run["method"], []).append(setting)
         real = bool(results.get("against_best_of_n"))  # other worlds have no such table
         pictures.append(_picture(board["gold"], real, board["frontier"], methods))
     return pictures
 
 
-def _setting(scaled_beta: float, reward: Floats, kl: Floats, flops: float) -> Setting:
-    """The means of one setting; rewards and KL are [prompts]."""
-    one = estimate(reward)
-    return Setting(scaled_beta, one.mean, one.standard_error or 0.0, float(kl.mean()), flops)
+def _setting(scaled_beta: float, reward: Floats, kl: Floats, flops: float, wins: Floats) -> Setting:
+    """The means of one setting; rewards, KL and wins are [prompts]."""
+    one, win = estimate(reward), estimate(wins)
+    return Setting(
+        scaled_beta,
+        one.mean,
+        one.standard_error or 0.0,
+        float(kl.mean()),
+        flops,
+        win.mean,
+        win.standard_error or 0.0,
+    )
 
 
 def _picture(

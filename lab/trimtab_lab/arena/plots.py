@@ -1,5 +1,6 @@
 """The plots of an arena, as small PNG files."""
 
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,24 @@ def frontier(panel: Panel, picture: Picture) -> None:
     axes.set(
         xlabel="KL to the base, nats per answer",
         ylabel=f"mean {picture.gold} ± s.e.",
+        xlim=(0, max(edge, 1e-3)),
+    )
+    panel.fit()
+
+
+def wins(panel: Panel, picture: Picture) -> None:
+    """Win rate against the base over KL, by the exact reward as the judge (VAS, Figure 2)."""
+    edge = REAL_EDGE if picture.real else 1.25 * picture.limit
+    for name in picture.sampled():
+        settings = [one for one in picture.methods[name] if math.isfinite(one.win)]
+        settings = sorted(settings, key=lambda one: one.kl)
+        if settings and settings[0].kl <= edge and name != "base":
+            columns = zip(*((one.kl, one.win, one.win_error) for one in settings), strict=True)
+            panel.line(name, *columns)
+    panel.level("base", 0.5)
+    panel.axes.set(
+        xlabel="KL to the base, nats per answer",
+        ylabel=f"wins against the base by {picture.gold}, ties half, ± s.e.",
         xlim=(0, max(edge, 1e-3)),
     )
     panel.fit()
@@ -114,6 +133,7 @@ PLOTS: dict[str, Callable[[Panel, Picture], None]] = {
     "frontier": frontier,
     "strengths": scaled_betas,
     "cost": cost,
+    "wins": wins,
 }
 """By file name."""
 
@@ -122,7 +142,10 @@ def draw(pictures: Sequence[Picture], dial_runs: Sequence[Run], out: Path) -> No
     """Write the plots that have runs; file names of a second board end with its reward's name."""
     for picture in pictures:
         name = "" if picture is pictures[0] else f"-{picture.gold}"
+        known = any(math.isfinite(s.win) for some in picture.methods.values() for s in some)
         for kind, plot in PLOTS.items():
+            if kind == "wins" and not (known and picture is pictures[0]):
+                continue
             chart = Chart()
             plot(chart.panels[0], picture)
             chart.save(out / f"{kind}{name}.png")

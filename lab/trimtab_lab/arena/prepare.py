@@ -14,6 +14,8 @@ from trimtab_lab.arena.refine import guided
 from trimtab_lab.arena.scale import Scale
 from trimtab_lab.arena.task import Task, load
 from trimtab_lab.arena.workers import pool
+from trimtab_lab.worlds import World
+from trimtab_models import data
 
 WORKERS = max(1, min(4, os.cpu_count() or 1))
 """Concurrent trainings, one thread each: two small ones are faster than one on both cores, and
@@ -86,6 +88,17 @@ def _train_all(task: Task, out: Path, scale: Scale, names: list[str]) -> None:
                     progress.update()
 
 
+def _share(world: World, out: Path, objective: str, reward: str, share: float) -> Path:
+    """The first answers of a training set: of each prompt as many, as these are not adjacent."""
+    from trimtab_lab.worlds import build
+
+    path = out / "data" / f"{reward}-{share:g}.jsonl"
+    if not path.exists():
+        records = list(data.read(build.training_data(world, out, objective, reward)))
+        data.write(path, records[: round(share * len(records))])
+    return path
+
+
 def _kind(task: Task, name: str) -> tuple[bool, str | None]:
     training = trainings(task.world.name)[name]
     return training.pairs, training.reward
@@ -104,7 +117,9 @@ def train(spec: str, out: Path, scale: Scale, name: str) -> None:
         settings = {k: v for k, v in settings.items() if k == "options"} | dict(world.training)
     if scale.epochs is not None and "probe" not in settings:
         settings["epochs"] = scale.epochs[training.pairs]
+    if training.share < 1:
+        settings["data"] = str(_share(world, out, training.objective, reward, training.share))
     if training.refines is not None:
-        data = guided(task, out, scale, training.refines, reward)
-        settings |= {"scorer": str(out / "scorers" / training.refines), "data": str(data)}
+        answers = guided(task, out, scale, training.refines, reward)
+        settings |= {"scorer": str(out / "scorers" / training.refines), "data": str(answers)}
     build.train(world, out, name, training.objective, reward, **settings)

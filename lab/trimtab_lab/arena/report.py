@@ -15,6 +15,8 @@ import torch
 from scipy.stats import page_trend_test
 
 from trimtab_lab.arena import against, claims, picture, plots, values
+from trimtab_lab.arena.after import After
+from trimtab_lab.arena.after_report import after_rows, axes, tables
 from trimtab_lab.arena.board import Board, BoardRow
 from trimtab_lab.arena.frontier import Floats
 from trimtab_lab.arena.judge import Verdict, verdicts
@@ -37,6 +39,7 @@ def write(
     out: Path,
     command: str,
     mse: Mapping[str, float],
+    after: After | None = None,
 ) -> None:
     """Write the report of the runs under out/runs.
 
@@ -47,26 +50,20 @@ def write(
         out: the arena's directory.
         command: the command line, for the report.
         mse: of each value scorer, see values.py.
+        after: of each method, see after.py.
     """
-    runs: dict[str, list[Run]] = {"gold": [], COMPOSED: [], DIAL: []}
-    for run in read(out / "runs"):
-        method = METHODS.get(run.method)
-        runs[method.target if method else "gold"].append(run)
-    real = task.world.real
-    kl = REAL_COMPARED_AT if real else COMPARED_AT
-    board = Board(task.world.gold, base, runs["gold"], kl, real=real)
-    boards = [board]
+    boards, dialled = boards_of(task, base, out)
+    board, real = boards[0], task.world.real
     versus = against.compare(board) if real else []
-    if runs[COMPOSED]:
-        boards.append(Board(COMPOSED, base, [board.base, *runs[COMPOSED]], COMPARED_AT))
-    tests = claims.test(boards, task.world.name)
+    after = after or After()
+    tests = claims.test(boards, task.world.name, after)
     judged: dict[str, Verdict] = {}
     if task.judge is not None:
         nearest = [board.nearest(some) for name, some in board.methods.items() if name in METHODS]
         judged = verdicts(task.judge, texts, nearest, board.base, out / "judged.json")
     facts = about(command)
     correlation = values.correlation(board, mse)
-    dial_trend = trend(runs[DIAL])
+    dial_trend = trend(dialled)
     results = {
         "world": task.world.name,
         "prompts": list(texts),
@@ -85,17 +82,44 @@ def write(
         "values": correlation,
         "dial": dial_trend,
         "judged": judged,
-        "runs": [stored(run, board) for part in runs.values() for run in part],
+        "after": {kind: after_rows(board, values) for kind, values in vars(after).items()},
+        "runs": [stored(run, board) for run in _all(boards, dialled)],
         "about": facts,
     }
     put(out / "results.json", json.dumps(plain(results), ensure_ascii=False) + "\n")
     text = [line for one in boards for line in leaderboard(task.world.name, one)]
     if real:
         text += against.table(board, versus) + against.learned(board)
-    text += _dial(runs[DIAL], dial_trend) + _judged(judged) + _claims(tests)
+    text += [line for one in boards[1:] for line in axes(one, task.world.name)]
+    text += tables(board, after)
+    text += _dial(dialled, dial_trend) + _judged(judged) + _claims(tests)
     text += [*_values(correlation), _provenance(facts), ""]
     put(out / "leaderboard.md", "\n".join(text))
-    plots.draw([picture.of(one) for one in boards], runs[DIAL], out)
+    plots.draw([picture.of(one) for one in boards], dialled, out)
+
+
+def boards_of(task: Task, base: Mapping[str, Floats], out: Path) -> tuple[list[Board], list[Run]]:
+    """The board of gold, the board of a sum of rewards if one was run, and the runs of the dial.
+
+    Raises:
+        Damaged: (a ValueError) a run's file is damaged.
+    """
+    runs: dict[str, list[Run]] = {"gold": [], COMPOSED: [], DIAL: []}
+    for run in read(out / "runs"):
+        method = METHODS.get(run.method)
+        runs[method.target if method else "gold"].append(run)
+    real = task.world.real
+    kl = REAL_COMPARED_AT if real else COMPARED_AT
+    boards = [Board(task.world.gold, base, runs["gold"], kl, real=real)]
+    if runs[COMPOSED]:
+        boards.append(Board(COMPOSED, base, [boards[0].base, *runs[COMPOSED]], COMPARED_AT))
+    return boards, runs[DIAL]
+
+
+def _all(boards: Sequence[Board], dialled: Sequence[Run]) -> list[Run]:
+    """Every run once: the base is on each board."""
+    more = [run for board in boards[1:] for run in board.runs if run.method != "base"]
+    return [*boards[0].runs, *more, *dialled]
 
 
 def stored(run: Run, board: Board) -> dict[str, Any]:
@@ -113,6 +137,7 @@ def stored(run: Run, board: Board) -> dict[str, Any]:
         "drawn_tokens": run.drawn_tokens,
         "scorer_tokens": run.scorer_tokens,
         "seconds": run.seconds,
+        "wins": np.round(board.win_rate(run), 4),
         "learned": run.facts.get("learned", {}),
         "efficiency": board.efficiency(run),
     }

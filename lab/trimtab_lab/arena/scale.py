@@ -33,12 +33,30 @@ class Scale:
     ladder: tuple[float, ...]
     heat_map: tuple[str, ...] = ()
     """Methods whose reward over k × β is measured."""
+    references: int = 0
+    """Answers of the base per prompt, the best of which is ranked by token (ranks.py); 0: none."""
+    diverse: int = 0
+    """Answers per prompt of which the diversity is measured after all settings; 0: it is not."""
+    rival_steps: int | None = None
+    """Steps of the training of a rival; None: those of trimtab_lab.rivals."""
     epochs: tuple[float, float] | None = None
     """Epochs on rollouts and on pairs; None: those of each training."""
     seed: int = 0
 
 
-FULL = Scale(1024, 16, 24, 64, 800, 6, tuple(METHODS), LADDER, heat_map=("pargs",))
+FULL = Scale(
+    1024,
+    16,
+    24,
+    64,
+    800,
+    6,
+    tuple(METHODS),
+    LADDER,
+    heat_map=("pargs",),
+    references=16,
+    diverse=10,
+)
 QUICK_SCALE = Scale(384, 8, 4, 48, 96, 2, QUICK, QUICK_LADDER, epochs=(3, 0.5))
 REAL_SCALE = Scale(400, 2, 0, 48, 24, 2, REAL_FULL, (2.0, 4.0, 8.0))
 REAL_QUICK_SCALE = replace(REAL_SCALE, methods=REAL_QUICK)

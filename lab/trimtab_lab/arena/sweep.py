@@ -17,7 +17,8 @@ from trimtab.params import MASS, PAPERS, K
 from trimtab_lab.arena import plots, stats
 from trimtab_lab.arena.bench import Bench, Spec
 from trimtab_lab.arena.climb import climb
-from trimtab_lab.arena.methods import METHODS, Method
+from trimtab_lab.arena.method import Method
+from trimtab_lab.arena.methods import METHODS
 from trimtab_lab.arena.report import about, plain
 from trimtab_lab.arena.runs import Run
 from trimtab_lab.arena.scale import Scale

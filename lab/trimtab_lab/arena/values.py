@@ -96,6 +96,8 @@ def correlation(board: Board, mse: Mapping[str, float]) -> dict[str, Any] | None
         scorer = METHODS[name].scorer if name in METHODS else None
         if scorer is None or scorer not in mse or METHODS[name].group != "token" or len(runs) < 2:
             continue
+        if METHODS[name].temperature != 1 or METHODS[name].top_p < 1 or METHODS[name].over:
+            continue  # what decodes beside the value differs
         base = (board.base_reward, np.zeros_like(board.base_reward))
         at = at_kl([base, *((run.reward(board.gold), run.spent) for run in runs)], board.kl)
         if at is not None:

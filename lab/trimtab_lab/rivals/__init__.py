@@ -8,6 +8,6 @@ divergence.py   KL from the base to a policy, exact at every step
 
 from trimtab_lab.rivals.divergence import divergence
 from trimtab_lab.rivals.soups import soup
-from trimtab_lab.rivals.train import train
+from trimtab_lab.rivals.train import half, train
 
-__all__ = ["divergence", "soup", "train"]
+__all__ = ["divergence", "half", "soup", "train"]

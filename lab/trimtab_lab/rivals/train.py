@@ -36,7 +36,7 @@ def train(
 
     DPO's pairs are from folder/rollouts.jsonl, by a judge that prefers with the odds
     exp(sharpness·ΔR); so DPO's own beta is sharpness / β. A run that was killed resumes, and an
-    existing policy is not changed.
+    existing policy is not changed. RL leaves the policy after half of its steps too: see `half`.
 
     Args:
         world: the world.
@@ -67,6 +67,8 @@ def train(
     tokenizer = pretrained.tokenizer(base)
     work = saves.run_directory(out)
     fields = {**SHARED, **INTERVALS, **SETTINGS[method], **settings}
+    if method == "rl":  # of all saves the last two stay: that of half of the steps, and the end
+        fields = {**fields, "save_steps": fields["max_steps"] // 2, **settings}
     marks = {"method": method, "rewards": dict(rewards)}
     if method == "rl":
         from trimtab_lab.rivals import rl
@@ -99,11 +101,26 @@ def train(
             beta=sharpness / beta,
             **fields,
         )
+    _place_half(work, trainer.state.max_steps, half(out), tokenizer)
     with saves.placing(out) as part:
         trainer.accelerator.unwrap_model(trainer.model).save_pretrained(part)
         tokenizer.save_pretrained(part)
     saves.clear(work)
     return out
+
+
+def half(policy: Path) -> Path:
+    """Where the policy after half of the steps of the same training is, if RL trained it."""
+    return policy.with_name(f"{policy.name}-half")
+
+
+def _place_half(work: Path, steps: int, out: Path, tokenizer: Any) -> None:
+    """Keep the checkpoint of half of the steps as a policy, if there is one."""
+    checkpoint = work / f"checkpoint-{steps // 2}"
+    if checkpoint.exists() and not out.exists():
+        with saves.placing(out) as part:
+            networks.build("language", checkpoint, dtype=torch.float32).save_pretrained(part)
+            tokenizer.save_pretrained(part)
 
 
 def _load(base: Path) -> Any:

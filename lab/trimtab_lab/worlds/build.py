@@ -90,7 +90,7 @@ def train(
         "objective": objective,
         "options": options,
         "base": str(build_base(world, folder)),
-        "data": str(_training_data(world, folder, objective, reward)),
+        "data": str(training_data(world, folder, objective, reward)),
         "validation": 0.06,
         "out": out,
     }
@@ -99,7 +99,7 @@ def train(
     return run(TrainConfig(**fields | settings))
 
 
-def _training_data(world: World, folder: Path, objective: str, reward: str) -> Path:
+def training_data(world: World, folder: Path, objective: str, reward: str) -> Path:
     """The rollouts with "reward" set, or pairs of them, as the objective needs."""
     kind = "rollouts" if objective not in OBJECTIVES else OBJECTIVES[objective]().data
     kind = "pairs" if objective == "dpo" else kind

@@ -191,6 +191,23 @@ class Sampler:
             ratios = log_ratios(record.get("trace", ()))
             yield key, Completion(tokens, logprobs, record["kl"], ratios, record["kl_tail"])
 
+    def steps(
+        self, prefixes: Sequence[Sequence[int]], params: GuidanceParams
+    ) -> list[Mapping[str, Any]]:
+        """The guided distribution after each prefix of token ids, as a step of a trace.
+
+        A step is empty where guidance had nothing to choose.
+
+        Raises:
+            as `stream`.
+        """
+        traced = params.model_copy(update={"trace": True})
+        requests = [SamplingRequest(i, ids, 0, 1) for i, ids in enumerate(prefixes)]
+        steps: dict[int, Mapping[str, Any]] = {}
+        for i, output in self._run(requests, 1.0, 1.0, traced):
+            steps[i] = next(iter(self._record(output)["trace"]), {})
+        return [steps[i] for i in range(len(prefixes))]
+
     def search(
         self,
         prompts: Sequence[Sequence[int]],
