@@ -35,7 +35,7 @@ ELSEWHERE = {
     r"@Qwen": "the hub",
     r"smollm2|everyday|instructions|bicycle|demo train": "SmolLM2; tests/real and the README's own",
     r"gym:": "the extra gym; tests/lab/test_gym.py",
-    r"^trimtab arena (reviews|configs)": "hours; benchmarks/results/arena",
+    r"^trimtab arena (reviews|configs)|trimtab_lab.worlds": "hours; benchmarks/results/arena",
     r"^trimtab arena my-task|^ray|--ray": "Ray; tests/lab/test_ray.py",
     r"vllm_router|--port 800[12]": "the router; tests/acceptance/test_router.py",
     r"https://": "an upstream; tests/server/test_upstream.py",

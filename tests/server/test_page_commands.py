@@ -47,7 +47,7 @@ def of_trimtab(args: list[str]) -> None:
         name, *rest = rest
         command = command.commands[name]
     read = command.make_context(name, rest).params
-    if name == "train":
+    if args[0] == "train":
         of_training(read["objective"], read["config"], read["set_"] or [])
 
 
