@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from accelerate.commands.config.config_args import load_config_from_file
 
+from trimtab_models.objectives.plackett_luce import PlackettLuce
 from trimtab_models.training import config, initial
 from trimtab_models.training.grounded.settings import GroundedConfig
 
@@ -107,7 +108,9 @@ def test_training_the_language_model_itself_has_settings_of_its_own() -> None:
 def test_the_configurations_that_come_along(file: Path) -> None:
     named = "objective:" in file.read_text()
     loaded = config.load(file, objective=None if named else "td-lambda")
-    if loaded.objective != config.DPO:
+    if isinstance(loaded, GroundedConfig):
+        PlackettLuce(**loaded.options)
+    elif loaded.objective != config.DPO:
         initial.objective(loaded)
     header = [line for line in file.read_text().splitlines() if line.startswith("#")]
     assert any("paper" in line.lower() for line in header) or loaded.base == "demo"
