@@ -18,8 +18,10 @@ from pathlib import Path
 
 import httpx
 import pytest
+import torch
 from conftest import environment, free_port
 from pages import ROOT, commands, scripts
+from transformers import AutoModelForSequenceClassification
 
 from trimtab_models import demo
 
@@ -58,6 +60,7 @@ FOREIGN = {
     "s-nlp/roberta-base-formality-ranker": "roberta",
     "pythia-value": "pythia",
 }
+LABELLED = "s-nlp/roberta-base-formality-ranker"
 PAGES = ("README.md", "docs/training.md", "docs/scorers.md", "docs/loading.md", "docs/arena.md")
 
 
@@ -78,7 +81,23 @@ def foreign(tmp_path_factory):
     folder = tmp_path_factory.mktemp("foreign")
     for kind in set(FOREIGN.values()):
         run(folder, f"python -m trimtab_models.demo.foreign {kind} --out {kind}")
+    with_labels(folder / FOREIGN[LABELLED], folder / "labelled")
     return folder
+
+
+def with_labels(source, out):
+    """A classifier of one logit as one of two labels, of which the page names the second."""
+    model = AutoModelForSequenceClassification.from_pretrained(source)
+    last = model.classifier.out_proj
+    both = torch.nn.Linear(last.in_features, 2)
+    both.weight.data = torch.cat((-last.weight, last.weight)).data
+    both.bias.data = torch.cat((-last.bias, last.bias)).data
+    model.classifier.out_proj = both
+    model.config.id2label = {0: "informal", 1: "formal"}
+    model.config.label2id = {"informal": 0, "formal": 1}
+    shutil.copytree(source, out)
+    model.save_pretrained(out)
+    (out / "MANIFEST.json").unlink(missing_ok=True)
 
 
 @pytest.fixture
@@ -90,6 +109,7 @@ def folder(page, foreign, tmp_path):
     for name in set(SCORERS) - made:
         shutil.copytree(demo.scorers()["sentiment"], tmp_path / name)
     for name, kind in FOREIGN.items():
+        kind = "labelled" if name == LABELLED else kind
         shutil.copytree(foreign / kind, tmp_path / name)
     (tmp_path / "my").mkdir()
     (tmp_path / "my" / "module.py").write_text(MODULE)
