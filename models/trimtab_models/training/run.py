@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from accelerate.utils import broadcast_object_list
+from torch import distributed
 from transformers import TrainingArguments, set_seed
 
 from trimtab_models import checkpoint, data, networks, outputs, pretrained, report
@@ -176,7 +176,9 @@ def _value_mse(
     if trainer.is_world_process_zero():  # others may not have the whole network
         info = info_of(loss, base_name(config.base), states)
         figure = [report.value_mse(model, info, halves, pad_id, states=states)]
-    return float(broadcast_object_list(figure)[0])
+    if distributed.is_initialized():
+        distributed.broadcast_object_list(figure, src=0)
+    return figure[0]
 
 
 def _train(
