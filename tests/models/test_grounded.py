@@ -121,13 +121,13 @@ class _Scripted(TokenRewards):
 
 
 def test_an_estimation_ends_by_held_out_rankings() -> None:
-    ranked = [Ranked([n], [[1, 2], [3]]) for n in range(10)]
+    ranked = [Ranked([1] * n, [[1, 2], [2]]) for n in range(1, 11)]
     stopping = {"validation": 0.2, "count": 2}
     settings = _settings(
         "grounded-mle", reward_stopping=stopping, reward_epochs=9, reward_batch_size=4
     )
     torch.manual_seed(0)
-    rewards = _Scripted(networks.build("scalar", config(vocab_size=16)), PlackettLuce(), EOS)
+    rewards = _Scripted(networks.build("scalar", config()), PlackettLuce(), EOS)
     rewards.losses, rewards.seen = [3.0, 2.0, 2.5, 2.1, 0.0], []
     rewards.learn(ranked, settings, "0")
     assert rewards.losses == [0.0], "it ended after two epochs of two steps without a lower loss"
@@ -139,8 +139,8 @@ def test_an_estimation_ends_by_held_out_rankings() -> None:
 
 def test_a_gradient_is_clipped_and_weights_decay_as_set() -> None:
     """One step from a large rate of decay: what is left of the weights tells the settings."""
-    ranked = [Ranked([1], [[1, 2], [3]])]
-    before = networks.build("scalar", config(vocab_size=16))
+    ranked = [Ranked([1], [[1, 2], [2]])]
+    before = networks.build("scalar", config())
     norms = []
     clip = torch.nn.utils.clip_grad_norm_
     with pytest.MonkeyPatch.context() as patch:
@@ -310,7 +310,7 @@ def test_held_out_prompts_end_a_run_with_its_best_weights(
     once = job.run(_demo(records, tmp_path / "once", steps=1, **{"stopping": stops["stopping"]}))
     ours, theirs = (load_file(out / "model.safetensors") for out in (whole, once))
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
-    log = [json.loads(line) for line in (tmp_path / "whole.run" / "log.jsonl").open()]
+    log = [*map(json.loads, (tmp_path / "whole.run" / "log.jsonl").read_text().splitlines())]
     assert [entry["step"] for entry in log] == [2, 3]
     assert all(entry["held_out_reward"] == 0.5 for entry in log)
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from accelerate.utils import broadcast_object_list
+from torch import distributed
 from transformers import set_seed
 
 from trimtab_models import checkpoint, data, networks, outputs, pretrained, report
@@ -207,7 +207,9 @@ def _value_mse(
         base = base_name(config.base)
         info = texts.info_of(loss, read, base) if read else info_of(loss, base, states)
         figure = [report.value_mse(model, info, halves, pad_id, states=states, texts=read)]
-    return float(broadcast_object_list(figure)[0])
+    if distributed.is_initialized():
+        distributed.broadcast_object_list(figure, src=0)
+    return figure[0]
 
 
 def _train(
