@@ -109,8 +109,8 @@ def folder(page, foreign, tmp_path):
     for name in set(SCORERS) - made:
         shutil.copytree(demo.scorers()["sentiment"], tmp_path / name)
     for name, kind in FOREIGN.items():
-        kind = "labelled" if name == LABELLED else kind
-        shutil.copytree(foreign / kind, tmp_path / name)
+        source = "labelled" if name == LABELLED else kind
+        shutil.copytree(foreign / source, tmp_path / name)
     (tmp_path / "my").mkdir()
     (tmp_path / "my" / "module.py").write_text(MODULE)
     (tmp_path / "prompts.txt").write_text("\n".join(PROMPTS) + "\n")
