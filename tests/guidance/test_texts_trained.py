@@ -3,7 +3,6 @@
 DeBERTa-v2, RoBERTa and GPT-NeoX of random weights, each with a tokenizer that is not the base's.
 """
 
-import json
 import random
 from pathlib import Path
 from typing import Any
@@ -43,8 +42,8 @@ from trimtab_models.training import initial
 from trimtab_models.training.__main__ import main
 from trimtab_models.training.config import load
 from trimtab_models.training.saves import SafeTrainer
-from trimtab_models.training.texts import loop, reading
-from trimtab_models.training.texts.draw import Row
+from trimtab_models.training.texts import loop, texts_of
+from trimtab_models.training.texts.rows import Row
 
 SIZES: dict[str, Any] = {
     "hidden_size": 16,
@@ -90,6 +89,9 @@ def place(tmp_path_factory: pytest.TempPathFactory, base: Any) -> Path:
         "neox": (GPTNeoXForCausalLM(GPTNeoXConfig(vocab_size=len(bytes_), **SIZES)), bytes_),
     }
     for name, (model, tokenizer) in made.items():
+        for parameter in model.parameters():
+            if parameter.dim() > 1:  # large enough for scores that differ
+                torch.nn.init.normal_(parameter, std=0.3)
         model.save_pretrained(top / name)
         tokenizer.save_pretrained(top / name)
     draw = random.Random(0)
@@ -136,6 +138,7 @@ def _read(base: Any, path: Path, model: Any) -> forms.Texts:
     return forms.of(model.config, tokenizer, base, checkpoint.read_info(path).reads or "text")
 
 
+@torch.no_grad()
 def _of_transformers(path: Path, kind: str, prompt: str, answer: str) -> float:
     """The score of one text by transformers alone."""
     tokenizer = AutoTokenizer.from_pretrained(path)
@@ -171,7 +174,7 @@ def test_a_score_is_one_in_training_in_serving_and_in_transformers(
     scores = prefix_scores(model, info, items, 0, texts=_read(base, out, model))
     batch_of = _in_training(model, _read(base, out, model), items)
     for item, row, trained in zip(items, scores, batch_of, strict=True):
-        assert row.std() > 0, "nothing to compare"
+        assert row.std() > 0.01, "nothing to compare"
         np.testing.assert_allclose(trained, row.numpy(), atol=1e-5)
         prompts = [Prompt(len(item.prompt))] * len(item.completion)
         prefixes = [np.array([*item.prompt, *item.completion[:t]]) for t in range(len(row))]
@@ -204,7 +207,7 @@ def _in_training(model: Any, texts: forms.Texts, items: list[Rollout]) -> list[l
 def test_the_future_leaves_the_score_alone(kind: str, place: Path, base: Any) -> None:
     config = load(None, _settings(place, kind, Path("out")), "bradley-terry")
     objective = OBJECTIVES["bradley-terry"]()
-    texts = reading(config, objective, base)
+    texts = texts_of(config, objective, base)
     assert texts is not None
     set_seed(0)
     model = initial.network(config, objective).eval()
@@ -219,8 +222,8 @@ def test_the_future_leaves_the_score_alone(kind: str, place: Path, base: Any) ->
     one, other = prefix_scores(
         model, info, [Rollout(prompt, s, 0.0) for s in sides], 0, texts=texts
     )
-    torch.testing.assert_close(one[:shared], other[:shared], atol=1e-6, rtol=1e-6)
-    assert (one[-1] - other[-1]).abs() > 1e-4
+    torch.testing.assert_close(one[:shared], other[:shared], atol=1e-5, rtol=1e-5)
+    assert (one[-1] - other[-1]).abs() > 1e-3
     if kind != "neox":  # the control: a whole answer in one forward tells a token what follows
         backbone = networks.split(model)[0]
         ids = [torch.tensor([texts.inputs(prompt, [s])[0]["input_ids"]]) for s in sides]
@@ -264,8 +267,9 @@ def test_what_was_interrupted_goes_on_to_the_same_bits(
     assert _train(objective, settings("cut")) == 0
     [weights] = (tmp_path / "whole").glob("*model.safetensors")
     assert weights.read_bytes() == (tmp_path / "cut" / weights.name).read_bytes()
-    losses = [json.loads(line) for line in (tmp_path / "cut.run/log.jsonl").open()]
-    assert len(losses) >= 4
+    logs = [(tmp_path / f"{name}.run/log.jsonl").read_text() for name in ("whole", "cut")]
+    assert logs[0] == logs[1]
+    assert logs[0].count('"loss"') == 4
     assert _train(objective, [*settings("cut"), "texts.rows=3"]) == 1
     assert "changed since: texts" in capsys.readouterr().err
     info = checkpoint.read_info(tmp_path / "whole")
@@ -286,7 +290,7 @@ def test_an_adapter_is_served_with_the_scores_of_the_merged_network(
     prefixes = [np.array(base("The room was").input_ids)]
     candidates = [np.arange(20, 40)]
     merged, adapted = (_served(base, out).score([0], prefixes, candidates, [1.0]) for out in outs)
-    assert merged.std() > 0
+    assert merged.std() > 0.01
     torch.testing.assert_close(merged, adapted, atol=1e-5, rtol=1e-5)
 
 

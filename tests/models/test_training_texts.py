@@ -15,7 +15,8 @@ from trimtab_models.objectives import OBJECTIVES
 from trimtab_models.objectives.returns import lambda_returns
 from trimtab_models.rows import Pair, Rollout, pad
 from trimtab_models.texts import Texts
-from trimtab_models.training.texts import draw, loop
+from trimtab_models.training.texts import loop
+from trimtab_models.training.texts import rows as draw
 
 FACES = "the room was lovely 😀 and the staff 中文 were kind é to us"
 

@@ -56,7 +56,7 @@ def run(config: TrainConfig) -> Path:
     )
     loss = None if config.objective == DPO else initial.objective(config)
     tokenizer = pretrained.tokenizer(initial.base_path(config))
-    read = texts.reading(config, loss, tokenizer)
+    read = texts.texts_of(config, loss, tokenizer)
     if read is None:
         initial.refuse_small(config, tokenizer)
     items, validation = _items(config, loss.data if loss else "pairs", tokenizer, read)

@@ -6,12 +6,12 @@ sees the prefix and nothing else. Lengths are in the base's tokens, so the prefi
 decoding.
 
 reading.py   how the initial network reads, and what cannot be trained so
-draw.py      the drawn prefixes of each answer or pair
+rows.py      the drawn prefixes of each answer or pair
 loop.py      batches of texts, the loss, and the description of the trained scorer
 """
 
-from trimtab_models.training.texts.draw import draw, some
 from trimtab_models.training.texts.loop import describe, info_of, train
-from trimtab_models.training.texts.reading import reading, rows_of
+from trimtab_models.training.texts.reading import rows_of, texts_of
+from trimtab_models.training.texts.rows import draw, some
 
-__all__ = ["describe", "draw", "info_of", "reading", "rows_of", "some", "train"]
+__all__ = ["describe", "draw", "info_of", "rows_of", "some", "texts_of", "train"]

@@ -15,7 +15,7 @@ from trimtab_models.objectives.base import completions
 from trimtab_models.rows import Pair, Rows, padded
 from trimtab_models.scoring import text_scores
 from trimtab_models.texts import Texts
-from trimtab_models.training.texts.draw import Row
+from trimtab_models.training.texts.rows import Row
 from trimtab_models.training.trainer import Batch, LossTrainer, fit, reader
 
 DESCRIBED = 2000
@@ -34,9 +34,9 @@ def train(
     """Train a network in place on rows of texts; resumes and raises as `trainer.fit`.
 
     Args:
-        objective: one that `draw.can_draw`.
+        objective: one that `rows.can_draw`.
         model: of `networks.classifier` if the texts are not causal, else of `networks.build`.
-        rows: from `draw.draw`.
+        rows: from `rows.draw`.
         work: the run directory.
         texts: how the network reads.
         options: of `trainer.fit`; `validation` are rows.

@@ -7,10 +7,10 @@ from trimtab_models.checkpoint import read_info
 from trimtab_models.objectives import OBJECTIVES, Objective
 from trimtab_models.texts import Texts
 from trimtab_models.training.config import TextRows, TrainConfig
-from trimtab_models.training.texts.draw import can_draw, reads_whole
+from trimtab_models.training.texts.rows import can_draw, reads_whole
 
 
-def reading(config: TrainConfig, objective: Objective | None, decoder: Any) -> Texts | None:
+def texts_of(config: TrainConfig, objective: Objective | None, decoder: Any) -> Texts | None:
     """How the initial network reads texts; None if it reads the base's tokens from left to right.
 
     Args:
