@@ -345,8 +345,8 @@ def table(all_results: dict[str, dict[str, Any]], seeds: Sequence[int], seconds:
     lines += [
         f"Every token of a few pairs measured, {DENSE} completions each, and the scorers on the "
         "same answers (mean over seeds ± s.e.). *Top tenth*: share of the absolute change of the "
-        "value in the tenth of the tokens that move it most, at least one; *replicated*: named by half of the "
-        "completions, measured by the other half.",
+        "value in the tenth of the tokens, at least one, that move it most; *replicated*: named by "
+        "half of the completions, measured by the other half.",
         "",
         "| world | of | top tenth | replicated | if even | Gini | answers | tokens |",
         "|---|---|---|---|---|---|---|---|",
