@@ -45,18 +45,18 @@ from trimtab_models.validation import credit
 
 RESULTS = Path(__file__).parent / "results"
 WORK = Path(__file__).parents[1] / ".work" / "prefix-labels"
-SIZES = {"reviews": (200, 8), "digest": (400, 60), "sums": (320, 6)}
+SIZES = {"reviews": (100, 4), "digest": (250, 30), "sums": (200, 3)}
 """World → prompts of the measured arm, with four answers each; pairs measured at every token."""
 ANSWERS, LENGTHS, TIMES, DENSE = 4, 2, 4, 8
 MOST = 4000
 """Prompts to draw answers to, at most."""
-PROMPTS, KL = 160, 1.0
+PROMPTS, KL = 128, 1.0
 ARMS = {
     "measured": "measured odds",
     "inherited": "inherited labels, as many tokens",
     "few": "inherited labels, the same pairs",
 }
-STEPS, BATCH, EVERY = 240, 16, 20
+STEPS, BATCH, EVERY = 160, 16, 20
 SCALED_BETAS = (1.0, 2.0, 4.0, 8.0, 16.0)
 CANDIDATES: dict[str, Any] = {"k": 32, "mass": 0.99, "tail": "mean"}
 ENGINE = {"dtype": "float32", "enforce_eager": True, "max_num_seqs": 128, "use_tqdm_on_load": False}
