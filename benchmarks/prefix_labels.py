@@ -311,7 +311,7 @@ def table(all_results: dict[str, dict[str, Any]], seeds: Sequence[int], seconds:
                 result["judged"][f"{arm}-{s}"]["rank correlation with measured odds"] for s in seeds
             ]
             lines.append(
-                f"| {world} | {name} | {np.mean(result['tokens'][arm]):,.0f} | "
+                f"| {world} | *{arm}*: {name} | {np.mean(result['tokens'][arm]):,.0f} | "
                 f"{np.mean(result['pairs'][arm]):,.0f} | {show(ends[arm])} | "
                 f"{', '.join('–' if e is None else f'{e.mean():.3f}' for e in each)} | "
                 f"{np.mean(known):.3f} ± {stats.sem(known):.3f} |"
@@ -386,22 +386,20 @@ def draw(all_results: dict[str, dict[str, Any]], seeds: Sequence[int]) -> None:
     """Reward over KL of each arm, and how often the winner's prefix wins."""
     chart = Chart(len(all_results), height=3.6, width=9.6)
     for panel, (world, result) in zip(chart.panels, all_results.items(), strict=True):
-        for (arm, name), shade in zip(ARMS.items(), SHADES, strict=False):
+        for arm, shade in zip(ARMS, SHADES, strict=False):
             runs = [points(result, arm, seed) for seed in seeds]
             count = min(map(len, runs))
             kl = [np.mean([run[i][1].mean() for run in runs]) for i in range(count)]
             rewards = [np.mean([run[i][0] for run in runs], 0) for i in range(count)]
             errors = [stats.sem(one) for one in rewards]
-            panel.line(
-                name.split(",")[-1].strip(), kl, [r.mean() for r in rewards], errors, shade=shade
-            )
+            panel.line(arm, kl, [r.mean() for r in rewards], errors, shade=shade)
         panel.title(world)
         panel.axes.set(xlabel="KL, nats per answer", ylabel="mean reward ± s.e.")
     chart.save(RESULTS / "prefix_labels.png")
     chart = Chart(2, height=3.6, width=9.6)
     left, right = chart.panels
     left.level("says nothing", 0.5)
-    right.line("all alike", [0, 100], [0, 1], shade=SHADES[3], marker="", linestyle=":")
+    right.line("all alike", [0, 90], [0, 0.9], shade=SHADES[3], marker="", linestyle=":")
     for (world, result), shade in zip(all_results.items(), SHADES, strict=False):
         parts = result["odds"]["wins"]
         middles = [50 * (part["above"] + part["to"]) for part in parts]
@@ -410,7 +408,7 @@ def draw(all_results: dict[str, dict[str, Any]], seeds: Sequence[int]) -> None:
         left.axes.fill_between(middles, low, high, color=shade, alpha=0.13, linewidth=0)
         if result["dense"]["credit"]:
             curve = [0.0, *result["dense"]["credit"]["curve"]]
-            right.line(world, range(0, 101, 10), curve, shade=shade)
+            right.line(world, range(0, 91, 10), curve[:-1], shade=shade)
     left.axes.set(
         xlabel="% of the longer answer", ylabel="the winner's prefix wins", ylim=(0.4, 1.02)
     )
