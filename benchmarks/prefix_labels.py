@@ -45,7 +45,7 @@ from trimtab_models.validation import credit
 
 RESULTS = Path(__file__).parent / "results"
 WORK = Path(__file__).parents[1] / ".work" / "prefix-labels"
-SIZES = {"reviews": (100, 4), "digest": (250, 30), "sums": (200, 3)}
+SIZES = {"reviews": (70, 3), "digest": (200, 20), "sums": (150, 3)}
 """World → prompts of the measured arm, with four answers each; pairs measured at every token."""
 ANSWERS, LENGTHS, TIMES, DENSE = 4, 2, 4, 8
 MOST = 4000
@@ -56,7 +56,7 @@ ARMS = {
     "inherited": "inherited labels, as many tokens",
     "few": "inherited labels, the same pairs",
 }
-STEPS, BATCH, EVERY = 160, 16, 20
+STEPS, BATCH, EVERY = 120, 16, 20
 SCALED_BETAS = (1.0, 2.0, 4.0, 8.0, 16.0)
 CANDIDATES: dict[str, Any] = {"k": 32, "mass": 0.99, "tail": "mean"}
 ENGINE = {"dtype": "float32", "enforce_eager": True, "max_num_seqs": 128, "use_tqdm_on_load": False}
@@ -280,6 +280,7 @@ def at_the_kl(result: dict[str, Any], arm: str, seeds: Sequence[int]) -> np.ndar
 
 def table(all_results: dict[str, dict[str, Any]], seeds: Sequence[int], seconds: dict) -> str:
     """The results as Markdown."""
+    clocks = ", ".join(f"{world} {one:.0f}" for world, one in seconds.items())
     lines = [
         "# Measured prefix labels",
         "",
@@ -288,7 +289,7 @@ def table(all_results: dict[str, dict[str, Any]], seeds: Sequence[int], seconds:
         f"{KL:g} nat, interpolated in √KL; mean over seeds {', '.join(map(str, seeds))} (of "
         "answers, training and steering) ± s.e. over prompts of their means over seeds. k 32, mass "
         f"0.99, tail mean. Measured pairs have {LENGTHS} drawn lengths, {TIMES} completions a "
-        f"side. Seconds of one core: {', '.join(f'{w} {s:.0f}' for w, s in seconds.items())}.",
+        f"side. Seconds, on a core that others used too: {clocks}.",
         "",
         "| world | labels | generated tokens | pairs | reward at 1 nat | each seed | "
         "rank correlation with measured odds of other pairs |",
