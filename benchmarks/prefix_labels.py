@@ -45,18 +45,18 @@ from trimtab_models.validation import credit
 
 RESULTS = Path(__file__).parent / "results"
 WORK = Path(__file__).parents[1] / ".work" / "prefix-labels"
-SIZES = {"reviews": (200, 8), "digest": (400, 60), "sums": (320, 6)}
+SIZES = {"reviews": (70, 3), "digest": (200, 20), "sums": (150, 3)}
 """World → prompts of the measured arm, with four answers each; pairs measured at every token."""
 ANSWERS, LENGTHS, TIMES, DENSE = 4, 2, 4, 8
 MOST = 4000
 """Prompts to draw answers to, at most."""
-PROMPTS, KL = 160, 1.0
+PROMPTS, KL = 128, 1.0
 ARMS = {
     "measured": "measured odds",
     "inherited": "inherited labels, as many tokens",
     "few": "inherited labels, the same pairs",
 }
-STEPS, BATCH, EVERY = 240, 16, 20
+STEPS, BATCH, EVERY = 120, 16, 20
 SCALED_BETAS = (1.0, 2.0, 4.0, 8.0, 16.0)
 CANDIDATES: dict[str, Any] = {"k": 32, "mass": 0.99, "tail": "mean"}
 ENGINE = {"dtype": "float32", "enforce_eager": True, "max_num_seqs": 128, "use_tqdm_on_load": False}
@@ -280,6 +280,7 @@ def at_the_kl(result: dict[str, Any], arm: str, seeds: Sequence[int]) -> np.ndar
 
 def table(all_results: dict[str, dict[str, Any]], seeds: Sequence[int], seconds: dict) -> str:
     """The results as Markdown."""
+    clocks = ", ".join(f"{world} {one:.0f}" for world, one in seconds.items())
     lines = [
         "# Measured prefix labels",
         "",
@@ -288,7 +289,7 @@ def table(all_results: dict[str, dict[str, Any]], seeds: Sequence[int], seconds:
         f"{KL:g} nat, interpolated in √KL; mean over seeds {', '.join(map(str, seeds))} (of "
         "answers, training and steering) ± s.e. over prompts of their means over seeds. k 32, mass "
         f"0.99, tail mean. Measured pairs have {LENGTHS} drawn lengths, {TIMES} completions a "
-        f"side. Seconds of one core: {', '.join(f'{w} {s:.0f}' for w, s in seconds.items())}.",
+        f"side. Seconds, on a core that others used too: {clocks}.",
         "",
         "| world | labels | generated tokens | pairs | reward at 1 nat | each seed | "
         "rank correlation with measured odds of other pairs |",
@@ -311,7 +312,7 @@ def table(all_results: dict[str, dict[str, Any]], seeds: Sequence[int], seconds:
                 result["judged"][f"{arm}-{s}"]["rank correlation with measured odds"] for s in seeds
             ]
             lines.append(
-                f"| {world} | {name} | {np.mean(result['tokens'][arm]):,.0f} | "
+                f"| {world} | *{arm}*: {name} | {np.mean(result['tokens'][arm]):,.0f} | "
                 f"{np.mean(result['pairs'][arm]):,.0f} | {show(ends[arm])} | "
                 f"{', '.join('–' if e is None else f'{e.mean():.3f}' for e in each)} | "
                 f"{np.mean(known):.3f} ± {stats.sem(known):.3f} |"
@@ -345,8 +346,8 @@ def table(all_results: dict[str, dict[str, Any]], seeds: Sequence[int], seconds:
     lines += [
         f"Every token of a few pairs measured, {DENSE} completions each, and the scorers on the "
         "same answers (mean over seeds ± s.e.). *Top tenth*: share of the absolute change of the "
-        "value in the tenth of the tokens that move it most, at least one; *replicated*: named by half of the "
-        "completions, measured by the other half.",
+        "value in the tenth of the tokens, at least one, that move it most; *replicated*: named by "
+        "half of the completions, measured by the other half.",
         "",
         "| world | of | top tenth | replicated | if even | Gini | answers | tokens |",
         "|---|---|---|---|---|---|---|---|",
@@ -386,22 +387,20 @@ def draw(all_results: dict[str, dict[str, Any]], seeds: Sequence[int]) -> None:
     """Reward over KL of each arm, and how often the winner's prefix wins."""
     chart = Chart(len(all_results), height=3.6, width=9.6)
     for panel, (world, result) in zip(chart.panels, all_results.items(), strict=True):
-        for (arm, name), shade in zip(ARMS.items(), SHADES, strict=False):
+        for arm, shade in zip(ARMS, SHADES, strict=False):
             runs = [points(result, arm, seed) for seed in seeds]
             count = min(map(len, runs))
             kl = [np.mean([run[i][1].mean() for run in runs]) for i in range(count)]
             rewards = [np.mean([run[i][0] for run in runs], 0) for i in range(count)]
             errors = [stats.sem(one) for one in rewards]
-            panel.line(
-                name.split(",")[-1].strip(), kl, [r.mean() for r in rewards], errors, shade=shade
-            )
+            panel.line(arm, kl, [r.mean() for r in rewards], errors, shade=shade)
         panel.title(world)
         panel.axes.set(xlabel="KL, nats per answer", ylabel="mean reward ± s.e.")
     chart.save(RESULTS / "prefix_labels.png")
     chart = Chart(2, height=3.6, width=9.6)
     left, right = chart.panels
     left.level("says nothing", 0.5)
-    right.line("all alike", [0, 100], [0, 1], shade=SHADES[3], marker="", linestyle=":")
+    right.line("all alike", [0, 90], [0, 0.9], shade=SHADES[3], marker="", linestyle=":")
     for (world, result), shade in zip(all_results.items(), SHADES, strict=False):
         parts = result["odds"]["wins"]
         middles = [50 * (part["above"] + part["to"]) for part in parts]
@@ -410,7 +409,7 @@ def draw(all_results: dict[str, dict[str, Any]], seeds: Sequence[int]) -> None:
         left.axes.fill_between(middles, low, high, color=shade, alpha=0.13, linewidth=0)
         if result["dense"]["credit"]:
             curve = [0.0, *result["dense"]["credit"]["curve"]]
-            right.line(world, range(0, 101, 10), curve, shade=shade)
+            right.line(world, range(0, 91, 10), curve[:-1], shade=shade)
     left.axes.set(
         xlabel="% of the longer answer", ylabel="the winner's prefix wins", ylim=(0.4, 1.02)
     )

@@ -68,7 +68,7 @@ def test_the_minimum_is_the_measured_probability(smoothing: float) -> None:
     optimiser.step(closure)  # type: ignore[arg-type]
     for i, j, p in odds:
         won = torch.sigmoid(scores[0, 1 + i, 0] - scores[1, 1 + j, 0]).item()
-        assert won == pytest.approx(p * (1 - smoothing) + (1 - p) * smoothing, abs=1e-5)
+        assert won == pytest.approx(p * (1 - smoothing) + (1 - p) * smoothing, abs=1e-4)
 
 
 def test_label_smoothing_by_hand() -> None:
@@ -80,7 +80,7 @@ def test_label_smoothing_by_hand() -> None:
 
 
 def test_the_margin_by_hand() -> None:
-    """m·(R_w − R_l) = 4·0.5 at P = 1, nothing at a tie, the other side's at P = 0."""
+    """m·|R_w − R_l| = 4·0.5 at P = 1, nothing at a tie, the other side's at P = 0."""
     inherited = sum(_nats(one - 2) for one in (0.5, 1.0, 3.0)) / 3
     assert _loss(BradleyTerry(margin=4), PAIR) == pytest.approx(inherited, rel=1e-6)
     assert _loss(FullBradleyTerry(margin=4), PAIR) == pytest.approx(_nats(3 - 2), rel=1e-6)
@@ -124,7 +124,7 @@ def test_measured_and_inherited_pairs_in_one_batch_against_loops(seed: int) -> N
         every = [(min(t, ends[0]), min(t, ends[1]), 1.0) for t in range(1, max(ends) + 1)]
         for a, b, p in pair.odds or every:
             ahead = float(sides[0][a] - sides[1][b])
-            ahead -= 0.5 * (pair.rewards[0] - pair.rewards[1]) * (2 * p - 1)
+            ahead -= 0.5 * abs(pair.rewards[0] - pair.rewards[1]) * (2 * p - 1)
             terms.append(_soft(0.8 * p + 0.2 * (1 - p), ahead))
     loss = objective.loss(scores, rows).item()
     assert loss == pytest.approx(sum(terms) / len(terms), rel=1e-5)

@@ -53,7 +53,8 @@ class Objective(ABC):
         Raises:
             ValueError: this objective cannot use an item.
         """
-        flat, groups, odds = [], [], []
+        flat, groups = [], []
+        odds: list[Sequence[tuple[int, float]]] = []
         for group, item in enumerate(items):
             sides = completions(item)
             flat += sides

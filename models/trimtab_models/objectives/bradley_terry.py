@@ -70,7 +70,7 @@ class FullBradleyTerry(Objective):
         """−P'·log σ(Δ') − (1 − P')·log σ(−Δ') of each comparison, in nats.
 
             P' = (1 − ε)·P + ε·(1 − P)              ε = label_smoothing: the share of wrong labels
-            Δ' = Δ − m·(R_w − R_l)·(2·P − 1)        m = margin
+            Δ' = Δ − m·|R_w − R_l|·(2·P − 1)        m = margin
 
         The margin is that of Llama 2's reward models (Touvron et al. 2023, eq. 2) where P = 1, with
         the difference of the whole answers' rewards in place of a rating; at P = 0.5 there is none,
@@ -82,7 +82,7 @@ class FullBradleyTerry(Objective):
             rewards: [2 · pairs] rewards of the whole answers; read only with a margin.
         """
         if self.margin:
-            lead = self.margin * (rewards[0::2] - rewards[1::2])
+            lead = self.margin * (rewards[0::2] - rewards[1::2]).abs()
             ahead = ahead - lead.view(-1, *[1] * (ahead.dim() - 1)) * (2 * wins - 1)
         target = wins + self.label_smoothing * (1 - 2 * wins)
         return -target * logsigmoid(ahead) - (1 - target) * logsigmoid(-ahead)

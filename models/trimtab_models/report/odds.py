@@ -192,7 +192,7 @@ def _credit(one: OddsReport) -> str:
         )
     known = one.credit
     rows = [
-        f"| the tenth of the steps that move most (at least one) has, of the change | {known.top} |",
+        f"| share of the change in the tenth of the steps that move most | {known.top} |",
         f"| the same, if all steps moved alike | {known.even:.3f} |",
         f"| Gini's coefficient | {known.gini} |",
     ]
@@ -202,9 +202,10 @@ def _credit(one: OddsReport) -> str:
     text = (
         f"{title}How much the value of a prefix changes from one measured length to the next (on "
         f"average {one.step:.1f} tokens), over {known.answers} answers with {known.steps} steps; "
-        f"{known.still} answers whose value never moves are left out. The noise of few completions "
-        "moves every step a little, so the first figure is too even; in the second, small moves "
-        "cancel, so it is too sparse.\n\n![where credit sits](report-credit.png)\n\n"
+        f"{known.still} answers whose value never moves are left out. A tenth is at least one "
+        "step. The noise of few completions moves every step a little, so the first figure is too "
+        "even; in the second, small moves cancel, so it is too sparse.\n\n"
+        "![where credit sits](report-credit.png)\n\n"
         "| | |\n|---|---|\n" + "\n".join(rows) + "\n"
     )
     if one.movers:

@@ -184,7 +184,7 @@ def _credit(credit: Credit) -> str:
         "often turn on a few tokens; a scorer that spreads its score evenly does not know them. "
         "Compare with the measured credit of the base's answers (`trimtab rollout --odds`).\n\n"
         "| | |\n|---|---|\n"
-        f"| the tenth of the tokens that move it most (at least one) has, of the change | {credit.top} |\n"
+        f"| share of the change in the tenth of the tokens that move it most | {credit.top} |\n"
         f"| the same, if all moved it alike | {credit.even:.3f} |\n"
         f"| Gini's coefficient | {credit.gini} |\n\n"
         f"n = {credit.answers} answers, {credit.steps} tokens."

@@ -74,7 +74,8 @@ def credit(
     if halves is not None:
         parts = np.array([_replicated(halves[0][i], halves[1][i]) for i in used])  # [answers, 2]
         if parts[:, 1].sum() > 0:
-            replicated = over_prompts(*parts.T, prompts, len(used), seed=seed)
+            top, total = parts.T
+            replicated = over_prompts(top, total, prompts, len(used), seed=seed)
     return Credit(
         top=mean([_top_share(one, TOP) for one in sizes]),
         replicated=replicated,
