@@ -89,7 +89,7 @@ def test_an_aspect_is_the_only_reward() -> None:
     record |= {"reward": 9.0, "rewards": [[1, 5.0]]}
     one = _one(record, "staff")
     assert (one.label, sum(one.step_rewards)) == (-2.0, -2.0)
-    assert _one(record).label == 14.0 - 2.0 + 1.0
+    assert _one(record).label == 9.0 + 5.0 + 1.0 - 2.0 + 1.0
 
 
 WRONG: dict[str, tuple[dict[str, Any], str]] = {
