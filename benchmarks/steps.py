@@ -125,8 +125,11 @@ def steer(seeds: list[int]) -> None:
             "tokens": [len(one.token_ids) for one in drawn],
         }
 
+    base: dict[int, dict[str, Any]] = {}  # by seed; β = 0 is the base, whatever the scorer
     for name, seed in tqdm(missing.items(), unit="scorer"):
-        points = [measured(name, seed, 0.0)]
+        if seed not in base:
+            base[seed] = measured(name, seed, 0.0)
+        points = [base[seed]]
         for beta in BETAS:
             points.append(measured(name, seed, beta))
             if np.mean(points[-1]["kl"]) > KL:

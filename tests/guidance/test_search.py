@@ -122,7 +122,7 @@ def test_beams_are_the_definition(engine, params, width, expand):
 def test_a_block_ends_with_the_token_that_completes_the_text(engine):
     """Each block that is kept has the text at its end only, or the most tokens, or ends."""
     block, blocks = TextBlock(until="2", tokens=3), []
-    for seed in range(10):
+    for seed in range(40):
         search = start(Blockwise(n=2, block=block), engine.problem(BASE, seed=seed))
         before, answers = 0, None
         while True:

@@ -43,15 +43,11 @@ def models(base, tmp_path_factory):
         root / "sequence"
     )
     base.save_pretrained(root / "sequence")
-    for tokenizer_dir in root.iterdir():  # no templates: the prompt is the text that it is
-        own = AutoTokenizer.from_pretrained(tokenizer_dir)
-        own.chat_template = None
-        own.save_pretrained(tokenizer_dir)
     return root
 
 
 def load(base, path, **fields):
-    spec = {"path": str(path), "family": "text", **fields}
+    spec = {"path": str(path), "family": "text", "reads": "text", **fields}
     config = GuidanceConfig.parse({"trimtab": {"scorers": {"s": spec}}})
     return load_scorers(config, max_length=512, vocab_size=len(base), tokenizer=base)["s"]
 

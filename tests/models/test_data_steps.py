@@ -84,12 +84,21 @@ def test_spans_of_a_message_and_of_sampled_tokens() -> None:
     )
 
 
+def test_an_answer_may_end_inside_a_character() -> None:
+    first, *_ = TOKENIZER("é", add_special_tokens=False).input_ids
+    ids = [*TOKENIZER(TEXT, add_special_tokens=False).input_ids, first]
+    text = TOKENIZER.decode(ids)
+    assert text.endswith("\ufffd")
+    one = _one({**IDS, "completion": text, "completion_token_ids": ids, "spans": ASPECTS})
+    assert one.step_rewards[-4:].count(-2.0) == 1
+
+
 def test_an_aspect_is_the_only_reward() -> None:
     record = {"prompt": "x", "completion": TEXT, "spans": [*ASPECTS, SPAN]}
     record |= {"reward": 9.0, "rewards": [[1, 5.0]]}
     one = _one(record, "staff")
     assert (one.label, sum(one.step_rewards)) == (-2.0, -2.0)
-    assert _one(record).label == 14.0 - 2.0 + 1.0
+    assert _one(record).label == 9.0 + 5.0 + 1.0 - 2.0 + 1.0
 
 
 WRONG: dict[str, tuple[dict[str, Any], str]] = {

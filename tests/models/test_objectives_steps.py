@@ -90,8 +90,8 @@ def test_targets_are_the_exact_return_to_go_on_average(world: Tiny, decay: float
 def test_by_hand() -> None:
     one = Rollout([7, 7], [1, 2, 3], 2.0, step_rewards=(0.5, 0.25, 0.0))
     outputs = torch.tensor([[90.0, 90.0, 1.0, 2.0, 3.0]])[..., None]
-    # G_3 = 2 − 0.75; G_2 = 0.25 + ½·3 + ½·G_3; G_1 = 0.5 + ½·2 + ½·G_2.
-    targets = (2.6875, 2.375, 1.25)
+    # G_3 = 2 − 0.75, and no value of the ended answer; G_2 = 0.25 + G_3; G_1 = 0.5 + ½·2 + ½·G_2.
+    targets = (2.25, 1.5, 1.25)
     expected = sum((v - g) ** 2 for v, g in zip((1, 2, 3), targets, strict=True)) / 3
     objective = TdLambda(0.5)
     assert objective.loss(outputs, objective.collate([one], 0)).item() == pytest.approx(expected)
@@ -112,7 +112,9 @@ def test_against_loops(decay: float) -> None:
             known = one.label - sum(one.step_rewards[:last])
             for t in range(last, -1, -1):
                 if t < last:
-                    later = (1 - decay) * float(values[row, t + 1]) + decay * known
+                    ends = t + 1 == last and not before
+                    value = known if ends else float(values[row, t + 1])
+                    later = (1 - decay) * value + decay * known
                     known = one.step_rewards[t] + later
                 assert float(targets[row, t]) == pytest.approx(known, abs=1e-5)
 

@@ -149,7 +149,7 @@ class _Places:
     def __init__(self, text: str, completion: Sequence[int], tokenizer: Any) -> None:
         self.completion, self.tokenizer = completion, tokenizer
         # A template, or a tokenizer as it decodes, may drop the spaces at an answer's ends.
-        bare = text.strip()
+        bare = text.strip().rstrip(UNFINISHED)
         at = self._decode(len(completion)).find(bare)
         if at < 0:
             raise Fault(

@@ -11,7 +11,7 @@ have the reward so far in common, so it cannot steer, and a network that had to 
 err in it; a candidate's own reward differs between candidates and must be in its score. The last
 token brings what the rewards of steps leave of R. For values after each token, v_t = v(x, y^{1:t}),
 
-    G_t = r_t + (1 − λ) · v_{t+1} + λ · G_{t+1},   G_T = R − Σ_{i<T} r_i
+    G_t = r_t + (1 − λ) · v_{t+1} + λ · G_{t+1},   v_T = G_T = R − Σ_{i<T} r_i
 
 The network's own value of the ended answer is never used. An answer ends with the last token of the
 completion, be it EOS or the length limit. Source: Sutton and Barto, "Reinforcement Learning", 2nd
