@@ -44,7 +44,7 @@ TEXTS = {"warm": WARM, "short": SHORT, "not rude": RUDE}
 REWARD = {"warm": "kindness", "short": "brevity", "not rude": "kindness"}
 BETAS = (0.5, 1.0, 2.0, 3.0)
 FUNCTION = {"path": "trimtab_models.smollm2.rewards:brevity", "family": "function", "reads": "pair"}
-ROWS, TOKENS, REPEATS = (1, 8), 24, 7
+ROWS, TOKENS, REPEATS = (1, 8), 24, 5
 
 
 def guidance(label: str, beta: float) -> GuidanceParams:

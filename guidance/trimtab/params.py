@@ -240,7 +240,7 @@ class GuidanceParams(BaseModel):
         floors = dict.fromkeys(self.floors or {}, 1.0)
         chosen = self.scorers
         if chosen is None:
-            alone = bool(floors or self.said)
+            alone = bool(floors or self.principles or self.negative_prompt)
             chosen = {} if alone else dict(default) if default else dict.fromkeys(names, 1.0)
         chosen = {**chosen, **floors}
         if not set(chosen) <= set(names):

@@ -53,7 +53,7 @@ def test_a_stream_has_no_seam(server, whole):
     fields = {"messages": CHAT, "temperature": 0, "max_tokens": 24, **TWO, "stream": True}
     with server.http.stream("POST", "/generate", json=fields) as answer:
         data = [line.removeprefix("data: ") for line in answer.iter_lines() if line]
-    events = [json.loads(line)["choices"][0] for line in data[:-1]]
+    events = [choice for line in data[:-1] for choice in json.loads(line)["choices"]]
     tokens = [token for event in events for token in event["token_ids"]]
     assert tokens == whole["choices"][0]["token_ids"]
     assert "".join(event["text"] for event in events) == whole["choices"][0]["text"]
