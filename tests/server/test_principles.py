@@ -6,8 +6,11 @@ import openai
 import pytest
 from conftest import KEY
 
+from trimtab_models import demo
+
 PROMPT = "The room was"
-CHAT = [{"role": "user", "content": "Write a review of a hotel."}]
+REQUEST = "Write a review of a hotel."
+CHAT = [{"role": "user", "content": REQUEST}]
 KIND, SHORT = "Write a kind review of a hotel.", "Write a short review of a cable."
 TWO = {"principles": [{"text": KIND, "weight": 1.0}, {"text": SHORT, "weight": -0.5}], "beta": 1.5}
 PARTS = {"principle 1", "principle 2"}
@@ -70,6 +73,8 @@ def test_every_route_agrees(server, whole):
         "/invocations": chat,
         "/v1/messages": chat,
         "/v1/responses": {**fields, "input": CHAT, "max_output_tokens": 24},
+        # The text of the chat, rendered: its principle is a system turn on this route too.
+        "/v1/completions": {**fields, "prompt": demo.chat(REQUEST), "max_tokens": 24},
     }
     for path, body in bodies.items():
         answer = server.http.post(path, json=body)
@@ -83,6 +88,12 @@ def test_every_route_agrees(server, whole):
     del body["guidance"]
     answer = server.http.post("/v1/chat/completions", json=body).json()
     assert answer["choices"][0]["message"]["content"] == text
+    sent = server.http.post("/tokenize", json={"prompt": demo.chat(REQUEST)}).json()["tokens"]
+    sampling = {"temperature": 0, "max_tokens": 24, "extra_args": flat}
+    body = {"token_ids": sent, "sampling_params": sampling}
+    answer = server.http.post("/inference/v1/generate", json=body).json()
+    assert answer["choices"][0]["token_ids"] == whole["choices"][0]["token_ids"]
+    check(answer["choices"][0]["guidance"])
 
 
 def test_scorers_a_budget_and_several_choices_in_a_stream(server):
