@@ -44,6 +44,8 @@ def test_defaults_are_the_design():
         "beta": 1.0,
         "kl_budget": None,
         "floors": None,
+        "principles": None,
+        "negative_prompt": None,
         "paper": None,
         "k": 16,
         "mass": 0.98,
