@@ -89,13 +89,6 @@ def test_every_route_agrees(server, whole):
     del body["guidance"]
     answer = server.http.post("/v1/chat/completions", json=body).json()
     assert answer["choices"][0]["message"]["content"] == text
-    sent = server.http.post("/tokenize", json={"prompt": demo.chat(REQUEST)}).json()["tokens"]
-    sampling = {"temperature": 0, "max_tokens": 24, "extra_args": flat}
-    body = {"token_ids": sent, "sampling_params": sampling}
-    answer = server.http.post("/inference/v1/generate", json=body)
-    assert answer.status_code == 200, answer.text
-    assert answer.json()["choices"][0]["token_ids"] == whole["choices"][0]["token_ids"]
-    check(answer.json()["choices"][0]["guidance"])
 
 
 def test_scorers_a_budget_and_several_choices_in_a_stream(server):
