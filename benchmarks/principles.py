@@ -42,7 +42,7 @@ SHORT = "You answer with one short sentence."
 RUDE = "You are gloomy and rude. You complain about everything."
 TEXTS = {"warm": WARM, "short": SHORT, "not rude": RUDE}
 REWARD = {"warm": "kindness", "short": "brevity", "not rude": "kindness"}
-BETAS = (0.5, 1.0, 2.0, 3.0)
+BETAS = (1.0, 2.0, 3.0)
 FUNCTION = {"path": "trimtab_models.smollm2.rewards:brevity", "family": "function", "reads": "pair"}
 ROWS, TOKENS, REPEATS = (1, 8), 24, 5
 
