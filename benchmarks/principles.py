@@ -2,7 +2,7 @@
 
     python benchmarks/principles.py [BASE]
 
-SmolLM2-135M-Instruct answers 48 everyday prompts twice at temperature 1, steered by a principle
+SmolLM2-135M-Instruct answers 32 everyday prompts twice at temperature 1, steered by a principle
 that asks for warmth, by one that asks for a short answer, or by a negative prompt, at several β.
 Each is compared with the unguided base, and with the same text as an ordinary system message,
 prompt by prompt. Rewards are VADER's compound sentiment and brevity, both from −1 to 1. The price
@@ -36,15 +36,15 @@ from trimtab_models.drawing import SHADES, Chart
 from trimtab_models.smollm2 import rewards
 
 RESULTS = Path(__file__).parent / "results"
-PROMPTS, ANSWERS, SEED = 48, 2, 0
+PROMPTS, ANSWERS, SEED = 32, 2, 0
 WARM = "You are warm and cheerful. You answer with joy and praise."
 SHORT = "You answer with one short sentence."
 RUDE = "You are gloomy and rude. You complain about everything."
 TEXTS = {"warm": WARM, "short": SHORT, "not rude": RUDE}
 REWARD = {"warm": "kindness", "short": "brevity", "not rude": "kindness"}
-BETAS = (0.5, 1.0, 2.0, 3.0)
+BETAS = (1.0, 2.0, 3.0)
 FUNCTION = {"path": "trimtab_models.smollm2.rewards:brevity", "family": "function", "reads": "pair"}
-ROWS, TOKENS, REPEATS = (1, 8), 24, 7
+ROWS, TOKENS, REPEATS = (1, 8), 16, 5
 
 
 def guidance(label: str, beta: float) -> GuidanceParams:

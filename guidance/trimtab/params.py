@@ -312,7 +312,8 @@ class GuidanceParams(BaseModel):
         """
         names = list(available)
         chosen = self.scorers
-        if chosen is None and not (self.bounded or self.said):
+        alone = bool(self.bounded or self.principles or self.negative_prompt)
+        if chosen is None and not alone:
             chosen = dict(default) if default else dict.fromkeys(names, 1.0)
         chosen = {**dict.fromkeys(self.ceilings or {}, 0.0), **(chosen or {})}
         chosen |= dict.fromkeys(self.floors or {}, 1.0)

@@ -57,6 +57,8 @@ def test_defaults_are_the_design():
         "ceilings": None,
         "utility": None,
         "caution": None,
+        "principles": None,
+        "negative_prompt": None,
         "paper": None,
         "k": 16,
         "mass": 0.98,

@@ -67,15 +67,15 @@ class World:
         self.flying, self.count, self.tokens = [], 0, {}
         self.shadows = self.steps = self.waits = 0
 
-    def add(self, principles):
+    def add(self, principles, most=40):
         extra = {}
         if principles:
-            sizes = [self.random.randrange(1, 20) for _ in range(principles)]
+            sizes = [self.random.randrange(1, most // 2) for _ in range(principles)]
             extra = {BESIDE_KEY: json.dumps([[0, [9] * size] for size in sizes])}
         params = SamplingParams(
             max_tokens=self.random.randrange(1, 40), stop_token_ids=[STOP], extra_args=extra
         )
-        prompt = [self.random.randrange(4, 50) for _ in range(self.random.randrange(2, 40))]
+        prompt = [self.random.randrange(4, 50) for _ in range(self.random.randrange(2, most))]
         name = f"r{self.count}"
         self.count += 1
         self.tokens[name] = []
@@ -165,7 +165,7 @@ def test_a_group_that_can_never_run_has_no_rows():
     world.add(SEQUENCES)  # one row more than the batch has
     assert not made.groups
     assert len(made.requests) == 1
-    world.add(SEQUENCES - 1)
+    world.add(SEQUENCES - 1, most=10)
     assert len(made.groups) == 1
     most = (BLOCKS - 1) // SEQUENCES * BLOCK
     for request in made.groups["r1"].members:

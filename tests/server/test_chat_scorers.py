@@ -236,6 +236,11 @@ def test_token_ids_are_guided(ours):
     [bare] = post(ours, path, **body)["choices"]
     assert "guidance" not in bare
     assert bare["token_ids"] != choice["token_ids"]
+    principles = {"principles": [{"text": "Write a kind review.", "weight": 1}], "beta": 2}
+    [in_words] = post(ours, path, **body, guidance=principles)["choices"]
+    [same] = post(ours, "/generate", prompt_token_ids=ids, **sampling, **principles)["choices"]
+    assert in_words["token_ids"] == same["token_ids"] != bare["token_ids"]
+    assert set(in_words["guidance"]["kl_parts"]) == {"principle 1"}
     several = {"temperature": 1, "seed": 1, "max_tokens": 8, "n": 3}
     body = {"token_ids": ids, "sampling_params": several, "guidance": SENTIMENT}
     for choice in post(ours, path, **body)["choices"]:

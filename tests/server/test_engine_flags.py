@@ -139,6 +139,7 @@ def test_yaml_reaches_vllm_as_its_own_does(tmp_path):
         "config",
         "logits_processors",
         "worker_extension_cls",
+        "scheduler_cls",
         "additional_config",
         "max_logprobs",
         "enable_request_id_headers",

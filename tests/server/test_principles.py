@@ -6,8 +6,11 @@ import openai
 import pytest
 from conftest import KEY
 
+from trimtab_models import demo
+
 PROMPT = "The room was"
-CHAT = [{"role": "user", "content": "Write a review of a hotel."}]
+REQUEST = "Write a review of a hotel."
+CHAT = [{"role": "user", "content": REQUEST}]
 KIND, SHORT = "Write a kind review of a hotel.", "Write a short review of a cable."
 TWO = {"principles": [{"text": KIND, "weight": 1.0}, {"text": SHORT, "weight": -0.5}], "beta": 1.5}
 PARTS = {"principle 1", "principle 2"}
@@ -33,7 +36,8 @@ def test_weight_zero_and_beta_zero_are_the_base(server, whole):
     zero = {"principles": [{"text": KIND, "weight": 0}], "beta": 5}
     weightless = server.generate(**fields, **zero)["choices"][0]
     assert none["token_ids"] == weightless["token_ids"] == base["token_ids"]
-    assert none["guidance"]["kl"] == weightless["guidance"]["kl"] == 0
+    assert none["guidance"]["kl"] == 0
+    assert weightless["guidance"]["kl"] == pytest.approx(0, abs=1e-5)
     assert whole["choices"][0]["token_ids"] != base["token_ids"], "else these prove nothing"
 
 
@@ -53,7 +57,7 @@ def test_a_stream_has_no_seam(server, whole):
     fields = {"messages": CHAT, "temperature": 0, "max_tokens": 24, **TWO, "stream": True}
     with server.http.stream("POST", "/generate", json=fields) as answer:
         data = [line.removeprefix("data: ") for line in answer.iter_lines() if line]
-    events = [json.loads(line)["choices"][0] for line in data[:-1]]
+    events = [choice for line in data[:-1] for choice in json.loads(line)["choices"]]
     tokens = [token for event in events for token in event["token_ids"]]
     assert tokens == whole["choices"][0]["token_ids"]
     assert "".join(event["text"] for event in events) == whole["choices"][0]["text"]
@@ -70,6 +74,8 @@ def test_every_route_agrees(server, whole):
         "/invocations": chat,
         "/v1/messages": chat,
         "/v1/responses": {**fields, "input": CHAT, "max_output_tokens": 24},
+        # The text of the chat, rendered: its principle is a system turn on this route too.
+        "/v1/completions": {**fields, "prompt": demo.chat(REQUEST), "max_tokens": 24},
     }
     for path, body in bodies.items():
         answer = server.http.post(path, json=body)

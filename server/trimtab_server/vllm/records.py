@@ -158,6 +158,7 @@ class Recording:
         arguments = exchange.carried  # before _Call adds itself to the exchange
         engine: Any = self
         if guidance.said:
+            beside.check(sampling_params)
             ids = prompt.get("prompt_token_ids") if isinstance(prompt, Mapping) else None
             tokenizer, config = engine.get_tokenizer(), engine.vllm_config
             arguments |= beside.carried(guidance, ids, tokenizer, config)

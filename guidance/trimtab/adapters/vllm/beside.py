@@ -4,6 +4,7 @@ The scheduler (scheduler.py) runs their rows, the worker (shadows.py) reads them
 """
 
 import json
+import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -21,8 +22,16 @@ served: list[str | None] = [STOCK]
 
 
 def serve(config: Any) -> None:
-    """Note whether an engine of this process can run principles, by its VllmConfig."""
+    """Note whether an engine of this process can run principles, by its VllmConfig.
+
+    vLLM warns of every scheduler that is not its own. Of ours, nobody needs to hear.
+    """
     served[0] = problem(config)
+    logging.getLogger("vllm.config.scheduler").addFilter(_no_word_of_ours)
+
+
+def _no_word_of_ours(record: logging.LogRecord) -> bool:
+    return SCHEDULER not in record.getMessage()
 
 
 def problem(config: Any) -> str | None:

@@ -103,7 +103,7 @@ class PrincipleScheduler(Scheduler):
         request.sampling_params = params
         request.__class__ = Member
         shadows = [_shadow(request, i, prompt) for i, prompt in enumerate(prompts)]
-        self.groups[request.request_id] = Group([request, *shadows])  # type: ignore[list-item]
+        self.groups[request.request_id] = Group([request, *shadows])
         for member in (request, *shadows):
             super().add_request(member)
 
