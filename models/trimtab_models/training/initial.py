@@ -141,12 +141,9 @@ def network(config: TrainConfig, loss: Objective) -> Any:
                 config.scorer, base_path(config), outputs=outputs, dropout=dropout
             )
         return probe.new(base_path(config), outputs=outputs, **sizes)
-    model = networks.build(
-        loss.head,
-        config.scorer or base_path(config),
-        bins=int(config.ensemble or getattr(loss, "bins", 1)),
-        dtype=torch.float32,
-    )
+    bins: int = getattr(loss, "bins", 1)
+    source = config.scorer or base_path(config)
+    model = networks.build(loss.head, source, bins=config.ensemble or bins, dtype=torch.float32)
     model = keep_layers(model, config.layers)
     if config.lora is None:
         return model
