@@ -186,8 +186,8 @@ def body(options: dict[str, Any]) -> dict[str, Any]:
         "stop_token_ids": ("stop_token_ids", _ids),
         "messages": ("messages", lambda path: json.loads(path.read_text(encoding="utf-8"))),
         "scorer": ("scorers", settings.weights),
-        "floor": ("floors", lambda pairs: _numbers("--floor", "kindness=0.5", pairs)),
-        "caution": ("caution", lambda pairs: _numbers("--caution", "kindness=1", pairs)),
+        "floor": ("floors", _floors),
+        "caution": ("caution", _cautions),
         "search": ("search", parse_search),
         "k": ("k", lambda text: int(text) if text.isascii() and text.isdigit() else text),
     }
@@ -219,11 +219,18 @@ def _ids(text: str) -> list[int]:
         raise ValueError("token ids must be whole numbers with commas, such as 1,2,3.") from None
 
 
-def _numbers(option: str, example: str, pairs: Sequence[str]) -> dict[str, float]:
+def _floors(pairs: Sequence[str]) -> dict[str, float]:
     if not all("=" in pair for pair in pairs):
-        raise ValueError(f"{option} must have the form NAME=NUMBER, such as {example}.")
-    numbers: dict[str, float] = settings.weights(pairs)
-    return numbers
+        raise ValueError("--floor must have the form NAME=REWARD, such as kindness=0.5.")
+    floors: dict[str, float] = settings.weights(pairs)
+    return floors
+
+
+def _cautions(pairs: Sequence[str]) -> dict[str, float]:
+    if not all("=" in pair for pair in pairs):
+        raise ValueError("--caution must have the form NAME=LAMBDA, such as kindness=1.")
+    cautions: dict[str, float] = settings.weights(pairs)
+    return cautions
 
 
 def parse_search(text: str) -> dict[str, Any]:
