@@ -35,7 +35,7 @@ TRAIN_PROMPTS, COMPLETIONS, HEADS = 24, 2, 8
 TRAINING = {"layers": 2, "epochs": 30, "batch_size": 16, "learning_rate": 3e-4}
 PROMPTS, MAX_TOKENS = 200, 48
 CANDIDATES = {"k": 16, "mass": 0.999, "tail": "mean"}
-BETAS = (2.0, 4.0, 8.0, 16.0, 64.0)
+BETAS = (4.0, 16.0, 64.0)
 ARMS: dict[str, tuple[str, float]] = {
     "one head": ("one", 0.0),
     "ensemble, λ = 0": ("many", 0.0),

@@ -133,7 +133,7 @@ def _spread(head: Any) -> None:
         nn.init.normal_(head.weight, std=head.in_features**-0.5)
         with torch.no_grad():
             for part in head.parameters():
-                part -= part.mean(0)
+                part.sub_(part.mean(0))
 
 
 def _check_causal(source: Source, model: Any) -> None:
