@@ -35,7 +35,7 @@ TRAIN_PROMPTS, COMPLETIONS, HEADS = 24, 2, 8
 TRAINING = {"layers": 2, "epochs": 30, "batch_size": 16, "learning_rate": 3e-4}
 PROMPTS, MAX_TOKENS = 200, 48
 CANDIDATES = {"k": 16, "mass": 0.999, "tail": "mean"}
-BETAS = (2.0, 4.0, 8.0, 16.0, 64.0)
+BETAS = (4.0, 16.0, 64.0)
 ARMS: dict[str, tuple[str, float]] = {
     "one head": ("one", 0.0),
     "ensemble, λ = 0": ("many", 0.0),
@@ -46,6 +46,7 @@ ARMS: dict[str, tuple[str, float]] = {
 AGAINST = "ensemble, λ = 0"
 KLS = (1.0, 4.0, 16.0)
 """Nats per answer at which the arms are compared, beside each β."""
+PLAN = [("base", 0.0), *((arm, beta) for arm in ARMS for beta in BETAS)]
 ENGINE = {"dtype": "float32", "enforce_eager": True, "max_num_seqs": 256}
 
 
@@ -82,8 +83,7 @@ def steer(seed: int, path: Path) -> None:
     texts = [demo.chat(prompt) for prompt in demo.prompts("test", PROMPTS, seed=5)]
     ids = [tokenizer(text, add_special_tokens=False).input_ids for text in texts]
     runs = json.loads(path.read_text()) if path.exists() else {}
-    plan = [("base", 0.0), *((arm, beta) for arm in ARMS for beta in BETAS)]
-    for arm, beta in tqdm(plan, desc=f"seed {seed}", unit="run"):
+    for arm, beta in tqdm(PLAN, desc=f"seed {seed}", unit="run"):
         key = f"{arm} {beta:g}"
         if key in runs:
             continue
@@ -198,6 +198,8 @@ def main() -> None:
     WORK.mkdir(parents=True, exist_ok=True)
     files = [WORK / f"seed-{seed}.json" for seed in arguments.seeds]
     for seed, file in zip(arguments.seeds, files, strict=True):
+        if file.exists() and len(json.loads(file.read_text())) == len(PLAN):
+            continue
         with workers.pool(1) as pool:  # an engine ends with its process
             pool.submit(steer, seed, file).result()
     if arguments.sample_only:

@@ -37,9 +37,9 @@ USERS = {
 """Weights of sentiment, formality and brevity, by how much answers to one prompt differ."""
 LEVELS = (0.5, 0.9)
 SIZES = (5, 10, 30, 100)
-MADE_UP = 500
-PAIRS, COMPARISONS, REPEATS = 120, 30, 200
-ANEW, SHOWN = 40, (5, 10, 20, 30)
+MADE_UP = 300
+PAIRS, COMPARISONS, REPEATS = 120, 30, 100
+ANEW, SHOWN = 25, (5, 10, 20, 30)
 """Repeats of the third part, and the numbers of comparisons in its table."""
 DRAWS = 4096
 

@@ -129,12 +129,15 @@ def _has_head(source: Source) -> bool:
 
 
 def _spread(head: Any) -> None:
-    """Independent heads: their outputs for a normalised state differ by about one at first.
+    """Heads whose outputs for a normalised state differ by about one at first, around 0.
 
-    What the data does not determine stays so, and shows as their spread.
+    What the data does not determine stays so: it shows as their spread, and their mean stays 0.
     """
     if head.weight.numel():  # DeepSpeed keeps the weights elsewhere
         nn.init.normal_(head.weight, std=head.in_features**-0.5)
+        with torch.no_grad():
+            for part in head.parameters():
+                part.sub_(part.mean(0))
 
 
 def _check_causal(source: Source, model: Any) -> None:

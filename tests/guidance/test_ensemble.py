@@ -56,8 +56,9 @@ def test_heads_are_independent(folder):
     weight = networks.split(networks.scalar_head(folder / "many", bins=HEADS))[1].weight.detach()
     angles = torch.nn.functional.normalize(weight, dim=1) @ weight.T
     assert weight.shape == (HEADS, 64)
-    assert weight.norm(dim=1).mean() == pytest.approx(1, abs=0.3)
-    assert (angles - torch.diag(angles.diag())).abs().max() < 0.6
+    assert weight.norm(dim=1).mean() == pytest.approx(0.87, abs=0.2)
+    assert weight.mean(0).abs().max() < 1e-6
+    assert (angles - torch.diag(angles.diag())).abs().max() < 0.8  # of four around 0: about −⅓
 
 
 @pytest.mark.parametrize("name", ["many", "chances"])
@@ -82,7 +83,7 @@ def test_the_score_is_the_mean_less_the_spread(folder, scorers, name):
 def test_the_contract_and_what_is_listed(folder, scorers):
     check_scorer(scorers["many"], vocab_size=VOCAB)
     assert [scorers[name].ensemble for name in scorers] == [True, True, False]
-    with pytest.raises(ScorerLoadError, match=f"{HEADS} outputs"):
+    with pytest.raises(ScorerLoadError, match=rf"\[{HEADS}\] in the file"):
         load(folder, labels="labels")
 
 
@@ -124,7 +125,9 @@ def test_a_kl_budget_goes_with_caution(scorers):
     outcomes = []
     for more in ({}, {"caution": {"many": 5.0}}):
         logits = base.clone()
-        Guide(scorers).step(logits, [(0, make([5, 6, 7], **fields, **more))])
+        row = make([5, 6, 7], **fields, **more)
+        row.max_tokens = 4  # the budget is spread over them
+        Guide(scorers).step(logits, [(0, row)])
         outcomes.append(logits)
     assert not torch.equal(*outcomes)
 

@@ -1,5 +1,6 @@
 """A user's taste: the posterior against a grid, its coverage, what to ask next, the preset."""
 
+import functools
 import itertools
 
 import numpy as np
@@ -55,43 +56,52 @@ def test_the_posterior_is_that_of_a_grid(ties):
 
 def test_with_many_comparisons_it_is_laplaces():
     random = np.random.default_rng(0)
-    differences = random.normal(size=(2000, 3))
+    differences = random.normal(size=(800, 3))
     outcomes = chosen(random, np.array([1.0, -0.5, 0.0]), differences)
-    fitted = posterior.fit(differences, outcomes, draws=4096)
+    fitted = posterior.fit(differences, outcomes, draws=2048)
     width = np.diff(fitted.laplace(LEVEL))
     apart = (fitted.interval(LEVEL) - fitted.laplace(LEVEL)) / width
-    np.testing.assert_allclose(apart, 0, atol=0.05)
-    few = posterior.fit(differences[:6], outcomes[:6], draws=4096)
+    np.testing.assert_allclose(apart, 0, atol=0.06)
+    few = posterior.fit(differences[:6], outcomes[:6], draws=2048)
     off = (few.interval(LEVEL) - few.laplace(LEVEL)) / np.diff(few.laplace(LEVEL))
-    assert np.abs(off).max() > 0.05  # the control: with few, the posterior is skewed
+    assert np.abs(off).max() > 0.06  # the control: with few, the posterior is skewed
 
 
-def coverage(ties, shrink=1.0):
-    """Share of planted weights in their intervals, and its standard error, over users."""
+USERS = 100
+
+
+@functools.cache
+def distances(ties):
+    """Of each planted weight to the middle of its interval, in halves of it: [users, scorers]."""
     random = np.random.default_rng(7)
-    shares = []
-    for seed in range(150):
+    rows = []
+    for seed in range(USERS):
         weights = random.normal(0, posterior.PRIOR, 3)
         nu = float(np.exp(random.normal(0, posterior.TIE_PRIOR))) if ties else 0.0
         differences = random.normal(size=(30, 3))
         outcomes = chosen(random, weights, differences, nu)
-        fitted = posterior.fit(differences, outcomes, draws=2048, seed=seed)
+        fitted = posterior.fit(differences, outcomes, draws=1024, seed=seed)
         low, high = fitted.interval(LEVEL)[:3].T
-        middle, half = (low + high) / 2, shrink * (high - low) / 2
-        shares.append(np.mean(np.abs(weights - middle) <= half))
-    return np.mean(shares), np.std(shares, ddof=1) / np.sqrt(len(shares))
+        rows.append(np.abs(weights - (low + high) / 2) / ((high - low) / 2))
+    return np.array(rows)
+
+
+def coverage(ties, size=1.0):
+    """Share of planted weights in intervals of `size` times their width, and its standard error."""
+    inside = (distances(ties) <= size).mean(1)
+    return inside.mean(), inside.std(ddof=1) / np.sqrt(USERS)
 
 
 @pytest.mark.parametrize("ties", [False, True])
 def test_intervals_cover_at_their_level(ties):
-    """30 comparisons of three scorers by users from the prior: 450 weights."""
+    """30 comparisons of three scorers by users from the prior; benchmarks/taste.py has more."""
     share, error = coverage(ties)
-    assert error < 0.02
+    assert error < 0.025
     assert abs(share - LEVEL) < 3 * error
 
 
 def test_too_narrow_intervals_would_be_noticed():
-    share, error = coverage(ties=False, shrink=0.8)
+    share, error = coverage(False, size=0.7)
     assert LEVEL - share > 3 * error
 
 
@@ -133,13 +143,13 @@ def user(weights, n, seed=0, scale=(1.0, 1.0)):
 
 
 def test_the_preset_has_the_users_weights():
-    comparisons, scores = user((2.0, -1.0), 300)
+    comparisons, scores = user((2.0, -1.0), 150)
     fitted = learn(comparisons, [], scores, {"a": 1.0, "b": 1.0}, {"kl_budget": 2.0})
     for name, weight in (("a", 2.0), ("b", -1.0)):
         one = fitted.fields["weights"][name]
         low, high = one["interval"]
         assert low < one["mean"] < high
-        assert high - low < 1.2
+        assert high - low < 1.8
         assert abs(one["mean"] - weight) < 3 * one["deviation"]
         assert fitted.guidance["scorers"][name] == pytest.approx(
             fitted.fields["weights"][name]["mean"], rel=1e-3

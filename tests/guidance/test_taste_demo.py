@@ -18,7 +18,7 @@ USERS = {
     "a grumbler": {"sentiment": -2.0, "formality": -1.0, "brevity": 0.0},
 }
 """Weights in units of how much answers to one prompt differ."""
-COMPARISONS, REPEATS, LEVEL = 30, 40, 0.9
+COMPARISONS, REPEATS, LEVEL = 30, 15, 0.9
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +76,7 @@ def test_planted_weights_are_in_their_intervals(guidance, scored):
                     signs.append((low > 0) == (weight > 0))
     # Weights are fixed, not from the prior, so the level holds only nearly.
     assert np.mean(covered) > LEVEL - 0.05
-    assert len(signs) > 100
+    assert len(signs) > 50
     assert np.mean(signs) > 0.98
 
 

@@ -34,6 +34,8 @@ ROUNDS = 4
 """How often the t is fitted at most."""
 ENOUGH = 0.2
 """Share of effective draws at which it fits."""
+AT_ONCE = 512
+"""Draws whose likelihoods are computed at once, which bounds the memory."""
 STEPS = 100
 """Maximum steps of Newton's method; it takes about ten."""
 
@@ -145,8 +147,12 @@ def fit(
 
 def _log_posterior(draws: Array, table: Array, seen: Array, precision: Array) -> Array:
     """Up to a constant: [draws]."""
-    likely = log_odds(draws, table)[:, np.arange(len(seen)), seen].sum(-1)
-    return np.asarray(likely - (draws**2) @ precision / 2)
+    own = np.arange(len(seen)), seen
+    likely = [
+        log_odds(draws[start : start + AT_ONCE], table)[:, *own].sum(-1)
+        for start in range(0, len(draws), AT_ONCE)
+    ]
+    return np.asarray(np.concatenate(likely) - (draws**2) @ precision / 2)
 
 
 def _mode(table: Array, seen: Array, precision: Array) -> tuple[Array, Array]:

@@ -215,11 +215,11 @@ def body(options: dict[str, Any]) -> dict[str, Any]:
         "stop_token_ids": ("stop_token_ids", _ids),
         "messages": ("messages", lambda path: json.loads(path.read_text(encoding="utf-8"))),
         "scorer": ("scorers", settings.weights),
-        "floor": ("floors", partial(_numbers, "--floor", "kindness=0.5")),
-        "ceiling": ("ceilings", partial(_numbers, "--ceiling", "brevity=0.8")),
+        "floor": ("floors", partial(_numbers, "--floor", "NAME=REWARD, such as kindness=0.5")),
+        "ceiling": ("ceilings", partial(_numbers, "--ceiling", "NAME=REWARD, such as brevity=0.8")),
         "utility": ("utility", _utility),
         "principle": ("principles", lambda texts: [_principle(text) for text in texts]),
-        "caution": ("caution", partial(_numbers, "--caution", "kindness=1")),
+        "caution": ("caution", partial(_numbers, "--caution", "NAME=LAMBDA, such as kindness=1")),
         "search": ("search", parse_search),
         "k": ("k", lambda text: int(text) if text.isascii() and text.isdigit() else text),
     }
@@ -251,9 +251,9 @@ def _ids(text: str) -> list[int]:
         raise ValueError("token ids must be whole numbers with commas, such as 1,2,3.") from None
 
 
-def _numbers(option: str, example: str, pairs: Sequence[str]) -> dict[str, float]:
+def _numbers(option: str, form: str, pairs: Sequence[str]) -> dict[str, float]:
     if not all("=" in pair for pair in pairs):
-        raise ValueError(f"{option} must have the form NAME=NUMBER, such as {example}.")
+        raise ValueError(f"{option} must have the form {form}.")
     numbers: dict[str, float] = settings.weights(pairs)
     return numbers
 
