@@ -68,14 +68,15 @@ def measure(bench: "Bench", board: Board, out: Path, *, fresh: bool = True) -> A
     for run in tqdm(nearest, desc="after", unit="method"):
         method = METHODS[run.method]
         if answers and method.temperature > 0 and not method.search:
-            name, measured = f"diversity of {answers}", partial(_varied, bench, run, answers)
+            name = f"diversity of {answers}"
             if fresh or file.has(run, name):
-                varied[run.method] = np.array(file.of(run, name, measured))
+                vary = partial(_varied, bench, run, answers)
+                varied[run.method] = np.array(file.of(run, name, vary))
         if references and not (method.search or method.over or method.k == "all"):
             name = f"ranks in the best of {references}"
-            measured = partial(_ranked, bench, run, out, references)
             if fresh or file.has(run, name):
-                ranked[run.method] = np.array(file.of(run, name, measured))
+                rank = partial(_ranked, bench, run, out, references)
+                ranked[run.method] = np.array(file.of(run, name, rank))
     return After(varied, ranked)
 
 
