@@ -21,7 +21,7 @@ from kept import Kept
 
 from trimtab.params import MAX_K
 from trimtab_lab.arena import grades, report, values
-from trimtab_lab.arena.after import After, measure
+from trimtab_lab.arena.after import measure
 from trimtab_lab.arena.arena import base_samples, climb
 from trimtab_lab.arena.baselines import LAYERS, SHARES
 from trimtab_lab.arena.bench import Bench
@@ -73,15 +73,18 @@ def scale(arguments: argparse.Namespace) -> Scale:
 
 def methods(world: str, base: Path) -> list[Method]:
     """The methods of a world, and VAS with other numbers of candidates."""
-    names = [*BASES, *STEERED, *SIZES, *ON_TOP[:3], *TUNED, *ON_TOP[3:]]
+    names = [*BASES, *STEERED, *SIZES, *ON_TOP[:3]]
+    tuned = [*TUNED, *ON_TOP[3:]]
     if world in SUMS:
-        names += [*SUMMED, *(f"vas-{reward}" for reward in SUMS[world])]
+        names += [SUMMED[0], *(f"vas-{reward}" for reward in SUMS[world])]
+        tuned += SUMMED[1:]
     vas = METHODS["vas"]
     grid = [
         replace(vas, name=f"vas k={k}", k=k, scaled_betas=K_SCALED_BETAS, group="grid")
         for k in candidates(base)
     ]
-    return [replace(METHODS[name], times=1) for name in names] + grid
+    first, last = ([replace(METHODS[name], times=1) for name in some] for some in (names, tuned))
+    return [*first, *grid, *last]
 
 
 def candidates(base: Path) -> list[int]:
@@ -100,13 +103,16 @@ def run(world: str, arguments: argparse.Namespace) -> Path:
     bench = Bench(task, str(base), scorers, size, out)
     samples = base_samples(bench, out / "base-samples.npz")
     if not arguments.report:
-        climb(bench, chosen, out / "runs")
+        tuned = [method for method in chosen if method.rival or method.over]
+        climb(bench, [method for method in chosen if method not in tuned], out / "runs")
+        measure(bench, report.boards_of(task, samples, out)[0][0], out)
+        climb(bench, tuned, out / "runs")
     sizes = {name: getattr(arguments, name) for name in SIZES_OF}
     command = f"python benchmarks/papers.py {world}"
     command += "".join(f" --{name} {value:g}" for name, value in sizes.items())
     mse = values.errors(task.world, base, scorers, bench.texts, out / "values.json")
     boards, _ = report.boards_of(task, samples, out)
-    after = After() if arguments.report else measure(bench, boards[0], out)
+    after = measure(bench, boards[0], out, fresh=not arguments.report)
     report.write(task, bench.texts, samples, out, command, mse, after)
     graded = two_turns(bench, boards[0], out, arguments.judge) if world == TWO_TURNS else {}
     papers_report.write(task, boards[0], mse, graded, size, arguments.judge, out)

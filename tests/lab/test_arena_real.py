@@ -29,6 +29,7 @@ from trimtab_lab.arena import (
     scale,
     task,
 )
+from trimtab_lab.arena.after import After
 from trimtab_lab.arena.bench import Bench
 from trimtab_lab.arena.board import Board
 from trimtab_lab.arena.methods import METHODS, REAL, REAL_FULL, REAL_QUICK, REWARD, TRAININGS
@@ -237,15 +238,15 @@ def test_instructions_are_compared_with_best_of_4_up_to_3_nats():
     """At the best setting of at most 3 nats, whatever a dearer one reaches."""
     settings = [(2.0, 0.5, 1.0), (4.0, 1.2, 3.0), (8.0, 9.0, 3.1)]
     made = board(*(run("reward-default", *one) for one in settings))
-    rows = {row["worse"]: row for row in claims.test([made], "instructions")}
+    rows = {row["worse"]: row for row in claims.test([made], "instructions", After())}
     oracle = rows["best-of-4 by the reward itself"]
     assert oracle["difference"] == pytest.approx(1.2 - 1.029, abs=0.05)
     assert oracle["compared"] == rows["base"]["compared"] == "best up to 3 nats"
     base = made.base.reward("gold").mean()
     assert rows["base"]["difference"] == pytest.approx(1.2 - 1.5 * base)
-    assert not claims.test([board(run("reward-default", 2.0, 0.5, 3.1))], "instructions")
+    assert not claims.test([board(run("reward-default", 2.0, 0.5, 3.1))], "instructions", After())
     few = board(*(run("reward-default", *one) for one in settings), samples=6)
-    assert [row["worse"] for row in claims.test([few], "instructions")] == ["base"]
+    assert [row["worse"] for row in claims.test([few], "instructions", After())] == ["base"]
 
 
 def test_an_interval_holds_the_error_of_reward_and_of_kl():

@@ -185,6 +185,7 @@ def test_wins_count_ties_half():
 
 def test_a_share_of_the_answers_is_the_first_of_them(tmp_path):
     path = tmp_path / "data" / "gold-rollouts.jsonl"
+    path.parent.mkdir()
     data.write(path, [{"prompt": "p", "completion": str(i), "reward": i} for i in range(8)])
     share = prepare._share(TASK.world, tmp_path, "td-lambda", "gold", 1 / 4)
     assert [record["reward"] for record in data.read(share)] == [0, 1]

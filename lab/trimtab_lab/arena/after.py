@@ -8,7 +8,7 @@ not measured again.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -50,10 +50,12 @@ class Stored:
     values: list[float]
 
 
-def measure(bench: "Bench", board: Board, out: Path) -> After:
+def measure(bench: "Bench", board: Board, out: Path, *, fresh: bool = True) -> After:
     """Measure every method of a board for which the measures are defined.
 
     Writes out/after.json and out/references.json.
+
+    fresh: whether to measure what the file lacks; else that is left out.
 
     Raises:
         Damaged: (a ValueError) a file is damaged.
@@ -66,12 +68,15 @@ def measure(bench: "Bench", board: Board, out: Path) -> After:
     for run in tqdm(nearest, desc="after", unit="method"):
         method = METHODS[run.method]
         if answers and method.temperature > 0 and not method.search:
-            values = file.of(run, f"diversity of {answers}", partial(_varied, bench, run, answers))
-            varied[run.method] = np.array(values)
+            name = f"diversity of {answers}"
+            if fresh or file.has(run, name):
+                vary = partial(_varied, bench, run, answers)
+                varied[run.method] = np.array(file.of(run, name, vary))
         if references and not (method.search or method.over or method.k == "all"):
             name = f"ranks in the best of {references}"
-            values = file.of(run, name, partial(_ranked, bench, run, out, references))
-            ranked[run.method] = np.array(values)
+            if fresh or file.has(run, name):
+                rank = partial(_ranked, bench, run, out, references)
+                ranked[run.method] = np.array(file.of(run, name, rank))
     return After(varied, ranked)
 
 
@@ -83,16 +88,25 @@ class _File:
         known = outputs.read(path, dict[str, Stored], REMEDY) if path.exists() else {}
         self.known: dict[str, Stored] = dict(known)
 
-    def of(self, run: Run, name: str, measured: Any) -> list[float]:
+    def has(self, run: Run, name: str) -> bool:
+        """Whether the file has values of a run with the same settings."""
+        one = self.known.get(f"{name}: {run.label}")
+        return one is not None and one.settings == _plain(run)
+
+    def of(self, run: Run, name: str, measured: Callable[[], Sequence[float]]) -> list[float]:
         """The values of a run: those of the file if its settings are the same, else new ones."""
-        settings = json.loads(json.dumps(dict(run.settings)))
         key = f"{name}: {run.label}"
-        one = self.known.get(key)
-        if one is None or one.settings != settings:
-            one = self.known[key] = Stored(settings, [round(float(v), 6) for v in measured()])
+        if not self.has(run, name):
+            self.known[key] = Stored(_plain(run), [round(float(v), 6) for v in measured()])
             content = {key: vars(stored) for key, stored in self.known.items()}
             outputs.put(self.path, json.dumps(content) + "\n")
-        return one.values
+        return self.known[key].values
+
+
+def _plain(run: Run) -> dict[str, Any]:
+    """A run's settings as they are in a file."""
+    settings: dict[str, Any] = json.loads(json.dumps(dict(run.settings)))
+    return settings
 
 
 def _varied(bench: "Bench", run: Run, n: int) -> list[float]:
