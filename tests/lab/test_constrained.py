@@ -48,8 +48,8 @@ def run(tiny, **fields):
 def optimum(tiny, objective, bounds):
     """bounds: (returns, floor, ceiling) of each scorer."""
     returns = torch.stack([values for values, _, _ in bounds])
-    low = torch.tensor([floor for _, floor, _ in bounds]).double()
-    high = torch.tensor([ceiling for _, _, ceiling in bounds]).double()
+    low = torch.tensor([floor for _, floor, _ in bounds], dtype=torch.float64)
+    high = torch.tensor([ceiling for _, _, ceiling in bounds], dtype=torch.float64)
     return constrained(tiny, objective, returns, low, high)
 
 
