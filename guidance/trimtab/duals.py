@@ -161,8 +161,8 @@ def solve_reference(
     def excess(i: int, x: Tensor) -> Tensor:
         there = d.clone()
         there[:, i] = x
-        mean = prospect(beta, there, outlooks, candidates, tail_mean).mean
-        return torch.where(x > 0, mean - bounds.low, mean - bounds.high)[:, i]
+        mean = prospect(beta, there, outlooks, candidates, tail_mean).mean[:, i]
+        return torch.where(x > 0, mean - bounds.low[:, i], mean - bounds.high[:, i])
 
     for _ in range(sweeps):
         before = d.clone()

@@ -25,7 +25,7 @@ from trimtab.fusion import Fused, divergence, end_, fuse_
 from trimtab.outcome import Outcome, Pending, Seen
 from trimtab.planned_scorers import PlannedScorers
 from trimtab.records import Records
-from trimtab.rows import Row, Step, cohorts, members_of
+from trimtab.rows import ROUNDING, Row, Step, cohorts, members_of
 from trimtab.scorers.base import Scorer
 from trimtab.scores import Scores, StepScores, bonus_of, scored
 from trimtab.scoring.pool import Ids
@@ -170,7 +170,7 @@ class Guide(PlannedScorers):
             row.scored = StepScores(len(prefix), group, r, seen.step)
             n, trace = len(group), None
             if plan is not None and (n == 1 or not seen.guided[r]):
-                plan.unsteered(kl, planned=seen.kl[r] == 0)
+                plan.unsteered(kl, planned=seen.kl[r] <= ROUNDING)
             if seen.shown is not None and row.params.trace and not row.untraced:
                 trace = seen.shown.trace(r, n, seen.guided[r])
                 trace |= plan.fields if plan is not None else {}

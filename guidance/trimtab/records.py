@@ -205,8 +205,9 @@ class Records:
 
     def _report(self, row: Row, sequence: Ids, prompt_length: int, final: bool) -> dict[str, Any]:
         steps = {p: s for p, s in row.steps.items() if prompt_length <= p < len(sequence)}
-        plans = [s.plan for _, s in sorted(steps.items()) if s.plan is not None and s.plan.fields]
-        last = replace(row, plan=plans[-1] if plans else None)
+        known = [step.plan for _, step in sorted(steps.items()) if step.plan is not None]
+        plans = [plan for plan in known if plan.fields]
+        last = replace(row, plan=next(reversed(plans or known), None))
         scored = final and len(sequence) > prompt_length
         scores, utilities = self._final_scores(last, sequence) if scored else ({}, {})
         report: dict[str, Any] = {

@@ -239,7 +239,7 @@ def test_beta_goes_to_the_scorers_without_a_floor(tiny):
     result = decode(tiny, both, scorers=weights, floors={"r": -5.0}, beta=2.0)
     alone = decode(tiny, {"ends": ends}, scorers={"ends": 1.0}, beta=2.0)
     torch.testing.assert_close(result.p, alone.p, rtol=1e-4, atol=1e-6)
-    pushed = decode(tiny, both, scorers=weights, floors={"r": 0.4}, beta=2.0)
+    pushed = decode(tiny, both, scorers=weights, floors={"r": 0.6}, beta=2.0)
     assert mean_reward(tiny, pushed.p) > mean_reward(tiny, alone.p) + 0.05
 
 
