@@ -184,12 +184,12 @@ def _estimated(before: Fields) -> Fields:
     """What the token rewards are taught of a generation."""
     taught: list[Any] = []
 
-    def learn(ranked: list[Ranked], **_: Any) -> float:
+    def learn(ranked: list[Ranked], *_: Any) -> float:
         taught.extend(ranked)
         return 0.0
 
     fake = SimpleNamespace(
-        config=SimpleNamespace(rankings=1, k=2, seed=0, **dict.fromkeys(FIT, 1)),
+        config=SimpleNamespace(rankings=1, k=2, seed=0),
         step=0,
         _sample=lambda *_: [Rollout(**before)],
         _generate=list,
@@ -198,9 +198,6 @@ def _estimated(before: Fields) -> Fields:
     )
     turns.Turns.estimate(fake)
     return {"prompt": taught[0].prompt, "completion": taught[0].completions[0]}
-
-
-FIT = ("reward_epochs", "reward_batch_size", "reward_learning_rate")
 
 
 def _sides(kind: type) -> Callable[[Fields], Fields]:
@@ -656,7 +653,7 @@ MAKERS = {
     "worlds.tiny:Tiny.__init__": "every answer there is, with its reward",
     "worlds.tiny:Tiny.stepwise": "the same, with a reward for every token",
     "worlds.tiny:Tiny.sample": "of those; the base says them all",
-    "training.grounded.guidance:TokenRewards.learn": "moves a batch to a device",
+    "training.grounded.guidance:TokenRewards._loss": "moves a batch to a device",
     "training.grounded.turns:Turns._update": "moves a batch to a device",
     "rivals.divergence:divergence": "moves a batch to a device",
     "rivals.divergence:warping": "moves a batch to a device",
