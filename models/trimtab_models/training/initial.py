@@ -144,11 +144,11 @@ def network(config: TrainConfig, loss: Objective) -> Any:
                 config.scorer, base_path(config), outputs=outputs, dropout=dropout
             )
         return probe.new(base_path(config), outputs=outputs, **sizes)
-    source, options = config.scorer or base_path(config), {"dtype": torch.float32}
+    source, bins = config.scorer or base_path(config), getattr(loss, "bins", 1)
     if config.scorer and networks.is_encoder(pretrained.configuration(source)):
-        model = networks.classifier(source, **options)
+        model = networks.classifier(source, dtype=torch.float32)
     else:
-        model = networks.build(loss.head, source, bins=getattr(loss, "bins", 1), **options)
+        model = networks.build(loss.head, source, bins=bins, dtype=torch.float32)
     model = keep_layers(model, config.layers)
     if config.lora is None:
         return model
