@@ -65,7 +65,7 @@ class TextScorer(Scorer):
         self.classifier = classifier
         self.tokenizer = classifier.tokenizer
         self.reader = reader
-        self.reads = reads
+        self.reads, self._form = reads, reads
         self.window = classifier.window
         self.steps = steps
         special = set(getattr(reader.decoder, "all_special_ids", ()))
@@ -172,7 +172,7 @@ class TextScorer(Scorer):
     def _forward(self, texts: Sequence[tuple[str, str]]) -> list[tuple[float, int]]:
         """(score, tokens that did not fit) of each prompt and answer."""
         inputs = [
-            forms.inputs(self.tokenizer, self.window, self.reads, prompt, answer)
+            forms.inputs(self.tokenizer, self.window, self._form, prompt, answer)
             for prompt, answer in texts
         ]
         self._forwarded += sum(len(one["input_ids"]) for one, _ in inputs)

@@ -144,12 +144,13 @@ def network(config: TrainConfig, loss: Objective) -> Any:
                 config.scorer, base_path(config), outputs=outputs, dropout=dropout
             )
         return probe.new(base_path(config), outputs=outputs, **sizes)
-    source, options = config.scorer or base_path(config), {"dtype": torch.float32}
-    bins = int(config.ensemble or getattr(loss, "bins", 1))
+    source = config.scorer or base_path(config)
+    bins: int = getattr(loss, "bins", 1)
     if config.scorer and networks.is_encoder(pretrained.configuration(source)):
-        model = networks.classifier(source, **options)
+        model = networks.classifier(source, dtype=torch.float32)
     else:
-        model = networks.build(loss.head, source, bins=bins, **options)
+        heads = config.ensemble or bins
+        model = networks.build(loss.head, source, bins=heads, dtype=torch.float32)
     model = keep_layers(model, config.layers)
     if config.lora is None:
         return model
