@@ -322,7 +322,7 @@ def table(all_results: dict[str, dict[str, Any]], seeds: Sequence[int], seconds:
             reverse = paired(ends[other], ends["measured"])
             tests.append(
                 f"| {world} | measured | {other} | {test.difference:+.3f} [{test.low:.3f}, "
-                f"{test.high:.3f}] | {test.p:.3f} (reverse {reverse.p:.3f}) | {test.n} |"
+                f"{test.high:.3f}] | {test.p:.2g} (the reverse: {reverse.p:.2g}) | {test.n} |"
             )
     lines += ["", *tests, "", "## Does a prefix inherit its answer's label?", ""]
     lines += [
