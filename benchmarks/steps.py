@@ -152,8 +152,8 @@ def report(seeds: list[int], runs: dict[str, list[list[dict[str, Any]]]]) -> str
         f"Reviews of the demo: the return is the sum of the polarities of an answer's opinion "
         f"words, and each sentence's part arrives at its end. {TRAIN_PROMPTS * COMPLETIONS:,} "
         f"answers of the base to {TRAIN_PROMPTS} prompts train each scorer (two layers, {EPOCHS} "
-        f"passes, λ 0.95). {PROMPTS} test prompts, one answer each, seeds "
-        f"{', '.join(map(str, seeds))}; returns at {KL:g} nat, linear in √KL between settings; "
+        f"passes, λ 0.95). {PROMPTS} test prompts, one answer each; seeds of training and steering "
+        f"{', '.join(map(str, seeds))}. Returns at {KL:g} nat, linear in √KL between settings; "
         f"mean over seeds ± standard error over prompts. The base has {base.mean():.3f} ± "
         f"{stats.sem(base):.3f}.",
         "",

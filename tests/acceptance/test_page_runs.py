@@ -111,6 +111,8 @@ def folder(page, foreign, tmp_path):
     for name, kind in FOREIGN.items():
         source = "labelled" if name == LABELLED else kind
         shutil.copytree(foreign / source, tmp_path / name)
+    template = "{% for turn in messages %}{{ turn.content }} {% endfor %}"
+    (tmp_path / "my-org" / "reward-model" / "chat_template.jinja").write_text(template)
     (tmp_path / "my").mkdir()
     (tmp_path / "my" / "module.py").write_text(MODULE)
     (tmp_path / "prompts.txt").write_text("\n".join(PROMPTS) + "\n")

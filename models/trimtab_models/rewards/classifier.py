@@ -51,6 +51,11 @@ class ClassifierReward:
         self.form = form or ("chat" if self.tokenizer.chat_template else "pair")
         if self.form not in ("chat", "pair") or self.batch_size < 1:
             raise RewardError("classifier: form must be chat or pair, batch_size at least 1.")
+        if self.form == "chat" and not self.tokenizer.chat_template:
+            raise RewardError(
+                "classifier: form=chat needs a chat template, and its tokenizer has none; set "
+                "form=pair."
+            )
 
     def __call__(self, records: Sequence[Record]) -> list[float]:
         """See trimtab_models.rewards."""
