@@ -280,6 +280,14 @@ def test_a_stock_front_end_refuses_principles(monkeypatch):
         GuidanceProcessor.validate_params(params)
 
 
+@pytest.mark.parametrize("key", [GROUP_KEY, SHADOW_KEY])
+def test_no_client_joins_a_group(key):
+    """Not even on a stock front end, where a client may write any extra argument."""
+    for value in ("x", "0", 0):
+        with pytest.raises(InvalidGuidance, match="set by the server"):
+            GuidanceProcessor.validate_params(SamplingParams(extra_args={key: value}))
+
+
 def engine(**fields):
     config = types.SimpleNamespace(
         num_speculative_tokens=0,

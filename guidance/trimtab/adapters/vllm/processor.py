@@ -45,7 +45,7 @@ from trimtab.scoring.backbones import Backbones
 from trimtab.scoring.pool import Ids
 from trimtab.scoring.states import HiddenStates
 from trimtab.scoring.text import PromptContext
-from trimtab.xargs import CARRIED, RECORD_KEY, VERSIONS_KEY, from_xargs
+from trimtab.xargs import CARRIED, GROUP_KEY, RECORD_KEY, SHADOW_KEY, VERSIONS_KEY, from_xargs
 from trimtab_models.transfers import to_host, upload
 
 log = logging.getLogger(__name__)
@@ -67,7 +67,8 @@ class GuidanceProcessor(V1LogitsProcessor, V2LogitsProcessor):
         if guidance is not None and guidance.said:
             beside.check(sampling_params)
         for key in CARRIED:
-            if not isinstance(extra.get(key, ""), str):
+            later = key in (GROUP_KEY, SHADOW_KEY) and key in extra  # the scheduler's alone
+            if later or not isinstance(extra.get(key, ""), str):
                 raise InvalidGuidance(f"{key} is set by the server; leave it out.")
         read_context(extra)
 
