@@ -3,8 +3,7 @@
 Head i learns from each prompt c_i times, c_i ~ Poisson(1): the bootstrap of a stream of data
 (Oza and Russell 2001), whose sum over the heads is what each prompt is worth. The count belongs to
 the prompt and the seed, so that it is the same in every epoch, and all answers to a prompt are
-drawn together. The heads begin at different weights around 0 (networks.build) and share all that is
-below:
+drawn together. The heads begin at different small weights and share all that is below:
 
     L = mean_i  loss(head i, its resample of the batch)
 
