@@ -8,8 +8,8 @@ drawn together. The heads begin at different small weights and share all that is
     L = mean_i  loss(head i, its resample of the batch)
 
 So their spread is that of the resamples: an estimate of how much the mean depends on the data that
-happened to be there (Osband et al., "Deep Exploration via Bootstrapped DQN", arXiv 1602.04621). What
-the common network gets wrong, all of them get wrong.
+happened to be there (Osband et al., "Deep Exploration via Bootstrapped DQN", arXiv 1602.04621).
+What the common network gets wrong, all of them get wrong.
 """
 
 import zlib
