@@ -114,30 +114,8 @@ def _initial(head: Head, source: Source, bins: int, **options: Any) -> Any:
         return _next_token_head(source, bins, **options)
     widths = {"scalar": bins, "scalars": 2, "distribution": bins}
     if head in widths:
-        model = scalar_head(source, bins=widths[head], **options)
-        if head == "scalar" and bins > 1 and not _has_head(source):
-            _spread(split(model)[1])
-        return model
+        return scalar_head(source, bins=widths[head], **options)
     return vocabulary_head(source, **options)
-
-
-def _has_head(source: Source) -> bool:
-    """Whether a checkpoint brings a head for numbers along."""
-    if isinstance(source, PretrainedConfig):
-        return False
-    return kinds.kind(source, pretrained.configuration(source)) in ("sequence", "token")
-
-
-def _spread(head: Any) -> None:
-    """Heads whose outputs for a normalised state differ by about one at first, around 0.
-
-    What the data does not determine stays so: it shows as their spread, and their mean stays 0.
-    """
-    if head.weight.numel():  # DeepSpeed keeps the weights elsewhere
-        nn.init.normal_(head.weight, std=head.in_features**-0.5)
-        with torch.no_grad():
-            for part in head.parameters():
-                part.sub_(part.mean(0))
 
 
 def _check_causal(source: Source, model: Any) -> None:
@@ -255,7 +233,8 @@ def scalar_head(source: Source, *, bins: int = 1, fresh: bool = True, **options:
     auto = _scalar_class(config)
     if isinstance(source, PretrainedConfig):
         return _built(auto, config, **options)
-    new = HEADS if fresh and not _has_head(source) else ()
+    has_head = kinds.kind(source, config) in ("sequence", "token")
+    new = HEADS if fresh and not has_head else ()
     return pretrained.network(auto, source, config=config, new=new, **options)
 
 

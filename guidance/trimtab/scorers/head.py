@@ -7,8 +7,8 @@ An ensemble has several heads on one backbone, trained on resamples of the data.
 
     s(prefix + v) = mean_i s_i(prefix + v) − λ·spread_i s_i(prefix + v)
 
-with the standard deviation as the spread, and λ ≥ 0 of the request (`caution`): where the heads do
-not know a candidate, they differ, and a cautious request is not led there.
+with the standard deviation as the spread, and λ ≥ 0 of the request (`caution`): a cautious request
+is led less to candidates on which the heads differ.
 """
 
 from collections.abc import Sequence

@@ -3,13 +3,13 @@
 Head i learns from each prompt c_i times, c_i ~ Poisson(1): the bootstrap of a stream of data
 (Oza and Russell 2001), whose sum over the heads is what each prompt is worth. The count belongs to
 the prompt and the seed, so that it is the same in every epoch, and all answers to a prompt are
-drawn together. The heads begin at different weights around 0 (networks.build) and share all that is
-below:
+drawn together. The heads begin at different small weights and share all that is below:
 
     L = mean_i  loss(head i, its resample of the batch)
 
-Where the data says little, the heads keep their differences: their spread estimates what the mean
-does not know (Osband et al., "Deep Exploration via Bootstrapped DQN", arXiv 1602.04621).
+So their spread is that of the resamples: an estimate of how much the mean depends on the data that
+happened to be there (Osband et al., "Deep Exploration via Bootstrapped DQN", arXiv 1602.04621).
+What the common network gets wrong, all of them get wrong.
 """
 
 import zlib
