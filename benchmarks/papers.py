@@ -114,19 +114,26 @@ def run(world: str, arguments: argparse.Namespace) -> Path:
     boards, _ = report.boards_of(task, samples, out)
     after = measure(bench, boards[0], out, fresh=not arguments.report)
     report.write(task, bench.texts, samples, out, command, mse, after)
-    graded = two_turns(bench, boards[0], out, arguments.judge) if world == TWO_TURNS else {}
+    graded = {}
+    if world == TWO_TURNS:
+        graded = two_turns(bench, boards[0], out, arguments.judge, fresh=not arguments.report)
     papers_report.write(task, boards[0], mse, graded, size, arguments.judge, out)
     return out
 
 
-def two_turns(bench: Bench, board: Board, out: Path, judge: str) -> dict[str, Any]:
-    """Grades of two turns: method → turn → prompts, at the setting nearest to the board's KL."""
+def two_turns(bench: Bench, board: Board, out: Path, judge: str, *, fresh: bool) -> dict[str, Any]:
+    """Grades of two turns: method → turn → prompts, at the setting nearest to the board's KL.
+
+    fresh: whether to grade what is not known.
+    """
     kept = Kept(out / "grades.json")
     graded = {}
     for name in GRADED:
         if name in board.methods:
             nearest = board.nearest(board.methods[name]).scaled_beta
             label = f"{judge}: {name} @ {nearest:g}"
+            if not fresh and label not in kept.known:
+                continue
             graded[name] = kept(label, lambda n=name, b=nearest: _grade(bench, n, b, judge))
     return graded
 
