@@ -14,6 +14,7 @@ from trimtab_lab.arena.constrained import (
     guided,
 )
 from trimtab_lab.worlds.tiny import PROMPTS, Tiny
+from trimtab_models.checkpoint import ScorerInfo
 
 INF = math.inf
 
@@ -169,6 +170,32 @@ def test_bounds_hold_beside_other_scorers(tiny, name, beta, over, lost):
     value = by_prompt(result.p, objective) - divergence(tiny, result.p)
     highest = by_prompt(best, objective) - divergence(tiny, best)
     assert (value > highest - lost).all()
+
+
+class Doubtful(ExactReturns):
+    """The same, with a coin of ±e added to the return that nobody can know before its end."""
+
+    def __init__(self, tiny, rewards, e, known):
+        super().__init__(tiny, rewards)
+        self.info = ScorerInfo(known_at_end=known)
+        self.returns = torch.cat((self.returns - e, self.returns + e))
+        self.logits = {prefix: torch.cat((own, own)) for prefix, own in self.logits.items()}
+
+
+def test_what_is_never_known_is_not_taken_for_steering(tiny):
+    """Of the first prompt, for which the share is right."""
+    e, floor = 0.5, 0.7
+    rewards, p = tiny.returns(PROMPTS[0], ())
+    variance = float(p @ rewards.square() - (p @ rewards).square())
+    params = GuidanceParams.parse({"k": 4, "mass": 1.0, "floors": {"r": floor}})
+
+    def mean(known):
+        made = guided(tiny, {"r": Doubtful(tiny, tiny.rewards, e, known)}, params)
+        return float(by_prompt(made.p, tiny.rewards)[0])
+
+    assert float(p @ rewards) < floor - 0.2
+    assert mean(variance / (variance + e**2)) == pytest.approx(floor, abs=0.03)
+    assert mean(None) < floor - 0.06  # the control
 
 
 def test_floors_in_a_budget(tiny):
