@@ -112,7 +112,7 @@ def _note(
     made: Prospect,
     after: Tensor | None,
 ) -> None:
-    """Write what was found into the plans."""
+    """Write what was solved into the plans."""
     shares = _shares(made, candidates, tail_mean)
     moves = made.means - made.mean.T[..., None]  # [scorers, rows, k + 1]
     for r in sorted({r for outlook in outlooks.values() for r in outlook.members}):
