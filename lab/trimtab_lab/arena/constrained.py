@@ -44,12 +44,13 @@ class ExactReturns(Scorer):
         values, place = rewards.unique(return_inverse=True)
         self.returns = values.float()
         empty = torch.zeros(len(values), dtype=torch.float64)
-        histograms = {state: empty.clone() for state in tiny.states}
+        tables = {state: empty.clone() for state in tiny.states}
         for (x, y), b, p in zip(tiny.finals, place.tolist(), tiny.probabilities, strict=True):
             for t in range(len(y) + 1):
-                histograms[x, y[:t]][b] += p
+                tables[x, y[:t]][b] += p
         self.logits = {
-            (*x, *y): (p / p.sum()).clamp(min=SMALLEST).log().float() for (x, y), p in histograms.items()
+            (*x, *y): (p / p.sum()).clamp(min=SMALLEST).log().float()
+            for (x, y), p in tables.items()
         }
 
     def histograms(
