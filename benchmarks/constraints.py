@@ -6,9 +6,9 @@
 that depend on each other, is compared with the exact constrained optimum: by how much it misses a
 bound, and how much more KL it costs than the cheapest policy with the same means.
 
-*demo*: the reviews world. Return distributions of sentiment, formality and brevity are trained on
-3,072 answers of the base; 200 test prompts are answered twice at temperature 1, with the same
-random numbers in all settings. Writes benchmarks/results/constraints.{json,md,png}. An interrupted
+*demo*: the reviews world. Return distributions of brevity and formality are trained on
+2,560 answers of the base; 200 test prompts are answered at temperature 1, with the same random
+numbers in all settings. Writes benchmarks/results/constraints.{json,md,png}. An interrupted
 run resumes from .work/constraints.
 """
 
@@ -39,63 +39,38 @@ from trimtab_models.drawing import INK, SHADES, Chart
 ROOT = Path(__file__).parents[1]
 RESULTS = Path(__file__).parent / "results"
 WORK = ROOT / ".work" / "constraints"
-TRAIN_PROMPTS, COMPLETIONS = 768, 4
-PROMPTS, ANSWERS, MAX_TOKENS, SEED = 200, 2, 96, 0
-NAMES = ("sentiment", "formality", "brevity")
-TRAINING = {"layers": 2, "epochs": 2, "options.support": [-1, 1], "options.bins": 21}
+TRAIN_PROMPTS, COMPLETIONS = 640, 4
+PROMPTS, MAX_TOKENS, SEED = 200, 96, 0
+NAMES = ("brevity", "formality")
+TRAINING: dict[str, Any] = {"layers": 2, "epochs": 2, "save_steps": 20}
+TRAINING |= {"options.support": [-1, 1], "options.bins": 21}
 RIVAL = {"formality": 1.0}
-BETAS = (1.0, 2.0, 4.0)
-FLOORS = (0.25, 0.5)
+BETAS, FLOORS, WEIGHTS = (0.0, 2.0, 4.0), (0.25, 0.5), (0.5, 1.0, 2.0)
+ONE = {"scorers": {"brevity": 1.0}}
 CASES: dict[str, dict[str, Any]] = {
-    "base": {"beta": 0.0, "scorers": {"sentiment": 1.0}},
-    **{f"formality, β {b:g}": {"scorers": RIVAL, "beta": b} for b in BETAS},
+    "base": {**ONE, "beta": 0.0},
+    **{f"formality, β {b:g}": {"scorers": RIVAL, "beta": b} for b in BETAS[1:]},
     **{
-        f"floor {f:g}, β {b:g}": {"floors": {"sentiment": f}, "scorers": RIVAL, "beta": b}
+        f"floor {f:g}, β {b:g}": {"floors": {"brevity": f}, "scorers": RIVAL, "beta": b}
         for f in FLOORS
-        for b in (0.0, *BETAS)
+        for b in BETAS
     },
-    **{
-        f"ceiling 0.3, β {b:g}": {
-            "ceilings": {"sentiment": 0.3},
-            "scorers": {"sentiment": 1.0},
-            "beta": b,
-        }
-        for b in (2.0, 4.0)
-    },
-    "two floors, a ceiling, β 2": {
-        "floors": {"sentiment": 0.4, "brevity": 0.3},
+    "ceiling 0.3, β 4": {**ONE, "ceilings": {"brevity": 0.3}, "beta": 4.0},
+    "floor and ceiling, β 4": {
+        "floors": {"brevity": 0.4},
         "ceilings": {"formality": 0.4},
         "scorers": RIVAL,
-        "beta": 2.0,
+        "beta": 4.0,
     },
     **{
-        f"floor 0.5, {b:g} nats": {
-            "floors": {"sentiment": 0.5},
-            "scorers": RIVAL,
-            "kl_budget": b,
-        }
-        for b in (0.25, 2.0, 4.0)
+        f"floor 0.5, {b:g} nats": {"floors": {"brevity": 0.5}, "scorers": RIVAL, "kl_budget": b}
+        for b in (0.25, 2.0)
     },
+    **{f"weight {w:g}, β 2": {"scorers": {**RIVAL, "brevity": w}, "beta": 2.0} for w in WEIGHTS},
+    **{f"mean, β {b:g}": {**ONE, "beta": b} for b in (1.0, 2.0, 4.0)},
     **{
-        f"weight {w:g}, β 2": {"scorers": {**RIVAL, "sentiment": w}, "beta": 2.0}
-        for w in (0.5, 1.0, 2.0, 4.0)
-    },
-    **{f"mean, β {b:g}": {"scorers": {"sentiment": 1.0}, "beta": b} for b in (0.5, 1.0, 2.0, 4.0)},
-    **{
-        f"{kind} {x:g}, β {b:g}": {
-            "scorers": {"sentiment": 1.0},
-            "beta": b,
-            "utility": {"sentiment": {kind: x}},
-        }
-        for kind, x, b in (("at_least", 0.5, 1.5), ("at_least", 0.5, 3.0), ("cvar", 0.2, 0.3))
-    },
-    **{
-        f"target {x:g}, β 4": {
-            "scorers": {"brevity": 1.0},
-            "beta": 4.0,
-            "utility": {"brevity": {"target": x}},
-        }
-        for x in (-0.5, 0.5)
+        f"{kind} {x:g}, β {b:g}": {**ONE, "beta": b, "utility": {"brevity": {kind: x}}}
+        for kind, x, b in (("at_least", 0.5, 2.0), ("cvar", 0.2, 0.5), ("target", 0.5, 4.0))
     },
 }
 
@@ -103,7 +78,7 @@ CASES: dict[str, dict[str, Any]] = {
 # The demo.
 
 
-def prepare() -> dict[str, Path]:
+def trained() -> dict[str, Path]:
     """The scorers, trained on the base's answers."""
     from trimtab_models.training.config import load
     from trimtab_models.training.run import run
@@ -168,18 +143,21 @@ class Decoder:
             logits_processor=LogitsProcessorList([processor]),
         )
         self.guide.catch_up()
-        made: dict[str, list[Any]] = {"kl": [], "duals": [], "tokens": []}
+        made: dict[str, list[Any]] = {"kl": [], "tokens": []}
         wholes = []
         answers = output[:, batch.input_ids.shape[1] :].tolist()
         for row, length, padded in zip(processor.rows, lengths, answers, strict=True):
             ids = cut(padded, self.tokenizer.eos_token_id)
             own = [s for at, s in row.steps.items() if length <= at < length + len(ids)]
             made["kl"].append(sum(step.kl for step in own))
-            plans = [step.plan.duals for step in own if step.plan and step.plan.duals]
-            bounded = sorted(params.bounded)
-            made["duals"].append(
-                [float(np.mean([p[name] for p in plans])) if plans else 0.0 for name in bounded]
-            )
+            plans = [step.plan for step in own if step.plan and step.plan.duals]
+            duals = {
+                name: np.mean([p.duals[name] for p in plans] or [0]) for name in params.bounded
+            }
+            luck = own[-1].plan.after_token(ids[-1]).luck if own and own[-1].plan else {}
+            for name in params.bounded:
+                made.setdefault(f"dual of {name}", []).append(duals[name])
+                made.setdefault(f"luck of {name}", []).append(luck.get(name, 0.0))
             made["tokens"].append(len(ids))
             wholes.append(np.concatenate((row.prefix[:length], np.array(ids))))
         words = [
@@ -199,25 +177,77 @@ class Decoder:
 
 
 def run_demo() -> dict[str, Any]:
-    """Every case of the demo, [PROMPTS · ANSWERS] answers each; prompt by prompt."""
+    """Every case of the demo, one answer to each prompt."""
     file = WORK / "runs.json"
     runs: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {}
-    scorers = prepare()
+    paths = trained()
     texts = [demo.chat(prompt) for prompt in demo.prompts("test", PROMPTS, seed=5)]
-    texts = [text for text in texts for _ in range(ANSWERS)]
-    decoder = Decoder(scorers)
+    decoder = Decoder(paths)
     for name in tqdm([name for name in CASES if name not in runs], unit="case"):
         runs[name] = decoder.run(texts, CASES[name])
         file.write_text(json.dumps(runs))
     return {name: runs[name] for name in CASES}
 
 
-def by(values: list[float]) -> np.ndarray:
-    """Means of each prompt, [prompts]."""
-    return np.array(values).reshape(PROMPTS, ANSWERS).mean(1)
+# Reports.
 
 
-def mean_se(values: np.ndarray, digits: int = 3) -> str:
+def report(runs: dict[str, Any]) -> list[str]:
+    out = [
+        f"*reviews*, {PROMPTS} test prompts, an answer each at temperature 1, seed {SEED}; means ± "
+        "standard errors over prompts. Rewards are in [−1, 1]. *By its scorer*: the mean return "
+        "that the scorer sees in whole answers, which the bounds are about. *Without luck*: the "
+        "same less what the drawn tokens added (its mean is 0, so it only takes noise away). "
+        "*Off*: that less the bound, in % of the bound. *Exact*: the reward.",
+        "",
+        "| setting | bound | by its scorer | without luck | off | exact | mean dual | formality "
+        "| KL, nats |",
+        "|---" * 9 + "|",
+    ]
+    for case, run in runs.items():
+        for i, (kind, name, bound) in enumerate(bounds_of(case)):
+            own = np.array(run[f"{name} by its scorer"])
+            sure = own - np.array(run[f"luck of {name}"])
+            cells = [
+                case if i == 0 else "",
+                f"{name} {'≥' if kind == 'floors' else '≤'} {bound:g}",
+                mean_se(own),
+                mean_se(sure),
+                f"{100 * (sure.mean() - bound) / bound:+.1f} %",
+                mean_se(run[name]),
+                f"{np.mean(run[f'dual of {name}']):.2f}",
+                mean_se(run["formality"]),
+                mean_se(run["kl"], 2),
+            ]
+            out.append("| " + " | ".join(cells) + " |")
+    out += [
+        "",
+        "Without bounds:",
+        "",
+        "| setting | brevity, by its scorer | exact | its worst fifth | P(brevity ≥ 0.5) "
+        "| −\\|brevity − 0.5\\| | formality | KL, nats |",
+        "|---" * 8 + "|",
+    ]
+    for case, run in runs.items():
+        if bounds_of(case):
+            continue
+        values = np.array(run["brevity"])
+        cells = [
+            case,
+            mean_se(run["brevity by its scorer"]),
+            mean_se(values),
+            f"{worst(values):.3f}",
+            mean_se(values >= 0.5 - 1e-9),
+            mean_se(-np.abs(values - 0.5)),
+            mean_se(run["formality"]),
+            mean_se(run["kl"], 2),
+        ]
+        out.append("| " + " | ".join(cells) + " |")
+    return [*out, "", *report_utilities(runs), "", *report_price(runs)]
+
+
+def mean_se(values: Any, digits: int = 3) -> str:
+    values = np.asarray(values, dtype=float)
     return f"{values.mean():.{digits}f} ± {stats.sem(values):.{digits}f}"
 
 
@@ -231,146 +261,85 @@ def bounds_of(case: str) -> list[tuple[str, str, float]]:
     ]
 
 
-# Reports.
-
-
-def report_demo(runs: dict[str, Any]) -> list[str]:
-    out = [
-        f"*reviews*, {PROMPTS} test prompts, {ANSWERS} answers each at temperature 1, seed {SEED}; "
-        "means ± standard errors over prompts. Rewards are in [−1, 1]. *By its scorer*: the mean "
-        "return that the scorer itself sees in whole answers, which is what the bounds are about; "
-        "*exact*: the reward. *Off*: the scorer's mean less the bound, in % of the bound.",
-        "",
-        "| setting | bound | by its scorer | exact | off | mean dual | formality | KL, nats |",
-        "|---" * 8 + "|",
-    ]
-    for case, run in runs.items():
-        for i, (kind, name, bound) in enumerate(bounds_of(case)):
-            own = by(run[f"{name} by its scorer"])
-            at = sorted(one for _, one, _ in bounds_of(case)).index(name)
-            dual = np.array(run["duals"])[:, at].mean()
-            cells = [
-                case if i == 0 else "",
-                f"{name} {'≥' if kind == 'floors' else '≤'} {bound:g}",
-                mean_se(own),
-                mean_se(by(run[name])),
-                f"{100 * (own.mean() - bound) / bound:+.1f} %",
-                f"{dual:.2f}",
-                mean_se(by(run["formality"])),
-                mean_se(by(run["kl"]), 2),
-            ]
-            out.append("| " + " | ".join(cells) + " |")
-    out += [
-        "",
-        "Without bounds:",
-        "",
-        "| setting | sentiment | formality | brevity | worst fifth of sentiment | P(sentiment ≥ "
-        "0.5) | KL, nats |",
-        "|---" * 7 + "|",
-    ]
-    for case, run in runs.items():
-        if not bounds_of(case):
-            sentiment = np.array(run["sentiment"])
-            good = by([float(s >= 0.5 - 1e-9) for s in sentiment])
-            cells = [case, *(mean_se(by(run[name])) for name in NAMES)]
-            cells += [f"{worst(sentiment):.3f}", mean_se(good), mean_se(by(run["kl"]), 2)]
-            out.append("| " + " | ".join(cells) + " |")
-    return [*out, "", *report_utilities(runs), "", *report_price(runs)]
-
-
 def worst(values: np.ndarray, share: float = 0.2) -> float:
     """Mean of the worst share."""
     return float(np.sort(values)[: round(share * len(values))].mean())
 
 
 def report_utilities(runs: dict[str, Any]) -> list[str]:
-    """Utilities of sentiment beside the mean at the same KL, paired by prompt."""
+    """Utilities of brevity beside the mean at the same KL, paired by prompt."""
     out = [
-        "Utilities beside the mean return at the same KL (between its settings, prompt by prompt; "
-        "paired, Wilcoxon, one-sided):",
+        "Utilities beside the mean at the same KL (between its settings, prompt by prompt; paired, "
+        "Wilcoxon, one-sided):",
         "",
         "| setting | measure | utility | the mean at its KL | difference | p |",
         "|---" * 6 + "|",
     ]
-    means = [run for case, run in runs.items() if case.startswith(("base", "mean,"))]
-    measures = {
-        "P(sentiment ≥ 0.5)": lambda run: by([float(s >= 0.5 - 1e-9) for s in run["sentiment"]])
+    measures: dict[str, tuple[str, Any]] = {
+        "at_least 0.5, β 2": ("brevity ≥ 0.5", lambda r: (r >= 0.5 - 1e-9).astype(float)),
+        "cvar 0.2, β 0.5": ("min(brevity, 0)", lambda r: np.minimum(r, 0)),
+        "target 0.5, β 4": ("−\\|brevity − 0.5\\|", lambda r: -np.abs(r - 0.5)),
     }
-    for case, run in runs.items():
-        for label, measure in measures.items():
-            if not case.startswith("at_least"):
-                continue
-            kl = float(by(run["kl"]).mean())
-            other = at_kl([(by(one["kl"]), measure(one)) for one in means], kl)
-            if other is None:
-                out.append(f"| {case} | {label} | {mean_se(measure(run))} | beyond | | |")
-                continue
-            d = measure(run) - other
-            p = stats.wilcoxon(d, alternative="greater").pvalue if np.ptp(d) else 1.0
-            out.append(
-                f"| {case} | {label} | {mean_se(measure(run))} | {other.mean():.3f} | "
-                f"{mean_se(d)} | {p:.3g} |"
-            )
-    for x in (-0.5, 0.5):
-        run, base = runs[f"target {x:g}, β 4"], runs["base"]
-        near, far = (-np.abs(np.array(one["brevity"]) - x) for one in (run, base))
-        d = by(near.tolist()) - by(far.tolist())
-        p = stats.wilcoxon(d, alternative="greater").pvalue
+    means = [run for case, run in runs.items() if case.startswith(("base", "mean,"))]
+    for case, (label, measure) in measures.items():
+        run = runs[case]
+        own = measure(np.array(run["brevity"]))
+        points = [(np.array(one["kl"]), measure(np.array(one["brevity"]))) for one in means]
+        other = at_kl(points, float(np.mean(run["kl"])))
+        if other is None:
+            out.append(f"| {case} | {label} | {mean_se(own)} | beyond its settings | | |")
+            continue
+        p = stats.wilcoxon(own - other, alternative="greater").pvalue
         out.append(
-            f"| target {x:g}, β 4 | −\\|brevity − {x:g}\\| | {mean_se(by(near.tolist()))} | the "
-            f"base: {by(far.tolist()).mean():.3f} | {mean_se(d)} | {p:.3g} |"
+            f"| {case} | {label} | {mean_se(own)} | {other.mean():.3f} | {mean_se(own - other)} "
+            f"| {p:.2g} |"
         )
     return out
 
 
 def report_price(runs: dict[str, Any]) -> list[str]:
-    """What a floor costs beside fixed weights with the same means."""
+    """What a floor costs beside fixed weights."""
+    cases = ["formality, β 2", *(f"weight {w:g}, β 2" for w in WEIGHTS)]
+    cases += [f"floor {f:g}, β 2" for f in FLOORS]
     return [
-        "A floor on sentiment at β = 2 of formality, beside fixed weights of sentiment (β = 2):",
+        "A floor on brevity beside formality at β = 2, and fixed weights of brevity:",
         "",
-        "| setting | sentiment | formality | KL, nats | 2·formality − KL |",
+        "| setting | brevity | formality | KL, nats | 2·formality − KL |",
         "|---" * 5 + "|",
         *(
-            f"| {case} | {mean_se(by(run['sentiment']))} | {mean_se(by(run['formality']))} | "
-            f"{mean_se(by(run['kl']), 2)} | "
-            f"{mean_se(2 * by(run['formality']) - by(run['kl']))} |"
-            for case, run in runs.items()
-            if case in ("formality, β 2", "floor 0.25, β 2", "floor 0.5, β 2")
-            or case.startswith("weight")
+            f"| {case} | {mean_se(runs[case]['brevity'])} | {mean_se(runs[case]['formality'])} "
+            f"| {mean_se(runs[case]['kl'], 2)} | {mean_se(gain(runs[case]))} |"
+            for case in cases
         ),
     ]
+
+
+def gain(run: dict[str, Any]) -> np.ndarray:
+    """2·formality − KL of each answer: what β = 2 maximises, beside a bound."""
+    return 2 * np.array(run["formality"]) - np.array(run["kl"])
 
 
 def draw(runs: dict[str, Any], path: Path) -> None:
     chart = Chart(2, height=3.4)
     left, right = chart.panels
-    betas = (0.0, *BETAS)
     for floor, shade in zip(FLOORS, SHADES, strict=False):
-        names = [f"floor {floor:g}, β {b:g}" for b in betas]
-        own = [by(runs[name]["sentiment by its scorer"]) for name in names]
-        left.line(
-            f"floor {floor:g}",
-            betas,
-            [one.mean() for one in own],
-            [stats.sem(one) for one in own],
-            shade=shade,
-        )
+        own = [runs[f"floor {floor:g}, β {b:g}"]["brevity by its scorer"] for b in BETAS]
+        left.line(f"floor {floor:g}", BETAS, np.mean(own, 1), stats.sem(own, axis=1), shade=shade)
         left.axes.axhline(floor, color=shade, linewidth=0.8, linestyle=":")
-    names = ["base", *(f"formality, β {b:g}" for b in BETAS)]
-    own = [by(runs[name]["sentiment by its scorer"]) for name in names]
-    left.line(
-        "no floor", betas, [one.mean() for one in own], [stats.sem(one) for one in own], shade=INK
-    )
-    left.axes.set(xlabel="β of formality", ylabel="mean sentiment ± s.e., by its scorer")
-    fixed = ["formality, β 2", *(f"weight {w:g}, β 2" for w in (0.5, 1.0, 2.0, 4.0))]
+    names = ["base", *(f"formality, β {b:g}" for b in BETAS[1:])]
+    own = [runs[name]["brevity by its scorer"] for name in names]
+    left.line("no floor", BETAS, np.mean(own, 1), stats.sem(own, axis=1), shade=INK)
+    left.axes.set(xlabel="β of formality", ylabel="mean brevity ± s.e., by its scorer")
+    fixed = ["formality, β 2", *(f"weight {w:g}, β 2" for w in WEIGHTS)]
+    floors = [f"floor {f:g}, β 2" for f in FLOORS]
     for label, cases, shade in (
         ("fixed weights", fixed, SHADES[2]),
-        ("floors", [f"floor {f:g}, β 2" for f in FLOORS], SHADES[0]),
+        ("floors", floors, SHADES[0]),
     ):
-        x = [by(runs[name]["sentiment"]).mean() for name in cases]
-        gain = [2 * by(runs[name]["formality"]) - by(runs[name]["kl"]) for name in cases]
-        right.line(label, x, [g.mean() for g in gain], [stats.sem(g) for g in gain], shade=shade)
-    right.axes.set(xlabel="mean sentiment", ylabel="2 · formality − KL, ± s.e.")
+        x = [np.mean(runs[name]["brevity"]) for name in cases]
+        gains = [gain(runs[name]) for name in cases]
+        right.line(label, x, np.mean(gains, 1), stats.sem(gains, axis=1), shade=shade)
+    right.axes.set(xlabel="mean brevity", ylabel="2 · formality − KL, ± s.e.")
     chart.save(path)
 
 
@@ -392,7 +361,7 @@ def main() -> None:
     if "tiny" in kept:
         lines += [*constraints_tiny.report(kept["tiny"]), ""]
     if "demo" in kept:
-        lines += [*report_demo(kept["demo"]), ""]
+        lines += [*report(kept["demo"]), ""]
         draw(kept["demo"], arguments.out / "constraints.png")
     (arguments.out / "constraints.md").write_text("\n".join(lines))
     print("\n".join(lines))

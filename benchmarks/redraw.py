@@ -9,6 +9,7 @@ import json
 import sys
 from pathlib import Path
 
+import constraints
 import cuda_engine
 import kl_budget
 import learning_curve_plot
@@ -43,6 +44,8 @@ def draw(name: str) -> None:
             objectives.draw(data["runs"], list(data["prefix_auc"]), path)
         case "kl_budget":
             kl_budget.draw(data["runs"], path)
+        case "constraints":
+            constraints.draw(data["demo"], path)
         case "cuda_engine":
             cuda_engine.draw(data, path)
         case "learning_curve":
@@ -53,7 +56,7 @@ def draw(name: str) -> None:
 
 def main() -> None:
     arenas = [f"arena/{path.parent.name}" for path in sorted(RESULTS.glob("arena/*/results.json"))]
-    ours = ["steering", "objectives", "kl_budget", "cuda_engine", "learning_curve"]
+    ours = ["steering", "objectives", "kl_budget", "constraints", "cuda_engine", "learning_curve"]
     for name in sys.argv[1:] or [*ours, *arenas]:
         draw(name)
 

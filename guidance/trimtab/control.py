@@ -13,7 +13,7 @@ from torch import Tensor
 
 from trimtab.budget import Purse, spend
 from trimtab.candidates import Candidates
-from trimtab.cvar import eta
+from trimtab.cvar import eta, mixture
 from trimtab.duals import Bounds, solve
 from trimtab.outlook import Outlook
 from trimtab.prospect import Prospect, prospect
@@ -40,6 +40,9 @@ def follow(
     betas = torch.where(budgeted, 0.0, fixed)
     new = _without_eta(rows, plans, outlooks)
     bounds, start = _bounds(rows, plans, outlooks)
+    outlooks = {
+        name: _with_doubt(name, rows, plans, outlooks[name], candidates) for name in outlooks
+    }
     for _ in range(ROUNDS if any(budgeted[r] for r, _ in new) else 1):
         for r, name in new:
             c = float(betas[r] * outlooks[name].weight[r])
@@ -73,6 +76,31 @@ def with_utility(
     return replace(outlook, utility=torch.stack(own))
 
 
+def _with_doubt(
+    name: str,
+    rows: Sequence[Row],
+    plans: Sequence[StepPlan],
+    outlook: Outlook,
+    candidates: Candidates,
+) -> Outlook:
+    """An outlook with what its scorer never learns of the returns of rows that bound them.
+
+    It knows a share of the reward's variance at the end. So of the variance at the first scored
+    step of an answer, the rest is never known.
+    """
+    bounded = [r for r in outlook.members if name in rows[r].params.bounded]
+    if outlook.known >= 1 or not bounded:
+        return outlook
+    doubt = torch.zeros(len(rows), dtype=torch.float64)
+    for r in bounded:
+        if name not in plans[r].doubt:
+            p = mixture(r, outlook, candidates).exp()
+            variance = float(p @ outlook.returns.square() - (p @ outlook.returns).square())
+            plans[r].doubt[name] = (1 - outlook.known) * variance
+        doubt[r] = plans[r].doubt[name]
+    return replace(outlook, doubt=doubt)
+
+
 def _note(
     rows: Sequence[Row],
     plans: Sequence[StepPlan],
@@ -84,7 +112,7 @@ def _note(
     made: Prospect,
     after: Tensor | None,
 ) -> None:
-    """Write what was found into the plans."""
+    """Write what was solved into the plans."""
     moves = made.means - made.mean.T[..., None]  # [scorers, rows, k + 1]
     for r in sorted({r for outlook in outlooks.values() for r in outlook.members}):
         plan, params, n = plans[r], rows[r].params, int(candidates.counts[r])

@@ -25,11 +25,16 @@ def eta(row: int, share: float, c: float, outlook: Outlook, candidates: Candidat
 
     candidates: float64, on the host.
     """
-    own = outlook.row == row
-    log_pi0 = candidates.logprobs[row, outlook.place[own]].log_softmax(-1)
-    log_p = (log_pi0[:, None] + outlook.log_p[own]).logsumexp(0)  # [bins], of the mixture
+    log_p = mixture(row, outlook, candidates)
     values = [value(float(x), share, c, log_p, outlook.returns) for x in outlook.returns]
     return float(outlook.returns[max(range(len(values)), key=values.__getitem__)])
+
+
+def mixture(row: int, outlook: Outlook, candidates: Candidates) -> Tensor:
+    """log p(R | prefix) of a row in the base, over its candidates, [bins]."""
+    own = outlook.row == row
+    log_pi0 = candidates.logprobs[row, outlook.place[own]].log_softmax(-1)
+    return (log_pi0[:, None] + outlook.log_p[own]).logsumexp(0)
 
 
 def value(at: float, share: float, c: float, log_p: Tensor, returns: Tensor) -> float:

@@ -144,7 +144,9 @@ def _newton(slope: Tensor, curvature: Tensor, lowest: Tensor, highest: Tensor) -
         if not leaves.any():
             break
         free = free & ~leaves
-    return torch.where(free, step, 0.0)
+    step = torch.where(free, step, 0.0)
+    longest = step.abs().amax(-1, keepdim=True)  # far beyond the box where nothing curves
+    return step * (2 * MAX_BETA / longest.clamp(min=2 * MAX_BETA))
 
 
 def solve_reference(

@@ -11,6 +11,7 @@ score s is a return that is certain: Λ = c·s, and K = 0 says nothing about the
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -19,6 +20,8 @@ from trimtab.params import MAX_BETA
 
 TOLERANCE = 1e-9
 """Relative change of a root at which the search for it ends."""
+TINY = 1e-12
+"""Variance below which a return is certain."""
 MOST = 64
 """Maximum number of its evaluations."""
 
@@ -43,7 +46,9 @@ class Outlook:
     place: Tensor  # [n] int64, index of the candidate in its row
     weight: Tensor  # [rows], w_i, the factor of β
     foresees: bool = True  # whether K tells what the rest of the answer costs
+    known: float = 1.0  # share of the return's variance that the scorer knows at the end
     utility: Tensor | None = None  # [rows, bins], u(R); None if it is R in all rows
+    doubt: Tensor | None = None  # [rows], variance of R that is never known; None if it is 0
 
     @classmethod
     def certain(cls, scores: Tensor, row: Tensor, place: Tensor, weight: Tensor) -> "Outlook":
@@ -61,18 +66,34 @@ class Outlook:
         """The rows that it knows."""
         return self.row.unique().tolist()
 
+    @cached_property
+    def steered(self) -> Tensor:
+        """Returns as far as they will be known, [bins], or [n, bins]; K and Λ are of these.
+
+        What is never known cannot be steered: around its mean, each histogram is narrowed until
+        its variance is less by `doubt`.
+        """
+        if self.doubt is None:
+            return self.returns
+        p = self.log_p.exp()
+        mean = (p @ self.returns)[:, None]
+        variance = (p * (self.returns - mean).square()).sum(-1)
+        share = (1 - self.doubt[self.row] / variance.clamp(min=TINY)).clamp(min=0)
+        return mean + share.sqrt()[:, None] * (self.returns - mean)
+
     def tilt(self, c: Tensor, d: Tensor) -> Tilted:
         """Of every candidate; c and d: [n]."""
+        returns = self.steered
         if self.utility is None:
-            exponents = (c + d)[:, None] * self.returns
+            exponents = (c + d)[:, None] * returns
         else:
-            exponents = c[:, None] * self.utility[self.row] + d[:, None] * self.returns
+            exponents = c[:, None] * self.utility[self.row] + d[:, None] * returns
         weights = self.log_p + exponents
         moment = weights.logsumexp(-1)
         p = (weights - moment[:, None]).exp()
-        mean = (p * self.returns).sum(-1)
+        mean = (p * returns).sum(-1)
         gain = (c + d) * mean if self.utility is None else (p * exponents).sum(-1)
-        variance = (p * (self.returns - mean[:, None]).square()).sum(-1)
+        variance = (p * (returns - mean[:, None]).square()).sum(-1)
         return Tilted(moment, (gain - moment).clamp(min=0), mean, variance)
 
     @property

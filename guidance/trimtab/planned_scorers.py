@@ -71,12 +71,16 @@ class PlannedScorers(RowScorers):
         members = [rows[r] for r in outlook.row.tolist()]
         factors = torch.tensor([self._factor(row, name) for row in members])
         scores = soft_value(outlook.log_p, outlook.returns, factors)
-        if outlook.utility is None:
+        if outlook.utility is None and outlook.doubt is None:
             return scores
-        c = torch.tensor([self._on_utility(row, name) for row in members], dtype=torch.float64)
+        on_utility = [self._beta(row) * self._weight(row, name) for row in members]
         duals = [row.plan.duals.get(name, 0.0) if row.plan else 0.0 for row in members]
-        moment = outlook.tilt(c, torch.tensor(duals, dtype=torch.float64)).moment
-        return torch.where(c != 0, (moment / c).float(), scores)
+        c, d = torch.tensor([on_utility, duals], dtype=torch.float64)
+        moment = outlook.tilt(c, d).moment
+        aims = [row.params.utility_of(name) != "mean" for row in members]
+        bound = [row.plan is not None and name in row.plan.doubt for row in members]
+        own = (torch.tensor(aims) | torch.tensor(bound)) & (factors != 0)
+        return torch.where(own, (moment / factors).float(), scores)
 
     def read_utility(
         self, name: str, rows: Sequence[Row], groups: Sequence[Ids]
@@ -134,7 +138,9 @@ class PlannedScorers(RowScorers):
         if not scorer.distributional:
             return Outlook.certain(flat, row, place, weight)
         log_p = flat.double().log_softmax(-1)
-        return Outlook(log_p, scorer.returns.double(), row, place, weight, scorer.foresees)
+        known = 1.0 if scorer.info.known_at_end is None else scorer.info.known_at_end
+        returns = scorer.returns.double()
+        return Outlook(log_p, returns, row, place, weight, scorer.foresees, known)
 
     def _scales(
         self, rows: Sequence[Row], scores: Scores, device: torch.device

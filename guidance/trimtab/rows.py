@@ -51,6 +51,7 @@ class StepPlan:
     luck: dict[str, float] = field(default_factory=dict)  # what moved the bounds, see duals.py
     held: dict[str, float] = field(default_factory=dict)  # duals of the last step that had them
     eta: dict[str, float] = field(default_factory=dict)  # η of cvar, once known
+    doubt: dict[str, float] = field(default_factory=dict)  # of bounded scorers, see Outlook
     beta: float | None = None  # with a kl_budget; None if there was one candidate
     duals: dict[str, float] = field(default_factory=dict)  # of scorers with a floor or ceiling
     after: dict[int, float] = field(default_factory=dict)  # nats left after each candidate
@@ -63,7 +64,8 @@ class StepPlan:
         luck = dict(self.luck)
         for name, gains in self.gains.items():
             luck[name] = luck.get(name, 0.0) + gains.get(token, self.gain[name])
-        return StepPlan(luck=luck, held=self.duals or self.held, eta=self.eta)
+        held = self.duals or self.held
+        return StepPlan(luck=luck, held=held, eta=self.eta, doubt=self.doubt)
 
     def unsteered(self, spent: float, *, planned: bool) -> None:
         """Note that the step was the base's, and cost `spent` nats; planned: as all strengths 0."""

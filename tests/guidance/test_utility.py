@@ -159,13 +159,13 @@ def test_eta_is_the_best_of_a_fine_grid(seed, share, c):
         u = x - np.maximum(x - returns.numpy(), 0) / share
         return special.logsumexp(c * u, b=p) / c
 
-    found = value(eta(0, share, c, outlook, candidates))
+    own = value(eta(0, share, c, outlook, candidates))
     grid = np.array([value(x) for x in np.linspace(-1, 2, 1000)])
     if c > 0:
-        assert found >= grid.max() - 1e-9
+        assert own >= grid.max() - 1e-9
     else:  # the lowest E exp: max and min change places
         best = min(value(x) * c for x in returns.tolist())
-        assert found * c == pytest.approx(best)
+        assert own * c == pytest.approx(best)
 
 
 def test_eta_is_kept_for_the_answer_and_told_to_the_record():

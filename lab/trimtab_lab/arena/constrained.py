@@ -5,7 +5,7 @@ its completions that keep each mean return in its bounds. It is
 
     π*(y) ∝ π0(y)·exp(objective(y) + Σ_i d_i·R_i(y))
 
-with the d of trimtab.duals, found here by bisection on the completions themselves: no scorer, no
+with the d of trimtab.duals, computed here by bisection on the completions themselves: no scorer, no
 candidates, no steps.
 """
 
@@ -44,12 +44,13 @@ class ExactReturns(Scorer):
         values, place = rewards.unique(return_inverse=True)
         self.returns = values.float()
         empty = torch.zeros(len(values), dtype=torch.float64)
-        found = {state: empty.clone() for state in tiny.states}
+        tables = {state: empty.clone() for state in tiny.states}
         for (x, y), b, p in zip(tiny.finals, place.tolist(), tiny.probabilities, strict=True):
             for t in range(len(y) + 1):
-                found[x, y[:t]][b] += p
+                tables[x, y[:t]][b] += p
         self.logits = {
-            (*x, *y): (p / p.sum()).clamp(min=SMALLEST).log().float() for (x, y), p in found.items()
+            (*x, *y): (p / p.sum()).clamp(min=SMALLEST).log().float()
+            for (x, y), p in tables.items()
         }
 
     def histograms(
