@@ -60,7 +60,7 @@ def follow(
             others = solve(betas, some, start, own, candidates, tail_mean)
             duals = torch.where(budgeted[:, None], duals, others)
     made = prospect(betas, duals, own, candidates, tail_mean)
-    _note(rows, plans, outlooks, candidates, tail_mean, betas, duals, made, after)
+    _note(rows, plans, outlooks, candidates, betas, duals, made, after)
     return dict(outlooks)
 
 
@@ -106,7 +106,6 @@ def _note(
     plans: Sequence[StepPlan],
     outlooks: Mapping[str, Outlook],
     candidates: Candidates,
-    tail_mean: Tensor,
     betas: Tensor,
     duals: Tensor,
     made: Prospect,
