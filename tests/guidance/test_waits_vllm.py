@@ -37,6 +37,7 @@ OWN = {
     6: {"beta": 2.0},
     2: {"beta": -1.0, "on_error": "unguided"},
 }
+CVAR = {"scorers": {"probe1": 1.0, "probe2": 1.0}, "utility": {"probe2": {"cvar": 0.2}}}
 
 
 def processor(scorers, fields, drafts, there):
@@ -175,7 +176,7 @@ def test_one_more_wait_is_counted(monkeypatch):
         ({"k": "all"}, 0, 1),
         ({"kl_budget": 0.05}, 0, 2),
         ({"floors": {"probe1": 0.1, "probe2": 0.2}}, 0, 2),
-        ({"ceilings": {"probe1": 0.1}, "utility": {"probe2": {"cvar": 0.2}}}, 0, 2),
+        ({"ceilings": {"probe1": 0.1}, **CVAR}, 0, 2),
         ({}, 2, 2),
     ],
 )
