@@ -127,7 +127,13 @@ class Decoder:
         )
         lengths = batch.attention_mask.sum(1).tolist()
         processor.rows = [
-            Row(processor.params, n, record_key=str(i), max_tokens=MAX_TOKENS)
+            Row(
+                processor.params,
+                n,
+                self.tokenizer.eos_token_id,
+                record_key=str(i),
+                max_tokens=MAX_TOKENS,
+            )
             for i, n in enumerate(lengths)
         ]
         output = self.model.generate(

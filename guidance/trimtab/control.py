@@ -83,22 +83,26 @@ def _with_doubt(
     outlook: Outlook,
     candidates: Candidates,
 ) -> Outlook:
-    """An outlook with what its scorer never learns of the returns of rows that bound them.
+    """An outlook that knows what cannot be steered of the returns of rows that bound them.
 
-    It knows a share of the reward's variance at the end. So of the variance at the first scored
-    step of an answer, the rest is never known.
+    Its scorer knows a share of the reward's variance at the end. So of the variance at the first
+    scored step of an answer, the rest is never known. After the stop token, nothing is steered.
     """
     bounded = [r for r in outlook.members if name in rows[r].params.bounded]
-    if outlook.known >= 1 or not bounded:
+    if not bounded:
         return outlook
-    doubt = torch.zeros(len(rows), dtype=torch.float64)
+    doubt, stop = torch.zeros(len(rows), dtype=torch.float64), torch.full((len(rows),), -1)
     for r in bounded:
         if name not in plans[r].doubt:
             p = mixture(r, outlook, candidates).exp()
             variance = float(p @ outlook.returns.square() - (p @ outlook.returns).square())
-            plans[r].doubt[name] = (1 - outlook.known) * variance
+            plans[r].doubt[name] = max(1 - outlook.known, 0.0) * variance
         doubt[r] = plans[r].doubt[name]
-    return replace(outlook, doubt=doubt)
+        token = rows[r].stop_token
+        stop[r] = -1 if token is None else token
+    ends = candidates.tokens[outlook.row, outlook.place] == stop[outlook.row]
+    each = torch.where(ends, torch.inf, doubt[outlook.row])  # [n]
+    return replace(outlook, doubt=each) if each.any() else outlook
 
 
 def _note(

@@ -129,7 +129,8 @@ def _newton(slope: Tensor, curvature: Tensor, lowest: Tensor, highest: Tensor) -
 
     lowest, highest: where d is at an end of its box, [rows, scorers] bool.
     """
-    free = slope != 0
+    # First those that the bounds of the box hold, or they would drag others along.
+    free = ((slope < 0) & ~highest) | ((slope > 0) & ~lowest)
     eye = torch.eye(slope.shape[1], dtype=slope.dtype)
     ridge = RIDGE * (1 + curvature.diagonal(dim1=1, dim2=2).amax(-1))[:, None, None]
     step = torch.zeros_like(slope)

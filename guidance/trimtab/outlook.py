@@ -48,7 +48,7 @@ class Outlook:
     foresees: bool = True  # whether K tells what the rest of the answer costs
     known: float = 1.0  # share of the return's variance that the scorer knows at the end
     utility: Tensor | None = None  # [rows, bins], u(R); None if it is R in all rows
-    doubt: Tensor | None = None  # [rows], variance of R that is never known; None if it is 0
+    doubt: Tensor | None = None  # [n], variance of R that nobody steers any more; None: 0
 
     @classmethod
     def certain(cls, scores: Tensor, row: Tensor, place: Tensor, weight: Tensor) -> "Outlook":
@@ -68,17 +68,16 @@ class Outlook:
 
     @cached_property
     def steered(self) -> Tensor:
-        """Returns as far as they will be known, [bins], or [n, bins]; K and Λ are of these.
+        """Returns as far as they can be steered, [bins], or [n, bins]; K and Λ are of these.
 
-        What is never known cannot be steered: around its mean, each histogram is narrowed until
-        its variance is less by `doubt`.
+        Around its mean, each histogram is narrowed until its variance is less by `doubt`.
         """
         if self.doubt is None:
             return self.returns
         p = self.log_p.exp()
         mean = (p @ self.returns)[:, None]
         variance = (p * (self.returns - mean).square()).sum(-1)
-        share = (1 - self.doubt[self.row] / variance.clamp(min=TINY)).clamp(min=0)
+        share = (1 - self.doubt / variance.clamp(min=TINY)).clamp(min=0)
         return mean + share.sqrt()[:, None] * (self.returns - mean)
 
     def tilt(self, c: Tensor, d: Tensor) -> Tilted:
