@@ -109,7 +109,9 @@ def level(arm: str) -> Iterator[None]:
 
 def train(algorithm: str, arm: str, reward: str, steps: int, seed: int) -> dict[str, Any]:
     """The rewards and lengths of an arm's answers."""
-    fields: dict[str, Any] = {**SHARED, **TURNS, "k": K, "alpha": ALPHA, "steps": steps}
+    fields: dict[str, Any] = {**SHARED, **TURNS, "k": K, "steps": steps}
+    if OBJECTIVES[algorithm] == "grounded-reinforce":
+        fields["alpha"] = ALPHA
     fields |= {"period": steps // 4, "options": {"aggregation": REFERENCE}, "seed": seed}
     with tempfile.TemporaryDirectory() as folder, level(arm):
         work = Path(folder)
