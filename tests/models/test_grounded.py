@@ -150,7 +150,11 @@ def test_a_gradient_is_clipped_and_weights_decay_as_set() -> None:
         for decay in (0.0, 0.5):
             model = copy.deepcopy(before)
             settings = _settings(
-                "grounded-mle", reward_epochs=1, reward_learning_rate=1e-3, weight_decay=decay
+                "grounded-mle",
+                reward_epochs=1,
+                reward_learning_rate=1e-3,
+                weight_decay=decay,
+                max_grad_norm=5.0,
             )
             TokenRewards(model, PlackettLuce(), EOS).learn(ranked, settings, "0")
             pairs = zip(model.parameters(), before.parameters(), strict=True)
@@ -202,6 +206,7 @@ def _toy(
         objective,
         steps=60,
         period=30,
+        reestimate=0,
         learning_rate=3e-3,
         batch_size=batch_size,
         k=4,

@@ -1,7 +1,7 @@
 """Settings of a run of preference-grounded training.
 
-Defaults are the paper's (appendix B, tables 13 to 16) where its two tasks agree: the norm of 5 to
-which gradients are clipped, no weight decay (without it, AdamW is Adam), the language model's rate.
+The paper's figures are in its appendix B, tables 13 to 16: among them a clipping norm of 5, and
+Adam, which is AdamW without weight decay.
 """
 
 from pathlib import Path
@@ -44,8 +44,8 @@ class GroundedConfig(BaseModel):
     )
     batch_size: int = Field(32, gt=0)
     learning_rate: float = Field(5e-5, gt=0)
-    max_grad_norm: float = Field(5.0, gt=0, description="gradients are clipped to it, of both")
-    weight_decay: float = Field(0.0, ge=0, description="of both networks")
+    max_grad_norm: float = Field(1.0, gt=0, description="gradients are clipped to it, of both")
+    weight_decay: float = Field(0.01, ge=0, description="of both networks")
     stopping: Stopping | None = Field(None, description="ends by the reward of held-out prompts")
     eval_steps: int | None = Field(None, gt=0, description="updates between two evaluations")
     alpha: float = Field(1 / 8, ge=0, description="weight of the entropy, for grounded-reinforce")
