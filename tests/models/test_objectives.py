@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from trimtab_models.objectives.bradley_terry import BradleyTerry, FullBradleyTerry
-from trimtab_models.objectives.td_lambda import TdLambda, lambda_returns
+from trimtab_models.objectives.returns import lambda_returns
+from trimtab_models.objectives.td_lambda import TdLambda
 from trimtab_models.rows import Pair, Rollout, pad
 
 
