@@ -56,7 +56,7 @@ def draw(name: str) -> None:
 
 def main() -> None:
     arenas = [f"arena/{path.parent.name}" for path in sorted(RESULTS.glob("arena/*/results.json"))]
-    ours = ["steering", "objectives", "kl_budget", "constraints", "cuda_engine", "learning_curve"]
+    ours = ["steering", "objectives", "kl_budget", "cuda_engine", "learning_curve"]
     for name in sys.argv[1:] or [*ours, *arenas]:
         draw(name)
 
