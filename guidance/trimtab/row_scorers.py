@@ -172,7 +172,7 @@ class RowScorers:
         """
         if name in (row.params.floors or {}):
             return 0.0
-        weight = row.weights[name]
+        weight = row.weights.get(name, 0.0)  # a scorer of weight 0 is reported too
         probability = kind_of(row.params.utility_of(name))[0] in ("at_least", "at_most")
         if row.params.normalize and not probability:
             return weight / self.registry.scorer_of(row, name).info.deviation

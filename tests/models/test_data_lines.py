@@ -143,7 +143,8 @@ def test_further_columns_are_left_alone(tmp_path: Path) -> None:
     plain, wide = (
         data.load(tmp_path / f"{name}.jsonl", "pairs", TOKENIZER) for name in ("plain", "more")
     )
-    assert plain == wide
+    assert plain == [pair._replace(rewards=()) for pair in wide]
+    assert wide[0].rewards == (8.5, 3.0)
 
 
 def test_rows_that_the_network_cannot_read_are_named(tmp_path: Path) -> None:
@@ -158,8 +159,10 @@ def test_rows_that_the_network_cannot_read_are_named(tmp_path: Path) -> None:
     )
     for limit in (None, 513):
         with pytest.raises(data.BrokenRows, match=message):
-            run._items(config.model_copy(update={"max_length": limit}), "rollouts", TOKENIZER)
-    items, _ = run._items(config.model_copy(update={"max_length": 512}), "rollouts", TOKENIZER)
+            run._items(config.model_copy(update={"max_length": limit}), "rollouts", TOKENIZER, None)
+    items, _ = run._items(
+        config.model_copy(update={"max_length": 512}), "rollouts", TOKENIZER, None
+    )
     assert [len(item.prompt) for item in items] == [len(TOKENIZER("How?").input_ids), 510]
 
 

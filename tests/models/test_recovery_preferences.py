@@ -141,7 +141,7 @@ def test_plackett_luce_finds_the_rankings(
 ) -> None:
     # An average of numbers in (0, 1) can say any reward once C is wide enough; a sum cannot say
     # that a short completion is far better than a long one.
-    objective = PlackettLuce(aggregation, scale=8.0)
+    objective = PlackettLuce(aggregation, **({} if aggregation == "sum" else {"scale": 8.0}))
     table = fit(world, objective, sharpness=SHARPNESS, k=4)[:, 0]
     scores = _ranks(world, objective, table)
     error = _error(world, _at_ends(world, scores), reward, ends)

@@ -359,16 +359,6 @@ def test_loads_come_one_at_a_time(server, admin):
         assert admin.delete(f"/v1/scorers/{body['name']}").status_code == 200
 
 
-def test_a_dead_engine_ends_the_server(server):
-    """The last of this module's server; with requests in flight: test_faults_process.py."""
-    children = psutil.Process(server.process.pid).children(recursive=True)
-    server.engine().kill()
-    assert server.process.wait(20) != 0
-    assert "engine died" in server.log.read_text()
-    _, alive = psutil.wait_procs(children, timeout=10)
-    assert not alive
-
-
 def test_comparisons_are_fitted_by_the_scores_of_the_engine(admin):
     """As in this process, by text and by conversation; more answers than one call takes."""
     turns = [{"role": "user", "content": "How was the hotel?"}]
@@ -399,3 +389,13 @@ def test_comparisons_are_fitted_by_the_scores_of_the_engine(admin):
     long = [{"prompt": "x", "chosen": "long " * 600, "rejected": "y"}]
     refused = admin.post("/v1/presets/mine/fit", json={**body, "comparisons": long})
     assert refused.status_code == 400, refused.text
+
+
+def test_a_dead_engine_ends_the_server(server):
+    """The last of this module's server; with requests in flight: test_faults_process.py."""
+    children = psutil.Process(server.process.pid).children(recursive=True)
+    server.engine().kill()
+    assert server.process.wait(20) != 0
+    assert "engine died" in server.log.read_text()
+    _, alive = psutil.wait_procs(children, timeout=10)
+    assert not alive

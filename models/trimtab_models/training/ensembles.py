@@ -52,12 +52,22 @@ def loss(
     for head, own in enumerate(counts):
         index, groups = _resampled(rows.groups, own)
         if len(index):
-            part = Rows(*(field[index] for field in rows))._replace(groups=groups)
+            part = _trimmed(Rows(*(field[index] for field in rows))._replace(groups=groups))
             base = None if log_pi0 is None else log_pi0[index]
             losses.append(objective.loss(outputs[index, :, head : head + 1], part, base))
     if not losses:  # a tiny batch that no head learns from
         return 0.0 * outputs.sum()
     return torch.stack(losses).mean()
+
+
+def _trimmed(rows: Rows) -> Rows:
+    """The rows, with the numbers of each token as far as their longest completion."""
+    steps = int(rows.completions.max())
+    return rows._replace(
+        log_ratios=rows.log_ratios[:, :steps],
+        prefix_rewards=rows.prefix_rewards[:, :steps],
+        step_rewards=rows.step_rewards[:, :steps],
+    )
 
 
 def _resampled(groups: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
