@@ -290,7 +290,7 @@ def report_utilities(runs: dict[str, Any]) -> list[str]:
     for case, (label, measure) in measures.items():
         run = runs[case]
         own = measure(np.array(run["brevity"]))
-        points = [(np.array(one["kl"]), measure(np.array(one["brevity"]))) for one in means]
+        points = [(measure(np.array(one["brevity"])), np.array(one["kl"])) for one in means]
         other = at_kl(points, float(np.mean(run["kl"])))
         if other is None:
             out.append(f"| {case} | {label} | {mean_se(own)} | beyond its settings | | |")

@@ -75,7 +75,7 @@ def at_kl(points: Sequence[tuple[Floats, Floats]], kl: float) -> Floats | None:
         points: (rewards, kl) of each setting, [prompts] each; include the base for KL 0.
         kl: nats.
     """
-    roots = np.sqrt([max(spent.mean(), 0.0) for _, spent in points])  # 0 may be rounded below
+    roots = np.sqrt([spent.mean() for _, spent in points])
     order = np.argsort(roots, kind="stable")
     if not points or roots[order[0]] > np.sqrt(kl):
         return None
