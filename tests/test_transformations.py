@@ -662,6 +662,7 @@ MAKERS = {
     "features:_batches": "tokens alone, of which the base's states are computed",
     "training.trainer:train.loss": "reads a batch",
     "training.ensembles:loss": "reads a batch",
+    "training.ensembles:_trimmed": "cuts padding of a batch",
     "training.texts.loop:loss_of": "reads a batch",
     "training.texts.loop:text_reader": "reads a batch",
     "training.texts.loop:collate": "texts of prefixes; `test_training_texts` reads them",
