@@ -64,7 +64,7 @@ class Seen:
     guided: list[bool]
     step: list[Scores]  # none if they are a vocabulary's on a device
     shown: Shown | None
-    shares: Shares | None = None  # of the KL, with principles
+    shares: Shares | None = None  # of the KL, with principles or plans
 
 
 class Outcome:

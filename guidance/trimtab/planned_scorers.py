@@ -20,6 +20,11 @@ from trimtab.scoring.pool import Ids
 from trimtab_models.readout import soft_value
 from trimtab_models.transfers import to_host, upload
 
+UNPLANNED = (
+    "does not foresee the KL of what follows, so a kl_budget needs the row's max_tokens, which the "
+    "engine has not set"
+)
+
 
 class PlannedScorers(RowScorers):
     """Calls scorers for rows that are planned."""
@@ -126,9 +131,14 @@ class PlannedScorers(RowScorers):
     ) -> Outlook:
         """What a scorer returned for the candidates of some rows, on the host.
 
-        Rows for which it is not finite get a fault.
+        Rows for which it is not finite get a fault, and so do rows with a budget that nothing can
+        plan.
         """
         scorer: Any = self.registry.scorer_of(rows[members[0]], name)
+        foresees = scorer.distributional and scorer.foresees
+        for r in members:
+            if rows[r].params.kl_budget is not None and rows[r].max_tokens is None and not foresees:
+                self.fail(rows[r], name, UNPLANNED)
         selected, candidates = [rows[r] for r in members], [groups[r] for r in members]
         weight = torch.zeros(len(rows), dtype=torch.float64)
         for r in members:

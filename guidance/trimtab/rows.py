@@ -90,7 +90,7 @@ class Step:
     plan: StepPlan | None = None
     kl_tail: float = 0.0  # nats of `kl` that cutting the tail costs, before any steering
     parts: dict[str, float] = field(default_factory=dict)
-    """With principles: the other nats, divided among scorers and principles; see parts.py."""
+    """With principles or a plan: the other nats, by scorer and principle; see parts.py."""
 
 
 @dataclass(eq=False)

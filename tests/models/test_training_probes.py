@@ -239,7 +239,9 @@ def test_what_does_not_go_with_it_is_one_line(
     objective: str,
     sets: list[str],
     says: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr("time.sleep", lambda _: None)  # between attempts to reach the hub
     assert _call(place, tmp_path / "out", objective, *sets) == 1
     error = capsys.readouterr().err
     assert says in error

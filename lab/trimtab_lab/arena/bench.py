@@ -228,7 +228,7 @@ class Bench:
         return [[self.text(one.token_ids) for one in group] for group in groups]
 
     def request(self, method: Method, scaled_beta: float) -> dict[str, Any]:
-        """What a sampler is told of a setting, besides prompts and the number of answers."""
+        """A setting's options of a sampler, besides prompts and the number of answers."""
         return {
             "seed": self.scale.seed,
             "temperature": method.heat(scaled_beta),

@@ -59,9 +59,12 @@ def refuse_small(config: TrainConfig, tokenizer: Any) -> None:
     Raises:
         ValueError: it has fewer rows.
     """
-    if config.scorer is None or config.probe is not None:
+    if config.scorer is None:
         return
-    rows = pretrained.configuration(config.scorer).get_text_config().vocab_size
+    known = pretrained.configuration(config.scorer)  # before the states of the base are computed
+    if config.probe is not None:
+        return
+    rows = known.get_text_config().vocab_size
     if rows < len(tokenizer):
         raise ValueError(
             f"scorer: {config.scorer} has {rows} tokens and the base {len(tokenizer)}; choose a "

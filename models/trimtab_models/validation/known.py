@@ -14,6 +14,7 @@ from trimtab_models.validation.estimates import (
     checked,
     clusters,
 )
+from trimtab_models.validation.intervals import Interval
 
 PARTS = (10, 25, 50, 75, 100)
 """Percent of an answer that have been read."""
@@ -23,21 +24,8 @@ INTERVAL = (0.025, 0.975)
 ROUNDING = 1e-12
 
 
-class Correlation(Figures):
-    """Pearson's correlation over n completions, and its 95 % interval.
-
-    The interval is None if all completions are of one prompt.
-    """
-
-    value: float
-    low: float | None
-    high: float | None
-    n: int
-
-    def __str__(self) -> str:
-        if self.low is None or self.high is None:
-            return f"{self.value:.3f}"
-        return f"{self.value:.3f} ({self.low:.3f} to {self.high:.3f})"
+class Correlation(Interval):
+    """Pearson's correlation over n completions, and its interval."""
 
 
 class Known(Figures):

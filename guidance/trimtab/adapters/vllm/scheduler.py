@@ -38,6 +38,18 @@ class Member(Request):
 
     waits = False
 
+    @classmethod
+    def of(cls, request: Request, max_tokens: int) -> "Member":
+        """A request as a member of its own group, with so many tokens of an answer at most."""
+        made = cls.__new__(cls)
+        vars(made).update(vars(request))
+        made.max_tokens = max_tokens
+        made.sampling_params = params = copy.copy(request.sampling_params)
+        assert params is not None
+        params.max_tokens = max_tokens
+        params.extra_args = {**(params.extra_args or {}), GROUP_KEY: request.request_id}
+        return made
+
     @property
     def num_tokens(self) -> int:
         """Tokens that may be computed now."""
@@ -96,15 +108,10 @@ class PrincipleScheduler(Scheduler):
         if room < 1:  # without a group, the worker reports that the principles are missing
             super().add_request(request)
             return
-        request.max_tokens = min(request.max_tokens, room)
-        params = copy.copy(request.sampling_params)
-        params.max_tokens = request.max_tokens
-        params.extra_args = {**extra, GROUP_KEY: request.request_id}
-        request.sampling_params = params
-        request.__class__ = Member
-        shadows = [_shadow(request, i, prompt) for i, prompt in enumerate(prompts)]
-        self.groups[request.request_id] = Group([request, *shadows])
-        for member in (request, *shadows):
+        main = Member.of(request, min(request.max_tokens, room))
+        shadows = [_shadow(main, i, prompt) for i, prompt in enumerate(prompts)]
+        self.groups[main.request_id] = Group([main, *shadows])
+        for member in (main, *shadows):
             super().add_request(member)
 
     def schedule(self, *args: Any, **options: Any) -> SchedulerOutput:
