@@ -44,11 +44,13 @@ ELSEWHERE = {
     r"^make|^vllm|^accelerate|^docker|^helm|^promtool|^litellm": "tests of their own",
     r"^trimtab publish \S+ --to my-org": "a write to the hub; tests/models/test_publish.py",
     r"^curl|^trimtab (generate|batch|chat|doctor|inspect|fleet)|^printf": "a server of their own",
+    r"trl-lib/": "a process reward model; tests/guidance/test_text_steps.py",
     r"SMALL": "a draft model; tests/guidance/test_drafts_vllm.py",
 }
 """Patterns of commands that do not run here, and what runs them or what they need."""
 PLACES = ("cafe", "hotel", "museum", "camera", "jacket", "lamp", "gym", "park", "theater", "bar")
 PROMPTS = [f"How was the {place}?" for place in PLACES]
+BETTER, WORSE = "The price was good. I loved the price.", "It was bad, and far too small."
 MODULE = "def function(prompt, completion): return float(completion.count('price'))\n"
 
 
@@ -118,6 +120,8 @@ def folder(page, foreign, tmp_path):
     (tmp_path / "prompts.txt").write_text("\n".join(PROMPTS) + "\n")
     rows = [{"prompt": [{"role": "user", "content": prompt}]} for prompt in PROMPTS]
     (tmp_path / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    pairs = [{"prompt": one["prompt"], "chosen": BETTER, "rejected": WORSE} for one in rows]
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
     (tmp_path / "shelf").mkdir()
     (tmp_path / "models").symlink_to(ROOT / "models")
     return tmp_path
