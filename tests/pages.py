@@ -13,7 +13,18 @@ PAGES = [
     *sorted((ROOT / "docs").glob("*.md")),
 ]
 OURS = ("trimtab", "python", "make", "curl")
-OTHERS = ("accelerate", "docker", "helm", "pip", "printf", "promtool", "ray", "vllm")
+OTHERS = [
+    "accelerate",
+    "docker",
+    "helm",
+    "litellm",
+    "mkdir",
+    "pip",
+    "printf",
+    "promtool",
+    "ray",
+    "vllm",
+]
 FENCE = re.compile(r"^( *)```(\w*)\n(.*?)^ *```", re.M | re.S)
 INDENTED = re.compile(r"(?<=\n\n)((?: {4}.*\n)+)")
 INLINE = re.compile(r"`((?:trimtab|python|make|curl|pip|promtool|helm) [^`…]+)`")

@@ -146,18 +146,6 @@ def test_every_setting_of_training_is_documented(heading, model):
             assert yaml.safe_load(documented_defaults[name]) == field.default, name
 
 
-def test_sh_blocks_name_commands_that_exist():
-    makefile = (ROOT / "Makefile").read_text()
-    targets = set(re.findall(r"^(\w+):", makefile, re.M))
-    variables = set(re.findall(r"^(\w+) \?=", makefile, re.M))
-    for code in [*blocks("sh"), *blocks("sh", TRAINING)]:
-        words = shlex.split(code, comments=True)
-        assert words[0] in {"make", "trimtab", "vllm", "curl", "accelerate"}
-        if words[0] == "make":
-            assert {word for word in words if "=" not in word} - {"make"} <= targets
-            assert {word.partition("=")[0] for word in words if "=" in word} <= variables
-
-
 def test_the_table_of_fields_is_complete():
     rows = dict(re.findall(r"^\| `(\w+)` \|.*\| ([^|]*) \|$", README, re.M))
     assert set(FIELDS) <= set(rows)

@@ -42,7 +42,7 @@ class Member(Request):
     def of(cls, request: Request, max_tokens: int) -> "Member":
         """A request as a member of its own group, with so many tokens of an answer at most."""
         made = cls.__new__(cls)
-        vars(made).update(vars(request))
+        made.__dict__.update(vars(request))
         made.max_tokens = max_tokens
         made.sampling_params = params = copy.copy(request.sampling_params)
         assert params is not None
