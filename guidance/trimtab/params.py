@@ -258,7 +258,7 @@ class GuidanceParams(BaseModel):
         other = any(one != "mean" for one in (self.utility or {}).values())
         return self.kl_budget is not None or bool(self.bounded) or other
 
-    @property
+    @cached_property
     def continues(self) -> bool:
         """Whether a step's plan needs the plan of the step before it."""
         kinds = {kind_of(one)[0] for one in (self.utility or {}).values()}

@@ -247,7 +247,7 @@ class Records:
         scores: dict[str, float] = {}
         utilities: dict[str, float] = {}
         for name in row.params.scorers or {}:
-            on_utility = row.uses(name) and row.params.utility_of(name) != "mean"
+            on_utility = name in row.weights and row.params.utility_of(name) != "mean"
             known = row.scored.of(name, sequence) if row.scored and not on_utility else None
             if known is not None:
                 scores[name] = known

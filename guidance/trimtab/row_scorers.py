@@ -173,10 +173,11 @@ class RowScorers:
         if name in (row.params.floors or {}):
             return 0.0
         weight = row.weights.get(name, 0.0)  # a scorer of weight 0 is reported too
-        probability = kind_of(row.params.utility_of(name))[0] in ("at_least", "at_most")
-        if row.params.normalize and not probability:
-            return weight / self.registry.scorer_of(row, name).info.deviation
-        return weight
+        if not row.params.normalize:
+            return weight
+        if kind_of(row.params.utility_of(name))[0] in ("at_least", "at_most"):
+            return weight
+        return weight / self.registry.scorer_of(row, name).info.deviation
 
     def _beta(self, row: Row) -> float:
         """β of this step."""

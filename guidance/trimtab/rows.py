@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from itertools import count
 from typing import Any
 
@@ -134,22 +135,28 @@ class Row:
     """The rows after each draft token of the last step; see drafts.py."""
 
     @property
-    def prompt(self) -> Prompt:
-        """The prompt, for scorers that read text."""
-        length = self.prompt_length if self.context.length is None else self.context.length
-        return Prompt(length, self.context.turns)
+    def start(self) -> int:
+        """Tokens before the answer."""
+        return self.prompt_length if self.context.length is None else self.context.length
 
     @property
-    def weights(self) -> dict[str, float]:
-        """Scorers and principles that steer: with a non-zero weight, or a floor or ceiling."""
-        scorers = {name: w for name, w in (self.params.scorers or {}).items() if self.uses(name)}
-        return scorers | {name: one.weight for name, one in self.params.said.items()}
+    def prompt(self) -> Prompt:
+        """The prompt, for scorers that read text."""
+        return Prompt(self.start, self.context.turns)
 
-    def uses(self, name: str) -> bool:
-        """Whether a scorer or principle of this name steers."""
+    @cached_property
+    def weights(self) -> dict[str, float]:
+        """Scorers and principles that steer: with a non-zero weight, or a floor or ceiling.
+
+        A row's never change.
+        """
         params = self.params
-        steers = (params.scorers or {}).get(name, 0) != 0 or name in params.bounded
-        return steers or name in params.said
+        scorers = {
+            name: weight
+            for name, weight in (params.scorers or {}).items()
+            if weight != 0 or name in params.bounded
+        }
+        return scorers | {name: one.weight for name, one in params.said.items()}
 
     def next_plan(self, band: float) -> StepPlan | None:
         """A plan for this step, without strengths; None if the request fixes them.
@@ -237,7 +244,7 @@ def members_of(
     return [
         r
         for r, row in enumerate(rows)
-        if row.uses(name)
+        if name in row.weights
         and row.params.planned == planned
         and len(groups[r]) > 1
         and row.fault is None

@@ -129,7 +129,7 @@ class States:
 
 def _start(row: Row) -> int:
     """Tokens of a row's prompt; the answer of a text without a prompt begins with its second."""
-    return max(row.prompt.length, 1)
+    return max(row.start, 1)
 
 
 def _own(row: Row, prefix: Ids) -> RowState | None:
