@@ -128,8 +128,8 @@ def table(results: dict[str, Any], trained: dict[str, Any]) -> str:
     lines = [
         "# Encoders and other tokenizers",
         "",
-        f"`python benchmarks/encoders.py`. Sentiment on the demo: {PROMPTS} test prompts, one answer each, at most {MAX_TOKENS} "
-        f"tokens, temperature 1, seed {SEED} of the pairs, the draws, the training and the "
+        f"`python benchmarks/encoders.py`. Sentiment on the demo: {PROMPTS} test prompts, one "
+        f"answer each, at most {MAX_TOKENS} tokens, temperature 1, seed {SEED} of the pairs, the draws, the training and the "
         f"answers. {PAIRS:,} pairs of the base's own answers, judged with a sharpness of "
         f"{SHARPNESS:g}; 5 % of the prompts held out for prefix-AUC. Networks of two layers of 64 "
         "units from random weights. Each arm reads as many texts. Default candidates. "

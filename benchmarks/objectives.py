@@ -24,6 +24,7 @@ from scipy import stats
 from served import Server, mean_se
 from tqdm import tqdm
 
+from trimtab_lab.arena.stats import at_kl
 from trimtab_models import data, demo
 from trimtab_models.drawing import Chart
 
@@ -200,17 +201,12 @@ def prefix_auc(name: str) -> float:
     return validate(model, info, held_out, None, pad_id, reference=reference).prefix_auc.mean.mean
 
 
-def at_kl(runs: dict[str, dict], name: str, label: str, kl: float = KL) -> np.ndarray:
-    """Each prompt's reward at a KL, interpolated between the settings on both sides of it.
-
-    Linear in √KL, because the frontier is nearly straight in √KL near 0; above the last setting,
-    the last one's reward is used.
-    """
+def at_one_kl(runs: dict[str, dict], name: str, label: str) -> np.ndarray:
+    """Each prompt's reward at KL, read between the settings on both sides of it."""
     points = [runs["base"]] + [runs[f"{name} {label} {beta:g}"] for beta in PLANS[name].betas]
-    roots = np.sqrt([np.mean(point["kl"]) for point in points])
-    rewards = np.array([point["rewards"] for point in points])  # [settings, prompts]
-    order = np.argsort(roots)
-    return np.array([np.interp(np.sqrt(kl), roots[order], column[order]) for column in rewards.T])
+    values = at_kl([(np.array(one["rewards"]), np.array(one["kl"])) for one in points], KL)
+    assert values is not None  # the base spends nothing
+    return values
 
 
 def report(runs: dict[str, dict], names: list[str], aucs: dict[str, float]) -> str:
@@ -227,7 +223,7 @@ def report(runs: dict[str, dict], names: list[str], aucs: dict[str, float]) -> s
             f"| objective | β: reward, KL | | | reward at KL {KL:g} | prefix-AUC |",
             "|---|---|---|---|---|---|",
         ]
-        ends = {name: at_kl(runs, name, label) for name in names}
+        ends = {name: at_one_kl(runs, name, label) for name in names}
         for name in sorted(names, key=lambda n: -ends[n].mean()):
             cells = []
             for beta in PLANS[name].betas:
@@ -249,10 +245,10 @@ def report(runs: dict[str, dict], names: list[str], aucs: dict[str, float]) -> s
     for better, worse in EXPECTED:
         if better in names and worse in names:
             for label in CANDIDATES:
-                gain = at_kl(runs, better, label) - at_kl(runs, worse, label)
+                gain = at_one_kl(runs, better, label) - at_one_kl(runs, worse, label)
                 p = stats.wilcoxon(gain, alternative="greater").pvalue
                 lines.append(f"| {better} | {worse} | {label} | {mean_se(gain)} | {p:.1e} |")
-    ends = [at_kl(runs, name, "mass 0.99").mean() for name in names]
+    ends = [at_one_kl(runs, name, "mass 0.99").mean() for name in names]
     rank = stats.spearmanr([aucs[name] for name in names], ends)
     lines += ["", "## Does validation predict steering?", ""]
     lines += [

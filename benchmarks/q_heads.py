@@ -25,6 +25,7 @@ from transformers import AutoTokenizer, DynamicCache
 
 from trimtab import Guidance
 from trimtab.rows import Row
+from trimtab_lab.arena.stats import at_kl
 from trimtab_models import checkpoint, data, demo, networks
 from trimtab_models.demo import rollouts, world
 from trimtab_models.training.config import TrainConfig
@@ -153,13 +154,12 @@ def measure(model: Any, tokenizer: Any, arm: str) -> dict[str, dict[str, list[fl
     return runs
 
 
-def at_kl(runs: dict[str, dict], arm: str, k: int | str) -> np.ndarray:
-    """Each prompt's reward at KL, linear in √KL between settings; as in objectives.py."""
+def at_one_kl(runs: dict[str, dict], arm: str, k: int | str) -> np.ndarray:
+    """Each prompt's reward at KL, read between the settings on both sides of it."""
     points = [runs["base"], *(runs[f"{arm}, k = {k}, β = {beta:g}"] for beta in BETAS)]
-    roots = np.sqrt([np.mean(point["kl"]) for point in points])
-    rewards = np.array([point["rewards"] for point in points])  # [settings, prompts]
-    order = np.argsort(roots)
-    return np.array([np.interp(np.sqrt(KL), roots[order], column[order]) for column in rewards.T])
+    values = at_kl([(np.array(one["rewards"]), np.array(one["kl"])) for one in points], KL)
+    assert values is not None  # the base spends nothing
+    return values
 
 
 def report(runs: dict[str, dict], aucs: dict[str, float]) -> str:
@@ -180,7 +180,7 @@ def report(runs: dict[str, dict], aucs: dict[str, float]) -> str:
         own = [runs[f"{arm}, k = {k}, β = {beta:g}"] for beta in BETAS]
         cells = [f"{mean_se(one['rewards'])}, {np.mean(one['kl']):.2f}" for one in own]
         lines.append(
-            f"| {arm} | {k} | {' | '.join(cells)} | {mean_se(at_kl(runs, arm, k))} "
+            f"| {arm} | {k} | {' | '.join(cells)} | {mean_se(at_one_kl(runs, arm, k))} "
             f"| {aucs[arm]:.3f} |"
         )
     lines += [
@@ -190,7 +190,7 @@ def report(runs: dict[str, dict], aucs: dict[str, float]) -> str:
     ]
     for (better, k), (worse, other) in PAIRS:
         if better in aucs and worse in aucs:
-            gain = at_kl(runs, better, k) - at_kl(runs, worse, other)
+            gain = at_one_kl(runs, better, k) - at_one_kl(runs, worse, other)
             p = stats.wilcoxon(gain, alternative="greater").pvalue if gain.any() else 1.0
             lines.append(
                 f"| {better}, k = {k} | {worse}, k = {other} | {mean_se(gain)} | {p:.2g} |"

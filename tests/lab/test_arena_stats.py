@@ -49,6 +49,40 @@ def test_at_kl_reads_between_settings():
     assert stats.at_kl(points[1:], 0.5) is None
 
 
+def drawn(draw, n=200, noise=0.3):
+    """A base and two settings whose rewards rise with √KL; the prompts differ in both."""
+    spread = draw.gamma(4.0, 0.25, n)
+    points = [(draw.normal(0, 0.5, n), np.zeros(n))]
+    for kl in (0.5, 2.0):
+        spent = kl * spread * draw.uniform(1 - noise, 1 + noise, n)
+        points.append((np.sqrt(kl) + draw.normal(0, 0.5, n), spent))
+    return points
+
+
+def test_the_error_at_a_kl_contains_that_of_the_mean_kl():
+    """The bootstrap draws the place between the settings anew each time."""
+    points = drawn(np.random.default_rng(3))
+    result = stats.estimate(stats.at_kl(points, 1.0))
+    low, high = stats.interval_at_kl(points, 1.0)
+    assert high - low == pytest.approx(3.92 * result.standard_error, rel=0.1)
+    roots = np.sqrt([spent.mean() for _, spent in points[1:]])
+    t = (1 - roots[0]) / (roots[1] - roots[0])
+    assert result.mean == pytest.approx(np.mean((1 - t) * points[1][0] + t * points[2][0]))
+
+
+def test_arms_with_the_same_answers_and_other_kl_do_not_differ():
+    """Where the mean KL counts as known, half of these tests find a difference, either way."""
+    draw, results = np.random.default_rng(4), []
+    for _ in range(200):
+        points = drawn(draw)
+        other = [(r, k * draw.uniform(0.8, 1.2, len(k))) for r, k in points]
+        results.append(stats.paired(stats.at_kl(points, 1.0), stats.at_kl(other, 1.0)))
+    p = np.array([result.p for result in results])
+    assert np.mean(p < 0.05) < 0.12
+    assert np.mean(p > 0.95) < 0.12
+    assert np.mean([result.low <= 0 <= result.high for result in results]) > 0.9
+
+
 def test_estimate():
     values = np.random.default_rng(2).normal(size=50)
     result = stats.estimate(values)

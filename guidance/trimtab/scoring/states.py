@@ -75,9 +75,9 @@ class RowState:
 
     def at(self, prefix: Ids, start: int) -> "RowState | None":
         """The states at a prefix, if they are known."""
-        if len(prefix) == len(self.prefix) and start == self.start:
-            if prefix is self.prefix or np.array_equal(prefix, self.prefix):
-                return self
+        alike = start == self.start and len(prefix) == len(self.prefix)
+        if alike and (prefix is self.prefix or np.array_equal(prefix, self.prefix)):
+            return self
         return None if self.former is None else self.former.at(prefix, start)
 
     def cut(self, former: int) -> None:

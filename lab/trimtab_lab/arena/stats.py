@@ -66,10 +66,17 @@ def holm(p: Sequence[float]) -> list[float]:
 
 
 def at_kl(points: Sequence[tuple[Floats, Floats]], kl: float) -> Floats | None:
-    """Each prompt's reward at a mean KL of `kl`, interpolated between settings: [prompts].
+    """Each prompt's reward at a mean KL of `kl`, read between settings: [prompts].
 
-    Linear in √KL, because the frontier is nearly straight in √KL near 0. If all settings are below
-    `kl`, the one of highest KL is used: a method may spend less. None if all are above.
+    Linear in √KL, because the frontier is nearly straight in √KL near 0. Between two settings with
+    rewards r_0, r_1, KL k_0, k_1 (bars are means over prompts) and s = √k̄,
+
+        v_i = (1 − t)·r_0i + t·r_1i − (r̄_1 − r̄_0)/(s_1 − s_0)·((1 − t)·u_0i + t·u_1i)
+        t = (√kl − s_0)/(s_1 − s_0),   u_ji = (k_ji − k̄_j)/(2·s_j)
+
+    The last term has the mean 0. It is what a prompt's own KL does to t (the delta method): so
+    tests and standard errors over prompts contain the error of the mean KL too. If all settings are
+    below `kl`, the one of highest KL is used: a method may spend less. None if all are above.
 
     Args:
         points: (rewards, kl) of each setting, [prompts] each; include the base for KL 0.
@@ -85,7 +92,14 @@ def at_kl(points: Sequence[tuple[Floats, Floats]], kl: float) -> Floats | None:
         return np.asarray(rewards[-1])
     low, high = roots[order][right - 1 : right + 1]
     t = (np.sqrt(kl) - low) / (high - low)
-    return np.asarray((1 - t) * rewards[right - 1] + t * rewards[right])
+    value, moved = np.zeros(rewards.shape[1]), np.zeros(rewards.shape[1])
+    for weight, at in ((1 - t, right - 1), (t, right)):
+        value += weight * rewards[at]
+        if roots[order][at] > 0:
+            spent = points[order[at]][1]
+            moved += weight * (spent - spent.mean()) / (2 * roots[order][at])
+    slope = (rewards[right].mean() - rewards[right - 1].mean()) / (high - low)
+    return np.asarray(value - slope * moved)
 
 
 def interval_at_kl(
