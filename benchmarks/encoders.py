@@ -129,11 +129,12 @@ def table(results: dict[str, Any], trained: dict[str, Any]) -> str:
         "# Encoders and other tokenizers",
         "",
         f"`python benchmarks/encoders.py`. Sentiment on the demo: {PROMPTS} test prompts, one "
-        f"answer each, at most {MAX_TOKENS} tokens, temperature 1, seed {SEED} of the pairs, the draws, the training and the "
-        f"answers. {PAIRS:,} pairs of the base's own answers, judged with a sharpness of "
-        f"{SHARPNESS:g}; 5 % of the prompts held out for prefix-AUC. Networks of two layers of 64 "
-        "units from random weights. Each arm reads as many texts. Default candidates. "
-        f"Reward ± s.e. over prompts; the base has {mean.mean:.3f} ± {mean.standard_error:.3f}. "
+        f"answer each, at most {MAX_TOKENS} tokens, temperature 1, seed {SEED} of the pairs, the "
+        f"draws, the training and the answers. {PAIRS:,} pairs of the base's own answers, judged "
+        f"with a sharpness of {SHARPNESS:g}; 5 % of the prompts held out for prefix-AUC. Networks "
+        "of two layers of 64 units from random weights. Each arm reads as many texts. Default "
+        f"candidates. Reward ± s.e. over prompts; the base has {mean.mean:.3f} ± "
+        f"{mean.standard_error:.3f}. "
         "Differences to the base are paired by prompt, with 95 % bootstrap intervals and "
         "Wilcoxon's one-sided p.",
         "",
