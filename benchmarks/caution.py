@@ -157,19 +157,19 @@ def tests(runs: list[dict[str, Any]], seeds: list[int]) -> list[str]:
             if not run_of(runs, arm, beta):
                 continue
             both = means(runs, arm, beta)[0], means(runs, AGAINST, beta)[0]
-            family.append((arm, f"β = {beta:g}", *both))
+            family.append((arm, f"β = {beta:g}", *both, False))
         for kl in KLS:
             both = at_kl(points(runs, arm), kl), at_kl(points(runs, AGAINST), kl)
             if both[0] is not None and both[1] is not None:
-                family.append((arm, f"{kl:g} nats", *both))
-    results = [paired(ours, theirs) for _, _, ours, theirs in family]
-    back = [paired(theirs, ours) for _, _, ours, theirs in family]
+                family.append((arm, f"{kl:g} nats", *both, True))
+    results = [paired(ours, theirs, read=read) for _, _, ours, theirs, read in family]
+    back = [paired(theirs, ours, read=read) for _, _, ours, theirs, read in family]
     adjusted = holm([min(1.0, 2 * min(a.p, b.p)) for a, b in zip(results, back, strict=True)])
     lines = [
         f"Reward less that of “{AGAINST}”, paired over the {PROMPTS} prompts (means over "
-        f"{len(seeds)} seeds): 95 % bootstrap interval, two-sided Wilcoxon's p with Holm's "
-        f"correction over all {len(family)}. “n nats”: each arm interpolated between its β to that "
-        "mean KL; an arm that never spends it counts with what it spends at most. “–” above: not "
+        f"{len(seeds)} seeds): 95 % bootstrap interval, two-sided p (Wilcoxon's at one β, "
+        f"Student's at one KL) with Holm's correction over all {len(family)}. “n nats”: each arm "
+        "interpolated between its β to that mean KL; an arm that never spends it counts with what it spends at most. “–” above: not "
         "run with every seed.",
         "",
         "| arm | at | difference | p |",

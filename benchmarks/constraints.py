@@ -30,7 +30,7 @@ from trimtab.guide import Guide
 from trimtab.loading import load_scorers
 from trimtab.params import GuidanceParams
 from trimtab.rows import Row
-from trimtab_lab.arena.stats import at_kl
+from trimtab_lab.arena.stats import at_kl, paired
 from trimtab_models import data, demo, networks, pretrained
 from trimtab_models.data.encoding import cut
 from trimtab_models.demo import rollouts
@@ -276,7 +276,7 @@ def report_utilities(runs: dict[str, Any]) -> list[str]:
     """Utilities of brevity beside the mean at the same KL, paired by prompt."""
     out = [
         "Utilities beside the mean at the same KL (between its settings, prompt by prompt; paired, "
-        "Wilcoxon, one-sided):",
+        "Student's p, one-sided):",
         "",
         "| setting | measure | utility | the mean at its KL | difference | p |",
         "|---" * 6 + "|",
@@ -295,7 +295,7 @@ def report_utilities(runs: dict[str, Any]) -> list[str]:
         if other is None:
             out.append(f"| {case} | {label} | {mean_se(own)} | beyond its settings | | |")
             continue
-        p = stats.wilcoxon(own - other, alternative="greater").pvalue
+        p = paired(own, other, read=True).p
         out.append(
             f"| {case} | {label} | {mean_se(own)} | {other.mean():.3f} | {mean_se(own - other)} "
             f"| {p:.2g} |"

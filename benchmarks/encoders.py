@@ -136,7 +136,7 @@ def table(results: dict[str, Any], trained: dict[str, Any]) -> str:
         f"candidates. Reward ± s.e. over prompts; the base has {mean.mean:.3f} ± "
         f"{mean.standard_error:.3f}. "
         "Differences to the base are paired by prompt, with 95 % bootstrap intervals and "
-        "Wilcoxon's one-sided p.",
+        "Student's one-sided p.",
         "",
         "| scorer | prefix-AUC | training, s | "
         + " | ".join(f"β = {beta:g}: reward, KL in nats" for beta in BETAS)
@@ -154,14 +154,14 @@ def table(results: dict[str, Any], trained: dict[str, Any]) -> str:
         points = [(np.array(p["reward"]), np.array(p["kl"])) for p in [base, *results[arm]]]
         at_one = values[arm] = at_kl(points, KL)
         assert at_one is not None
-        reward, gain = estimate(at_one), paired(at_one, unguided)
+        reward, gain = estimate(at_one), paired(at_one, unguided, read=True)
         lines.append(
             f"| {arm} | {trained[arm]['auc']:.3f} | {trained[arm]['seconds']:.0f} | "
             f"{' | '.join(cells)} | {reward.mean:.3f} ± {reward.standard_error:.3f} | "
             f"{gain.difference:+.3f} [{gain.low:.3f}, {gain.high:.3f}] | {gain.p:.1e} |"
         )
     first, second, _ = ARMS
-    gain = paired(values[first], values[second])
+    gain = paired(values[first], values[second], read=True)
     lines += [
         "",
         f"{first}, less {second}, at {KL:g} nat: {gain.difference:+.3f} [{gain.low:.3f}, "

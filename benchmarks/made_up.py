@@ -104,7 +104,7 @@ def equal_kl(task: Task, samples: Mapping[str, np.ndarray], out: Path) -> str:
         own, default = NETWORKS[name]
         pairs = [(default, own), *zip(PROBES[2:], PROBES[1:], strict=False), (PROBES[2], PROBES[0])]
         for better, worse in pairs:
-            d = paired(known[better], known[worse])
+            d = paired(known[better], known[worse], read=True)
             lines.append(
                 f"- `{better}` − `{worse}`: {d.difference:+.3f} [{d.low:+.3f}, {d.high:+.3f}]"
             )

@@ -24,7 +24,7 @@ from scipy import stats
 from served import Server, mean_se
 from tqdm import tqdm
 
-from trimtab_lab.arena.stats import at_kl
+from trimtab_lab.arena.stats import at_kl, paired
 from trimtab_models import data, demo
 from trimtab_models.drawing import Chart
 
@@ -237,7 +237,7 @@ def report(runs: dict[str, dict], names: list[str], aucs: dict[str, float]) -> s
         f"## Expected orders, at KL {KL:g}",
         "",
         "Each prompt's reward is read between neighbouring settings, linear in √KL; differences "
-        "are paired by prompt, p by Wilcoxon's signed-rank test (one-sided).",
+        "are paired by prompt, p is Student's (one-sided).",
         "",
         "| better | worse | candidates | difference | p |",
         "|---|---|---|---|---|",
@@ -245,9 +245,9 @@ def report(runs: dict[str, dict], names: list[str], aucs: dict[str, float]) -> s
     for better, worse in EXPECTED:
         if better in names and worse in names:
             for label in CANDIDATES:
-                gain = at_one_kl(runs, better, label) - at_one_kl(runs, worse, label)
-                p = stats.wilcoxon(gain, alternative="greater").pvalue
-                lines.append(f"| {better} | {worse} | {label} | {mean_se(gain)} | {p:.1e} |")
+                sides = [at_one_kl(runs, name, label) for name in (better, worse)]
+                p, gain = paired(*sides, read=True).p, mean_se(sides[0] - sides[1])
+                lines.append(f"| {better} | {worse} | {label} | {gain} | {p:.1e} |")
     ends = [at_one_kl(runs, name, "mass 0.99").mean() for name in names]
     rank = stats.spearmanr([aucs[name] for name in names], ends)
     lines += ["", "## Does validation predict steering?", ""]

@@ -73,7 +73,7 @@ def _sizes(
         row = {"method": name, "size": size, "mse": mse.get(METHODS[name].scorer or "")}
         row |= {"reward": estimate(reward), "flops": run.flops / board.base.flops}
         if name != "vas":
-            row["minus_whole"] = paired(reward, best)
+            row["minus_whole"] = paired(reward, best, read=True)
         rows.append(row)
     return rows
 

@@ -48,7 +48,7 @@ def table(all_results: dict[str, dict[str, Any]], seeds: Sequence[int], seconds:
         "|---|---|---|---|---|---|---|",
     ]
     tests = [
-        f"Paired by prompt, reward at {KL:g} nat, with 95 % bootstrap intervals and Wilcoxon's p "
+        f"Paired by prompt, reward at {KL:g} nat, with 95 % bootstrap intervals and Student's p "
         "(one-sided):",
         "",
         "| world | better? | than | difference | p | n |",
@@ -70,8 +70,8 @@ def table(all_results: dict[str, dict[str, Any]], seeds: Sequence[int], seconds:
                 f"{np.mean(known):.3f} ± {stats.sem(known):.3f} |"
             )
         for other in ("inherited", "few"):
-            test = paired(ends["measured"], ends[other])
-            reverse = paired(ends[other], ends["measured"])
+            test = paired(ends["measured"], ends[other], read=True)
+            reverse = paired(ends[other], ends["measured"], read=True)
             tests.append(
                 f"| {world} | measured | {other} | {test.difference:+.3f} [{test.low:.3f}, "
                 f"{test.high:.3f}] | {test.p:.2g} (the reverse: {reverse.p:.2g}) | {test.n} |"

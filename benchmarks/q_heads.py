@@ -18,14 +18,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy import stats
 from served import MAX_TOKENS, mean_se
 from tqdm import tqdm
 from transformers import AutoTokenizer, DynamicCache
 
 from trimtab import Guidance
 from trimtab.rows import Row
-from trimtab_lab.arena.stats import at_kl
+from trimtab_lab.arena.stats import at_kl, paired
 from trimtab_models import checkpoint, data, demo, networks
 from trimtab_models.demo import rollouts, world
 from trimtab_models.training.config import TrainConfig
@@ -184,14 +183,14 @@ def report(runs: dict[str, dict], aucs: dict[str, float]) -> str:
             f"| {aucs[arm]:.3f} |"
         )
     lines += [
-        f"\nPaired by prompt at KL {KL:g}; p by Wilcoxon's signed-rank test, one-sided:\n",
+        f"\nPaired by prompt at KL {KL:g}; p is Student's, one-sided:\n",
         "| better, as VAS has it | than | difference | p |",
         "|---|---|---|---|",
     ]
     for (better, k), (worse, other) in PAIRS:
         if better in aucs and worse in aucs:
-            gain = at_one_kl(runs, better, k) - at_one_kl(runs, worse, other)
-            p = stats.wilcoxon(gain, alternative="greater").pvalue if gain.any() else 1.0
+            sides = at_one_kl(runs, better, k), at_one_kl(runs, worse, other)
+            p, gain = paired(*sides, read=True).p, sides[0] - sides[1]
             lines.append(
                 f"| {better}, k = {k} | {worse}, k = {other} | {mean_se(gain)} | {p:.2g} |"
             )

@@ -173,13 +173,13 @@ def report(seeds: list[int], runs: dict[str, list[list[dict[str, Any]]]]) -> str
     lines += [
         "",
         "Differences, paired by prompt, of the means over seeds; 95 % by the bootstrap over "
-        "prompts, p by Wilcoxon's signed-rank test (one-sided):",
+        "prompts, Student's p (one-sided):",
         "",
         "| better | worse | difference | 95 % | p |",
         "|---|---|---|---|---|",
     ]
     for better, worse in (("steps", "at the end"), ("gains", "at the end"), ("steps", "gains")):
-        gap = paired(at[better].mean(0), at[worse].mean(0))
+        gap = paired(at[better].mean(0), at[worse].mean(0), read=True)
         error = stats.sem(at[better].mean(0) - at[worse].mean(0))
         lines.append(
             f"| {better} | {worse} | {gap.difference:+.3f} ± {error:.3f} | {gap.low:+.3f} to "

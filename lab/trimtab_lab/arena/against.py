@@ -86,7 +86,7 @@ def _row(board: Board, name: str) -> Against:
         low, high = interval_at_kl(points, board.kl)
         spent = min(board.kl, max(float(nats.mean()) for _, nats in points))
         best = best_at_kl(samples, spent)
-        equal = None if best is None else paired(at, best)
+        equal = None if best is None else paired(at, best, read=True)
     return Against(
         method=name,
         reward=None if at is None else float(at.mean()),
@@ -113,8 +113,8 @@ def table(board: Board, rows: Sequence[Against]) -> list[str]:
         f"settings at a KL of {board.kl:g}, or at a method's highest KL if that is smaller; a "
         "method that cuts the tail and spends more at every β has no reward there. The others are "
         "of the setting nearest to it. Differences are paired by prompt, with 95 % bootstrap "
-        "intervals and p of Wilcoxon's test that the method is better. *worth* is the smallest N "
-        "with the setting's reward.",
+        "intervals and p that the method is better (Student's; Wilcoxon's at equal FLOPs). "
+        "*worth* is the smallest N with the setting's reward.",
         "",
         f"| method | reward at KL {board.kl:g} | KL | − best-of-N at equal KL | strength | "
         "reward | KL | − best-of-N at equal FLOPs | worth |",

@@ -191,7 +191,8 @@ def test(boards: Sequence[Board], world: str, after: After) -> list[dict[str, An
                 sides = _sides(board, claim)
             if sides is not None:
                 better, worse = sides
-                rows.append({**asdict(claim), **paired(better, claim.factor * worse).as_dict()})
+                result = paired(better, claim.factor * worse, read=claim.compared == "equal KL")
+                rows.append({**asdict(claim), **result.as_dict()})
     for row, p in zip(rows, holm([row["p"] for row in rows]), strict=True):
         row |= {"p_holm": p, "verdict": _verdict(row, p)}
     return rows

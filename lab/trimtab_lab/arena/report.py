@@ -263,7 +263,8 @@ def _claims(tests: Sequence[Mapping[str, Any]]) -> list[str]:
     return [
         "## Claims",
         "",
-        "p: Wilcoxon's signed-rank test, one-sided, then Holm's correction over all claims listed.",
+        "p: Wilcoxon's signed-rank test, at equal KL Student's, one-sided; then Holm's correction "
+        "over all claims listed.",
         "",
         "| claim | made by | compared at | difference [95 %] | p | Holm | |",
         "|---|---|---|---|---|---|---|",

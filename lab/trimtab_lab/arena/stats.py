@@ -22,7 +22,7 @@ def estimate(values: Floats) -> Estimate:
 
 @dataclass(frozen=True)
 class Paired:
-    """A difference on the same prompts: mean, 95 % bootstrap interval, Wilcoxon's p (one-sided)."""
+    """A difference on the same prompts: mean, 95 % bootstrap interval, and one-sided p."""
 
     difference: float
     low: float
@@ -35,10 +35,14 @@ class Paired:
         return asdict(self)
 
 
-def paired(better: Floats, worse: Floats, seed: int = 0) -> Paired:
+def paired(better: Floats, worse: Floats, seed: int = 0, *, read: bool = False) -> Paired:
     """The difference `better` − `worse`, [prompts] each, and a test that it is above 0.
 
     p is from Wilcoxon's signed-rank test, for differences centred at 0 or below.
+
+    read: the values were read between settings, by `at_kl`. Then p is Student's, for a mean at 0 or
+    below: where two methods give most prompts the same answers, most differences are small and of
+    one sign, and few large ones of the other make up for them, which ranks do not see.
     """
     d = better - worse
     mean = float(d.mean())
@@ -47,6 +51,9 @@ def paired(better: Floats, worse: Floats, seed: int = 0) -> Paired:
     interval = stats.bootstrap(
         (d,), np.mean, n_resamples=RESAMPLES, method="percentile", rng=np.random.default_rng(seed)
     ).confidence_interval
+    if read:
+        p = stats.ttest_1samp(d, 0, alternative="greater").pvalue
+        return Paired(mean, float(interval.low), float(interval.high), float(p), len(d))
     # Means of several answers tie exactly only if all answers tie; such pairs carry no information.
     p = stats.wilcoxon(d, alternative="greater", method="asymptotic", zero_method="wilcox").pvalue
     return Paired(mean, float(interval.low), float(interval.high), float(p), len(d))
