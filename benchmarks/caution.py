@@ -169,8 +169,8 @@ def tests(runs: list[dict[str, Any]], seeds: list[int]) -> list[str]:
         f"Reward less that of “{AGAINST}”, paired over the {PROMPTS} prompts (means over "
         f"{len(seeds)} seeds): 95 % bootstrap interval, two-sided p (Wilcoxon's at one β, "
         f"Student's at one KL) with Holm's correction over all {len(family)}. “n nats”: each arm "
-        "interpolated between its β to that mean KL; an arm that never spends it counts with what it spends at most. “–” above: not "
-        "run with every seed.",
+        "interpolated between its β to that mean KL; an arm that never spends it counts with what "
+        "it spends at most. “–” above: not run with every seed.",
         "",
         "| arm | at | difference | p |",
         "|---|---|---|---|",
