@@ -151,12 +151,6 @@ def _padded(before: Fields) -> Fields:
     return _row(pad([Rollout(**before), other], pad_id=0))
 
 
-class Lenient(Fudge):
-    """FUDGE that would learn from guided answers too, which it refuses."""
-
-    reads_strength = True
-
-
 def _row(rows: Any) -> Fields:
     prompt, tokens = int(rows.prompts[0]), int(rows.completions[0])
     return {
@@ -268,10 +262,10 @@ ITEMS: dict[str, tuple[type, Case]] = {
         ),
     ),
     "rows:pad": (Rollout, Case(_padded, ALL)),
-    "objectives.fudge:Fudge.collate": (
+    "objectives.fudge:Fudge.attributed": (
         Rollout,
         Case(
-            lambda before: _row(Lenient(threshold=100).collate([Rollout(**before)], 0)),
+            lambda before: Fudge(threshold=100).attributed([Rollout(**before)])[0]._asdict(),
             {**ALL, "label": MADE},
         ),
     ),

@@ -295,7 +295,7 @@ def test_the_learning_rate_of_least_validation_loss_is_kept(
 def test_values_choose_their_learning_rate_on_half_completed_answers(
     place: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """By the mean squared error, which is checked by hand; what is no value, by its loss."""
+    """By the mean squared error, which is checked by hand."""
     tokenizer = AutoTokenizer.from_pretrained(place / "llama")
     ids = {
         name: tokenizer(text).input_ids for name, text in (("prompt", "How"), ("prefix", "good"))
@@ -318,10 +318,54 @@ def test_values_choose_their_learning_rate_on_half_completed_answers(
     for text in (out / "report.md", out / "README.md"):
         assert f"{result.rates.chosen:g}, by the value MSE of half-completed" in text.read_text()
     assert "learning rate 1e-06: value MSE" in caplog.text
-    out = _train(place, tmp_path / "fudge", "fudge", "options.threshold=0", *sets, rates)
-    result = Report.model_validate_json((out / "report.json").read_text())
-    assert result.rates is not None
-    assert result.rates.by == "validation loss"
+
+
+def _chosen(out: Path) -> report.Rates:
+    rates = Report.model_validate_json((out / "report.json").read_text()).rates
+    assert rates is not None
+    return rates
+
+
+@pytest.mark.parametrize("options", [["options.threshold=0"], []])
+def test_fudge_chooses_its_learning_rate_by_accuracy(
+    place: Path, tmp_path: Path, options: list[str]
+) -> None:
+    """The share of prefixes whose logit has the sign of the attribute."""
+    sets = ["epochs=2", "validation=0.25", "learning_rate=[1e-6, 1e-2]"]
+    if not options:
+        rows = data.read(place / "rollouts.jsonl")
+        data.write(tmp_path / "signs.jsonl", [r | {"reward": float(r["reward"] > 0)} for r in rows])
+        sets.append(f"data={tmp_path / 'signs.jsonl'}")
+    out = _train(place, tmp_path / "out", "fudge", *options, *sets)
+    rates = _chosen(out)
+    assert rates.by == "accuracy"
+    assert rates.figures[rates.chosen] == max(rates.figures.values())
+    tokenizer = AutoTokenizer.from_pretrained(out)
+    _, held_out = data.split(data.load(place / "rollouts.jsonl", "rollouts", tokenizer), 0.25, 0)
+    model, right = AutoModelForTokenClassification.from_pretrained(out), list[bool]()
+    for item in held_out:
+        logits = _outputs(model, torch.tensor([item.prompt + item.completion]))[0, :, 0]
+        right += [(f > 0) == (item.label > 0) for f in logits[len(item.prompt) :].tolist()]
+    assert rates.figures[rates.chosen] == pytest.approx(sum(right) / len(right))
+
+
+def test_dpo_chooses_its_learning_rate_by_the_margin(place: Path, tmp_path: Path) -> None:
+    """The mean of b·log π/π_ref of the better side, less that of the worse."""
+    sets = ("epochs=2", "validation=0.25", "options.beta=0.5", "learning_rate=[1e-6, 1e-2]")
+    out = _train(place, tmp_path / "out", "dpo", *sets)
+    rates = _chosen(out)
+    assert rates.by == "margin"
+    assert rates.chosen == 1e-2
+    model, info = checkpoint.load(out)
+    tokenizer = AutoTokenizer.from_pretrained(out)
+    _, held_out = data.split(data.load(place / "pairs.jsonl", "pairs", tokenizer), 0.25, 0)
+    reference = AutoModelForCausalLM.from_pretrained(place / "llama")
+    sides = [Rollout(i.prompt, side, 0.0) for i in held_out for side in (i.chosen, i.rejected)]
+    scores = prefix_scores(model, info, sides, 0, reference=reference)
+    ends = torch.stack([s[-1] for s in scores]).view(-1, 2)
+    # TRL averages over batches of at most eight pairs
+    parts = [part.mean() for part in (ends[:, 0] - ends[:, 1]).split(8)]
+    assert rates.figures[1e-2] == pytest.approx(torch.stack(parts).mean().item(), rel=1e-3)
 
 
 def test_early_stopping_keeps_the_best(place: Path, tmp_path: Path) -> None:

@@ -36,9 +36,9 @@ class Fudge(Objective):
         Raises:
             ValueError: there is no threshold, and a reward is neither 0 nor 1.
         """
-        rows = super().collate(items, pad_id)
+        rows = super().collate(self.attributed(items), pad_id)
         if self.threshold is not None:
-            return rows._replace(labels=(rows.labels > self.threshold).to(rows.labels))
+            return rows
         odd = rows.labels[(rows.labels != 0) & (rows.labels != 1)]
         if len(odd):
             raise ValueError(
@@ -46,6 +46,12 @@ class Fudge(Objective):
                 "threshold, above which an answer has the attribute."
             )
         return rows
+
+    def attributed(self, items: Sequence[Any]) -> Sequence[Any]:
+        """The items with the attribute as their label, 0 or 1, if there is a threshold."""
+        if self.threshold is None:
+            return items
+        return [item._replace(label=float(item.label > self.threshold)) for item in items]
 
     def loss(self, outputs: Tensor, rows: Rows, log_pi0: Tensor | None = None) -> Tensor:
         """Mean cross-entropy of every prefix to the attribute, in nats; see Objective.loss."""

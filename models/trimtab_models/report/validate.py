@@ -3,7 +3,7 @@
 import logging
 import random
 from collections.abc import Hashable, Mapping, Sequence
-from typing import Any, Literal, Self
+from typing import Any
 
 import numpy as np
 
@@ -14,6 +14,7 @@ from trimtab_models.data.numbers import finite
 from trimtab_models.features import States
 from trimtab_models.info import ScorerInfo
 from trimtab_models.objectives.base import completions as sides_of
+from trimtab_models.report.rates import Rates
 from trimtab_models.rows import Pair, Ranked, Rollout, remaining
 from trimtab_models.scoring import prefix_scores
 from trimtab_models.texts import Texts
@@ -46,26 +47,6 @@ class Point(Figures):
     length: int
     score: float
     reward: float
-
-
-class Rates(Figures):
-    """How one of several learning rates was chosen: by the lowest figure."""
-
-    by: Literal["validation loss", "value MSE"]
-    figures: dict[float, float]  # of each rate
-    chosen: float
-
-    @classmethod
-    def lowest(
-        cls, by: Literal["validation loss", "value MSE"], figures: dict[float, float]
-    ) -> Self:
-        """The choice by these figures."""
-        return cls(by=by, figures=figures, chosen=min(figures, key=figures.__getitem__))
-
-    def __str__(self) -> str:
-        tried = ", ".join(f"{rate:g}: {figure:.4f}" for rate, figure in self.figures.items())
-        where = " of half-completed answers" if self.by == "value MSE" else ""
-        return f"{self.chosen:g}, by the {self.by}{where} ({tried})"
 
 
 class Report(Figures):
@@ -193,20 +174,6 @@ def half_completed(
     """
     parts = [_half_completed(record, n, vocabulary) for n, record in enumerate(completions, 1)]
     return [prefix for prefix, _ in parts], [continued for _, continued in parts]
-
-
-def value_mse(
-    model: Any, info: ScorerInfo, prefixes: Sequence[Rollout], pad_id: int, **options: Any
-) -> float:
-    """Mean (V − m)² of `half_completed` prefixes, m the mean return of each.
-
-    Arguments as for `prefix_scores`.
-
-    Source: Han et al., "Value Augmented Sampling", appendix C.1.
-    """
-    scores = prefix_scores(model, info, prefixes, pad_id, **options)
-    errors = [float(s[-1]) - prefix.label for s, prefix in zip(scores, prefixes, strict=True)]
-    return sum(error**2 for error in errors) / len(errors)
 
 
 def _flat(items: Sequence[Rollout | Pair | Ranked]) -> tuple[list[Rollout], list[Hashable]]:

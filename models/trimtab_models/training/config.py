@@ -88,7 +88,7 @@ class TrainConfig(_Strict):
     epochs: float = Field(1, gt=0)
     batch_size: int = Field(32, gt=0, description="items in a step, on each device")
     learning_rate: float | list[float] = Field(
-        1e-4, description="from a list the best rate is chosen, by value MSE or validation loss"
+        1e-4, description="from a list the best is chosen, by value MSE, margin, accuracy or loss"
     )
     seed: int = 0
     max_length: int | None = Field(

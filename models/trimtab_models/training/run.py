@@ -3,11 +3,7 @@
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
-
-import torch
-from torch import distributed
-from transformers import set_seed
+from typing import Any
 
 from trimtab_models import checkpoint, data, networks, outputs, pretrained, report
 from trimtab_models.bases import base_name
@@ -18,15 +14,14 @@ from trimtab_models.objectives.base import completions
 from trimtab_models.report import Rates
 from trimtab_models.rows import Rollout
 from trimtab_models.texts import Texts
-from trimtab_models.training import initial, output_checks, probes, texts
+from trimtab_models.training import initial, output_checks, texts
+from trimtab_models.training.best import REPORTED, best, pad_of, whole
 from trimtab_models.training.config import DPO, TrainConfig
-from trimtab_models.training.passed import passed
-from trimtab_models.training.saves import SafeTrainer, clear, digest, run_directory, saving
-from trimtab_models.training.trainer import describe, deviations, info_of, train
+from trimtab_models.training.saves import clear, digest, run_directory, saving
+from trimtab_models.training.trainer import describe, deviations
 
 log = logging.getLogger(__name__)
 
-REPORTED = 20_000  # prefixes of the report of a scorer of texts, which forwards each of them
 INFO_COMPLETIONS = 1000  # completions whose prefixes give a scorer's mean and deviation
 
 
@@ -68,20 +63,20 @@ def run(config: TrainConfig) -> Path:
         loss = initial.objective(config)
     states = _states(config, [*items, *validation])
     drawn = _drawn(config, loss, items, read), _drawn(config, loss, validation, read)
-    trainer, rates = _best(config, loss, tokenizer, *drawn, states, read)
-    model = _whole(trainer, config, loss, states)
+    trainer, rates = best(config, loss, tokenizer, *drawn, validation, states, read)
+    model = whole(trainer, config, loss, states)
     if trainer.is_world_process_zero():
         seen = [side for item in validation or items for side in completions(item)]
         if read is not None and loss is not None:
             some = drawn[1] or drawn[0]
             info = texts.describe(loss, model, read, some, base_name(config.base))
         else:
-            info = _info(config, loss, model, seen[:INFO_COMPLETIONS], _pad(tokenizer), states)
+            info = _info(config, loss, model, seen[:INFO_COMPLETIONS], pad_of(tokenizer), states)
         if loss is not None and loss.to_go and _stepwise(items):
             info = info.model_copy(update={"to_go": True})
         result = None
         if validation:
-            result = _report(config, model, info, validation, _pad(tokenizer), states, read)
+            result = _report(config, model, info, validation, pad_of(tokenizer), states, read)
             result = result and result.model_copy(update={"rates": rates})
 
         def extras(work: Path) -> None:
@@ -146,167 +141,6 @@ def _states(config: TrainConfig, items: Sequence[Any]) -> States | None:
     states = States(initial.base_path(config), progress=True)
     states.add([side for item in items for side in completions(item)])
     return states
-
-
-def _pad(tokenizer: Any) -> int:
-    return tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
-
-
-def _best(
-    config: TrainConfig,
-    loss: Objective | None,
-    tokenizer: Any,
-    items: Sequence[Any],
-    validation: Sequence[Any],
-    states: States | None,
-    read: Texts | None,
-) -> tuple[SafeTrainer, Rates | None]:
-    """Train; with several learning rates, the trainer of the best one, and how it was chosen.
-
-    Values are compared on half-completed answers, if there are any; else by the validation loss.
-    """
-    work = run_directory(config.out)
-
-    def trained(rate: float, work: Path) -> SafeTrainer:
-        return _train(config, loss, tokenizer, items, validation, states, read, rate, work)
-
-    if not isinstance(config.learning_rate, list):
-        return trained(config.learning_rate, work), None
-    if not validation:
-        raise ValueError("learning_rate: a list needs `validation` to choose from it.")
-    halves: list[Rollout] = []
-    if config.completions and loss is not None and loss.info()["is_value"]:
-        halves, _ = report.half_completed(data.read(config.completions), len(tokenizer))
-    by: Literal["value MSE", "validation loss"] = "value MSE" if halves else "validation loss"
-    figures = {}
-    for rate in config.learning_rate:
-        trainer = trained(rate, work / f"rate-{rate:g}")
-        set_seed(config.seed)
-        if loss is not None and halves:
-            figures[rate] = _value_mse(trainer, config, loss, halves, _pad(tokenizer), states, read)
-        else:
-            figures[rate] = trainer.evaluate()["eval_loss"]
-        log.warning("learning rate %g: %s %.4f", rate, by, figures[rate])
-    rates = Rates.lowest(by, figures)
-    # A finished run does not train again: it loads its result.
-    return trained(rates.chosen, work / f"rate-{rates.chosen:g}"), rates
-
-
-def _value_mse(
-    trainer: SafeTrainer,
-    config: TrainConfig,
-    loss: Objective,
-    halves: Sequence[Rollout],
-    pad_id: int,
-    states: States | None,
-    read: Texts | None,
-) -> float:
-    """The value MSE of a trained network; the trainer's own is made ready to be written."""
-    model, figure = _whole(trainer, config, loss, states), [0.0]
-    if trainer.is_world_process_zero():  # others may not have the whole network
-        base = base_name(config.base)
-        info = texts.info_of(loss, read, base) if read else info_of(loss, base, states)
-        figure = [report.value_mse(model, info, halves, pad_id, states=states, texts=read)]
-    if distributed.is_initialized():
-        distributed.broadcast_object_list(figure, src=0)
-    return figure[0]
-
-
-def _train(
-    config: TrainConfig,
-    loss: Objective | None,
-    tokenizer: Any,
-    items: Sequence[Any],
-    validation: Sequence[Any],
-    states: States | None,
-    read: Texts | None,
-    rate: float,
-    work: Path,
-) -> SafeTrainer:
-    set_seed(config.seed)
-    shared: dict[str, Any] = {
-        "validation": validation,
-        "early_stopping": config.early_stopping,
-        "fingerprint": config.model_dump(include=set(output_checks.PLAIN) - {"seed"}),
-        "learning_rate": rate,
-        "seed": config.seed,
-        "bf16": config.bf16,
-        "gradient_checkpointing": config.gradient_checkpointing,
-        "logging_steps": config.logging_steps,
-        "save_steps": config.save_steps,
-        "eval_steps": config.eval_steps or config.save_steps,
-        "report_to": "tensorboard" if config.tensorboard else "none",
-    }
-    if states is not None:
-        shared |= probes.DEFAULTS
-        shared["fingerprint"]["weights of the base"] = states.fingerprint
-        shared["fingerprint"]["projection of tokens"] = "whitened"
-    shared |= passed(config.trainer, shared.keys() - probes.DEFAULTS.keys())
-    shared["fingerprint"]["options"] = config.options
-    if loss is None:
-        from trimtab_models.training import dpo
-
-        model = initial.language_model(config)
-        lora = initial.lora_config(model, config)
-        return dpo.fit(
-            model,
-            None if lora else initial.language_model(config),
-            tokenizer,
-            items,
-            work,
-            lora=lora,
-            num_train_epochs=config.epochs,
-            per_device_train_batch_size=config.batch_size,
-            per_device_eval_batch_size=config.batch_size,
-            **shared,
-            **config.options,
-        )
-    if read is not None:
-        shared["fingerprint"]["reads"] = read.reads
-        return texts.train(
-            loss,
-            initial.network(config, loss),
-            items,
-            work,
-            texts=read,
-            epochs=config.epochs,
-            batch_size=config.batch_size,
-            **shared,
-        )
-    return train(
-        loss,
-        initial.network(config, loss),
-        items,
-        work,
-        pad_id=_pad(tokenizer),
-        base=_frozen(config) if loss.reads_base else None,
-        states=states,
-        epochs=config.epochs,
-        batch_size=config.batch_size,
-        ensemble=config.ensemble,
-        **shared,
-    )
-
-
-def _frozen(config: TrainConfig) -> Any:
-    """The frozen base, for log π0."""
-    half = config.bf16 and torch.cuda.is_available()
-    dtype = torch.bfloat16 if half else torch.float32
-    return networks.build("language", initial.base_path(config), dtype=dtype).requires_grad_(False)
-
-
-def _whole(
-    trainer: SafeTrainer, config: TrainConfig, loss: Objective | None, states: States | None
-) -> Any:
-    """The whole trained network on the main process, ready to be written."""
-    if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
-        weights = trainer.accelerator.get_state_dict(trainer.model_wrapped)
-        model = initial.network(config, loss) if loss else initial.language_model(config)
-        if trainer.is_world_process_zero():
-            model.load_state_dict(weights)
-    else:
-        model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
-    return initial.finish(model, loss, config.lora, states)
 
 
 def _info(
