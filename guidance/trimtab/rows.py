@@ -3,7 +3,6 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 from itertools import count
 from typing import Any
 
@@ -129,6 +128,8 @@ class Row:
     beside: Sequence[int] = ()  # rows of this step's logits after each of its principles
     untraced: bool = False  # its trace was dropped to save memory
     slot: Slot | None = field(default=None, repr=False)  # since its first step
+    weighted: tuple[GuidanceParams, dict[str, float]] | None = field(default=None, repr=False)
+    """Its weights, and the parameters that they are of."""
     earlier: "Row | None" = field(default=None, repr=False)
     """During a step, if this row's prefix ends with a draft token: the row without that token."""
     drafted: list["Row"] = field(default_factory=list, repr=False)
@@ -144,19 +145,12 @@ class Row:
         """The prompt, for scorers that read text."""
         return Prompt(self.start, self.context.turns)
 
-    @cached_property
+    @property
     def weights(self) -> dict[str, float]:
-        """Scorers and principles that steer: with a non-zero weight, or a floor or ceiling.
-
-        A row's never change.
-        """
-        params = self.params
-        scorers = {
-            name: weight
-            for name, weight in (params.scorers or {}).items()
-            if weight != 0 or name in params.bounded
-        }
-        return scorers | {name: one.weight for name, one in params.said.items()}
+        """Scorers and principles that steer: with a non-zero weight, or a floor or ceiling."""
+        if self.weighted is None or self.weighted[0] is not self.params:
+            self.weighted = self.params, _weights(self.params)
+        return self.weighted[1]
 
     def next_plan(self, band: float) -> StepPlan | None:
         """A plan for this step, without strengths; None if the request fixes them.
@@ -219,6 +213,15 @@ class Row:
     def match(self, sequence: Ids) -> "Row | None":
         """This row, or one after its draft tokens, that may have produced `sequence`."""
         return next((row for row in (self, *self.drafted) if row.follows(sequence)), None)
+
+
+def _weights(params: GuidanceParams) -> dict[str, float]:
+    scorers = {
+        name: weight
+        for name, weight in (params.scorers or {}).items()
+        if weight != 0 or name in params.bounded
+    }
+    return scorers | {name: one.weight for name, one in params.said.items()}
 
 
 def cohorts(rows: Sequence[tuple[int, Row]]) -> list[list[tuple[int, Row]]]:

@@ -11,6 +11,8 @@ from trimtab_lab.arena.frontier import Floats
 from trimtab_models.validation import Estimate
 
 RESAMPLES = 2000
+EQUAL = 1e-12
+"""Differences that differ by less, in absolute and relative terms, are equal but for rounding."""
 
 
 def estimate(values: Floats) -> Estimate:
@@ -46,7 +48,7 @@ def paired(better: Floats, worse: Floats, seed: int = 0, *, read: bool = False) 
     """
     d = better - worse
     mean = float(d.mean())
-    if np.ptp(d) == 0:  # all differences are equal: ranks and resamples are undefined
+    if np.ptp(d) <= EQUAL * max(1.0, abs(mean)):  # all are equal: ranks and resamples are undefined
         return Paired(mean, mean, mean, 1.0 if mean <= 0 else 0.5 ** len(d), len(d))
     interval = stats.bootstrap(
         (d,), np.mean, n_resamples=RESAMPLES, method="percentile", rng=np.random.default_rng(seed)
