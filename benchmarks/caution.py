@@ -1,6 +1,6 @@
 """What caution does to over-optimisation: an ensemble of few answers, steered ever harder.
 
-    python benchmarks/caution.py [--seeds 1 2]
+    python benchmarks/caution.py [--seeds 0 1 2]
 
 The base is the demo's, the reward is sentiment, which is known exactly. Values are learned from
 only 48 answers of the base (24 prompts, two each): once with one head, once with eight heads on one
@@ -214,7 +214,7 @@ def write(seeds: list[int]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2])
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--sample-only", action="store_true", help="write no results")
     arguments = parser.parse_args()
     os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
