@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 import random
 import subprocess
 import sys
@@ -326,11 +327,16 @@ def _chosen(out: Path) -> report.Rates:
     return rates
 
 
-@pytest.mark.parametrize("options", [["options.threshold=0"], []])
+@pytest.mark.parametrize(
+    "options", [["options.threshold=0"], [], ["options.threshold=0", "ensemble=3"]]
+)
 def test_fudge_chooses_its_learning_rate_by_accuracy(
     place: Path, tmp_path: Path, options: list[str]
 ) -> None:
-    """The share of prefixes whose logit has the sign of the attribute."""
+    """The share of prefixes for which log P > log ½ is right about the answer's attribute.
+
+    log P of an ensemble is the mean over its heads.
+    """
     sets = ["epochs=2", "validation=0.25", "learning_rate=[1e-6, 1e-2]"]
     if not options:
         rows = data.read(place / "rollouts.jsonl")
@@ -344,8 +350,9 @@ def test_fudge_chooses_its_learning_rate_by_accuracy(
     _, held_out = data.split(data.load(place / "rollouts.jsonl", "rollouts", tokenizer), 0.25, 0)
     model, right = AutoModelForTokenClassification.from_pretrained(out), list[bool]()
     for item in held_out:
-        logits = _outputs(model, torch.tensor([item.prompt + item.completion]))[0, :, 0]
-        right += [(f > 0) == (item.label > 0) for f in logits[len(item.prompt) :].tolist()]
+        heads = _outputs(model, torch.tensor([item.prompt + item.completion]))[0]
+        log_p = heads.sigmoid().log().mean(-1)[len(item.prompt) :]
+        right += [(one > math.log(0.5)) == (item.label > 0) for one in log_p.tolist()]
     assert rates.figures[rates.chosen] == pytest.approx(sum(right) / len(right))
 
 

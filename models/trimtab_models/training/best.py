@@ -75,10 +75,22 @@ def _judge(
     if loss is None:
         return "margin", lambda trainer: trainer.evaluate()["eval_rewards/margins"]
 
-    def of_network(measure: Callable[..., float], prefixes: Sequence[Rollout]) -> Any:
-        return lambda trainer: _measured(
-            trainer, config, loss, measure, prefixes, pad_of(tokenizer), states, read
-        )
+    def of_network(
+        measure: Callable[..., float], prefixes: Sequence[Rollout]
+    ) -> Callable[[SafeTrainer], float]:
+        def judge(trainer: SafeTrainer) -> float:
+            # The trainer's own network is made ready to be written.
+            model, figure = whole(trainer, config, loss, states), [0.0]
+            if trainer.is_world_process_zero():  # others may not have the whole network
+                base, pad_id = base_name(config.base), pad_of(tokenizer)
+                info = info_of(loss, base, states, config.ensemble or 1)
+                info = texts.info_of(loss, read, base) if read else info
+                figure = [measure(model, info, prefixes, pad_id, states=states, texts=read)]
+            if distributed.is_initialized():
+                distributed.broadcast_object_list(figure, src=0)
+            return figure[0]
+
+        return judge
 
     if config.completions and loss.info()["is_value"]:
         halves, _ = report.half_completed(data.read(config.completions), len(tokenizer))
@@ -88,27 +100,6 @@ def _judge(
         some = texts.some(held_out, REPORTED) if read is not None else held_out
         return "accuracy", of_network(report.accuracy, loss.attributed(some))
     return "validation loss", lambda trainer: trainer.evaluate()["eval_loss"]
-
-
-def _measured(
-    trainer: SafeTrainer,
-    config: TrainConfig,
-    loss: Objective,
-    measure: Callable[..., float],
-    prefixes: Sequence[Rollout],
-    pad_id: int,
-    states: States | None,
-    read: Texts | None,
-) -> float:
-    """A figure of a trained network; the trainer's own is made ready to be written."""
-    model, figure = whole(trainer, config, loss, states), [0.0]
-    if trainer.is_world_process_zero():  # others may not have the whole network
-        base = base_name(config.base)
-        info = texts.info_of(loss, read, base) if read else info_of(loss, base, states)
-        figure = [measure(model, info, prefixes, pad_id, states=states, texts=read)]
-    if distributed.is_initialized():
-        distributed.broadcast_object_list(figure, src=0)
-    return figure[0]
 
 
 def _train(
